@@ -1,0 +1,223 @@
+"""API keys: who is asking, and for which tenant.
+
+A key is `cak_` and 256 random bits; the database holds its SHA-256, Redis caches hash → principal for a short
+time. A plain hash is enough for a secret of that size: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+
+from apps.api.db import Database
+from apps.api.errors import Forbidden, Unauthorized
+from apps.api.redis import KEY_CACHE_TTL, REDIS_ERRORS, Redis
+
+SCOPES = ("admin", "write", "read")
+"""`admin` includes `write`, which includes `read`."""
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated caller."""
+
+    tenant_id: UUID
+    tenant: str
+    key_id: UUID
+    key_name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    expires_at: datetime | None
+
+    def require(self, scope: str) -> None:
+        """Raises Forbidden `insufficient_scope` unless this key has `scope` or a wider one."""
+        wide_enough = SCOPES[: SCOPES.index(scope) + 1]
+        if not any(s in wide_enough for s in self.scopes):
+            raise Forbidden(f"This key lacks the scope {scope!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A new key. `secret` is shown once and kept nowhere."""
+
+    id: UUID
+    tenant: str
+    prefix: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """A key as operators may see it."""
+
+    id: UUID
+    tenant: str
+    name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+_LOOK_UP = """
+SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.expires_at, t.id AS tenant_id, t.name AS tenant
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+WHERE k.secret_hash = $1 AND k.revoked_at IS NULL
+"""
+
+
+async def authenticate(db: Database, redis: Redis, secret: str | None) -> Principal:
+    """The principal of a key.
+
+    Raises:
+        Unauthorized: `authentication_required` without a key, `invalid_api_key` for one that is unknown,
+            revoked or expired.
+    """
+    if not secret:
+        raise Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
+    secret_hash = _hash(secret)
+    principal = await _cached(redis, secret_hash)
+    if principal is None:
+        row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
+        if row is None:
+            raise Unauthorized("This API key is not valid.", code="invalid_api_key")
+        principal = _principal(dict(row))
+        await _remember(db, redis, secret_hash, principal)
+    if principal.expires_at is not None and principal.expires_at <= datetime.now(UTC):
+        raise Unauthorized("This API key is not valid.", code="invalid_api_key")
+    return principal
+
+
+def _principal(fields: dict[str, object]) -> Principal:
+    expires = fields["expires_at"]
+    return Principal(
+        tenant_id=UUID(str(fields["tenant_id"])),
+        tenant=str(fields["tenant"]),
+        key_id=UUID(str(fields["key_id"])),
+        key_name=str(fields["key_name"]),
+        prefix=str(fields["prefix"]),
+        scopes=tuple(fields["scopes"]),  # type: ignore[arg-type]
+        expires_at=datetime.fromisoformat(expires) if isinstance(expires, str) else expires,  # type: ignore[arg-type]
+    )
+
+
+async def _cached(redis: Redis, secret_hash: str) -> Principal | None:
+    try:
+        cached = await redis.client.get(redis.keys.api_key(secret_hash))
+    except REDIS_ERRORS:
+        return None
+    return _principal(orjson.loads(cached)) if cached else None
+
+
+async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Principal) -> None:
+    # The cache is filled about twice a minute per key: often enough to note its use.
+    await db.pool.execute("UPDATE api_keys SET last_used_at = now() WHERE id = $1", principal.key_id)
+    fields = {name: getattr(principal, name) for name in Principal.__slots__}
+    try:
+        await redis.client.set(
+            redis.keys.api_key(secret_hash), orjson.dumps(fields, default=str), ex=KEY_CACHE_TTL, nx=True
+        )
+    except REDIS_ERRORS:
+        return
+
+
+async def create_key(
+    db: Database,
+    *,
+    tenant: str,
+    name: str,
+    scopes: Sequence[str] = SCOPES,
+    expires_in_days: int | None = None,
+    secret: str | None = None,
+) -> CreatedKey:
+    """Make a key, and its tenant if it is new.
+
+    Raises:
+        ValueError: an unknown scope, a tenant name that the table refuses, or a secret that is a key already.
+    """
+    unknown = set(scopes) - set(SCOPES)
+    if unknown or not scopes:
+        raise ValueError(f"scopes must be some of {', '.join(SCOPES)}")
+    secret = secret or f"cak_{secrets.token_urlsafe(32)}"
+    key_id, prefix = uuid4(), secret[:8]
+    expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
+    try:
+        async with db.transaction() as connection:
+            tenant_id = await connection.fetchval(
+                "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name"
+                " RETURNING id",
+                tenant,
+            )
+            await connection.execute(
+                "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                key_id,
+                tenant_id,
+                name,
+                prefix,
+                _hash(secret),
+                list(scopes),
+                expires_at,
+            )
+    except asyncpg.CheckViolationError as error:
+        raise ValueError("a tenant's name is 1 to 63 letters, digits, dots, dashes or underscores") from error
+    except asyncpg.UniqueViolationError as error:
+        raise ValueError("this secret is a key already") from error
+    return CreatedKey(key_id, tenant, prefix, secret)
+
+
+async def ensure_first_key(db: Database, secret: str | None) -> CreatedKey | None:
+    """With `secret` (API_KEY): make sure that it is a key. Without: mint one if there is no key at all yet."""
+    if secret is not None:
+        known = await db.pool.fetchval("SELECT 1 FROM api_keys WHERE secret_hash = $1", _hash(secret))
+        if known:
+            return None
+    elif await db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM api_keys)"):
+        return None
+    try:
+        return await create_key(db, tenant=DEFAULT_TENANT, name="first key", secret=secret)
+    except ValueError:
+        if secret is None:
+            raise
+        return None  # another instance was faster
+
+
+async def list_keys(db: Database, tenant: str | None = None) -> list[KeyInfo]:
+    """Keys of one tenant or of all, oldest first."""
+    rows = await db.pool.fetch(
+        "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"
+        " k.revoked_at FROM api_keys k JOIN tenants t ON t.id = k.tenant_id"
+        " WHERE $1::text IS NULL OR t.name = $1 ORDER BY k.created_at",
+        tenant,
+    )
+    return [KeyInfo(**{**dict(row), "scopes": tuple(row["scopes"])}) for row in rows]
+
+
+async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
+    """Make a key invalid, at once where Redis can be reached, else within KEY_CACHE_TTL. False when unknown."""
+    secret_hash = await db.pool.fetchval(
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING secret_hash", key_id
+    )
+    if secret_hash is None:
+        return False
+    try:
+        # An empty entry keeps a reader that looked before the revocation from caching what it saw.
+        await redis.client.set(redis.keys.api_key(secret_hash), b"", ex=KEY_CACHE_TTL)
+    except REDIS_ERRORS:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""The domain: sessions, runs, events and commands over PostgreSQL and Redis. Knows no HTTP and no SDK."""

@@ -1,0 +1,46 @@
+"""What every surface and the runner work with, built once by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from apps.api.core.follow import DELETED, Followers
+from apps.api.core.relay import Publisher, Subscriptions
+from apps.api.db import Database
+from apps.api.redis import TOMBSTONE_TTL_MS, Redis
+from apps.api.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The open connections and shared parts of one instance.
+
+    Attributes:
+        wake_local: called when a run was queued here, so that this instance tries first.
+    """
+
+    settings: Settings
+    instance_id: UUID
+    db: Database
+    redis: Redis
+    publisher: Publisher
+    subscriptions: Subscriptions
+    followers: Followers
+    wake_local: list[Callable[[], None]] = field(default_factory=list)
+
+    def wake(self, tenant_id: UUID, session_id: UUID) -> None:
+        """Say that a run of this session waits. Losing this costs a poll interval."""
+        for call in self.wake_local:
+            call()
+        self.publisher.command("SET", self.redis.keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+        self.publisher.notify(self.redis.keys.wake, f"{self.instance_id}:{session_id}")
+
+    async def forget(self, tenant_id: UUID, session_id: UUID) -> None:
+        """After a session's deletion: tell followers and owners, and remove what is cached or on disk."""
+        keys = self.redis.keys
+        self.publisher.command("DEL", keys.stream(tenant_id, session_id), keys.active_session(session_id))
+        self.publisher.command("SET", keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+        self.publisher.notify(keys.channel(tenant_id, session_id), DELETED)
+        self.publisher.notify(keys.deleted, str(session_id))

@@ -1,0 +1,131 @@
+"""Instances: one row and one lease per server process, and what happens to the sessions of a dead one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+from apps.api.db import Database
+from apps.api.errors import LeaseLost
+
+FENCE_MARGIN = 0.15
+"""Part of the lease that this side gives away: it stops before the database's clock can have run out."""
+
+
+class Lease:
+    """This instance's right to write, as far as this side can know it.
+
+    The clock starts when a renewal is sent, so it can only run out too early here, never too late.
+    """
+
+    def __init__(self, instance_id: UUID, seconds: float) -> None:
+        self.instance_id, self.seconds = instance_id, seconds
+        self._valid_until = 0.0
+
+    def renewed(self, sent_at: float) -> None:
+        """A renewal that was sent at `sent_at` (monotonic seconds) succeeded."""
+        self._valid_until = max(self._valid_until, sent_at + self.seconds * (1 - FENCE_MARGIN))
+
+    def remaining(self) -> float:
+        """Seconds until this instance must stop writing; negative when over."""
+        return self._valid_until - time.monotonic()
+
+    def is_over(self) -> bool:
+        return self.remaining() <= 0
+
+    def give_up(self) -> None:
+        """Fence this instance now, for example because its row is gone."""
+        self._valid_until = 0.0
+
+    def require(self) -> None:
+        """Raises LeaseLost unless the lease is valid."""
+        if self.is_over():
+            raise LeaseLost(f"instance {self.instance_id}: the lease has run out")
+
+
+async def register(db: Database, lease: Lease, *, hostname: str, version: str, slots: int) -> None:
+    """Insert this instance's row and start its lease."""
+    sent_at = time.monotonic()
+    await db.pool.execute(
+        "INSERT INTO instances (id, hostname, version, slots, lease_expires_at)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))",
+        lease.instance_id,
+        hostname,
+        version,
+        slots,
+        lease.seconds,
+    )
+    lease.renewed(sent_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A session as the database says this instance owns it."""
+
+    session_id: UUID
+    generation: int
+
+
+async def renew(db: Database, lease: Lease) -> list[Owned]:
+    """Extend the lease; returns the sessions that this instance owns by the database's word.
+
+    Raises:
+        LeaseLost: the lease had run out, so the sessions may have been given to others.
+    """
+    sent_at = time.monotonic()
+    rows = await db.pool.fetch(
+        """
+        WITH me AS (
+          UPDATE instances SET lease_expires_at = now() + make_interval(secs => $2)
+          WHERE id = $1 AND lease_expires_at > now() RETURNING id
+        )
+        SELECT me.id AS instance_id, s.id, s.generation FROM me LEFT JOIN sessions s ON s.owner_id = me.id
+        """,
+        lease.instance_id,
+        lease.seconds,
+    )
+    if not rows:
+        lease.give_up()
+        raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
+    lease.renewed(sent_at)
+    return [Owned(row["id"], row["generation"]) for row in rows if row["id"] is not None]
+
+
+async def revive(db: Database, lease: Lease, *, hostname: str, version: str, slots: int) -> None:
+    """After a lost lease: start a new one, as soon as no session is left that belonged to the old one."""
+    sent_at = time.monotonic()
+    status = await db.pool.execute(
+        "INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"
+        " ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at"
+        " WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)",
+        lease.instance_id,
+        hostname,
+        version,
+        slots,
+        lease.seconds,
+    )
+    if status == "INSERT 0 1":
+        lease.renewed(sent_at)
+
+
+async def set_draining(db: Database, instance_id: UUID) -> None:
+    """Say that this instance takes no more runs."""
+    await db.pool.execute("UPDATE instances SET draining = true WHERE id = $1", instance_id)
+
+
+async def unregister(db: Database, instance_id: UUID) -> None:
+    """Remove the row. Sessions that it still owns, if any, are left for a reaper: the lease ends at once."""
+    await db.pool.execute("UPDATE instances SET lease_expires_at = now() WHERE id = $1", instance_id)
+    await db.pool.execute(
+        "DELETE FROM instances WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = $1)", instance_id
+    )
+
+
+async def forget_dead(db: Database) -> None:
+    """Remove rows of instances that died more than an hour ago and own nothing."""
+    await db.pool.execute(
+        "DELETE FROM instances i WHERE lease_expires_at < now() - interval '1 hour'"
+        " AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)"
+    )

@@ -1,0 +1,230 @@
+"""The event log: appending (fenced, gap-free) and reading what is stored.
+
+Only the owner of a session appends, and every append names the owner's generation and the position it expects:
+the statement writes all of a batch or nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core.frames import Frame, Position, event_data
+from apps.api.core.instances import Lease
+from apps.api.core.relay import Publisher
+from apps.api.db import CONNECT_TIMEOUT, Database, retrying
+from apps.api.errors import LeaseLost
+from apps.api.redis import TOMBSTONE_TTL_MS, Redis
+
+_APPEND = """
+WITH pen AS (
+  UPDATE sessions SET last_seq = last_seq + $4, last_active_at = now()
+  WHERE id = $1 AND generation = $2 AND last_seq = $3
+  RETURNING id
+)
+INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, data, created_at)
+SELECT pen.id, e.seq, e.run_id, e.type, e.parent, e.data, e.created_at
+FROM pen, unnest($5::bigint[], $6::uuid[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
+  AS e(seq, run_id, type, parent, data, created_at)
+"""
+
+_READ = """
+SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
+WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.seq > $3 AND ($4::uuid IS NULL OR e.run_id = $4)
+ORDER BY e.seq LIMIT $5
+"""
+
+
+_Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a writer appends: `fields` are the event's own, see the event table in the specification."""
+
+    type: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    run_id: UUID | None = None
+
+    @property
+    def parent_tool_use_id(self) -> str | None:
+        parent = self.fields.get("parent_tool_use_id")
+        return parent if isinstance(parent, str) else None
+
+
+async def append(
+    connection: asyncpg.Connection, session_id: UUID, generation: int, last_seq: int, events: Sequence[Event]
+) -> list[Frame]:
+    """Append `events` after `last_seq` as the owner of `generation`; the first gets `last_seq + 1`.
+
+    Returns the frames to publish once the transaction is committed.
+
+    Raises:
+        LeaseLost: the session is gone, has another owner, or somebody else wrote.
+    """
+    now = datetime.now(UTC)
+    frames = [
+        Frame.build(Position(seq), e.type, event_data(session_id, e.run_id, seq, now, e.fields))
+        for seq, e in enumerate(events, last_seq + 1)
+    ]
+    status = await connection.execute(
+        _APPEND,
+        session_id,
+        generation,
+        last_seq,
+        len(frames),
+        [f.seq for f in frames],
+        [e.run_id for e in events],
+        [e.type for e in events],
+        [e.parent_tool_use_id for e in events],
+        [f.data.decode() for f in frames],
+        [now] * len(frames),
+    )
+    if status != f"INSERT 0 {len(frames)}":
+        raise LeaseLost(f"session {session_id}: generation {generation} may not write after {last_seq}")
+    return frames
+
+
+async def read(
+    db: Database, tenant_id: UUID, session_id: UUID, after: int, *, run_id: UUID | None = None, limit: int = 500
+) -> list[Frame]:
+    """Stored events after `after`, oldest first, at most `limit`. Empty for another tenant's session."""
+    rows = await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit)
+    return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode()) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: `succeeded`, `failed` or `interrupted`.
+        result: the fields of the `result` event as JSON text, if the SDK gave a result.
+        error: `{"code", "message", "retryable"}` unless it succeeded.
+        cost_usd, usage, num_turns: this run's own share, as the SDK counted them.
+    """
+
+    status: str
+    result: str | None = None
+    error: dict[str, Any] | None = None
+    cost_usd: float = 0.0
+    usage: Mapping[str, int] = field(default_factory=dict)
+    num_turns: int = 0
+
+
+FINISH_RUN = """
+UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total_cost_usd = $5, last_seq = $6
+WHERE id = $1 AND status IN ('running','requires_action')
+"""
+
+_ADD_TOTALS = """
+UPDATE sessions SET
+  num_turns = num_turns + $2, total_cost_usd = total_cost_usd + $3, updated_at = now(), usage = usage || (
+    SELECT coalesce(jsonb_object_agg(key, coalesce((usage->>key)::bigint, 0) + value::bigint), '{}'::jsonb)
+    FROM jsonb_each_text($4::jsonb)
+  )
+WHERE id = $1
+"""
+
+
+class Writer:
+    """The owner's pen for one session: numbers its events, stores what is durable, and relays all of it.
+
+    One writer exists per (session, generation). Calls may come from several tasks; they are put in order.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        redis: Redis,
+        publisher: Publisher,
+        lease: Lease,
+        *,
+        tenant_id: UUID,
+        session_id: UUID,
+        generation: int,
+        last_seq: int,
+    ) -> None:
+        self._db, self._publisher, self._lease = db, publisher, lease
+        self._stream = redis.keys.stream(tenant_id, session_id)
+        self._channel = redis.keys.channel(tenant_id, session_id)
+        self._cached = redis.keys.session(tenant_id, session_id)
+        self.session_id, self.generation, self.last_seq = session_id, generation, last_seq
+        self._part = 0
+        self._lock = asyncio.Lock()
+
+    def delta(self, type_: str, run_id: UUID, fields: Mapping[str, Any]) -> None:
+        """Relay an event that is not stored.
+
+        Raises:
+            LeaseLost: the lease has run out, so somebody else may own the session by now.
+        """
+        self._lease.require()
+        self._part += 1
+        position = Position(self.last_seq, self._part)
+        data = event_data(self.session_id, run_id, self.last_seq, datetime.now(UTC), fields)
+        self._publisher.send(self._stream, self._channel, (Frame.build(position, type_, data),))
+
+    async def append(self, *events: Event) -> None:
+        """Store events, then relay them. Repeats over short database outages, until the lease runs out.
+
+        Raises:
+            LeaseLost: fenced.
+            Unavailable: the database stayed away.
+        """
+        await self._write(events)
+
+    async def finish(self, run_id: UUID, outcome: Outcome, *events: Event) -> None:
+        """Append the last events of a run, and end the run and add up the session's totals with them."""
+
+        async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
+            await connection.execute(
+                FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
+            )
+            await connection.execute(
+                _ADD_TOTALS, self.session_id, outcome.num_turns, outcome.cost_usd, dict(outcome.usage)
+            )
+
+        await self._write(events, end_run)
+
+    async def _write(self, events: Sequence[Event], also: _Also | None = None) -> None:
+        async with self._lock:
+            expected, tried = self.last_seq, False
+
+            async def attempt() -> list[Frame]:
+                nonlocal tried
+                self._lease.require()
+                async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                    if tried and (stored := await self._stored(connection, expected, len(events))):
+                        return stored
+                    tried = True
+                    if also is None:
+                        return await append(connection, self.session_id, self.generation, expected, events)
+                    async with connection.transaction():
+                        frames = await append(connection, self.session_id, self.generation, expected, events)
+                        await also(connection, frames[-1].seq)
+                    return frames
+
+            frames = await retrying(attempt, until=self._lease.is_over)
+            self.last_seq, self._part = frames[-1].seq, 0
+            self._publisher.send(self._stream, self._channel, frames)
+            self._publisher.command("SET", self._cached, b"", "PX", TOMBSTONE_TTL_MS)
+
+    async def _stored(self, connection: asyncpg.Connection, expected: int, count: int) -> list[Frame] | None:
+        # A connection that breaks during COMMIT leaves the outcome open. Nobody else writes with this generation,
+        # so a position that has moved means that our batch was stored.
+        rows = await connection.fetch(
+            "SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id"
+            " WHERE s.id = $1 AND s.generation = $2 AND s.last_seq = $3 AND e.seq > $4 ORDER BY e.seq",
+            self.session_id,
+            self.generation,
+            expected + count,
+            expected,
+        )
+        return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode()) for row in rows] or None

@@ -1,0 +1,289 @@
+"""The queue: claiming runs, giving sessions back, and taking over from dead owners.
+
+A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
+of that session active, and the session owned by nobody or by the claimer already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from apps.api.core.config import AgentConfig
+from apps.api.core.frames import Frame
+from apps.api.core.instances import Lease
+from apps.api.core.log import FINISH_RUN, Event, append
+from apps.api.core.runs import Prompt
+from apps.api.db import Database
+
+_CLAIM = """
+WITH next AS (
+  SELECT s.id, r.id AS run_id
+  FROM runs r JOIN sessions s ON s.id = r.session_id
+  WHERE r.status = 'queued' AND s.deleted_at IS NULL AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $2))
+    AND s.id <> ALL($3::uuid[])
+    AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
+    AND NOT EXISTS (
+      SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
+    AND NOT EXISTS (
+      SELECT 1 FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' AND q.position < r.position)
+  ORDER BY r.position LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+), owned AS (
+  UPDATE sessions s
+  SET owner_id = $1, generation = s.generation + (s.owner_id IS DISTINCT FROM $1)::int, last_active_at = now()
+  FROM next WHERE s.id = next.id
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, next.run_id
+)
+UPDATE runs r SET status = 'running', started_at = now(), first_seq = owned.last_seq + 1
+FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
+RETURNING r.id AS run_id, r.prompt, r.timeout_seconds, coalesce(r.config, owned.config) AS config,
+  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that this instance must execute now, and its session as the owner needs it."""
+
+    run_id: UUID
+    prompt: Prompt
+    timeout_seconds: float
+    config: AgentConfig
+    session_id: UUID
+    tenant_id: UUID
+    generation: int
+    last_seq: int
+    sdk_session_id: UUID
+
+
+async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: list[UUID]) -> Claim | None:
+    """Claim the next run, if any.
+
+    Args:
+        may_take_new: whether a session that nobody owns may be taken, or only own ones.
+        except_for: sessions whose runs are not to be claimed now.
+
+    Raises:
+        LeaseLost: this instance may not claim.
+    """
+    lease.require()
+    row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
+    if row is None:
+        return None
+    fields = dict(row)
+    fields["prompt"] = orjson.loads(row["prompt"])
+    fields["config"] = AgentConfig.model_validate(row["config"])
+    return Claim(**fields)
+
+
+async def begin_background(db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID) -> bool:
+    """Make a run for a turn that a background task of the agent began. False when the session has an active run.
+
+    Such a run has no deadline of its own: it is bounded by the session's idle time and limits.
+    """
+    try:
+        status = await db.pool.execute(
+            "INSERT INTO runs (id, tenant_id, session_id, status, origin, timeout_seconds, started_at, first_seq)"
+            " SELECT $4, $2, id, 'running', 'background', 0, now(), last_seq + 1 FROM sessions"
+            " WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
+            session_id,
+            tenant_id,
+            generation,
+            run_id,
+        )
+    except asyncpg.UniqueViolationError:
+        return False
+    return bool(status == "INSERT 0 1")
+
+
+async def release(db: Database, session_id: UUID, generation: int) -> bool | None:
+    """Give a session back, unless a run of it was claimed meanwhile.
+
+    Returns:
+        None when it was not given back; else whether runs of it wait, so that others should be woken.
+    """
+    async with db.transaction() as connection:
+        held = await connection.fetchval(
+            "SELECT true FROM sessions WHERE id = $1 AND generation = $2 FOR UPDATE", session_id, generation
+        )
+        if not held:
+            return False
+        # A second statement, because it must see a claim that committed while the first one waited for the row.
+        waiting: bool | None = await connection.fetchval(
+            "UPDATE sessions SET owner_id = NULL WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM runs"
+            " WHERE session_id = $1 AND status IN ('running','requires_action') AND origin = 'client')"
+            " RETURNING EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')",
+            session_id,
+        )
+        return waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A session that lost its owner, and the events that say so; they are to be relayed."""
+
+    session_id: UUID
+    tenant_id: UUID
+    frames: list[Frame]
+
+
+_LOST = {
+    "code": "owner_lost",
+    "message": "The instance that ran this prompt died or lost its lease. The conversation is kept; send it again.",
+    "retryable": True,
+}
+
+
+async def reap(db: Database, limit: int = 50) -> list[Orphan]:
+    """Take sessions from owners whose lease has run out, and end the runs that they left behind.
+
+    A run is not repeated: its tools may have had effects already.
+    """
+    dead = await db.pool.fetch(
+        "SELECT s.id FROM sessions s JOIN instances i ON i.id = s.owner_id WHERE i.lease_expires_at < now() LIMIT $1",
+        limit,
+    )
+    orphans = []
+    for row in dead:
+        async with db.transaction() as connection:
+            orphan = await _take_from_dead(connection, row["id"])
+        if orphan is not None:
+            orphans.append(orphan)
+    return orphans
+
+
+async def _take_from_dead(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
+    row = await connection.fetchrow(
+        "SELECT s.tenant_id, s.generation, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id"
+        " WHERE s.id = $1 AND i.lease_expires_at < now() FOR UPDATE OF s SKIP LOCKED",
+        session_id,
+    )
+    if row is None:
+        return None
+    return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _LOST)
+
+
+_UNFINISHED = {
+    "code": "storage_failed",
+    "message": "The end of this run could not be stored. The conversation is kept; send the prompt again.",
+    "retryable": True,
+}
+
+
+async def disown(db: Database, instance_id: UUID, session_id: UUID, generation: int) -> Orphan | None:
+    """Give back a session that this instance owns on paper only, and fail the run that it may have left."""
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3 FOR UPDATE",
+            session_id,
+            instance_id,
+            generation,
+        )
+        if row is None:
+            return None
+        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
+
+
+async def abandon(
+    connection: asyncpg.Connection, session_id: UUID, tenant_id: UUID, last_seq: int, error: Mapping[str, Any]
+) -> Orphan:
+    """End a session's ownership, with its row locked: fence the owner, fail its active run with `error`."""
+    generation = await connection.fetchval(
+        "UPDATE sessions SET generation = generation + 1, owner_id = NULL WHERE id = $1 RETURNING generation",
+        session_id,
+    )
+    run_id = await connection.fetchval(
+        "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR UPDATE", session_id
+    )
+    frames: list[Frame] = []
+    if run_id is not None:
+        events = (Event("error", error, run_id), Event("done", {"status": "failed"}, run_id))
+        frames = await append(connection, session_id, generation, last_seq, events)
+        await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
+    await connection.execute(
+        "UPDATE commands SET status = 'rejected', applied_at = now(), result = $2"
+        " WHERE session_id = $1 AND status = 'pending'",
+        session_id,
+        {"code": "owner_lost"},
+    )
+    return Orphan(session_id, tenant_id, frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued run whose place in the queue has not been told yet."""
+
+    run_id: UUID
+    session_id: UUID
+    tenant_id: UUID
+    position: int
+    owner_id: UUID | None
+
+
+async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Waiting]:
+    """Queued runs with a new place, of sessions that this instance or nobody owns.
+
+    The place counts every run that is queued before it, 1 being next: slots are shared by all.
+    Runs younger than 0.15 s are left out, since most of them start at once.
+    """
+    rows = await db.pool.fetch(
+        """
+        SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
+          SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
+          FROM runs WHERE status = 'queued'
+        ) q JOIN sessions s ON s.id = q.session_id
+        WHERE q.place IS DISTINCT FROM q.announced_position AND q.created_at < now() - interval '0.15 seconds'
+          AND (s.owner_id = $1 OR s.owner_id IS NULL) AND s.deleted_at IS NULL
+        ORDER BY q.place LIMIT $2
+        """,
+        instance_id,
+        limit,
+    )
+    return [Waiting(**dict(row)) for row in rows]
+
+
+async def mark_announced(connection: asyncpg.Connection | asyncpg.Pool, run: Waiting) -> bool:
+    """Note that a place was told; False when somebody else told it or the run is not queued any more."""
+    status = await connection.execute(
+        "UPDATE runs SET announced_position = $2"
+        " WHERE id = $1 AND status = 'queued' AND announced_position IS DISTINCT FROM $2",
+        run.run_id,
+        run.position,
+    )
+    return bool(status == "UPDATE 1")
+
+
+async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
+    """Append the `queued` event to a session that nobody owns, by owning it for one transaction."""
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
+            " FOR UPDATE SKIP LOCKED",
+            run.session_id,
+        )
+        if row is None or not await mark_announced(connection, run):
+            return []
+        generation = await connection.fetchval(
+            "UPDATE sessions SET generation = generation + 1 WHERE id = $1 RETURNING generation", run.session_id
+        )
+        event = Event("queued", {"position": run.position}, run.run_id)
+        return await append(connection, run.session_id, generation, row["last_seq"], [event])
+
+
+async def free_slot_elsewhere(db: Database, instance_id: UUID) -> bool:
+    """Whether another live instance has a free slot."""
+    free: bool = await db.pool.fetchval(
+        """
+        SELECT EXISTS (
+          SELECT 1 FROM instances i WHERE i.id <> $1 AND i.lease_expires_at > now() AND NOT i.draining AND i.slots > (
+            SELECT count(*) FROM sessions s JOIN runs r ON r.session_id = s.id
+            WHERE s.owner_id = i.id AND r.status IN ('running','requires_action') AND r.origin = 'client'))
+        """,
+        instance_id,
+    )
+    return free

@@ -1,0 +1,322 @@
+"""Runs: submitting prompts, and reading what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+
+from apps.api.core import sessions
+from apps.api.core.config import AgentConfig
+from apps.api.core.frames import encode, timestamp
+from apps.api.core.sessions import Labels, Page
+from apps.api.db import Database
+from apps.api.errors import Conflict, NotFound, ValidationError
+
+OnBusy = Literal["enqueue", "reject"]
+Prompt = str | list[dict[str, Any]]
+
+IDEMPOTENCY_HOURS = 24
+NO_CHANGES = AgentConfig()
+NO_LABELS = Labels()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to run.
+
+    Attributes:
+        session_id: continue this session, or None to begin one.
+        config: for a new session its configuration; for an existing one what changes from here on.
+        idempotency: the client's key and a fingerprint of its request, if it sent a key.
+    """
+
+    prompt: Prompt
+    timeout_seconds: float
+    session_id: UUID | None = None
+    config: AgentConfig = NO_CHANGES
+    labels: Labels = NO_LABELS
+    on_busy: OnBusy = "enqueue"
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """An `Idempotency-Key` and the SHA-256 of what was asked with it."""
+
+    key: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, key: str, *parts: Any) -> Idempotency:
+        return cls(key, hashlib.sha256(encode(parts)).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A run in the queue. Its events come after `after`; `repeated` when an idempotency key found it."""
+
+    session_id: UUID
+    run_id: UUID
+    after: int
+    repeated: bool = False
+
+
+_ENQUEUE = """
+WITH target AS (
+  SELECT id, last_seq, (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
+  FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
+), added AS (
+  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds)
+  SELECT $3, $2, id, $4, $5, $6, $7 FROM target WHERE queued < $8 RETURNING id
+)
+SELECT target.last_seq, added.id AS run_id FROM target LEFT JOIN added ON true
+"""
+
+
+async def submit(
+    db: Database, tenant_id: UUID, api_key_id: UUID | None, request: Request, *, max_queued: int
+) -> Submitted:
+    """Queue a prompt; the caller then wakes the runners.
+
+    Raises:
+        NotFound: `session_not_found`.
+        Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
+        ValidationError: the configuration change is not possible for an existing session.
+    """
+    plain = request.session_id and not request.idempotency and request.on_busy == "enqueue"
+    if plain and request.labels == NO_LABELS and not request.config.given():
+        async with db.pool.acquire() as connection:
+            return await _enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
+    async with db.transaction() as connection:
+        if request.idempotency and (before := await _repeated(connection, tenant_id, request.idempotency)):
+            if before.run_id is None:
+                raise _reused()
+            first: int | None = await connection.fetchval("SELECT first_seq FROM runs WHERE id = $1", before.run_id)
+            last: int = await connection.fetchval("SELECT last_seq FROM sessions WHERE id = $1", before.session_id)
+            after = last if first is None else first - 1
+            return Submitted(before.session_id, before.run_id, after, repeated=True)
+        config = None
+        if request.session_id is None:
+            session_id = await sessions.insert(connection, tenant_id, request.config, request.labels)
+            request = _with_session(request, session_id)
+        else:
+            config = await _prepare(connection, tenant_id, request)
+        submitted = await _enqueue(connection, tenant_id, api_key_id, request, config, max_queued)
+        if request.idempotency:
+            await remember(connection, tenant_id, request.idempotency, submitted.session_id, submitted.run_id)
+        return submitted
+
+
+def _with_session(request: Request, session_id: UUID) -> Request:
+    return Request(
+        request.prompt,
+        request.timeout_seconds,
+        session_id,
+        request.config,
+        request.labels,
+        "enqueue",
+        request.idempotency,
+    )
+
+
+async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
+    # The row lock makes "is it busy" and "then queue this" one step.
+    row = await connection.fetchrow(
+        "SELECT config, EXISTS (SELECT 1 FROM runs r WHERE r.session_id = s.id AND r.finished_at IS NULL) AS busy"
+        " FROM sessions s WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR UPDATE",
+        request.session_id,
+        tenant_id,
+    )
+    if row is None:
+        raise await _missing(connection, tenant_id, request.session_id)
+    if row["busy"] and request.on_busy == "reject":
+        raise Conflict("Another run of this session is queued or running.", code="session_busy")
+    changes = request.config.given()
+    if "cwd" in changes and changes["cwd"] != row["config"].get("cwd"):
+        raise ValidationError.of("cwd", "is fixed when the session is created")
+    config = AgentConfig.model_validate({**row["config"], **changes})
+    labels = request.labels
+    await connection.execute(
+        "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
+        " metadata = coalesce($5, metadata), updated_at = now() WHERE id = $1",
+        request.session_id,
+        config.given(),
+        labels.title,
+        None if labels.tags is None else list(labels.tags),
+        None if labels.metadata is None else dict(labels.metadata),
+    )
+    # Runs that are queued already keep the configuration they were queued with.
+    await connection.execute(
+        "UPDATE runs SET config = $2 WHERE session_id = $1 AND status = 'queued' AND config IS NULL",
+        request.session_id,
+        row["config"],
+    )
+    return config
+
+
+async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
+    known = await connection.fetchval("SELECT 1 FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
+    if known:
+        return Conflict("This session has been deleted.", code="session_deleted")
+    return NotFound.of("session")
+
+
+async def _enqueue(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    api_key_id: UUID | None,
+    request: Request,
+    config: AgentConfig | None,
+    max_queued: int,
+) -> Submitted:
+    assert request.session_id is not None  # noqa: S101 - for the type checker
+    run_id = uuid4()
+    row = await connection.fetchrow(
+        _ENQUEUE,
+        request.session_id,
+        tenant_id,
+        run_id,
+        api_key_id,
+        encode(request.prompt).decode(),
+        config.given() if config else None,
+        request.timeout_seconds,
+        max_queued,
+    )
+    if row is None:
+        raise await _missing(connection, tenant_id, request.session_id)
+    if row["run_id"] is None:
+        raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
+    return Submitted(request.session_id, run_id, row["last_seq"])
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What an idempotency key stands for."""
+
+    session_id: UUID
+    run_id: UUID | None
+
+
+def _reused() -> Conflict:
+    return Conflict("This Idempotency-Key was used with another request.", code="idempotency_key_reused")
+
+
+async def _repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency) -> Remembered | None:
+    # Two requests with one key at the same moment take turns here.
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"idempotency:{tenant_id}:{idempotency.key}"
+    )
+    row = await connection.fetchrow(
+        "SELECT fingerprint, session_id, run_id FROM idempotency_keys"
+        " WHERE tenant_id = $1 AND key = $2 AND created_at > now() - make_interval(hours => $3)",
+        tenant_id,
+        idempotency.key,
+        IDEMPOTENCY_HOURS,
+    )
+    if row is None:
+        return None
+    if row["fingerprint"] != idempotency.fingerprint:
+        raise _reused()
+    return Remembered(row["session_id"], row["run_id"])
+
+
+async def remember(
+    connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency, session_id: UUID, run_id: UUID | None
+) -> None:
+    """Store what the key stands for, in the transaction that made it."""
+    await connection.execute(
+        "INSERT INTO idempotency_keys (tenant_id, key, fingerprint, session_id, run_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tenant_id, key) DO UPDATE SET fingerprint = excluded.fingerprint,"
+        " session_id = excluded.session_id, run_id = excluded.run_id, created_at = now()",
+        tenant_id,
+        idempotency.key,
+        idempotency.fingerprint,
+        session_id,
+        run_id,
+    )
+
+
+async def create_session(
+    db: Database, tenant_id: UUID, config: AgentConfig, labels: Labels, idempotency: Idempotency | None
+) -> UUID:
+    """Create a session without a prompt, once per idempotency key. Raises Conflict when the key was for another."""
+    async with db.transaction() as connection:
+        if idempotency and (before := await _repeated(connection, tenant_id, idempotency)):
+            return before.session_id
+        session_id = await sessions.insert(connection, tenant_id, config, labels)
+        if idempotency:
+            await remember(connection, tenant_id, idempotency, session_id, None)
+        return session_id
+
+
+async def forget_old_keys(db: Database) -> None:
+    """Remove idempotency keys whose time is over."""
+    await db.pool.execute(
+        "DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)", IDEMPOTENCY_HOURS
+    )
+
+
+_COLUMNS = """
+SELECT id, session_id, status, origin, position, first_seq, last_seq, error, result, total_cost_usd, timeout_seconds,
+  created_at, started_at, finished_at FROM runs
+"""
+
+
+def _optional_time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _run(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        "run_id": str(row["id"]),
+        "session_id": str(row["session_id"]),
+        "status": row["status"],
+        "origin": row["origin"],
+        "error": row["error"],
+        "result": orjson.loads(row["result"]) if row["result"] else None,
+        "total_cost_usd": row["total_cost_usd"],
+        "timeout_seconds": row["timeout_seconds"],
+        "first_seq": row["first_seq"],
+        "last_seq": row["last_seq"],
+        "created_at": timestamp(row["created_at"]),
+        "started_at": _optional_time(row["started_at"]),
+        "finished_at": _optional_time(row["finished_at"]),
+    }
+
+
+async def get(db: Database, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
+    """A run's state and, when it is over, its result or error. Raises NotFound."""
+    row = await db.pool.fetchrow(_COLUMNS + "WHERE id = $1 AND tenant_id = $2", run_id, tenant_id)
+    if row is None:
+        raise NotFound.of("run")
+    return _run(row)
+
+
+async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
+    """Runs of a session, newest first. Raises NotFound, ValidationError."""
+    await sessions.require(db, tenant_id, session_id)
+    if cursor is not None and not cursor.isdecimal():
+        raise ValidationError.of("cursor", "not a cursor that this list gave")
+    rows = await db.pool.fetch(
+        _COLUMNS + "WHERE session_id = $1 AND tenant_id = $2 AND ($3::bigint IS NULL OR position < $3)"
+        " ORDER BY position DESC LIMIT $4",
+        session_id,
+        tenant_id,
+        None if cursor is None else int(cursor),
+        limit + 1,
+    )
+    return Page([_run(row) for row in rows[:limit]], str(rows[limit - 1]["position"]) if len(rows) > limit else None)
+
+
+async def is_idle(db: Database, session_id: UUID) -> bool:
+    """Whether no run of the session is queued or active."""
+    busy = await db.pool.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)", session_id
+    )
+    return not busy

@@ -1,0 +1,227 @@
+"""Wire models of the native API. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from apps.api.core.config import AgentConfig, Text
+
+Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]
+MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+MetadataValue = Annotated[Text, Field(max_length=512)]
+Title = Annotated[Text, Field(min_length=1, max_length=200)]
+RunStatus = Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
+
+MAX_TIMEOUT_SECONDS = 86_400
+
+
+class Closed(BaseModel):
+    """A body that refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextBlock(Closed):
+    """A content block of a prompt. `type` is `text`."""
+
+    type: Literal["text"]
+    text: Annotated[str, Field(min_length=1)]
+
+
+class LabelFields(Closed):
+    """What a client may hang on a session for its own use."""
+
+    title: Title | None = Field(None, examples=["Weekly report"])
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = Field(None, examples=[["reports"]])
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)] | None = Field(
+        None, examples=[{"customer": "42"}]
+    )
+
+
+class SessionBody(AgentConfig, LabelFields):
+    """Configuration and labels of a new session, in the SDK's own option names."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"title": "Weekly report", "permission_mode": "acceptEdits"}]},
+    )
+
+
+class NextPromptBody(SessionBody):
+    """A prompt for a session that exists. Configuration given here holds for this run and those after it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompt": "And now as a table, please."}]},
+    )
+
+    prompt: str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)] = Field(
+        description="What the user says: text, or a list of text blocks.", examples=["say hello"]
+    )
+    include_partial_messages: bool = Field(True, description="Send `partial` events (token deltas) on this stream.")
+    timeout_seconds: float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT_SECONDS, description="Deadline of the run; the server's REQUEST_TIMEOUT if unset."
+    )
+    on_busy: Literal["enqueue", "reject"] = Field(
+        "enqueue", description="When a run of the session is queued or active: wait behind it, or answer 409."
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str | list[TextBlock]) -> str | list[TextBlock]:
+        text = value if isinstance(value, str) else "".join(block.text for block in value)
+        if not text.strip():
+            raise ValueError("must not be empty")
+        return value
+
+
+class PromptBody(NextPromptBody):
+    """A prompt for a new session, or for an existing one when `session_id` is given."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "List the Python files here.", "allowed_tools": ["Glob", "Read"]}],
+        },
+    )
+
+    session_id: UUID | None = Field(None, description="Continue this session.")
+
+
+class PatchBody(LabelFields):
+    """What to change; what is left out stays. Lists and maps are replaced whole."""
+
+
+class SessionState(BaseModel):
+    """A session as it is now. `config.env` shows names only."""
+
+    session_id: UUID
+    status: Literal["idle", "queued", "running", "requires_action"]
+    active: bool = Field(description="Whether an instance keeps an agent process for it.")
+    active_run_id: UUID | None
+    queued_runs: int
+    title: str | None
+    tags: list[str]
+    metadata: dict[str, str]
+    model: str
+    permission_mode: str
+    tools: list[str] | None = Field(description="Tools of the agent; null before the first run.")
+    config: dict[str, Any]
+    num_turns: int
+    total_cost_usd: float = Field(description="USD so far, as the SDK counted them.")
+    usage: dict[str, int] = Field(description="Tokens so far, as the SDK counted them.")
+    last_seq: int = Field(description="Number of the newest event.")
+    parent_session_id: UUID | None
+    owner: UUID | None = Field(description="The instance that owns it, while it is active.")
+    created_at: datetime
+    updated_at: datetime
+    last_active_at: datetime
+
+
+class SessionList(BaseModel):
+    data: list[SessionState]
+    next_cursor: str | None
+
+
+class RunError(BaseModel):
+    code: str = Field(examples=["owner_lost"])
+    message: str
+    retryable: bool
+
+
+class RunState(BaseModel):
+    """A run: the execution of one prompt."""
+
+    run_id: UUID
+    session_id: UUID
+    status: RunStatus
+    origin: Literal["client", "background"]
+    error: RunError | None
+    result: dict[str, Any] | None = Field(description="The fields of its `result` event, once it has one.")
+    total_cost_usd: float | None
+    timeout_seconds: float
+    first_seq: int | None
+    last_seq: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class RunList(BaseModel):
+    data: list[RunState]
+    next_cursor: str | None
+
+
+class Result(BaseModel):
+    """The outcome of a run that succeeded. Figures are the SDK's own."""
+
+    session_id: UUID
+    run_id: UUID
+    status: Literal["succeeded"]
+    result: str | None
+    structured_output: Any | None
+    is_error: bool
+    stop_reason: str | None
+    terminal_reason: str | None = None
+    num_turns: int
+    duration_ms: int
+    duration_api_ms: int
+    total_cost_usd: float
+    usage: dict[str, Any] | None
+    model_usage: dict[str, Any]
+    permission_denials: list[Any]
+
+
+class Accepted(BaseModel):
+    """The run is queued; follow its events or ask for it by id."""
+
+    session_id: UUID
+    run_id: UUID
+    status: Literal["accepted"] = "accepted"
+
+
+class Interrupted(BaseModel):
+    """`applied`: the run has stopped. `accepted`: its owner has been told and did not answer yet."""
+
+    session_id: UUID
+    run_id: UUID
+    status: Literal["applied", "accepted"]
+
+
+class MessageList(BaseModel):
+    data: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+class EventList(BaseModel):
+    data: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+class Whoami(BaseModel):
+    """The key that asks, and its tenant."""
+
+    tenant: str = Field(examples=["default"])
+    tenant_id: UUID
+    key_id: UUID
+    key_name: str
+    key_prefix: str = Field(examples=["cak_x1y2"])
+    scopes: list[Literal["admin", "write", "read"]]
+    expires_at: datetime | None
+
+
+class ErrorBody(BaseModel):
+    code: str = Field(examples=["session_not_found"])
+    message: str = Field(examples=["No such session."])
+    details: dict[str, Any] = Field(examples=[{}])
+
+
+class ErrorAnswer(BaseModel):
+    """Every error looks like this."""
+
+    error: ErrorBody
+    request_id: str

@@ -1,0 +1,117 @@
+"""From events to the native API's streams. The wire frame is the stored frame, so there is little to translate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Header, Query, Request
+
+from apps.api.core import runs
+from apps.api.core.context import Core
+from apps.api.core.follow import Followed, SessionDeleted
+from apps.api.core.frames import Frame, Position, event_data, join
+from apps.api.core.runs import Submitted
+from apps.api.errors import RUN_FAILURES, ValidationError
+from apps.api.http.route import run_frames
+from apps.api.http.sse import EventStream
+
+
+def position(
+    last_event_id: Annotated[
+        str | None, Header(description="Resume after this event id.", examples=["12"], max_length=40)
+    ] = None,
+    after: Annotated[
+        str | None, Query(description="The same, for clients that cannot set headers.", examples=["12"], max_length=40)
+    ] = None,
+) -> Position | None:
+    """Where a client wants to resume; None when it did not say. Raises ValidationError."""
+    for field, text in (("Last-Event-ID", last_event_id), ("after", after)):
+        if text is not None:
+            try:
+                return Position.parse(text)
+            except ValueError as error:
+                raise ValidationError.of(field, str(error)) from error
+    return None
+
+
+def _wanted(frames: Sequence[Frame], partials: bool) -> Sequence[Frame]:
+    return frames if partials else [frame for frame in frames if frame.type != "partial"]
+
+
+def _deleted(session_id: UUID, seq: int) -> bytes:
+    code = "session_deleted"
+    fields = {"code": code, "message": "The session was deleted.", "retryable": RUN_FAILURES[code][1]}
+    data = event_data(session_id, None, seq, datetime.now(UTC), fields)
+    return b"event: error\ndata: " + data + b"\n\n"
+
+
+async def _run_chunks(core: Core, tenant_id: UUID, run: Submitted, partials: bool) -> AsyncGenerator[bytes]:
+    frames = run_frames(core, tenant_id, run)
+    try:
+        async with aclosing(frames):
+            async for batch in frames:
+                wanted = _wanted(batch, partials)
+                if wanted or not batch:
+                    yield join(wanted)
+    except SessionDeleted:
+        yield _deleted(run.session_id, run.after)
+
+
+def run_stream(request: Request, core: Core, tenant_id: UUID, run: Submitted, *, partials: bool = True) -> EventStream:
+    """The events of one run; ends with its `done`."""
+    headers = {
+        "X-Session-ID": str(run.session_id),
+        "X-Run-ID": str(run.run_id),
+        **getattr(request.state, "limit_headers", {}),
+    }
+    chunks = _run_chunks(core, tenant_id, run, partials)
+    return EventStream(chunks, request.app.state.streams, headers=headers)
+
+
+async def _session_chunks(
+    core: Core, followed: Followed, after: Position, newest: int, *, until_idle: bool, run_id: UUID | None
+) -> AsyncGenerator[bytes]:
+    yield b": connected\n\n"
+    if after.seq > newest:
+        after = Position(newest)
+        now = datetime.now(UTC)
+        yield Frame.build(after, "resync", event_data(followed.session_id, None, newest, now, {})).raw
+    reached = after.seq
+    if until_idle and reached >= newest and await runs.is_idle(core.db, followed.session_id):
+        return
+    batches = core.followers.follow(followed, after, run_id=run_id)
+    try:
+        async with aclosing(batches):
+            async for frames in batches:
+                yield join(frames)
+                reached = max((frame.seq for frame in frames), default=reached)
+                done = any(frame.type == "done" for frame in frames)
+                if run_id is not None and done:
+                    return
+                quiet = done or not frames
+                if until_idle and quiet and reached >= newest and await runs.is_idle(core.db, followed.session_id):
+                    return
+    except SessionDeleted:
+        yield _deleted(followed.session_id, reached)
+
+
+def session_stream(
+    request: Request,
+    core: Core,
+    followed: Followed,
+    after: Position,
+    newest: int,
+    *,
+    until_idle: bool = False,
+    run_id: UUID | None = None,
+) -> EventStream:
+    """The events of a session across its runs, or of one run. `newest`: the last number there is now."""
+    chunks = _session_chunks(core, followed, after, newest, until_idle=until_idle, run_id=run_id)
+    endless = not until_idle and run_id is None
+    return EventStream(
+        chunks, request.app.state.streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}
+    )

@@ -1,0 +1,136 @@
+"""Domain errors: one tree, each with the code, the HTTP status and the message that a client sees.
+
+ApiError
+├── ValidationError         422 validation_error
+├── BadRequest              400 bad_request
+├── NotFound                404 *_not_found
+├── Unauthorized            401 authentication_required, invalid_api_key
+├── Forbidden               403 insufficient_scope, tool_not_permitted
+├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused …
+├── TooLarge                413 body_too_large
+├── RateLimited             429 rate_limited
+├── RunFailed               a run ended without success: the status follows its code
+└── Unavailable             503 no_capacity, dependency_unavailable
+LeaseLost                   not for clients: this writer is no longer the owner
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ApiError(Exception):
+    """An error that a client is meant to see.
+
+    Attributes:
+        status: HTTP status.
+        code: stable snake_case identifier, part of the wire contract.
+        message: one English sentence for a developer; never holds a secret.
+        details: JSON-safe facts, for example the field paths of a validation error.
+        headers: extra response headers.
+    """
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+        self.details = dict(details or {})
+        self.headers = dict(headers or {})
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The native error body: `{"error": {"code", "message", "details"}, "request_id"}`."""
+        error = {"code": self.code, "message": self.message, "details": self.details}
+        return {"error": error, "request_id": request_id}
+
+
+class ValidationError(ApiError):
+    status, code = 422, "validation_error"
+
+    @classmethod
+    def of(cls, field: str, reason: str) -> ValidationError:
+        """A validation error about one field, shaped like the ones that pydantic finds."""
+        return cls(f"{field}: {reason}", details={"errors": [{"field": field, "reason": reason}]})
+
+
+class BadRequest(ApiError):
+    status, code = 400, "bad_request"
+
+
+class NotFound(ApiError):
+    status, code = 404, "not_found"
+
+    @classmethod
+    def of(cls, noun: str) -> NotFound:
+        """`session` → 404 session_not_found. The same answer for another tenant's object."""
+        return cls(f"No such {noun}.", code=f"{noun}_not_found")
+
+
+class Unauthorized(ApiError):
+    status, code = 401, "authentication_required"
+
+
+class Forbidden(ApiError):
+    status, code = 403, "insufficient_scope"
+
+
+class Conflict(ApiError):
+    status, code = 409, "conflict"
+
+
+class TooLarge(ApiError):
+    status, code = 413, "body_too_large"
+
+
+class RateLimited(ApiError):
+    status, code = 429, "rate_limited"
+
+
+class Unavailable(ApiError):
+    status, code = 503, "dependency_unavailable"
+
+
+RUN_FAILURES: dict[str, tuple[int, bool]] = {
+    # code: (HTTP status of a waiting request, may the same prompt simply be sent again)
+    "interrupted": (409, True),
+    "timeout": (504, True),
+    "owner_lost": (503, True),
+    "shutdown": (503, True),
+    "storage_failed": (503, True),
+    "agent_crashed": (502, True),
+    "agent_start_failed": (502, True),
+    "session_deleted": (409, False),
+    "model_not_found": (400, False),
+    "model_request_invalid": (400, False),
+    "model_authentication_failed": (502, False),
+    "model_overloaded": (503, True),
+    "model_rate_limited": (503, True),
+    "model_unreachable": (502, True),
+    "model_error": (502, True),
+    "max_turns_exceeded": (422, False),
+    "max_budget_exceeded": (422, False),
+    "execution_error": (502, False),
+}
+"""Every way in which a run can fail, with the HTTP status of a request that waits for it."""
+
+
+class RunFailed(ApiError):
+    """A run that a request waited for did not succeed. `details` holds the run's ids and its result, if any."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(message, code=code, details=details)
+        self.status = RUN_FAILURES.get(code, (502, False))[0]
+
+
+class LeaseLost(Exception):
+    """This instance no longer owns the session; its writer must stop and kill its CLI."""

@@ -1,0 +1,95 @@
+"""From exceptions to responses. One shape for the native API; a dialect registers its own for its prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from slowapi.errors import RateLimitExceeded
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from apps.api.db import CONNECTION_ERRORS, is_connection_error
+from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
+
+log = structlog.get_logger(__name__)
+
+ErrorShape = Callable[[ApiError, str], dict[str, Any]]
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def _native(error: ApiError, request_id: str) -> dict[str, Any]:
+    return error.body(request_id)
+
+
+def error_response(scope: Scope, error: ApiError) -> Response:
+    """The answer that a client of this path understands."""
+    shapes: dict[str, ErrorShape] = getattr(scope["app"].state, "error_shapes", {}) if "app" in scope else {}
+    path = scope["path"]
+    shape = next((s for prefix, s in shapes.items() if path == prefix or path.startswith(f"{prefix}/")), _native)
+    request_id = str(scope.get("state", {}).get("request_id", ""))
+    return JSONResponse(shape(error, request_id), status_code=error.status, headers=error.headers)
+
+
+def _field(location: tuple[Any, ...]) -> str:
+    names = [str(part) for part in location]
+    return ".".join(names[1:] if len(names) > 1 and names[0] == "body" else names)
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """422 with the path of every field, or 400 when the body is no JSON at all. Never echoes the input."""
+    found = error.errors()
+    if any(e["type"] == "json_invalid" for e in found):
+        return BadRequest("The body is not valid JSON.", code="invalid_json")
+    errors = [{"field": _field(e["loc"]), "reason": e["msg"]} for e in found[:50]]
+    summary = "; ".join(f"{e['field']}: {e['reason']}" for e in errors[:3])
+    return ValidationError(summary or "The request is not valid.", details={"errors": errors})
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    made = ApiError(str(error.detail), code=_HTTP_CODES.get(error.status_code, "bad_request"), headers=error.headers)
+    made.status = error.status_code
+    return made
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+
+    @app.exception_handler(ApiError)
+    async def _api_error(request: Request, error: ApiError) -> Response:
+        return error_response(request.scope, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        return error_response(request.scope, from_validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return error_response(request.scope, _from_http(error))
+
+    @app.exception_handler(RateLimitExceeded)
+    async def _limited(request: Request, error: RateLimitExceeded) -> Response:
+        limited = RateLimited("Too many requests from this address.", headers={"Retry-After": "60"})
+        return error_response(request.scope, limited)
+
+    async def _dependency(request: Request, error: Exception) -> Response:
+        if not is_connection_error(error):
+            return await _unexpected(request, error)
+        log.warning("request.dependency_unavailable", error=type(error).__name__)
+        away = Unavailable("A part that this service depends on is away. Try again.", headers={"Retry-After": "1"})
+        return error_response(request.scope, away)
+
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        request_id = request.scope.get("state", {}).get("request_id")
+        log.error("request.failed", error=repr(error), request_id=request_id, exc_info=error)
+        return error_response(request.scope, ApiError("The server failed. The request id helps to find out why."))
+
+    for kind in (*CONNECTION_ERRORS, DBAPIError):
+        app.add_exception_handler(kind, _dependency)
+    app.add_exception_handler(Exception, _unexpected)

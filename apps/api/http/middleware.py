@@ -1,0 +1,89 @@
+"""Plain ASGI middleware: request ids, bounded bodies, one log line a request. Nothing here buffers a stream."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apps.api.errors import TooLarge
+from apps.api.http.errors import error_response
+from apps.api.http.metrics import REQUESTS
+
+log = structlog.get_logger("apps.api.http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestContext:
+    """Gives every request an id, echoes it, and logs method, path, status and duration; never headers or bodies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        ident = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = ident
+        started, status = time.perf_counter(), 500
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = ident
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tell)
+        finally:
+            route: Any = scope.get("route")
+            path = getattr(route, "path", "unmatched")
+            REQUESTS.labels(scope["method"], path, status).inc()
+            level = log.debug if path.startswith("/health") else log.info
+            level(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+                request_id=ident,
+            )
+
+
+class BoundedBody:
+    """Refuses bodies over `limit` bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        error = TooLarge(f"The body is larger than {self._limit} bytes.", details={"limit_bytes": self._limit})
+        if announced.isdecimal() and int(announced) > self._limit:
+            await error_response(scope, error)(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                # FastAPI turns whatever else is raised while it reads a body into its own 400.
+                raise HTTPException(413, error.message)
+            return message
+
+        await self._app(scope, bounded, send)

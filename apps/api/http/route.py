@@ -1,0 +1,144 @@
+"""What routes of every dialect share: the core, the caller, and a run followed to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Request, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import HTTPConnection
+
+from apps.api import auth
+from apps.api.auth import Principal
+from apps.api.core import runs
+from apps.api.core.context import Core
+from apps.api.core.follow import Followed, SessionDeleted
+from apps.api.core.frames import Frame, Position
+from apps.api.core.runs import Submitted
+from apps.api.errors import RunFailed
+from apps.api.limits import PromptLimits
+
+_api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
+_bearer = HTTPBearer(auto_error=False, description="Your API key as a bearer token.")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What health and metrics may ask of the runner, which no HTTP module may import."""
+
+    cli_present: Callable[[], bool]
+    draining: Callable[[], bool]
+    lease_is_over: Callable[[], bool]
+    measure: Callable[[], None]
+
+
+def core_of(connection: HTTPConnection) -> Core:
+    """The instance's core, as the lifespan built it."""
+    core: Core = connection.app.state.core
+    return core
+
+
+def probe_of(connection: HTTPConnection) -> Probe:
+    """The instance's probe."""
+    probe: Probe = connection.app.state.probe
+    return probe
+
+
+def presented_key(connection: HTTPConnection) -> str | None:
+    """The key as sent: `X-API-Key`, or `Authorization: Bearer`. Never from the query string, which gets logged."""
+    direct = connection.headers.get("x-api-key")
+    if direct:
+        return direct
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+async def _caller(
+    request: Request,
+    _documented_key: Annotated[str | None, Depends(_api_key)] = None,
+    _documented_bearer: Annotated[Any, Depends(_bearer)] = None,
+) -> Principal:
+    core = core_of(request)
+    return await auth.authenticate(core.db, core.redis, presented_key(request))
+
+
+async def reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who may read."""
+    caller.require("read")
+    return caller
+
+
+async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who may change things."""
+    caller.require("write")
+    return caller
+
+
+async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
+    """A caller who may send a prompt now: counted against the key's rate limit."""
+    limits: PromptLimits = request.app.state.prompt_limits
+    headers = await limits.hit(caller.key_id)
+    response.headers.update(headers)
+    request.state.limit_headers = headers
+    return caller
+
+
+CoreDep = Annotated[Core, Depends(core_of)]
+Reader = Annotated[Principal, Depends(reader)]
+Writer = Annotated[Principal, Depends(writer)]
+Prompter = Annotated[Principal, Depends(prompter)]
+
+WAIT_MARGIN = 600.0
+"""Seconds on top of a run's timeout that a waiting request allows for the queue."""
+
+
+async def run_frames(core: Core, tenant_id: UUID, run: Submitted) -> AsyncGenerator[list[Frame]]:
+    """Events of one run, up to and with its `done`; empty batches are ticks of silence.
+
+    Raises:
+        SessionDeleted: the session was deleted meanwhile.
+    """
+    followed = Followed(tenant_id, run.session_id)
+    batches = core.followers.follow(followed, Position(run.after), run_id=run.run_id)
+    async with aclosing(batches):
+        async for frames in batches:
+            yield frames
+            if any(frame.type == "done" for frame in frames):
+                return
+
+
+async def finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: float) -> dict[str, Any] | None:
+    """The run as stored once it is over, or None when it is not after `wait_seconds`.
+
+    Raises:
+        RunFailed: the session was deleted meanwhile.
+    """
+    frames = run_frames(core, tenant_id, run)
+    try:
+        async with asyncio.timeout(wait_seconds), aclosing(frames):
+            async for _ in frames:
+                continue
+    except TimeoutError:
+        return None
+    except SessionDeleted as error:
+        ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
+        raise RunFailed("session_deleted", "The session was deleted.", ids) from error
+    return await runs.get(core.db, tenant_id, run.run_id)
+
+
+def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished run, flat, with its ids.
+
+    Raises:
+        RunFailed: it did not succeed; the details hold the ids and the result, if the SDK gave one.
+    """
+    ids = {"session_id": run["session_id"], "run_id": run["run_id"]}
+    if run["status"] != "succeeded":
+        error = run["error"] or {"code": "execution_error", "message": "The run failed."}
+        raise RunFailed(error["code"], error["message"], {**ids, "result": run["result"]})
+    return {**ids, **(run["result"] or {})}

@@ -1,0 +1,104 @@
+"""Server-sent events: a raw ASGI response that joins whatever is pending into one write.
+
+A FastAPI route returns it like any other response. Measured against StreamingResponse and sse-starlette in
+docs/adr/0004-live-relay.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+log = structlog.get_logger(__name__)
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+WRITE_TIMEOUT = 30.0
+"""Seconds that one write may wait for a slow client before the stream is cut; it can resume from its last id."""
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Streams:
+    """The open streams of this instance, so that a drain can end them."""
+
+    def __init__(self) -> None:
+        self._open: set[EventStream] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._open)
+
+    def add(self, stream: EventStream) -> None:
+        self._open.add(stream)
+
+    def remove(self, stream: EventStream) -> None:
+        self._open.discard(stream)
+
+    def end(self, *, only_endless: bool) -> None:
+        """End all streams, or those that no run bounds; their clients reconnect elsewhere."""
+        for stream in tuple(self._open):
+            if stream.endless or not only_endless:
+                stream.end()
+
+
+class EventStream(Response):
+    """Writes chunks of complete SSE frames until the source ends, the client leaves, or it is ended."""
+
+    media_type = None
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes],
+        streams: Streams,
+        *,
+        endless: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`chunks`: frames joined; an empty chunk becomes a keep-alive comment."""
+        super().__init__(headers={**HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self._chunks, self._streams, self.endless = chunks, streams, endless
+        self._writer: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """Stop writing; the response ends in order."""
+        if self._writer is not None:
+            self._writer.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._writer = asyncio.create_task(self._write(send), name="event-stream")
+        gone = asyncio.create_task(_disconnected(receive), name="event-stream-disconnect")
+        self._streams.add(self)
+        try:
+            await asyncio.wait({self._writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._streams.remove(self)
+            left = gone.done()
+            gone.cancel()
+            self._writer.cancel()
+            await asyncio.gather(self._writer, gone, return_exceptions=True)
+            await self._chunks.aclose()
+        if not self._writer.cancelled() and (error := self._writer.exception()):
+            log.warning("sse.cut", error=repr(error))
+        elif not left:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, send: Send) -> None:
+        async for chunk in self._chunks:
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await send({"type": "http.response.body", "body": chunk or KEEP_ALIVE, "more_body": True})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,89 @@
+"""Rate limits: prompts per key, counted by all instances in Redis; unauthenticated routes per address, in memory.
+
+Prompts use `limits.aio` (the library under slowapi), because slowapi's own Redis calls block the event loop.
+While Redis is away each instance counts by itself, so N instances let through up to N times the limit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from uuid import UUID
+
+import structlog
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from slowapi import Limiter
+from slowapi.util import get_remote_address
+
+from apps.api.errors import RateLimited
+from apps.api.redis import OPERATION_TIMEOUT, REDIS_ERRORS
+from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PUBLIC_LIMIT = "600/minute"
+"""Requests per minute and address to routes that need no key."""
+
+REDIS_PAUSE = 5.0
+"""Seconds without asking Redis again after it failed, so that a hanging one does not slow every prompt down."""
+
+public_limiter = Limiter(key_func=get_remote_address, storage_uri="memory://", headers_enabled=False)
+
+
+class PromptLimits:
+    """How many prompts a key may send per minute, in a moving window."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.rate_limit_query_per_minute
+        self._item = RateLimitItemPerMinute(max(self._limit, 1))
+        self._shared = MovingWindowRateLimiter(_redis_storage(settings))
+        self._local = MovingWindowRateLimiter(MemoryStorage())
+        self._redis_again_at = 0.0
+
+    async def hit(self, key_id: UUID) -> dict[str, str]:
+        """Count one prompt. Returns the RateLimit headers; none when unlimited.
+
+        Raises:
+            RateLimited: the limit is used up; carries the same headers and Retry-After.
+        """
+        if self._limit == 0:
+            return {}
+        if time.monotonic() >= self._redis_again_at:
+            try:
+                return await self._hit(self._shared, key_id)
+            except REDIS_ERRORS as error:
+                self._redis_again_at = time.monotonic() + REDIS_PAUSE
+                log.warning("limits.redis_unavailable", error=type(error).__name__, counting="in this process")
+        return await self._hit(self._local, key_id)
+
+    async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID) -> dict[str, str]:
+        allowed = await limiter.hit(self._item, "prompt", str(key_id))
+        stats = await limiter.get_window_stats(self._item, "prompt", str(key_id))
+        reset = max(math.ceil(stats.reset_time - time.time()), 1)
+        headers = {
+            "RateLimit-Limit": str(self._limit),
+            "RateLimit-Remaining": str(max(stats.remaining, 0)),
+            "RateLimit-Reset": str(reset),
+        }
+        if not allowed:
+            raise RateLimited(
+                f"This key may send {self._limit} prompts per minute.",
+                details={"retry_after_seconds": reset},
+                headers={**headers, "Retry-After": str(reset)},
+            )
+        return headers
+
+
+def _redis_storage(settings: Settings) -> Storage:
+    url = settings.redis_url.get_secret_value()
+    scheme = "redis+unix" if url.startswith("unix://") else url.partition("://")[0]
+    return RedisStorage(
+        f"async+{scheme}://{url.partition('://')[2]}",
+        implementation="redispy",
+        key_prefix=f"{settings.redis_key_prefix}limits",
+        socket_timeout=OPERATION_TIMEOUT,
+        socket_connect_timeout=OPERATION_TIMEOUT,
+        protocol=2,
+    )

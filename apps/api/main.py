@@ -1,0 +1,153 @@
+"""The composition root: builds every part of one instance and owns its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI
+
+from apps.api import __version__, auth
+from apps.api.core.context import Core
+from apps.api.core.follow import Followers
+from apps.api.core.instances import Lease
+from apps.api.core.relay import Publisher, Subscriptions
+from apps.api.db import Database
+from apps.api.dialects.native.routes import router as native
+from apps.api.http import errors, health, metrics
+from apps.api.http.middleware import BoundedBody, RequestContext
+from apps.api.http.route import Probe
+from apps.api.http.sse import Streams
+from apps.api.limits import PromptLimits, public_limiter
+from apps.api.logs import configure_logging
+from apps.api.redis import open_redis
+from apps.api.runner.guard import bundled_cli
+from apps.api.runner.worker import Worker
+from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_DESCRIPTION = """
+Run Claude agents over HTTP. Send a prompt to any instance; follow it from any other; be cut off and lose nothing.
+
+Every route but health needs a key: `X-API-Key: KEY` or `Authorization: Bearer KEY`.
+"""
+
+
+class Tasks:
+    """The named background tasks of the instance. One that ends by itself takes the process down."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+        self.failed: str | None = None
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        self.failed = task.get_name()
+        log.critical("instance.task_ended", task=self.failed, error=repr(task.exception()), exc_info=task.exception())
+        # An instance without one of its loops would keep its lease and do half of its work.
+        signal.raise_signal(signal.SIGTERM)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application of one instance. Its lifespan connects, starts the runner, and drains at the end."""
+    configure_logging(settings)
+    show_docs = settings.debug
+    app = FastAPI(
+        title="Claude Agent API",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url="/docs" if show_docs else None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if show_docs else None,
+    )
+    app.state.settings = settings
+    app.state.streams = Streams()
+    app.state.prompt_limits = PromptLimits(settings)
+    app.state.limiter = public_limiter
+    app.state.drain = None
+    errors.install(app)
+    app.include_router(health.router)
+    app.include_router(native)
+    app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(Database.open(settings))
+        await db.check_schema()
+        redis = await stack.enter_async_context(open_redis(settings))
+        if settings.api_key is not None:
+            await auth.ensure_first_key(db, settings.api_key.get_secret_value())
+        publisher, subscriptions = Publisher(redis), Subscriptions(redis)
+        followers = Followers(db, redis, subscriptions)
+        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers)
+        lease = Lease(core.instance_id, settings.instance_lease_seconds)
+        worker = Worker(core, lease)
+        tasks = Tasks()
+        stack.push_async_callback(tasks.stop)
+        tasks.start("relay-publisher", publisher.run())
+        tasks.start("relay-subscriber", subscriptions.run())
+        tasks.start("followers", followers.run())
+        await worker.start()
+        for name, work in worker.loops().items():
+            tasks.start(f"worker-{name}", work)
+        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher)
+        drained = asyncio.Event()
+
+        async def drain() -> None:
+            if not drained.is_set():
+                drained.set()
+                log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
+                app.state.streams.end(only_endless=True)
+                await worker.drain(settings.shutdown_grace_seconds)
+                await publisher.flushed()
+                app.state.streams.end(only_endless=False)
+
+        app.state.drain = drain
+        log.info("instance.ready", instance_id=str(core.instance_id), slots=settings.runner_slots)
+        try:
+            yield
+        finally:
+            await drain()
+            await worker.stop()
+            await publisher.flushed()
+            log.info("instance.stopped", instance_id=str(core.instance_id))
+
+
+def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher) -> Probe:
+    def measure() -> None:
+        metrics.RUNNING.set(worker.running)
+        metrics.SLOTS.set(app.state.settings.runner_slots)
+        metrics.LIVE.set(worker.live)
+        metrics.STREAMS.set(app.state.streams.count)
+        metrics.DROPPED.set(publisher.dropped)
+        metrics.LEASE.set(max(lease.remaining(), 0))
+
+    return Probe(
+        cli_present=bundled_cli().is_file,
+        draining=lambda: worker.draining,
+        lease_is_over=lease.is_over,
+        measure=measure,
+    )

@@ -1,0 +1,128 @@
+"""Database migrations as a call: safe when several instances start at once, patient while PostgreSQL starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS
+from apps.api.settings import Settings
+
+WAIT = 60.0
+"""Seconds to wait for PostgreSQL to answer, and again for another migration to end."""
+
+LOCK = 0x436C_6175_6465_4150
+"""The advisory lock of migrations: `ClaudeAP` as a number, so that it collides with nobody else's."""
+
+ERRORS: tuple[type[Exception], ...] = (TimeoutError, OSError, asyncpg.PostgresError, SQLAlchemyError, CommandError)
+"""What the functions here raise: the database is out of reach or refuses, or a migration does not apply."""
+
+State = Literal["current", "empty", "behind", "ahead"]
+
+logger = logging.getLogger(__name__)
+
+
+async def upgrade(settings: Settings, wait: float = WAIT) -> None:
+    """Bring the schema to the newest revision. Any number of processes may call this at the same time.
+
+    Args:
+        settings: where the database is.
+        wait: seconds to wait for the database, and again for somebody else's migration.
+
+    Raises:
+        ERRORS: `TimeoutError` when the database did not answer, or another migration did not end, in time;
+            else its refusal. `reason()` has it in one line.
+    """
+    async with _connected(settings, wait) as guard:
+        await _lock(guard, wait)
+        # A connection of its own for Alembic: its commits and failures must not touch the lock.
+        engine = create_async_engine(settings.sqlalchemy_url, poolclass=NullPool)
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(_upgrade)
+        finally:
+            await engine.dispose()
+
+
+async def state(settings: Settings, wait: float = WAIT) -> State:
+    """How the schema relates to this code. `ahead`: a newer release has migrated it already.
+
+    Raises:
+        ERRORS: as `upgrade`.
+    """
+    async with _connected(settings, wait) as connection:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+            return "empty"
+        found = {row["version_num"] for row in await connection.fetch("SELECT version_num FROM alembic_version")}
+    if not found:
+        return "empty"
+    scripts = ScriptDirectory.from_config(_config())
+    if found == set(scripts.get_heads()):
+        return "current"
+    known = {script.revision for script in scripts.walk_revisions()}
+    return "behind" if found <= known else "ahead"
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _config() -> Config:
+    # Without alembic.ini: that one is for developers, who run `alembic` at the root of a checkout.
+    config = Config()
+    folder = Path(__file__).parents[2] / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    return config
+
+
+@asynccontextmanager
+async def _connected(settings: Settings, wait: float) -> AsyncIterator[asyncpg.Connection]:
+    started, delay = time.monotonic(), 0.05
+    while True:
+        try:
+            connection = await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT)
+            break
+        except CONNECTION_ERRORS as error:
+            if time.monotonic() - started > wait:
+                raise TimeoutError(f"PostgreSQL did not answer within {wait:.0f} s ({reason(error)}).") from error
+            logger.debug("waiting for PostgreSQL: %s", reason(error))
+        await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        delay = min(delay * 2, 2.0)
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=CONNECT_TIMEOUT)
+
+
+async def _lock(connection: asyncpg.Connection, wait: float) -> None:
+    # Asking again and again instead of waiting in the lock: a waiting statement holds a snapshot, and a
+    # CREATE INDEX CONCURRENTLY of the one who has the lock would wait for that.
+    started = time.monotonic()
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+        if time.monotonic() - started > wait:
+            raise TimeoutError(f"Another migration did not end within {wait:.0f} s.")
+        await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter, not a secret
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, for an operator."""
+    return str(error).split("\n", 1)[0] or type(error).__name__

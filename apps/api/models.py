@@ -1,0 +1,277 @@
+"""Tables. The constraints carry the rules; docs/adr and specs/…/data-model.md say why they are as they are.
+
+JSON that must survive a round trip byte for byte (events, prompts, transcripts) is kept as `text`: jsonb
+refuses NUL and lone surrogates, which agents do print. `jsonb` is used where we filter.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "pk": "%(table_name)s_pkey",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        datetime: DateTime(timezone=True),
+        UUID: Uuid(as_uuid=True),
+        str: Text(),
+        float: Double(),
+        dict[str, Any]: JSONB(),
+        list[str]: ARRAY(Text()),
+    }
+
+
+_NOW = func.now()
+_EMPTY_OBJECT = text("'{}'::jsonb")
+_EMPTY_ARRAY = text("'{}'::text[]")
+
+
+class Tenant(Base):
+    """Owner of everything else; found through an API key."""
+
+    __tablename__ = "tenants"
+    __table_args__ = (CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class ApiKey(Base):
+    """A credential. Only the SHA-256 of the secret is kept: 256 random bits need no slow hash."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("scopes <@ ARRAY['admin','write','read']", name="scopes"),
+        CheckConstraint("octet_length(secret_hash) = 64", name="secret_hash"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str]
+    secret_hash: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Instance(Base):
+    """One server process and its lease, on the database's clock."""
+
+    __tablename__ = "instances"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    version: Mapped[str]
+    slots: Mapped[int] = mapped_column(Integer)
+    draining: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    lease_expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Session(Base):
+    """A durable conversation.
+
+    `generation` is the fencing token: it grows whenever the owner changes, and every write of an owner
+    names the generation that it was given. `last_seq` is the position of the newest event.
+    """
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        CheckConstraint("last_seq >= 0", name="last_seq"),
+        CheckConstraint("generation >= 0", name="generation"),
+        Index("sessions_list_idx", "tenant_id", "created_at", "id"),
+        Index("sessions_owner_id_idx", "owner_id", postgresql_where=text("owner_id IS NOT NULL")),
+        Index("sessions_tags_idx", "tags", postgresql_using="gin"),
+        Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
+        UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    parent_session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="SET NULL"), index=True)
+    title: Mapped[str | None]
+    tags: Mapped[list[str]] = mapped_column(server_default=_EMPTY_ARRAY)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=_EMPTY_OBJECT)
+    config: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    sdk_session_id: Mapped[UUID]
+    owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
+    generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    num_turns: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    total_cost_usd: Mapped[float] = mapped_column(server_default=text("0"))
+    usage: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    permission_mode: Mapped[str | None]
+    tools: Mapped[list[str] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_active_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[datetime | None]
+
+
+class Run(Base):
+    """The execution of one prompt. `position` orders the queue; at most one run of a session is active."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('queued','running','requires_action','succeeded','failed','interrupted')", name="status"
+        ),
+        CheckConstraint("origin IN ('client','background')", name="origin"),
+        CheckConstraint("status = 'queued' OR started_at IS NOT NULL OR finished_at IS NOT NULL", name="started"),
+        CheckConstraint(
+            "(status IN ('succeeded','failed','interrupted')) = (finished_at IS NOT NULL)", name="finished"
+        ),
+        ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
+        Index(
+            "runs_one_active_idx",
+            "session_id",
+            unique=True,
+            postgresql_where=text("status IN ('running','requires_action')"),
+        ),
+        Index("runs_queue_idx", "position", postgresql_where=text("status = 'queued'")),
+        Index("runs_session_idx", "session_id", "position"),
+        Index("runs_tenant_idx", "tenant_id", "position"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    session_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
+    status: Mapped[str] = mapped_column(server_default=text("'queued'"))
+    origin: Mapped[str] = mapped_column(server_default=text("'client'"))
+    prompt: Mapped[str | None]
+    config: Mapped[dict[str, Any] | None]
+    timeout_seconds: Mapped[float]
+    announced_position: Mapped[int | None] = mapped_column(BigInteger)
+    first_seq: Mapped[int | None] = mapped_column(BigInteger)
+    last_seq: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[dict[str, Any] | None]
+    result: Mapped[str | None]
+    total_cost_usd: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Base):
+    """What clients read: append-only, numbered without a gap within its session. `data` is the JSON sent."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        CheckConstraint("seq > 0", name="seq"),
+        Index("events_run_idx", "run_id", "seq"),
+        Index("events_messages_idx", "session_id", "seq", postgresql_where=text("type = 'message'")),
+        Index(
+            "events_parent_idx",
+            "session_id",
+            "parent_tool_use_id",
+            "seq",
+            postgresql_where=text("parent_tool_use_id IS NOT NULL"),
+        ),
+    )
+
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    parent_tool_use_id: Mapped[str | None]
+    data: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Command(Base):
+    """A durable message to the owner of a session. Redis only wakes the owner up."""
+
+    __tablename__ = "commands"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending','applied','rejected')", name="status"),
+        Index("commands_pending_idx", "session_id", "created_at", postgresql_where=text("status = 'pending'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    payload: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    result: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    applied_at: Mapped[datetime | None]
+
+
+class TranscriptEntry(Base):
+    """One line of the SDK's own transcript, from which any instance resumes the conversation."""
+
+    __tablename__ = "transcript_entries"
+    __table_args__ = (
+        Index("transcript_entries_key_idx", "session_id", "project_key", "sdk_session_id", "subpath", "id"),
+        Index(
+            "transcript_entries_uuid_key",
+            "session_id",
+            "project_key",
+            "sdk_session_id",
+            "subpath",
+            "uuid",
+            unique=True,
+            postgresql_where=text("uuid IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    project_key: Mapped[str]
+    sdk_session_id: Mapped[str]
+    subpath: Mapped[str] = mapped_column(server_default=text("''"))
+    uuid: Mapped[str | None]
+    entry: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class IdempotencyKey(Base):
+    """What an `Idempotency-Key` stood for: a repeat within 24 hours finds the same session and run."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

@@ -1,0 +1,277 @@
+"""From the SDK's messages to events, and from its result to the outcome of a run. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from claude_agent_sdk import (
+    AssistantMessage,
+    ContentBlock,
+    Message,
+    RateLimitEvent,
+    ResultMessage,
+    ServerToolResultBlock,
+    ServerToolUseBlock,
+    StreamEvent,
+    SystemMessage,
+    TaskNotificationMessage,
+    TaskProgressMessage,
+    TaskStartedMessage,
+    TaskUpdatedMessage,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserMessage,
+)
+
+from apps.api.core.frames import encode
+from apps.api.core.log import Event, Outcome
+from apps.api.errors import RUN_FAILURES
+
+_DELTAS = {
+    "text_delta": ("text", "text"),
+    "thinking_delta": ("thinking", "thinking"),
+    "input_json_delta": ("input_json", "partial_json"),
+}
+
+
+def partial(message: StreamEvent) -> dict[str, Any] | None:
+    """The fields of a `partial` event, or None for stream events that carry no text."""
+    event = message.event
+    if event.get("type") != "content_block_delta":
+        return None
+    kind = _DELTAS.get(event["delta"].get("type", ""))
+    if kind is None:
+        return None
+    name, source = kind
+    return {
+        "index": event["index"],
+        "delta": {"type": name, name: event["delta"][source]},
+        "parent_tool_use_id": message.parent_tool_use_id,
+    }
+
+
+def block(value: ContentBlock) -> dict[str, Any]:
+    """One content block as JSON."""
+    match value:
+        case TextBlock():
+            return {"type": "text", "text": value.text}
+        case ThinkingBlock():
+            return {"type": "thinking", "thinking": value.thinking}
+        case ToolUseBlock():
+            return {"type": "tool_use", "id": value.id, "name": value.name, "input": value.input}
+        case ToolResultBlock():
+            return {
+                "type": "tool_result",
+                "tool_use_id": value.tool_use_id,
+                "content": value.content,
+                "is_error": bool(value.is_error),
+            }
+        case ServerToolUseBlock():
+            return {"type": "server_tool_use", "id": value.id, "name": value.name, "input": value.input}
+        case ServerToolResultBlock():
+            return {"type": "server_tool_result", "tool_use_id": value.tool_use_id, "content": value.content}
+
+
+def prompt_message(run_id: UUID, content: Any) -> dict[str, Any]:
+    """The fields of the `message` event that shows the user's own prompt. Its uuid is the run's id."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {"role": "user", "content": blocks, "parent_tool_use_id": None, "uuid": str(run_id)}
+
+
+def events(message: Message, run_id: UUID | None) -> list[Event]:
+    """The durable events that a message stands for; most system messages stand for none."""
+    match message:
+        case AssistantMessage():
+            fields = {
+                "role": "assistant",
+                "content": [block(b) for b in message.content],
+                "parent_tool_use_id": message.parent_tool_use_id,
+                "uuid": message.uuid,
+                "message_id": message.message_id,
+                "model": message.model,
+                "usage": message.usage,
+            }
+            return [Event("message", fields, run_id)]
+        case UserMessage():
+            content = message.content
+            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else [block(b) for b in content]
+            fields = {
+                "role": "user",
+                "content": blocks,
+                "parent_tool_use_id": message.parent_tool_use_id,
+                "uuid": message.uuid,
+            }
+            return [Event("message", fields, run_id)]
+        case TaskStartedMessage() | TaskProgressMessage() | TaskUpdatedMessage() | TaskNotificationMessage():
+            return [Event("task", _task(message), run_id)]
+        case RateLimitEvent():
+            info = message.rate_limit_info
+            fields = {"status": "rate_limit", "limit": info.rate_limit_type, "state": info.status}
+            return [Event("status", {**fields, "resets_at": info.resets_at}, run_id)]
+        case SystemMessage():
+            return _system(message, run_id)
+    return []
+
+
+def _task(
+    message: TaskStartedMessage | TaskProgressMessage | TaskUpdatedMessage | TaskNotificationMessage,
+) -> dict[str, Any]:
+    data = message.data
+    status = {"task_started": "started", "task_progress": "progress"}.get(message.subtype)
+    patch = data.get("patch") or {}
+    return {
+        "task_id": message.task_id,
+        "status": status or data.get("status") or patch.get("status") or "updated",
+        "description": data.get("description"),
+        "summary": data.get("summary"),
+        "tool_use_id": data.get("tool_use_id"),
+        "subagent_type": data.get("subagent_type"),
+        "usage": data.get("usage"),
+    }
+
+
+def _system(message: SystemMessage, run_id: UUID | None) -> list[Event]:
+    data = message.data
+    match message.subtype:
+        case "init":
+            return [Event("init", init(data), run_id)]
+        case "api_retry":
+            names = ("attempt", "max_retries", "retry_delay_ms", "error_status", "error")
+            return [Event("status", {"status": "model_retry", **{n: data.get(n) for n in names}}, run_id)]
+        case "compact_boundary":
+            return [Event("status", {"status": "compacted", "detail": data.get("compact_metadata")}, run_id)]
+        case "status" if data.get("status") == "compacting":
+            return [Event("status", {"status": "compacting"}, run_id)]
+    return []
+
+
+def init(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the `init` event. Host paths stay here: `cwd` is told as the agent sees it."""
+    return {
+        "model": data.get("model"),
+        "tools": data.get("tools", []),
+        "mcp_servers": data.get("mcp_servers", []),
+        "permission_mode": data.get("permissionMode"),
+        "cwd": data.get("cwd"),
+        "skills": data.get("skills", []),
+        "commands": data.get("slash_commands", []),
+        "agents": data.get("agents", []),
+        "sdk_session_id": data.get("session_id"),
+    }
+
+
+def error(code: str, message: str) -> dict[str, Any]:
+    """The fields of the `error` event; the code says whether a retry makes sense."""
+    return {"code": code, "message": message, "retryable": RUN_FAILURES[code][1]}
+
+
+class Meter:
+    """Turns the SDK's cumulative figures into one run's share, by subtraction: the SDK counts per CLI process."""
+
+    def __init__(self) -> None:
+        self._cost = 0.0
+        self._models: dict[str, dict[str, Any]] = {}
+
+    def share(self, result: ResultMessage) -> tuple[float, dict[str, dict[str, Any]]]:
+        """Cost in USD and usage by model since the previous result."""
+        total = result.total_cost_usd or 0.0
+        cost, self._cost = max(total - self._cost, 0.0), total
+        models = {}
+        totals: dict[str, Any] = dict(result.model_usage or {})
+        for name, figures in totals.items():
+            before = self._models.get(name, {})
+            models[name] = {
+                key: value - before.get(key, 0) if key in _CUMULATIVE else value for key, value in figures.items()
+            }
+        self._models = totals
+        return cost, {name: figures for name, figures in models.items() if any(figures.get(k) for k in _CUMULATIVE)}
+
+
+_CUMULATIVE = frozenset(
+    {
+        "inputTokens",
+        "outputTokens",
+        "cacheReadInputTokens",
+        "cacheCreationInputTokens",
+        "webSearchRequests",
+        "costUSD",
+        "thinkingTokens",
+        "cacheCreationEphemeral5mInputTokens",
+        "cacheCreationEphemeral1hInputTokens",
+    }
+)
+
+_COUNTED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def outcome(message: ResultMessage, meter: Meter) -> tuple[Outcome, list[Event]]:
+    """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
+
+    `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
+    `subtype="success"`.
+    """
+    cost, models = meter.share(message)
+    status, failure = _verdict(message)
+    fields = {
+        "status": status,
+        "result": message.result,
+        "structured_output": message.structured_output,
+        "is_error": message.is_error,
+        "stop_reason": message.stop_reason,
+        "terminal_reason": message.terminal_reason,
+        "num_turns": message.num_turns,
+        "duration_ms": message.duration_ms,
+        "duration_api_ms": message.duration_api_ms,
+        "total_cost_usd": cost,
+        "usage": message.usage,
+        "model_usage": models,
+        "permission_denials": message.permission_denials or [],
+    }
+    usage = message.usage or {}
+    ended = Outcome(
+        status=status,
+        result=encode(fields).decode(),
+        error=failure,
+        cost_usd=cost,
+        usage={name: int(usage.get(name) or 0) for name in _COUNTED},
+        num_turns=message.num_turns,
+    )
+    last = [Event("result", fields)]
+    if failure is not None:
+        last.append(Event("error", failure))
+    return ended, last
+
+
+def _verdict(message: ResultMessage) -> tuple[str, dict[str, Any] | None]:
+    reason = message.terminal_reason or ""
+    if reason.startswith("aborted"):
+        return "interrupted", error("interrupted", "The run was interrupted.")
+    if message.subtype == "error_max_turns":
+        return "failed", error("max_turns_exceeded", "The agent used up max_turns before it was done.")
+    if message.subtype == "error_max_budget_usd":
+        return "failed", error("max_budget_exceeded", "The agent used up max_budget_usd before it was done.")
+    if not message.is_error:
+        return "succeeded", None
+    if message.api_error_status is not None or reason == "api_error":
+        return "failed", error(_model_failure(message.api_error_status), message.result or "The model gave no answer.")
+    text = message.result or "; ".join(message.errors or []) or "The agent failed."
+    return "failed", error("execution_error", text)
+
+
+def _model_failure(status: int | None) -> str:
+    if status is None:
+        return "model_unreachable"
+    codes = {
+        400: "model_request_invalid",
+        401: "model_authentication_failed",
+        403: "model_authentication_failed",
+        404: "model_not_found",
+        413: "model_request_invalid",
+        429: "model_rate_limited",
+        529: "model_overloaded",
+    }
+    return codes.get(status, "model_error")

@@ -1,0 +1,169 @@
+"""From a session's configuration to the SDK's options, and the directories that an agent lives in."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO, cast
+from uuid import UUID
+
+from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
+from claude_agent_sdk import ClaudeAgentOptions, SessionStore
+from claude_agent_sdk.types import SystemPromptPreset
+
+from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
+from apps.api.core.workspaces import Workspace
+from apps.api.runner.transcripts import Transcripts
+from apps.api.settings import Settings
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Largest line that the CLI may write: a tool result of some megabytes is one line."""
+
+_QUIET_CLI = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    # Bounds on the model: without them the CLI retries an overloaded one for minutes.
+    "CLAUDE_CODE_MAX_RETRIES": "3",
+    "API_TIMEOUT_MS": "120000",
+    "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",
+    "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
+}
+
+
+class Scratch:
+    """This instance's private directory for what agents leave behind: config, temporary files, the launcher.
+
+    The lock file lets the next start on this host remove what a killed instance left.
+    """
+
+    def __init__(self, instance_id: UUID) -> None:
+        base = Path(tempfile.gettempdir()) / f"claude-agent-api-{os.getuid()}"
+        base.mkdir(mode=0o700, exist_ok=True)
+        if base.is_symlink() or base.stat().st_uid != os.getuid():
+            raise PermissionError(f"{base} belongs to somebody else")
+        self._sweep(base)
+        self.root = base / str(instance_id)
+        self.root.mkdir(mode=0o700)
+        self._lock = self._try_lock(self.root)
+        self.launcher = install_guard(self.root)
+
+    @staticmethod
+    def _try_lock(directory: Path) -> IO[str] | None:
+        handle = (directory / "lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            return None
+        return handle
+
+    @classmethod
+    def _sweep(cls, base: Path) -> None:
+        for directory in base.iterdir():
+            if directory.is_dir() and (handle := cls._try_lock(directory)):
+                shutil.rmtree(directory, ignore_errors=True)
+                handle.close()
+
+    def of(self, session_id: UUID, generation: int) -> Path:
+        """The directory of one session as long as it is owned under this generation, created."""
+        path = self.root / f"{session_id}-{generation}"
+        for part in ("config", "tmp"):
+            (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def forget(self, session_id: UUID, generation: int) -> None:
+        """Remove one session's directory."""
+        shutil.rmtree(self.root / f"{session_id}-{generation}", ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        if self._lock:
+            self._lock.close()
+
+
+def _system_prompt(config: AgentConfig) -> str | SystemPromptPreset:
+    if config.system_prompt is not None:
+        return "\n\n".join(filter(None, (config.system_prompt, config.system_prompt_append)))
+    preset: SystemPromptPreset = {"type": "preset", "preset": "claude_code"}
+    if config.system_prompt_append:
+        preset["append"] = config.system_prompt_append
+    return preset
+
+
+def environment(settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path) -> dict[str, str]:
+    """What the agent process is given on top of the guard's allow-list."""
+    env = dict(_QUIET_CLI)
+    if settings.anthropic_base_url:
+        env["ANTHROPIC_BASE_URL"] = settings.anthropic_base_url
+    if settings.anthropic_api_key:
+        env["ANTHROPIC_API_KEY"] = settings.anthropic_api_key.get_secret_value()
+    if settings.claude_code_oauth_token:
+        env["CLAUDE_CODE_OAUTH_TOKEN"] = settings.claude_code_oauth_token.get_secret_value()
+    if os.geteuid() == 0:
+        env["IS_SANDBOX"] = "1"  # the CLI refuses bypassPermissions to root otherwise
+    checkpoints = config.enable_file_checkpointing
+    if settings.enable_file_checkpointing if checkpoints is None else checkpoints:
+        # The option of that name refuses to work with a session store; the variable behind it does not.
+        env["CLAUDE_CODE_ENABLE_SDK_FILE_CHECKPOINTING"] = "true"
+    env.update(
+        guard_environment(
+            workspace=workspace.root,
+            config_dir=scratch / "config",
+            tmp_dir=scratch / "tmp",
+            isolation=settings.agent_isolation,
+            read_paths=settings.agent_read_paths,
+            cli=bundled_cli(),
+            session_env=config.env or {},
+        )
+    )
+    return env
+
+
+def build(
+    settings: Settings,
+    config: AgentConfig,
+    *,
+    workspace: Workspace,
+    scratch: Path,
+    launcher: Path,
+    store: Transcripts,
+    sdk_session_id: UUID,
+    resume: bool,
+    stderr: list[str],
+) -> ClaudeAgentOptions:
+    """Options for one CLI process. `stderr` collects its last lines, for the message of a failed start."""
+
+    def keep(line: str) -> None:
+        stderr.append(line[:500])
+        del stderr[:-20]
+
+    return ClaudeAgentOptions(
+        model=config.model or settings.default_model,
+        fallback_model=config.fallback_model,
+        system_prompt=_system_prompt(config),
+        tools=list(DEFAULT_TOOLS if config.tools is None else config.tools),
+        allowed_tools=list(config.allowed_tools or ()),
+        disallowed_tools=list(config.disallowed_tools or ()),
+        permission_mode=config.permission_mode,
+        max_turns=config.max_turns,
+        max_budget_usd=config.max_budget_usd,
+        cwd=workspace.cwd,
+        env=environment(settings, config, workspace, scratch),
+        cli_path=launcher,
+        stderr=keep,
+        setting_sources=[],
+        strict_mcp_config=True,
+        include_partial_messages=True,
+        verbatim_prompts=True,
+        max_buffer_size=MAX_MESSAGE_BYTES,
+        session_store=cast(SessionStore, store),  # the optional methods are left out, as the SDK allows
+        session_store_flush="eager",
+        session_id=None if resume else str(sdk_session_id),
+        resume=str(sdk_session_id) if resume else None,
+    )

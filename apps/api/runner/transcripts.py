@@ -1,0 +1,119 @@
+"""The SDK's SessionStore on PostgreSQL: fenced, deduplicated, and indifferent to what the entries hold.
+
+One store serves one (session, generation). Entries are kept as text, since jsonb refuses NUL and lone
+surrogates; the SDK only needs them back deep-equal.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import orjson
+from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
+
+from apps.api.core.frames import encode
+from apps.api.core.instances import Lease
+from apps.api.db import CONNECT_TIMEOUT, Database, retrying
+from apps.api.errors import LeaseLost
+
+# FOR SHARE makes a reaper that takes the session wait for this statement: no entry slips in behind its back.
+_APPEND = """
+WITH pen AS (
+  SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
+), added AS (
+  INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
+  SELECT pen.id, $3, $4, $5, e.uuid, e.entry
+  FROM pen, unnest($6::text[], $7::text[]) WITH ORDINALITY AS e(uuid, entry, place) ORDER BY e.place
+  ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM pen
+"""
+
+_KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
+
+
+def _decode(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
+
+
+class Transcripts:
+    """Transcripts of one session, written as the owner of `generation`.
+
+    The SDK appends a batch at least once and drops it after three failures, so `append` itself outlasts a short
+    outage of the database, as long as the lease does.
+    """
+
+    def __init__(self, db: Database, lease: Lease, session_id: UUID, generation: int) -> None:
+        self._db, self._lease = db, lease
+        self._session_id, self._generation = session_id, generation
+
+    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+        """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
+        if not entries:
+            return
+        uuids = [entry.get("uuid") for entry in entries]
+        texts = [encode(entry).decode() for entry in entries]
+
+        async def attempt() -> int:
+            self._lease.require()
+            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                held: int = await connection.fetchval(
+                    _APPEND,
+                    self._session_id,
+                    self._generation,
+                    key["project_key"],
+                    key["session_id"],
+                    key.get("subpath") or "",
+                    uuids,
+                    texts,
+                )
+                return held
+
+        if await retrying(attempt, until=self._lease.is_over) == 0:
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not store transcripts")
+
+    async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
+        """All entries of a transcript in order, or None when there are none."""
+        rows = await self._db.pool.fetch(
+            f"SELECT entry FROM transcript_entries WHERE {_KEY} AND subpath = $4 ORDER BY id",  # noqa: S608
+            self._session_id,
+            key["project_key"],
+            key["session_id"],
+            key.get("subpath") or "",
+        )
+        return [_decode(row["entry"]) for row in rows] or None
+
+    async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
+        """Paths of the subagents' transcripts."""
+        rows = await self._db.pool.fetch(
+            f"SELECT DISTINCT subpath FROM transcript_entries WHERE {_KEY} AND subpath <> ''",  # noqa: S608
+            self._session_id,
+            key["project_key"],
+            key["session_id"],
+        )
+        return [row["subpath"] for row in rows]
+
+    async def delete(self, key: SessionKey) -> None:
+        """Remove one subagent's transcript, or without a subpath all of the conversation's."""
+        await self._db.pool.execute(
+            f"DELETE FROM transcript_entries WHERE {_KEY} AND ($4::text IS NULL OR subpath = $4)",  # noqa: S608
+            self._session_id,
+            key["project_key"],
+            key["session_id"],
+            key.get("subpath"),
+        )
+
+    async def exists(self, sdk_session_id: UUID) -> bool:
+        """Whether there is a conversation to resume."""
+        found: bool = await self._db.pool.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM transcript_entries"
+            " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '')",
+            self._session_id,
+            str(sdk_session_id),
+        )
+        return found

@@ -1,0 +1,124 @@
+"""The one configuration object, read once from the environment (and `.env`) and passed down.
+
+Every setting is explained for operators in `.env.example` and docs/configuration.md; a test checks
+that the three agree.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class Settings(BaseSettings):
+    """Typed view of the environment. Times are seconds, sizes are bytes unless the name says otherwise.
+
+    Raises:
+        pydantic.ValidationError: a value is missing or out of range; the message names the variable.
+    """
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, str_strip_whitespace=True)
+
+    api_key: SecretStr | None = None
+    database_url: SecretStr = SecretStr("postgresql+asyncpg://postgres:postgres@localhost:53432/claude_agent_api")
+    redis_url: SecretStr = SecretStr("redis://localhost:53380/0")
+    redis_key_prefix: str = ""
+
+    anthropic_api_key: SecretStr | None = None
+    anthropic_base_url: str | None = None
+    claude_code_oauth_token: SecretStr | None = None
+    default_model: str = "claude-sonnet-4-5"
+
+    host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
+    port: int = Field(54000, ge=0, le=65535)
+    log_level: LogLevel = "INFO"
+    debug: bool = False
+
+    request_timeout: float = Field(300, gt=0, le=86_400)
+    rate_limit_query_per_minute: int = Field(10, ge=0)
+    max_body_bytes: int = Field(1_500_000, ge=1024)
+    max_prompt_chars: int = Field(400_000, ge=1)
+    max_queued_runs_per_session: int = Field(100, ge=1)
+
+    enable_file_checkpointing: bool = False
+    runner_slots: int = Field(default_factory=lambda: max(2, (os.cpu_count() or 1) * 2), ge=0)
+    max_live_sessions: int | None = Field(None, ge=1)
+    instance_lease_seconds: float = Field(10, ge=2, le=300)
+    session_idle_seconds: float = Field(300, ge=0)
+    shutdown_grace_seconds: float = Field(30, ge=0)
+    workspaces_dir: Path = Path(".data/workspaces")
+    agent_isolation: Literal["auto", "require", "off"] = "auto"
+    agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
+
+    @field_validator("api_key", "anthropic_api_key", "claude_code_oauth_token", "anthropic_base_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("agent_read_paths", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return tuple(p for p in value.split(os.pathsep) if p) if isinstance(value, str) else value
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr) -> SecretStr:
+        scheme = urlsplit(value.get_secret_value()).scheme
+        if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
+            raise ValueError("must start with postgresql+asyncpg://, postgresql:// or postgres://")
+        return value
+
+    @field_validator("redis_url", mode="after")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _check_api_key(self) -> Settings:
+        if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
+            raise ValueError("API_KEY: use at least 16 characters (for example: openssl rand -hex 32)")
+        return self
+
+    @cached_property
+    def workspaces_root(self) -> Path:
+        """Absolute, symlink-free WORKSPACES_DIR. The SDK keys transcripts by it: the same on every host."""
+        return self.workspaces_dir.expanduser().resolve()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """DATABASE_URL in the form that SQLAlchemy's asyncpg dialect takes."""
+        return self._database_url_with("postgresql+asyncpg")
+
+    @property
+    def asyncpg_dsn(self) -> str:
+        """DATABASE_URL in the form that asyncpg takes."""
+        return self._database_url_with("postgresql")
+
+    def _database_url_with(self, scheme: str) -> str:
+        return urlunsplit(urlsplit(self.database_url.get_secret_value())._replace(scheme=scheme))
+
+    @property
+    def live_session_limit(self) -> int:
+        """How many CLI processes this instance keeps alive, warm ones included (~110 MB each)."""
+        return max(self.runner_slots, self.max_live_sessions or self.runner_slots * 4)
+
+    @property
+    def model_is_configured(self) -> bool:
+        """Whether some credential or endpoint for a model is set."""
+        return any((self.anthropic_api_key, self.claude_code_oauth_token, self.anthropic_base_url))
+
+    @cached_property
+    def hostname(self) -> str:
+        """This host's name, for operators' listings only."""
+        return socket.gethostname()
