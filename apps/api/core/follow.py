@@ -130,7 +130,6 @@ class Followers:
     def __init__(self, db: Database, redis: Redis, subscriptions: Subscriptions) -> None:
         self._db, self._redis, self._subscriptions = db, redis, subscriptions
         self._topics: dict[str, _Topic] = {}
-        self.closing = asyncio.Event()
 
     @property
     def count(self) -> int:
@@ -151,9 +150,10 @@ class Followers:
             yield mailbox
         finally:
             topic.mailboxes.remove(mailbox)
-            self._subscriptions.unsubscribe(channel, topic)
-            if not topic.mailboxes and self._topics.get(channel) is topic:
-                del self._topics[channel]
+            if not topic.mailboxes:
+                self._subscriptions.unsubscribe(channel, topic)
+                if self._topics.get(channel) is topic:
+                    del self._topics[channel]
 
     async def run(self) -> None:
         """Compare all readers with the database from time to time, in one query for the whole instance."""

@@ -52,6 +52,14 @@ def encode(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
+def decode(text: str | bytes) -> Any:
+    """What `encode` made, lone surrogates included, which orjson refuses. Raises ValueError when it is no JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
+
+
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC with milliseconds, as everywhere in the API."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -12,10 +12,9 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from apps.api.core.config import AgentConfig
-from apps.api.core.frames import Frame
+from apps.api.core.frames import Frame, decode
 from apps.api.core.instances import Lease
 from apps.api.core.log import FINISH_RUN, Event, append
 from apps.api.core.runs import Prompt
@@ -76,7 +75,7 @@ async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: l
     if row is None:
         return None
     fields = dict(row)
-    fields["prompt"] = orjson.loads(row["prompt"])
+    fields["prompt"] = decode(row["prompt"])
     fields["config"] = AgentConfig.model_validate(row["config"])
     return Claim(**fields)
 

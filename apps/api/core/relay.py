@@ -188,7 +188,8 @@ class Subscriptions:
         """
         name = channel.encode()
         listeners = self._listeners.setdefault(name, [])
-        listeners.append(listener)
+        if listener not in listeners:
+            listeners.append(listener)
         confirmed = self._confirmed.get(name)
         if confirmed is None:
             confirmed = self._confirmed[name] = asyncio.Event()

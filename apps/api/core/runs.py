@@ -9,11 +9,9 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import asyncpg
-import orjson
-
 from apps.api.core import sessions
 from apps.api.core.config import AgentConfig
-from apps.api.core.frames import encode, timestamp
+from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.sessions import Labels, Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
@@ -279,7 +277,7 @@ def _run(row: asyncpg.Record) -> dict[str, Any]:
         "status": row["status"],
         "origin": row["origin"],
         "error": row["error"],
-        "result": orjson.loads(row["result"]) if row["result"] else None,
+        "result": decode(row["result"]) if row["result"] else None,
         "total_cost_usd": row["total_cost_usd"],
         "timeout_seconds": row["timeout_seconds"],
         "first_seq": row["first_seq"],

@@ -16,7 +16,7 @@ from sqlalchemy import and_, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import array
 
 from apps.api.core.config import AgentConfig
-from apps.api.core.frames import timestamp
+from apps.api.core.frames import decode, timestamp
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.models import Run, Session
@@ -296,7 +296,7 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
     if cursor is not None and not cursor.isdecimal():
         raise ValidationError.of("cursor", "not a cursor that this list gave")
     rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, int(cursor or 0), limit + 1)
-    data = [orjson.loads(row["data"]) | {"subagent_messages": []} for row in rows[:limit]]
+    data = [decode(row["data"]) | {"subagent_messages": []} for row in rows[:limit]]
     callers = {
         block["id"]: message
         for message in data
@@ -312,6 +312,6 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
         MAX_SUBAGENT_MESSAGES,
     )
     for row in nested:
-        message = orjson.loads(row["data"])
+        message = decode(row["data"])
         callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
     return Page(data, str(rows[limit - 1]["seq"]) if len(rows) > limit else None)

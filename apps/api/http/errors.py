@@ -11,11 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from slowapi.errors import RateLimitExceeded
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Scope
 
 from apps.api.db import CONNECTION_ERRORS, is_connection_error
 from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
+from apps.api.http.answer import Json
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,7 @@ def error_response(scope: Scope, error: ApiError) -> Response:
     path = scope["path"]
     shape = next((s for prefix, s in shapes.items() if path == prefix or path.startswith(f"{prefix}/")), _native)
     request_id = str(scope.get("state", {}).get("request_id", ""))
-    return JSONResponse(shape(error, request_id), status_code=error.status, headers=error.headers)
+    return Json(shape(error, request_id), status_code=error.status, headers=error.headers)
 
 
 def _field(location: tuple[Any, ...]) -> str:
@@ -42,12 +43,18 @@ def _field(location: tuple[Any, ...]) -> str:
     return ".".join(names[1:] if len(names) > 1 and names[0] == "body" else names)
 
 
+def _reason(error: Any) -> str:
+    if error["loc"] == ("body",) and error["type"] in ("model_attributes_type", "missing"):
+        return "send a JSON object, with Content-Type: application/json"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def from_validation(error: RequestValidationError) -> ApiError:
     """422 with the path of every field, or 400 when the body is no JSON at all. Never echoes the input."""
     found = error.errors()
     if any(e["type"] == "json_invalid" for e in found):
         return BadRequest("The body is not valid JSON.", code="invalid_json")
-    errors = [{"field": _field(e["loc"]), "reason": e["msg"]} for e in found[:50]]
+    errors = [{"field": _field(e["loc"]), "reason": _reason(e)} for e in found[:50]]
     summary = "; ".join(f"{e['field']}: {e['reason']}" for e in errors[:3])
     return ValidationError(summary or "The request is not valid.", details={"errors": errors})
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, cast
 from uuid import UUID
@@ -21,6 +22,9 @@ from apps.api.settings import Settings
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest line that the CLI may write: a tool result of some megabytes is one line."""
+
+SWEEP_AGE = 60.0
+"""Seconds after which a directory without a living owner is removed."""
 
 _QUIET_CLI = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -42,6 +46,7 @@ class Scratch:
     """
 
     def __init__(self, instance_id: UUID) -> None:
+        tempfile.tempdir = None
         base = Path(tempfile.gettempdir()) / f"claude-agent-api-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
         if base.is_symlink() or base.stat().st_uid != os.getuid():
@@ -51,6 +56,8 @@ class Scratch:
         self.root.mkdir(mode=0o700)
         self._lock = self._try_lock(self.root)
         self.launcher = install_guard(self.root)
+        # The SDK puts the history of a resumed conversation into a temporary directory; a killed process leaves it.
+        tempfile.tempdir = str(self.root)
 
     @staticmethod
     def _try_lock(directory: Path) -> IO[str] | None:
@@ -65,6 +72,9 @@ class Scratch:
     @classmethod
     def _sweep(cls, base: Path) -> None:
         for directory in base.iterdir():
+            # A young one may belong to an instance that is starting and has not locked it yet.
+            if time.time() - directory.stat().st_mtime < SWEEP_AGE:
+                continue
             if directory.is_dir() and (handle := cls._try_lock(directory)):
                 shutil.rmtree(directory, ignore_errors=True)
                 handle.close()

@@ -6,14 +6,11 @@ surrogates; the SDK only needs them back deep-equal.
 
 from __future__ import annotations
 
-import json
-from typing import Any
 from uuid import UUID
 
-import orjson
 from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
 
-from apps.api.core.frames import encode
+from apps.api.core.frames import decode, encode
 from apps.api.core.instances import Lease
 from apps.api.db import CONNECT_TIMEOUT, Database, retrying
 from apps.api.errors import LeaseLost
@@ -32,13 +29,6 @@ SELECT count(*) FROM pen
 """
 
 _KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
-
-
-def _decode(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)
 
 
 class Transcripts:
@@ -86,7 +76,7 @@ class Transcripts:
             key["session_id"],
             key.get("subpath") or "",
         )
-        return [_decode(row["entry"]) for row in rows] or None
+        return [decode(row["entry"]) for row in rows] or None
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """Paths of the subagents' transcripts."""

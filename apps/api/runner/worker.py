@@ -38,6 +38,7 @@ REAP_INTERVAL = 1.0
 SWEEP_INTERVAL = 600.0
 
 _TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
+_PASSING: tuple[type[Exception], ...] = (*_TRANSIENT, LeaseLost)
 
 
 class _Wakeups:
@@ -112,8 +113,7 @@ class Worker:
         sender, _, session = message.partition(":")
         if sender == str(self._lease.instance_id):
             return
-        owned = bool(session) and UUID(session) in self._executions
-        if owned:
+        if _session_id(session) in self._executions:
             self._claim_now.set()
         else:
             delay = COURTESY * random.uniform(0.7, 1.3)  # noqa: S311 - jitter, not a secret
@@ -123,15 +123,15 @@ class Worker:
         self._commands_now.set()
 
     def _heard_deletion(self, session: str) -> None:
-        if session:
-            self._spawn(self._bury(UUID(session)), f"bury-{session}")
+        if session_id := _session_id(session):
+            self._spawn(self._bury(session_id), f"bury-{session_id}")
 
     async def _bury(self, session_id: UUID) -> None:
         """A session was deleted: end its agent here, if it is here, then remove its files."""
         execution = self._executions.get(session_id)
         if execution is not None:
             execution.fence()
-            await execution.over.wait()
+            await asyncio.wait_for(execution.over.wait(), 60)
         await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
 
     # --- the lease ---------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class Worker:
                     await self._announce(run)
                 if waiting and self.running >= self._slots:
                     await self._yield_idle({run.session_id for run in waiting})
-            except (*_TRANSIENT, LeaseLost) as error:
+            except _PASSING as error:
                 log.warning("worker.announce_failed", error=type(error).__name__)
             await asyncio.sleep(0.2)
 
@@ -384,6 +384,14 @@ class Worker:
         except _TRANSIENT as error:
             log.warning("worker.not_unregistered", error=type(error).__name__)
         await asyncio.to_thread(self._scratch.close)
+
+
+def _session_id(text: str) -> UUID | None:
+    """The id in a wake-up; None for an empty one, or one of another version of this program."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -1,0 +1,127 @@
+"""Fixtures: real PostgreSQL and Valkey, a migrated template database, the demo model, and fleets of servers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from apps.api import migrate
+from apps.api.db import Database
+from apps.api.dev.embedded import Servers
+from apps.api.redis import Redis, open_redis
+from apps.api.settings import Settings
+from apps.demo_model.server import serving
+from tests.fleet import API_KEY, Fleet
+
+_numbers = itertools.count(1)
+TEMPLATE = "template_app"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with Servers(tmp_path_factory.mktemp("servers"), ephemeral=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def model_url() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+async def _make_template(servers: Servers) -> str:
+    await servers.create_database(TEMPLATE)
+    await migrate.upgrade(settings_for(servers, TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+async def template(servers: Servers) -> str:
+    """The name of a migrated, empty database."""
+    return await _make_template(servers)
+
+
+@pytest.fixture
+async def own_servers(tmp_path: Path) -> AsyncIterator[Servers]:
+    """PostgreSQL and Valkey of the test's own, to be restarted."""
+    with Servers(tmp_path / "servers", ephemeral=True) as running:
+        await _make_template(running)
+        yield running
+
+
+def settings_for(servers: Servers, database: str, **more: object) -> Settings:
+    given = {"database_url": servers.database_url(database), "redis_url": servers.redis_url, **more}
+    return Settings(_env_file=None, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def settings(servers: Servers, template: str, tmp_path: Path) -> Settings:
+    """Settings with a database and a Redis prefix of the test's own."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await servers.create_database(name, template)
+    return settings_for(servers, name, redis_key_prefix=f"{name}:", workspaces_dir=tmp_path / "workspaces")
+
+
+@pytest.fixture
+async def db(settings: Settings) -> AsyncIterator[Database]:
+    async with Database.open(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    async with open_redis(settings) as opened:
+        yield opened
+
+
+StartFleet = Callable[..., Awaitable[Fleet]]
+
+
+async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIterator[StartFleet]:
+    async with AsyncExitStack() as stack:
+
+        async def start(count: int, servers: Servers = shared, **more: str) -> Fleet:
+            name = f"fleet_{os.getpid()}_{next(_numbers)}"
+            await servers.create_database(name, TEMPLATE)
+            env = {
+                "DATABASE_URL": servers.database_url(name),
+                "REDIS_URL": servers.redis_url,
+                "REDIS_KEY_PREFIX": f"{name}:",
+                "API_KEY": API_KEY,
+                "ANTHROPIC_BASE_URL": model_url,
+                "ANTHROPIC_API_KEY": "demo-key-of-the-tests",
+                "WORKSPACES_DIR": str(directory / "workspaces"),
+                "RATE_LIMIT_QUERY_PER_MINUTE": "0",
+                "RUNNER_SLOTS": "4",
+                "INSTANCE_LEASE_SECONDS": "3",
+                "SHUTDOWN_GRACE_SECONDS": "20",
+                "LOG_LEVEL": "INFO",
+                **more,
+            }
+            fleet = Fleet(env, directory)
+            stack.push_async_callback(fleet.stop)
+            await fleet.start(count)
+            return fleet
+
+        yield start
+
+
+@pytest.fixture
+async def start_fleet(servers: Servers, template: str, model_url: str, tmp_path: Path) -> AsyncIterator[StartFleet]:
+    """Start fleets that end with the test: for tests that kill something."""
+    async for start in _fleets(servers, model_url, tmp_path):
+        yield start
+
+
+@pytest.fixture(scope="session")
+async def fleet(
+    servers: Servers, template: str, model_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fleet]:
+    """Three instances that all tests share; nobody kills them."""
+    async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
+        yield await start(3, DEBUG="true")

@@ -1,0 +1,181 @@
+"""A fleet of real server processes for acceptance tests, and a small SSE client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+
+API_KEY = "test-key-of-the-acceptance-tests"
+HEADERS = {"X-API-Key": API_KEY}
+START_SECONDS = 60
+END_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Sse:
+    """One event as a client sees it."""
+
+    id: str
+    event: str
+    data: dict[str, Any]
+
+
+async def events_of(response: httpx.Response) -> AsyncIterator[Sse]:
+    """Parse a stream, ignoring comments."""
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            yield Sse(fields.get("id", ""), fields["event"], orjson.loads(fields["data"]))
+            fields = {}
+
+
+@dataclass
+class Instance:
+    """One server process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    client: httpx.AsyncClient
+    id: str = ""
+
+    def descendants(self) -> list[psutil.Process]:
+        """The agents' processes and their tools, at this moment."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self, seconds: float = END_SECONDS) -> int:
+        """Its exit code, awaited."""
+        return await asyncio.to_thread(self.process.wait, seconds)
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, **more: Any) -> httpx.Response:
+        return await self.client.post(f"/api/v1{path}", json=body, **more)
+
+    async def get(self, path: str, **more: Any) -> httpx.Response:
+        return await self.client.get(f"/api/v1{path}", **more)
+
+    async def session(self, **config: Any) -> str:
+        response = await self.post("/sessions", config)
+        assert response.status_code == 201, response.text
+        return str(response.json()["session_id"])
+
+    async def prompt(self, session_id: str, prompt: str, **more: Any) -> str:
+        """Queue a prompt; returns the run's id."""
+        response = await self.post(f"/sessions/{session_id}/query", {"prompt": prompt, **more})
+        assert response.status_code == 202, response.text
+        return str(response.json()["run_id"])
+
+    async def ask(self, session_id: str, prompt: str, **more: Any) -> dict[str, Any]:
+        """Send a prompt and wait for its result."""
+        response = await self.post("/query/single", {"prompt": prompt, "session_id": session_id, **more})
+        assert response.status_code == 200, response.text
+        result: dict[str, Any] = response.json()
+        return result
+
+    @asynccontextmanager
+    async def stream(self, path: str, **more: Any) -> AsyncIterator[AsyncIterator[Sse]]:
+        """Follow a GET stream."""
+        async with self.client.stream("GET", f"/api/v1{path}", **more) as response:
+            assert response.status_code == 200, (await response.aread()).decode()
+            yield events_of(response)
+
+    async def follow(self, run_id: str, **more: Any) -> list[Sse]:
+        """All events of a run, until it is done."""
+        async with self.stream(f"/runs/{run_id}/events", **more) as events:
+            return [event async for event in events]
+
+
+@dataclass
+class Fleet:
+    """Server processes on one database, one Redis and one demo model."""
+
+    env: Mapping[str, str]
+    directory: Path
+    instances: list[Instance] = field(default_factory=list)
+
+    def __getitem__(self, index: int) -> Instance:
+        return self.instances[index]
+
+    async def start(self, count: int, **settings: str) -> None:
+        """Start instances and wait until they are ready."""
+        fresh = [self._spawn({**self.env, **settings}) for _ in range(count)]
+        self.instances += fresh
+        await asyncio.gather(*(self._ready(instance) for instance in fresh))
+
+    def _spawn(self, env: Mapping[str, str]) -> Instance:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        log = self.directory / f"instance-{len(self.instances)}-{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("claude-agent-api")), "serve", "--host", "127.0.0.1", "--port", str(port)],
+                env={**os.environ, **env},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        url = f"http://127.0.0.1:{port}"
+        client = httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=60)
+        return Instance(url, process, log, client)
+
+    async def _ready(self, instance: Instance) -> None:
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                assert instance.process.poll() is None, instance.log.read_text()[-2000:]
+                try:
+                    response = await instance.client.get("/health/ready")
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                    continue
+                if response.status_code == 200:
+                    instance.id = response.json()["instance_id"]
+                    return
+                await asyncio.sleep(0.05)
+
+    async def by_id(self, instance_id: str) -> Instance:
+        return next(instance for instance in self.instances if instance.id == instance_id)
+
+    async def owner_of(self, session_id: str) -> Instance:
+        """Whoever owns the session now."""
+        living = next(i for i in self.instances if i.process.poll() is None)
+        state = (await living.get(f"/sessions/{session_id}")).json()
+        assert state["owner"], state
+        return await self.by_id(state["owner"])
+
+    async def others(self, owner: Instance) -> list[Instance]:
+        return [i for i in self.instances if i is not owner and i.process.poll() is None]
+
+    async def stop(self) -> None:
+        """End what still runs; a process that a test has paused is continued first."""
+        for instance in self.instances:
+            await instance.client.aclose()
+            if instance.process.poll() is None:
+                instance.signal(signal.SIGCONT)
+                instance.signal(signal.SIGTERM)
+        for instance in self.instances:
+            try:
+                await instance.ended()
+            except subprocess.TimeoutExpired:
+                instance.process.kill()
+                await instance.ended()
