@@ -88,5 +88,18 @@ async def test_the_agents_environment_holds_no_server_secret(fleet: Fleet) -> No
     await fleet[0].ask(session_id, "run env; cat /proc/$PPID/environ; cat /proc/*/environ")
     messages = (await fleet[1].get(f"/sessions/{session_id}/messages")).text
     assert "COLOUR=blue" in messages
-    for name in ("DATABASE_URL", "REDIS_URL", "postgresql", "valkey.sock", fleet.env["API_KEY"]):
+    secrets = (fleet.env["API_KEY"], fleet.env["ANTHROPIC_API_KEY"])
+    for name in ("DATABASE_URL", "REDIS_URL", "postgresql", "valkey.sock", *secrets):
         assert name not in messages
+
+
+async def test_an_agent_cannot_read_another_sessions_files(fleet: Fleet) -> None:
+    theirs = await fleet[0].session(**BYPASS)
+    await fleet[0].ask(theirs, "write secret.txt: the treasure map")
+    mine = await fleet[0].session(**BYPASS)
+    root = fleet.env["WORKSPACES_DIR"]
+    await fleet[0].ask(mine, f"run ls {root}; cat {root}/{theirs}/secret.txt; echo mine > here.txt; cat here.txt")
+    messages = (await fleet[1].get(f"/sessions/{mine}/messages")).text
+    assert "treasure map" not in messages
+    assert "Permission denied" in messages
+    assert "mine" in messages

@@ -35,13 +35,18 @@ RESERVED_ENV = re.compile(
 """Environment names that steer the agent process itself or its credentials; a client may not set them."""
 
 
-def _no_nul(value: str) -> str:
+def storable(value: str) -> str:
+    """The text as given. Raises ValueError for what PostgreSQL cannot hold."""
     if "\x00" in value:
         raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must not contain half of a surrogate pair") from error
     return value
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(storable)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
 ToolRule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]

@@ -23,7 +23,7 @@ from uuid import UUID
 import orjson
 
 _RUN_AT = len('{"session_id":"') + 36 + len('","run_id":')
-_POSITION = re.compile(r"(\d{1,18})(?:-(\d{1,9}))?")
+_POSITION = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,9}))?")
 
 
 class Position(NamedTuple):

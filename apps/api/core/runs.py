@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import asyncpg
+
 from apps.api.core import sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
@@ -95,9 +96,12 @@ async def submit(
         if request.idempotency and (before := await _repeated(connection, tenant_id, request.idempotency)):
             if before.run_id is None:
                 raise _reused()
-            first: int | None = await connection.fetchval("SELECT first_seq FROM runs WHERE id = $1", before.run_id)
-            last: int = await connection.fetchval("SELECT last_seq FROM sessions WHERE id = $1", before.session_id)
-            after = last if first is None else first - 1
+            # One statement: a run that starts between two would be followed from behind its first events.
+            after = await connection.fetchval(
+                "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
+                " WHERE r.id = $1",
+                before.run_id,
+            )
             return Submitted(before.session_id, before.run_id, after, repeated=True)
         config = None
         if request.session_id is None:
@@ -299,22 +303,54 @@ async def get(db: Database, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
 async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
     """Runs of a session, newest first. Raises NotFound, ValidationError."""
     await sessions.require(db, tenant_id, session_id)
-    if cursor is not None and not cursor.isdecimal():
-        raise ValidationError.of("cursor", "not a cursor that this list gave")
     rows = await db.pool.fetch(
         _COLUMNS + "WHERE session_id = $1 AND tenant_id = $2 AND ($3::bigint IS NULL OR position < $3)"
         " ORDER BY position DESC LIMIT $4",
         session_id,
         tenant_id,
-        None if cursor is None else int(cursor),
+        sessions.number_of(cursor),
         limit + 1,
     )
     return Page([_run(row) for row in rows[:limit]], str(rows[limit - 1]["position"]) if len(rows) > limit else None)
 
 
-async def is_idle(db: Database, session_id: UUID) -> bool:
-    """Whether no run of the session is queued or active."""
-    busy = await db.pool.fetchval(
-        "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)", session_id
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the events of a run lie in its session's log, at one moment.
+
+    Attributes:
+        start: they come after this number.
+        end: the number of its `done`, once the run is over.
+        newest: the session's newest number.
+    """
+
+    session_id: UUID
+    start: int
+    end: int | None
+    newest: int
+
+
+async def extent(db: Database, tenant_id: UUID, run_id: UUID) -> Extent:
+    """Where to read a run's events. Raises NotFound when the run is unknown, or its session was deleted."""
+    row = await db.pool.fetchrow(
+        "SELECT s.id, coalesce(r.first_seq - 1, s.last_seq) AS start, s.last_seq AS newest, s.deleted_at,"
+        " CASE WHEN r.finished_at IS NOT NULL THEN r.last_seq END AS end"
+        " FROM runs r JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
+        run_id,
+        tenant_id,
     )
-    return not busy
+    if row is None:
+        raise NotFound.of("run")
+    if row["deleted_at"] is not None:
+        raise NotFound.of("session")
+    return Extent(row["id"], row["start"], row["end"], row["newest"])
+
+
+async def idle_since(db: Database, session_id: UUID) -> int | None:
+    """The session's newest number when no run of it is queued or active, else None."""
+    newest: int | None = await db.pool.fetchval(
+        "SELECT last_seq FROM sessions s WHERE id = $1"
+        " AND NOT EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND finished_at IS NULL)",
+        session_id,
+    )
+    return newest

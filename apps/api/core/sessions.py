@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -218,9 +219,32 @@ def _write_cursor(created_at: datetime, id_: UUID) -> str:
 def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
     try:
         moment, _, id_ = base64.urlsafe_b64decode(cursor.encode()).decode().partition("|")
-        return datetime.fromisoformat(moment), UUID(id_)
+        return utc(datetime.fromisoformat(moment)), UUID(id_)
     except (ValueError, binascii.Error) as error:
-        raise ValidationError.of("cursor", "not a cursor that this list gave") from error
+        raise _bad_cursor() from error
+
+
+def utc(moment: datetime) -> datetime:
+    """The same moment in UTC. Raises ValueError without a time zone, and at the ends of the calendar."""
+    if moment.tzinfo is None:
+        raise ValueError("give a time zone, for example 2026-01-31T12:00:00Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("out of range") from error
+
+
+def _bad_cursor() -> ValidationError:
+    return ValidationError.of("cursor", "not a cursor that this list gave")
+
+
+def number_of(cursor: str | None) -> int | None:
+    """The number that a cursor of a numbered list stands for. Raises ValidationError."""
+    if cursor is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", cursor):
+        raise _bad_cursor()
+    return int(cursor)
 
 
 async def delete(db: Database, tenant_id: UUID, session_id: UUID) -> UUID | None:
@@ -293,9 +317,7 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
         ValidationError: the cursor is not one of this list.
     """
     await require(db, tenant_id, session_id)
-    if cursor is not None and not cursor.isdecimal():
-        raise ValidationError.of("cursor", "not a cursor that this list gave")
-    rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, int(cursor or 0), limit + 1)
+    rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
     data = [decode(row["data"]) | {"subagent_messages": []} for row in rows[:limit]]
     callers = {
         block["id"]: message

@@ -68,7 +68,8 @@ def landlock_abi() -> int:
     """Version of Landlock that the running kernel offers; 0 when there is none, or it is switched off or forbidden."""
     if not LINUX:
         return 0
-    return max(0, libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+    abi: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    return max(0, abi)
 
 
 def prctl(option: int, value: int) -> None:

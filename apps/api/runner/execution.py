@@ -181,9 +181,11 @@ class Execution:
             try:
                 return await asyncio.wait_for(self._inbox.get(), self._core.settings.session_idle_seconds)
             except TimeoutError:
+                if not self._inbox.empty():
+                    return self._inbox.get_nowait()
                 if self._active is None:  # a background turn is not idleness
                     self._closing = True
-                    return None if self._inbox.empty() else self._inbox.get_nowait()
+                    return None
 
     async def _turn(self, claim: Claim) -> None:
         turn = self._current = Turn(claim.run_id, claim)
@@ -282,9 +284,13 @@ class Execution:
         except Exception as error:
             log.warning("execution.cli_ended", session_id=str(self.session_id), error=str(error)[:300])
             self._kill()
+        # A client that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
+        lost = {self._active} if self._client is not client else {self._active, self._current}
         try:
-            for turn in {t for t in (self._current, self._active) if t is not None and not t.ended.is_set()}:
-                await self._fail(turn, turn.stopping or "agent_crashed", reason)
+            for turn in lost:
+                if turn is not None and not turn.guest:
+                    await self._fail(turn, turn.stopping or "agent_crashed", reason)
+            self._active = None
         except (LeaseLost, Unavailable):
             self.fence()
             self._end_turns()
@@ -342,8 +348,9 @@ class Execution:
             self._noted = noted
 
     async def _end_turn(self, message: ResultMessage) -> None:
-        turn, self._active = self._active, None
+        turn = self._active
         if turn is None or turn.guest:
+            self._active = None
             self._meter.share(message)
             return
         outcome, last = messages.outcome(message, self._meter)
@@ -361,7 +368,7 @@ class Execution:
 
     async def _lose_storage(self) -> None:
         for turn in (self._active, self._current):
-            if turn is not None and not turn.ended.is_set():
+            if turn is not None and not turn.guest:
                 await self._fail(turn, "storage_failed", STOP_REASONS["storage_failed"][1])
         self._kill()
 
@@ -408,8 +415,11 @@ class Execution:
         if closing.done() and (error := closing.exception()):
             log.warning("execution.disconnect_failed", session_id=str(self.session_id), error=repr(error))
         if reader is not None and reader is not asyncio.current_task():
-            reader.cancel()
-            await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+            # It ends by itself with the stream. Cancelled in a write, it would leave the writer's position in doubt.
+            done, _ = await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+            if not done:
+                reader.cancel()
+                await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
 
     async def _release(self) -> bool:
         waiting = await queue.release(self._core.db, self.session_id, self.generation)

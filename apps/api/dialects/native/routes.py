@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from apps.api.auth import Principal
 from apps.api.core import commands, log, runs, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.follow import Followed
-from apps.api.core.frames import Position
+from apps.api.core.frames import Position, decode
 from apps.api.core.runs import Idempotency, Submitted
-from apps.api.core.sessions import Filters, Labels
+from apps.api.core.sessions import Filters, Labels, utc
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.stream import position, run_stream, session_stream
+from apps.api.dialects.native.examples import ERRORS, FOLLOWED, STREAMED
+from apps.api.dialects.native.stream import OneRun, position, run_stream, session_stream
 from apps.api.errors import NotFound, RunFailed, ValidationError
+from apps.api.http.answer import Json
 from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, Reader, Writer, finished, outcome_or_error
 from apps.api.http.sse import EventStream
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    always = (401, 403, 422, 429, 503) if 429 in statuses else (401, 403, 422, 503)
-    return {status: {"model": wire.ErrorAnswer} for status in sorted({*always, *statuses})}
+    answered = sorted({401, 403, 422, 500, 503, *statuses})
+    return {status: {"model": wire.ErrorAnswer, **ERRORS[status]} for status in answered}
 
-
-_SSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Server-sent events: `id` is the position, `event` the type, `data` one JSON object.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "headers": {
-            "X-Session-ID": {"schema": {"type": "string", "format": "uuid"}},
-            "X-Run-ID": {"schema": {"type": "string", "format": "uuid"}},
-        },
-    }
-}
 
 router = APIRouter(prefix="/api/v1")
 
@@ -66,6 +57,12 @@ def _config(body: AgentConfig) -> AgentConfig:
 
 def _labels(body: wire.LabelFields) -> Labels:
     return Labels(body.title, body.tags, body.metadata)
+
+
+def _answer(model: type[BaseModel], data: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+    # Pydantic checks the shape, but does not write what agents said: it refuses lone surrogates.
+    model.model_validate(data)
+    return Json(data, headers=headers)
 
 
 async def _submit(
@@ -104,7 +101,9 @@ async def _submit(
 # --- prompts -------------------------------------------------------------------------------------------------------
 
 
-@router.post("/query", tags=["prompts"], response_class=Response, responses={**_SSE, **_errors(404, 409, 413, 429)})
+@router.post(
+    "/query", tags=["prompts"], response_class=Response, responses={**STREAMED, **_errors(400, 404, 409, 413, 429)}
+)
 async def query(
     request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
 ) -> EventStream:
@@ -117,10 +116,15 @@ async def query(
     return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages)
 
 
-@router.post("/query/single", tags=["prompts"], responses=_errors(400, 404, 409, 413, 429, 502, 504))
+@router.post(
+    "/query/single",
+    tags=["prompts"],
+    response_model=wire.Result,
+    responses=_errors(400, 404, 409, 413, 429, 502, 504),
+)
 async def query_single(
     request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
-) -> wire.Result:
+) -> Response:
     """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
     run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
     wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
@@ -128,7 +132,7 @@ async def query_single(
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
         raise RunFailed("timeout", "The run is still queued or running; ask for it by its id.", ids)
-    return wire.Result.model_validate(outcome_or_error(state))
+    return _answer(wire.Result, outcome_or_error(state), request.state.limit_headers)
 
 
 @router.post(
@@ -152,16 +156,16 @@ async def session_query(
     headers = request.state.limit_headers
     state = await finished(core, caller.tenant_id, run, wait) if wait else None
     if state is not None:
-        return JSONResponse(outcome_or_error(state), headers=headers)
+        return _answer(wire.Result, outcome_or_error(state), headers)
     accepted = wire.Accepted(session_id=run.session_id, run_id=run.run_id)
-    return JSONResponse(accepted.model_dump(mode="json"), status_code=202, headers=headers)
+    return Json(accepted.model_dump(mode="json"), status_code=202, headers=headers)
 
 
 @router.post(
     "/sessions/{session_id}/resume",
     tags=["prompts"],
     response_class=Response,
-    responses={**_SSE, **_errors(404, 409, 413, 429)},
+    responses={**STREAMED, **_errors(400, 404, 409, 413, 429)},
 )
 async def resume(
     request: Request,
@@ -179,7 +183,7 @@ async def resume(
 # --- sessions ------------------------------------------------------------------------------------------------------
 
 
-@router.post("/sessions", tags=["sessions"], status_code=201, responses=_errors(409, 413))
+@router.post("/sessions", tags=["sessions"], status_code=201, responses=_errors(400, 409, 413))
 async def create_session(
     request: Request, core: CoreDep, caller: Writer, body: wire.SessionBody, idempotency_key: IdempotencyKey = None
 ) -> wire.SessionState:
@@ -200,24 +204,29 @@ async def list_sessions(
     request: Request,
     core: CoreDep,
     caller: Reader,
-    status: Literal["idle", "queued", "running", "requires_action"] | None = None,
-    tag: Annotated[str | None, Query(max_length=64)] = None,
+    status: Annotated[
+        Literal["idle", "queued", "running", "requires_action"] | None, Query(description="What it is doing now.")
+    ] = None,
+    tag: Annotated[str | None, Query(max_length=64, description="Has this tag.")] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the title, any case.")] = None,
-    created_after: datetime | None = None,
+    created_after: Annotated[datetime | None, Query(description="A moment with its time zone.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> wire.SessionList:
     """Sessions of the tenant, newest first. Filter by metadata with `metadata.KEY=VALUE`."""
-    if created_after is not None and created_after.tzinfo is None:
-        raise ValidationError.of("created_after", "give a time zone, for example 2026-01-31T12:00:00Z")
     wanted = {
         key.removeprefix("metadata."): value
         for key, value in request.query_params.items()
         if key.startswith("metadata.")
     }
-    for field, value in (("tag", tag), ("search", search), *wanted.items()):
-        if value is not None and "\x00" in value:
+    by_metadata = ((f"metadata.{key}", value) for key, value in wanted.items())
+    for field, value in (("tag", tag), ("search", search), *by_metadata):
+        if value is not None and "\x00" in field + value:
             raise ValidationError.of(field, "must not contain NUL")
+    try:
+        created_after = created_after and utc(created_after)
+    except ValueError as error:
+        raise ValidationError.of("created_after", str(error)) from error
     page = await sessions.list_page(
         core.db,
         caller.tenant_id,
@@ -235,7 +244,7 @@ async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> w
     return await _state(core, caller, session_id)
 
 
-@router.patch("/sessions/{session_id}", tags=["sessions"], responses=_errors(404, 413))
+@router.patch("/sessions/{session_id}", tags=["sessions"], responses=_errors(400, 404, 413))
 async def patch_session(
     core: CoreDep, caller: Writer, session_id: SessionId, body: wire.PatchBody
 ) -> wire.SessionState:
@@ -252,23 +261,22 @@ async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -
     return Response(status_code=204)
 
 
-@router.get("/sessions/{session_id}/messages", tags=["sessions"], responses=_errors(404))
+@router.get(
+    "/sessions/{session_id}/messages", tags=["sessions"], response_model=wire.MessageList, responses=_errors(404)
+)
 async def list_messages(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
-) -> wire.MessageList:
+) -> Response:
     """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
     page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return wire.MessageList(data=page.data, next_cursor=page.next_cursor)
+    return _answer(wire.MessageList, {"data": page.data, "next_cursor": page.next_cursor})
 
 
 @router.get(
     "/sessions/{session_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={
-        200: {**_SSE[200], "content": {**_SSE[200]["content"], "application/json": {}}},
-        **_errors(404),
-    },
+    responses={**FOLLOWED, **_errors(404)},
 )
 async def session_events(
     request: Request,
@@ -286,11 +294,14 @@ async def session_events(
     the stored events instead: `?after=` is the cursor.
     """
     newest = await sessions.require(core.db, caller.tenant_id, session_id)
+    start = after or Position(0)
+    run: OneRun | None = None
     if run_id is not None:
-        run = await runs.get(core.db, caller.tenant_id, run_id)
-        if run["session_id"] != str(session_id):
+        lies = await runs.extent(core.db, caller.tenant_id, run_id)
+        if lies.session_id != session_id:
             raise NotFound.of("run")
-    return await _events(request, core, caller, session_id, after, newest, run_id, until == "idle", limit)
+        newest, run = lies.newest, (run_id, lies.end)
+    return await _events(request, core, caller, session_id, start, newest, run, until == "idle", limit)
 
 
 async def _events(
@@ -298,19 +309,19 @@ async def _events(
     core: Core,
     caller: Principal,
     session_id: UUID,
-    after: Position | None,
+    start: Position,
     newest: int,
-    run_id: UUID | None,
+    run: OneRun | None,
     until_idle: bool,
     limit: int,
 ) -> Response:
-    start = after or Position(0)
     if "application/json" in request.headers.get("accept", "") and "event-stream" not in request.headers["accept"]:
+        run_id = run[0] if run else None
         frames = await log.read(core.db, caller.tenant_id, session_id, start.seq, run_id=run_id, limit=limit + 1)
-        data = [{"id": str(f.position), "event": f.type, "data": orjson.loads(f.data)} for f in frames[:limit]]
-        return JSONResponse({"data": data, "next_cursor": data[-1]["id"] if len(frames) > limit else None})
+        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in frames[:limit]]
+        return Json({"data": data, "next_cursor": data[-1]["id"] if len(frames) > limit else None})
     followed = Followed(caller.tenant_id, session_id)
-    return session_stream(request, core, followed, start, newest, until_idle=until_idle, run_id=run_id)
+    return session_stream(request, core, followed, start, newest, until_idle=until_idle, run=run)
 
 
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=_errors(404, 409))
@@ -328,39 +339,34 @@ async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> wir
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/sessions/{session_id}/runs", tags=["runs"], responses=_errors(404))
+@router.get("/sessions/{session_id}/runs", tags=["runs"], response_model=wire.RunList, responses=_errors(404))
 async def list_runs(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
-) -> wire.RunList:
+) -> Response:
     """Runs of a session, newest first, queued ones included."""
     page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return wire.RunList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return _answer(wire.RunList, {"data": page.data, "next_cursor": page.next_cursor})
 
 
-@router.get("/runs/{run_id}", tags=["runs"], responses=_errors(404))
-async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> wire.RunState:
+@router.get("/runs/{run_id}", tags=["runs"], response_model=wire.RunState, responses=_errors(404))
+async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
     """A run's state and, when it is over, its result or error."""
-    return wire.RunState.model_validate(await runs.get(core.db, caller.tenant_id, run_id))
+    return _answer(wire.RunState, await runs.get(core.db, caller.tenant_id, run_id))
 
 
 @router.get(
     "/runs/{run_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={
-        200: {**_SSE[200], "content": {**_SSE[200]["content"], "application/json": {}}},
-        **_errors(404),
-    },
+    responses={**FOLLOWED, **_errors(404)},
 )
 async def run_events(
     request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
 ) -> Response:
     """The events of one run, from its first (or from `Last-Event-ID`) to its `done`."""
-    run = await runs.get(core.db, caller.tenant_id, run_id)
-    session_id = UUID(run["session_id"])
-    newest = await sessions.require(core.db, caller.tenant_id, session_id)
-    start = after or Position((run["first_seq"] or newest + 1) - 1)
-    return await _events(request, core, caller, session_id, start, newest, run_id, False, limit)
+    lies = await runs.extent(core.db, caller.tenant_id, run_id)
+    start = after or Position(lies.start)
+    return await _events(request, core, caller, lies.session_id, start, lies.newest, (run_id, lies.end), False, limit)
 
 
 # --- the caller ----------------------------------------------------------------------------------------------------

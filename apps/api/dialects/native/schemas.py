@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from apps.api.core.config import AgentConfig, Text
+from apps.api.dialects.native import examples
 
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]
 MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -17,6 +19,16 @@ Title = Annotated[Text, Field(min_length=1, max_length=200)]
 RunStatus = Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
 
 MAX_TIMEOUT_SECONDS = 86_400
+
+
+def _shown(example: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    def extend(schema: dict[str, Any]) -> None:
+        schema["examples"] = [example]
+        for name, described in schema["properties"].items():
+            if name in examples.OPTIONS:
+                described["description"] = examples.OPTIONS[name]
+
+    return extend
 
 
 class Closed(BaseModel):
@@ -35,10 +47,12 @@ class TextBlock(Closed):
 class LabelFields(Closed):
     """What a client may hang on a session for its own use."""
 
-    title: Title | None = Field(None, examples=["Weekly report"])
-    tags: Annotated[list[Tag], Field(max_length=32)] | None = Field(None, examples=[["reports"]])
+    title: Title | None = Field(None, description="For people; found by `search`.", examples=["Weekly report"])
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = Field(
+        None, description="Words to filter sessions by.", examples=[["reports"]]
+    )
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)] | None = Field(
-        None, examples=[{"customer": "42"}]
+        None, description="Text values by name, to filter sessions by.", examples=[{"customer": "42"}]
     )
 
 
@@ -47,7 +61,7 @@ class SessionBody(AgentConfig, LabelFields):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"title": "Weekly report", "permission_mode": "acceptEdits"}]},
+        json_schema_extra=_shown({"title": "Weekly report", "permission_mode": "acceptEdits"}),
     )
 
 
@@ -56,7 +70,7 @@ class NextPromptBody(SessionBody):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"prompt": "And now as a table, please."}]},
+        json_schema_extra=_shown({"prompt": "And now as a table, please."}),
     )
 
     prompt: str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)] = Field(
@@ -84,9 +98,7 @@ class PromptBody(NextPromptBody):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={
-            "examples": [{"prompt": "List the Python files here.", "allowed_tools": ["Glob", "Read"]}],
-        },
+        json_schema_extra=_shown({"prompt": "List the Python files here.", "allowed_tools": ["Glob", "Read"]}),
     )
 
     session_id: UUID | None = Field(None, description="Continue this session.")
@@ -98,6 +110,8 @@ class PatchBody(LabelFields):
 
 class SessionState(BaseModel):
     """A session as it is now. `config.env` shows names only."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SESSION]})
 
     session_id: UUID
     status: Literal["idle", "queued", "running", "requires_action"]
@@ -136,6 +150,8 @@ class RunError(BaseModel):
 class RunState(BaseModel):
     """A run: the execution of one prompt."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.RUN]})
+
     run_id: UUID
     session_id: UUID
     status: RunStatus
@@ -159,6 +175,8 @@ class RunList(BaseModel):
 class Result(BaseModel):
     """The outcome of a run that succeeded. Figures are the SDK's own."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, **examples.RESULT}]})
+
     session_id: UUID
     run_id: UUID
     status: Literal["succeeded"]
@@ -179,6 +197,8 @@ class Result(BaseModel):
 class Accepted(BaseModel):
     """The run is queued; follow its events or ask for it by id."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, "status": "accepted"}]})
+
     session_id: UUID
     run_id: UUID
     status: Literal["accepted"] = "accepted"
@@ -187,17 +207,35 @@ class Accepted(BaseModel):
 class Interrupted(BaseModel):
     """`applied`: the run has stopped. `accepted`: its owner has been told and did not answer yet."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, "status": "applied"}]})
+
     session_id: UUID
     run_id: UUID
     status: Literal["applied", "accepted"]
 
 
 class MessageList(BaseModel):
+    """Messages as their events' `data`, each with `subagent_messages`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"data": [{**examples.MESSAGE, "subagent_messages": []}], "next_cursor": "2"}],
+        },
+    )
+
     data: list[dict[str, Any]]
     next_cursor: str | None
 
 
 class EventList(BaseModel):
+    """Stored events, each with the `id`, `event` and `data` that it has on a stream."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"data": [{"id": "2", "event": "message", "data": examples.MESSAGE}], "next_cursor": "2"}],
+        },
+    )
+
     data: list[dict[str, Any]]
     next_cursor: str | None
 
@@ -224,4 +262,4 @@ class ErrorAnswer(BaseModel):
     """Every error looks like this."""
 
     error: ErrorBody
-    request_id: str
+    request_id: str = Field(description="The same as the header X-Request-ID; logs have it too.")

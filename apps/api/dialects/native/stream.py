@@ -20,6 +20,10 @@ from apps.api.http.route import run_frames
 from apps.api.http.sse import EventStream
 
 
+OneRun = tuple[UUID, int | None]
+"""A run, and the number of its `done` if it is over."""
+
+
 def position(
     last_event_id: Annotated[
         str | None, Header(description="Resume after this event id.", examples=["12"], max_length=40)
@@ -73,7 +77,7 @@ def run_stream(request: Request, core: Core, tenant_id: UUID, run: Submitted, *,
 
 
 async def _session_chunks(
-    core: Core, followed: Followed, after: Position, newest: int, *, until_idle: bool, run_id: UUID | None
+    core: Core, followed: Followed, after: Position, newest: int, *, until_idle: bool, run: OneRun | None
 ) -> AsyncGenerator[bytes]:
     yield b": connected\n\n"
     if after.seq > newest:
@@ -81,8 +85,11 @@ async def _session_chunks(
         now = datetime.now(UTC)
         yield Frame.build(after, "resync", event_data(followed.session_id, None, newest, now, {})).raw
     reached = after.seq
-    if until_idle and reached >= newest and await runs.is_idle(core.db, followed.session_id):
+    if until_idle and await _all_seen(core, followed, reached):
         return
+    run_id, end = run or (None, None)
+    if end is not None and reached >= end:
+        return  # its `done` was seen: nothing more will come
     batches = core.followers.follow(followed, after, run_id=run_id)
     try:
         async with aclosing(batches):
@@ -92,11 +99,16 @@ async def _session_chunks(
                 done = any(frame.type == "done" for frame in frames)
                 if run_id is not None and done:
                     return
-                quiet = done or not frames
-                if until_idle and quiet and reached >= newest and await runs.is_idle(core.db, followed.session_id):
+                if until_idle and (done or not frames) and await _all_seen(core, followed, reached):
                     return
     except SessionDeleted:
         yield _deleted(followed.session_id, reached)
+
+
+async def _all_seen(core: Core, followed: Followed, reached: int) -> bool:
+    # Both facts in one look: a run that ended a moment ago has events that this reader has not seen yet.
+    newest = await runs.idle_since(core.db, followed.session_id)
+    return newest is not None and reached >= newest
 
 
 def session_stream(
@@ -107,11 +119,15 @@ def session_stream(
     newest: int,
     *,
     until_idle: bool = False,
-    run_id: UUID | None = None,
+    run: OneRun | None = None,
 ) -> EventStream:
-    """The events of a session across its runs, or of one run. `newest`: the last number there is now."""
-    chunks = _session_chunks(core, followed, after, newest, until_idle=until_idle, run_id=run_id)
-    endless = not until_idle and run_id is None
+    """The events of a session across its runs, or of one run. `newest`: the last number there is now.
+
+    Args:
+        run: only the events of this one.
+    """
+    chunks = _session_chunks(core, followed, after, newest, until_idle=until_idle, run=run)
+    endless = not until_idle and run is None
     return EventStream(
         chunks, request.app.state.streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}
     )

@@ -1,0 +1,250 @@
+"""The command line: `claude-agent-api dev | serve | migrate | keys | doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from uuid import UUID
+
+import typer
+from pydantic import ValidationError
+
+from apps.api import auth, migrate
+from apps.api.db import Database
+from apps.api.redis import open_redis
+from apps.api.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PR_SET_DUMPABLE = 4
+"""From linux/prctl.h."""
+
+START_TIMEOUT = 60.0
+"""Seconds that `serve` waits for PostgreSQL, which often starts at the same time."""
+
+# Rich's tracebacks would print local variables, among them secrets.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Claude Agent API: a self-hosted HTTP backend for Claude agents.",
+)
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys.")
+app.add_typer(keys, name="keys")
+
+DataDir = Annotated[
+    Path, typer.Option(help="Data directory of a running `dev`, used where DATABASE_URL or REDIS_URL is not set.")
+]
+
+
+def main() -> NoReturn:
+    """Run the command line. Exits 0 when done, 1 when something failed, 2 when the request or settings are wrong."""
+    try:
+        app()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False, include_context=False):
+            name = "".join(f"{part}: ".upper() for part in problem["loc"])
+            typer.echo(
+                f"claude-agent-api: wrong setting: {name}{problem['msg'].removeprefix('Value error, ')}", err=True
+            )
+        sys.exit(2)
+    except migrate.ERRORS as error:
+        _fail(migrate.reason(error))
+    sys.exit(0)
+
+
+@app.command()
+def dev(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="First port; without it PORT, or 54000.")] = None,
+    instances: Annotated[int, typer.Option(min=1, max=64, help="Server processes, on consecutive ports.")] = 1,
+    data_dir: Annotated[Path, typer.Option(help="Where databases, key, logs and workspaces lie.")] = Path(".data"),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all log lines of the servers.")] = False,
+) -> None:
+    """Run everything on this machine: databases, a demo model if no key is set, and the servers."""
+    if sys.platform == "win32":
+        _fail("the local mode needs Linux or macOS. On Windows use WSL or docker compose.", 2)
+    _hide_environment()
+    from apps.api.dev.supervisor import DevOptions, run_dev
+
+    sys.exit(run_dev(DevOptions(data_dir, host, port, instances, verbose)))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; without it HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; without it PORT.")] = None,
+) -> None:
+    """Run one server process. SIGTERM drains it: runs may finish within SHUTDOWN_GRACE_SECONDS."""
+    _hide_environment()
+    # uvicorn raises the signal that stopped it once more at its end; a stop that was asked for is no failure.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _exit_in_order)
+    settings = Settings()
+    try:
+        asyncio.run(migrate.state(settings, START_TIMEOUT))
+    except migrate.ERRORS as error:
+        _fail(f"cannot start: {migrate.reason(error)}")
+    from apps.api.main import create_app
+    from apps.api.server import build_server
+
+    application = create_app(settings)
+    failures = _watch_lifespan(application, show_traces=settings.debug)
+    server = build_server(
+        application, settings, host=host or settings.host, port=settings.port if port is None else port
+    )
+    # SystemExit: uvicorn's own after a failed start, or ours for the signal that it raises again at its end.
+    with suppress(SystemExit):
+        server.run()
+    if failures:
+        _fail(f"cannot start: {migrate.reason(failures[0])}")
+    # An instance that lost a background task stops itself; who supervises it must see that as a failure.
+    if not server.started or getattr(application.state, "failed", None):
+        sys.exit(1)
+
+
+@app.command("migrate")
+def migrate_command(data_dir: DataDir = Path(".data")) -> None:
+    """Bring the database schema up to date. Any number may run at the same time."""
+    settings = _settings(data_dir)
+    asyncio.run(migrate.upgrade(settings))
+    typer.echo("The schema is up to date.")
+
+
+@app.command()
+def doctor(data_dir: DataDir = Path(".data")) -> None:
+    """Check what the service needs, one line each. Exits 1 when something is missing."""
+    from apps.api.doctor import examine
+
+    failed = False
+    for check in asyncio.run(examine(_settings(data_dir))):
+        typer.echo(f"{check.verdict:<5} {check.subject:<14} {check.finding}")
+        failed |= check.verdict == "FAIL"
+    sys.exit(1 if failed else 0)
+
+
+@keys.command("create")
+def create(
+    tenant: Annotated[str, typer.Option(help="Owner of everything made with the key; new names make new tenants.")],
+    name: Annotated[str, typer.Option(help="For your own listings.")],
+    scope: Annotated[list[str] | None, typer.Option(help="admin, write or read; repeatable. Without it all.")] = None,
+    expires_in_days: Annotated[int | None, typer.Option(min=1, max=3650)] = None,
+    data_dir: DataDir = Path(".data"),
+) -> None:
+    """Create a key. Its secret goes to standard output, once."""
+
+    async def work() -> auth.CreatedKey:
+        async with Database.open(_settings(data_dir)) as db:
+            return await auth.create_key(
+                db, tenant=tenant, name=name, scopes=scope or auth.SCOPES, expires_in_days=expires_in_days
+            )
+
+    try:
+        created = asyncio.run(work())
+    except ValueError as error:
+        _fail(str(error), 2)
+    typer.echo(f"Key {created.id} of tenant {created.tenant}. Its secret is not stored: keep it now.", err=True)
+    typer.echo(created.secret)
+
+
+@keys.command("list")
+def list_(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    data_dir: DataDir = Path(".data"),
+) -> None:
+    """List keys, without their secrets."""
+
+    async def work() -> list[auth.KeyInfo]:
+        async with Database.open(_settings(data_dir)) as db:
+            return await auth.list_keys(db, tenant)
+
+    rows: list[tuple[str, ...]] = [
+        ("ID", "TENANT", "NAME", "PREFIX", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "REVOKED")
+    ]
+    for key in asyncio.run(work()):
+        times = (key.created_at, key.expires_at, key.last_used_at, key.revoked_at)
+        words = (str(key.id), key.tenant, key.name, key.prefix, ",".join(key.scopes))
+        rows.append((*words, *(f"{moment:%Y-%m-%d %H:%M}" if moment else "-" for moment in times)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command("revoke")
+def revoke(key_id: Annotated[UUID, typer.Argument(metavar="ID")], data_dir: DataDir = Path(".data")) -> None:
+    """Make a key invalid, on all instances."""
+
+    async def work() -> bool:
+        settings = _settings(data_dir)
+        async with Database.open(settings) as db, open_redis(settings) as redis:
+            return await auth.revoke_key(db, redis, key_id)
+
+    if not asyncio.run(work()):
+        _fail(f"no key has the id {key_id}")
+    typer.echo(f"Key {key_id} is revoked.")
+
+
+def _settings(data_dir: Path) -> Settings:
+    """The settings, with the addresses of a running `dev` in place of defaults that nobody chose."""
+    settings = Settings()
+    missing = {"database_url", "redis_url"} - settings.model_fields_set
+    if not missing or sys.platform == "win32":
+        return settings
+    from apps.api.dev import embedded
+
+    found = embedded.find(data_dir)
+    values: dict[str, Any] = {name: url for name in missing if (url := getattr(found, name)) is not None}
+    return Settings(**values)
+
+
+def _watch_lifespan(application: FastAPI, *, show_traces: bool) -> list[Exception]:
+    """The list that will hold what made the application's start fail. Its traceback is for DEBUG only."""
+    failures: list[Exception] = []
+    original = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def watched(app: FastAPI) -> AsyncIterator[Any]:
+        entered = False
+        try:
+            async with original(app) as state:
+                entered = True
+                yield state
+        except Exception as error:
+            if not entered:
+                failures.append(error)
+            raise
+
+    application.router.lifespan_context = watched
+    if not show_traces:
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Traceback"))
+    return failures
+
+
+def _hide_environment() -> None:
+    """Keep agents from reading our secrets: /proc/PID/environ is open to every process of the same user, and an
+    agent's tools run as that user. A process that is not dumpable belongs to root in /proc."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _exit_in_order(_signum: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _fail(reason: str, code: int = 1) -> NoReturn:
+    typer.echo(f"claude-agent-api: {reason}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

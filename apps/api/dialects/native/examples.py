@@ -1,0 +1,187 @@
+"""Texts and examples of the OpenAPI document. Nothing here changes what the API does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# FastAPI leaves null values out of examples, so these are chosen to have none where a schema requires the field.
+
+IDS = {"session_id": "6975080a-2ab1-4c32-b91d-3c7dd095a62a", "run_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154"}
+_MOMENT = "2026-01-31T12:00:00.000Z"
+RESULT: dict[str, Any] = {
+    "status": "succeeded",
+    "result": "Here are the Python files: app.py, test_app.py.",
+    "structured_output": {"files": ["app.py", "test_app.py"]},
+    "is_error": False,
+    "stop_reason": "end_turn",
+    "terminal_reason": "completed",
+    "num_turns": 2,
+    "duration_ms": 2140,
+    "duration_api_ms": 1980,
+    "total_cost_usd": 0.0231,
+    "usage": {"input_tokens": 5200, "output_tokens": 96},
+    "model_usage": {"claude-sonnet-4-5": {"inputTokens": 5200, "outputTokens": 96, "costUSD": 0.0231}},
+    "permission_denials": [],
+}
+RUN: dict[str, Any] = {
+    **IDS,
+    "status": "failed",
+    "origin": "client",
+    "error": {
+        "code": "max_turns_exceeded",
+        "message": "The agent used up max_turns before it was done.",
+        "retryable": False,
+    },
+    "result": {**RESULT, "status": "failed", "is_error": True, "terminal_reason": "max_turns"},
+    "total_cost_usd": 0.0231,
+    "timeout_seconds": 300.0,
+    "first_seq": 1,
+    "last_seq": 7,
+    "created_at": _MOMENT,
+    "started_at": _MOMENT,
+    "finished_at": "2026-01-31T12:00:02.140Z",
+}
+SESSION: dict[str, Any] = {
+    "session_id": IDS["session_id"],
+    "status": "running",
+    "active": True,
+    "active_run_id": IDS["run_id"],
+    "queued_runs": 0,
+    "title": "Weekly report",
+    "tags": ["reports"],
+    "metadata": {"customer": "42"},
+    "model": "claude-sonnet-4-5",
+    "permission_mode": "acceptEdits",
+    "tools": ["Bash", "Edit", "Glob", "Grep", "Read", "Write"],
+    "config": {"permission_mode": "acceptEdits"},
+    "num_turns": 2,
+    "total_cost_usd": 0.0231,
+    "usage": {"input_tokens": 5200, "output_tokens": 96},
+    "last_seq": 7,
+    "parent_session_id": "0d7f3c55-4f3c-4b1c-9c39-0c1f0b6a7d11",
+    "owner": "51336823-854a-48a5-b188-c855626b041f",
+    "created_at": _MOMENT,
+    "updated_at": _MOMENT,
+    "last_active_at": _MOMENT,
+}
+MESSAGE: dict[str, Any] = {
+    **IDS,
+    "seq": 2,
+    "created_at": _MOMENT,
+    "role": "user",
+    "content": [{"type": "text", "text": "List the Python files here."}],
+    "parent_tool_use_id": None,
+    "uuid": IDS["run_id"],
+}
+_STREAM = """\
+id: 2-1
+event: partial
+data: {"session_id":"6975080a-…","run_id":"74fc4ab6-…","seq":2,"created_at":"2026-01-31T12:00:00.000Z",\
+"index":0,"delta":{"type":"text","text":"Here are"},"parent_tool_use_id":null}
+
+id: 5
+event: done
+data: {"session_id":"6975080a-…","run_id":"74fc4ab6-…","seq":5,"created_at":"2026-01-31T12:00:02.140Z",\
+"status":"succeeded"}
+
+"""
+
+OPTIONS = {
+    "model": "Model name; the server's DEFAULT_MODEL if unset.",
+    "fallback_model": "Model to use when the first one is overloaded.",
+    "system_prompt": "Replaces the agent's own system prompt.",
+    "system_prompt_append": "Is added to the end of the system prompt.",
+    "tools": "Tools that exist for the agent; the server's default set if unset. `[]`: none.",
+    "allowed_tools": "Tools that run without asking, for example `Read` or `Bash(git status:*)`.",
+    "disallowed_tools": "Tools that never run.",
+    "permission_mode": "What happens to a tool call that no rule covers; without it the CLI's `default`, which refuses"
+    " what would need a person's permission.",
+    "max_turns": "Turns of the agent that one prompt may take; more fail with `max_turns_exceeded`.",
+    "max_budget_usd": "Cost of one agent process, which may serve several prompts, after which a run fails with"
+    " `max_budget_exceeded`.",
+    "enable_file_checkpointing": "Whether the agent keeps checkpoints of the files it changes.",
+    "cwd": "Working directory, relative to the workspace; fixed when the session is created.",
+    "env": "Environment variables for the agent and its tools. Names that steer the agent itself are refused.",
+}
+"""What the options of `AgentConfig` mean, for readers of the OpenAPI document."""
+
+
+def _error(description: str, code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+    body = {"code": code, "message": message, "details": details or {}}
+    example = {"error": body, "request_id": "7f9c2ba4e88f827d616045507605853e"}
+    return {"description": description, "content": {"application/json": {"example": example}}}
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: _error("`invalid_json`, or the model refused the request.", "invalid_json", "The body is not valid JSON."),
+    401: _error("No key, or one that is unknown, revoked or expired.", "invalid_api_key", "This API key is not valid."),
+    403: _error("The key's scopes do not allow this.", "insufficient_scope", "This key lacks the scope 'write'."),
+    404: _error("No such object, or it belongs to another tenant.", "session_not_found", "No such session."),
+    409: _error(
+        "The state of the session or of the idempotency key does not allow this.",
+        "session_busy",
+        "Another run of this session is queued or running.",
+    ),
+    413: _error(
+        "The body is too large.",
+        "body_too_large",
+        "The body is larger than 1500000 bytes.",
+        {"limit_bytes": 1_500_000},
+    ),
+    422: _error(
+        "A field is missing, unknown or out of range; `details.errors` names each.",
+        "validation_error",
+        "prompt: must not be empty",
+        {"errors": [{"field": "prompt", "reason": "must not be empty"}]},
+    ),
+    429: _error(
+        "The key's prompts of this minute are used up; see `Retry-After`.",
+        "rate_limited",
+        "This key may send 10 prompts per minute.",
+        {"retry_after_seconds": 21},
+    ),
+    500: _error(
+        "A bug. The request id leads to its log line.",
+        "internal_error",
+        "The server failed. The request id helps to find out why.",
+    ),
+    502: _error(
+        "The agent or the model failed.",
+        "agent_crashed",
+        "The agent process ended without a result.",
+        {**IDS, "result": None},
+    ),
+    503: _error(
+        "A part that the service depends on is away, or the run's instance or model is.",
+        "dependency_unavailable",
+        "A part that this service depends on is away. Try again.",
+    ),
+    504: _error(
+        "The run took longer than its timeout, or was still queued when the wait was over.",
+        "timeout",
+        "The run took longer than its timeout.",
+        {**IDS, "result": None},
+    ),
+}
+"""What a route documents for each status that it may answer."""
+
+_UUID_HEADER = {"schema": {"type": "string", "format": "uuid"}}
+_STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `id` is the position, `event` the type, `data` one JSON object.",
+        "content": _STREAM_CONTENT,
+        "headers": {"X-Session-ID": _UUID_HEADER, "X-Run-ID": _UUID_HEADER},
+    }
+}
+"""What a route documents that streams the run it has started."""
+
+FOLLOWED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events; with `Accept: application/json` a page of the stored ones.",
+        "content": {**_STREAM_CONTENT, "application/json": {}},
+        "headers": {"X-Session-ID": _UUID_HEADER},
+    }
+}
+"""What a route documents that follows events."""

@@ -1,0 +1,158 @@
+"""`claude-agent-api doctor`: what the service needs on this machine, and what to do where it is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import asyncpg
+
+from apps.api import migrate
+from apps.api.db import CONNECT_TIMEOUT
+from apps.api.redis import REDIS_ERRORS, open_redis
+from apps.api.runner.guard import bundled_cli, landlock_abi
+from apps.api.settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_POSTGRES = 15
+OLDEST_REDIS = (7, 0)
+
+CLI_TIMEOUT = 30.0
+"""Seconds for `claude --version`, which reads some 200 MB from a cold disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `finding` says what is there and, unless the verdict is `ok`, what to do; it holds no secret."""
+
+    verdict: Literal["ok", "warn", "FAIL"]
+    subject: str
+    finding: str
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """Run all checks. One that cannot be made is a FAIL, never an exception."""
+    checks: list[Callable[[Settings], Awaitable[Check]]] = [
+        _python, _cli, _postgres, _schema, _redis, _model, _workspaces, _isolation,
+    ]  # fmt: skip
+    return [await check(settings) for check in checks]
+
+
+async def _python(_settings: Settings) -> Check:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Check("FAIL", "Python", f"{found}: install 3.11 or later")
+    return Check("ok", "Python", found)
+
+
+async def _cli(_settings: Settings) -> Check:
+    path = bundled_cli()
+    try:
+        # Without our environment: the CLI has no business with the secrets in it.
+        process = await asyncio.create_subprocess_exec(
+            str(path),
+            "--version",
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": tempfile.gettempdir()},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return Check("FAIL", "Claude CLI", f"{path}: {error.strerror}: install the dependencies again (uv sync)")
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), CLI_TIMEOUT)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return Check("FAIL", "Claude CLI", f"`claude --version` did not end within {CLI_TIMEOUT:.0f} s")
+    answer = output.decode(errors="replace").strip().split("\n")[-1]
+    if process.returncode != 0:
+        return Check("FAIL", "Claude CLI", f"`claude --version` failed ({answer or process.returncode})")
+    return Check("ok", "Claude CLI", answer)
+
+
+async def _postgres(settings: Settings) -> Check:
+    try:
+        connection = await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Check("FAIL", "PostgreSQL", f"{migrate.reason(error)}: check DATABASE_URL, or start `dev`")
+    version = connection.get_server_version()
+    await connection.close(timeout=CONNECT_TIMEOUT)
+    if version.major < OLDEST_POSTGRES:
+        return Check("FAIL", "PostgreSQL", f"{version.major}: use {OLDEST_POSTGRES} or later")
+    return Check("ok", "PostgreSQL", f"{version.major}.{version.minor}")
+
+
+async def _schema(settings: Settings) -> Check:
+    try:
+        state = await migrate.state(settings, 0)
+    except migrate.ERRORS as error:
+        return Check("FAIL", "Schema", f"unknown ({migrate.reason(error)})")
+    findings = {
+        "current": "up to date",
+        "empty": "no tables yet: run `claude-agent-api migrate`",
+        "behind": "out of date: run `claude-agent-api migrate`",
+        "ahead": "migrated by a newer release: install that one",
+    }
+    return Check("ok" if state == "current" else "FAIL", "Schema", findings[state])
+
+
+async def _redis(settings: Settings) -> Check:
+    try:
+        async with open_redis(settings) as redis:
+            facts = await redis.client.info("everything")
+    except REDIS_ERRORS as error:
+        return Check("FAIL", "Redis", f"{migrate.reason(error)}: check REDIS_URL, or start `dev`")
+    version = str(facts.get("redis_version", "0.0"))
+    name = f"Valkey {facts['valkey_version']}" if "valkey_version" in facts else f"Redis {version}"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        return Check("FAIL", "Redis", f"{name}: use Redis 7.0, Valkey 7.2 or later")
+    policy = facts.get("maxmemory_policy", "unknown")
+    if policy != "noeviction":
+        return Check("warn", "Redis", f"{name}, maxmemory-policy {policy}: set noeviction, or live events may vanish")
+    return Check("ok", "Redis", name)
+
+
+async def _model(settings: Settings) -> Check:
+    found = [
+        name
+        for name, value in (
+            ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+            ("CLAUDE_CODE_OAUTH_TOKEN", settings.claude_code_oauth_token),
+            ("ANTHROPIC_BASE_URL", settings.anthropic_base_url),
+        )
+        if value
+    ]
+    if not found:
+        return Check(
+            "warn", "Model", "no ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN: only `dev` can answer, scripted"
+        )
+    return Check("ok", "Model", f"{settings.default_model}, {' and '.join(found)} set")
+
+
+async def _workspaces(settings: Settings) -> Check:
+    root = settings.workspaces_root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        return Check("FAIL", "Workspaces", f"{root}: {error.strerror}: make it writable, or set WORKSPACES_DIR")
+    return Check("ok", "Workspaces", str(root))
+
+
+async def _isolation(settings: Settings) -> Check:
+    mode, abi = settings.agent_isolation, landlock_abi()
+    if mode == "off":
+        return Check("warn", "Isolation", "AGENT_ISOLATION=off: agents can read every file that this user can")
+    if abi > 0:
+        return Check("ok", "Isolation", f"Landlock ABI {abi}")
+    advice = (
+        "no Landlock in this kernel (Linux 5.13 or later, with `landlock` in the lsm= list): agents are not confined"
+    )
+    return Check("FAIL" if mode == "require" else "warn", "Isolation", advice)

@@ -1,0 +1,44 @@
+"""The processes of this machine, as a tree by parent pid.
+
+Part of the guard's start: standard library only, and of that as little as possible (see cli_guard.py).
+
+Source: proc_pid_stat(5).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def below(ancestor: int) -> list[int]:
+    """Pids of all descendants of a process, whatever session and group they have made their own."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in _every():
+        children.setdefault(parent, []).append(pid)
+    found, unseen = [], [ancestor]
+    while unseen:
+        direct = children.get(unseen.pop(), [])
+        found += direct
+        unseen += direct
+    return found
+
+
+def _every() -> Iterator[tuple[int, int]]:
+    if sys.platform != "linux":
+        import subprocess
+
+        listing = subprocess.run(["/bin/ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        yield from ((int(pid), int(parent)) for pid, parent in map(str.split, listing.splitlines()))
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stat:
+                # The program's name, in parentheses, may itself hold spaces and parentheses.
+                yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue

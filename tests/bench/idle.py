@@ -1,0 +1,61 @@
+"""Targets 6 and 8: what idle event streams and idle sessions cost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.bench.client import Connection
+from tests.bench.machine import Meter, rss_of
+from tests.bench.report import Report
+from tests.bench.stage import Stage
+
+BATCH = 50
+TARGET_STREAMS = 3_000
+
+
+async def _open(stage: Stage, count: int) -> list[Connection]:
+    """Streams of `count` different sessions, all connected."""
+    connections = []
+    session_ids = await stage.make_sessions(count)
+    for start in range(0, count, BATCH):
+        opened = await asyncio.gather(*(stage.connect(stage.node) for _ in session_ids[start : start + BATCH]))
+        connected = []
+        for session_id, connection in zip(session_ids[start : start + BATCH], opened, strict=True):
+            seen = asyncio.Event()
+            request = connection.prepare("GET", f"/api/v1/sessions/{session_id}/events")
+            connection.follow(request, lambda _data, seen=seen: seen.set())  # type: ignore[misc]
+            connected.append(seen.wait())
+        await asyncio.wait_for(asyncio.gather(*connected), 30)
+        connections += opened
+    await asyncio.sleep(1)  # until the subscriptions are confirmed
+    return connections
+
+
+async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:
+    """Target 6: `count` idle streams, each of a session of its own, watched for `seconds`."""
+    pid = stage.node.process.pid
+    warm_up = await _open(stage, BATCH)  # buffers and code that the first streams bring with them
+    for connection in warm_up:
+        connection.close()
+    await asyncio.sleep(1)
+    meter = Meter({"instance": pid})
+    before = rss_of(pid)
+    meter.start()
+    await asyncio.sleep(seconds)
+    none = meter.stop()["instance"]
+    connections = await _open(stage, count)
+    per_stream = (rss_of(pid) - before) / count / 1024
+    meter.start()
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    some = meter.stop()["instance"]
+    passed = time.monotonic() - began
+    for connection in connections:
+        connection.close()
+    share = 100 * some / passed
+    report.note(f"{count:,} idle streams of {count:,} sessions: {per_stream:.1f} KB of RSS each")
+    report.note(f"CPU of the instance over {seconds:.0f} s: {share:.2f} % of a core, {100 * none / seconds:.2f} % without streams")
+    report.at_most("6 memory per idle stream", per_stream, 22, "KB RSS")
+    extra = max(some / passed - none / seconds, 0) * 100 * TARGET_STREAMS / count
+    report.at_most(f"6 CPU of {TARGET_STREAMS:,} idle streams (scaled from {count:,})", extra, 0.5, "% of a core")

@@ -1,0 +1,112 @@
+"""The other side of every comparison: the Claude Agent SDK, driven directly, with the service's own CLI options.
+
+Where it differs: no guard process around the CLI (unless asked for), the CLI inherits this process's environment, and
+the transcripts go to the SDK's in-memory store instead of PostgreSQL. All three are in favour of the SDK.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, InMemorySessionStore, ResultMessage, StreamEvent
+
+from apps.api.core import workspaces
+from apps.api.core.config import AgentConfig
+from apps.api.runner import options
+from apps.api.runner.transcripts import Transcripts
+from apps.api.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Seconds from the prompt to its first text delta and to its result."""
+
+    first_delta: float
+    result: float
+
+
+@dataclass
+class Sdk:
+    """Makes clients of the SDK. Use `opened()`."""
+
+    settings: Settings
+    scratch: options.Scratch
+    store: InMemorySessionStore = field(default_factory=InMemorySessionStore)
+
+    def options(self, session_id: UUID, *, resume: bool = False, guard: bool = False) -> ClaudeAgentOptions:
+        """Built by the service's own code, then stripped of the guard."""
+        built = options.build(
+            self.settings,
+            AgentConfig(),
+            workspace=workspaces.create(self.settings, session_id, None),
+            scratch=self.scratch.of(session_id, 1),
+            launcher=self.scratch.launcher,
+            store=cast(Transcripts, self.store),
+            sdk_session_id=session_id,
+            resume=resume,
+            stderr=[],
+        )
+        if guard:
+            return built
+        env = {name: value for name, value in built.env.items() if not name.startswith("CLI_GUARD_")}
+        return replace(built, cli_path=options.bundled_cli(), env=env)
+
+    @asynccontextmanager
+    async def client(self, session_id: UUID | None = None, **how: bool) -> AsyncIterator[ClaudeSDKClient]:
+        """A connected client."""
+        async with ClaudeSDKClient(self.options(session_id or uuid4(), **how)) as client:
+            yield client
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Sdk]:
+    """The SDK with a scratch directory that is removed at the end."""
+    scratch = options.Scratch(uuid4())
+    try:
+        yield Sdk(settings, scratch)
+    finally:
+        scratch.close()
+
+
+def delta_of(message: object) -> str | None:
+    """The text of a message that is a text delta."""
+    if not isinstance(message, StreamEvent) or message.event.get("type") != "content_block_delta":
+        return None
+    text = message.event["delta"].get("text")
+    return text if isinstance(text, str) else None
+
+
+async def ask(client: ClaudeSDKClient, prompt: str, heard: Callable[[str], None]) -> None:
+    """One turn, sent as the service sends it; `heard` gets each text delta."""
+
+    async def messages() -> AsyncIterator[dict[str, Any]]:
+        message = {"role": "user", "content": prompt}
+        yield {"type": "user", "uuid": str(uuid4()), "message": message, "parent_tool_use_id": None}
+
+    await client.query(messages())
+    async for message in client.receive_messages():
+        text = delta_of(message)
+        if text is not None:
+            heard(text)
+        elif isinstance(message, ResultMessage):
+            if message.is_error:
+                raise RuntimeError(f"the turn failed: {message.result}")
+            return
+
+
+async def timed(client: ClaudeSDKClient, prompt: str, started: float | None = None) -> Turn:
+    """One turn, timed from `started` (monotonic seconds; now, unless given)."""
+    began = time.monotonic() if started is None else started
+    first: list[float] = []
+
+    def heard(_text: str) -> None:
+        if not first:
+            first.append(time.monotonic() - began)
+
+    await ask(client, prompt, heard)
+    return Turn(first[0], time.monotonic() - began)

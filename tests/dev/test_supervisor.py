@@ -1,0 +1,348 @@
+"""`claude-agent-api dev` as its user meets it: one process to start, one to stop, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from apps.api.dev.embedded import Servers
+
+ROOT = Path(__file__).parents[2]
+BOUND = 90
+"""Seconds in which anything here happens, on a busy machine too."""
+
+OURS = ("API_KEY", "DATABASE_URL", "REDIS_URL", "REDIS_KEY_PREFIX", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL",
+        "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT", "CALLER_DIR")  # fmt: skip
+
+
+class Dev:
+    """A `dev` process, its directory and what it has started."""
+
+    def __init__(self, directory: Path, *arguments: str, instances: int = 1, **environment: str) -> None:
+        self.data = directory / ".data"
+        self.port = free_ports(instances)
+        self.output = directory / f"terminal-{time.monotonic_ns()}"
+        command = [sys.executable, "-m", "apps.api.cli", "dev", "--data-dir", str(self.data)]
+        command += ["--port", str(self.port), "--instances", str(instances), *arguments]
+        clean = {name: value for name, value in os.environ.items() if name not in OURS}
+        with self.output.open("w") as output:
+            # Its own directory, so that no `.env` of a developer takes part.
+            self.process = psutil.Popen(
+                command,
+                cwd=directory,
+                env={**clean, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def ready(self) -> list[dict[str, Any]]:
+        """The rows of instances.json, once `dev` has written it."""
+        deadline = time.monotonic() + BOUND
+        while "Ctrl-C stops everything" not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+        return self.instances()
+
+    def instances(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads((self.data / "instances.json").read_text())
+        return rows
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def exit_code(self) -> int:
+        code: int = self.process.wait(BOUND)
+        return code
+
+    def children(self, name: str = "") -> list[psutil.Process]:
+        return [child for child in self.process.children(recursive=True) if name in command_line(child)]
+
+    def key(self) -> str:
+        return (self.data / "api-key").read_text().strip()
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive ports that are free now."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for port in range(first + 1, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except (OSError, OverflowError):
+                continue
+            return int(first)
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or " "
+    except psutil.Error:
+        return ""
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_end(processes: list[psutil.Process]) -> None:
+    assert processes
+    _, alive = psutil.wait_procs([p for p in processes if is_alive(p)], timeout=BOUND)
+    assert [p for p in alive if is_alive(p)] == []
+
+
+def run(command: list[str], directory: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=BOUND)
+
+
+def until(what: Any) -> None:
+    """Wait until `what()` is true; the test's own timeout bounds it."""
+    deadline = time.monotonic() + BOUND
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def get(url: str, key: str = "") -> tuple[int, bytes]:
+    request = urllib.request.Request(url, headers={"X-API-Key": key} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Any]:
+    """Starts `dev` processes; whatever a test did, no process that knows its directory outlives it."""
+    started: list[Dev] = []
+
+    def start(*arguments: str, **named: Any) -> Dev:
+        started.append(Dev(tmp_path, *arguments, **named))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.terminate()
+            one.process.wait(BOUND)
+    left = [p for p in psutil.process_iter() if str(tmp_path) in command_line(p) and p.pid != os.getpid()]
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def test_two_instances_start_and_sigterm_stops_everything(dev: Any) -> None:
+    one = dev(instances=2)
+    rows = one.ready()
+    assert [row["url"] for row in rows] == [f"http://127.0.0.1:{one.port}", f"http://127.0.0.1:{one.port + 1}"]
+    assert len({row["instance_id"] for row in rows}) == 2
+    for row in rows:
+        status, body = get(f"{row['url']}/health")
+        assert status == 200
+        assert json.loads(body)["instance_id"] == row["instance_id"]
+    everything = one.children()
+    assert {row["pid"] for row in rows} <= {p.pid for p in everything}
+    one.process.terminate()
+    assert one.exit_code() == 0
+    assert [p for p in everything if is_alive(p)] == []
+    assert not (one.data / "instances.json").exists()
+
+
+def test_the_curl_line_of_the_welcome_works(dev: Any) -> None:
+    one = dev()
+    one.ready()
+    [line] = [line for line in one.said().splitlines() if line.strip().startswith("curl ")]
+    answer = run(["sh", "-c", line], one.data.parent, dict(os.environ))
+    assert "event: done" in answer.stdout, answer
+    assert "NOT from Claude" in one.said()
+
+
+def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
+    one = dev("--verbose", ANTHROPIC_API_KEY="sk-of-the-test", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
+    [row] = one.ready()
+    assert "scripted" not in one.said()
+    assert (one.data / "api-key").stat().st_mode & 0o777 == 0o600
+    assert get(f"{row['url']}/docs")[0] == 200
+    assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
+    assert get(f"{row['url']}/api/v1/sessions", "cak_not-this-one")[0] == 401
+    texts = [one.said(), *(path.read_text() for path in (one.data / "logs").iterdir())]
+    secrets = ["sk-of-the-test", one.key(), (one.data / "database-password").read_text().strip()]
+    assert [secret for secret in secrets for text in texts if secret in text] == []
+    assert [p for p in one.children() if any(secret in command_line(p) for secret in secrets)] == []
+    # An agent can read the environment of every process of its user, but for the servers', which hide it.
+    others = [p for p in one.children() if "serve" not in p.cmdline()]
+    assert len(others) >= 3
+    assert [p for p in others if any(secret in str(p.environ()) for secret in secrets)] == []
+
+
+def test_a_restart_keeps_key_and_data(dev: Any) -> None:
+    first = dev()
+    first.ready()
+    key = first.key()
+    first.process.send_signal(signal.SIGINT)
+    assert first.exit_code() == 0
+    second = dev()
+    [row] = second.ready()
+    assert second.key() == key
+    assert get(f"{row['url']}/api/v1/sessions", key)[0] == 200
+
+
+def test_a_lost_key_file_is_replaced_and_a_given_key_is_taken(dev: Any) -> None:
+    first = dev()
+    first.ready()
+    lost = first.key()
+    first.process.terminate()
+    first.exit_code()
+    (first.data / "api-key").unlink()
+    second = dev()
+    [row] = second.ready()
+    assert second.key() != lost
+    assert get(f"{row['url']}/api/v1/sessions", second.key())[0] == 200
+    second.process.terminate()
+    second.exit_code()
+    (first.data.parent / ".env").write_text("API_KEY=a-key-that-somebody-chose\n")
+    third = dev()
+    [row] = third.ready()
+    assert get(f"{row['url']}/api/v1/sessions", "a-key-that-somebody-chose")[0] == 200
+
+
+def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(dev: Any) -> None:
+    first = dev(instances=2)
+    first.ready()
+    everything = first.children()
+    assert len(everything) >= 6
+    first.process.kill()
+    second = dev()
+    second.ready()
+    assert [p for p in everything if is_alive(p)] == []
+
+
+def test_a_supervisor_killed_while_starting_leaves_nothing(dev: Any) -> None:
+    one = dev(instances=2)
+    until(lambda: len(one.children("serve")) == 2)
+    everything = one.children()
+    one.process.kill()
+    assert_end(everything)
+
+
+def test_ctrl_c_while_starting_stops_everything(dev: Any) -> None:
+    one = dev(instances=2)
+    until(lambda: one.children("serve"))
+    everything = one.children()
+    one.process.send_signal(signal.SIGINT)
+    assert one.exit_code() == 0
+    assert [p for p in everything if is_alive(p)] == []
+    assert not (one.data / "instances.json").exists()
+
+
+def test_a_second_start_on_the_same_directory_is_refused(dev: Any) -> None:
+    first = dev()
+    rows = first.ready()
+    second = dev()
+    assert second.exit_code() == 2
+    assert f"in use by process {first.process.pid}" in second.said()
+    assert first.instances() == rows
+    assert get(f"{rows[0]['url']}/health")[0] == 200
+
+
+def test_a_port_in_use_is_named_before_anything_starts(dev: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one = dev("--port", str(port))
+        assert one.exit_code() == 2
+    assert f"port {port} is in use" in one.said()
+    assert not (one.data / "postgres").exists()
+
+
+def test_the_others_go_on_when_one_instance_is_killed(dev: Any) -> None:
+    one = dev(instances=2)
+    rows = one.ready()
+    os.kill(rows[0]["pid"], signal.SIGKILL)
+    until(lambda: "ended with signal SIGKILL" in one.said())
+    assert get(f"{rows[1]['url']}/health")[0] == 200
+    assert one.instances() == rows
+    os.kill(rows[1]["pid"], signal.SIGTERM)
+    assert one.exit_code() == 1
+    assert "ended with exit code 0" in one.said()
+    assert "every server has ended" in one.said()
+
+
+def test_a_wrong_setting_is_named_and_nothing_starts(dev: Any) -> None:
+    one = dev(
+        REDIS_URL="redis://127.0.0.1:1/0", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", RUNNER_SLOTS="-1"
+    )
+    assert one.exit_code() == 2
+    assert "RUNNER_SLOTS" in one.said()
+    assert not one.data.exists()
+
+
+def test_a_wrong_database_password_is_one_line_and_no_trace(dev: Any) -> None:
+    first = dev()
+    first.ready()
+    url = f"postgresql://postgres:guess@/claude_agent_api?host={first.data}/run"
+    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
+    environment = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
+    served = subprocess.run(
+        command, cwd=first.data.parent, env=environment, capture_output=True, text=True, timeout=BOUND
+    )
+    assert served.returncode == 1
+    assert served.stderr.strip() == 'claude-agent-api: cannot start: password authentication failed for user "postgres"'
+
+
+async def test_a_server_without_migrations_says_what_to_run(servers: Servers, tmp_path: Path) -> None:
+    await servers.create_database("empty")
+    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
+    environment = {**os.environ, "DATABASE_URL": servers.database_url("empty"), "REDIS_URL": servers.redis_url}
+    environment |= {"PYTHONPATH": str(ROOT), "DEBUG": "false"}
+    served = run(command, tmp_path, environment)
+    assert served.returncode == 1
+    assert "claude-agent-api migrate" in served.stderr
+    assert "Traceback" not in served.stderr
+
+
+def test_other_commands_find_the_servers_of_a_running_dev(dev: Any) -> None:
+    one = dev()
+    [row] = one.ready()
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "apps.api.cli", *arguments, "--data-dir", str(one.data)]
+        clean = {name: value for name, value in os.environ.items() if name not in OURS}
+        return run(words, one.data.parent, {**clean, "PYTHONPATH": str(ROOT)})
+
+    created = command("keys", "create", "--tenant", "acme", "--name", "ci", "--scope", "read", "--expires-in-days", "1")
+    secret = created.stdout.strip()
+    assert get(f"{row['url']}/api/v1/sessions", secret)[0] == 200
+    listed = command("keys", "list", "--tenant", "acme").stdout
+    assert "acme" in listed
+    assert secret not in listed
+    ident = listed.splitlines()[1].split()[0]
+    assert command("keys", "revoke", ident).returncode == 0
+    assert get(f"{row['url']}/api/v1/sessions", secret)[0] == 401
+    assert command("keys", "create", "--tenant", "acme", "--name", "x", "--scope", "everything").returncode == 2
+    assert command("migrate").returncode == 0
+    examined = command("doctor")
+    assert examined.returncode == 0, examined.stdout
+    assert "PostgreSQL     18." in examined.stdout
+    assert "warn  Model" in examined.stdout

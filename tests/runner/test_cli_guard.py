@@ -1,0 +1,473 @@
+"""The guard as a process, with small shell scripts in the CLI's place.
+
+That all descendants have died is read off a pipe: they hold its write end, so its reader sees the end of file only
+when the last of them is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pytest
+
+from apps.api.runner import processes
+from apps.api.runner.guard import bundled_cli, guard_environment, install_guard, landlock_abi
+
+SECONDS = 20
+LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="prctl and Landlock are Linux's")
+# Without capabilities root is asked for permission as everybody else is.
+AS_ANYBODY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+DETACHED = """
+for n in 1 2; do setsid sh -c 'sleep 1000 & echo started; wait' & done
+echo started
+"""
+
+
+@dataclass
+class Session:
+    """Directories of one session, and a way to start a script under the guard in them."""
+
+    root: Path
+    isolation: Literal["auto", "require", "off"] = "off"
+    read_paths: Sequence[Path] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    workspace: Path = field(init=False)
+    launcher: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("bin", "config", "tmp", "workspace"):
+            (self.root / name).mkdir(exist_ok=True)
+        self.workspace = self.root / "workspace"
+        self.launcher = install_guard(self.root / "bin")
+
+    def environment(self, script: str) -> dict[str, str]:
+        cli = self.root / "bin" / "stand-in"
+        cli.write_text(f"#!/bin/bash\n{script}\n")
+        cli.chmod(0o755)
+        return guard_environment(
+            workspace=self.workspace,
+            config_dir=self.root / "config",
+            tmp_dir=self.root / "tmp",
+            isolation=self.isolation,
+            read_paths=self.read_paths,
+            cli=cli,
+            session_env=self.env,
+        )
+
+    @contextmanager
+    def started(
+        self,
+        script: str,
+        *args: str,
+        server_env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        before: Callable[[], None] | None = None,
+    ) -> Iterator[subprocess.Popen[str]]:
+        given = {"PATH": os.environ["PATH"]} if server_env is None else server_env
+        with subprocess.Popen(
+            [*prefix, self.launcher, *args],
+            cwd=self.workspace,
+            env={**given, **self.environment(script)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=before,
+        ) as guard:
+            try:
+                yield guard
+            finally:
+                guard.terminate()
+
+    def run(self, script: str, *args: str, **more: Any) -> tuple[int, str, str]:
+        with self.started(script, *args, **more) as guard:
+            out, err = guard.communicate(timeout=SECONDS)
+        return guard.returncode, out, err
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    root = tmp_path / "mine"
+    root.mkdir()
+    return Session(root)
+
+
+def lines(stream: IO[str] | None, count: int) -> list[str]:
+    assert stream is not None
+    return [stream.readline().strip() for _ in range(count)]
+
+
+def at_end(stream: IO[str] | None) -> bool:
+    """Whether the other side of the pipe is closed everywhere, or is within the time limit."""
+    assert stream is not None
+    readable, _, _ = select.select([stream], [], [], SECONDS)
+    return bool(readable) and stream.read() == ""
+
+
+def test_only_listed_variables_and_the_sessions_own_reach_the_cli(session: Session) -> None:
+    secrets = {
+        "DATABASE_URL": "postgres://u:p@h/d",
+        "REDIS_URL": "redis://h",
+        "API_KEY": "k",
+        "AWS_SECRET_ACCESS_KEY": "a",
+    }
+    passed = {
+        "LC_ALL": "C",
+        "TERM": "xterm",
+        "https_proxy": "http://proxy:3128",
+        "IS_SANDBOX": "1",
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
+        "CLAUDE_CODE_MAX_RETRIES": "3",
+        "CLAUDE_AGENT_SDK_VERSION": "0",
+        "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",
+        "TRACEPARENT": "00-1-2-03",
+    }
+    session.env = {"GREETING": "hello world", "BASH_ENV": "/nowhere", "ANTHROPIC_BASE_URL": "http://evil"}
+    code, out, _ = session.run("env", server_env={"PATH": os.environ["PATH"], **secrets, **passed})
+    seen = dict(line.split("=", 1) for line in out.splitlines())
+    by_bash = {"PWD", "SHLVL", "_", "OLDPWD"}
+    directories = {
+        "HOME": f"{session.root}/config",
+        "CLAUDE_CONFIG_DIR": f"{session.root}/config",
+        "TMPDIR": f"{session.root}/tmp",
+        "CLAUDE_CODE_TMPDIR": f"{session.root}/tmp",
+    }
+    own = {"GREETING": "hello world", "BASH_ENV": "/nowhere"}
+    assert code == 0
+    assert {name: value for name, value in seen.items() if name not in by_bash} == {
+        "PATH": os.environ["PATH"],
+        **passed,
+        **directories,
+        **own,
+    }
+
+
+def test_a_sessions_variable_does_not_act_on_the_guard(session: Session, tmp_path: Path) -> None:
+    session.env = {"LD_PRELOAD": "/does/not/exist.so"}
+    # The dynamic loader complains once for every program that it starts with such a variable.
+    _, _, err = session.run("exit 0")
+    assert err.count("/does/not/exist.so") == 1
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize(
+    ("name", "descriptor"),
+    [
+        ("ANTHROPIC_API_KEY", "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"),
+        ("CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"),
+    ],
+)
+def test_the_models_credential_comes_through_a_pipe_that_can_be_read_once(
+    session: Session, name: str, descriptor: str
+) -> None:
+    read = f"cat /proc/self/fd/${descriptor}"
+    script = f'{read}; echo; env; tr "\\0" "\\n" < /proc/$$/environ; {read}'
+    _, out, err = session.run(script, server_env={"PATH": os.environ["PATH"], name: "sk-secret"})
+    first, _, rest = out.partition("\n")
+    assert (first, err) == ("sk-secret", "")
+    assert descriptor in rest
+    assert "sk-secret" not in rest
+
+
+def test_arguments_arrive_as_they_were_given(session: Session) -> None:
+    args = ["--flag", "", "two words", 'it\'s "quoted" $HOME `id` \\', "line\nbreak", "-c", "*"]
+    _, out, _ = session.run("printf '%s\\0' \"$@\"", *args)
+    assert out.split("\0")[:-1] == args
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -KILL $$", -signal.SIGKILL),
+        ("kill -TERM $$", -signal.SIGTERM),
+        ("kill -SEGV $$", -signal.SIGSEGV),
+        ("kill -PIPE $$", -signal.SIGPIPE),
+    ],
+)
+def test_the_guard_ends_as_the_cli_did(session: Session, script: str, code: int) -> None:
+    assert session.run(script)[0] == code
+
+
+def test_a_cli_that_cannot_be_started_is_said_so(session: Session) -> None:
+    guard = subprocess.run(
+        [session.launcher],
+        env={**session.environment("exit 0"), "CLI_GUARD_CLI": "/does/not/exist"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert guard.returncode == 126
+    assert "cannot start the CLI" in guard.stderr
+
+
+def test_each_side_sees_the_other_close_its_pipe(session: Session) -> None:
+    with session.started("exec 1>&-; cat >/dev/null; exit 5") as guard:
+        assert at_end(guard.stdout)
+        assert guard.stdin is not None
+        guard.stdin.close()
+        assert guard.wait(SECONDS) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_guard_ends_detached_tools_too(session: Session, number: signal.Signals) -> None:
+    with session.started(DETACHED + "trap '' TERM INT HUP; wait") as guard:
+        assert lines(guard.stdout, 3) == ["started"] * 3
+        guard.send_signal(number)
+        assert at_end(guard.stdout)
+        assert guard.wait(SECONDS) == -number
+
+
+def test_a_terminals_interrupt_does_not_reach_the_guard(session: Session) -> None:
+    with session.started("echo started; read go") as guard:
+        assert lines(guard.stdout, 1) == ["started"]
+        assert os.getpgid(guard.pid) == guard.pid != os.getpgrp()
+
+
+@LINUX_ONLY
+def test_tools_that_outlive_the_cli_are_ended(session: Session) -> None:
+    with session.started(DETACHED + "read go; exit 3") as guard:
+        assert lines(guard.stdout, 3) == ["started"] * 3
+        assert guard.stdin is not None
+        guard.stdin.close()
+        assert at_end(guard.stdout)
+        assert guard.wait(SECONDS) == 3
+
+
+@LINUX_ONLY
+def test_a_killed_server_leaves_nothing_behind(session: Session) -> None:
+    code = (
+        "import json, os, signal, subprocess, sys\n"
+        "env = {**json.loads(sys.argv[2]), 'CLI_GUARD_PARENT': str(os.getpid())}\n"
+        "subprocess.Popen([sys.argv[1]], env=env)\n"
+        "signal.pause()\n"
+    )
+    command = [sys.executable, "-c", code, str(session.launcher), json.dumps(session.environment(DETACHED + "wait"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert lines(server.stdout, 3) == ["started"] * 3
+        server.kill()
+        assert at_end(server.stdout)
+    assert server.returncode == -signal.SIGKILL
+
+
+@LINUX_ONLY
+def test_a_killed_guard_takes_the_cli_with_it(session: Session) -> None:
+    with session.started("echo started; exec sleep 1000") as guard:
+        assert lines(guard.stdout, 1) == ["started"]
+        guard.kill()
+        assert at_end(guard.stdout)
+        guard.wait(SECONDS)
+
+
+def test_a_guard_whose_server_has_gone_before_it_started_does_not_start_the_cli(session: Session) -> None:
+    env = {**session.environment("echo started"), "CLI_GUARD_PARENT": "1"}
+    guard = subprocess.run([session.launcher], env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert (guard.returncode, guard.stdout) == (78, "")
+    assert "the server has ended" in guard.stderr
+
+
+@LINUX_ONLY
+def test_other_processes_of_the_user_cannot_read_the_guards_environment(session: Session) -> None:
+    with session.started("echo $$; read go", server_env={"PATH": os.environ["PATH"]}, prefix=AS_ANYBODY) as guard:
+        [cli] = lines(guard.stdout, 1)
+
+        def read(pid: str | int) -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run([*AS_ANYBODY, "cat", f"/proc/{pid}/environ"], capture_output=True)
+
+        try:
+            assert b"CLAUDE_CONFIG_DIR" in read(cli).stdout
+            assert b"Permission denied" in read(guard.pid).stderr
+        finally:
+            guard.communicate(timeout=SECONDS)
+
+
+def confined(session: Session, script: str, **more: Any) -> str | None:
+    """Output of a script that ran isolated; None where the kernel has no Landlock, once that was found to be said."""
+    session.isolation = "auto"
+    code, out, err = session.run(script, **more)
+    if landlock_abi() == 0:
+        assert (code, "offers no Landlock" in err) == (0, True)
+        return None
+    assert "cli_guard" not in err
+    return out + err
+
+
+def test_the_agent_works_in_its_own_directories(session: Session) -> None:
+    script = """
+    set -e
+    echo text > file; cat file; mkdir -p a/b; mv file a/b/; ln -s a/b/file link; cat link; rm -r a
+    mkfifo pipe; touch "$HOME/x" "$TMPDIR/x"; echo y > /dev/null; head -c 1 /dev/urandom >/dev/null
+    cat <(echo substituted); cat <<< here; : > /dev/shm/guard-test-$$; rm /dev/shm/guard-test-$$
+    head -c 8 /proc/meminfo; git --version >/dev/null; echo; echo done
+    """
+    expected = "text\ntext\nsubstituted\nhere\nMemTotal\ndone\n"
+    assert confined(session, script) in (None, expected)
+
+
+@LINUX_ONLY
+def test_the_agent_reaches_no_other_session_no_home_and_no_shared_directory(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    secret = tmp_path / "other" / "secret"
+    secret.write_text("sibling")
+    (session.workspace / "link").symlink_to(secret)
+    attempts = [
+        f"cat {secret}",
+        "cat link",
+        f"ls {tmp_path}",
+        f"echo x > {secret}",
+        f"rm {secret}",
+        f"truncate -s 0 {secret}" if landlock_abi() >= 3 else f"cat {secret}",
+        f"ln {secret} here",
+        "ls /root || ls ~root",
+        "ls /tmp",
+        "ls /dev/shm",
+        "touch /usr/x",
+        "touch /etc/x",
+        "mknod device b 8 0",
+    ]
+    out = confined(
+        session, "\n".join(f"({attempt}) 2>/dev/null && echo reached: '{attempt}'" for attempt in attempts) + "\n:"
+    )
+    assert out in (None, "")
+    assert secret.read_text() == "sibling"
+
+
+@LINUX_ONLY
+def test_paths_given_to_read_can_be_read_and_executed_but_not_written(session: Session, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    tool = shared / "tool"
+    tool.write_text("#!/bin/sh\necho ran\n")
+    tool.chmod(0o755)
+    session.read_paths = [shared]
+    out = confined(session, f"{tool}; cat {tool} | tail -1; (echo x > {tool}) 2>/dev/null || echo refused")
+    assert out in (None, "ran\necho ran\nrefused\n")
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("proc", [False, True])
+def test_the_agent_sees_no_other_processs_memory_environment_or_by_default_command(
+    session: Session, proc: bool
+) -> None:
+    session.read_paths = [Path("/proc")] if proc else []
+    with subprocess.Popen(["sleep", "1000"], env={"PATH": os.environ["PATH"], "DATABASE_URL": "top-secret"}) as other:
+        names = "environ cmdline mem"
+        script = f"for name in {names}; do head -c 5 /proc/{other.pid}/$name >/dev/null 2>&1 && echo $name; done; :"
+        out = confined(session, script)
+        guard = "read -r _ _ _ parent _ < /proc/$PPID/stat; head -c 5 /proc/$PPID/environ 2>/dev/null; :"
+        of_guard = confined(session, guard)
+        other.kill()
+    assert out in (None, "cmdline\n" if proc else "")
+    assert of_guard is None or "CLI" not in of_guard
+
+
+@LINUX_ONLY
+def test_the_agent_can_signal_its_own_processes_only(session: Session) -> None:
+    script = "sleep 1000 & kill $! && echo own; kill -0 $PPID 2>/dev/null && echo guard; :"
+    out = confined(session, script)
+    assert out in (None, "own\n" if landlock_abi() >= 6 else "own\nguard\n")
+
+
+@LINUX_ONLY
+def test_directories_of_the_path_that_are_closed_do_not_hide_programs(session: Session, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    shutil.copy("/bin/false", closed / "true")
+    path = f"{closed}:{os.environ['PATH']}"
+    out = confined(session, 'true && echo "$PATH"', server_env={"PATH": path})
+    assert out is None or (out != "" and str(closed) not in out)
+
+
+def without_landlock() -> None:
+    """In the child before exec: have seccomp answer ENOSYS to landlock_create_ruleset, as an old kernel does."""
+
+    def instruction(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
+        return code.to_bytes(2, sys.byteorder) + bytes((jump_true, jump_false)) + k.to_bytes(4, sys.byteorder)
+
+    program = ctypes.create_string_buffer(
+        instruction(0x20, 0)  # load the system call's number
+        + instruction(0x15, 444, 0, 1)
+        + instruction(0x06, 0x00050000 | 38)  # SECCOMP_RET_ERRNO
+        + instruction(0x06, 0x7FFF0000)  # SECCOMP_RET_ALLOW
+    )
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    wanted = Program(4, ctypes.addressof(program))
+    if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(22, ctypes.c_ulong(2), ctypes.byref(wanted)):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize(("isolation", "code", "out"), [("auto", 4, "ran\n"), ("require", 78, ""), ("off", 4, "ran\n")])
+def test_without_landlock_the_guard_goes_on_or_refuses_as_told(
+    session: Session, isolation: Literal["auto", "require", "off"], code: int, out: str
+) -> None:
+    session.isolation = isolation
+    ended, printed, err = session.run("echo ran; exit 4", before=without_landlock)
+    assert (ended, printed) == (code, out)
+    assert err.count("\n") == (isolation != "off")
+    assert ("offers no Landlock" in err) == (isolation != "off")
+
+
+def test_the_guard_imports_nothing_that_makes_starts_slow(session: Session) -> None:
+    launcher = session.launcher.read_text()
+    code = launcher.replace("main()", "print(*sys.modules)", 1)
+    assert code != launcher
+    session.launcher.write_text(code)
+    out = subprocess.run([session.launcher], capture_output=True, text=True, check=True).stdout
+    loaded = set(out.split())
+    assert "runner.cli_guard" in loaded
+    assert loaded.isdisjoint({"apps.api", "claude_agent_sdk", "enum", "re", "signal", "site", "subprocess", "typing"})
+
+
+def test_the_launcher_is_for_this_user_only_and_survives_odd_paths(tmp_path: Path) -> None:
+    odd = tmp_path / "it's a $(dir)"
+    odd.mkdir()
+    python = odd / "py thon"
+    python.symlink_to(sys.executable)
+    launcher = install_guard(odd, python=str(python))
+    assert install_guard(odd, python=str(python)) == launcher
+    assert [path.name for path in odd.iterdir() if path != python] == ["claude"]
+    assert stat.S_IMODE(launcher.stat().st_mode) == 0o700
+    session = Session(tmp_path)
+    session.launcher = launcher
+    assert session.run("exit 9")[0] == 9
+
+
+def test_descendants_are_found_over_generations_and_sessions() -> None:
+    script = "setsid sh -c 'sleep 1000 & echo $! $$; wait' & wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
+        pids = {int(pid) for line in lines(shell.stdout, 1) for pid in line.split()}
+        assert pids | {shell.pid} <= set(processes.below(os.getpid()))
+        assert set(processes.below(shell.pid)) == pids
+        for pid in (shell.pid, *pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_path_that_would_be_read_as_two_is_refused(session: Session) -> None:
+    session.read_paths = [Path(f"/opt{os.pathsep}/root")]
+    with pytest.raises(ValueError, match="cannot be isolated"):
+        session.environment("exit 0")
+
+
+def test_the_bundled_cli_can_be_executed() -> None:
+    assert os.access(bundled_cli(), os.X_OK)

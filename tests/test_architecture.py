@@ -1,0 +1,226 @@
+"""Who may import whom, and how long things may be. The rules and their reasons are in docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+APPS = ROOT / "apps"
+
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+LONGER_WITH_A_REASON = {
+    "apps.api.runner.execution": (450, "one live session: its turns, its reader and its end share one state"),
+    "apps.api.runner.worker": (450, "the loops of one instance over one table of sessions"),
+}
+"""module: (lines, reason). Take a module out of here once it is short enough."""
+
+# A room is a package of apps/api, or a module beside them. `entry` rooms may import everything but `dev`.
+FOUNDATION = {"settings", "errors"}
+MAY_IMPORT = {
+    "settings": set(),
+    "errors": set(),
+    "models": set(),
+    "logs": {"settings"},
+    "db": {*FOUNDATION},
+    "redis": {"settings"},
+    "auth": {*FOUNDATION, "db", "redis"},
+    "limits": {*FOUNDATION, "redis"},
+    "core": {*FOUNDATION, "models", "db", "redis"},
+    "runner": {*FOUNDATION, "core", "db", "redis"},
+    "http": {*FOUNDATION, "core", "auth", "limits", "db", "redis"},
+    "dialects": {"errors", "core", "auth", "http"},
+    "migrate": {*FOUNDATION, "db"},
+    "doctor": {*FOUNDATION, "db", "redis", "migrate", "runner"},
+    "server": {"settings"},
+    "dev": {*FOUNDATION, "db", "redis", "auth", "migrate"},
+    "openapi": {"main", "settings"},
+}
+ENTRIES = {"main", "cli"}
+
+WHY = {
+    "core": "the domain knows no HTTP, no runner and no SDK, so that every surface can use it",
+    "runner": "the runner meets HTTP only through PostgreSQL and Redis, so that it can live in another process",
+    "dialects": "a dialect translates between HTTP and the core, and owns no storage",
+    "http": "shared plumbing of the dialects must know none of them",
+}
+
+FORBIDDEN_IN_DIALECTS = {"sqlalchemy", "redis", "asyncpg", "claude_agent_sdk"}
+
+# Started with -I -S, before anything else exists: every import is time until an agent starts, or may be missing.
+STANDARD_LIBRARY_ONLY = ("apps.api.runner.cli_guard", "apps.api.dev.reaper")
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: Path
+    tree: ast.Module
+    lines: int
+
+    @property
+    def room(self) -> str:
+        """`core` for apps.api.core.runs, `main` for apps.api.main, and `api` for apps/api/__init__.py."""
+        parts = self.name.split(".")
+        return parts[2] if len(parts) > 2 else parts[-1]
+
+    def imports(self) -> Iterator[tuple[int, str]]:
+        """Line and full name of everything imported, at the top or inside of a function."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node.lineno, alias.name
+            elif isinstance(node, ast.ImportFrom):
+                base = self._absolute(node)
+                for alias in node.names:
+                    name = f"{base}.{alias.name}"
+                    yield node.lineno, name if name in module_names() else base
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        package = self.name.split(".")
+        if self.path.name != "__init__.py":
+            package = package[:-1]
+        package = package[: len(package) - node.level + 1]
+        return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def _name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def module_names() -> frozenset[str]:
+    return frozenset(_name(path) for path in APPS.rglob("*.py"))
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    found = []
+    for path in sorted(APPS.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found.append(Module(_name(path), path, ast.parse(text), len(text.splitlines())))
+    return tuple(found)
+
+
+def api_modules() -> list[Module]:
+    return [m for m in modules() if m.name.startswith("apps.api")]
+
+
+def room_of(name: str) -> str | None:
+    """The room of an imported name of ours; None for other people's, and for apps.api itself (the version)."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["apps", "api"] and len(parts) > 2 else None
+
+
+def violations() -> Iterator[str]:
+    for module in api_modules():
+        if module.room == "api":
+            continue
+        for line, name in module.imports():
+            room = room_of(name)
+            if room is None or room == module.room:
+                continue
+            if module.room in ENTRIES:
+                allowed = room != "dev" or module.room == "cli"
+            else:
+                allowed = room in MAY_IMPORT[module.room]
+            if not allowed:
+                reason = WHY.get(module.room, "see MAY_IMPORT in this file")
+                yield f"{module.path.relative_to(ROOT)}:{line}: {module.room} must not import {name}: {reason}"
+
+
+def test_every_room_has_a_rule() -> None:
+    rooms = {m.room for m in api_modules()} - {"api"}
+    assert rooms <= set(MAY_IMPORT) | ENTRIES, "say in MAY_IMPORT what the new room may import"
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    assert not list(violations()), "\n".join(violations())
+
+
+def test_dialects_do_not_import_each_other() -> None:
+    for module in api_modules():
+        if module.room != "dialects":
+            continue
+        own = ".".join(module.name.split(".")[:4])
+        for line, name in module.imports():
+            foreign = name.startswith("apps.api.dialects") and not f"{name}.".startswith(f"{own}.")
+            assert not foreign, f"{module.path}:{line}: what two dialects share belongs into http or core"
+
+
+def test_dialects_know_neither_storage_nor_the_sdk() -> None:
+    for module in api_modules():
+        if module.room == "dialects":
+            for line, name in module.imports():
+                assert name.split(".")[0] not in FORBIDDEN_IN_DIALECTS, (
+                    f"{module.path}:{line}: {name}: {WHY['dialects']}"
+                )
+
+
+def test_only_the_runner_imports_the_sdk() -> None:
+    for module in modules():
+        if module.room != "runner":
+            for line, name in module.imports():
+                assert name.split(".")[0] != "claude_agent_sdk", (
+                    f"{module.path}:{line}: ask the runner for what you need"
+                )
+
+
+def test_only_the_command_line_enters_dev() -> None:
+    for module in modules():
+        if module.room not in ("dev", "cli"):
+            for line, name in module.imports():
+                assert not name.startswith("apps.api.dev"), f"{module.path}:{line}: production has no embedded servers"
+
+
+def test_the_demo_model_knows_nothing_of_the_api() -> None:
+    for module in modules():
+        if module.name.startswith("apps.demo_model"):
+            for line, name in module.imports():
+                assert not name.startswith("apps.api"), f"{module.path}:{line}: it stands for somebody else's server"
+
+
+def test_programs_that_start_before_everything_need_the_standard_library_only() -> None:
+    by_name = {module.name: module for module in modules()}
+    unseen, seen = list(STANDARD_LIBRARY_ONLY), set[str]()
+    while unseen:
+        module = by_name[unseen.pop()]
+        seen.add(module.name)
+        for line, name in module.imports():
+            if name in by_name:
+                unseen += [name] if name not in seen else []
+            else:
+                inside = name.split(".")[0] in sys.stdlib_module_names
+                assert inside, f"{module.path}:{line}: {name} is not in the standard library"
+
+
+def test_no_module_is_too_long() -> None:
+    for module in modules():
+        limit, reason = LONGER_WITH_A_REASON.get(module.name, (MAX_MODULE_LINES, "a reader must find the end of it"))
+        assert module.lines <= limit, f"{module.path} has {module.lines} lines, may have {limit}: {reason}"
+
+
+def test_modules_with_a_reason_to_be_long_are_long() -> None:
+    lines = {m.name: m.lines for m in modules()}
+    stale = [name for name in LONGER_WITH_A_REASON if lines.get(name, 0) <= MAX_MODULE_LINES]
+    assert not stale, f"short enough now, so take them out of LONGER_WITH_A_REASON: {stale}"
+
+
+def test_no_function_is_too_long() -> None:
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= MAX_FUNCTION_LINES, (
+                    f"{module.path}:{node.lineno}: {node.name} has {lines} lines, may have {MAX_FUNCTION_LINES}:"
+                    " a function should fit on a screen"
+                )
