@@ -29,6 +29,12 @@ CONNECT_TIMEOUT = 5.0
 STATEMENT_TIMEOUT = 15.0
 """Seconds for one statement. Nothing here is meant to take longer than some milliseconds."""
 
+_SERVER_SETTINGS = {
+    "application_name": "claude-agent-api",
+    # A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
+    "idle_in_transaction_session_timeout": "10000",
+}
+
 SCHEMA_REVISION = "0001"
 """The newest migration; a test compares it with migrations/versions."""
 
@@ -37,12 +43,14 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,  # the first use of a connection that the server has just ended
+    asyncpg.exceptions.OperatorInterventionError,  # shutdown, start, a cancelled query
+    asyncpg.exceptions.InsufficientResourcesError,  # connections, disk, memory
+    asyncpg.exceptions.TransactionRollbackError,  # deadlock
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that has just become a standby
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
-"""Failures of the connection, not of the statement: the same statement may succeed a moment later."""
+"""Failures of the connection or the server, not of the statement: it may succeed a moment later."""
 
 
 class SchemaMissing(Exception):
@@ -85,7 +93,11 @@ class Database:
             pool_pre_ping=True,
             json_serializer=_json,
             json_deserializer=orjson.loads,
-            connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT},
+            connect_args={
+                "timeout": CONNECT_TIMEOUT,
+                "command_timeout": STATEMENT_TIMEOUT,
+                "server_settings": _SERVER_SETTINGS,
+            },
         )
         pool = await asyncpg.create_pool(
             settings.asyncpg_dsn,
@@ -95,7 +107,7 @@ class Database:
             command_timeout=STATEMENT_TIMEOUT,
             init=_prepare,
             reset=_keep,
-            server_settings={"application_name": "claude-agent-api"},
+            server_settings=_SERVER_SETTINGS,
         )
         try:
             yield cls(engine, pool)
@@ -112,7 +124,7 @@ class Database:
             revision = await self.pool.fetchval("SELECT version_num FROM alembic_version")
         except asyncpg.UndefinedTableError:
             revision = None
-        if revision != SCHEMA_REVISION:
+        if revision is None or revision < SCHEMA_REVISION:  # a newer one is a rolling update under way
             raise SchemaMissing(
                 f"The database is at revision {revision or 'none'}, this version needs {SCHEMA_REVISION}:"
                 " run `claude-agent-api migrate`."

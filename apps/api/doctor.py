@@ -37,9 +37,8 @@ class Check:
 
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
-    checks: list[Callable[[Settings], Awaitable[Check]]] = [
-        _python, _cli, _postgres, _schema, _redis, _model, _workspaces, _isolation,
-    ]  # fmt: skip
+    checks: list[Callable[[Settings], Awaitable[Check]]]
+    checks = [_python, _cli, _postgres, _schema, _redis, _model, _workspaces, _isolation]
     return [await check(settings) for check in checks]
 
 
@@ -81,11 +80,12 @@ async def _postgres(settings: Settings) -> Check:
         connection = await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return Check("FAIL", "PostgreSQL", f"{migrate.reason(error)}: check DATABASE_URL, or start `dev`")
-    version = connection.get_server_version()
+    found = connection.get_server_version().major
+    shown = await connection.fetchval("SHOW server_version")
     await connection.close(timeout=CONNECT_TIMEOUT)
-    if version.major < OLDEST_POSTGRES:
-        return Check("FAIL", "PostgreSQL", f"{version.major}: use {OLDEST_POSTGRES} or later")
-    return Check("ok", "PostgreSQL", f"{version.major}.{version.minor}")
+    if found < OLDEST_POSTGRES:
+        return Check("FAIL", "PostgreSQL", f"{shown}: use {OLDEST_POSTGRES} or later")
+    return Check("ok", "PostgreSQL", shown)
 
 
 async def _schema(settings: Settings) -> Check:

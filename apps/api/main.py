@@ -27,6 +27,7 @@ from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
 from apps.api.runner.guard import bundled_cli
+from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import Settings
 
@@ -42,9 +43,9 @@ Every route but health needs a key: `X-API-Key: KEY` or `Authorization: Bearer K
 class Tasks:
     """The named background tasks of the instance. One that ends by itself takes the process down."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
         self._tasks: list[asyncio.Task[None]] = []
-        self.failed: str | None = None
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)
@@ -54,8 +55,8 @@ class Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        self.failed = task.get_name()
-        log.critical("instance.task_ended", task=self.failed, error=repr(task.exception()), exc_info=task.exception())
+        self._app.state.failed = name = task.get_name()
+        log.critical("instance.task_ended", task=name, error=repr(task.exception()), exc_info=task.exception())
         # An instance without one of its loops would keep its lease and do half of its work.
         signal.raise_signal(signal.SIGTERM)
 
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = Streams()
     app.state.prompt_limits = PromptLimits(settings)
     app.state.limiter = public_limiter
-    app.state.drain = None
+    app.state.drain = app.state.failed = None
     errors.install(app)
     app.include_router(health.router)
     app.include_router(native)
@@ -105,14 +106,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
-        tasks = Tasks()
+        tasks = Tasks(app)
         stack.push_async_callback(tasks.stop)
         tasks.start("relay-publisher", publisher.run())
         tasks.start("relay-subscriber", subscriptions.run())
         tasks.start("followers", followers.run())
         await worker.start()
-        for name, work in worker.loops().items():
-            tasks.start(f"worker-{name}", work)
+        for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
+            tasks.start(f"runner-{name}", work)
         app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher)
         drained = asyncio.Event()
 

@@ -1,24 +1,161 @@
-"""`python -m tests.bench`: print this machine's figures beside the targets."""
+"""`python -m tests.bench`: what this service costs on this machine, beside the SDK driven directly, and the targets."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 
 import uvloop
 
-from tests.bench import sdk, turns
-from tests.bench.report import Report
-from tests.bench.stage import AGENTS, opened
+from tests.bench import admission, burst, idle, relay, sdk, turns
+from tests.bench.machine import Load
+from tests.bench.report import Report, percentile
+from tests.bench.sdk import Sdk
+from tests.bench.stage import AGENTS, Stage, opened
+
+BUDGET, QUICK_BUDGET = 285.0, 53.0
+"""Seconds for everything; what has not been measured by then is left out."""
+
+Measure = Callable[[], Awaitable[None]]
 
 
-async def main() -> None:
-    report = Report()
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured: numbers of samples, and seconds per series."""
+
+    rounds: int
+    warm_rounds: int
+    bursts: int
+    words: int
+    paced_words: int
+    seconds: float
+    streams: int
+    idle_seconds: float
+
+
+FULL = Sizes(
+    rounds=8, warm_rounds=90, bursts=3, words=20_000, paced_words=500, seconds=5, streams=1_000, idle_seconds=16
+)
+QUICK = Sizes(
+    rounds=2, warm_rounds=12, bursts=1, words=5_000, paced_words=100, seconds=1.5, streams=200, idle_seconds=3
+)
+
+
+def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str, tuple[str, list[Measure]]]:
+    """Title and measurements by short name, in order."""
+    shares = {1: 75.0, 4: 65.0}
+    words, seconds = size.words, size.seconds
+    return {
+        "idle": (
+            "Idle streams, on a fresh instance",
+            [lambda: idle.streams(stage, report, count=size.streams, seconds=size.idle_seconds)],
+        ),
+        "cold": ("First delta of a new session", [lambda: turns.cold(stage, driven, report, size.rounds)]),
+        "warm": ("Warm turns", [lambda: turns.warm(stage, driven, report, size.warm_rounds)]),
+        "burst": (
+            "Bursts, from the CLI to clients on another instance",
+            [lambda: burst.bursts(stage, driven, report, words=words, shares=shares, rounds=size.bursts)],
+        ),
+        "delta": (
+            "What the relay adds to a delta",
+            [
+                lambda: relay.paced(stage, report, seconds=seconds),
+                lambda: burst.paced(stage, driven, report, count=4, words=size.paced_words),
+            ],
+        ),
+        "relay": (
+            "The relay under load",
+            [
+                lambda: relay.saturated(stage, report, seconds=seconds),
+                lambda: relay.many(stage, report, seconds=seconds),
+            ],
+        ),
+        "admission": (
+            "Prompts and durable messages",
+            [
+                lambda: admission.queries(stage, report, seconds=seconds),
+                lambda: admission.appends(stage, report, seconds=seconds),
+            ],
+        ),
+        "fleet": (
+            "Three instances; idle sessions",
+            [
+                lambda: relay.more_instances(stage, report, seconds=seconds),
+                lambda: idle.sessions(stage, report, count=5),
+            ],
+        ),
+    }
+
+
+def sync_ms(directory: Path, rounds: int = 50) -> float:
+    """Median time of writing and syncing 8 KB: the least that a commit costs here."""
+    taken = []
+    with (directory / "sync").open("wb") as file:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            file.write(b"x" * 8192)
+            file.flush()
+            os.fdatasync(file.fileno())
+            taken.append((time.perf_counter() - began) * 1000)
+    return percentile(taken, 0.5)
+
+
+def introduce(report: Report) -> None:
+    """Say what is measured on what."""
+    with tempfile.TemporaryDirectory() as directory:
+        synced = sync_ms(Path(directory))
+    names = ("claude-agent-sdk", "fastapi", "starlette", "uvicorn", "redis", "asyncpg", "uvloop")
+    report.title(f"Claude Agent API, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    report.note(f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}")
+    report.note(", ".join(f"{name} {version(name)}" for name in names))
+    report.note(f"writing and syncing 8 KB to the disk takes {synced:.2f} ms: the least that a commit costs here")
+    report.note("SDK and API: the same machine, demo model, event loop (uvloop) and CLI options. In favour of the SDK:")
+    report.note("its CLI starts without the guard process, and its transcripts go to memory instead of PostgreSQL.")
+
+
+async def measure(report: Report, size: Sizes, only: list[str], wait: float, ends: float) -> None:
+    """Start everything, and run the sections until `ends` (monotonic seconds)."""
     async with opened() as stage, sdk.opened(stage.settings(AGENTS)) as driven:
-        report.title("x")
-        await turns.cold(stage, driven, report, 6)
-        await turns.warm(stage, driven, report, 40)
+        for name, (title, parts) in sections(stage, driven, report, size).items():
+            if only and name not in only:
+                continue
+            await Load.settled(min(wait, max(ends - time.monotonic(), 0)))
+            report.title(f"{title} ({name})")
+            load = Load.begin()
+            try:
+                async with asyncio.timeout(max(ends - time.monotonic(), 0)):
+                    for part in parts:
+                        await part()
+            except TimeoutError:
+                report.note("left out or cut off: the time was up")
+            report.note(f"others kept {load.others():.2f} of {os.cpu_count()} cores busy meanwhile")
+
+
+def main() -> None:
+    """Parse the arguments, measure, and print. The exit status is 0 whether or not targets are met."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements, in less than a minute")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="cold warm burst delta relay ...")
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="wait so long for a quiet machine before each section"
+    )
+    chosen = parser.parse_args()
+    ends = time.monotonic() + (QUICK_BUDGET if chosen.quick else BUDGET)
+    report = Report()
+    introduce(report)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(measure(report, QUICK if chosen.quick else FULL, chosen.only, chosen.wait, ends))
     report.summary()
 
 
-with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-    runner.run(main())
+if __name__ == "__main__":
+    main()

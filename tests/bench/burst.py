@@ -101,21 +101,24 @@ async def agents(stage: Stage, driven: Sdk, stack: AsyncExitStack, count: int) -
     return made
 
 
-async def bursts(stage: Stage, driven: Sdk, report: Report, *, words: int, counts: dict[int, float], rounds: int) -> None:
-    """Bursts of `words` words with each number of agents in `counts`, which gives the share that is the target."""
-    prompt = f"stream {words} words"
-    for count, wanted in counts.items():
+async def bursts(
+    stage: Stage, driven: Sdk, report: Report, *, words: int, shares: dict[int, float], rounds: int
+) -> None:
+    """Bursts of `words` words with each number of agents in `shares`, the targets in percent."""
+    for count, wanted in shares.items():
+        each_words = words // (2 if count > 1 else 1)
+        prompt = f"stream {each_words} words"
         async with AsyncExitStack() as stack:
             pair = await agents(stage, driven, stack, count)
             alone, api = [], []
             for _ in range(rounds):
                 alone.append(await pair.alone(prompt))
                 api.append(await pair.through(prompt))
-        report.head(f"burst of {words:,} words, {count} at once: deltas per second, all together")
+        report.head(f"burst of {each_words:,} words, {count} at once: deltas per second, all together")
         report.row("SDK alone", [each.rate for each in alone])
         report.row("API, clients on another instance", [each.rate for each in api])
-        _note(report, "SDK alone", alone, count * words)
-        _note(report, "API", api, count * words)
+        _note(report, "SDK alone", alone, count * each_words)
+        _note(report, "API", api, count * each_words)
         share = percentile([each.rate for each in api], 0.5) / percentile([each.rate for each in alone], 0.5)
         report.at_least(f"4 burst with {count} CLI", 100 * share, wanted, "% of the SDK's rate (p50)")
 
@@ -123,7 +126,9 @@ async def bursts(stage: Stage, driven: Sdk, report: Report, *, words: int, count
 def _note(report: Report, who: str, made: list[Burst], sent: int) -> None:
     cpu = sum(each.cpu for each in made) * 1e6 / max(sum(each.deltas for each in made), 1)
     lost = sum(sent - each.deltas for each in made)
-    report.note(f"{who}: {cpu:.1f} µs of CPU per delta in all processes, {lost:,} of {sent * len(made):,} deltas missing")
+    report.note(
+        f"{who}: {cpu:.1f} µs of CPU per delta in all processes, {lost:,} of {sent * len(made):,} deltas missing"
+    )
 
 
 async def paced(stage: Stage, driven: Sdk, report: Report, *, count: int, words: int) -> None:

@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
     async def open(cls, url: str, key: str) -> Connection:
         parts = urlsplit(url)
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(lambda: cls(parts.netloc, key), parts.hostname, parts.port)
+        _, made = await loop.create_connection(lambda: cls(parts.netloc, key), parts.hostname or "", parts.port or 80)
         return made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

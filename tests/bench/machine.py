@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import time
@@ -9,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
+
+QUIET_CORES = 0.25
+"""Others may use so much of a machine that counts as quiet."""
 
 
 def cpu_of(pid: int, *, children: bool = False) -> float:
@@ -63,6 +67,16 @@ class Load:
     @classmethod
     def begin(cls) -> Load:
         return cls(time.monotonic(), _busy(), cpu_of(os.getpid(), children=True))
+
+    @classmethod
+    async def settled(cls, seconds: float) -> None:
+        """Wait until others leave the machine alone, at most `seconds`."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            load = cls.begin()
+            await asyncio.sleep(1)
+            if load.others() < QUIET_CORES:
+                return
 
     def others(self) -> float:
         """Cores that processes outside of this benchmark kept busy since `begin`, on average."""

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from uuid import UUID, uuid4
 
 import orjson
+import structlog
 import uvloop
 
 from apps.api.core import instances
@@ -73,7 +74,8 @@ class Owner:
     def __init__(self, task: Task, writers: list[Writer], publisher: Publisher) -> None:
         self._task, self._writers, self._publisher = task, writers, publisher
         self._run_ids = [uuid4() for _ in writers]
-        self._counts = [0] * len(writers)
+        # Staggered, or all sessions would store at the same moment.
+        self._counts = [which * task.durable_every // len(writers) for which in range(len(writers))]
         self._pending: set[asyncio.Task[None]] = set()
         self._append_ms: list[float] = []
         self.sent = 0
@@ -156,7 +158,7 @@ def _writer(
 @asynccontextmanager
 async def opened(task: Task) -> AsyncIterator[Owner]:
     """An owner of the task's sessions, with a lease and running publisher; it gives them back at the end."""
-    settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    settings = Settings(_env_file=None)
     async with Database.open(settings) as db, open_redis(settings) as redis:
         lease = Lease(uuid4(), LEASE_SECONDS)
         await instances.register(db, lease, hostname="bench", version="0", slots=0)
@@ -175,6 +177,7 @@ async def opened(task: Task) -> AsyncIterator[Owner]:
 
 async def main() -> None:
     """Read the task, wait for the start, do it, tell."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     loop = asyncio.get_running_loop()
     task = Task(**orjson.loads(sys.stdin.readline()))
     async with opened(task) as owner:

@@ -13,8 +13,9 @@ from uuid import UUID
 import orjson
 
 from tests.bench.client import Connection, Frames
-from tests.bench.machine import Meter
+from tests.bench.machine import Meter, in_words
 from tests.bench.owner import Done, Task
+from tests.bench.report import Report, percentile
 from tests.bench.stage import SYNTHETIC, Stage, python_module
 from tests.fleet import Instance
 
@@ -94,6 +95,13 @@ async def _follow(instance: Instance, stage: Stage, session_ids: list[UUID], hea
     return connections
 
 
+async def _until_heard(heard: Heard, done: Done) -> None:
+    for _ in range(60):
+        if heard.events >= done.events:
+            return
+        await asyncio.sleep(0.05)
+
+
 async def run(stage: Stage, task: Task, instance: Instance | None = None) -> Outcome:
     """One client per session on `instance` (the synthetic node, unless given), then the task."""
     heard = Heard()
@@ -101,15 +109,69 @@ async def run(stage: Stage, task: Task, instance: Instance | None = None) -> Out
         connections = await _follow(instance or stage.node, stage, [UUID(text) for text in task.sessions], heard)
         await asyncio.sleep(1)
         pids = {"owner": process.pid, "redis": stage.valkey, "postgres": stage.postgres}
-        servers = {f"instance {number}": each.process.pid for number, each in enumerate(stage.synthetic.instances)}
+        servers = {f"instance {number}": each.process.pid for number, each in enumerate(stage.synthetic.instances, 1)}
         meter = Meter({**pids, **servers}, with_children=("postgres",))
         meter.start()
         done = await go(process)
-        deadline = time.monotonic() + 3
-        while heard.events < done.events and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        meter.used = meter.stop()
+        await _until_heard(heard, done)
+        meter.stop()
         meter.used["owner"] = done.cpu
         for connection in connections:
             connection.close()
     return Outcome(done, heard, meter)
+
+
+async def paced(stage: Stage, report: Report, *, seconds: float) -> None:
+    """Target 4 without agents: from the writer's call to the client's socket, 4 × 100 deltas/s."""
+    sessions = [str(session_id) for session_id in await stage.make_sessions(4)]
+    outcome = await run(stage, Task(sessions, rate=400, seconds=seconds))
+    ms = outcome.heard.latency_ms
+    report.head("4 synthetic runs × 100 deltas/s: ms from the owner's callback to a client's socket")
+    report.row("other instance, one client each", ms)
+    report.note(f"CPU per delta: {in_words(outcome.cpu())}")
+    report.at_most("4 added per delta, synthetic, p50", percentile(ms, 0.5), 0.5, "ms")
+    report.at_most("4 added per delta, synthetic, p99", percentile(ms, 0.99), 5, "ms")
+
+
+async def saturated(stage: Stage, report: Report, *, seconds: float) -> None:
+    """Target 5: CPU per event at 20,000 events per second, in few busy and in many slow runs."""
+    report.head("20,000 deltas/s: ms from the owner's callback to a client's socket")
+    for count in (20, 200):
+        sessions = [str(session_id) for session_id in await stage.make_sessions(count)]
+        outcome = await run(stage, Task(sessions, rate=20_000, seconds=seconds))
+        report.row(f"{count} runs × {20_000 // count:,} deltas/s", outcome.heard.latency_ms)
+        cpu = outcome.cpu()
+        report.note(f"CPU per delta: {in_words(cpu)}; {outcome.rate:,.0f}/s reached; {_lost(outcome)}")
+        report.at_most(f"5 relay CPU at 20,000 ev/s, {count} runs", cpu["all"] - cpu["postgres"], 35, "µs per event")
+
+
+async def many(stage: Stage, report: Report, *, seconds: float, count: int = 150) -> None:
+    """Target 5: many paced runs at once, with a stored message per run and second."""
+    sessions = [str(session_id) for session_id in await stage.make_sessions(count)]
+    outcome = await run(stage, Task(sessions, rate=100 * count, seconds=seconds, durable_every=100))
+    ms = outcome.heard.latency_ms
+    report.head(f"{count} synthetic runs × 100 deltas/s, each storing a message per second, ms")
+    report.row("delta: owner's callback to a client's socket", ms)
+    report.row("message: append to commit", outcome.done.append_ms)
+    report.note(f"CPU per event: {in_words(outcome.cpu())}; {outcome.rate:,.0f}/s reached; {_lost(outcome)}")
+    report.at_most(f"5 {count} runs × 100 ev/s, p99", percentile(ms, 0.99), 50, "ms")
+    report.at_most(f"5 {count} runs × 100 ev/s, lost", outcome.done.events - outcome.heard.events, 0, "events")
+
+
+def _lost(outcome: Outcome) -> str:
+    return f"{outcome.done.events - outcome.heard.events:,} of {outcome.done.events:,} did not arrive"
+
+
+async def more_instances(stage: Stage, report: Report, *, seconds: float) -> None:
+    """Target 9: the same relay with one instance, and again after `stage` has started two more."""
+
+    async def once() -> dict[str, float]:
+        sessions = [str(session_id) for session_id in await stage.make_sessions(50)]
+        return (await run(stage, Task(sessions, rate=5_000, seconds=seconds))).cpu()
+
+    alone = await once()
+    await stage.start_more()
+    three = await once()
+    report.note(f"5,000 deltas/s, CPU per delta, 1 instance:  {in_words(alone)}")
+    report.note(f"5,000 deltas/s, CPU per delta, 3 instances: {in_words(three)}")
+    report.at_most("9 CPU per event, 3 instances against 1", three["all"] / alone["all"], 1.1, "×")

@@ -18,6 +18,7 @@ from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, InMemorySessio
 from apps.api.core import workspaces
 from apps.api.core.config import AgentConfig
 from apps.api.runner import options
+from apps.api.runner.guard import bundled_cli
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
@@ -54,7 +55,7 @@ class Sdk:
         if guard:
             return built
         env = {name: value for name, value in built.env.items() if not name.startswith("CLI_GUARD_")}
-        return replace(built, cli_path=options.bundled_cli(), env=env)
+        return replace(built, cli_path=bundled_cli(), env=env)
 
     @asynccontextmanager
     async def client(self, session_id: UUID | None = None, **how: bool) -> AsyncIterator[ClaudeSDKClient]:

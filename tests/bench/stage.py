@@ -26,6 +26,7 @@ from tests.fleet import API_KEY, Fleet, Instance
 
 MODEL_KEY = "demo-key-of-the-benchmark"
 OWNER_SLOTS = 8
+IDLE_SECONDS = 0.5
 AGENTS, SYNTHETIC = "agents", "synthetic"
 
 
@@ -64,11 +65,15 @@ class Stage:
 
     def settings(self, name: str) -> Settings:
         """Settings of this process for one of the two databases, like those of its instances."""
-        env = _environment(self.servers, self.directory, name, self.model_url)
-        return Settings(_env_file=None, **{key.lower(): value for key, value in env.items()})  # type: ignore[arg-type]
+        return _settings(_environment(self.servers, self.directory, name, self.model_url))
 
     async def connect(self, instance: Instance) -> Connection:
         return await Connection.open(instance.url, API_KEY)
+
+    async def start_more(self) -> None:
+        """Two more instances beside `node`. The last one runs agents, and gives a session up when it is idle."""
+        idle = {"RUNNER_SLOTS": "1", "SESSION_IDLE_SECONDS": str(IDLE_SECONDS)}
+        await asyncio.gather(self.synthetic.start(1, RUNNER_SLOTS="0"), self.synthetic.start(1, **idle))
 
     async def make_sessions(self, count: int) -> list[UUID]:
         """Sessions in the synthetic database, without going through the API."""
@@ -90,6 +95,10 @@ def _environment(servers: Servers, directory: Path, name: str, model_url: str) -
         "MAX_QUEUED_RUNS_PER_SESSION": "1000000",
         "SHUTDOWN_GRACE_SECONDS": "5",
     }
+
+
+def _settings(env: Mapping[str, str]) -> Settings:
+    return Settings(_env_file=None, **{name.lower(): value for name, value in env.items()})  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -122,7 +131,7 @@ async def demo_model() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def fleet(env: Mapping[str, str], directory: Path) -> AsyncIterator[Fleet]:
+async def _fleet(env: Mapping[str, str], directory: Path) -> AsyncIterator[Fleet]:
     """An empty fleet that ends with the block."""
     made = Fleet(env, directory)
     try:
@@ -148,22 +157,15 @@ async def opened(*, agents: bool = True) -> AsyncIterator[Stage]:
             for name in (AGENTS, SYNTHETIC):
                 env = _environment(servers, directory, name, model_url)
                 await servers.create_database(name)
+                await migrate.upgrade(_settings(env))
                 logs = directory / name
                 logs.mkdir()
-                fleets.append(await stack.enter_async_context(fleet(env, logs)))
-            made = Stage(directory, servers, model_url, *fleets, server_pid("postgres"), server_pid("valkey-server"))
-            for name in (AGENTS, SYNTHETIC):
-                await migrate.upgrade(made.settings(name))
-            starts = [made.synthetic.start(1, RUNNER_SLOTS="0")]
-            if agents:
-                starts.append(_start_agents(made.agents))
-            await asyncio.gather(*starts)
+                fleets.append(await stack.enter_async_context(_fleet(env, logs)))
+            pids = server_pid("postgres"), server_pid("valkey-server")
+            made = Stage(directory, servers, model_url, fleets[0], fleets[1], *pids)
+            slots = (str(OWNER_SLOTS), "0") if agents else ()
+            starts = [made.agents.start(1, RUNNER_SLOTS=each) for each in slots]
+            await asyncio.gather(made.synthetic.start(1, RUNNER_SLOTS="0"), *starts)
             yield made
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-async def _start_agents(agents: Fleet) -> None:
-    owner = agents.start(1, RUNNER_SLOTS=str(OWNER_SLOTS))
-    front = agents.start(1, RUNNER_SLOTS="0")
-    await asyncio.gather(owner, front)

@@ -311,6 +311,27 @@ def test_a_wrong_database_password_is_one_line_and_no_trace(dev: Any) -> None:
     assert served.stderr.strip() == 'claude-agent-api: cannot start: password authentication failed for user "postgres"'
 
 
+async def test_given_databases_are_used_and_their_keys_are_left_alone(dev: Any, servers: Servers) -> None:
+    await servers.create_database("given")
+    given = {
+        "DATABASE_URL": servers.database_url("given"),
+        "REDIS_URL": servers.redis_url,
+        "REDIS_KEY_PREFIX": "given:",
+    }
+    first = dev(**given)
+    [row] = first.ready()
+    assert not (first.data / "postgres").exists()
+    assert not (first.data / "valkey").exists()
+    assert get(f"{row['url']}/api/v1/sessions", first.key())[0] == 200
+    first.process.terminate()
+    assert first.exit_code() == 0
+    (first.data / "api-key").unlink()
+    second = dev(**given)
+    second.ready()
+    assert not (first.data / "api-key").exists()
+    assert "claude-agent-api keys create" in second.said()
+
+
 async def test_a_server_without_migrations_says_what_to_run(servers: Servers, tmp_path: Path) -> None:
     await servers.create_database("empty")
     command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
@@ -344,5 +365,5 @@ def test_other_commands_find_the_servers_of_a_running_dev(dev: Any) -> None:
     assert command("migrate").returncode == 0
     examined = command("doctor")
     assert examined.returncode == 0, examined.stdout
-    assert "PostgreSQL     18." in examined.stdout
+    assert "PostgreSQL     18.4" in examined.stdout
     assert "warn  Model" in examined.stdout

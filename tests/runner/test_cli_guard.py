@@ -44,6 +44,7 @@ class Session:
     isolation: Literal["auto", "require", "off"] = "off"
     read_paths: Sequence[Path] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
     workspace: Path = field(init=False)
     launcher: Path = field(init=False)
 
@@ -80,7 +81,7 @@ class Session:
         with subprocess.Popen(
             [*prefix, self.launcher, *args],
             cwd=self.workspace,
-            env={**given, **self.environment(script)},
+            env={**given, **self.environment(script), **self.overrides},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -357,6 +358,15 @@ def test_paths_given_to_read_can_be_read_and_executed_but_not_written(session: S
     session.read_paths = [shared]
     out = confined(session, f"{tool}; cat {tool} | tail -1; (echo x > {tool}) 2>/dev/null || echo refused")
     assert out in (None, "ran\necho ran\nrefused\n")
+
+
+def test_the_config_directory_that_the_sdk_makes_for_a_resume_is_the_agents_too(session: Session) -> None:
+    resumed = session.root / "claude-resume-1"
+    resumed.mkdir()
+    (resumed / "transcript").write_text("earlier\n")
+    session.overrides = {"CLAUDE_CONFIG_DIR": str(resumed)}
+    script = 'cat "$CLAUDE_CONFIG_DIR/transcript"; echo later > "$CLAUDE_CONFIG_DIR/new"; cat "$CLAUDE_CONFIG_DIR/new"'
+    assert confined(session, script) in (None, "earlier\nlater\n")
 
 
 @LINUX_ONLY

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from apps.api.core.follow import DELETED, Followers
+from apps.api.core.frames import Frame
+from apps.api.core.queue import Orphan
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
@@ -34,13 +36,28 @@ class Core:
         """Say that a run of this session waits. Losing this costs a poll interval."""
         for call in self.wake_local:
             call()
-        self.publisher.command("SET", self.redis.keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+        self._forget_cached(tenant_id, session_id)
         self.publisher.notify(self.redis.keys.wake, f"{self.instance_id}:{session_id}")
 
-    async def forget(self, tenant_id: UUID, session_id: UUID) -> None:
+    def relay(self, tenant_id: UUID, session_id: UUID, frames: list[Frame]) -> None:
+        """Publish events that were stored without an owner's writer."""
+        keys = self.redis.keys
+        self.publisher.send(keys.stream(tenant_id, session_id), keys.channel(tenant_id, session_id), frames)
+        self._forget_cached(tenant_id, session_id)
+
+    def orphaned(self, orphan: Orphan) -> None:
+        """Relay what ended an orphan's run, and wake who may run the session's next one."""
+        self.relay(orphan.tenant_id, orphan.session_id, orphan.frames)
+        self.publisher.command("DEL", self.redis.keys.active_session(orphan.session_id))
+        self.wake(orphan.tenant_id, orphan.session_id)
+
+    def _forget_cached(self, tenant_id: UUID, session_id: UUID) -> None:
+        self.publisher.command("SET", self.redis.keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+
+    def forget(self, tenant_id: UUID, session_id: UUID) -> None:
         """After a session's deletion: tell followers and owners, and remove what is cached or on disk."""
         keys = self.redis.keys
         self.publisher.command("DEL", keys.stream(tenant_id, session_id), keys.active_session(session_id))
-        self.publisher.command("SET", keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+        self._forget_cached(tenant_id, session_id)
         self.publisher.notify(keys.channel(tenant_id, session_id), DELETED)
         self.publisher.notify(keys.deleted, str(session_id))

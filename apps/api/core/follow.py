@@ -127,8 +127,12 @@ class Followed:
 class Followers:
     """All followed sessions of this instance, and the tick that heals what pub/sub lost."""
 
-    def __init__(self, db: Database, redis: Redis, subscriptions: Subscriptions) -> None:
+    def __init__(
+        self, db: Database, redis: Redis, subscriptions: Subscriptions, *, check_interval: float = CHECK_INTERVAL
+    ) -> None:
+        """`check_interval`: seconds between checks against the database while Redis is connected."""
         self._db, self._redis, self._subscriptions = db, redis, subscriptions
+        self._check_interval = check_interval
         self._topics: dict[str, _Topic] = {}
 
     @property
@@ -158,7 +162,8 @@ class Followers:
     async def run(self) -> None:
         """Compare all readers with the database from time to time, in one query for the whole instance."""
         while True:
-            await asyncio.sleep(CHECK_INTERVAL if self._subscriptions.connected else CHECK_INTERVAL_WITHOUT_REDIS)
+            connected = self._subscriptions.connected
+            await asyncio.sleep(self._check_interval if connected else CHECK_INTERVAL_WITHOUT_REDIS)
             topics = {topic.session_id: topic for topic in self._topics.values() if topic.mailboxes}
             if not topics:
                 continue

@@ -201,15 +201,21 @@ class Writer:
                 nonlocal tried
                 self._lease.require()
                 async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                    if tried and (stored := await self._stored(connection, expected, len(events))):
+                    again, tried = tried, True
+                    try:
+                        if also is None:
+                            return await append(connection, self.session_id, self.generation, expected, events)
+                        async with connection.transaction():
+                            frames = await append(connection, self.session_id, self.generation, expected, events)
+                            await also(connection, frames[-1].seq)
+                        return frames
+                    except LeaseLost:
+                        # The server may have completed, even after we began to repeat it, what a broken connection
+                        # left open. So the question is asked only now, when the fence has told the repeat from it.
+                        stored = await self._stored(connection, expected, len(events)) if again else None
+                        if stored is None:
+                            raise
                         return stored
-                    tried = True
-                    if also is None:
-                        return await append(connection, self.session_id, self.generation, expected, events)
-                    async with connection.transaction():
-                        frames = await append(connection, self.session_id, self.generation, expected, events)
-                        await also(connection, frames[-1].seq)
-                    return frames
 
             frames = await retrying(attempt, until=self._lease.is_over)
             self.last_seq, self._part = frames[-1].seq, 0
@@ -217,8 +223,7 @@ class Writer:
             self._publisher.command("SET", self._cached, b"", "PX", TOMBSTONE_TTL_MS)
 
     async def _stored(self, connection: asyncpg.Connection, expected: int, count: int) -> list[Frame] | None:
-        # A connection that breaks during COMMIT leaves the outcome open. Nobody else writes with this generation,
-        # so a position that has moved means that our batch was stored.
+        # Nobody else writes with this generation, so a position that has moved means that our batch was stored.
         rows = await connection.fetch(
             "SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id"
             " WHERE s.id = $1 AND s.generation = $2 AND s.last_seq = $3 AND e.seq > $4 ORDER BY e.seq",

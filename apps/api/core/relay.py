@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -69,8 +69,10 @@ class Publisher:
         self._idle.set()
         self.dropped = 0
 
-    def send(self, stream: str, channel: str, frames: Iterable[Frame]) -> None:
+    def send(self, stream: str, channel: str, frames: Sequence[Frame]) -> None:
         """Queue frames of one session. Never waits; may drop when Redis is away (counted in `dropped`)."""
+        if not frames:
+            return
         queue = self._streams.setdefault((stream, channel), [])
         for frame in frames:
             queue.append(frame)

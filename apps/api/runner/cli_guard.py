@@ -121,7 +121,9 @@ def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
         if abi:
             certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
             readable = [os.path.dirname(cli), *certificates, *_paths("CLI_GUARD_READ")]
-            confinement.confine(readable, _paths("CLI_GUARD_WRITE"), abi)
+            # A resume from a SessionStore has a config directory of the SDK's choosing.
+            writable = [*_paths("CLI_GUARD_WRITE"), env["CLAUDE_CONFIG_DIR"]]
+            confinement.confine(readable, writable, abi)
             # A program in a directory that is closed now would hide its namesake that can be run.
             env["PATH"] = os.pathsep.join(filter(_listable, env.get("PATH", os.defpath).split(os.pathsep)))
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import IO, cast
 from uuid import UUID
 
-from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
 from claude_agent_sdk import ClaudeAgentOptions, SessionStore
 from claude_agent_sdk.types import SystemPromptPreset
 
 from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
 from apps.api.core.workspaces import Workspace
+from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The runner of one instance: claims runs, keeps the lease, obeys commands, and takes over from the dead.
+"""The runner of one instance: claims runs, keeps the lease, obeys commands.
 
 Every loop is a named task; one that dies takes the instance down loudly (see `main.py`). Redis only wakes them;
 each also looks by itself from time to time.
@@ -16,29 +16,21 @@ from uuid import UUID
 import structlog
 
 from apps.api import __version__
-from apps.api.core import commands, instances, queue, runs, sessions, workspaces
+from apps.api.core import commands, instances, queue, workspaces
 from apps.api.core.context import Core
 from apps.api.core.instances import Lease, Owned
-from apps.api.core.log import Event
-from apps.api.core.queue import Orphan, Waiting
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.execution import Execution
 from apps.api.runner.options import Scratch
+from apps.api.runner.pace import POLL, jittered, nap
 
 log = structlog.get_logger(__name__)
-
-POLL = 1.0
-"""Seconds between looks at the queue and the commands without a wake-up."""
 
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
 
-REAP_INTERVAL = 1.0
-SWEEP_INTERVAL = 600.0
-
 _TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
-_PASSING: tuple[type[Exception], ...] = (*_TRANSIENT, LeaseLost)
 
 
 class _Wakeups:
@@ -62,23 +54,28 @@ class Worker:
         self._slots = core.settings.runner_slots
         self._scratch = Scratch(lease.instance_id)
         self._start_gate = asyncio.Semaphore(max(1, os.cpu_count() or 1))
-        self._executions: dict[UUID, Execution] = {}
+        self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
         self._claim_now = asyncio.Event()
         self._commands_now = asyncio.Event()
-        self._announce_now = asyncio.Event()
+        self.left_waiting = asyncio.Event()
         self.draining = False
 
     @property
     def running(self) -> int:
         """Runs of clients that are being executed here."""
-        return sum(execution.busy for execution in self._executions.values())
+        return sum(execution.busy for execution in self.executions.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no slot is free."""
+        return self.running >= self._slots
 
     @property
     def live(self) -> int:
         """Sessions that this instance owns, idle ones included."""
-        return len(self._executions)
+        return len(self.executions)
 
     async def start(self) -> None:
         """Register the instance and listen. The loops are separate: see `loops`."""
@@ -102,9 +99,6 @@ class Worker:
             "fence": self._fence_loop(),
             "claim": self._claim_loop(),
             "commands": self._command_loop(),
-            "reap": self._reap_loop(),
-            "announce": self._announce_loop(),
-            "sweep": self._sweep_loop(),
         }
 
     # --- waking up ---------------------------------------------------------------------------------------------
@@ -113,11 +107,10 @@ class Worker:
         sender, _, session = message.partition(":")
         if sender == str(self._lease.instance_id):
             return
-        if _session_id(session) in self._executions:
+        if _session_id(session) in self.executions:
             self._claim_now.set()
         else:
-            delay = COURTESY * random.uniform(0.7, 1.3)  # noqa: S311 - jitter, not a secret
-            asyncio.get_running_loop().call_later(delay, self._claim_now.set)
+            asyncio.get_running_loop().call_later(jittered(COURTESY), self._claim_now.set)
 
     def _heard_order(self, _message: str) -> None:
         self._commands_now.set()
@@ -128,7 +121,7 @@ class Worker:
 
     async def _bury(self, session_id: UUID) -> None:
         """A session was deleted: end its agent here, if it is here, then remove its files."""
-        execution = self._executions.get(session_id)
+        execution = self.executions.get(session_id)
         if execution is not None:
             execution.fence()
             await asyncio.wait_for(execution.over.wait(), 60)
@@ -139,7 +132,7 @@ class Worker:
     async def _heartbeat(self) -> None:
         interval = self._lease.seconds / 4
         while True:
-            pause = interval
+            wait = interval
             try:
                 try:
                     async with asyncio.timeout(self._lease.seconds / 2):
@@ -149,8 +142,8 @@ class Worker:
                     await self._register_again()
             except _TRANSIENT as error:
                 log.warning("worker.heartbeat_failed", error=type(error).__name__, left=self._lease.remaining())
-                pause = min(interval, 0.5)
-            await asyncio.sleep(pause * random.uniform(0.9, 1.0))  # noqa: S311 - jitter, not a secret
+                wait = min(interval, 0.5)
+            await asyncio.sleep(wait * random.uniform(0.9, 1.0))  # noqa: S311 - jitter, not a secret
 
     async def _fence_loop(self) -> None:
         """Kill every CLI before the lease can have lapsed, whatever the heartbeat is waiting for."""
@@ -160,7 +153,7 @@ class Worker:
             await asyncio.sleep(min(max(self._lease.remaining(), 0.2), 1.0))
 
     def _fence_all(self) -> None:
-        for execution in self._executions.values():
+        for execution in self.executions.values():
             if not execution.fenced:
                 log.error("worker.fenced", session_id=str(execution.session_id))
                 execution.fence()
@@ -168,7 +161,7 @@ class Worker:
     async def _register_again(self) -> None:
         # The same process may go on under its id once every session that it owned has been taken from it.
         for orphan in await queue.reap(self._core.db):
-            self._relay(orphan)
+            self._core.orphaned(orphan)
         await instances.revive(
             self._core.db,
             self._lease,
@@ -183,17 +176,17 @@ class Worker:
         A difference counts when two heartbeats in a row see it: the first may just be a claim on its way.
         """
         theirs = {(o.session_id, o.generation) for o in owned}
-        ours = {(s, e.generation) for s, e in self._executions.items() if not e.fenced}
+        ours = {(s, e.generation) for s, e in self.executions.items() if not e.fenced}
         for session_id, generation in theirs & ours:
             self._mark_active(session_id, generation)
         suspects = theirs ^ ours
         for session_id, generation in suspects & self._suspects:
             if (session_id, generation) in ours:
-                self._executions[session_id].fence()
+                self.executions[session_id].fence()
             else:
                 orphan = await queue.disown(self._core.db, self._lease.instance_id, session_id, generation)
                 if orphan is not None:
-                    self._relay(orphan)
+                    self._core.orphaned(orphan)
         self._suspects = suspects
 
     def _mark_active(self, session_id: UUID, generation: int) -> None:
@@ -209,29 +202,29 @@ class Worker:
 
     async def _claim_loop(self) -> None:
         while True:
-            await _wait(self._claim_now, POLL)
+            await nap(self._claim_now, POLL)
             try:
-                while not self.draining and self.running < self._slots and await self._claim():
+                while not self.draining and not self.is_full and await self._claim():
                     continue
             except _TRANSIENT as error:
                 log.warning("worker.claim_failed", error=type(error).__name__)
             except LeaseLost:
                 continue
-            if self.running >= self._slots:
-                self._announce_now.set()
+            if self.is_full:
+                self.left_waiting.set()
 
     async def _claim(self) -> bool:
         room = self.live < self._core.settings.live_session_limit
         if not room:
             self._evict_one()
-        leaving = [s for s, e in self._executions.items() if e.closing or e.busy]
+        leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
         claim = await queue.claim(self._core.db, self._lease, may_take_new=room, except_for=leaving)
         if claim is None:
             return False
-        execution = self._executions.get(claim.session_id)
+        execution = self.executions.get(claim.session_id)
         if execution is None or execution.generation != claim.generation:
             execution = Execution(self._core, self._lease, self._scratch, self._start_gate, claim, self._claim_now.set)
-            self._executions[claim.session_id] = execution
+            self.executions[claim.session_id] = execution
             task = asyncio.create_task(self._own(execution), name=f"session-{claim.session_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -245,12 +238,12 @@ class Worker:
         except Exception as error:
             log.error("worker.session_failed", session_id=str(execution.session_id), error=repr(error), exc_info=True)
         finally:
-            if self._executions.get(execution.session_id) is execution:
-                del self._executions[execution.session_id]
+            if self.executions.get(execution.session_id) is execution:
+                del self.executions[execution.session_id]
             self._claim_now.set()
 
     def _evict_one(self) -> None:
-        idle = [e for e in self._executions.values() if not e.busy and not e.closing]
+        idle = [e for e in self.executions.values() if not e.busy and not e.closing]
         if idle:
             min(idle, key=lambda e: e.last_used).close()
 
@@ -259,8 +252,8 @@ class Worker:
     async def _command_loop(self) -> None:
         taken: set[UUID] = set()
         while True:
-            await _wait(self._commands_now, POLL)
-            if not self._executions:
+            await nap(self._commands_now, POLL)
+            if not self.executions:
                 continue
             try:
                 waiting = await commands.pending(self._core.db, self._lease.instance_id)
@@ -273,7 +266,7 @@ class Worker:
             taken = {command.id for command in waiting}
 
     async def _obey(self, command: commands.Command) -> None:
-        execution = self._executions.get(command.session_id)
+        execution = self.executions.get(command.session_id)
         applied = False
         if execution is not None and command.type == "interrupt":
             applied = await execution.stop(command.run_id, "interrupted")
@@ -286,73 +279,6 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- the fleet ---------------------------------------------------------------------------------------------
-
-    async def _reap_loop(self) -> None:
-        while True:
-            await asyncio.sleep(REAP_INTERVAL * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-            try:
-                for orphan in await queue.reap(self._core.db):
-                    log.warning("worker.reaped", session_id=str(orphan.session_id))
-                    self._relay(orphan)
-            except _TRANSIENT as error:
-                log.warning("worker.reap_failed", error=type(error).__name__)
-
-    def _relay(self, orphan: Orphan) -> None:
-        keys = self._core.redis.keys
-        self._core.publisher.send(
-            keys.stream(orphan.tenant_id, orphan.session_id),
-            keys.channel(orphan.tenant_id, orphan.session_id),
-            orphan.frames,
-        )
-        self._core.publisher.command("DEL", keys.active_session(orphan.session_id))
-        self._core.wake(orphan.tenant_id, orphan.session_id)
-
-    async def _announce_loop(self) -> None:
-        """Tell queued runs their place, and give idle sessions up when another instance has room for their runs."""
-        while True:
-            await _wait(self._announce_now, POLL)
-            try:
-                waiting = await queue.waiting(self._core.db, self._lease.instance_id)
-                for run in waiting:
-                    await self._announce(run)
-                if waiting and self.running >= self._slots:
-                    await self._yield_idle({run.session_id for run in waiting})
-            except _PASSING as error:
-                log.warning("worker.announce_failed", error=type(error).__name__)
-            await asyncio.sleep(0.2)
-
-    async def _announce(self, run: Waiting) -> None:
-        if run.owner_id is None:
-            frames = await queue.announce_unowned(self._core.db, run)
-            keys = self._core.redis.keys
-            self._core.publisher.send(
-                keys.stream(run.tenant_id, run.session_id), keys.channel(run.tenant_id, run.session_id), frames
-            )
-            return
-        execution = self._executions.get(run.session_id)
-        if execution is not None and not execution.closing and await queue.mark_announced(self._core.db.pool, run):
-            await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
-
-    async def _yield_idle(self, wanted: set[UUID]) -> None:
-        idle = [e for s, e in self._executions.items() if s in wanted and not e.busy and not e.closing]
-        if idle and await queue.free_slot_elsewhere(self._core.db, self._lease.instance_id):
-            idle[0].close()
-
-    async def _sweep_loop(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-            try:
-                await runs.forget_old_keys(self._core.db)
-                await instances.forget_dead(self._core.db)
-                for session_id in await sessions.deleted_among(self._core.db, await asyncio.to_thread(self._present)):
-                    await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
-            except _TRANSIENT as error:
-                log.warning("worker.sweep_failed", error=type(error).__name__)
-
-    def _present(self) -> list[UUID]:
-        return workspaces.present(self._core.settings)
-
     # --- the end -----------------------------------------------------------------------------------------------
 
     async def drain(self, grace: float) -> None:
@@ -362,11 +288,11 @@ class Worker:
             await instances.set_draining(self._core.db, self._lease.instance_id)
         except _TRANSIENT as error:
             log.warning("worker.drain_unannounced", error=type(error).__name__)
-        for execution in list(self._executions.values()):
+        for execution in list(self.executions.values()):
             execution.close()
         await self._until_empty(grace)
         await asyncio.gather(
-            *(execution.stop(None, "shutdown") for execution in list(self._executions.values())),
+            *(execution.stop(None, "shutdown") for execution in list(self.executions.values())),
             return_exceptions=True,
         )
         await self._until_empty(20)
@@ -392,16 +318,6 @@ def _session_id(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event, or about `seconds`; clears it."""
-    try:
-        await asyncio.wait_for(event.wait(), seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-    except TimeoutError:
-        return
-    finally:
-        event.clear()
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

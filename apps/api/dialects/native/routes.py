@@ -257,7 +257,7 @@ async def patch_session(
 async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Stop the run, end the agent process, and remove events, transcript and workspace. There is no way back."""
     await sessions.delete(core.db, caller.tenant_id, session_id)
-    await core.forget(caller.tenant_id, session_id)
+    core.forget(caller.tenant_id, session_id)
     return Response(status_code=204)
 
 

@@ -19,7 +19,6 @@ from apps.api.errors import RUN_FAILURES, ValidationError
 from apps.api.http.route import run_frames
 from apps.api.http.sse import EventStream
 
-
 OneRun = tuple[UUID, int | None]
 """A run, and the number of its `done` if it is over."""
 

@@ -1,0 +1,95 @@
+"""What every instance does for the whole fleet: takes over from dead owners, tells queued runs their place, tidies up.
+
+Any number of instances may do this at the same time; the database's locks make each thing happen once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from apps.api.core import instances, queue, runs, sessions, workspaces
+from apps.api.core.context import Core
+from apps.api.core.log import Event
+from apps.api.core.queue import Waiting
+from apps.api.db import CONNECTION_ERRORS
+from apps.api.errors import LeaseLost, Unavailable
+from apps.api.runner.pace import POLL, nap, pause
+from apps.api.runner.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+REAP_INTERVAL = 1.0
+"""Seconds between looks for dead owners; on top of the lease, this is how long clients wait to hear of one."""
+
+ANNOUNCE_GAP = 0.2
+"""Seconds between two rounds of telling places: every one costs an event for each run whose place has changed."""
+
+SWEEP_INTERVAL = 600.0
+
+_PASSING: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable, LeaseLost)
+
+
+class Upkeep:
+    """The loops of one instance for the fleet's sake."""
+
+    def __init__(self, core: Core, worker: Worker) -> None:
+        self._core, self._worker = core, worker
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """The named loops that the composition root must run and watch."""
+        return {"reap": self._reap_loop(), "announce": self._announce_loop(), "sweep": self._sweep_loop()}
+
+    async def _reap_loop(self) -> None:
+        while True:
+            await pause(REAP_INTERVAL)
+            try:
+                for orphan in await queue.reap(self._core.db):
+                    log.warning("upkeep.reaped", session_id=str(orphan.session_id))
+                    self._core.orphaned(orphan)
+            except _PASSING as error:
+                log.warning("upkeep.reap_failed", error=type(error).__name__)
+
+    async def _announce_loop(self) -> None:
+        """Tell queued runs their place, and give idle sessions up when another instance has room for their runs."""
+        while True:
+            await nap(self._worker.left_waiting, POLL)
+            try:
+                waiting = await queue.waiting(self._core.db, self._core.instance_id)
+                for run in waiting:
+                    await self._announce(run)
+                if waiting and self._worker.is_full:
+                    await self._yield_idle({run.session_id for run in waiting})
+            except _PASSING as error:
+                log.warning("upkeep.announce_failed", error=type(error).__name__)
+            await asyncio.sleep(ANNOUNCE_GAP)
+
+    async def _announce(self, run: Waiting) -> None:
+        if run.owner_id is None:
+            frames = await queue.announce_unowned(self._core.db, run)
+            self._core.relay(run.tenant_id, run.session_id, frames)
+            return
+        execution = self._worker.executions.get(run.session_id)
+        if execution is not None and not execution.closing and await queue.mark_announced(self._core.db.pool, run):
+            await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
+
+    async def _yield_idle(self, wanted: set[UUID]) -> None:
+        idle = [e for s, e in self._worker.executions.items() if s in wanted and not e.busy and not e.closing]
+        if idle and await queue.free_slot_elsewhere(self._core.db, self._core.instance_id):
+            idle[0].close()
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await pause(SWEEP_INTERVAL)
+            try:
+                await runs.forget_old_keys(self._core.db)
+                await instances.forget_dead(self._core.db)
+                present = await asyncio.to_thread(workspaces.present, self._core.settings)
+                for session_id in await sessions.deleted_among(self._core.db, present):
+                    await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
+            except _PASSING as error:
+                log.warning("upkeep.sweep_failed", error=type(error).__name__)

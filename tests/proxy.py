@@ -1,0 +1,97 @@
+"""A network that can fail between us and a server: a TCP port on loopback that leads to the server's unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from apps.api.settings import Settings
+
+
+class Proxy:
+    """Forwards bytes both ways. `cut` loses the clients while the server keeps its ends of the connections."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._servers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Take no new connections until `start`."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def cut(self) -> int:
+        """Break every connection on the client's side; returns how many. Their servers do not notice."""
+        clients, self._clients = self._clients, set()
+        for writer in clients:
+            writer.transport.abort()
+        return len(clients)
+
+    async def close(self) -> None:
+        await self.refuse()
+        self.cut()
+        for writer in self._servers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_unix_connection(self._target)
+        self._clients.add(writer)
+        self._servers.add(downstream)
+        for source, sink in ((reader, downstream), (upstream, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+
+    @staticmethod
+    async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            return
+
+
+@asynccontextmanager
+async def postgres_proxy(settings: Settings) -> AsyncIterator[tuple[Proxy, Settings]]:
+    """A proxy in front of the test's PostgreSQL, and settings that go through it."""
+    url = urlsplit(settings.database_url.get_secret_value())
+    proxy = Proxy(Path(parse_qs(url.query)["host"][0]) / ".s.PGSQL.5432")
+    await proxy.start()
+    through = f"postgresql://{url.username}:{url.password}@127.0.0.1:{proxy.port}{url.path}"
+    try:
+        yield proxy, changed(settings, database_url=through)
+    finally:
+        await proxy.close()
+
+
+@asynccontextmanager
+async def redis_proxy(settings: Settings) -> AsyncIterator[tuple[Proxy, Settings]]:
+    """A proxy in front of the test's Redis, and settings that go through it."""
+    url = urlsplit(settings.redis_url.get_secret_value())
+    proxy = Proxy(Path(url.path))
+    await proxy.start()
+    try:
+        yield proxy, changed(settings, redis_url=f"redis://:{url.password}@127.0.0.1:{proxy.port}/0")
+    finally:
+        await proxy.close()
+
+
+def changed(settings: Settings, **more: object) -> Settings:
+    """The same settings but for these."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return Settings(_env_file=None, **{**given, **more})  # type: ignore[arg-type]

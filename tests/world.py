@@ -1,0 +1,176 @@
+"""What tests of the core start from: a tenant with sessions and runs, instances with leases, writers, a live relay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from apps.api.core import instances, queue, runs, sessions
+from apps.api.core.config import AgentConfig
+from apps.api.core.follow import Followers
+from apps.api.core.frames import decode
+from apps.api.core.instances import Lease
+from apps.api.core.log import Writer
+from apps.api.core.queue import Claim
+from apps.api.core.relay import Publisher, Subscriptions
+from apps.api.core.runs import Submitted
+from apps.api.core.sessions import Labels
+from apps.api.db import Database
+from apps.api.redis import Redis
+from apps.api.settings import Settings
+
+PATIENCE = 10.0
+"""Seconds after which something that was to happen counts as not happening."""
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait for a fact that cannot be awaited. Raises TimeoutError after PATIENCE."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class World:
+    """One tenant on the test's own database and Redis prefix."""
+
+    settings: Settings
+    db: Database
+    redis: Redis
+    tenant_id: UUID
+
+    async def other_tenant(self, name: str = "other") -> UUID:
+        tenant_id: UUID = await self.db.pool.fetchval("INSERT INTO tenants (name) VALUES ($1) RETURNING id", name)
+        return tenant_id
+
+    async def session(self, labels: Labels = runs.NO_LABELS, **config: Any) -> UUID:
+        async with self.db.transaction() as connection:
+            return await sessions.insert(connection, self.tenant_id, AgentConfig(**config), labels)
+
+    async def queue(self, session_id: UUID | None = None, prompt: Any = "say hello", **more: Any) -> Submitted:
+        request = runs.Request(prompt, 60, session_id, **more)
+        return await runs.submit(self.db, self.tenant_id, None, request, max_queued=100)
+
+    async def instance(self, seconds: float = 60, slots: int = 4) -> Lease:
+        """A member of the fleet with a fresh lease."""
+        lease = Lease(uuid4(), seconds)
+        await instances.register(self.db, lease, hostname="test", version="0", slots=slots)
+        return lease
+
+    async def expire(self, lease: Lease) -> None:
+        """The instance is dead as far as the database can tell; its own side does not know."""
+        await self.db.pool.execute(
+            "UPDATE instances SET lease_expires_at = now() - interval '1 second' WHERE id = $1", lease.instance_id
+        )
+
+    async def claim(self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()) -> Claim:
+        claim = await queue.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for))
+        assert claim is not None
+        return claim
+
+    async def claims_nothing(self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()) -> bool:
+        return await queue.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for)) is None
+
+    def writer(
+        self, lease: Lease, claim: Claim, publisher: Publisher | None = None, db: Database | None = None
+    ) -> Writer:
+        """The owner's pen. Without `publisher` nothing reaches Redis, as if every publication were lost."""
+        return Writer(
+            db or self.db,
+            self.redis,
+            publisher or Publisher(self.redis),
+            lease,
+            tenant_id=claim.tenant_id,
+            session_id=claim.session_id,
+            generation=claim.generation,
+            last_seq=claim.last_seq,
+        )
+
+    async def owned(self, publisher: Publisher | None = None, seconds: float = 60) -> tuple[Lease, Claim, Writer]:
+        """An instance that executes a run of a new session."""
+        lease = await self.instance(seconds)
+        await self.queue()
+        claim = await self.claim(lease)
+        return lease, claim, self.writer(lease, claim, publisher)
+
+    async def one(self, query: str, *arguments: Any) -> Any:
+        """The first value of the first row."""
+        return await self.db.pool.fetchval(query, *arguments)
+
+    async def events(self, session_id: UUID) -> list[tuple[int, str, dict[str, Any]]]:
+        """All that is stored: number, type, data."""
+        rows = await self.db.pool.fetch(
+            "SELECT seq, type, data FROM events WHERE session_id = $1 ORDER BY seq", session_id
+        )
+        return [(row["seq"], row["type"], decode(row["data"])) for row in rows]
+
+    async def run(self, run_id: UUID) -> dict[str, Any]:
+        return await runs.get(self.db, self.tenant_id, run_id)
+
+
+@pytest.fixture
+async def world(settings: Settings, db: Database, redis: Redis) -> World:
+    tenant_id: UUID = await db.pool.fetchval("INSERT INTO tenants (name) VALUES ('ours') RETURNING id")
+    return World(settings, db, redis, tenant_id)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """The live relay of one instance, running."""
+
+    publisher: Publisher
+    subscriptions: Subscriptions
+    followers: Followers
+
+
+@asynccontextmanager
+async def relaying(db: Database, redis: Redis, *, check_interval: float = 15.0) -> AsyncIterator[Relay]:
+    """The three tasks that the composition root runs for each instance."""
+    publisher, subscriptions = Publisher(redis), Subscriptions(redis)
+    followers = Followers(db, redis, subscriptions, check_interval=check_interval)
+    tasks = [asyncio.create_task(part.run()) for part in (publisher, subscriptions, followers)]
+    try:
+        yield Relay(publisher, subscriptions, followers)
+        for task in tasks:
+            assert not task.done(), task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def administrator(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that no test of ours breaks."""
+    connection = await asyncpg.connect(settings.asyncpg_dsn, server_settings={"application_name": "administrator"})
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def terminate_backends(admin: asyncpg.Connection) -> int:
+    """Break every other connection to this test's database, whatever it is doing; returns how many."""
+    rows = await admin.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    return len(rows)
+
+
+async def waiting_for_locks(admin: asyncpg.Connection, count: int) -> bool:
+    """Whether so many statements in this test's database wait for somebody else's lock."""
+    found: int = await admin.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return found >= count
