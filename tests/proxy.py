@@ -53,17 +53,19 @@ class Proxy:
         self._clients.add(writer)
         self._servers.add(downstream)
         for source, sink in ((reader, downstream), (upstream, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
-            self._tasks.add(task)
+            self._tasks.add(asyncio.create_task(self._pump(source, sink, writer)))
 
-    @staticmethod
-    async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
         try:
             while data := await source.read(65536):
                 sink.write(data)
                 await sink.drain()
         except OSError:
-            return
+            pass
+        if client in self._clients:  # ended in order, not cut
+            sink.close()
 
 
 @asynccontextmanager

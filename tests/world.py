@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,8 +23,10 @@ from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.core.runs import Submitted
 from apps.api.core.sessions import Labels
 from apps.api.db import Database
-from apps.api.redis import Redis
+from apps.api.dev.embedded import Servers
+from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings
+from tests.conftest import settings_for
 
 PATIENCE = 10.0
 """Seconds after which something that was to happen counts as not happening."""
@@ -49,7 +51,8 @@ class World:
     redis: Redis
     tenant_id: UUID
 
-    async def other_tenant(self, name: str = "other") -> UUID:
+    async def other_tenant(self) -> UUID:
+        name = f"tenant-{uuid4()}"
         tenant_id: UUID = await self.db.pool.fetchval("INSERT INTO tenants (name) VALUES ($1) RETURNING id", name)
         return tenant_id
 
@@ -78,7 +81,9 @@ class World:
         assert claim is not None
         return claim
 
-    async def claims_nothing(self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()) -> bool:
+    async def claims_nothing(
+        self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()
+    ) -> bool:
         return await queue.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for)) is None
 
     def writer(
@@ -118,8 +123,28 @@ class World:
         return await runs.get(self.db, self.tenant_id, run_id)
 
 
+@pytest.fixture(scope="module")
+async def neighbourhood(
+    servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """A database that the tests of one file share."""
+    name = f"world_{uuid4().hex}"
+    await servers.create_database(name, template)
+    workspaces = tmp_path_factory.mktemp("workspaces")
+    settings = settings_for(servers, name, redis_key_prefix=f"{name}:", workspaces_dir=workspaces)
+    async with Database.open(settings) as db, open_redis(settings) as redis:
+        yield World(settings, db, redis, uuid4())
+
+
 @pytest.fixture
-async def world(settings: Settings, db: Database, redis: Redis) -> World:
+async def world(neighbourhood: World) -> World:
+    """A tenant of the test's own, among those of its file's other tests."""
+    return replace(neighbourhood, tenant_id=await neighbourhood.other_tenant())
+
+
+@pytest.fixture
+async def lone_world(settings: Settings, db: Database, redis: Redis) -> World:
+    """A database of the test's own: for the queue, which all tenants share, and for tests that break things."""
     tenant_id: UUID = await db.pool.fetchval("INSERT INTO tenants (name) VALUES ('ours') RETURNING id")
     return World(settings, db, redis, tenant_id)
 

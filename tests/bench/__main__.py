@@ -43,11 +43,9 @@ class Sizes:
 
 
 FULL = Sizes(
-    rounds=8, warm_rounds=90, bursts=3, words=20_000, paced_words=500, seconds=5, streams=1_000, idle_seconds=16
+    rounds=8, warm_rounds=80, bursts=3, words=20_000, paced_words=500, seconds=5, streams=1_000, idle_seconds=16
 )
-QUICK = Sizes(
-    rounds=2, warm_rounds=12, bursts=1, words=5_000, paced_words=100, seconds=1.5, streams=200, idle_seconds=3
-)
+QUICK = Sizes(rounds=2, warm_rounds=8, bursts=1, words=5_000, paced_words=100, seconds=1.5, streams=200, idle_seconds=3)
 
 
 def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str, tuple[str, list[Measure]]]:

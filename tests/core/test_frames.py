@@ -85,7 +85,7 @@ def test_decode_is_the_inverse_of_encode(value: object) -> None:
 
 
 def test_decode_says_what_is_not_json() -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="line 1"):
         decode('{"half": ')
 
 
@@ -94,7 +94,8 @@ def test_a_batch_without_frames_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "position"), [("0", (0, 0)), ("12", (12, 0)), ("12-3", (12, 3)), ("9" * 18 + "-" + "9" * 9, (10**18 - 1, 10**9 - 1))]
+    ("text", "position"),
+    [("0", (0, 0)), ("12", (12, 0)), ("12-3", (12, 3)), ("9" * 18 + "-" + "9" * 9, (10**18 - 1, 10**9 - 1))],
 )
 def test_positions_are_read(text: str, position: tuple[int, int]) -> None:
     assert Position.parse(text) == position
@@ -105,10 +106,10 @@ def test_a_position_prints_as_it_was_read(text: str) -> None:
     assert str(Position.parse(text)) == text
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "x", "-1", "1-", "-", "1-2-3", "1.5", "+1", " 1", "1 ", "1\n", "1e3", "0x1", "٣", "²", "9" * 19, "1-" + "9" * 10, "9" * 5000],
-)
+NOT_POSITIONS = ["", " ", "x", "-1", "1-", "-", "1-2-3", "1.5", "+1", " 1", "1 ", "1\n", "1e3", "0x1", "٣", "²"]
+
+
+@pytest.mark.parametrize("text", [*NOT_POSITIONS, "9" * 19, "1-" + "9" * 10, "9" * 5000])
 def test_what_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="SEQ"):
         Position.parse(text)

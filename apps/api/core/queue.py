@@ -2,6 +2,9 @@
 
 A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
 of that session active, and the session owned by nobody or by the claimer already.
+
+Rows are locked FOR NO KEY UPDATE: whoever stores something that refers to them holds them FOR KEY SHARE, in an order
+of its own, and a stronger lock here would pass over their sessions, or deadlock.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ WITH next AS (
       SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
     AND NOT EXISTS (
       SELECT 1 FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' AND q.position < r.position)
-  ORDER BY r.position LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+  ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 ), owned AS (
   UPDATE sessions s
   SET owner_id = $1, generation = s.generation + (s.owner_id IS DISTINCT FROM $1)::int, last_active_at = now()
@@ -69,15 +72,39 @@ async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: l
 
     Raises:
         LeaseLost: this instance may not claim.
+        Unreadable: it claimed a run that it cannot execute; pass it to `refuse`.
     """
     lease.require()
     row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
     if row is None:
         return None
     fields = dict(row)
-    fields["prompt"] = decode(row["prompt"])
-    fields["config"] = AgentConfig.model_validate(row["config"])
+    try:
+        fields["prompt"] = decode(row["prompt"])
+        fields["config"] = AgentConfig.model_validate(row["config"])
+    except ValueError as error:
+        raise Unreadable(row["session_id"], row["generation"]) from error
     return Claim(**fields)
+
+
+class Unreadable(Exception):
+    """What is stored of a claimed run is not for this version: a newer one may have written it."""
+
+    def __init__(self, session_id: UUID, generation: int) -> None:
+        super().__init__(f"session {session_id}: its run cannot be read")
+        self.session_id, self.generation = session_id, generation
+
+
+_UNREADABLE = {
+    "code": "agent_start_failed",
+    "message": "This instance is of a version that cannot read the configuration of this run.",
+    "retryable": True,
+}
+
+
+async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan | None:
+    """Fail a run that was claimed and cannot be executed here, and give its session back."""
+    return await disown(db, instance_id, claimed.session_id, claimed.generation, _UNREADABLE)
 
 
 async def begin_background(db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID) -> bool:
@@ -108,7 +135,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
     """
     async with db.transaction() as connection:
         held = await connection.fetchval(
-            "SELECT true FROM sessions WHERE id = $1 AND generation = $2 FOR UPDATE", session_id, generation
+            "SELECT true FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE", session_id, generation
         )
         if not held:
             return False
@@ -159,7 +186,7 @@ async def reap(db: Database, limit: int = 50) -> list[Orphan]:
 async def _take_from_dead(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
     row = await connection.fetchrow(
         "SELECT s.tenant_id, s.generation, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id"
-        " WHERE s.id = $1 AND i.lease_expires_at < now() FOR UPDATE OF s SKIP LOCKED",
+        " WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED",
         session_id,
     )
     if row is None:
@@ -174,18 +201,21 @@ _UNFINISHED = {
 }
 
 
-async def disown(db: Database, instance_id: UUID, session_id: UUID, generation: int) -> Orphan | None:
+async def disown(
+    db: Database, instance_id: UUID, session_id: UUID, generation: int, error: Mapping[str, Any] = _UNFINISHED
+) -> Orphan | None:
     """Give back a session that this instance owns on paper only, and fail the run that it may have left."""
     async with db.transaction() as connection:
         row = await connection.fetchrow(
-            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3 FOR UPDATE",
+            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3"
+            " FOR NO KEY UPDATE",
             session_id,
             instance_id,
             generation,
         )
         if row is None:
             return None
-        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
+        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], error)
 
 
 async def abandon(
@@ -197,7 +227,8 @@ async def abandon(
         session_id,
     )
     run_id = await connection.fetchval(
-        "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR UPDATE", session_id
+        "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR NO KEY UPDATE",
+        session_id,
     )
     frames: list[Frame] = []
     if run_id is not None:
@@ -262,7 +293,7 @@ async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
     async with db.transaction() as connection:
         row = await connection.fetchrow(
             "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
-            " FOR UPDATE SKIP LOCKED",
+            " FOR NO KEY UPDATE SKIP LOCKED",
             run.session_id,
         )
         if row is None or not await mark_announced(connection, run):

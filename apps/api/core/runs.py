@@ -131,7 +131,7 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # The row lock makes "is it busy" and "then queue this" one step.
     row = await connection.fetchrow(
         "SELECT config, EXISTS (SELECT 1 FROM runs r WHERE r.session_id = s.id AND r.finished_at IS NULL) AS busy"
-        " FROM sessions s WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR UPDATE",
+        " FROM sessions s WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         request.session_id,
         tenant_id,
     )

@@ -67,7 +67,8 @@ def guard_environment(
             `config_dir` is CLAUDE_CONFIG_DIR and HOME, so that no dotfile of the server's user is read. `tmp_dir` is
             TMPDIR and CLAUDE_CODE_TMPDIR: the first is for tools, the second moves the CLI's own `claude-<uid>` and
             `cc-socks` out of /tmp (`cc-socks` only as long as the socket's path has at most 103 bytes; the CLI does
-            without that socket when it cannot make it).
+            without that socket when it cannot make it). CLAUDE_CONFIG_DIR may be replaced, as the SDK does to resume
+            from a SessionStore: the agent may write to the replacement as well.
         isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
             start there (exit status 78), `off` only filters the environment and ends processes.
         read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,

@@ -218,7 +218,13 @@ class Worker:
         if not room:
             self._evict_one()
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
-        claim = await queue.claim(self._core.db, self._lease, may_take_new=room, except_for=leaving)
+        try:
+            claim = await queue.claim(self._core.db, self._lease, may_take_new=room, except_for=leaving)
+        except queue.Unreadable as claimed:
+            log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=str(claimed.__cause__)[:500])
+            if orphan := await queue.refuse(self._core.db, self._lease.instance_id, claimed):
+                self._core.orphaned(orphan)
+            return True
         if claim is None:
             return False
         execution = self.executions.get(claim.session_id)

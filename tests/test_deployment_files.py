@@ -1,0 +1,232 @@
+"""The files that deploy this service: valid by the tools of their trade, and in agreement with the settings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apps.api.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+TOOLS = Path(sys.executable).parent
+PORT = Settings.model_fields["port"].default
+DRAIN_SECONDS = 45
+"""What docs/operations.md asks of a supervisor on top of SHUTDOWN_GRACE_SECONDS."""
+
+
+def run(tool: str, *args: str) -> str:
+    ended = subprocess.run([TOOLS / tool, *args], cwd=ROOT, capture_output=True, text=True)
+    return "" if ended.returncode == 0 else ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text()
+
+
+def test_the_compose_file_follows_the_specification() -> None:
+    assert run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml") == ""
+
+
+def test_hadolint_has_no_complaint() -> None:
+    assert run("hadolint", "Dockerfile") == ""
+
+
+def test_the_image_runs_as_nobody_special_on_the_documented_port(dockerfile: str) -> None:
+    last_stage = dockerfile[dockerfile.rindex("\nFROM ") :]
+    assert re.findall(r"^USER (.+)$", last_stage, re.M) == ["10001"]
+    assert re.findall(r"^EXPOSE (.+)$", last_stage, re.M) == [str(PORT)]
+    assert re.findall(r"^CMD (.+)$", last_stage, re.M) == ['["claude-agent-api", "serve"]']
+    assert "'/health/live'" in last_stage.partition("HEALTHCHECK")[2]
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.M) == ["python:3.11-slim-bookworm"] * 2
+
+
+class Live(BaseHTTPRequestHandler):
+    """A server that is alive and has nothing else to say."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health/live" else 503)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        del format, args
+
+
+def test_the_health_check_of_the_image_tells_a_live_server_from_none(dockerfile: str) -> None:
+    [code] = re.findall(r'"-I", "-c", "(.+)"\]', dockerfile)
+
+    def exit_status(code: str) -> int:
+        command = [sys.executable, "-I", "-c", code]
+        return subprocess.run(command, env={"PORT": str(server.server_port)}, stderr=subprocess.DEVNULL).returncode
+
+    with HTTPServer(("127.0.0.1", 0), Live) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        found = exit_status(code), exit_status(code.replace("/health/live", "/other"))
+        server.shutdown()
+        serving.join()
+    assert (*found, exit_status(code)) == (0, 1, 1)
+
+
+def test_only_what_is_named_gets_into_the_build() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule[0] == "!"} == {name for line in copied for name in line.split()}
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+
+
+def test_nginx_alone_faces_the_world(compose: dict[str, Any]) -> None:
+    ports = {name: service.get("ports", []) for name, service in compose["services"].items()}
+    assert {name: published for name, published in ports.items() if published} == {
+        "postgres": ["127.0.0.1:53432:5432"],
+        "redis": ["127.0.0.1:53380:6379"],
+        "nginx": [f"{PORT}:{PORT}"],
+    }
+
+
+def test_three_replicas_start_after_the_migration_and_stop_in_order(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    api = services["api"]
+    assert api["deploy"]["replicas"] == 3
+    assert "container_name" not in api
+    conditions = {name: wait["condition"] for name, wait in api["depends_on"].items()}
+    assert conditions == {
+        "migrate": "service_completed_successfully",
+        "postgres": "service_healthy",
+        "redis": "service_healthy",
+    }
+    assert services["migrate"]["command"] == ["claude-agent-api", "migrate"]
+    assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert services["nginx"]["depends_on"]["api"]["condition"] == "service_healthy"
+    assert all("healthcheck" in services[name] for name in ("postgres", "redis", "nginx"))
+    grace = Settings.model_fields["shutdown_grace_seconds"].default + DRAIN_SECONDS
+    assert int(api["stop_grace_period"].removesuffix("s")) >= grace
+
+
+def test_compose_sets_only_settings_that_exist_and_demands_every_secret(compose: dict[str, Any]) -> None:
+    environment = compose["services"]["api"]["environment"]
+    assert set(environment) <= {name.upper() for name in Settings.model_fields}
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"API_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+    assert ":-" not in text
+    given = {"API_KEY": "k" * 32, "POSTGRES_PASSWORD": "p1", "REDIS_PASSWORD": "r1"}
+    values = {
+        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given[found[1]], value) for name, value in environment.items()
+    }
+    settings = Settings.model_validate({name.lower(): value for name, value in values.items()})
+    assert settings.asyncpg_dsn == "postgresql://postgres:p1@postgres:5432/claude_agent_api"
+    assert settings.redis_url.get_secret_value() == "redis://:r1@redis:6379/0"
+
+
+def test_workspaces_lie_on_one_shared_volume_at_one_path(compose: dict[str, Any], dockerfile: str) -> None:
+    api = compose["services"]["api"]
+    path = api["environment"]["WORKSPACES_DIR"]
+    assert f"workspaces:{path}" in api["volumes"]
+    assert f"WORKSPACES_DIR={path}\n" in dockerfile
+    assert f"VOLUME {path}\n" in dockerfile
+    assert set(compose["volumes"]) == {"postgres", "workspaces"}
+
+
+@dataclass
+class Block:
+    """One block of an nginx configuration: its directives by name, and the blocks in it."""
+
+    directives: dict[str, list[list[str]]]
+    blocks: list[tuple[list[str], Block]]
+
+    def value(self, name: str) -> str:
+        [arguments] = self.directives[name]
+        return " ".join(arguments)
+
+    def inside(self, *header: str) -> Block:
+        [found] = [block for words, block in self.blocks if tuple(words) == header]
+        return found
+
+
+def nginx() -> Block:
+    text = re.sub(r"(^|\s)#.*", "", (ROOT / "deploy" / "nginx.conf").read_text())
+    stack = [Block({}, [])]
+    words: list[str] = []
+    for token in re.findall(r"'[^']*'|[{};]|(?:\$\{\w+\}|[^\s;{}'])+", text):
+        if token == ";":
+            stack[-1].directives.setdefault(words[0], []).append(words[1:])
+            words = []
+        elif token == "{":
+            block = Block({}, [])
+            stack[-1].blocks.append((words, block))
+            stack.append(block)
+            words = []
+        elif token == "}":
+            stack.pop()
+        else:
+            words.append(token)
+    [root] = stack
+    return root
+
+
+def test_nginx_lets_streams_flow_and_live_long() -> None:
+    location = nginx().inside("http").inside("server").inside("location", "/")
+    assert location.value("proxy_buffering") == "off"
+    assert location.value("gzip") == "off"
+    assert location.value("proxy_http_version") == "1.1"
+    assert location.value("proxy_read_timeout") == location.value("proxy_send_timeout") == "1h"
+    assert location.value("proxy_pass_header") == "X-Accel-Buffering"
+
+
+def test_nginx_passes_upgrades_and_request_ids_on() -> None:
+    http = nginx().inside("http")
+    headers = dict(http.inside("server").inside("location", "/").directives["proxy_set_header"])
+    assert headers["Upgrade"] == "$http_upgrade"
+    upgrade = http.inside("map", "$http_upgrade", headers["Connection"]).directives
+    assert upgrade == {"default": [["upgrade"]], "''": [["''"]]}
+    request_id = http.inside("map", "$http_x_request_id", headers["X-Request-ID"]).directives
+    assert request_id == {"default": [["$http_x_request_id"]], "''": [["$request_id"]]}
+
+
+def test_nginx_never_repeats_a_post_that_was_sent() -> None:
+    location = nginx().inside("http").inside("server").inside("location", "/")
+    assert location.value("proxy_next_upstream") == "error timeout"
+
+
+def test_nginx_takes_slightly_larger_bodies_than_the_api() -> None:
+    size = nginx().inside("http").inside("server").value("client_max_body_size")
+    limit = Settings.model_fields["max_body_bytes"].default
+    assert limit < int(size.removesuffix("k")) * 1024 < 1.15 * limit
+
+
+def test_nginx_balances_over_all_replicas_as_they_come_and_go(compose: dict[str, Any]) -> None:
+    http = nginx().inside("http")
+    upstream = http.inside("upstream", "api")
+    [server] = upstream.directives["server"]
+    assert server[:2] == [f"api:{PORT}", "resolve"]
+    assert "api" in compose["services"]
+    assert "zone" in upstream.directives
+    assert http.value("resolver").startswith("127.0.0.11 valid=")
+    assert http.inside("server").value("listen") == str(PORT)
+    assert http.inside("server").inside("location", "=", "/metrics").value("return") == "404"
+    version = re.fullmatch(r"nginx:(\d+)\.(\d+)", compose["services"]["nginx"]["image"])
+    assert version is not None
+    assert (int(version[1]), int(version[2])) >= (1, 28)
+
+
+def test_the_guide_names_only_settings_that_exist() -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    known = {name.upper() for name in Settings.model_fields}
+    others = {"HOME", "TMPDIR", "SIGTERM", "SIGKILL", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "ALL"}
+    assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", guide)) <= known | others

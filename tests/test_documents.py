@@ -1,0 +1,270 @@
+"""The documents agree with the code: settings, error codes, links; and they name nothing of anybody's machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from apps.api.errors import RUN_FAILURES
+from apps.api.http.metrics import REGISTRY
+from apps.api.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+ENV_EXAMPLE = ROOT / ".env.example"
+CONFIGURATION = ROOT / "docs/configuration.md"
+API = ROOT / "docs/api.md"
+OPERATIONS = ROOT / "docs/operations.md"
+
+DEPENDS_ON_THE_MACHINE = {"RUNNER_SLOTS": "2 × CPUs, at least 2"}
+
+# `dev` chooses these when they are not set, and a secret has no example: in .env.example they are commented out.
+LEFT_OUT = {
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_BASE_URL",
+    "API_KEY",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "DATABASE_URL",
+    "DEBUG",
+    "MAX_LIVE_SESSIONS",
+    "REDIS_URL",
+    "RUNNER_SLOTS",
+    "WORKSPACES_DIR",
+}
+
+HOSTS_OF_THE_LOCK_FILE = {"pypi.org", "files.pythonhosted.org"}
+
+# Not part of a longer path: $HOME/work/ or example.org/work/ are nobody's machine.
+MACHINE_PATH = re.compile(r"(?<![\w.$}~/-])/(?:work|root)/")
+
+
+@pytest.fixture
+def defaults(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Name → default as an operator would write it; empty for unset."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings(_env_file=None)
+    shown = {name.upper(): as_text(getattr(settings, name)) for name in Settings.model_fields}
+    return shown | dict.fromkeys(DEPENDS_ON_THE_MACHINE, "")
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value == ():
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files of the repository, with those that are not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+def example_lines() -> Iterator[tuple[int, bool, str, str]]:
+    """Line number, whether it is active, name, value."""
+    for number, line in enumerate(ENV_EXAMPLE.read_text(encoding="utf-8").splitlines(), 1):
+        if match := re.fullmatch(r"(#?)([A-Z][A-Z_0-9]*)=(.*)", line):
+            yield number, not match[1], match[2], match[3]
+
+
+def test_the_example_environment_has_every_setting_once() -> None:
+    names = [name for _, _, name, _ in example_lines()]
+    assert len(names) == len(set(names))
+    assert set(names) == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_example_environment_shows_the_defaults(defaults: dict[str, str]) -> None:
+    for number, active, name, value in example_lines():
+        assert active == (name not in LEFT_OUT), f".env.example:{number}: {name}"
+        assert value == defaults[name], f".env.example:{number}: {name}"
+
+
+def test_the_example_environment_explains_every_setting() -> None:
+    lines = ENV_EXAMPLE.read_text(encoding="utf-8").splitlines()
+    for number, _, name, _ in example_lines():
+        assert lines[number - 2].startswith("# "), f".env.example:{number}: say what {name} means"
+
+
+def test_the_example_environment_is_valid_as_it_is(defaults: dict[str, str]) -> None:
+    assert Settings(_env_file=ENV_EXAMPLE) == Settings(_env_file=None)
+
+
+def configuration_rows() -> Iterator[tuple[str, str, str]]:
+    section = CONFIGURATION.read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == 3 and cells[0].startswith("`"):
+            yield cells[0].strip("`"), cells[1], cells[2].rstrip("| ")
+
+
+def test_the_configuration_page_has_every_setting_in_the_order_of_the_code_with_its_default(
+    defaults: dict[str, str],
+) -> None:
+    rows = list(configuration_rows())
+    assert [name for name, _, _ in rows] == [name.upper() for name in Settings.model_fields]
+    for name, default, meaning in rows:
+        wanted = DEPENDS_ON_THE_MACHINE.get(name) or (f"`{defaults[name]}`" if defaults[name] else "unset")
+        assert default == wanted, name
+        assert len(meaning) > 10, name
+
+
+# --- error codes ---------------------------------------------------------------------------------------------------
+
+
+def codes_in_the_code() -> set[str]:
+    """Class attributes `code`, keywords `code=`, tables of codes, and nouns given to `NotFound.of`."""
+    found = set(RUN_FAILURES)
+    for path in (ROOT / "apps/api").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found |= set(_codes(node))
+    return found
+
+
+def _codes(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.ClassDef():
+            for statement in node.body:
+                if isinstance(statement, ast.Assign):
+                    yield from _assigned_code(statement)
+        case ast.Call():
+            for keyword in node.keywords:
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+                if keyword.arg == "code" and isinstance(value, str):
+                    yield value
+            name = ast.unparse(node.func)
+            if name == "NotFound.of" and isinstance(node.args[0], ast.Constant):
+                yield f"{node.args[0].value}_not_found"
+        case ast.Assign(targets=[ast.Name(id="_HTTP_CODES")], value=ast.Dict(values=values)):
+            yield from (value.value for value in values if isinstance(value, ast.Constant))
+
+
+def _assigned_code(statement: ast.Assign) -> Iterator[str]:
+    for target in statement.targets:
+        names = target.elts if isinstance(target, ast.Tuple) else [target]
+        values = statement.value.elts if isinstance(statement.value, ast.Tuple) else [statement.value]
+        for name, value in zip(names, values, strict=False):
+            if isinstance(name, ast.Name) and name.id == "code" and isinstance(value, ast.Constant):
+                yield str(value.value)
+
+
+def error_rows() -> dict[str, tuple[str, ...]]:
+    """Code → the other cells of its row in the section about errors."""
+    section = API.read_text(encoding="utf-8").partition("\n## Errors\n")[2].partition("\n## ")[0]
+    rows = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for code in re.findall(r"`([a-z_]+)`", cells[0]) if len(cells) > 2 else ():
+            rows[code] = tuple(cells[1:])
+    return rows
+
+
+def test_the_page_about_the_api_explains_every_error_code_and_no_other() -> None:
+    documented = set(error_rows())
+    assert codes_in_the_code() - documented == set(), "explain these in docs/api.md"
+    assert documented - codes_in_the_code() == set(), "docs/api.md explains what no code sends"
+
+
+def test_the_page_about_the_api_gives_every_failure_of_a_run_its_status_and_retry() -> None:
+    text = API.read_text(encoding="utf-8")
+    for code, (status, retryable) in RUN_FAILURES.items():
+        row = f"| `{code}` | {status} | {'yes' if retryable else 'no'} |"
+        assert row in text, row
+
+
+# --- what operators see --------------------------------------------------------------------------------------------
+
+
+def test_the_page_for_operators_names_every_metric_and_no_other() -> None:
+    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in REGISTRY.collect()}
+    section = OPERATIONS.read_text(encoding="utf-8").partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)", section, flags=re.MULTILINE)) == exposed
+
+
+def test_the_log_events_that_operators_are_told_of_exist() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "apps/api").rglob("*.py"))
+    logged = set(re.findall(r"""\blog(?:ger)?\.\w+\(\s*"([a-z]+\.[a-z_]+)\"""", code))
+    named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", OPERATIONS.read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert named - logged == set()
+
+
+# --- links and names -----------------------------------------------------------------------------------------------
+
+
+def prose(path: Path) -> str:
+    """The text without code blocks."""
+    return re.sub(r"^(```|~~~).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#{1,6} +(.+?) *#*$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for page in tracked("*.md"):
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            found = (page.parent / name).resolve() if name else page
+            where = f"{page.relative_to(ROOT)}: {target}"
+            assert found.exists(), where
+            if anchor:
+                assert anchor in anchors(found), where
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    for page in tracked("docs/*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not name {name}"
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in ("scripts/dev", "scripts/test"):
+        assert command in text
+        assert (ROOT / command).is_file()
+
+
+def test_the_lock_file_names_public_hosts_only() -> None:
+    hosts = set(re.findall(r"https?://([^/\"\s]+)", (ROOT / "uv.lock").read_text(encoding="utf-8")))
+    assert hosts == HOSTS_OF_THE_LOCK_FILE
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    for path in tracked():
+        if path.name == "uv.lock":
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            assert not MACHINE_PATH.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
