@@ -108,14 +108,14 @@ async def run(stage: Stage, task: Task, instance: Instance | None = None) -> Out
     async with owner(stage, task) as process:
         connections = await _follow(instance or stage.node, stage, [UUID(text) for text in task.sessions], heard)
         await asyncio.sleep(1)
-        pids = {"owner": process.pid, "redis": stage.valkey, "postgres": stage.postgres}
+        pids = {"redis": stage.valkey, "postgres": stage.postgres}
         servers = {f"instance {number}": each.process.pid for number, each in enumerate(stage.synthetic.instances, 1)}
         meter = Meter({**pids, **servers}, with_children=("postgres",))
         meter.start()
         done = await go(process)
         await _until_heard(heard, done)
         meter.stop()
-        meter.used["owner"] = done.cpu
+        meter.used = {"owner": done.cpu, **meter.used}
         for connection in connections:
             connection.close()
     return Outcome(done, heard, meter)

@@ -101,7 +101,8 @@ async def _settled(db: Database, command_id: UUID, bell: _Bell) -> str:
     status = "pending"
     while status == "pending" and (left := deadline - asyncio.get_running_loop().time()) > 0:
         with suppress(TimeoutError):
-            await asyncio.wait_for(bell.rung.wait(), min(_POLL, left))
+            async with asyncio.timeout(min(_POLL, left)):
+                await bell.rung.wait()
         bell.rung.clear()
         status = await db.pool.fetchval("SELECT status FROM commands WHERE id = $1", command_id) or "rejected"
     return status

@@ -88,7 +88,9 @@ class Mailbox:
         """Until something changed; False after `timeout` seconds without a change."""
         if not self._changed.is_set():
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                # Not wait_for: until Python 3.12 it can swallow a cancellation, and the reader would never leave.
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
             except TimeoutError:
                 return False
         self._changed.clear()

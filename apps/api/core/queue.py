@@ -134,17 +134,26 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
         None when it was not given back; else whether runs of it wait, so that others should be woken.
     """
     async with db.transaction() as connection:
-        held = await connection.fetchval(
-            "SELECT true FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE", session_id, generation
+        row = await connection.fetchrow(
+            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE",
+            session_id,
+            generation,
         )
-        if not held:
+        if row is None:
             return False
         # A second statement, because it must see a claim that committed while the first one waited for the row.
-        waiting: bool | None = await connection.fetchval(
-            "UPDATE sessions SET owner_id = NULL WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM runs"
-            " WHERE session_id = $1 AND status IN ('running','requires_action') AND origin = 'client')"
-            " RETURNING EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')",
-            session_id,
+        origin = await connection.fetchval(
+            "SELECT origin FROM runs WHERE session_id = $1 AND status IN ('running','requires_action')", session_id
+        )
+        if origin == "client":
+            return None
+        if origin == "background":
+            # Its end could not be stored. Left as it is it would block the session, and no reaper looks at free ones.
+            await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
+        else:
+            await connection.execute("UPDATE sessions SET owner_id = NULL WHERE id = $1", session_id)
+        waiting: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
         )
         return waiting
 

@@ -95,7 +95,8 @@ class Publisher:
     async def flushed(self, timeout: float = 2.0) -> None:
         """Wait until nothing is pending, or `timeout` seconds."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
         except TimeoutError:
             return
 
@@ -198,7 +199,8 @@ class Subscriptions:
             self._request("SUBSCRIBE", name)
         if not confirmed.is_set() and self.connected:
             try:
-                await asyncio.wait_for(confirmed.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await confirmed.wait()
             except TimeoutError:
                 log.warning("relay.subscribe_not_confirmed")
 
@@ -254,7 +256,8 @@ class Subscriptions:
     async def _write(self, connection: Connection) -> None:
         while True:
             try:
-                command, channel = await asyncio.wait_for(self._outbox.get(), PING_INTERVAL)
+                async with asyncio.timeout(PING_INTERVAL):
+                    command, channel = await self._outbox.get()
             except TimeoutError:
                 await connection.send_command("PING")
             else:

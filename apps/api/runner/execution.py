@@ -1,49 +1,36 @@
 """One live session: the owner's SDK client on one side, the event log on the other.
 
-One task (`run`) starts, uses and closes the client; one child task reads every message it yields, because
-background work of the agent produces turns that nobody asked for. Nobody else touches the client, except to
-interrupt it.
+One task (`run`) starts, uses and closes the agent; one child task reads every message it yields, because
+background work of the agent produces turns that nobody asked for. Nobody else touches the agent, except to
+interrupt or kill it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from claude_agent_sdk import ClaudeSDKClient, Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
+from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
 
 from apps.api.core import queue, sessions, workspaces
 from apps.api.core.context import Core
 from apps.api.core.instances import Lease
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
+from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner import messages, options
+from apps.api.runner.agent import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.transcripts import Transcripts
 
 log = structlog.get_logger(__name__)
 
 RECYCLE_AFTER_TURNS = 100
 """A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
-
-START_TIMEOUT = 60.0
-"""Seconds for a CLI to start and load its history."""
-
-STOP_TIMEOUT = 5.0
-"""Seconds that an interrupted turn gets to hand over its result, and an idle CLI to exit, before it is killed."""
-
-STOP_REASONS = {
-    "interrupted": ("interrupted", "The run was interrupted."),
-    "timeout": ("failed", "The run took longer than its timeout."),
-    "shutdown": ("failed", "The instance shut down before the run was done. The conversation is kept; send it again."),
-    "storage_failed": ("failed", "The conversation could not be stored, so it cannot be relied on."),
-}
 
 
 class Turn:
@@ -55,6 +42,11 @@ class Turn:
         self.begun = False
         self.stopping: str | None = None
         self.ended = asyncio.Event()
+        self._deadline = time.monotonic() + claim.timeout_seconds if claim else float("inf")
+
+    def seconds_left(self) -> float:
+        """Until its deadline; negative after it."""
+        return self._deadline - time.monotonic()
 
 
 class Execution:
@@ -85,12 +77,10 @@ class Execution:
         )
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
-        self._client: ClaudeSDKClient | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._stderr: list[str] = []
+        self._agent: Agent | None = None
         self._config = claim.config
-        self._turns = 0
         self._meter = messages.Meter()
+        self._used_up = False
         self._noted: tuple[Any, Any] = (None, None)
         self._current: Turn | None = None
         self._active: Turn | None = None
@@ -137,17 +127,15 @@ class Execution:
         if turn is None or turn.ended.is_set():
             return False
         turn.stopping = turn.stopping or reason
-        if turn.begun and self._client is not None:
-            try:
-                await asyncio.wait_for(self._client.interrupt(), STOP_TIMEOUT)
-            except Exception as error:
-                log.warning("execution.interrupt_failed", session_id=str(self.session_id), error=repr(error))
-                self._kill()
+        if turn.begun and self._agent is not None:
+            await self._agent.interrupt()
         try:
-            await asyncio.wait_for(turn.ended.wait(), STOP_TIMEOUT)
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await turn.ended.wait()
         except TimeoutError:
             self._kill()
-            await asyncio.wait_for(turn.ended.wait(), STOP_TIMEOUT)
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await turn.ended.wait()
         return True
 
     async def run(self) -> None:
@@ -179,7 +167,8 @@ class Execution:
     async def _next(self) -> Claim | None:
         while True:
             try:
-                return await asyncio.wait_for(self._inbox.get(), self._core.settings.session_idle_seconds)
+                async with asyncio.timeout(self._core.settings.session_idle_seconds):
+                    return await self._inbox.get()
             except TimeoutError:
                 if not self._inbox.empty():
                     return self._inbox.get_nowait()
@@ -189,111 +178,98 @@ class Execution:
 
     async def _turn(self, claim: Claim) -> None:
         turn = self._current = Turn(claim.run_id, claim)
-        deadline = time.monotonic() + claim.timeout_seconds
         try:
-            if await self._prepare(turn, claim):
-                await self._send(claim)
+            if agent := await self._prepare(turn, claim):
+                await agent.send(claim.run_id, claim.prompt)
                 turn.begun = True
                 if turn.stopping:
                     await self.stop(turn.run_id, turn.stopping)
-                await self._await_end(turn, deadline)
+                await self._await_end(turn)
         except (LeaseLost, Unavailable):
             raise
         except Exception as error:
             log.error("execution.turn_failed", session_id=str(self.session_id), error=repr(error), exc_info=True)
             self._kill()
-            await self._fail(turn, "agent_crashed", f"The agent failed: {type(error).__name__}.")
+            code = "storage_failed" if isinstance(error, CONNECTION_ERRORS) else "agent_crashed"
+            await self._fail(turn, code, f"The agent failed: {type(error).__name__}.")
         finally:
             self._current = None
 
-    async def _prepare(self, turn: Turn, claim: Claim) -> bool:
-        stale = self._turns >= RECYCLE_AFTER_TURNS or claim.config != self._config
-        if self._client is not None and (stale or self._reader is None or self._reader.done()):
+    async def _prepare(self, turn: Turn, claim: Claim) -> Agent | None:
+        """A live agent for this run, warm or new. None when there is none to be had, or the run was stopped meanwhile:
+        then the run has ended."""
+        agent = self._agent
+        if agent is not None and (not agent.is_alive or self._is_stale(agent, claim)):
             await self._disconnect()
-        if self._client is None:
-            self._config = claim.config
+        if self._agent is None:
             try:
-                async with self._start_gate, asyncio.timeout(min(START_TIMEOUT, claim.timeout_seconds)):
+                async with self._start_gate:
                     await self._connect(claim)
-            except (LeaseLost, Unavailable):
-                raise
-            except Exception as error:
-                detail = "; ".join(self._stderr[-3:]) or str(error) or type(error).__name__
-                log.error("execution.start_failed", session_id=str(self.session_id), detail=detail[:500])
-                await self._disconnect()
-                await self._fail(turn, "agent_start_failed", "The agent process did not start.")
-                return False
+            except StartFailed as error:
+                log.error("execution.start_failed", session_id=str(self.session_id), detail=str(error)[:500])
+                code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
+                await self._fail(turn, code, "The agent process did not start.")
+                return None
         if turn.stopping:
-            await self._fail(turn, turn.stopping, STOP_REASONS[turn.stopping][1])
-            return False
-        return True
+            await self._fail(turn, turn.stopping)
+            return None
+        return self._agent
+
+    def _is_stale(self, agent: Agent, claim: Claim) -> bool:
+        return self._used_up or agent.turns >= RECYCLE_AFTER_TURNS or claim.config != self._config
 
     async def _connect(self, claim: Claim) -> None:
+        settings, stderr = self._core.settings, list[str]()
         scratch = await asyncio.to_thread(self._scratch.of, self.session_id, self.generation)
-        workspace = await asyncio.to_thread(workspaces.create, self._core.settings, self.session_id, claim.config.cwd)
-        self._stderr.clear()
-        client = ClaudeSDKClient(
-            options.build(
-                self._core.settings,
-                claim.config,
-                workspace=workspace,
-                scratch=scratch,
-                launcher=self._scratch.launcher,
-                store=self._store,
-                sdk_session_id=self._sdk_session_id,
-                resume=await self._store.exists(self._sdk_session_id),
-                stderr=self._stderr,
-            )
-        )
-        self._client = client
-        await client.connect()
-        self._turns, self._meter = 0, messages.Meter()
-        self._reader = asyncio.create_task(self._read(client), name=f"read-{self.session_id}")
-
-    async def _send(self, claim: Claim) -> None:
-        assert self._client is not None  # noqa: S101 - for the type checker
-
-        async def prompt() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "type": "user",
-                "uuid": str(claim.run_id),
-                "message": {"role": "user", "content": claim.prompt},
-                "parent_tool_use_id": None,
-            }
-
-        await self._client.query(prompt())
-        self._turns += 1
-
-    async def _await_end(self, turn: Turn, deadline: float) -> None:
         try:
-            await asyncio.wait_for(turn.ended.wait(), max(deadline - time.monotonic(), 0.001))
+            workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"no workspace: {error}") from error
+        sdk_options = options.build(
+            settings,
+            claim.config,
+            workspace=workspace,
+            scratch=scratch,
+            launcher=self._scratch.launcher,
+            store=self._store,
+            sdk_session_id=self._sdk_session_id,
+            resume=await self._store.exists(self._sdk_session_id),
+            stderr=stderr,
+        )
+        agent = await Agent.start(self.session_id, sdk_options, stderr, claim.timeout_seconds)
+        self._agent, self._config, self._used_up, self._meter = agent, claim.config, False, messages.Meter()
+        agent.read(self._handle, self._agent_ended)
+
+    async def _await_end(self, turn: Turn) -> None:
+        try:
+            async with asyncio.timeout(turn.seconds_left()):
+                await turn.ended.wait()
         except TimeoutError:
             await self.stop(turn.run_id, "timeout")
 
-    async def _read(self, client: ClaudeSDKClient) -> None:
-        """Every message of the CLI, in order, until it ends. Writing waits for the database: that is backpressure."""
-        reason = "The agent process ended without a result."
-        try:
-            async for message in client.receive_messages():
-                await self._handle(message)
-        except (LeaseLost, Unavailable) as error:
-            log.warning("execution.fenced", session_id=str(self.session_id), reason=str(error))
-            self.fence()
-            self._end_turns()
+    async def _agent_ended(self, agent: Agent, failure: Exception | None) -> None:
+        if isinstance(failure, LeaseLost | Unavailable):
+            self._lose(failure)
             return
-        except Exception as error:
-            log.warning("execution.cli_ended", session_id=str(self.session_id), error=str(error)[:300])
-            self._kill()
-        # A client that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
-        lost = {self._active} if self._client is not client else {self._active, self._current}
+        if failure is not None:
+            log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
+            agent.kill()
+        # An agent that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
+        lost = {self._active} if self._agent is not agent else {self._active, self._current}
         try:
             for turn in lost:
                 if turn is not None and not turn.guest:
-                    await self._fail(turn, turn.stopping or "agent_crashed", reason)
+                    await self._fail(
+                        turn, turn.stopping or "agent_crashed", "The agent process ended without a result."
+                    )
             self._active = None
-        except (LeaseLost, Unavailable):
-            self.fence()
-            self._end_turns()
+        except (LeaseLost, Unavailable) as error:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        log.warning("execution.fenced", session_id=str(self.session_id), reason=str(error))
+        self.fence()
+        self._end_turns()
 
     def _end_turns(self) -> None:
         for turn in (self._current, self._active):
@@ -353,28 +329,19 @@ class Execution:
             self._active = None
             self._meter.share(message)
             return
-        outcome, last = messages.outcome(message, self._meter)
-        if turn.stopping and outcome.status != "succeeded":
-            code = turn.stopping
-            status, text = STOP_REASONS[code]
-            failure = messages.error(code, text)
-            outcome = Outcome(status, outcome.result, failure, outcome.cost_usd, outcome.usage, outcome.num_turns)
-            last = [last[0], Event("error", failure)] if status == "failed" else [last[0]]
-        elif outcome.status == "interrupted":
-            last = last[:1]
+        outcome, last = messages.outcome(message, self._meter, turn.stopping)
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":
-            self._turns = RECYCLE_AFTER_TURNS  # every later turn of this process would fail as well
+            self._used_up = True  # every later turn of this process would fail as well
         await self._finish(turn, outcome, last)
 
     async def _lose_storage(self) -> None:
         for turn in (self._active, self._current):
             if turn is not None and not turn.guest:
-                await self._fail(turn, "storage_failed", STOP_REASONS["storage_failed"][1])
+                await self._fail(turn, "storage_failed")
         self._kill()
 
-    async def _fail(self, turn: Turn, code: str, text: str) -> None:
-        failure = messages.error(code, STOP_REASONS.get(code, ("", text))[1])
-        status = "interrupted" if code == "interrupted" else "failed"
+    async def _fail(self, turn: Turn, code: str, text: str = "") -> None:
+        status, failure = messages.stopped(code, text)
         events = [] if status == "interrupted" else [Event("error", failure)]
         await self._finish(turn, Outcome(status, error=failure), events)
 
@@ -390,36 +357,13 @@ class Execution:
         turn.ended.set()
 
     def _kill(self) -> None:
-        # The guard kills the whole tree of the CLI when it is told to end. The SDK offers no public way to signal
-        # the process, and its own close() gives a hung one 10 s; the version is pinned.
-        transport = getattr(self._client, "_transport", None)
-        process = getattr(transport, "_process", None)
-        if process is not None and process.returncode is None:
-            try:
-                os.kill(process.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                return
+        if self._agent is not None:
+            self._agent.kill()
 
     async def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        reader, self._reader = self._reader, None
-        if client is None:
-            return
-        closing = asyncio.create_task(client.disconnect(), name=f"disconnect-{self.session_id}")
-        done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
-        if not done:
-            self._client = client
-            self._kill()
-            self._client = None
-            await asyncio.wait({closing}, timeout=2 * STOP_TIMEOUT)
-        if closing.done() and (error := closing.exception()):
-            log.warning("execution.disconnect_failed", session_id=str(self.session_id), error=repr(error))
-        if reader is not None and reader is not asyncio.current_task():
-            # It ends by itself with the stream. Cancelled in a write, it would leave the writer's position in doubt.
-            done, _ = await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
-            if not done:
-                reader.cancel()
-                await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await agent.close()
 
     async def _release(self) -> bool:
         waiting = await queue.release(self._core.db, self.session_id, self.generation)

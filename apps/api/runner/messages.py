@@ -208,14 +208,32 @@ _CUMULATIVE = frozenset(
 _COUNTED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
-def outcome(message: ResultMessage, meter: Meter) -> tuple[Outcome, list[Event]]:
+_STOPPED = {
+    "interrupted": ("interrupted", "The run was interrupted."),
+    "timeout": ("failed", "The run took longer than its timeout."),
+    "shutdown": ("failed", "The instance shut down before the run was done. The conversation is kept; send it again."),
+    "storage_failed": ("failed", "The conversation could not be stored, so it cannot be relied on."),
+}
+
+
+def stopped(code: str, text: str = "") -> tuple[str, dict[str, Any]]:
+    """Status and error of a run that we ended ourselves, or that ended without a result."""
+    status, reason = _STOPPED.get(code, ("failed", text))
+    return status, error(code, reason)
+
+
+def outcome(message: ResultMessage, meter: Meter, stopping: str | None = None) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
+
+    `stopping` is our reason for having interrupted it, if we have: a turn that succeeded nevertheless has succeeded.
 
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
     """
     cost, models = meter.share(message)
     status, failure = _verdict(message)
+    if stopping and status != "succeeded":
+        status, failure = stopped(stopping)
     fields = {
         "status": status,
         "result": message.result,
@@ -241,7 +259,7 @@ def outcome(message: ResultMessage, meter: Meter) -> tuple[Outcome, list[Event]]
         num_turns=message.num_turns,
     )
     last = [Event("result", fields)]
-    if failure is not None:
+    if failure is not None and status == "failed":
         last.append(Event("error", failure))
     return ended, last
 

@@ -22,7 +22,9 @@ async def pause(seconds: float) -> None:
 async def nap(wake: asyncio.Event, seconds: float) -> None:
     """Wait for the event, at most about that long; clears it."""
     try:
-        await asyncio.wait_for(wake.wait(), jittered(seconds))
+        # Not wait_for: until Python 3.12 it can swallow a cancellation that comes together with the event.
+        async with asyncio.timeout(jittered(seconds)):
+            await wake.wait()
     except TimeoutError:
         return
     finally:

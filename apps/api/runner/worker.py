@@ -124,7 +124,8 @@ class Worker:
         execution = self.executions.get(session_id)
         if execution is not None:
             execution.fence()
-            await asyncio.wait_for(execution.over.wait(), 60)
+            async with asyncio.timeout(60):
+                await execution.over.wait()
         await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
 
     # --- the lease ---------------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""One agent process: the SDK's client, and the guard's process behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import structlog
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message
+
+log = structlog.get_logger(__name__)
+
+START_TIMEOUT = 60.0
+"""Seconds for a CLI to start and load its history."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds that an interrupted turn gets to hand over its result, and an idle CLI to exit, before it is killed."""
+
+
+class StartFailed(Exception):
+    """The CLI did not start. Its message is for operators: the last lines that the CLI wrote."""
+
+
+class Agent:
+    """A started CLI. Whoever starts it also closes it, in the same task; `messages` may be read in another."""
+
+    def __init__(self, session_id: UUID, client: ClaudeSDKClient) -> None:
+        self._session_id, self._client = session_id, client
+        self._reader: asyncio.Task[None] | None = None
+        self.turns = 0
+
+    @classmethod
+    async def start(cls, session_id: UUID, options: ClaudeAgentOptions, stderr: list[str], timeout: float) -> Agent:
+        """Start the CLI within `timeout` seconds, at most START_TIMEOUT. Raises StartFailed; then nothing is left."""
+        agent = cls(session_id, ClaudeSDKClient(options))
+        try:
+            async with asyncio.timeout(min(START_TIMEOUT, timeout)):
+                await agent._client.connect()
+        except Exception as error:
+            await agent.close()
+            raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
+        return agent
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its messages are still being read: they end with the process."""
+        return self._reader is not None and not self._reader.done()
+
+    def read(
+        self, handle: Callable[[Message], Awaitable[None]], ended: Callable[[Agent, Exception | None], Any]
+    ) -> None:
+        """Hand every message to `handle`, in order, and then call `ended` once, with what ended it, if not the CLI."""
+
+        async def reading() -> None:
+            failure: Exception | None = None
+            try:
+                async for message in self._client.receive_messages():
+                    await handle(message)
+            except Exception as error:  # a dead CLI raises a bare Exception
+                failure = error
+            await ended(self, failure)
+
+        self._reader = asyncio.create_task(reading(), name=f"read-{self._session_id}")
+
+    async def send(self, message_id: UUID, content: Any) -> None:
+        """Give the agent a user's message, a string or content blocks, under an id of ours."""
+
+        async def prompt() -> AsyncIterator[dict[str, Any]]:
+            message = {"role": "user", "content": content}
+            yield {"type": "user", "uuid": str(message_id), "message": message, "parent_tool_use_id": None}
+
+        await self._client.query(prompt())
+        self.turns += 1
+
+    async def interrupt(self) -> None:
+        """Ask the current turn to end; kill the process when it does not take the request."""
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._client.interrupt()
+        except Exception as error:
+            log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=repr(error))
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and all that it started, now. The guard does it when it is told to end.
+
+        The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
+        private attributes; the SDK's version is pinned.
+        """
+        process = getattr(getattr(self._client, "_transport", None), "_process", None)
+        if process is not None and process.returncode is None:
+            try:
+                os.kill(process.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                return
+
+    async def close(self) -> None:
+        """Let an idle CLI exit and its transcript be stored; kill one that does not."""
+        closing = asyncio.create_task(self._client.disconnect(), name=f"disconnect-{self._session_id}")
+        done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
+        if not done:
+            self.kill()
+            await asyncio.wait({closing}, timeout=2 * STOP_TIMEOUT)
+        if closing.done() and (error := closing.exception()):
+            log.warning("agent.close_failed", session_id=str(self._session_id), error=repr(error))
+        reader = self._reader
+        if reader is not None and reader is not asyncio.current_task():
+            # It ends by itself with the stream. Cancelled in a write, it would leave the writer's position in doubt.
+            done, _ = await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+            if not done:
+                reader.cancel()
+                await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
