@@ -6,9 +6,9 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from apps.api.db import create_engine
 from apps.api.models import Base
 from apps.api.settings import Settings
 
@@ -22,7 +22,7 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_with_settings() -> None:
-    engine = create_async_engine(Settings().sqlalchemy_url, poolclass=NullPool)
+    engine = create_engine(Settings(), statement_timeout=None, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_run)

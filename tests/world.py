@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from apps.api.core import instances, queue, runs, sessions
+from apps.api.core import instances, queue, runs, sessions, tasks
 from apps.api.core.config import AgentConfig
 from apps.api.core.follow import Followers
 from apps.api.core.frames import decode
@@ -163,15 +163,13 @@ async def relaying(db: Database, redis: Redis, *, check_interval: float = 15.0) 
     """The three tasks that the composition root runs for each instance."""
     publisher, subscriptions = Publisher(redis), Subscriptions(redis)
     followers = Followers(db, redis, subscriptions, check_interval=check_interval)
-    tasks = [asyncio.create_task(part.run()) for part in (publisher, subscriptions, followers)]
+    running = [asyncio.create_task(part.run()) for part in (publisher, subscriptions, followers)]
     try:
         yield Relay(publisher, subscriptions, followers)
-        for task in tasks:
-            assert not task.done(), task
+        assert not any(task.done() for task in running), running
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(PATIENCE):
+            await tasks.end(*running)
 
 
 @asynccontextmanager

@@ -117,10 +117,7 @@ def _principal(fields: dict[str, object]) -> Principal:
 
 
 async def _cached(redis: Redis, secret_hash: str) -> Principal | None:
-    try:
-        cached = await redis.client.get(redis.keys.api_key(secret_hash))
-    except REDIS_ERRORS:
-        return None
+    cached = await redis.attempt(lambda: redis.client.get(redis.keys.api_key(secret_hash)))
     return _principal(orjson.loads(cached)) if cached else None
 
 
@@ -128,12 +125,8 @@ async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Pri
     # The cache is filled about twice a minute per key: often enough to note its use.
     await db.pool.execute("UPDATE api_keys SET last_used_at = now() WHERE id = $1", principal.key_id)
     fields = {name: getattr(principal, name) for name in Principal.__slots__}
-    try:
-        await redis.client.set(
-            redis.keys.api_key(secret_hash), orjson.dumps(fields, default=str), ex=KEY_CACHE_TTL, nx=True
-        )
-    except REDIS_ERRORS:
-        return
+    cached = orjson.dumps(fields, default=str)
+    await redis.attempt(lambda: redis.client.set(redis.keys.api_key(secret_hash), cached, ex=KEY_CACHE_TTL, nx=True))
 
 
 async def create_key(

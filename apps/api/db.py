@@ -69,6 +69,19 @@ async def _keep(_connection: asyncpg.Connection) -> None:
     """Nothing to reset: no statement here changes a connection's state. The default costs a round trip each time."""
 
 
+def create_engine(
+    settings: Settings, *, statement_timeout: float | None = STATEMENT_TIMEOUT, **options: Any
+) -> AsyncEngine:
+    """A SQLAlchemy engine. It connects through asyncpg's own parser of URLs, which knows `sslmode` and its like."""
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT, command_timeout=statement_timeout)
+
+    return create_async_engine(
+        "postgresql+asyncpg://", async_creator=connect, json_serializer=_json, json_deserializer=orjson.loads, **options
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """The two ways into PostgreSQL. Open with `Database.open(settings)`.
@@ -85,20 +98,7 @@ class Database:
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Database]:
         """Connect. Raises one of CONNECTION_ERRORS when the server cannot be reached."""
-        engine = create_async_engine(
-            settings.sqlalchemy_url,
-            pool_size=5,
-            max_overflow=5,
-            pool_timeout=CONNECT_TIMEOUT,
-            pool_pre_ping=True,
-            json_serializer=_json,
-            json_deserializer=orjson.loads,
-            connect_args={
-                "timeout": CONNECT_TIMEOUT,
-                "command_timeout": STATEMENT_TIMEOUT,
-                "server_settings": _SERVER_SETTINGS,
-            },
-        )
+        engine = create_engine(settings, pool_size=5, max_overflow=5, pool_timeout=CONNECT_TIMEOUT, pool_pre_ping=True)
         pool = await asyncpg.create_pool(
             settings.asyncpg_dsn,
             min_size=1,

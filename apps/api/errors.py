@@ -5,12 +5,13 @@ ApiError
 ├── BadRequest              400 bad_request
 ├── NotFound                404 *_not_found
 ├── Unauthorized            401 authentication_required, invalid_api_key
-├── Forbidden               403 insufficient_scope, tool_not_permitted
-├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused …
+├── Forbidden               403 insufficient_scope
+├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused
 ├── TooLarge                413 body_too_large
 ├── RateLimited             429 rate_limited
 ├── RunFailed               a run ended without success: the status follows its code
-└── Unavailable             503 no_capacity, dependency_unavailable
+├── StillRunning            504 still_running
+└── Unavailable             503 dependency_unavailable
 LeaseLost                   not for clients: this writer is no longer the owner
 """
 
@@ -94,6 +95,12 @@ class TooLarge(ApiError):
 
 class RateLimited(ApiError):
     status, code = 429, "rate_limited"
+
+
+class StillRunning(ApiError):
+    """A request that waits gave up; its run goes on. `details` holds the run's ids."""
+
+    status, code = 504, "still_running"
 
 
 class Unavailable(ApiError):

@@ -10,24 +10,19 @@ import math
 import time
 from uuid import UUID
 
-import structlog
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import ConnectionPool
 from slowapi import Limiter
 from slowapi.util import get_remote_address
 
 from apps.api.errors import RateLimited
-from apps.api.redis import OPERATION_TIMEOUT, REDIS_ERRORS
+from apps.api.redis import OPERATION_TIMEOUT, REDIS_ERRORS, Outage
 from apps.api.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 PUBLIC_LIMIT = "600/minute"
 """Requests per minute and address to routes that need no key."""
-
-REDIS_PAUSE = 5.0
-"""Seconds without asking Redis again after it failed, so that a hanging one does not slow every prompt down."""
 
 public_limiter = Limiter(key_func=get_remote_address, storage_uri="memory://", headers_enabled=False)
 
@@ -38,9 +33,25 @@ class PromptLimits:
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.rate_limit_query_per_minute
         self._item = RateLimitItemPerMinute(max(self._limit, 1))
-        self._shared = MovingWindowRateLimiter(_redis_storage(settings))
+        self._pool = ConnectionPool.from_url(
+            settings.redis_url.get_secret_value(),
+            protocol=2,
+            socket_timeout=OPERATION_TIMEOUT,
+            socket_connect_timeout=OPERATION_TIMEOUT,
+        )
+        storage = RedisStorage(
+            "async+redis://",  # the pool knows the address
+            implementation="redispy",
+            key_prefix=f"{settings.redis_key_prefix}limits",
+            connection_pool=self._pool,
+        )
+        self._shared = MovingWindowRateLimiter(storage)
         self._local = MovingWindowRateLimiter(MemoryStorage())
-        self._redis_again_at = 0.0
+        self._outage = Outage()
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        await self._pool.aclose()
 
     async def hit(self, key_id: UUID) -> dict[str, str]:
         """Count one prompt. Returns the RateLimit headers; none when unlimited.
@@ -50,12 +61,11 @@ class PromptLimits:
         """
         if self._limit == 0:
             return {}
-        if time.monotonic() >= self._redis_again_at:
+        if not self._outage.lasts:
             try:
                 return await self._hit(self._shared, key_id)
             except REDIS_ERRORS as error:
-                self._redis_again_at = time.monotonic() + REDIS_PAUSE
-                log.warning("limits.redis_unavailable", error=type(error).__name__, counting="in this process")
+                self._outage.begin(error)
         return await self._hit(self._local, key_id)
 
     async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID) -> dict[str, str]:
@@ -74,16 +84,3 @@ class PromptLimits:
                 headers={**headers, "Retry-After": str(reset)},
             )
         return headers
-
-
-def _redis_storage(settings: Settings) -> Storage:
-    url = settings.redis_url.get_secret_value()
-    scheme = "redis+unix" if url.startswith("unix://") else url.partition("://")[0]
-    return RedisStorage(
-        f"async+{scheme}://{url.partition('://')[2]}",
-        implementation="redispy",
-        key_prefix=f"{settings.redis_key_prefix}limits",
-        socket_timeout=OPERATION_TIMEOUT,
-        socket_connect_timeout=OPERATION_TIMEOUT,
-        protocol=2,
-    )

@@ -13,6 +13,7 @@ import structlog
 from fastapi import FastAPI
 
 from apps.api import __version__, auth
+from apps.api.core import tasks
 from apps.api.core.context import Core
 from apps.api.core.follow import Followers
 from apps.api.core.instances import Lease
@@ -61,9 +62,7 @@ class Tasks:
         signal.raise_signal(signal.SIGTERM)
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.end(*self._tasks)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -99,6 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         db = await stack.enter_async_context(Database.open(settings))
         await db.check_schema()
         redis = await stack.enter_async_context(open_redis(settings))
+        stack.push_async_callback(app.state.prompt_limits.close)
         if settings.api_key is not None:
             await auth.ensure_first_key(db, settings.api_key.get_secret_value())
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)

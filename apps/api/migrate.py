@@ -18,10 +18,9 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS
+from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, create_engine
 from apps.api.settings import Settings
 
 WAIT = 60.0
@@ -52,7 +51,7 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
     async with _connected(settings, wait) as guard:
         await _lock(guard, wait)
         # A connection of its own for Alembic: its commits and failures must not touch the lock.
-        engine = create_async_engine(settings.sqlalchemy_url, poolclass=NullPool)
+        engine = create_engine(settings, statement_timeout=None, poolclass=NullPool)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(_upgrade)

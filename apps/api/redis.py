@@ -6,23 +6,33 @@ they hold a tenant's data; `REDIS_KEY_PREFIX` separates deployments that share a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import UUID
 
 import redis.asyncio
+import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from apps.api.settings import Settings
 
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
 REDIS_ERRORS: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
 """What a call to Redis may raise when the server is away or refuses."""
 
 OPERATION_TIMEOUT = 1.0
 """Seconds for one call. A cache that takes longer than its database is no cache."""
+
+PAUSE_AFTER_FAILURE = 2.0
+"""Seconds for which Redis is not asked after a failure."""
 
 STREAM_MAX_LENGTH = 5_000
 """Entries that a session's stream keeps, approximately."""
@@ -79,12 +89,38 @@ class Keys:
         return f"{self.prefix}deleted"
 
 
+class Outage:
+    """Leaves Redis alone for a while after it failed, so that a hanging one does not slow every request down."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        return time.monotonic() < self._until
+
+    def begin(self, error: BaseException) -> None:
+        self._until = time.monotonic() + PAUSE_AFTER_FAILURE
+        log.warning("redis.unavailable", error=type(error).__name__, pause_seconds=PAUSE_AFTER_FAILURE)
+
+
 @dataclass(frozen=True, slots=True)
 class Redis:
     """The shared client and the key names."""
 
     client: redis.asyncio.Redis
     keys: Keys
+    outage: Outage = field(default_factory=Outage)
+
+    async def attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """What `call` answers, or None without Redis: for what PostgreSQL can answer as well."""
+        if self.outage.lasts:
+            return None
+        try:
+            return await call()
+        except REDIS_ERRORS as error:
+            self.outage.begin(error)
+            return None
 
     def connection(self) -> redis.asyncio.Connection:
         """A new connection of its own, not connected yet, with the client's address and credentials."""
@@ -100,7 +136,7 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
         protocol=2,
         socket_timeout=OPERATION_TIMEOUT,
         socket_connect_timeout=OPERATION_TIMEOUT,
-        retry=Retry(NoBackoff(), 1),
+        retry=Retry(NoBackoff(), 0),
         max_connections=50,
     )
     try:

@@ -11,7 +11,7 @@ import socket
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,7 +26,13 @@ class Settings(BaseSettings):
         pydantic.ValidationError: a value is missing or out of range; the message names the variable.
     """
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, str_strip_whitespace=True)
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
+        hide_input_in_errors=True,  # the input of a refused URL holds a password
+    )
 
     api_key: SecretStr | None = None
     database_url: SecretStr = SecretStr("postgresql+asyncpg://postgres:postgres@localhost:53432/claude_agent_api")
@@ -72,8 +78,8 @@ class Settings(BaseSettings):
     @field_validator("database_url", mode="after")
     @classmethod
     def _check_database_url(cls, value: SecretStr) -> SecretStr:
-        scheme = urlsplit(value.get_secret_value()).scheme
-        if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        scheme, found, _ = value.get_secret_value().partition("://")
+        if not found or scheme.lower() not in ("postgres", "postgresql", "postgresql+asyncpg"):
             raise ValueError("must start with postgresql+asyncpg://, postgresql:// or postgres://")
         return value
 
@@ -96,17 +102,10 @@ class Settings(BaseSettings):
         return self.workspaces_dir.expanduser().resolve()
 
     @property
-    def sqlalchemy_url(self) -> str:
-        """DATABASE_URL in the form that SQLAlchemy's asyncpg dialect takes."""
-        return self._database_url_with("postgresql+asyncpg")
-
-    @property
     def asyncpg_dsn(self) -> str:
         """DATABASE_URL in the form that asyncpg takes."""
-        return self._database_url_with("postgresql")
-
-    def _database_url_with(self, scheme: str) -> str:
-        return urlunsplit(urlsplit(self.database_url.get_secret_value())._replace(scheme=scheme))
+        # Not urlunsplit: it writes a URL without a host (postgresql:///db?host=/run/postgresql) with one slash only.
+        return f"postgresql://{self.database_url.get_secret_value().partition('://')[2]}"
 
     @property
     def live_session_limit(self) -> int:

@@ -20,7 +20,7 @@ from apps.api.core import log as event_log
 from apps.api.core.frames import Frame, Position, split
 from apps.api.core.relay import Subscriptions
 from apps.api.db import CONNECTION_ERRORS, Database
-from apps.api.redis import REDIS_ERRORS, Redis
+from apps.api.redis import Redis
 
 logger = structlog.get_logger(__name__)
 
@@ -240,11 +240,10 @@ class Followers:
     async def _from_stream(self, followed: Followed, position: Position) -> list[Frame]:
         stream = self._redis.keys.stream(followed.tenant_id, followed.session_id)
         start = f"({position.seq}-{position.part}"
-        try:
-            entries: Any = await self._redis.client.xrange(stream, min=start, count=REPLAY_BATCH)
-        except REDIS_ERRORS:
-            return []
-        return [Frame.parse(fields[b"f"]) for _, fields in entries]
+        entries: Any = await self._redis.attempt(
+            lambda: self._redis.client.xrange(stream, min=start, count=REPLAY_BATCH)
+        )
+        return [Frame.parse(fields[b"f"]) for _, fields in entries or ()]
 
 
 def _continues(frame: Frame, position: Position) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -19,6 +19,7 @@ from hiredis import pack_command
 from redis.asyncio import Connection
 from redis.exceptions import ResponseError
 
+from apps.api.core import tasks
 from apps.api.core.frames import Frame, join
 from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis
 
@@ -54,6 +55,26 @@ def _pack(*words: str | bytes | int) -> bytes:
 
 def _backoff(attempt: int) -> float:
     return min(0.05 * float(2**attempt), 2.0) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+
+
+async def _keep_connected(
+    redis: Redis, name: str, work: Callable[[Connection], Awaitable[None]], lost: Callable[[], None]
+) -> None:
+    """Run `work` on a connection of its own, for ever; `lost` is called after each, and each failure to get one."""
+    attempt = 0
+    while True:
+        connection = redis.connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            attempt = 0
+            await work(connection)
+        except REDIS_ERRORS as error:
+            log.warning("relay.disconnected", connection=name, error=type(error).__name__, attempt=attempt)
+        finally:
+            await connection.disconnect(nowait=True)
+            lost()
+        await asyncio.sleep(_backoff(attempt))
+        attempt = min(attempt + 1, 8)
 
 
 class Publisher:
@@ -111,21 +132,8 @@ class Publisher:
 
     async def run(self) -> None:
         """Flush until cancelled; reconnects for ever, with back-off and jitter."""
-        attempt = 0
-        while True:
-            connection = self._redis.connection()
-            try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                attempt = 0
-                await self._flush_loop(connection)
-            except REDIS_ERRORS as error:
-                log.warning("relay.publisher_disconnected", error=type(error).__name__, attempt=attempt)
-            finally:
-                await connection.disconnect(nowait=True)
-            await asyncio.sleep(_backoff(attempt))
-            attempt = min(attempt + 1, 8)
-            # What waited during the outage is stale for live readers, and they read it from PostgreSQL.
-            self._drop()
+        # What waited during an outage is stale for live readers, and they read it from PostgreSQL.
+        await _keep_connected(self._redis, "publisher", self._flush_loop, self._drop)
 
     async def _flush_loop(self, connection: Connection) -> None:
         window_started, window_events = time.monotonic(), 0
@@ -222,23 +230,15 @@ class Subscriptions:
 
     async def run(self) -> None:
         """Read until cancelled; reconnects for ever, with back-off and jitter."""
-        attempt = 0
-        while True:
-            connection = self._redis.connection()
-            try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                attempt = 0
-                await self._session(connection)
-            except REDIS_ERRORS as error:
-                log.warning("relay.subscriber_disconnected", error=type(error).__name__, attempt=attempt)
-            finally:
-                self.connected = False
-                for confirmed in self._confirmed.values():
-                    confirmed.clear()
-                await connection.disconnect(nowait=True)
-            self._gap_everywhere()
-            await asyncio.sleep(_backoff(attempt))
-            attempt = min(attempt + 1, 8)
+        await _keep_connected(self._redis, "subscriber", self._session, self._disconnected)
+
+    def _disconnected(self) -> None:
+        self.connected = False
+        for confirmed in self._confirmed.values():
+            confirmed.clear()
+        for listeners in tuple(self._listeners.values()):
+            for listener in tuple(listeners):
+                listener.gap()
 
     async def _session(self, connection: Connection) -> None:
         while not self._outbox.empty():
@@ -250,8 +250,7 @@ class Subscriptions:
         try:
             await self._read(connection)
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await tasks.end(writer)
 
     async def _write(self, connection: Connection) -> None:
         while True:
@@ -266,6 +265,8 @@ class Subscriptions:
     async def _read(self, connection: Connection) -> None:
         while True:
             reply = await connection.read_response(disable_decoding=True, timeout=3 * PING_INTERVAL)
+            if reply is None:  # how redis-py says that the timeout passed
+                raise TimeoutError("no sign of life from Redis")
             kind, channel = reply[0], reply[1]
             if kind == b"message":
                 for listener in tuple(self._listeners.get(channel, ())):
@@ -274,8 +275,3 @@ class Subscriptions:
                 self._confirmed[channel].set()
                 for listener in tuple(self._listeners.get(channel, ())):
                     listener.gap()
-
-    def _gap_everywhere(self) -> None:
-        for listeners in tuple(self._listeners.values()):
-            for listener in tuple(listeners):
-                listener.gap()

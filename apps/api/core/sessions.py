@@ -13,15 +13,15 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
-from sqlalchemy import and_, exists, func, select, tuple_
-from sqlalchemy.dialects.postgresql import array
+from sqlalchemy import Text, and_, cast, exists, func, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, timestamp
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.models import Run, Session
-from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
+from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,7 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
         NotFound: no such session of this tenant, or deleted.
     """
     key = redis.keys.session(tenant_id, session_id)
-    try:
-        cached = await redis.client.get(key)
-    except REDIS_ERRORS:
-        cached = None
+    cached = await redis.attempt(lambda: redis.client.get(key))
     if cached:
         state: dict[str, Any] = orjson.loads(cached)
         return state
@@ -129,20 +126,15 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
     if row is None:
         raise NotFound.of("session")
     state = _state(row, default_model)
-    try:
-        # NX: a tombstone, left by a write, keeps a reader that began before the write from storing what it saw.
-        await redis.client.set(key, orjson.dumps(state), ex=SESSION_CACHE_TTL, nx=True)
-    except REDIS_ERRORS:
-        return state
+    # NX: a tombstone, left by a write, keeps a reader that began before the write from storing what it saw.
+    await redis.attempt(lambda: redis.client.set(key, orjson.dumps(state), ex=SESSION_CACHE_TTL, nx=True))
     return state
 
 
 async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
     """Invalidate the cached state after a write."""
-    try:
-        await redis.client.set(redis.keys.session(tenant_id, session_id), b"", px=TOMBSTONE_TTL_MS)
-    except REDIS_ERRORS:
-        return
+    key = redis.keys.session(tenant_id, session_id)
+    await redis.attempt(lambda: redis.client.set(key, b"", px=TOMBSTONE_TTL_MS))
 
 
 async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
@@ -178,7 +170,7 @@ async def list_page(
     """Sessions of a tenant, newest first."""
     query = select(Session.id, Session.created_at).where(Session.tenant_id == tenant_id, Session.deleted_at.is_(None))
     if filters.tag is not None:
-        query = query.where(Session.tags.contains(array([filters.tag])))
+        query = query.where(Session.tags.contains(cast(array([filters.tag]), ARRAY(Text))))
     if filters.metadata:
         query = query.where(Session.meta.contains(dict(filters.metadata)))
     if filters.search:

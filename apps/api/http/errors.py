@@ -39,8 +39,9 @@ def error_response(scope: Scope, error: ApiError) -> Response:
 
 
 def _field(location: tuple[Any, ...]) -> str:
-    names = [str(part) for part in location]
-    return ".".join(names[1:] if len(names) > 1 and names[0] == "body" else names)
+    # Where it was found, and which member of a union pydantic tried, are no part of a field's name.
+    names = [str(part) for part in location if "[" not in str(part) and part != "str"]
+    return ".".join(names[1:] if len(names) > 1 and names[0] in ("body", "path", "query", "header") else names)
 
 
 def _reason(error: Any) -> str:

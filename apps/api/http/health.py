@@ -75,8 +75,10 @@ CoreOf = Annotated[Core, Depends(core_of)]
 ProbeOf = Annotated[Probe, Depends(probe_of)]
 
 
-@router.get("/health", summary="State of this instance and what it depends on")
-@router.get("/api/v1/health", summary="State of this instance and what it depends on")
+@router.get("/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}})
+@router.get(
+    "/api/v1/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}}
+)
 @public_limiter.limit(PUBLIC_LIMIT)
 async def health(request: Request, response: Response, core: CoreOf, probe: ProbeOf) -> Health:
     """200 while this instance works, if only in part; 503 when it is `unhealthy`."""

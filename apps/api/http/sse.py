@@ -13,6 +13,8 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from apps.api.core import tasks
+
 log = structlog.get_logger(__name__)
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -84,9 +86,7 @@ class EventStream(Response):
         finally:
             self._streams.remove(self)
             left = gone.done()
-            gone.cancel()
-            self._writer.cancel()
-            await asyncio.gather(self._writer, gone, return_exceptions=True)
+            await tasks.end(self._writer, gone)
             await self._chunks.aclose()
         if not self._writer.cancelled() and (error := self._writer.exception()):
             log.warning("sse.cut", error=repr(error))

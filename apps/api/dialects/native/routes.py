@@ -21,7 +21,7 @@ from apps.api.core.sessions import Filters, Labels, utc
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS, FOLLOWED, STREAMED
 from apps.api.dialects.native.stream import OneRun, position, run_stream, session_stream
-from apps.api.errors import NotFound, RunFailed, ValidationError
+from apps.api.errors import NotFound, StillRunning, ValidationError
 from apps.api.http.answer import Json
 from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, Reader, Writer, finished, outcome_or_error
 from apps.api.http.sse import EventStream
@@ -131,7 +131,7 @@ async def query_single(
     state = await finished(core, caller.tenant_id, run, wait)
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
-        raise RunFailed("timeout", "The run is still queued or running; ask for it by its id.", ids)
+        raise StillRunning("The run is still queued or running; ask for it by its id.", details=ids)
     return _answer(wire.Result, outcome_or_error(state), request.state.limit_headers)
 
 

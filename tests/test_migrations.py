@@ -1,0 +1,187 @@
+"""Migrations: up, down and up again, in agreement with the models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.pool import NullPool
+
+from apps.api import migrate
+from apps.api.db import SCHEMA_REVISION, Database, SchemaMissing, create_engine
+from apps.api.dev.embedded import Servers
+from apps.api.models import Base
+from apps.api.settings import Settings
+from tests.conftest import settings_for
+
+ROOT = Path(__file__).parents[1]
+INI = ROOT / "alembic.ini"
+OURS = set(Base.metadata.tables)
+
+
+@pytest.fixture
+async def empty(servers: Servers) -> Settings:
+    """Settings with a database that nobody has migrated."""
+    name = f"empty_{os.getpid()}_{uuid4().hex[:8]}"
+    await servers.create_database(name)
+    return settings_for(servers, name)
+
+
+async def alembic(settings: Settings, do: Callable[[Config], None]) -> None:
+    """Run an Alembic command as a developer would, on this database."""
+
+    def run(connection: Connection) -> None:
+        config = Config(INI)
+        config.attributes["connection"] = connection
+        do(config)
+        connection.commit()
+
+    engine = create_engine(settings, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run)
+    finally:
+        await engine.dispose()
+
+
+async def described(settings: Settings) -> list[tuple[str, ...]]:
+    """Everything in the database: columns, indexes, constraints, and whatever else a migration may leave behind."""
+    connection = await asyncpg.connect(settings.asyncpg_dsn)
+    try:
+        rows = await connection.fetch(
+            """
+            SELECT 'column', table_name::text, column_name::text,
+              concat_ws(' ', data_type, is_nullable, column_default, is_identity)
+            FROM information_schema.columns WHERE table_schema = 'public'
+            UNION ALL SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+            UNION ALL SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+            FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+            UNION ALL SELECT 'relation', relname, relkind::text, '' FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace
+            UNION ALL SELECT 'function', proname, '', '' FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+            UNION ALL SELECT 'trigger', tgrelid::regclass::text, tgname, '' FROM pg_trigger WHERE NOT tgisinternal
+            UNION ALL SELECT 'enum', typname, '', '' FROM pg_type
+            WHERE typnamespace = 'public'::regnamespace AND typtype = 'e'
+            UNION ALL SELECT 'extension', extname, '', '' FROM pg_extension
+            """
+        )
+        return sorted(tuple(str(value) for value in row) for row in rows)
+    finally:
+        await connection.close()
+
+
+def tables(description: list[tuple[str, ...]]) -> set[str]:
+    return {table for kind, table, *_ in description if kind == "column"}
+
+
+async def test_an_upgrade_makes_every_table_of_the_models(empty: Settings) -> None:
+    assert await migrate.state(empty) == "empty"
+    await migrate.upgrade(empty)
+    assert tables(await described(empty)) == OURS | {"alembic_version"}
+    assert await migrate.state(empty) == "current"
+
+
+async def test_models_and_migrations_agree(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    await alembic(empty, command.check)
+
+
+async def test_a_downgrade_leaves_nothing_and_an_upgrade_makes_the_same_again(empty: Settings) -> None:
+    untouched = await described(empty)
+    await migrate.upgrade(empty)
+    before = await described(empty)
+    await alembic(empty, lambda config: command.downgrade(config, "base"))
+    left = [row for row in await described(empty) if not row[1].startswith("alembic_version")]
+    assert left == untouched
+    assert await migrate.state(empty) == "empty"
+    await migrate.upgrade(empty)
+    assert await described(empty) == before
+
+
+async def test_every_single_step_down_can_be_taken_up_again(empty: Settings) -> None:
+    revisions = [script.revision for script in ScriptDirectory.from_config(Config(INI)).walk_revisions()]
+    await migrate.upgrade(empty)
+    for _ in revisions:
+        await alembic(empty, lambda config: command.downgrade(config, "-1"))
+    for revision in reversed(revisions):
+        await alembic(empty, lambda config, to=revision: command.upgrade(config, to))
+    assert await migrate.state(empty) == "current"
+
+
+async def test_an_upgrade_of_a_current_database_changes_nothing(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    before = await described(empty)
+    await migrate.upgrade(empty)
+    assert await described(empty) == before
+
+
+async def test_instances_that_start_at_once_migrate_once(empty: Settings) -> None:
+    await asyncio.gather(*(migrate.upgrade(empty) for _ in range(5)))
+    assert await migrate.state(empty) == "current"
+    assert tables(await described(empty)) == OURS | {"alembic_version"}
+
+
+async def test_somebody_elses_migration_is_not_waited_for_for_ever(empty: Settings) -> None:
+    other = await asyncpg.connect(empty.asyncpg_dsn)
+    try:
+        assert await other.fetchval("SELECT pg_try_advisory_lock($1)", migrate.LOCK)
+        with pytest.raises(TimeoutError, match="Another migration"):
+            await migrate.upgrade(empty, wait=0)
+    finally:
+        await other.close()
+    assert await migrate.state(empty) == "empty"
+    await migrate.upgrade(empty)
+
+
+# --- the revision that the code names ------------------------------------------------------------------------------
+
+
+def test_the_code_names_the_newest_revision() -> None:
+    assert ScriptDirectory.from_config(Config(INI)).get_heads() == [SCHEMA_REVISION]
+
+
+def test_revisions_can_be_compared_as_text() -> None:
+    """`check_schema` tells older from newer by that."""
+    scripts = list(ScriptDirectory.from_config(Config(INI)).walk_revisions())
+    revisions = [script.revision for script in reversed(scripts)]
+    assert revisions == sorted(revisions)
+    assert {len(revision) for revision in revisions} == {4}
+
+
+async def test_an_empty_database_is_refused(empty: Settings) -> None:
+    async with Database.open(empty) as db:
+        with pytest.raises(SchemaMissing, match="migrate"):
+            await db.check_schema()
+
+
+async def test_a_database_that_was_downgraded_is_refused(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    await alembic(empty, lambda config: command.downgrade(config, "base"))
+    async with Database.open(empty) as db:
+        with pytest.raises(SchemaMissing, match=f"needs {SCHEMA_REVISION}"):
+            await db.check_schema()
+
+
+async def test_a_current_database_is_taken(db: Database) -> None:
+    await db.check_schema()
+
+
+async def test_a_database_that_a_newer_release_has_migrated_is_taken(settings: Settings, db: Database) -> None:
+    await db.pool.execute("UPDATE alembic_version SET version_num = '9999'")
+    await db.check_schema()
+    assert await migrate.state(settings) == "ahead"
+
+
+async def test_an_older_database_is_refused(settings: Settings, db: Database) -> None:
+    await db.pool.execute("UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(SchemaMissing, match="0000"):
+        await db.check_schema()

@@ -1,0 +1,210 @@
+"""Settings: what the environment may say, and what an operator hears when it says something wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from apps.api.settings import Settings
+
+KEY = "a-key-of-sixteen"
+PASSWORD = "correct-horse"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        for given in [n for n in os.environ if n.lower() == name]:
+            monkeypatch.delenv(given)
+
+
+def settings(**given: object) -> Settings:
+    return Settings(_env_file=None, **given)  # type: ignore[arg-type]
+
+
+def refusal(**given: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        settings(**given)
+    return str(caught.value)
+
+
+# --- URLs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "POSTGRESQL"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "user:pass@db.example:5432/app",
+        "user:p%40ss%2Fword%25@db.example/app?sslmode=require",
+        "postgres@/app?host=/run/postgresql",
+        "/app?host=/run/postgresql",
+        "user@[::1]:5432/app",
+    ],
+)
+def test_the_driver_gets_the_database_url_in_its_own_form(scheme: str, rest: str) -> None:
+    assert settings(database_url=f"{scheme}://{rest}").asyncpg_dsn == f"postgresql://{rest}"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://h/db", "h/db", "postgresql:db", "http://h/db", "", "postgresql+psycopg://h/db", "postgresql"]
+)
+def test_another_database_is_refused(url: str) -> None:
+    message = refusal(database_url=url)
+    assert "database_url" in message
+    assert "postgresql+asyncpg://" in message
+
+
+@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://:secret@h/1", "unix:///run/redis.sock?db=1"])
+def test_redis_urls_are_kept_as_they_are(url: str) -> None:
+    assert settings(redis_url=url).redis_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("url", ["http://h", "h:6379", "", "memcached://h"])
+def test_another_cache_is_refused(url: str) -> None:
+    message = refusal(redis_url=url)
+    assert "redis_url" in message
+    assert "redis://" in message
+
+
+# --- values that are wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("PORT", ""),
+        ("DEBUG", "perhaps"),
+        ("LOG_LEVEL", "LOUD"),
+        ("REQUEST_TIMEOUT", "0"),
+        ("REQUEST_TIMEOUT", "86401"),
+        ("REQUEST_TIMEOUT", "nan"),
+        ("RATE_LIMIT_QUERY_PER_MINUTE", "-1"),
+        ("RATE_LIMIT_QUERY_PER_MINUTE", "ten"),
+        ("MAX_BODY_BYTES", "100"),
+        ("MAX_PROMPT_CHARS", "0"),
+        ("MAX_QUEUED_RUNS_PER_SESSION", "0"),
+        ("RUNNER_SLOTS", "-1"),
+        ("MAX_LIVE_SESSIONS", "0"),
+        ("INSTANCE_LEASE_SECONDS", "1"),
+        ("INSTANCE_LEASE_SECONDS", "301"),
+        ("SESSION_IDLE_SECONDS", "-1"),
+        ("SHUTDOWN_GRACE_SECONDS", "-1"),
+        ("AGENT_ISOLATION", "maybe"),
+        ("DATABASE_URL", "mysql://h/db"),
+        ("REDIS_URL", "http://h"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError) as caught:
+        settings()
+    assert [problem["loc"] for problem in caught.value.errors()] == [(variable.lower(),)]
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 15, "   padded   spaces   "[:16]])
+def test_an_api_key_that_could_be_guessed_is_refused(key: str) -> None:
+    message = refusal(api_key=key)
+    assert "API_KEY" in message
+    assert "16" in message
+
+
+def test_an_api_key_of_sixteen_characters_is_taken() -> None:
+    taken = settings(api_key=KEY).api_key
+    assert taken is not None
+    assert taken.get_secret_value() == KEY
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"database_url": f"mysql://u:{PASSWORD}@h/db"},
+        {"redis_url": f"http://:{PASSWORD}@h"},
+        {"database_url": f"postgresql://u:{PASSWORD}@h/db", "api_key": "short"},
+        {"anthropic_api_key": PASSWORD, "port": "http"},
+    ],
+    ids=["database", "redis", "key", "another"],
+)
+def test_what_an_operator_hears_holds_no_secret(wrong: dict[str, object]) -> None:
+    assert PASSWORD not in refusal(**wrong)
+
+
+def test_settings_that_are_printed_hold_no_secret() -> None:
+    made = settings(
+        api_key=f"{PASSWORD}-and-more",
+        database_url=f"postgresql://u:{PASSWORD}@h/db",
+        redis_url=f"redis://:{PASSWORD}@h",
+        anthropic_api_key=PASSWORD,
+        claude_code_oauth_token=PASSWORD,
+    )
+    assert PASSWORD not in repr(made)
+    assert PASSWORD not in made.model_dump_json()
+
+
+# --- values that are missing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["API_KEY", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"])
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "")
+    assert getattr(settings(), variable.lower()) is None
+
+
+def test_without_a_credential_no_model_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not settings().model_is_configured
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    assert not settings().model_is_configured
+    for name in ("anthropic_api_key", "claude_code_oauth_token", "anthropic_base_url"):
+        assert settings(**{name: "something"}).model_is_configured
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=1111\nDEFAULT_MODEL=from-the-file\nSOMETHING_ELSE=ignored\n")
+    monkeypatch.setenv("PORT", "2222")
+    made = Settings(_env_file=file)
+    assert (made.port, made.default_model) == (2222, "from-the-file")
+
+
+def test_spaces_around_a_value_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT_MODEL", "  claude-opus-4-1 ")
+    assert settings().default_model == "claude-opus-4-1"
+
+
+# --- what follows from a value -------------------------------------------------------------------------------------
+
+
+def test_paths_that_agents_may_read_are_a_list_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_READ_PATHS", os.pathsep.join(["/opt/data", "", "/srv/more"]))
+    assert settings().agent_read_paths == (Path("/opt/data"), Path("/srv/more"))
+    monkeypatch.setenv("AGENT_READ_PATHS", "")
+    assert settings().agent_read_paths == ()
+
+
+def test_the_root_of_workspaces_is_absolute_and_has_no_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert settings(workspaces_dir=tmp_path / "link" / "w").workspaces_root == (tmp_path / "real" / "w").resolve()
+    assert settings(workspaces_dir="relative").workspaces_root == Path.cwd().resolve() / "relative"
+
+
+@pytest.mark.parametrize(
+    ("slots", "given", "limit"),
+    [(4, None, 16), (4, 10, 10), (4, 2, 4), (0, None, 0), (0, 3, 3)],
+    ids=["four per slot", "as given", "never less than the slots", "no runner", "no runner, given"],
+)
+def test_how_many_agent_processes_stay_alive(slots: int, given: int | None, limit: int) -> None:
+    assert settings(runner_slots=slots, max_live_sessions=given).live_session_limit == limit
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        settings().port = 1  # type: ignore[misc]
