@@ -22,6 +22,7 @@ API_KEY = "test-key-of-the-acceptance-tests"
 HEADERS = {"X-API-Key": API_KEY}
 START_SECONDS = 60
 END_SECONDS = 30
+PROGRAM = Path(sys.executable).with_name("claude-agent-api")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Fleet:
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("claude-agent-api")), "serve", "--host", "127.0.0.1", "--port", str(port)],
+                [str(PROGRAM), "serve", "--host", "127.0.0.1", "--port", str(port)],
                 env={**os.environ, **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -138,7 +138,8 @@ async def neighbourhood(
 
 @pytest.fixture
 async def world(neighbourhood: World) -> World:
-    """A tenant of the test's own, among those of its file's other tests."""
+    """A tenant of the test's own, among those of its file's other tests. The queue, which all share, is empty."""
+    await neighbourhood.db.pool.execute("DELETE FROM runs WHERE status = 'queued'")
     return replace(neighbourhood, tenant_id=await neighbourhood.other_tenant())
 
 

@@ -43,7 +43,7 @@ class PromptLimits:
             "async+redis://",  # the pool knows the address
             implementation="redispy",
             key_prefix=f"{settings.redis_key_prefix}limits",
-            connection_pool=self._pool,
+            connection_pool=self._pool,  # type: ignore[arg-type] # its annotation knows plain values only
         )
         self._shared = MovingWindowRateLimiter(storage)
         self._local = MovingWindowRateLimiter(MemoryStorage())

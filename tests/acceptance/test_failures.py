@@ -23,7 +23,9 @@ async def gone(processes: list[psutil.Process]) -> None:
     assert not alive, alive
 
 
-async def kill_during(fleet: Fleet, session_id: str, prompt: str, moment: str) -> tuple[list[Sse], list[psutil.Process]]:
+async def kill_during(
+    fleet: Fleet, session_id: str, prompt: str, moment: str
+) -> tuple[list[Sse], list[psutil.Process]]:
     """Kill the owner when `moment` (an event's type, or `tool`) is seen; returns what another instance showed."""
     run_id = await fleet[0].prompt(session_id, prompt)
     owner = await owner_when_running(fleet, session_id)

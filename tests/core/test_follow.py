@@ -16,7 +16,7 @@ from apps.api.core.log import Event, Writer
 from apps.api.core.queue import Claim
 from apps.api.core.relay import MAX_PENDING_BYTES, Publisher
 from apps.api.db import Database
-from apps.api.redis import open_redis
+from apps.api.redis import Redis, open_redis
 from tests.proxy import changed, postgres_proxy, redis_proxy
 from tests.world import PATIENCE, Relay, World, relaying, until
 
@@ -473,6 +473,29 @@ async def test_waiting_for_a_flush_ends_although_redis_is_away(world: World) -> 
         relay.publisher.notify("channel", "hello")
         async with asyncio.timeout(PATIENCE):
             await relay.publisher.flushed(0.05)
+
+
+async def test_the_relay_ends_when_told_to_whatever_it_is_doing(world: World) -> None:
+    """redis-py swallows a cancellation that comes just as something was sent; a loop must not survive that."""
+
+    async def started_and_ended(steps: int, redis: Redis) -> None:
+        async with relaying(world.db, redis) as relay:
+            await until(lambda: relay.subscriptions.connected)
+            relay.publisher.notify("somewhere", "first")
+            await relay.publisher.flushed()
+            async with relay.followers.mailbox(Followed(world.tenant_id, world.tenant_id)):
+                relay.publisher.notify("somewhere", "second")
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+    named = changed(world.settings, redis_url=f"{world.settings.redis_url.get_secret_value()}&client_name=leaving")
+    async with open_redis(named) as redis:
+        await asyncio.gather(*(started_and_ended(steps, redis) for steps in range(8)))
+        await until(lambda: _nobody_is_called(world, b"leaving"))
+
+
+async def _nobody_is_called(world: World, name: bytes) -> bool:
+    return all(client["name"] != name.decode() for client in await world.redis.client.client_list())
 
 
 async def test_a_refused_entry_does_not_hold_up_what_follows(world: World, relay: Relay) -> None:

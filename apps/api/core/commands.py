@@ -43,6 +43,16 @@ class _Bell:
         """A lost reply is found by polling."""
 
 
+# With the session's row locked: whoever takes the session from its owner does so before, and then nothing is stored,
+# or after, and then rejects what is. A command that nobody will ever answer must not be answered with "accepted".
+_STORE = """
+WITH target AS (SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE)
+INSERT INTO commands (id, session_id, run_id, type, payload)
+SELECT $1, target.id, r.id, $4, $5 FROM target JOIN runs r ON r.id = $3
+WHERE r.status IN ('running','requires_action')
+"""
+
+
 async def send(
     db: Database,
     redis: Redis,
@@ -77,16 +87,19 @@ async def send(
         raise Conflict("No run of this session is live.", code="no_live_run")
     command = Command(uuid4(), session_id, row["run_id"], type_, payload or {})
     bell = _Bell()
-    await subscriptions.subscribe(redis.keys.reply(command.id), bell)
     try:
-        await db.pool.execute(
-            "INSERT INTO commands (id, session_id, run_id, type, payload) VALUES ($1, $2, $3, $4, $5)",
+        await subscriptions.subscribe(redis.keys.reply(command.id), bell)
+        stored = await db.pool.execute(
+            _STORE,
             command.id,
             command.session_id,
             command.run_id,
             command.type,
             dict(command.payload),
+            row["owner_id"],
         )
+        if stored != "INSERT 0 1":
+            raise Conflict("No run of this session is live.", code="no_live_run")
         publisher.notify(redis.keys.instance(row["owner_id"]), f"command:{session_id}")
         status = await _settled(db, command.id, bell)
     finally:

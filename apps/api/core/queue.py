@@ -152,6 +152,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
             await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
         else:
             await connection.execute("UPDATE sessions SET owner_id = NULL WHERE id = $1", session_id)
+            await _reject_commands(connection, session_id, "no_live_run")
         waiting: bool = await connection.fetchval(
             "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
         )
@@ -244,13 +245,17 @@ async def abandon(
         events = (Event("error", error, run_id), Event("done", {"status": "failed"}, run_id))
         frames = await append(connection, session_id, generation, last_seq, events)
         await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
+    await _reject_commands(connection, session_id, "owner_lost")
+    return Orphan(session_id, tenant_id, frames)
+
+
+async def _reject_commands(connection: asyncpg.Connection, session_id: UUID, code: str) -> None:
     await connection.execute(
         "UPDATE commands SET status = 'rejected', applied_at = now(), result = $2"
         " WHERE session_id = $1 AND status = 'pending'",
         session_id,
-        {"code": "owner_lost"},
+        {"code": code},
     )
-    return Orphan(session_id, tenant_id, frames)
 
 
 @dataclass(frozen=True, slots=True)

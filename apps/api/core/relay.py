@@ -250,10 +250,12 @@ class Subscriptions:
         try:
             await self._read(connection)
         finally:
+            self.connected = False
             await tasks.end(writer)
 
     async def _write(self, connection: Connection) -> None:
-        while True:
+        # Never on a connection that is over: redis-py would silently open it again.
+        while self.connected:
             try:
                 async with asyncio.timeout(PING_INTERVAL):
                     command, channel = await self._outbox.get()

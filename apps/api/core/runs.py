@@ -127,17 +127,20 @@ def _with_session(request: Request, session_id: UUID) -> Request:
     )
 
 
+_BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
+
+
 async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
-    # The row lock makes "is it busy" and "then queue this" one step.
     row = await connection.fetchrow(
-        "SELECT config, EXISTS (SELECT 1 FROM runs r WHERE r.session_id = s.id AND r.finished_at IS NULL) AS busy"
-        " FROM sessions s WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
+        "SELECT config FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         request.session_id,
         tenant_id,
     )
     if row is None:
         raise await _missing(connection, tenant_id, request.session_id)
-    if row["busy"] and request.on_busy == "reject":
+    # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
+    # granted sees what those have queued who had it before.
+    if request.on_busy == "reject" and await connection.fetchval(_BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
     changes = request.config.given()
     if "cwd" in changes and changes["cwd"] != row["config"].get("cwd"):

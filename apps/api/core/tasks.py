@@ -19,5 +19,10 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=INSIST_AFTER)
+        try:
+            _, pending = await asyncio.wait(pending, timeout=INSIST_AFTER)
+        except asyncio.CancelledError:
+            for task in pending:
+                task.cancel()
+            raise
     await asyncio.gather(*tasks, return_exceptions=True)

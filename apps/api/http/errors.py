@@ -94,9 +94,12 @@ def install(app: FastAPI) -> None:
         return error_response(request.scope, away)
 
     async def _unexpected(request: Request, error: Exception) -> Response:
-        request_id = request.scope.get("state", {}).get("request_id")
+        request_id = str(request.scope.get("state", {}).get("request_id", ""))
         log.error("request.failed", error=repr(error), request_id=request_id, exc_info=error)
-        return error_response(request.scope, ApiError("The server failed. The request id helps to find out why."))
+        # Starlette answers this one outside of all middleware, so nobody else adds the header.
+        headers = {"X-Request-ID": request_id} if request_id else {}
+        text = "The server failed. The request id helps to find out why."
+        return error_response(request.scope, ApiError(text, headers=headers))
 
     for kind in (*CONNECTION_ERRORS, DBAPIError):
         app.add_exception_handler(kind, _dependency)
