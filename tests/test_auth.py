@@ -90,17 +90,18 @@ async def test_keys_work_without_redis(db: Database, no_redis: Redis) -> None:
     assert await refused(db, no_redis, created.secret) == "invalid_api_key"
 
 
-@pytest.mark.parametrize("name", ["", "a b", "-a", "ä", "a/b", "x" * 64, "a\n", "\x00"[1:] + ".", "a;b"])
-async def test_a_tenant_needs_a_plain_name(db: Database, name: str) -> None:
-    with pytest.raises(ValueError, match="tenant"):
-        await create_key(db, tenant=name, name="k")
+async def test_a_tenant_needs_a_plain_name(db: Database) -> None:
+    for name in ("", "a b", "-a", ".", "ä", "a/b", "x" * 64, "a\n", "a;b"):
+        with pytest.raises(ValueError, match="tenant"):
+            await create_key(db, tenant=name, name="k")
     assert await db.pool.fetchval("SELECT count(*) FROM tenants") == 0
 
 
-@pytest.mark.parametrize("scopes", [(), ("root",), ("read", "root"), ("READ",)])
-async def test_a_key_needs_scopes_that_exist(db: Database, scopes: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="scopes"):
-        await create_key(db, tenant="acme", name="k", scopes=scopes)
+async def test_a_key_needs_scopes_that_exist(db: Database) -> None:
+    for scopes in ((), ("root",), ("read", "root"), ("READ",)):
+        with pytest.raises(ValueError, match="scopes"):
+            await create_key(db, tenant="acme", name="k", scopes=scopes)
+    assert await list_keys(db) == []
 
 
 async def test_a_secret_belongs_to_one_key_only(db: Database, redis: Redis) -> None:
@@ -114,15 +115,15 @@ async def test_a_secret_belongs_to_one_key_only(db: Database, redis: Redis) -> N
 # --- refusing ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("secret", [None, ""], ids=["none", "empty"])
-async def test_without_a_key_one_is_asked_for(db: Database, redis: Redis, secret: str | None) -> None:
-    assert await refused(db, redis, secret) == "authentication_required"
+async def test_without_a_key_one_is_asked_for(db: Database, redis: Redis) -> None:
+    for secret in (None, ""):
+        assert await refused(db, redis, secret) == "authentication_required"
 
 
-@pytest.mark.parametrize("secret", ["cak_unknown", " ", "\x00", "ÿ" * 10_000, "' OR 1=1 --", "*"])
-async def test_an_unknown_key_is_refused(db: Database, redis: Redis, secret: str) -> None:
+async def test_an_unknown_key_is_refused(db: Database, redis: Redis) -> None:
     await create_key(db, tenant="acme", name="k")
-    assert await refused(db, redis, secret) == "invalid_api_key"
+    for secret in ("cak_unknown", " ", "\x00", "ÿ" * 10_000, "' OR 1=1 --", "*"):
+        assert await refused(db, redis, secret) == "invalid_api_key"
     assert await cached_keys(redis) == []
 
 

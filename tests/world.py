@@ -184,10 +184,10 @@ async def administrator(settings: Settings) -> AsyncIterator[asyncpg.Connection]
 
 
 async def terminate_backends(admin: asyncpg.Connection) -> int:
-    """Break every other connection to this test's database, whatever it is doing; returns how many."""
+    """Break every connection to this test's database but administrators', whatever it is doing; returns how many."""
     rows = await admin.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " WHERE datname = current_database() AND application_name <> 'administrator'"
     )
     return len(rows)
 

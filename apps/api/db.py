@@ -75,7 +75,12 @@ def create_engine(
     """A SQLAlchemy engine. It connects through asyncpg's own parser of URLs, which knows `sslmode` and its like."""
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT, command_timeout=statement_timeout)
+        return await asyncpg.connect(
+            settings.asyncpg_dsn,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=statement_timeout,
+            server_settings=_SERVER_SETTINGS,
+        )
 
     return create_async_engine(
         "postgresql+asyncpg://", async_creator=connect, json_serializer=_json, json_deserializer=orjson.loads, **options

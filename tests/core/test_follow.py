@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 from redis.exceptions import RedisError
 
-from apps.api.core import queue, sessions
+from apps.api.core import queue, sessions, tasks
 from apps.api.core.follow import DELETED, MAILBOX_BYTES, Followed, Mailbox, SessionDeleted
 from apps.api.core.frames import Frame, Position
 from apps.api.core.log import Event, Writer
@@ -391,9 +391,7 @@ async def test_readers_share_one_subscription_and_the_last_one_ends_it(world: Wo
     leaving, staying = (asyncio.create_task(read_to_done(relay, claim)) for _ in range(2))
     await until(lambda: relay.followers.count == 2)
     assert await subscribers(world, claim) == 1
-    leaving.cancel()
-    await asyncio.wait({leaving}, timeout=PATIENCE)
-    assert leaving.cancelled()
+    await asyncio.wait_for(tasks.end(leaving), PATIENCE)
     assert relay.followers.count == 1
     await talk(writer, claim, 3)
     frames = await staying

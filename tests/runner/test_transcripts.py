@@ -7,6 +7,7 @@ import time
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from claude_agent_sdk import SessionKey
 from claude_agent_sdk.testing import run_session_store_conformance
@@ -54,6 +55,15 @@ async def store_of(world: World, lease: Lease | None = None, session_id: UUID | 
 async def count(world: World) -> int:
     stored: int = await world.one("SELECT count(*) FROM transcript_entries")
     return stored
+
+
+async def terminate_ours(admin: asyncpg.Connection) -> int:
+    """Break the connections of the code under test, and not those with which a test holds it up."""
+    rows = await admin.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'claude-agent-api'"
+    )
+    return len(rows)
 
 
 async def change_owner(world: World, session_id: UUID) -> None:
@@ -155,16 +165,17 @@ async def test_a_large_batch_is_stored_whole(world: World) -> None:
     assert await store.load(KEY) == batch
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["NUL \x00 in the middle", "\ud83d", "half \ude00 a pair", "😀 and ü", "\u2028\u2029\x1f\x7f", '"\\\n', ""],
-    ids=["nul", "high surrogate", "low surrogate", "beyond the BMP", "separators and controls", "quotes", "empty"],
-)
-async def test_text_is_read_back_as_it_was_given(world: World, text: str) -> None:
+TEXTS = ["NUL \x00 in the middle", "\ud83d", "half \ude00 a pair", "😀 and ü", "\u2028\u2029\x1f\x7f", '"\\\n', ""]
+
+
+async def test_text_is_read_back_as_it_was_given(world: World) -> None:
     store = await store_of(world)
-    given = entry(1, text=text, nested={"list": [text, None, 1.5, 2**70, True]}, **{f"key {text}": text})
-    await store.append(KEY, [given])
-    assert await store.load(KEY) == [given]
+    given = [
+        entry(n, text=text, nested={"list": [text, None, 1.5, 2**70, True]}, **{f"key {text}": text})
+        for n, text in enumerate(TEXTS)
+    ]
+    await store.append(KEY, given)
+    assert await store.load(KEY) == given
 
 
 # --- the pen -------------------------------------------------------------------------------------------------------
@@ -272,7 +283,8 @@ async def test_an_append_whose_backend_is_terminated_in_the_middle_is_repeated(w
             await blocker.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", session_id)
             append = asyncio.create_task(store.append(KEY, entries(1, 2)))
             await until(lambda: waiting_for_locks(admin, 1))
-            assert await terminate_backends(admin) >= 2
+            assert await terminate_ours(admin) >= 1
+            assert not append.done()
         await append
     await world.db.pool.expire_connections()
     assert await store.load(KEY) == entries(1, 2)
@@ -288,7 +300,7 @@ async def test_an_append_gives_up_when_the_lease_ends_before_the_database_is_bac
         append = asyncio.create_task(store.append(KEY, entries(1)))
         await until(lambda: waiting_for_locks(admin, 1))
         lease.give_up()
-        await terminate_backends(admin)
+        assert await terminate_ours(admin) >= 1
         with pytest.raises((LeaseLost, Unavailable)):
             await append
     await world.db.pool.expire_connections()

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,8 +21,8 @@ from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, timestamp
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
-from apps.api.models import Run, Session
-from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
+from apps.api.models import Instance, Run, Session
+from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
 async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
     """Invalidate the cached state after a write."""
-    key = redis.keys.session(tenant_id, session_id)
-    await redis.attempt(lambda: redis.client.set(key, b"", px=TOMBSTONE_TTL_MS))
+    with suppress(*REDIS_ERRORS):  # tried in any case: a stale entry would be served for its whole life
+        await redis.client.set(redis.keys.session(tenant_id, session_id), b"", px=TOMBSTONE_TTL_MS)
 
 
 async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
@@ -195,12 +196,13 @@ def _has_run(*statuses: str) -> Any:
     return exists().where(Run.session_id == Session.id, Run.status.in_(statuses))
 
 
-_ACTIVE = ("running", "requires_action")
-_STATUS_FILTERS: dict[str, Any] = {
-    "idle": ~_has_run(*_ACTIVE, "queued"),
-    "queued": and_(_has_run("queued"), ~_has_run(*_ACTIVE)),
-    "running": _has_run("running"),
-    "requires_action": _has_run("requires_action"),
+_OWNER_LIVES = exists().where(Instance.id == Session.owner_id, Instance.lease_expires_at > func.now())
+_ACTIVE = and_(_has_run("running", "requires_action"), _OWNER_LIVES)
+_STATUS_FILTERS: dict[str, Any] = {  # what `_state` says
+    "idle": and_(~_has_run("queued"), ~_ACTIVE),
+    "queued": and_(_has_run("queued"), ~_ACTIVE),
+    "running": and_(_has_run("running"), _OWNER_LIVES),
+    "requires_action": and_(_has_run("requires_action"), _OWNER_LIVES),
 }
 
 

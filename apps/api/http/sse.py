@@ -69,26 +69,27 @@ class EventStream(Response):
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._chunks, self._streams, self.endless = chunks, streams, endless
-        self._writer: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
 
     def end(self) -> None:
         """Stop writing; the response ends in order."""
-        if self._writer is not None:
-            self._writer.cancel()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        self._writer = asyncio.create_task(self._write(send), name="event-stream")
+        writer = asyncio.create_task(self._write(send), name="event-stream")
         gone = asyncio.create_task(_disconnected(receive), name="event-stream-disconnect")
+        self._ended = asyncio.get_running_loop().create_future()
         self._streams.add(self)
         try:
-            await asyncio.wait({self._writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, gone, self._ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._streams.remove(self)
             left = gone.done()
-            await tasks.end(self._writer, gone)
+            await tasks.end(writer, gone)
             await self._chunks.aclose()
-        if not self._writer.cancelled() and (error := self._writer.exception()):
+        if not writer.cancelled() and (error := writer.exception()):
             log.warning("sse.cut", error=repr(error))
         elif not left:
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -314,13 +314,18 @@ class Execution:
 
     async def _note_mode(self, message: SystemMessage) -> None:
         noted = (message.data.get("permissionMode"), message.data.get("tools"))
-        if noted != self._noted:
+        if noted == self._noted:
+            return
+        try:
             await self._core.db.pool.execute(
                 "UPDATE sessions SET permission_mode = $3, tools = $4 WHERE id = $1 AND generation = $2",
                 self.session_id,
                 self.generation,
                 *noted,
             )
+        except CONNECTION_ERRORS as error:  # no reason to end the run: the next turn notes it
+            log.warning("execution.mode_not_noted", session_id=str(self.session_id), error=type(error).__name__)
+        else:
             self._noted = noted
 
     async def _end_turn(self, message: ResultMessage) -> None:

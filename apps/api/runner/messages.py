@@ -165,8 +165,13 @@ def init(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def error(code: str, message: str) -> dict[str, Any]:
-    """The fields of the `error` event; the code says whether a retry makes sense."""
-    return {"code": code, "message": message, "retryable": RUN_FAILURES[code][1]}
+    """The fields of the `error` event; the code says whether a retry makes sense.
+
+    The text may quote the model's endpoint, and is also stored as jsonb, which refuses NUL and half surrogate pairs:
+    the end of a run must not fail for that.
+    """
+    clean = message.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    return {"code": code, "message": clean, "retryable": RUN_FAILURES[code][1]}
 
 
 class Meter:

@@ -1,0 +1,141 @@
+"""Health, metrics and the documents: what is told without a key, and what only with DEBUG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from apps.api import __version__
+from apps.api.http.health import Health
+from apps.api.main import create_app
+from apps.api.settings import Settings
+from tests.fleet import Fleet
+
+PUBLIC = ["/health", "/api/v1/health", "/health/live", "/health/ready", "/metrics"]
+
+
+@pytest.fixture
+async def nobody(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key, of the first instance."""
+    async with httpx.AsyncClient(base_url=fleet[0].url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+async def test_no_key_is_needed(nobody: httpx.AsyncClient, path: str) -> None:
+    response = await nobody.get(path)
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+async def test_a_wrong_key_is_no_hindrance(nobody: httpx.AsyncClient, path: str) -> None:
+    assert (await nobody.get(path, headers={"X-API-Key": "wrong"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/v1/health", "/health/ready"])
+async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient, fleet: Fleet, path: str) -> None:
+    assert (await nobody.get(path)).json() == {
+        "status": "ok",
+        "version": __version__,
+        "instance_id": fleet[0].id,
+        "draining": False,
+        "dependencies": {"postgres": "ok", "redis": "ok", "claude_cli": "ok"},
+    }
+
+
+async def test_every_instance_has_an_id_of_its_own(fleet: Fleet) -> None:
+    told = [Health.model_validate_json((await i.client.get("/health")).content) for i in fleet.instances]
+    assert len({health.instance_id for health in told}) == len(fleet.instances) == 3
+
+
+async def test_a_process_that_is_alive_says_so_and_no_more(nobody: httpx.AsyncClient) -> None:
+    assert (await nobody.get("/health/live")).json() == {"status": "ok"}
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+SAMPLE = re.compile(r'[a-z_]+(?:\{[a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*\})? [0-9.e+-]+')
+
+
+async def counted(client: httpx.AsyncClient, labels: str) -> float:
+    """Requests so far, by the labels of one counter."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    found = [line for line in lines if line.startswith(f"http_requests_total{{{labels}}} ")]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+async def test_metrics_are_in_the_format_of_prometheus(nobody: httpx.AsyncClient) -> None:
+    await nobody.get("/health/live")
+    response = await nobody.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    lines = response.text.splitlines()
+    samples = [line for line in lines if not line.startswith("#")]
+    assert all(SAMPLE.fullmatch(line) for line in samples), [s for s in samples if not SAMPLE.fullmatch(s)]
+    names = {re.split(r"[{ ]", sample)[0] for sample in samples}
+    assert {
+        "http_requests_total",
+        "runs_running",
+        "runner_slots",
+        "sessions_live",
+        "event_streams_open",
+        "relay_frames_dropped",
+        "instance_lease_remaining_seconds",
+    } <= names
+    assert "# TYPE http_requests_total counter" in lines
+    assert "runner_slots 4.0" in lines
+
+
+async def test_a_request_is_counted_by_its_route_and_status(nobody: httpx.AsyncClient) -> None:
+    labels = 'method="GET",route="/api/v1/sessions/{session_id}",status="401"'
+    before = await counted(nobody, labels)
+    for name in ("one", "other"):
+        await nobody.get(f"/api/v1/sessions/{name}")
+    assert await counted(nobody, labels) == before + 2
+
+
+async def test_paths_that_do_not_exist_do_not_fill_the_metrics(nobody: httpx.AsyncClient) -> None:
+    labels = 'method="GET",route="unmatched",status="404"'
+    before = await counted(nobody, labels)
+    for path in ("/never-seen-before", "/never/seen/either"):
+        await nobody.get(path)
+    assert await counted(nobody, labels) == before + 2
+    assert "never" not in (await nobody.get("/metrics")).text
+
+
+async def test_metrics_tell_nothing_of_tenants_and_sessions(fleet: Fleet, nobody: httpx.AsyncClient) -> None:
+    session_id = await fleet[0].session(title="of a tenant")
+    await fleet[0].get(f"/sessions/{session_id}")
+    text = (await nobody.get("/metrics")).text
+    assert session_id not in text
+    assert "default" not in text
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+
+async def test_documents_are_shown_with_debug(nobody: httpx.AsyncClient) -> None:
+    docs = await nobody.get("/docs")
+    assert docs.status_code == 200
+    assert "text/html" in docs.headers["Content-Type"]
+    document = (await nobody.get("/openapi.json")).json()
+    assert "/api/v1/query" in document["paths"]
+
+
+async def status_of(path: str, *, debug: bool) -> int:
+    app = create_app(Settings(_env_file=None, debug=debug))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.get(path)
+        assert (await client.get("/health/live")).status_code == 200
+    if response.status_code == 404:
+        assert response.json()["error"]["code"] == "not_found"
+    return response.status_code
+
+
+@pytest.mark.parametrize(("path", "debug"), [("/docs", 200), ("/openapi.json", 200), ("/redoc", 404)])
+async def test_documents_are_there_with_debug_only(path: str, debug: int) -> None:
+    assert await status_of(path, debug=True) == debug
+    assert await status_of(path, debug=False) == 404

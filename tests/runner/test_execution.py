@@ -1,0 +1,93 @@
+"""A live session, seen from outside: what its agent is, and what its runs leave for those who come later."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.fleet import Fleet, Sse
+from tests.world import PATIENCE
+
+HALF_A_PAIR = "\ud83d"
+
+
+async def stream(fleet: Fleet, path: str, **more: Any) -> list[Sse]:
+    """All of a stream that ends by itself."""
+    async with asyncio.timeout(PATIENCE), fleet[1].stream(path, **more) as events:
+        return [event async for event in events]
+
+
+async def test_a_warm_session_takes_a_new_configuration_and_remembers(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say my number is 4711")
+    state = (await fleet[0].get(f"/sessions/{session_id}")).json()
+    assert state["active"]
+    for turns in (5, 6):
+        answer = await fleet[0].ask(session_id, "recall", max_turns=turns)
+        assert "4711" in answer["result"]
+    assert (await fleet[0].get(f"/sessions/{session_id}")).json()["owner"] == state["owner"]
+
+
+async def test_a_prompt_with_half_a_pair_runs_and_can_be_read_everywhere(fleet: Fleet) -> None:
+    """What an agent is told or prints need not be encodable: it must neither end an instance nor a request."""
+    session_id = await fleet[0].session(permission_mode="bypassPermissions")
+    command = '{"command": "printf hi # \\ud83d"}'
+    body = {"session_id": session_id, "prompt": f"use tool Bash {command} then say {HALF_A_PAIR}"}
+    answer = await fleet[0].client.post(
+        "/api/v1/query/single", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 200, answer.text
+    run_id = answer.json()["run_id"]
+    for path in (f"/sessions/{session_id}/messages", f"/sessions/{session_id}/events", f"/sessions/{session_id}/runs"):
+        page = await fleet[1].get(path, headers={"Accept": "application/json"})
+        assert page.status_code == 200, (path, page.text)
+    messages = (await fleet[1].get(f"/sessions/{session_id}/messages")).json()["data"]
+    assert HALF_A_PAIR in messages[0]["content"][0]["text"]
+    assert (await fleet[2].get(f"/runs/{run_id}")).json()["status"] == "succeeded"
+    for instance in fleet.instances:
+        assert instance.process.poll() is None
+
+
+@pytest.mark.parametrize("of", ["runs/{run}/events", "sessions/{session}/events?run_id={run}"])
+async def test_a_stream_of_a_run_that_was_read_to_its_end_ends_at_once(fleet: Fleet, of: str) -> None:
+    """Browsers reconnect by themselves, with the id of the `done` that they have just seen."""
+    session_id = await fleet[0].session()
+    first = await fleet[0].prompt(session_id, "say one")
+    path = "/" + of.format(run=first, session=session_id)
+    events = await stream(fleet, path)
+    assert events[-1].event == "done"
+    assert await stream(fleet, path, headers={"Last-Event-ID": events[-1].id}) == []
+    await fleet[0].ask(session_id, "say two")
+    assert await stream(fleet, path, headers={"Last-Event-ID": events[-1].id}) == []
+    assert await stream(fleet, path, headers={"Last-Event-ID": events[-2].id}) == events[-1:]
+    [resync] = await stream(fleet, path, headers={"Last-Event-ID": "999999"})
+    assert resync.event == "resync"
+
+
+async def test_a_stream_until_idle_of_an_idle_session_that_was_read_ends_at_once(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    assert await stream(fleet, f"/sessions/{session_id}/events?until=idle") == []
+    await fleet[0].ask(session_id, "say one")
+    events = await stream(fleet, f"/sessions/{session_id}/events?until=idle")
+    assert events[-1].event == "done"
+    assert await stream(fleet, f"/sessions/{session_id}/events?until=idle&after={events[-1].id}") == []
+
+
+async def test_streams_until_idle_that_come_at_any_moment_of_a_run_see_its_done(fleet: Fleet) -> None:
+    """To find the session idle and to have seen everything are two things, and both are needed."""
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say warm")
+    for _ in range(3):
+        run_id = await fleet[0].prompt(session_id, "stream 20 words every 5 ms")
+        running, streams = asyncio.create_task(fleet[0].follow(run_id)), []
+        while not running.done():
+            newest = (await fleet[2].get(f"/sessions/{session_id}")).json()["last_seq"]
+            after = f"/sessions/{session_id}/events?until=idle&after={newest}"
+            streams.append((newest, asyncio.create_task(stream(fleet, after))))
+        done = int((await running)[-1].id)
+        for newest, streaming in streams:
+            durable = [int(event.id) for event in await streaming if event.event != "partial"]
+            assert durable == list(range(newest + 1, done + 1))
