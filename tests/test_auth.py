@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -17,6 +17,7 @@ from apps.api.errors import Forbidden, Unauthorized
 from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings
 from tests.proxy import changed
+from tests.world import administrator, until, waiting_for_locks
 
 API_KEY = "the-key-that-an-operator-has-chosen"
 
@@ -249,18 +250,21 @@ async def test_a_key_is_kept_nowhere_in_clear(db: Database, redis: Redis) -> Non
 # --- the first key -------------------------------------------------------------------------------------------------
 
 
-async def test_ten_instances_that_start_at_once_make_the_first_key_once(settings: Settings, redis: Redis) -> None:
-    async def start() -> UUID | None:
-        async with Database.open(settings) as own:
-            created = await ensure_first_key(own, API_KEY)
-            return created.id if created else None
-
-    made = [ident for ident in await asyncio.gather(*(start() for _ in range(10))) if ident]
-    async with Database.open(settings) as db:
-        keys = await list_keys(db)
-        assert [key.id for key in keys] == made
-        assert len(keys) == 1
-        caller = await authenticate(db, redis, API_KEY)
+async def test_ten_instances_that_start_at_once_make_the_first_key_once(
+    settings: Settings, db: Database, redis: Redis
+) -> None:
+    async with administrator(settings) as admin, administrator(settings) as blocker:
+        # So that each of them has seen that there is no key before one of them makes it.
+        await blocker.execute("BEGIN; LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE")
+        starting = [asyncio.create_task(ensure_first_key(db, API_KEY)) for _ in range(10)]
+        try:
+            await until(lambda: waiting_for_locks(admin, 10))
+        finally:
+            await blocker.execute("COMMIT")
+            made = [created.id for created in await asyncio.gather(*starting) if created]
+    assert len(made) == 1
+    assert [key.id for key in await list_keys(db)] == made
+    caller = await authenticate(db, redis, API_KEY)
     assert (caller.tenant, caller.scopes) == (auth.DEFAULT_TENANT, auth.SCOPES)
 
 

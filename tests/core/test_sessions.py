@@ -193,9 +193,7 @@ async def test_pages_hold_every_session_once_newest_first(world: World) -> None:
 
 async def test_sessions_created_at_the_same_moment_are_paged_without_loss(world: World) -> None:
     async with world.db.transaction() as connection:  # one transaction has one now()
-        created = {
-            await sessions.insert(connection, world.tenant_id, AgentConfig(), Labels()) for _ in range(11)
-        }
+        created = {await sessions.insert(connection, world.tenant_id, AgentConfig(), Labels()) for _ in range(11)}
     seen = await walk(world, 3)
     assert len(seen) == 11
     assert set(seen) == created
