@@ -147,7 +147,7 @@ async def create_key(
     if unknown or not scopes:
         raise ValueError(f"scopes must be some of {', '.join(SCOPES)}")
     secret = secret or f"cak_{secrets.token_urlsafe(32)}"
-    key_id, prefix = uuid4(), secret[:8]
+    key_id, prefix = uuid4(), secret[: min(8, len(secret) // 4)]
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     try:
         async with db.transaction() as connection:

@@ -516,6 +516,7 @@ async def test_messages_of_a_subagent_stand_under_their_caller(fleet: Fleet) -> 
     blocks = [block for message in nested[1:] for block in message["content"]]
     assert [block["input"]["command"] for block in blocks if block["type"] == "tool_use"] == ["echo deep"]
     assert [block["content"] for block in blocks if block["type"] == "tool_result"] == ["deep"]
+    assert [block["text"] for block in blocks if block["type"] == "text"][-1].endswith("hi")
     assert not {message["seq"] for message in nested} & {message["seq"] for message in messages}
 
     paged = await pages(fleet[2], f"/sessions/{session_id}/messages", 1)

@@ -299,8 +299,13 @@ WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = 'message' AND e.parent
 ORDER BY e.seq LIMIT $4
 """
 
+_NESTED = """
+SELECT data FROM events
+WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id = ANY($2::text[]) ORDER BY seq LIMIT $3
+"""
+
 MAX_SUBAGENT_MESSAGES = 1_000
-"""Messages of subagents that one page carries; a page that would need more is cut by `limit`."""
+"""Messages of subagents that one page carries. `subagent_messages_omitted` says where some were left out."""
 
 
 async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
@@ -312,22 +317,27 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
     """
     await require(db, tenant_id, session_id)
     rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
-    data = [decode(row["data"]) | {"subagent_messages": []} for row in rows[:limit]]
-    callers = {
+    data = [_shown(row) for row in rows[:limit]]
+    callers, room = _callers(data), MAX_SUBAGENT_MESSAGES
+    while callers and room > 0:  # one round for each level of subagents
+        nested = [_shown(row) for row in await db.pool.fetch(_NESTED, session_id, list(callers), room + 1)]
+        for message in nested[room:]:
+            callers[message["parent_tool_use_id"]]["subagent_messages_omitted"] = True
+        for message in nested[:room]:
+            callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
+        callers, room = _callers(nested[:room]), room - len(nested)
+    return Page(data, str(rows[limit - 1]["seq"]) if len(rows) > limit else None)
+
+
+def _shown(row: asyncpg.Record) -> dict[str, Any]:
+    return {**decode(row["data"]), "subagent_messages": [], "subagent_messages_omitted": False}
+
+
+def _callers(messages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
         block["id"]: message
-        for message in data
+        for message in messages
         if isinstance(message["content"], list)
         for block in message["content"]
         if block.get("type") == "tool_use"
     }
-    nested = await db.pool.fetch(
-        "SELECT data FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id = ANY($2::text[])"
-        " ORDER BY seq LIMIT $3",
-        session_id,
-        list(callers),
-        MAX_SUBAGENT_MESSAGES,
-    )
-    for row in nested:
-        message = decode(row["data"])
-        callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
-    return Page(data, str(rows[limit - 1]["seq"]) if len(rows) > limit else None)

@@ -170,6 +170,7 @@ def build(
         setting_sources=[],
         strict_mcp_config=True,
         include_partial_messages=True,
+        forward_subagent_text=True,
         verbatim_prompts=True,
         max_buffer_size=MAX_MESSAGE_BYTES,
         session_store=cast(SessionStore, store),  # the optional methods are left out, as the SDK allows
