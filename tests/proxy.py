@@ -12,7 +12,12 @@ from apps.api.settings import Settings
 
 
 class Proxy:
-    """Forwards bytes both ways. `cut` loses the clients while the server keeps its ends of the connections."""
+    """Forwards bytes both ways. `cut` loses the clients while the server keeps its ends of the connections.
+
+    Attributes:
+        requests, answers: set while bytes flow in that direction; cleared, they are held back and not lost.
+        held: how many connections and directions have something that is held back.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -20,6 +25,10 @@ class Proxy:
         self._servers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
+        self.requests, self.answers = asyncio.Event(), asyncio.Event()
+        self.requests.set()
+        self.answers.set()
+        self.held = 0
         self.port = 0
 
     async def start(self) -> None:
@@ -52,14 +61,24 @@ class Proxy:
         upstream, downstream = await asyncio.open_unix_connection(self._target)
         self._clients.add(writer)
         self._servers.add(downstream)
-        for source, sink in ((reader, downstream), (upstream, writer)):
-            self._tasks.add(asyncio.create_task(self._pump(source, sink, writer)))
+        for pump in (
+            self._pump(reader, downstream, self.requests, writer),
+            self._pump(upstream, writer, self.answers, writer),
+        ):
+            self._tasks.add(asyncio.create_task(pump))
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, client: asyncio.StreamWriter
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        flows: asyncio.Event,
+        client: asyncio.StreamWriter,
     ) -> None:
         try:
             while data := await source.read(65536):
+                self.held += 1
+                await flows.wait()
+                self.held -= 1
                 sink.write(data)
                 await sink.drain()
         except OSError:

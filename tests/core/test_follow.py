@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from redis.exceptions import RedisError
 
 from apps.api.core import queue, sessions, tasks
-from apps.api.core.follow import DELETED, MAILBOX_BYTES, Followed, Mailbox, SessionDeleted
+from apps.api.core.follow import DELETED, MAILBOX_BYTES, Followed, Followers, Mailbox, SessionDeleted
 from apps.api.core.frames import Frame, Position
 from apps.api.core.log import Event, Writer
 from apps.api.core.queue import Claim
@@ -114,6 +115,58 @@ async def test_what_is_read_live_is_byte_for_byte_what_is_replayed(world: World,
     await world.redis.client.delete(world.redis.keys.stream(world.tenant_id, claim.session_id))
     replayed = await read_to_done(relay, claim)
     assert [f.raw for f in live.result() if f.part == 0] == [f.raw for f in replayed]
+
+
+@pytest.mark.parametrize("only_deltas", [False, True])
+@pytest.mark.parametrize("held", ["requests", "answers"])
+async def test_what_arrives_during_a_replay_is_neither_lost_nor_repeated(
+    world: World, held: str, only_deltas: bool
+) -> None:
+    """Either the replay holds it already, or only the mailbox does: the reader cannot know which."""
+    async with (
+        redis_proxy(world.settings) as (proxy, through),
+        open_redis(through) as slow,
+        relaying(world.db, world.redis) as relay,
+    ):
+        followers = Followers(world.db, slow, relay.subscriptions)
+        _, claim, writer = await world.owned(relay.publisher)
+        await writer.append(Event("init", {}, claim.run_id))
+        await relay.publisher.flushed()
+        await slow.client.ping()  # so that it is the replay itself which is held back
+        getattr(proxy, held).clear()
+        seen: list[Frame] = []
+        reader = asyncio.create_task(read_to_done(replace(relay, followers=followers), claim, into=seen))
+        await until(lambda: proxy.held > 0)
+        for n in range(3):
+            writer.delta("partial", claim.run_id, {"n": n})
+        if not only_deltas:
+            await writer.append(Event("message", {}, claim.run_id))
+            writer.delta("partial", claim.run_id, {"n": 3})
+        await relay.publisher.flushed()
+        await _round_trip(world, relay)
+        getattr(proxy, held).set()
+        newest = (1, 3) if only_deltas else (2, 1)
+        await until(lambda: newest in [frame.position for frame in seen])
+        await writer.append(Event("done", {}, claim.run_id))
+        await reader
+    assert durable(seen) == ([1, 2] if only_deltas else [1, 2, 3])
+    assert in_order(seen)
+
+
+async def _round_trip(world: World, relay: Relay) -> None:
+    """Whatever was published before has reached the subscriptions after this."""
+    bell = asyncio.Event()
+
+    class Ear:
+        def deliver(self, payload: bytes) -> None:
+            bell.set()
+
+        def gap(self) -> None:
+            pass
+
+    await relay.subscriptions.subscribe("bell", Ear())
+    relay.publisher.notify("bell", "rings")
+    await asyncio.wait_for(bell.wait(), PATIENCE)
 
 
 async def test_readers_of_one_run_see_only_its_events(world: World, relay: Relay) -> None:

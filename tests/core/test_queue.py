@@ -474,6 +474,8 @@ async def test_a_place_is_told_once_by_one_instance_and_again_when_it_changes(wo
     assert sorted(f.type for batch in frames for f in batch) == ["queued", "queued"]
     assert [(t, d["position"]) for _, t, d in await world.events(second.session_id)] == [("queued", 2)]
     assert await queue.waiting(world.db, lease.instance_id) == []
+    for run in told:
+        assert await queue.announce_unowned(world.db, run) == []
     assert (await world.claim(lease)).run_id == first.run_id
     [moved] = await queue.waiting(world.db, lease.instance_id)
     assert (moved.run_id, moved.position) == (second.run_id, 1)

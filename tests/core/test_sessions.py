@@ -22,7 +22,7 @@ from apps.api.core.sessions import Filters, Labels, Page
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from apps.api.redis import open_redis
 from tests.proxy import changed, redis_proxy
-from tests.world import World
+from tests.world import World, administrator, until, waiting_for_locks
 
 MODEL = "claude-default"
 
@@ -75,6 +75,8 @@ async def test_the_state_follows_the_runs(world: World) -> None:
     await world.db.pool.execute("UPDATE runs SET status = 'requires_action' WHERE id = $1", run.run_id)
     assert await now() == ("requires_action", True, str(run.run_id), 1)
     await world.expire(lease)  # nobody is running it: a reaper is about to say so
+    assert await now() == ("queued", False, None, 1)
+    await world.db.pool.execute("UPDATE runs SET status = 'running' WHERE id = $1", run.run_id)
     assert await now() == ("queued", False, None, 1)
     await queue.reap(world.db)
     assert await now() == ("queued", False, None, 1)
@@ -186,9 +188,14 @@ async def walk(world: World, limit: int, between: Callable[[], Awaitable[object]
 
 
 async def test_pages_hold_every_session_once_newest_first(world: World) -> None:
-    created = [await world.session() for _ in range(7)]
+    elsewhere = replace(world, tenant_id=await world.other_tenant())
+    created = []
+    for _ in range(7):
+        created.append(await world.session())
+        await elsewhere.session()
     for limit in (1, 2, 3, 7, 100):
         assert await walk(world, limit) == created[::-1]
+        assert len((await page(world, limit=limit)).data) == min(limit, 7)
 
 
 async def test_sessions_created_at_the_same_moment_are_paged_without_loss(world: World) -> None:
@@ -245,8 +252,11 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
     lease, claim, writer = await world.owned()
     await writer.append(Event("message", {"role": "user", "content": []}, claim.run_id))
     session_id, stranger = claim.session_id, await world.other_tenant()
-    await state(world, session_id)  # and it is in the cache now
     db, redis = world.db, world.redis
+    key = redis.keys.session(world.tenant_id, session_id)
+    await redis.client.delete(key)
+    await sessions.get(db, redis, world.tenant_id, session_id, MODEL)
+    assert await redis.client.get(key)  # what is cached must not be told either
     publisher, subscriptions = Publisher(redis), Subscriptions(redis)
     attempts: dict[str, Awaitable[object]] = {
         "get": sessions.get(db, redis, stranger, session_id, MODEL),
@@ -350,11 +360,15 @@ async def test_a_deleted_session_leaves_nothing_of_its_content(world: World) -> 
 
 async def test_a_session_is_deleted_once(world: World) -> None:
     session_id = await world.session()
-    ended = await asyncio.gather(
-        *(sessions.delete(world.db, world.tenant_id, session_id) for _ in range(8)), return_exceptions=True
-    )
-    refused = [e for e in ended if e is not None]
-    assert [type(e) for e in refused] == [Conflict] * 7
+    async with administrator(world.settings) as admin, administrator(world.settings) as observer:
+        async with admin.transaction():
+            await admin.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+            deleting = asyncio.gather(
+                *(sessions.delete(world.db, world.tenant_id, session_id) for _ in range(4)), return_exceptions=True
+            )
+            await until(lambda: waiting_for_locks(observer, 4))
+        refused = [ended for ended in await deleting if ended is not None]
+    assert [type(ended) for ended in refused] == [Conflict] * 3
     with pytest.raises(NotFound):
         await state(world, session_id)
     with pytest.raises(NotFound):

@@ -30,10 +30,13 @@ MAILBOX_BYTES = 1024 * 1024
 REPLAY_BATCH = 500
 """Events read at a time."""
 
-CHECK_INTERVAL = 15.0
-"""Seconds between checks against the database while Redis is connected."""
+CHECK_INTERVAL = 7.5
+"""Seconds between checks against the database while Redis is connected; the second one in a row heals a reader."""
 
 CHECK_INTERVAL_WITHOUT_REDIS = 0.5
+
+KEEP_ALIVE_INTERVAL = 15.0
+"""Seconds of silence after which a reader gets an empty batch, for a sign of life to its client."""
 
 DELETED = b"deleted"
 """Published on a session's channel when the session is deleted; frames never look like this."""
@@ -163,6 +166,7 @@ class Followers:
 
     async def run(self) -> None:
         """Compare all readers with the database from time to time, in one query for the whole instance."""
+        seen: dict[UUID, int] = {}
         while True:
             connected = self._subscriptions.connected
             await asyncio.sleep(self._check_interval if connected else CHECK_INTERVAL_WITHOUT_REDIS)
@@ -177,14 +181,17 @@ class Followers:
                 logger.warning("follow.check_failed", error=type(error).__name__)
                 continue
             for row in rows:
+                # While Redis works, what is new is on its way; what was there at the last check should have arrived.
+                expected = seen.get(row["id"], 0) if connected else row["last_seq"]
                 for mailbox in topics[row["id"]].mailboxes:
                     if row["deleted_at"] is not None:
                         mailbox.delete()
-                    elif row["last_seq"] > mailbox.seq:
+                    elif mailbox.seq < expected:
                         mailbox.gap()
+            seen = {row["id"]: row["last_seq"] for row in rows}
 
     async def follow(
-        self, followed: Followed, after: Position, *, run_id: UUID | None = None, tick: float = CHECK_INTERVAL
+        self, followed: Followed, after: Position, *, run_id: UUID | None = None, tick: float = KEEP_ALIVE_INTERVAL
     ) -> AsyncGenerator[list[Frame]]:
         """Events after `after`, for ever, in batches; an empty batch every `tick` seconds of silence.
 
@@ -194,7 +201,7 @@ class Followers:
         Raises:
             SessionDeleted: the session was deleted meanwhile.
         """
-        wanted = None if run_id is None else str(run_id)
+        wanted = None if run_id is None else str(run_id).encode()
         async with self.mailbox(followed) as mailbox:
             position = after
             while True:
@@ -220,7 +227,7 @@ class Followers:
                         continue
                 fresh, position = _fresh(frames, position, mailbox)
                 if wanted is not None:
-                    fresh = [frame for frame in fresh if frame.run_id == wanted]
+                    fresh = [frame for frame in fresh if frame.belongs_to(wanted)]
                 if fresh:
                     yield fresh
 

@@ -89,6 +89,10 @@ class Frame:
         at = self.raw.index(b"\ndata: ") + 7 + _RUN_AT
         return self.raw[at + 1 : at + 37].decode() if self.raw[at : at + 1] == b'"' else None
 
+    def belongs_to(self, run_id: bytes) -> bool:
+        """Whether the event is one of this run, given as text in bytes. Asked for every frame and reader."""
+        return self.raw.startswith(run_id, self.raw.index(b"\ndata: ") + 7 + _RUN_AT + 1)
+
     @classmethod
     def build(cls, position: Position, type_: str, data: bytes) -> Frame:
         """Wrap a complete `data` object, as `event_data()` makes it."""

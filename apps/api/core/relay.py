@@ -9,6 +9,7 @@ with hiredis' packer costs half of the client's pipeline object.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +34,9 @@ MAX_PENDING_BYTES = 16 * 1024 * 1024
 """What may wait for Redis in all. Beyond it everything pending is dropped; readers repair from PostgreSQL."""
 
 MAX_PENDING_COMMANDS = 10_000
+
+REPLY_TIMEOUT = 2.0
+"""Seconds for the replies to one flush."""
 
 PING_INTERVAL = 5.0
 """Seconds between signs of life on the subscribing connection; three missed ones count as a dead connection."""
@@ -143,8 +147,9 @@ class Publisher:
             commands, events = self._take()
             if commands:
                 await connection.send_packed_command(commands)
-                for _ in commands:
-                    await self._read_reply(connection)
+                async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
+                    for _ in commands:
+                        await self._read_reply(connection)
             if not self._work.is_set():
                 self._idle.set()
             now = time.monotonic()
@@ -157,7 +162,7 @@ class Publisher:
     @staticmethod
     async def _read_reply(connection: Connection) -> None:
         try:
-            await connection.read_response(disable_decoding=True)
+            await connection.read_response(disable_decoding=True, timeout=math.inf)
         except ResponseError as error:
             # XADD refuses an id at or below the newest: a writer that is no longer the owner. Harmless: it is fenced.
             log.warning("relay.refused", error=str(error)[:200])
