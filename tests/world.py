@@ -32,14 +32,14 @@ PATIENCE = 10.0
 """Seconds after which something that was to happen counts as not happening."""
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], *, every: float = 0.005) -> None:
     """Wait for a fact that cannot be awaited. Raises TimeoutError after PATIENCE."""
     async with asyncio.timeout(PATIENCE):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:
                 return
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,23 @@ async def test_silence_is_told_so_that_a_stream_can_keep_its_client_alive(world:
         assert await asyncio.wait_for(anext(batches), PATIENCE) == []
 
 
+async def test_a_run_that_waits_behind_a_talkative_one_is_silent_and_not_dead(world: World, relay: Relay) -> None:
+    """Its client sees nothing of the other run's events, and needs to be kept alive all the same."""
+    _, claim, writer = await world.owned(relay.publisher)
+    waiting = await world.queue(claim.session_id)
+
+    async def talk_without_end() -> None:
+        while True:
+            writer.delta("partial", claim.run_id, {"text": "word "})
+            await asyncio.sleep(0.001)
+
+    talking = asyncio.create_task(talk_without_end())
+    follow = relay.followers.follow(followed(claim), START, run_id=waiting.run_id, tick=0.05)
+    async with asyncio.timeout(PATIENCE), aclosing(follow) as batches:
+        assert [await anext(batches) for _ in range(3)] == [[], [], []]
+    await tasks.end(talking)
+
+
 async def test_another_tenant_sees_nothing_of_a_session(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
     stranger = Followed(await world.other_tenant(), claim.session_id)

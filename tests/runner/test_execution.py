@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fleet import Fleet, Sse
-from tests.world import PATIENCE
+from tests.world import PATIENCE, until
 
 HALF_A_PAIR = "\ud83d"
 
@@ -91,3 +91,23 @@ async def test_streams_until_idle_that_come_at_any_moment_of_a_run_see_its_done(
         for newest, streaming in streams:
             durable = [int(event.id) for event in await streaming if event.event != "partial"]
             assert durable == list(range(newest + 1, done + 1))
+
+
+async def test_clients_that_leave_in_the_middle_leave_no_stream_behind(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    run_id = await fleet[0].prompt(session_id, "stream 200 words every 5 ms")
+
+    async def look(seconds: float) -> None:
+        async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
+            async for event in events:
+                if event.event == "partial":
+                    break
+            await asyncio.sleep(seconds)
+
+    await asyncio.gather(*(look(n * 0.01) for n in range(60)))
+    await until(lambda: no_stream_is_open(fleet), every=0.1)
+    assert (await fleet[2].follow(run_id))[-1].data["status"] == "succeeded"
+
+
+async def no_stream_is_open(fleet: Fleet) -> bool:
+    return "\nevent_streams_open 0.0\n" in (await fleet[1].client.get("/metrics")).text

@@ -7,6 +7,7 @@ numbers, a reconnect, a full mailbox, a tick that finds the database ahead) send
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -193,17 +194,17 @@ class Followers:
     async def follow(
         self, followed: Followed, after: Position, *, run_id: UUID | None = None, tick: float = KEEP_ALIVE_INTERVAL
     ) -> AsyncGenerator[list[Frame]]:
-        """Events after `after`, for ever, in batches; an empty batch every `tick` seconds of silence.
+        """Events after `after`, for ever, in batches; an empty batch after `tick` seconds without one.
 
         Args:
-            run_id: only events of this run.
+            run_id: only events of this run. Those of others are silence.
 
         Raises:
             SessionDeleted: the session was deleted meanwhile.
         """
         wanted = None if run_id is None else str(run_id).encode()
         async with self.mailbox(followed) as mailbox:
-            position = after
+            position, told = after, time.monotonic()
             while True:
                 mailbox.seq = position.seq
                 if mailbox.deleted:
@@ -224,12 +225,14 @@ class Followers:
                     if not frames:
                         if not await mailbox.wait(tick):
                             yield []
+                            told = time.monotonic()
                         continue
                 fresh, position = _fresh(frames, position, mailbox)
                 if wanted is not None:
                     fresh = [frame for frame in fresh if frame.belongs_to(wanted)]
-                if fresh:
+                if fresh or time.monotonic() - told >= tick:
                     yield fresh
+                    told = time.monotonic()
 
     async def _replay(self, followed: Followed, position: Position) -> tuple[list[Frame], bool]:
         """What follows `position`, and whether that is all there is. Prefers the stream, which has the deltas."""

@@ -210,6 +210,8 @@ class Execution:
                 code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
                 await self._fail(turn, code, "The agent process did not start.")
                 return None
+        if self._fenced:
+            raise LeaseLost(f"session {self.session_id}: lost while its agent started")
         if turn.stopping:
             await self._fail(turn, turn.stopping)
             return None

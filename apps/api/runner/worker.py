@@ -19,7 +19,7 @@ from apps.api import __version__
 from apps.api.core import commands, instances, queue, workspaces
 from apps.api.core.context import Core
 from apps.api.core.instances import Lease, Owned
-from apps.api.db import CONNECTION_ERRORS
+from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.execution import Execution
 from apps.api.runner.options import Scratch
@@ -277,8 +277,10 @@ class Worker:
         applied = False
         if execution is not None and command.type == "interrupt":
             applied = await execution.stop(command.run_id, "interrupted")
-        await commands.settle(
-            self._core.db, self._core.redis, self._core.publisher, command, applied=applied, result={}
+        core = self._core
+        await retrying(
+            lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result={}),
+            until=self._lease.is_over,
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:

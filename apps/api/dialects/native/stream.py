@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from fastapi import Header, Query, Request
 
 from apps.api.core import runs
 from apps.api.core.context import Core
-from apps.api.core.follow import Followed, SessionDeleted
+from apps.api.core.follow import KEEP_ALIVE_INTERVAL, Followed, SessionDeleted
 from apps.api.core.frames import Frame, Position, event_data, join
 from apps.api.core.runs import Submitted
 from apps.api.errors import RUN_FAILURES, ValidationError
@@ -53,13 +54,14 @@ def _deleted(session_id: UUID, seq: int) -> bytes:
 
 
 async def _run_chunks(core: Core, tenant_id: UUID, run: Submitted, partials: bool) -> AsyncGenerator[bytes]:
-    frames = run_frames(core, tenant_id, run)
+    frames, told = run_frames(core, tenant_id, run), time.monotonic()
     try:
         async with aclosing(frames):
             async for batch in frames:
                 wanted = _wanted(batch, partials)
-                if wanted or not batch:
+                if wanted or not batch or time.monotonic() - told >= KEEP_ALIVE_INTERVAL:
                     yield join(wanted)
+                    told = time.monotonic()
     except SessionDeleted:
         yield _deleted(run.session_id, run.after)
 
