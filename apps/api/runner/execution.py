@@ -296,9 +296,10 @@ class Execution:
                 await self.writer.append(*events)
 
     async def _begin_turn(self, message: SystemMessage) -> None:
-        uuids = message.data.get("user_message_uuids")
-        current = self._current
-        if current is not None and (uuids is None or str(current.run_id) in uuids):
+        # The init of a background turn names no message of a user's.
+        uuids = message.data.get("user_message_uuids") or ()
+        current = self._current if self._current is None or not self._current.ended.is_set() else None
+        if current is not None and str(current.run_id) in uuids:
             self._active = current
             assert current.claim is not None  # noqa: S101 - for the type checker
             shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
