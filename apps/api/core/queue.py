@@ -75,7 +75,10 @@ async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: l
         Unreadable: it claimed a run that it cannot execute; pass it to `refuse`.
     """
     lease.require()
-    row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
+    try:
+        row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
+    except asyncpg.UniqueViolationError:
+        return None  # a background turn of that session began after this statement had looked; the next look sees it
     if row is None:
         return None
     fields = dict(row)
