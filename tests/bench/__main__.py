@@ -25,6 +25,8 @@ from tests.bench.stage import AGENTS, Stage, opened
 BUDGET, QUICK_BUDGET = 285.0, 53.0
 """Seconds for everything; what has not been measured by then is left out."""
 
+SECTIONS = ("idle", "cold", "warm", "burst", "delta", "relay", "admission", "fleet")
+
 Measure = Callable[[], Awaitable[None]]
 
 
@@ -49,7 +51,7 @@ QUICK = Sizes(rounds=2, warm_rounds=8, bursts=1, words=5_000, paced_words=100, s
 
 
 def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str, tuple[str, list[Measure]]]:
-    """Title and measurements by short name, in order."""
+    """Title and measurements by the names in SECTIONS, in order."""
     shares = {1: 75.0, 4: 65.0}
     words, seconds = size.words, size.seconds
     return {
@@ -96,13 +98,14 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
 
 def sync_ms(directory: Path, rounds: int = 50) -> float:
     """Median time of writing and syncing 8 KB: the least that a commit costs here."""
+    sync = getattr(os, "fdatasync", os.fsync)
     taken = []
     with (directory / "sync").open("wb") as file:
         for _ in range(rounds):
             began = time.perf_counter()
             file.write(b"x" * 8192)
             file.flush()
-            os.fdatasync(file.fileno())
+            sync(file.fileno())
             taken.append((time.perf_counter() - began) * 1000)
     return percentile(taken, 0.5)
 
@@ -135,18 +138,25 @@ async def measure(report: Report, size: Sizes, only: list[str], wait: float, end
                         await part()
             except TimeoutError:
                 report.note("left out or cut off: the time was up")
+            except (RuntimeError, OSError) as error:
+                report.note(f"FAILED, and so left out: {error!r}")
             report.note(f"others kept {load.others():.2f} of {os.cpu_count()} cores busy meanwhile")
 
 
-def main() -> None:
-    """Parse the arguments, measure, and print. The exit status is 0 whether or not targets are met."""
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, read."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements, in less than a minute")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="cold warm burst delta relay ...")
+    parser.add_argument("--only", nargs="+", default=[], choices=SECTIONS, metavar="SECTION", help=" ".join(SECTIONS))
     parser.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS", help="wait so long for a quiet machine before each section"
     )
-    chosen = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Measure and print. The exit status is 0 whether or not targets are met."""
+    chosen = arguments()
     ends = time.monotonic() + (QUICK_BUDGET if chosen.quick else BUDGET)
     report = Report()
     introduce(report)

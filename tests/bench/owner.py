@@ -156,9 +156,8 @@ def _writer(
 
 
 @asynccontextmanager
-async def opened(task: Task) -> AsyncIterator[Owner]:
+async def opened(task: Task, settings: Settings) -> AsyncIterator[Owner]:
     """An owner of the task's sessions, with a lease and running publisher; it gives them back at the end."""
-    settings = Settings(_env_file=None)
     async with Database.open(settings) as db, open_redis(settings) as redis:
         lease = Lease(uuid4(), LEASE_SECONDS)
         await instances.register(db, lease, hostname="bench", version="0", slots=0)
@@ -180,7 +179,7 @@ async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     loop = asyncio.get_running_loop()
     task = Task(**orjson.loads(sys.stdin.readline()))
-    async with opened(task) as owner:
+    async with opened(task, Settings(_env_file=None)) as owner:
         print("ready", flush=True)
         await loop.run_in_executor(None, sys.stdin.readline)
         done = await owner.run()

@@ -17,8 +17,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def figure(value: float) -> str:
-    """Three to four significant digits, thousands separated."""
-    if abs(value) >= 1_000:
+    """Three to four significant digits, thousands separated; whole numbers without a fraction."""
+    if abs(value) >= 1_000 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
 

@@ -1,0 +1,65 @@
+"""The benchmark's own pieces. Nothing here looks at a clock: figures are for people to read."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from apps.api.core import sessions
+from apps.api.core.config import AgentConfig
+from apps.api.core.sessions import Labels
+from apps.api.db import Database
+from apps.api.settings import Settings
+from tests.bench import owner
+from tests.bench.__main__ import FULL, QUICK, SECTIONS, arguments
+from tests.bench.client import Frames
+from tests.bench.owner import Task
+from tests.bench.relay import Heard
+from tests.bench.report import Report, percentile
+
+
+def test_percentiles_are_values_that_were_seen() -> None:
+    values = [float(n) for n in range(100, 0, -1)]
+    assert [percentile(values, share) for share in (0.5, 0.9, 0.99)] == [51, 91, 100]
+
+
+def test_the_command_line_knows_every_section() -> None:
+    chosen = arguments(["--quick", "--only", *SECTIONS])
+    assert (chosen.quick, tuple(chosen.only), chosen.wait) == (True, SECTIONS, 0)
+    assert QUICK.words < FULL.words
+
+
+def test_a_missed_target_is_told_as_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report()
+    report.at_most("fast", 3, 2, "ms")
+    report.at_least("many", 3, 2, "tx/s")
+    report.summary()
+    printed = capsys.readouterr().out
+    assert "fast: 3 ms (target ≤ 2 ms): NOT MET" in printed
+    assert "1 of 2 targets met" in printed
+
+
+def test_a_frame_that_arrives_in_pieces_counts_once() -> None:
+    heard = Heard()
+    feed = Frames(heard)
+    stream = (
+        b'6a\r\nid: 1-1\nevent: partial\ndata: {"t":1}\n\n\r\n2b\r\nid: 2\nevent: message\ndata: {}\n\n\r\n0\r\n\r\n'
+    )
+    for at in range(0, len(stream), 7):
+        feed(stream[at : at + 7])
+    assert (len(heard.latency_ms), heard.stored) == (1, 1)
+
+
+@pytest.mark.parametrize("append_only", [False, True])
+async def test_the_synthetic_owner_relays_and_stores(settings: Settings, db: Database, append_only: bool) -> None:
+    async with db.transaction() as connection:
+        tenant = await connection.fetchval("INSERT INTO tenants (name) VALUES ('bench') RETURNING id")
+        ids = [await sessions.insert(connection, tenant, AgentConfig(), Labels(), uuid4()) for _ in range(2)]
+    task = Task([str(i) for i in ids], rate=500, seconds=0.3, durable_every=20, append_only=append_only)
+    async with owner.opened(task, settings) as made:
+        done = await made.run()
+    stored = await db.pool.fetchval("SELECT count(*) FROM events WHERE session_id = ANY($1::uuid[])", ids)
+    assert stored == done.stored > 0
+    assert (done.dropped, len(done.append_ms)) == (0, done.stored)
+    assert append_only or done.events > done.stored
