@@ -35,7 +35,7 @@ _SERVER_SETTINGS = {
     "idle_in_transaction_session_timeout": "10000",
 }
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration; a test compares it with migrations/versions."""
 
 CONNECTION_ERRORS: tuple[type[Exception], ...] = (

@@ -19,7 +19,7 @@ from apps.api.core.follow import Followers
 from apps.api.core.instances import Lease
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
-from apps.api.dialects.native.routes import router as native
+from apps.api.dialects.native.routes import routers as native
 from apps.api.http import errors, health, metrics
 from apps.api.http.middleware import BoundedBody, RequestContext
 from apps.api.http.route import Probe
@@ -84,8 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.limiter = public_limiter
     app.state.drain = app.state.failed = None
     errors.install(app)
-    app.include_router(health.router)
-    app.include_router(native)
+    for router in (health.router, *native):
+        app.include_router(router)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app

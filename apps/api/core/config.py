@@ -6,13 +6,16 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
-PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"]
+from apps.api.core.names import EnvName, ModelName, Name, Part, Text, ToolName, ToolRule
+from apps.api.core.parts import Effort, Hook, HookEvent, McpServer, OutputFormat, PermissionMode, Subagent, Thinking
 
 DEFAULT_TOOLS = (
+    "AskUserQuestion",
     "Bash",
     "Edit",
+    "ExitPlanMode",
     "Glob",
     "Grep",
     "NotebookEdit",
@@ -35,28 +38,12 @@ RESERVED_ENV = re.compile(
 """Environment names that steer the agent process itself or its credentials; a client may not set them."""
 
 
-def storable(value: str) -> str:
-    """The text as given. Raises ValueError for what PostgreSQL cannot hold."""
-    if "\x00" in value:
-        raise ValueError("must not contain NUL")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("must not contain half of a surrogate pair") from error
-    return value
+SkillName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:-]{0,127}$")]
+"""The name of a skill; `plugin:skill` for one of a plugin."""
 
 
-Text = Annotated[str, AfterValidator(storable)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
-ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
-ToolRule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-
-
-class AgentConfig(BaseModel):
+class AgentConfig(Part):
     """Configuration of a session's agent. Unset fields (None) leave the choice to the server's defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelName | None = None
     fallback_model: ModelName | None = None
@@ -68,6 +55,13 @@ class AgentConfig(BaseModel):
     permission_mode: PermissionMode | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    thinking: Thinking | None = None
+    effort: Effort | None = None
+    output_format: OutputFormat | None = None
+    mcp_servers: Annotated[dict[Name, McpServer], Field(max_length=20)] | None = None
+    agents: Annotated[dict[Name, Subagent], Field(max_length=50)] | None = None
+    skills: Annotated[list[SkillName], Field(max_length=100)] | Literal["all"] | None = None
+    hooks: Annotated[dict[HookEvent, Annotated[list[Hook], Field(max_length=10)]], Field(max_length=10)] | None = None
     enable_file_checkpointing: bool | None = None
     cwd: Annotated[str, Field(max_length=1000)] | None = None
     env: Annotated[dict[EnvName, Annotated[Text, Field(max_length=32_000)]], Field(max_length=100)] | None = None
@@ -87,13 +81,15 @@ class AgentConfig(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """Only what was set, JSON-safe: the form that is stored."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, by_alias=True)
 
     def public(self) -> dict[str, Any]:
-        """What a client may read back: values of `env` are withheld, since they may be secrets."""
+        """What a client may read back: values of `env` and `headers` are withheld, since they may be secrets."""
         shown = self.given()
-        if "env" in shown:
-            shown["env"] = dict.fromkeys(shown["env"], "***")
+        for holder in (shown, *shown.get("mcp_servers", {}).values()):
+            for name in ("env", "headers"):
+                if name in holder:
+                    holder[name] = dict.fromkeys(holder[name], "***")
         return shown
 
 

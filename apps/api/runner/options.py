@@ -7,14 +7,16 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, cast
 from uuid import UUID
 
-from claude_agent_sdk import ClaudeAgentOptions, SessionStore
-from claude_agent_sdk.types import SystemPromptPreset
+from claude_agent_sdk import AgentDefinition, ClaudeAgentOptions, SessionStore
+from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
+from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
 from apps.api.runner.transcripts import Transcripts
@@ -106,6 +108,28 @@ def _system_prompt(config: AgentConfig) -> str | SystemPromptPreset:
     return preset
 
 
+def _thinking(thinking: Thinking | None) -> ThinkingConfig | None:
+    return None if thinking is None else cast(ThinkingConfig, thinking.model_dump(exclude_none=True))
+
+
+def _subagents(given: Mapping[str, Subagent] | None) -> dict[str, AgentDefinition] | None:
+    if given is None:
+        return None
+    return {
+        name: AgentDefinition(
+            description=agent.description,
+            prompt=agent.prompt,
+            tools=agent.tools,
+            disallowedTools=agent.disallowed_tools,
+            model=agent.model,
+            maxTurns=agent.max_turns,
+            effort=agent.effort,
+            background=agent.background,
+        )
+        for name, agent in given.items()
+    }
+
+
 def environment(settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path) -> dict[str, str]:
     """What the agent process is given on top of the guard's allow-list."""
     env = dict(_QUIET_CLI)
@@ -163,6 +187,10 @@ def build(
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,
         max_budget_usd=config.max_budget_usd,
+        thinking=_thinking(config.thinking),
+        effort=config.effort,
+        output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
+        agents=_subagents(config.agents),
         cwd=workspace.cwd,
         env=environment(settings, config, workspace, scratch),
         cli_path=launcher,

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from apps.api.core.config import AgentConfig, Text
+from apps.api.core.config import AgentConfig
+from apps.api.core.names import Text
 from apps.api.dialects.native import examples
 
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]

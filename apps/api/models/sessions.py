@@ -1,8 +1,4 @@
-"""Tables. The constraints carry the rules; docs/adr and specs/…/data-model.md say why they are as they are.
-
-JSON that must survive a round trip byte for byte (events, prompts, transcripts) is kept as `text`: jsonb
-refuses NUL and lone surrogates, which agents do print. `jsonb` is used where we filter.
-"""
+"""Tenants, keys, instances, sessions and what belongs to a session."""
 
 from __future__ import annotations
 
@@ -14,47 +10,18 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
-    DateTime,
-    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
-    MetaData,
-    Text,
     UniqueConstraint,
-    Uuid,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
-            "uq": "%(table_name)s_%(column_0_N_name)s_key",
-            "ck": "%(table_name)s_%(constraint_name)s_check",
-            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
-            "pk": "%(table_name)s_pkey",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
-        datetime: DateTime(timezone=True),
-        UUID: Uuid(as_uuid=True),
-        str: Text(),
-        float: Double(),
-        dict[str, Any]: JSONB(),
-        list[str]: ARRAY(Text()),
-    }
-
-
-_NOW = func.now()
-_EMPTY_OBJECT = text("'{}'::jsonb")
-_EMPTY_ARRAY = text("'{}'::text[]")
+from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
 
 
 class Tenant(Base):
@@ -65,7 +32,7 @@ class Tenant(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     name: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class ApiKey(Base):
@@ -83,10 +50,12 @@ class ApiKey(Base):
     prefix: Mapped[str]
     secret_hash: Mapped[str] = mapped_column(unique=True)
     scopes: Mapped[list[str]]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    profiles: Mapped[list[str] | None]
+    prompts_per_minute: Mapped[int | None] = mapped_column(Integer)
 
 
 class Instance(Base):
@@ -99,7 +68,7 @@ class Instance(Base):
     version: Mapped[str]
     slots: Mapped[int] = mapped_column(Integer)
     draining: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     lease_expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
@@ -124,27 +93,33 @@ class Session(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     parent_session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="SET NULL"), index=True)
+    agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"), index=True)
+    agent_version: Mapped[int | None] = mapped_column(Integer)
+    profile: Mapped[str | None]
     title: Mapped[str | None]
-    tags: Mapped[list[str]] = mapped_column(server_default=_EMPTY_ARRAY)
-    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=_EMPTY_OBJECT)
-    config: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    tags: Mapped[list[str]] = mapped_column(server_default=EMPTY_ARRAY)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    config: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     sdk_session_id: Mapped[UUID]
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     num_turns: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     total_cost_usd: Mapped[float] = mapped_column(server_default=text("0"))
-    usage: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    usage: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     permission_mode: Mapped[str | None]
     tools: Mapped[list[str] | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    last_active_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    last_active_at: Mapped[datetime] = mapped_column(server_default=NOW)
     deleted_at: Mapped[datetime | None]
 
 
 class Run(Base):
-    """The execution of one prompt. `position` orders the queue; at most one run of a session is active."""
+    """The execution of one prompt, or of one change to the session that must wait its turn (`kind`).
+
+    `position` orders the queue; at most one run of a session is active.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -152,6 +127,7 @@ class Run(Base):
             "status IN ('queued','running','requires_action','succeeded','failed','interrupted')", name="status"
         ),
         CheckConstraint("origin IN ('client','background')", name="origin"),
+        CheckConstraint("kind IN ('prompt','rewind','reset')", name="kind"),
         CheckConstraint("status = 'queued' OR started_at IS NOT NULL OR finished_at IS NOT NULL", name="started"),
         CheckConstraint(
             "(status IN ('succeeded','failed','interrupted')) = (finished_at IS NOT NULL)", name="finished"
@@ -175,7 +151,9 @@ class Run(Base):
     position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     status: Mapped[str] = mapped_column(server_default=text("'queued'"))
     origin: Mapped[str] = mapped_column(server_default=text("'client'"))
+    kind: Mapped[str] = mapped_column(server_default=text("'prompt'"))
     prompt: Mapped[str | None]
+    expand_prompt: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     config: Mapped[dict[str, Any] | None]
     timeout_seconds: Mapped[float]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
@@ -184,7 +162,7 @@ class Run(Base):
     error: Mapped[dict[str, Any] | None]
     result: Mapped[str | None]
     total_cost_usd: Mapped[float | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -212,7 +190,7 @@ class Event(Base):
     type: Mapped[str]
     parent_tool_use_id: Mapped[str | None]
     data: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class Command(Base):
@@ -228,11 +206,38 @@ class Command(Base):
     session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     type: Mapped[str]
-    payload: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY_OBJECT)
+    payload: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     status: Mapped[str] = mapped_column(server_default=text("'pending'"))
     result: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     applied_at: Mapped[datetime | None]
+
+
+class Request(Base):
+    """What an agent asks a person: may this tool run, or which answer. `run_id` is null between two runs."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        CheckConstraint("kind IN ('permission','question')", name="kind"),
+        CheckConstraint("status IN ('open','answered','closed')", name="status"),
+        CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
+        ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
+        Index("requests_inbox_idx", "tenant_id", "created_at", "id", postgresql_where=text("status = 'open'")),
+        Index("requests_session_idx", "session_id", "created_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    session_id: Mapped[UUID]
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    kind: Mapped[str]
+    data: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=text("'open'"))
+    decision: Mapped[str | None]
+    resolved_by: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
+    resolved_at: Mapped[datetime | None]
 
 
 class TranscriptEntry(Base):
@@ -260,11 +265,12 @@ class TranscriptEntry(Base):
     subpath: Mapped[str] = mapped_column(server_default=text("''"))
     uuid: Mapped[str | None]
     entry: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class IdempotencyKey(Base):
-    """What an `Idempotency-Key` stood for: a repeat within 24 hours finds the same session and run."""
+    """What an `Idempotency-Key` stood for: a repeat within 24 hours finds the same session and run, or the same
+    object of another kind."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
@@ -272,6 +278,7 @@ class IdempotencyKey(Base):
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     fingerprint: Mapped[str]
-    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    object_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -1,0 +1,41 @@
+"""What names and texts may look like: the types that configuration is built from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+
+def storable(value: str) -> str:
+    """The text as given. Raises ValueError for what PostgreSQL cannot hold."""
+    if "\x00" in value:
+        raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must not contain half of a surrogate pair") from error
+    return value
+
+
+class Part(BaseModel):
+    """A part of a configuration: refuses fields it does not know, and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Text = Annotated[str, AfterValidator(storable)]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
+ToolRule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""Of an MCP server, a preset, a profile, a subagent, a skill or a command."""
+
+SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+SecretRef = Annotated[str, StringConstraints(pattern=r"^\$\{[A-Z][A-Z0-9_]{0,63}\}$")]
+"""`${NAME}`: the value of the tenant's secret of that name."""
+
+SECRET_REFS = re.compile(r"\$\{([A-Z][A-Z0-9_]{0,63})\}")
+"""Where a text refers to secrets."""

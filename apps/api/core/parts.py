@@ -1,0 +1,156 @@
+"""Parts of an agent's configuration: thinking, output format, MCP servers, subagents, hooks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
+
+from apps.api.core.frames import encode
+from apps.api.core.names import EnvName, ModelName, Name, Part, SecretRef, Text, ToolName
+
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"]
+
+MAX_SCHEMA_BYTES = 64 * 1024
+"""Size of a JSON schema for structured output. It is part of every request to the model."""
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not contain a user or a password")
+    try:
+        parts.port  # noqa: B018 - the check is in the property
+    except ValueError as error:
+        raise ValueError("has a port that is no port") from error
+    return value
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,2000}$"), AfterValidator(_url)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,8000}$")]
+
+
+class Thinking(Part):
+    """How the model thinks: `adaptive`, `enabled` with a budget of tokens, or `disabled`."""
+
+    type: Literal["adaptive", "enabled", "disabled"]
+    budget_tokens: Annotated[int, Field(ge=1024, le=128_000)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+    @field_validator("budget_tokens")
+    @classmethod
+    def _only_when_enabled(cls, value: int | None, info: Any) -> int | None:
+        if value is not None and info.data.get("type") != "enabled":
+            raise ValueError("goes with type 'enabled' only")
+        return value
+
+    def model_post_init(self, _context: Any) -> None:
+        if self.type == "enabled" and self.budget_tokens is None:
+            raise ValueError("type 'enabled' needs budget_tokens")
+        if self.type == "disabled" and self.display is not None:
+            raise ValueError("display goes with thinking that is not disabled")
+
+
+class OutputFormat(Part):
+    """The JSON schema (draft 2020-12) that the final answer must match. Its top level is an object."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+    @field_validator("schema_")
+    @classmethod
+    def _is_a_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if len(encode(value)) > MAX_SCHEMA_BYTES:
+                raise ValueError(f"is larger than {MAX_SCHEMA_BYTES} bytes")
+            Draft202012Validator.check_schema(value)
+        except SchemaError as error:
+            path = "/".join(str(part) for part in error.absolute_path)
+            raise ValueError(f"is not a JSON schema: {path or 'top level'}: {error.message[:200]}") from error
+        except RecursionError as error:
+            raise ValueError("is nested too deeply") from error
+        if value.get("type") != "object":
+            raise ValueError('must have "type": "object" at its top level')
+        return value
+
+
+EnvValue = Annotated[Text, Field(max_length=8000)]
+
+
+class StdioServer(Part):
+    """An MCP server that is started inside the agent's confinement. The operator allows its command."""
+
+    type: Literal["stdio"]
+    command: Annotated[Text, Field(min_length=1, max_length=1000)]
+    args: Annotated[list[Annotated[Text, Field(max_length=4000)]], Field(max_length=100)] = Field(default_factory=list)
+    env: Annotated[dict[EnvName, Annotated[Text, Field(max_length=8000)]], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
+
+
+class RemoteServer(Part):
+    """An MCP server that is reached over HTTP, streamable or with server-sent events."""
+
+    type: Literal["http", "sse"]
+    url: Url
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=50)] = Field(default_factory=dict)
+
+
+class RegisteredServer(Part):
+    """An MCP server of the tenant's registry."""
+
+    type: Literal["registered"]
+    name: Name
+
+
+McpServer = Annotated[StdioServer | RemoteServer | RegisteredServer, Field(discriminator="type")]
+
+
+class Subagent(Part):
+    """A custom subagent, which the agent may delegate to by its name."""
+
+    description: Annotated[Text, Field(min_length=1, max_length=4000)]
+    prompt: Annotated[Text, Field(min_length=1, max_length=100_000)]
+    tools: Annotated[list[ToolName], Field(max_length=200)] | None = None
+    disallowed_tools: Annotated[list[ToolName], Field(max_length=200)] | None = None
+    model: ModelName | None = None
+    max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    effort: Effort | None = None
+    background: bool | None = None
+
+
+HookEvent = Literal[
+    "PreToolUse",
+    "PostToolUse",
+    "PostToolUseFailure",
+    "UserPromptSubmit",
+    "Stop",
+    "SubagentStart",
+    "SubagentStop",
+    "PreCompact",
+    "Notification",
+    "PermissionRequest",
+]
+
+
+class Hook(Part):
+    """A webhook that is asked before or told after something happens inside the agent.
+
+    Attributes:
+        matcher: a regular expression over the tool's name; unset for all. Only events about tools have one.
+        secret: `${NAME}` of the tenant's secret that signs the requests (Standard Webhooks).
+        on_failure: what a failing webhook means; `deny` for PreToolUse and PermissionRequest unless set, else `allow`.
+    """
+
+    url: Url
+    secret: SecretRef
+    matcher: Annotated[Text, Field(max_length=500)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
+    on_failure: Literal["deny", "allow"] | None = None

@@ -1,0 +1,62 @@
+"""What the modules of routes share: parameters, documented errors, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Header, Path, Query
+from pydantic import BaseModel
+
+from apps.api.core.config import AgentConfig
+from apps.api.core.frames import Position
+from apps.api.core.sessions import Labels
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.examples import ERRORS
+from apps.api.dialects.native.stream import position
+from apps.api.http.answer import Json
+
+PREFIX = "/api/v1"
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route documents: these statuses, and those that any route may answer."""
+    answered = sorted({401, 403, 422, 500, 503, *statuses})
+    return {status: {"model": wire.ErrorAnswer, **ERRORS[status]} for status in answered}
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key and request within 24 hours give the same run or session.",
+    ),
+]
+SessionId = Annotated[UUID, Path(description="The session's id.")]
+RunId = Annotated[UUID, Path(description="The run's id.")]
+Limit = Annotated[int, Query(ge=1, le=200, description="Rows on a page.")]
+Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+After = Annotated[Position | None, Depends(position)]
+
+
+def config(body: AgentConfig) -> AgentConfig:
+    """The configuration in a body that holds more than that."""
+    return AgentConfig.model_validate(
+        body.model_dump(include=set(AgentConfig.model_fields), exclude_none=True, by_alias=True)
+    )
+
+
+def labels(body: wire.LabelFields) -> Labels:
+    """The labels in a body."""
+    return Labels(body.title, body.tags, body.metadata)
+
+
+def answer(model: type[BaseModel], data: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+    """The data as it is, once its shape has been checked."""
+    # Pydantic checks the shape, but does not write what agents said: it refuses lone surrogates.
+    model.model_validate(data)
+    return Json(data, headers=headers)

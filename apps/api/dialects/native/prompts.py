@@ -1,0 +1,135 @@
+"""Prompts: start or continue a session, streamed or answered at the end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+
+from apps.api.auth import Principal
+from apps.api.core import runs
+from apps.api.core.context import Core
+from apps.api.core.runs import Idempotency, Submitted
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, config, errors, labels
+from apps.api.dialects.native.examples import STREAMED
+from apps.api.dialects.native.stream import run_stream
+from apps.api.errors import StillRunning, ValidationError
+from apps.api.http.answer import Json
+from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error
+from apps.api.http.sse import EventStream
+
+router = APIRouter(prefix=PREFIX)
+
+
+async def _submit(
+    request: Request,
+    core: Core,
+    caller: Principal,
+    body: wire.NextPromptBody,
+    session_id: UUID | None,
+    idempotency_key: str | None,
+) -> Submitted:
+    text = body.prompt if isinstance(body.prompt, str) else "".join(block.text for block in body.prompt)
+    if len(text) > core.settings.max_prompt_chars:
+        raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
+    prompt = body.prompt if isinstance(body.prompt, str) else [block.model_dump() for block in body.prompt]
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    run = await runs.submit(
+        core.db,
+        caller.tenant_id,
+        caller.key_id,
+        runs.Request(
+            prompt=prompt,
+            timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
+            session_id=session_id,
+            config=config(body),
+            labels=labels(body),
+            on_busy=body.on_busy,
+            idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,
+        ),
+        max_queued=core.settings.max_queued_runs_per_session,
+    )
+    if not run.repeated:
+        core.wake(caller.tenant_id, run.session_id)
+    return run
+
+
+@router.post(
+    "/query", tags=["prompts"], response_class=Response, responses={**STREAMED, **errors(400, 404, 409, 413, 429)}
+)
+async def query(
+    request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
+) -> EventStream:
+    """Start a session, or continue one, and stream the run's events up to `done`.
+
+    The run goes on when the client leaves. `GET /sessions/{id}/events` with `Last-Event-ID` resumes the stream,
+    on any instance.
+    """
+    run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
+    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages)
+
+
+@router.post(
+    "/query/single",
+    tags=["prompts"],
+    response_model=wire.Result,
+    responses=errors(400, 404, 409, 413, 429, 502, 504),
+)
+async def query_single(
+    request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
+    run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
+    wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
+    state = await finished(core, caller.tenant_id, run, wait)
+    if state is None:
+        ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
+        raise StillRunning("The run is still queued or running; ask for it by its id.", details=ids)
+    return answer(wire.Result, outcome_or_error(state), request.state.limit_headers)
+
+
+@router.post(
+    "/sessions/{session_id}/query",
+    tags=["prompts"],
+    status_code=202,
+    response_model=wire.Accepted,
+    responses={200: {"model": wire.Result}, **errors(400, 404, 409, 413, 429, 502, 504)},
+)
+async def session_query(
+    request: Request,
+    core: CoreDep,
+    caller: Prompter,
+    session_id: SessionId,
+    body: wire.NextPromptBody,
+    wait: Annotated[float, Query(ge=0, le=300, description="Seconds to wait for the result.")] = 0,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
+    run = await _submit(request, core, caller, body, session_id, idempotency_key)
+    headers = request.state.limit_headers
+    state = await finished(core, caller.tenant_id, run, wait) if wait else None
+    if state is not None:
+        return answer(wire.Result, outcome_or_error(state), headers)
+    accepted = wire.Accepted(session_id=run.session_id, run_id=run.run_id)
+    return Json(accepted.model_dump(mode="json"), status_code=202, headers=headers)
+
+
+@router.post(
+    "/sessions/{session_id}/resume",
+    tags=["prompts"],
+    response_class=Response,
+    responses={**STREAMED, **errors(400, 404, 409, 413, 429)},
+)
+async def resume(
+    request: Request,
+    core: CoreDep,
+    caller: Prompter,
+    session_id: SessionId,
+    body: wire.NextPromptBody,
+    idempotency_key: IdempotencyKey = None,
+) -> EventStream:
+    """The next prompt of a stored session, streamed like `POST /query`."""
+    run = await _submit(request, core, caller, body, session_id, idempotency_key)
+    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages)

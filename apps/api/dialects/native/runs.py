@@ -1,0 +1,105 @@
+"""Runs, and the events of runs and sessions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+
+from apps.api.auth import Principal
+from apps.api.core import log, runs, sessions
+from apps.api.core.context import Core
+from apps.api.core.follow import Followed
+from apps.api.core.frames import Position, decode
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
+from apps.api.dialects.native.examples import FOLLOWED
+from apps.api.dialects.native.stream import OneRun, session_stream
+from apps.api.errors import NotFound
+from apps.api.http.answer import Json
+from apps.api.http.route import CoreDep, Reader
+
+router = APIRouter(prefix=PREFIX)
+
+
+@router.get(
+    "/sessions/{session_id}/events",
+    tags=["events"],
+    response_model=wire.EventList,
+    responses={**FOLLOWED, **errors(404)},
+)
+async def session_events(
+    request: Request,
+    core: CoreDep,
+    caller: Reader,
+    session_id: SessionId,
+    after: After,
+    run_id: Annotated[UUID | None, Query(description="Only this run; the stream ends with its `done`.")] = None,
+    until: Annotated[Literal["idle"] | None, Query(description="End when nothing is queued or running.")] = None,
+    limit: Limit = 100,
+) -> Response:
+    """Stored events, then live ones, across runs: nothing lost, nothing repeated, on any instance.
+
+    Without a position the stream starts at the session's first event. `Accept: application/json` pages through
+    the stored events instead: `?after=` is the cursor.
+    """
+    newest = await sessions.require(core.db, caller.tenant_id, session_id)
+    start = after or Position(0)
+    run: OneRun | None = None
+    if run_id is not None:
+        lies = await runs.extent(core.db, caller.tenant_id, run_id)
+        if lies.session_id != session_id:
+            raise NotFound.of("run")
+        newest, run = lies.newest, (run_id, lies.end)
+    return await _events(request, core, caller, session_id, start, newest, run, until == "idle", limit)
+
+
+async def _events(
+    request: Request,
+    core: Core,
+    caller: Principal,
+    session_id: UUID,
+    start: Position,
+    newest: int,
+    run: OneRun | None,
+    until_idle: bool,
+    limit: int,
+) -> Response:
+    if "application/json" in request.headers.get("accept", "") and "event-stream" not in request.headers["accept"]:
+        run_id = run[0] if run else None
+        frames = await log.read(core.db, caller.tenant_id, session_id, start.seq, run_id=run_id, limit=limit + 1)
+        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in frames[:limit]]
+        return Json({"data": data, "next_cursor": data[-1]["id"] if len(frames) > limit else None})
+    followed = Followed(caller.tenant_id, session_id)
+    return session_stream(request, core, followed, start, newest, until_idle=until_idle, run=run)
+
+
+@router.get("/sessions/{session_id}/runs", tags=["runs"], response_model=wire.RunList, responses=errors(404))
+async def list_runs(
+    core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """Runs of a session, newest first, queued ones included."""
+    page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
+    return answer(wire.RunList, {"data": page.data, "next_cursor": page.next_cursor})
+
+
+@router.get("/runs/{run_id}", tags=["runs"], response_model=wire.RunState, responses=errors(404))
+async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
+    """A run's state and, when it is over, its result or error."""
+    return answer(wire.RunState, await runs.get(core.db, caller.tenant_id, run_id))
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    tags=["events"],
+    response_model=wire.EventList,
+    responses={**FOLLOWED, **errors(404)},
+)
+async def run_events(
+    request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
+) -> Response:
+    """The events of one run, from its first (or from `Last-Event-ID`) to its `done`."""
+    lies = await runs.extent(core.db, caller.tenant_id, run_id)
+    start = after or Position(lies.start)
+    return await _events(request, core, caller, lies.session_id, start, lies.newest, (run_id, lies.end), False, limit)

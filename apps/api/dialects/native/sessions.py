@@ -1,0 +1,120 @@
+"""Sessions: create, read, change, delete."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+
+from apps.api.auth import Principal
+from apps.api.core import runs, sessions
+from apps.api.core.context import Core
+from apps.api.core.runs import Idempotency
+from apps.api.core.sessions import Filters, utc
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import (
+    PREFIX,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    SessionId,
+    answer,
+    config,
+    errors,
+    labels,
+)
+from apps.api.errors import ValidationError
+from apps.api.http.route import CoreDep, Reader, Writer
+
+router = APIRouter(prefix=PREFIX)
+
+
+@router.post("/sessions", tags=["sessions"], status_code=201, responses=errors(400, 409, 413))
+async def create_session(
+    request: Request, core: CoreDep, caller: Writer, body: wire.SessionBody, idempotency_key: IdempotencyKey = None
+) -> wire.SessionState:
+    """Create a session. Nothing is started until its first prompt."""
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
+    session_id = await runs.create_session(core.db, caller.tenant_id, config(body), labels(body), idempotency)
+    return await _state(core, caller, session_id)
+
+
+async def _state(core: Core, caller: Principal, session_id: UUID) -> wire.SessionState:
+    state = await sessions.get(core.db, core.redis, caller.tenant_id, session_id, core.settings.default_model)
+    return wire.SessionState.model_validate(state)
+
+
+@router.get("/sessions", tags=["sessions"], responses=errors())
+async def list_sessions(
+    request: Request,
+    core: CoreDep,
+    caller: Reader,
+    status: Annotated[
+        Literal["idle", "queued", "running", "requires_action"] | None, Query(description="What it is doing now.")
+    ] = None,
+    tag: Annotated[str | None, Query(max_length=64, description="Has this tag.")] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Part of the title, any case.")] = None,
+    created_after: Annotated[datetime | None, Query(description="A moment with its time zone.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> wire.SessionList:
+    """Sessions of the tenant, newest first. Filter by metadata with `metadata.KEY=VALUE`."""
+    wanted = {
+        key.removeprefix("metadata."): value
+        for key, value in request.query_params.items()
+        if key.startswith("metadata.")
+    }
+    by_metadata = ((f"metadata.{key}", value) for key, value in wanted.items())
+    for field, value in (("tag", tag), ("search", search), *by_metadata):
+        if value is not None and "\x00" in field + value:
+            raise ValidationError.of(field, "must not contain NUL")
+    try:
+        created_after = created_after and utc(created_after)
+    except ValueError as error:
+        raise ValidationError.of("created_after", str(error)) from error
+    page = await sessions.list_page(
+        core.db,
+        caller.tenant_id,
+        Filters(status, tag, search, wanted, created_after),
+        limit=limit,
+        cursor=cursor,
+        default_model=core.settings.default_model,
+    )
+    return wire.SessionList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+
+
+@router.get("/sessions/{session_id}", tags=["sessions"], responses=errors(404))
+async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> wire.SessionState:
+    """A session's state: what it is doing, how it is configured, what it has cost so far."""
+    return await _state(core, caller, session_id)
+
+
+@router.patch("/sessions/{session_id}", tags=["sessions"], responses=errors(400, 404, 413))
+async def patch_session(
+    core: CoreDep, caller: Writer, session_id: SessionId, body: wire.PatchBody
+) -> wire.SessionState:
+    """Change title, tags or metadata."""
+    await sessions.patch(core.db, core.redis, caller.tenant_id, session_id, labels(body))
+    return await _state(core, caller, session_id)
+
+
+@router.delete("/sessions/{session_id}", tags=["sessions"], status_code=204, responses=errors(404, 409))
+async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
+    """Stop the run, end the agent process, and remove events, transcript and workspace. There is no way back."""
+    await sessions.delete(core.db, caller.tenant_id, session_id)
+    core.forget(caller.tenant_id, session_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/sessions/{session_id}/messages", tags=["sessions"], response_model=wire.MessageList, responses=errors(404)
+)
+async def list_messages(
+    core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
+    page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
+    return answer(wire.MessageList, {"data": page.data, "next_cursor": page.next_cursor})

@@ -1,0 +1,44 @@
+"""Tables. The constraints carry the rules; docs/adr and specs/…/data-model.md say why they are as they are.
+
+JSON that must survive a round trip byte for byte (events, prompts, transcripts) is kept as `text`: jsonb
+refuses NUL and lone surrogates, which agents do print. `jsonb` is used where we filter.
+"""
+
+from apps.api.models.agents import Agent, AgentVersion, Catalog, McpServer, Secret, Skill, Usage
+from apps.api.models.base import Base
+from apps.api.models.sessions import (
+    ApiKey,
+    Command,
+    Event,
+    IdempotencyKey,
+    Instance,
+    Request,
+    Run,
+    Session,
+    Tenant,
+    TranscriptEntry,
+)
+from apps.api.models.webhooks import Webhook, WebhookDelivery
+
+__all__ = [
+    "Agent",
+    "AgentVersion",
+    "ApiKey",
+    "Base",
+    "Catalog",
+    "Command",
+    "Event",
+    "IdempotencyKey",
+    "Instance",
+    "McpServer",
+    "Request",
+    "Run",
+    "Secret",
+    "Session",
+    "Skill",
+    "Tenant",
+    "TranscriptEntry",
+    "Usage",
+    "Webhook",
+    "WebhookDelivery",
+]

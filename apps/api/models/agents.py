@@ -1,0 +1,115 @@
+"""What tenants configure for their agents: presets, MCP servers, secrets, skills and commands; and what agents cost."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Date, ForeignKey, Index, Integer, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from apps.api.models.base import NOW, Base
+
+
+class Agent(Base):
+    """A preset: named agent configuration. `version` is the newest; sessions pin the one they began with."""
+
+    __tablename__ = "agents"
+    __table_args__ = (
+        Index("agents_name_key", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    description: Mapped[str | None]
+    version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    deleted_at: Mapped[datetime | None]
+
+
+class AgentVersion(Base):
+    """One version of a preset. It never changes."""
+
+    __tablename__ = "agent_versions"
+
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    profile: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class McpServer(Base):
+    """An MCP server that a tenant has registered. `sealed` holds the values of its env or headers, encrypted."""
+
+    __tablename__ = "mcp_servers"
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    spec: Mapped[dict[str, Any]]
+    sealed: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Secret(Base):
+    """A tenant's secret, encrypted. Configuration refers to it as `${NAME}`; nobody reads it back."""
+
+    __tablename__ = "secrets"
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sealed: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Skill(Base):
+    """A tenant's own skill or slash command: `files` maps a path to its text."""
+
+    __tablename__ = "skills"
+    __table_args__ = (CheckConstraint("kind IN ('skill','command')", name="kind"),)
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    description: Mapped[str]
+    files: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Catalog(Base):
+    """What the agent's own program offers: its skills, commands and models, as JSON, by the program's version."""
+
+    __tablename__ = "catalog"
+
+    cli_version: Mapped[str] = mapped_column(primary_key=True)
+    data: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Usage(Base):
+    """What one run used of one model, in the SDK's own figures. It outlives the session's content."""
+
+    __tablename__ = "usage"
+    __table_args__ = (
+        Index("usage_report_idx", "tenant_id", "day"),
+        Index("usage_session_idx", "session_id"),
+    )
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    session_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    day: Mapped[date] = mapped_column(Date)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_read_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_creation_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    web_search_requests: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[float]
