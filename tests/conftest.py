@@ -20,6 +20,7 @@ from tests.fleet import API_KEY, Fleet
 
 _numbers = itertools.count(1)
 TEMPLATE = "template_app"
+ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +56,8 @@ async def own_servers(tmp_path: Path) -> AsyncIterator[Servers]:
 
 
 def settings_for(servers: Servers, database: str, **more: object) -> Settings:
-    given = {"database_url": servers.database_url(database), "redis_url": servers.redis_url, **more}
+    given = {"database_url": servers.database_url(database), "redis_url": servers.redis_url}
+    given |= {"encryption_keys": ENCRYPTION_KEY, **more}
     return Settings(_env_file=None, **given)  # type: ignore[arg-type]
 
 
@@ -93,6 +95,7 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "REDIS_URL": servers.redis_url,
                 "REDIS_KEY_PREFIX": f"{name}:",
                 "API_KEY": API_KEY,
+                "ENCRYPTION_KEYS": ENCRYPTION_KEY,
                 "ANTHROPIC_BASE_URL": model_url,
                 "ANTHROPIC_API_KEY": "demo-key-of-the-tests",
                 "WORKSPACES_DIR": str(directory / "workspaces"),

@@ -123,9 +123,14 @@ def test_compose_sets_only_settings_that_exist_and_demands_every_secret(compose:
     environment = compose["services"]["api"]["environment"]
     assert set(environment) <= {name.upper() for name in Settings.model_fields}
     text = (ROOT / "docker-compose.yml").read_text()
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"API_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == {
+        "API_KEY",
+        "ENCRYPTION_KEYS",
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+    }
     assert ":-" not in text
-    given = {"API_KEY": "k" * 32, "POSTGRES_PASSWORD": "p1", "REDIS_PASSWORD": "r1"}
+    given = {"API_KEY": "k" * 32, "ENCRYPTION_KEYS": "k" * 43 + "=", "POSTGRES_PASSWORD": "p1", "REDIS_PASSWORD": "r1"}
     values = {
         name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given[found[1]], value) for name, value in environment.items()
     }

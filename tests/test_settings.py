@@ -149,6 +149,21 @@ def test_settings_that_are_printed_hold_no_secret() -> None:
     assert PASSWORD not in made.model_dump_json()
 
 
+@pytest.mark.parametrize("key", ["short", "k" * 44, "a b", f"{'k' * 43}=,short"])
+def test_an_encryption_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
+    message = refusal(encryption_keys=key)
+    assert "encryption_keys" in message
+    assert key not in message
+
+
+def test_encryption_keys_are_separated_by_commas() -> None:
+    first, second = "k" * 43 + "=", "l" * 43 + "="
+    made = settings(encryption_keys=f" {first}, {second},")
+    assert [key.get_secret_value() for key in made.encryption_keys] == [first, second]
+    assert settings(encryption_keys="").encryption_keys == ()
+    assert first not in repr(made)
+
+
 # --- values that are missing ---------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ ApiError
 ├── RateLimited             429 rate_limited
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
-└── Unavailable             503 dependency_unavailable
+└── Unavailable             503 dependency_unavailable, encryption_not_configured
 LeaseLost                   not for clients: this writer is no longer the owner
 """
 

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 BOUND = 90
 """Seconds in which anything here happens, on a busy machine too."""
 
-OURS = ("API_KEY", "DATABASE_URL", "REDIS_URL", "REDIS_KEY_PREFIX", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL",
-        "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT", "CALLER_DIR")  # fmt: skip
+OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "REDIS_URL", "REDIS_KEY_PREFIX", "ANTHROPIC_API_KEY",
+        "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT", "CALLER_DIR")  # fmt: skip
 
 
 class Dev:

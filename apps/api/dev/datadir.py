@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from cryptography.fernet import Fernet
 
 NOBODY = 65534
 """The uid of `nobody`, and the uid that root gets inside of a user namespace."""
@@ -92,6 +93,13 @@ class DataDir:
         if not self._password.exists():
             write_secret(self._password, secrets.token_urlsafe(32))
         return self._password.read_text().strip()
+
+    def encryption_key(self) -> str:
+        """The key that secrets of tenants are encrypted with, made once: with another one they cannot be read."""
+        path = self.root / "encryption-key"
+        if not path.exists():
+            write_secret(path, Fernet.generate_key().decode())
+        return path.read_text().strip()
 
     @contextmanager
     def hold(self) -> Iterator[int]:

@@ -138,8 +138,10 @@ class _Supervisor:
         self._supports.append(child)
 
     def _effective_settings(self) -> Settings:
-        defaults = {"WORKSPACES_DIR": str(self._home.workspaces), "DEBUG": "true"}
         given = self._settings.model_fields_set
+        defaults = {"WORKSPACES_DIR": str(self._home.workspaces), "DEBUG": "true"}
+        if not self._settings.encryption_keys:
+            defaults["ENCRYPTION_KEYS"] = self._home.encryption_key()
         self._overrides |= {name: value for name, value in defaults.items() if name.lower() not in given}
         values: dict[str, Any] = {name.lower(): value for name, value in self._overrides.items()}
         return Settings(**values)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apps.api.dialects.native import account, control, prompts, runs, sessions
+from apps.api.dialects.native import account, control, prompts, runs, secrets, sessions
 
-routers = [module.router for module in (prompts, sessions, control, runs, account)]
+routers = [module.router for module in (prompts, sessions, control, runs, secrets, account)]
