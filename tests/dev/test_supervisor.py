@@ -26,7 +26,8 @@ BOUND = 90
 """Seconds in which anything here happens, on a busy machine too."""
 
 OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "REDIS_URL", "REDIS_KEY_PREFIX", "ANTHROPIC_API_KEY",
-        "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT", "CALLER_DIR")  # fmt: skip
+        "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT",
+        "CALLER_DIR")  # fmt: skip
 
 
 class Dev:
@@ -188,7 +189,8 @@ def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
     assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
     assert get(f"{row['url']}/api/v1/sessions", "cak_not-this-one")[0] == 401
     texts = [one.said(), *(path.read_text() for path in (one.data / "logs").iterdir())]
-    secrets = ["sk-of-the-test", one.key(), (one.data / "database-password").read_text().strip()]
+    files = ("api-key", "database-password", "encryption-key")
+    secrets = ["sk-of-the-test", *((one.data / name).read_text().strip() for name in files)]
     assert [secret for secret in secrets for text in texts if secret in text] == []
     assert [p for p in one.children() if any(secret in command_line(p) for secret in secrets)] == []
     # An agent can read the environment of every process of its user, but for the servers', which hide it.
@@ -200,12 +202,13 @@ def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
 def test_a_restart_keeps_key_and_data(dev: Any) -> None:
     first = dev()
     first.ready()
-    key = first.key()
+    key, encrypts = first.key(), (first.data / "encryption-key").read_text()
     first.process.send_signal(signal.SIGINT)
     assert first.exit_code() == 0
     second = dev()
     [row] = second.ready()
     assert second.key() == key
+    assert (second.data / "encryption-key").read_text() == encrypts
     assert get(f"{row['url']}/api/v1/sessions", key)[0] == 200
 
 
