@@ -104,6 +104,7 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "INSTANCE_LEASE_SECONDS": "3",
                 "SHUTDOWN_GRACE_SECONDS": "20",
                 "LOG_LEVEL": "INFO",
+                "OUTBOUND_ALLOW": "127.0.0.0/8",
                 **more,
             }
             fleet = Fleet(env, directory)

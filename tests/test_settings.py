@@ -156,6 +156,16 @@ def test_an_encryption_key_that_is_none_is_refused_without_being_shown(key: str)
     assert key not in message
 
 
+@pytest.mark.parametrize("entry", ["http://host", "a b", "host:port", "10.0.0.0/99", "host/24", "user@host"])
+def test_an_exception_for_outbound_requests_that_is_none_is_refused(entry: str) -> None:
+    assert "outbound_allow" in refusal(outbound_allow=entry)
+
+
+def test_exceptions_for_outbound_requests_are_separated_by_commas() -> None:
+    made = settings(outbound_allow="hooks.internal, hooks.internal:8443,10.1.0.0/16,::1,[::1]:80")
+    assert made.outbound_allow == ("hooks.internal", "hooks.internal:8443", "10.1.0.0/16", "::1", "[::1]:80")
+
+
 def test_encryption_keys_are_separated_by_commas() -> None:
     first, second = "k" * 43 + "=", "l" * 43 + "="
     made = settings(encryption_keys=f" {first}, {second},")

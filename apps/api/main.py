@@ -17,6 +17,7 @@ from apps.api.core import tasks
 from apps.api.core.context import Core
 from apps.api.core.follow import Followers
 from apps.api.core.instances import Lease
+from apps.api.core.outbound import Outbound
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
 from apps.api.dialects.native.routes import routers as native
@@ -103,7 +104,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await auth.ensure_first_key(db, settings.api_key.get_secret_value())
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
-        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers)
+        outbound = Outbound(settings.outbound_allow)
+        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
         tasks = Tasks(app)

@@ -7,8 +7,10 @@ that the three agree.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_500_000, ge=1024)
     max_prompt_chars: int = Field(400_000, ge=1)
     max_queued_runs_per_session: int = Field(100, ge=1)
+    outbound_allow: Annotated[tuple[str, ...], NoDecode] = ()
 
     enable_file_checkpointing: bool = False
     runner_slots: int = Field(default_factory=lambda: max(2, (os.cpu_count() or 1) * 2), ge=0)
@@ -77,10 +80,21 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: object) -> object:
         return tuple(p for p in value.split(os.pathsep) if p) if isinstance(value, str) else value
 
-    @field_validator("encryption_keys", mode="before")
+    @field_validator("encryption_keys", "outbound_allow", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("outbound_allow", mode="after")
+    @classmethod
+    def _check_outbound_allow(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ip_network(entry, strict=False)
+            except ValueError as error:
+                if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", entry) or "/" in entry:
+                    raise ValueError(f"{entry!r} is no host, host:port, address or network") from error
+        return value
 
     @field_validator("encryption_keys", mode="after")
     @classmethod

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from apps.api.core.follow import DELETED, Followers
 from apps.api.core.frames import Frame
+from apps.api.core.outbound import Outbound
 from apps.api.core.queue import Orphan
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
@@ -30,6 +31,7 @@ class Core:
     publisher: Publisher
     subscriptions: Subscriptions
     followers: Followers
+    outbound: Outbound
     wake_local: list[Callable[[], None]] = field(default_factory=list)
 
     def wake(self, tenant_id: UUID, session_id: UUID) -> None:

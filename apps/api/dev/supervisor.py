@@ -139,7 +139,11 @@ class _Supervisor:
 
     def _effective_settings(self) -> Settings:
         given = self._settings.model_fields_set
-        defaults = {"WORKSPACES_DIR": str(self._home.workspaces), "DEBUG": "true"}
+        defaults = {
+            "WORKSPACES_DIR": str(self._home.workspaces),
+            "DEBUG": "true",
+            "OUTBOUND_ALLOW": "127.0.0.0/8",  # hooks and webhooks of people who try them on one machine
+        }
         if not self._settings.encryption_keys:
             defaults["ENCRYPTION_KEYS"] = self._home.encryption_key()
         self._overrides |= {name: value for name, value in defaults.items() if name.lower() not in given}
