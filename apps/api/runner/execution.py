@@ -22,8 +22,8 @@ from apps.api.core.instances import Lease
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import messages, options
+from apps.api.errors import ApiError, LeaseLost, Unavailable
+from apps.api.runner import extensions, messages, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.transcripts import Transcripts
 
@@ -227,10 +227,15 @@ class Execution:
             workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
+        try:
+            given = await extensions.prepare(self._core, self.tenant_id, scratch / "given")
+        except ApiError as error:
+            raise StartFailed(error.message) from error
         sdk_options = options.build(
             settings,
             claim.config,
             workspace=workspace,
+            extensions=given,
             scratch=scratch,
             launcher=self._scratch.launcher,
             store=self._store,

@@ -18,6 +18,7 @@ from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
 from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.workspaces import Workspace
+from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
@@ -84,7 +85,7 @@ class Scratch:
     def of(self, session_id: UUID, generation: int) -> Path:
         """The directory of one session as long as it is owned under this generation, created."""
         path = self.root / f"{session_id}-{generation}"
-        for part in ("config", "tmp"):
+        for part in ("config", "tmp", "given"):
             (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
@@ -106,6 +107,11 @@ def _system_prompt(config: AgentConfig) -> str | SystemPromptPreset:
     if config.system_prompt_append:
         preset["append"] = config.system_prompt_append
     return preset
+
+
+def _tools(config: AgentConfig) -> list[str]:
+    tools = list(DEFAULT_TOOLS if config.tools is None else config.tools)
+    return [*tools, "Skill"] if config.skills and "Skill" not in tools else tools
 
 
 def _thinking(thinking: Thinking | None) -> ThinkingConfig | None:
@@ -151,7 +157,7 @@ def environment(settings: Settings, config: AgentConfig, workspace: Workspace, s
             config_dir=scratch / "config",
             tmp_dir=scratch / "tmp",
             isolation=settings.agent_isolation,
-            read_paths=settings.agent_read_paths,
+            read_paths=(*settings.agent_read_paths, scratch / "given"),
             cli=bundled_cli(),
             session_env=config.env or {},
         )
@@ -164,6 +170,7 @@ def build(
     config: AgentConfig,
     *,
     workspace: Workspace,
+    extensions: Extensions,
     scratch: Path,
     launcher: Path,
     store: Transcripts,
@@ -181,7 +188,9 @@ def build(
         model=config.model or settings.default_model,
         fallback_model=config.fallback_model,
         system_prompt=_system_prompt(config),
-        tools=list(DEFAULT_TOOLS if config.tools is None else config.tools),
+        tools=_tools(config),
+        skills=config.skills,
+        plugins=[{"type": "local", "path": str(extensions.plugin)}] if extensions.plugin else [],
         allowed_tools=list(config.allowed_tools or ()),
         disallowed_tools=list(config.disallowed_tools or ()),
         permission_mode=config.permission_mode,

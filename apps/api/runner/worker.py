@@ -21,6 +21,7 @@ from apps.api.core.context import Core
 from apps.api.core.instances import Lease, Owned
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
+from apps.api.runner import catalog
 from apps.api.runner.execution import Execution
 from apps.api.runner.options import Scratch
 from apps.api.runner.pace import POLL, jittered, nap
@@ -86,6 +87,8 @@ class Worker:
             version=__version__,
             slots=self._slots,
         )
+        if self._slots:
+            self._spawn(catalog.fill(self._core, self._scratch), "catalog")
         self._core.wake_local.append(self._claim_now.set)
         keys = self._core.redis.keys
         await self._core.subscriptions.subscribe(keys.wake, _Wakeups(self._heard_wake))

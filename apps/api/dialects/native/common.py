@@ -9,7 +9,9 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query
 from pydantic import BaseModel
 
+from apps.api.core import skills
 from apps.api.core.config import AgentConfig
+from apps.api.core.context import Core
 from apps.api.core.frames import Position
 from apps.api.core.sessions import Labels
 from apps.api.dialects.native import schemas as wire
@@ -48,6 +50,13 @@ def config(body: AgentConfig) -> AgentConfig:
     return AgentConfig.model_validate(
         body.model_dump(include=set(AgentConfig.model_fields), exclude_none=True, by_alias=True)
     )
+
+
+async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig:
+    """The configuration in a body, once what it names is known to exist. Raises ValidationError."""
+    given = config(body)
+    await skills.check(core.db, tenant_id, given)
+    return given
 
 
 def labels(body: wire.LabelFields) -> Labels:

@@ -12,7 +12,7 @@ from apps.api.core import runs
 from apps.api.core.context import Core
 from apps.api.core.runs import Idempotency, Submitted
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, config, errors, labels
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import StillRunning, ValidationError
@@ -44,7 +44,7 @@ async def _submit(
             prompt=prompt,
             timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
             session_id=session_id,
-            config=config(body),
+            config=await checked(core, caller.tenant_id, body),
             labels=labels(body),
             on_busy=body.on_busy,
             idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,

@@ -21,7 +21,7 @@ from apps.api.dialects.native.common import (
     Limit,
     SessionId,
     answer,
-    config,
+    checked,
     errors,
     labels,
 )
@@ -38,7 +38,8 @@ async def create_session(
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
-    session_id = await runs.create_session(core.db, caller.tenant_id, config(body), labels(body), idempotency)
+    given = await checked(core, caller.tenant_id, body)
+    session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency)
     return await _state(core, caller, session_id)
 
 

@@ -1,0 +1,187 @@
+"""Skills and slash commands: those of the image, and the tenant's own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from apps.api.core import skills
+from apps.api.core.config import confined
+from apps.api.core.names import Name, Text
+from apps.api.core.skills import BODY, Skill
+from apps.api.dialects.native.common import PREFIX, errors
+from apps.api.dialects.native.schemas import Closed
+from apps.api.http.answer import Json
+from apps.api.http.route import CoreDep, Reader, Writer
+
+router = APIRouter(prefix=PREFIX, tags=["skills and commands"])
+
+MAX_CHARS = 100_000
+MAX_FILES_CHARS = 200_000
+
+Described = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f\x85\u2028\u2029]{1,1000}$")]
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+FileText = Annotated[Text, Field(max_length=MAX_CHARS)]
+SkillName = Annotated[Name, Path(description="The skill's name, without `tenant:`.")]
+CommandName = Annotated[Name, Path(description="The command's name, without `tenant:`.")]
+
+_EXAMPLE: dict[str, Any] = {
+    "description": "How to write the weekly report",
+    "content": "Write three sentences. See style.md for the tone.",
+}
+_LISTED: dict[str, Any] = {
+    "name": "report",
+    "qualified_name": "tenant:report",
+    "description": "How to write the weekly report",
+    "source": "tenant",
+    "argument_hint": None,
+}
+_TIMES = {"created_at": "2026-01-31T12:00:00.000Z", "updated_at": "2026-01-31T12:00:00.000Z"}
+
+
+class CommandBody(Closed):
+    """A slash command."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    description: Described = Field(description="One line that says what it is for; the model sees it.")
+    content: Annotated[Text, Field(min_length=1, max_length=MAX_CHARS)] = Field(
+        description="What the agent is told. `$ARGUMENTS` becomes what follows the name."
+    )
+
+
+class SkillBody(CommandBody):
+    """A skill: what SKILL.md says, and further files that it may refer to."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE, "files": {"style.md": "Be brief."}}]})
+
+    files: Annotated[dict[FilePath, FileText], Field(max_length=50)] = Field(
+        default_factory=dict,
+        description=f"Texts by relative path, at most {MAX_FILES_CHARS} characters together.",
+    )
+
+    @field_validator("files")
+    @classmethod
+    def _fit_in_a_directory(cls, value: dict[str, str]) -> dict[str, str]:
+        if sum(map(len, value.values())) > MAX_FILES_CHARS:
+            raise ValueError(f"has more than {MAX_FILES_CHARS} characters")
+        for path in value:
+            if confined(path) != path or path in (".", BODY):
+                raise ValueError(f"has a path that cannot be used: {path}")
+            if any(f"{path}/" == other[: len(path) + 1] for other in value):
+                raise ValueError(f"has a path that is a file and a directory: {path}")
+        return value
+
+
+class Listed(BaseModel):
+    """A skill or command that sessions may use."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_LISTED]})
+
+    name: str
+    qualified_name: str = Field(description="The name in the option `skills`, and after the slash in a prompt.")
+    description: str
+    source: Literal["image", "tenant"] = Field(description="Of the agent's program, or the tenant's own.")
+    argument_hint: str | None = Field(description="What may follow the command's name.")
+
+
+class ListOfThem(BaseModel):
+    """All of them: the tenant's own first. `next_cursor` is always null."""
+
+    data: list[Listed]
+    next_cursor: None
+
+
+class CommandState(Listed):
+    """One of the tenant's own commands."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_LISTED, **_TIMES, "content": "Say hello."}]})
+
+    content: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class SkillState(CommandState):
+    """One of the tenant's own skills."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{**_LISTED, **_TIMES, "content": _EXAMPLE["content"], "files": {}}]}
+    )
+
+    files: dict[str, str]
+
+
+def _created(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {201: {"model": model, "description": "It is new."}}
+
+
+@router.get("/skills", responses=errors(), response_model=ListOfThem)
+async def list_skills(core: CoreDep, caller: Reader) -> Json:
+    """Skills that sessions of this tenant may use, by the option `skills`.
+
+    Those of the image are known once a runner of this release has started.
+    """
+    return Json({"data": await skills.offered(core.db, caller.tenant_id, "skill"), "next_cursor": None})
+
+
+@router.get("/skills/{name}", responses=errors(404), response_model=SkillState)
+async def get_skill(core: CoreDep, caller: Reader, name: SkillName) -> Json:
+    """One of the tenant's own skills, with its texts."""
+    return Json(await skills.get(core.db, caller.tenant_id, "skill", name))
+
+
+@router.put(
+    "/skills/{name}", responses={**_created(SkillState), **errors(400, 404, 409, 413)}, response_model=SkillState
+)
+async def put_skill(core: CoreDep, caller: Writer, name: SkillName, body: SkillBody) -> Json:
+    """Store a skill (201) or replace it (200). Agents that start from now on have it as `tenant:NAME`."""
+    files = {BODY: body.content, **body.files}
+    new = await skills.put(core.db, caller.tenant_id, Skill("skill", name, body.description, files))
+    state = await skills.get(core.db, caller.tenant_id, "skill", name)
+    return Json(state, status_code=201 if new else 200)
+
+
+@router.delete("/skills/{name}", status_code=204, responses=errors(404))
+async def delete_skill(core: CoreDep, caller: Writer, name: SkillName) -> Response:
+    """Remove a skill. Agents that run keep it until they end."""
+    await skills.delete(core.db, caller.tenant_id, "skill", name)
+    return Response(status_code=204)
+
+
+@router.get("/commands", responses=errors(), response_model=ListOfThem)
+async def list_commands(core: CoreDep, caller: Reader) -> Json:
+    """Slash commands for prompts with `expand_prompt: true`. Skills are commands, too, and listed with the skills."""
+    return Json({"data": await skills.offered(core.db, caller.tenant_id, "command"), "next_cursor": None})
+
+
+@router.get("/commands/{name}", responses=errors(404), response_model=CommandState)
+async def get_command(core: CoreDep, caller: Reader, name: CommandName) -> Json:
+    """One of the tenant's own commands, with its text."""
+    return Json(await _command(core, caller, name))
+
+
+@router.put(
+    "/commands/{name}", responses={**_created(CommandState), **errors(400, 404, 409, 413)}, response_model=CommandState
+)
+async def put_command(core: CoreDep, caller: Writer, name: CommandName, body: CommandBody) -> Json:
+    """Store a slash command (201) or replace it (200). Agents that start from now on have it as `/tenant:NAME`."""
+    command = Skill("command", name, body.description, {BODY: body.content})
+    new = await skills.put(core.db, caller.tenant_id, command)
+    return Json(await _command(core, caller, name), status_code=201 if new else 200)
+
+
+@router.delete("/commands/{name}", status_code=204, responses=errors(404))
+async def delete_command(core: CoreDep, caller: Writer, name: CommandName) -> Response:
+    """Remove a slash command. Agents that run keep it until they end."""
+    await skills.delete(core.db, caller.tenant_id, "command", name)
+    return Response(status_code=204)
+
+
+async def _command(core: CoreDep, caller: Reader, name: str) -> dict[str, Any]:
+    state = await skills.get(core.db, caller.tenant_id, "command", name)
+    del state["files"]
+    return state

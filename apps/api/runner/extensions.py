@@ -1,0 +1,60 @@
+"""What a tenant adds to its agents, written where one agent can read it and not write: its skills and commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from apps.api.core import skills
+from apps.api.core.context import Core
+from apps.api.core.skills import BODY, PLUGIN, Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """Paths for the CLI, or None where there is nothing to give.
+
+    Attributes:
+        plugin: a directory with the tenant's skills and commands.
+    """
+
+    plugin: Path | None = None
+
+
+async def prepare(core: Core, tenant_id: UUID, given: Path) -> Extensions:
+    """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first."""
+    owned = await skills.own(core.db, tenant_id)
+    return await asyncio.to_thread(_write_all, given, owned)
+
+
+def _write_all(given: Path, owned: Sequence[Skill]) -> Extensions:
+    shutil.rmtree(given, ignore_errors=True)
+    given.mkdir(mode=0o700, parents=True)
+    return Extensions(plugin=write_plugin(given / "plugin", owned) if owned else None)
+
+
+def write_plugin(plugin: Path, owned: Sequence[Skill]) -> Path:
+    """Write a tenant's skills and commands as a plugin of the CLI.
+
+    The front matter is ours alone: what tenants write there could define hooks and permissions.
+    """
+    _write(plugin / ".claude-plugin" / "plugin.json", json.dumps({"name": PLUGIN, "version": "1.0.0"}))
+    for skill in owned:
+        # A JSON string is also YAML, as long as characters beyond ASCII stay as they are.
+        head = f"---\ndescription: {json.dumps(skill.description, ensure_ascii=False)}\n---\n\n"
+        if skill.kind == "command":
+            _write(plugin / "commands" / f"{skill.name}.md", head + skill.files[BODY])
+            continue
+        for path, text in skill.files.items():
+            _write(plugin / "skills" / skill.name / path, head + text if path == BODY else text)
+    return plugin
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
