@@ -37,7 +37,6 @@ _LISTED: dict[str, Any] = {
     "qualified_name": "tenant:report",
     "description": "How to write the weekly report",
     "source": "tenant",
-    "argument_hint": None,
 }
 _TIMES = {"created_at": "2026-01-31T12:00:00.000Z", "updated_at": "2026-01-31T12:00:00.000Z"}
 
@@ -85,14 +84,14 @@ class Listed(BaseModel):
     qualified_name: str = Field(description="The name in the option `skills`, and after the slash in a prompt.")
     description: str
     source: Literal["image", "tenant"] = Field(description="Of the agent's program, or the tenant's own.")
-    argument_hint: str | None = Field(description="What may follow the command's name.")
+    argument_hint: str | None = Field(None, description="What may follow the command's name.")
 
 
 class ListOfThem(BaseModel):
     """All of them: the tenant's own first. `next_cursor` is always null."""
 
     data: list[Listed]
-    next_cursor: None
+    next_cursor: None = None
 
 
 class CommandState(Listed):
