@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "http": {*FOUNDATION, "core", "auth", "limits", "db", "redis"},
     "dialects": {"errors", "core", "auth", "http"},
     "migrate": {*FOUNDATION, "db"},
-    "doctor": {*FOUNDATION, "db", "redis", "migrate", "runner"},
+    "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "runner"},
     "server": {"settings"},
     "dev": {*FOUNDATION, "db", "redis", "auth", "migrate"},
     "openapi": {"main", "settings"},

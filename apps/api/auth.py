@@ -21,14 +21,22 @@ from apps.api.errors import Forbidden, Unauthorized
 from apps.api.redis import KEY_CACHE_TTL, REDIS_ERRORS, Redis
 
 SCOPES = ("admin", "write", "read")
-"""`admin` includes `write`, which includes `read`."""
+"""`admin` includes `write`, which includes `read`. It is the operator's: for keys and tenants of the whole server."""
+
+USUAL_SCOPES = ("write", "read")
+"""Of a key that is made without saying which."""
 
 DEFAULT_TENANT = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller."""
+    """An authenticated caller.
+
+    Attributes:
+        profiles: those that the key is bound to, the first being its default; None: not bound.
+        prompts_per_minute: the key's own limit, 0 being none; None: the server's.
+    """
 
     tenant_id: UUID
     tenant: str
@@ -37,6 +45,8 @@ class Principal:
     prefix: str
     scopes: tuple[str, ...]
     expires_at: datetime | None
+    profiles: tuple[str, ...] | None = None
+    prompts_per_minute: int | None = None
 
     def require(self, scope: str) -> None:
         """Raises Forbidden `insufficient_scope` unless this key has `scope` or a wider one."""
@@ -75,7 +85,8 @@ def _hash(secret: str) -> str:
 
 
 _LOOK_UP = """
-SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.expires_at, t.id AS tenant_id, t.name AS tenant
+SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.expires_at, k.profiles, k.prompts_per_minute,
+  t.id AS tenant_id, t.name AS tenant
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
 WHERE k.secret_hash = $1 AND k.revoked_at IS NULL
 """
@@ -104,7 +115,8 @@ async def authenticate(db: Database, redis: Redis, secret: str | None) -> Princi
 
 
 def _principal(fields: dict[str, object]) -> Principal:
-    expires = fields["expires_at"]
+    # An entry that an older release cached has no profiles.
+    expires, profiles = fields["expires_at"], fields.get("profiles")
     return Principal(
         tenant_id=UUID(str(fields["tenant_id"])),
         tenant=str(fields["tenant"]),
@@ -113,6 +125,8 @@ def _principal(fields: dict[str, object]) -> Principal:
         prefix=str(fields["prefix"]),
         scopes=tuple(fields["scopes"]),  # type: ignore[arg-type]
         expires_at=datetime.fromisoformat(expires) if isinstance(expires, str) else expires,  # type: ignore[arg-type]
+        profiles=None if profiles is None else tuple(profiles),  # type: ignore[arg-type]
+        prompts_per_minute=fields.get("prompts_per_minute"),  # type: ignore[arg-type]
     )
 
 
@@ -136,6 +150,8 @@ async def create_key(
     name: str,
     scopes: Sequence[str] = SCOPES,
     expires_in_days: int | None = None,
+    profiles: Sequence[str] | None = None,
+    prompts_per_minute: int | None = None,
     secret: str | None = None,
 ) -> CreatedKey:
     """Make a key, and its tenant if it is new.
@@ -157,8 +173,8 @@ async def create_key(
                 tenant,
             )
             await connection.execute(
-                "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at, profiles,"
+                " prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 key_id,
                 tenant_id,
                 name,
@@ -166,6 +182,8 @@ async def create_key(
                 _hash(secret),
                 list(scopes),
                 expires_at,
+                list(profiles) if profiles else None,
+                prompts_per_minute,
             )
     except asyncpg.CheckViolationError as error:
         raise ValueError("a tenant's name is 1 to 63 letters, digits, dots, dashes or underscores") from error

@@ -18,6 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from apps.api import auth, migrate
+from apps.api.core import profiles
 from apps.api.db import Database
 from apps.api.redis import open_redis
 from apps.api.settings import Settings
@@ -137,16 +138,34 @@ def doctor(data_dir: DataDir = Path(".data")) -> None:
 def create(
     tenant: Annotated[str, typer.Option(help="Owner of everything made with the key; new names make new tenants.")],
     name: Annotated[str, typer.Option(help="For your own listings.")],
-    scope: Annotated[list[str] | None, typer.Option(help="admin, write or read; repeatable. Without it all.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="admin, write or read; repeatable. Without it write, read.")
+    ] = None,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=3650)] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Bind the key to this profile; repeatable, the first is its default.")
+    ] = None,
+    prompts_per_minute: Annotated[
+        int | None, typer.Option(min=0, max=1_000_000, help="The key's own limit, 0 for none; without it the server's.")
+    ] = None,
     data_dir: DataDir = Path(".data"),
 ) -> None:
     """Create a key. Its secret goes to standard output, once."""
 
     async def work() -> auth.CreatedKey:
-        async with Database.open(_settings(data_dir)) as db:
+        settings = _settings(data_dir)
+        known = profiles.load(settings.profiles_file, settings.default_profile)
+        if unknown := [name for name in profile or () if name not in known]:
+            raise ValueError(f"no profile {unknown[0]}; there are: {', '.join(known)}")
+        async with Database.open(settings) as db:
             return await auth.create_key(
-                db, tenant=tenant, name=name, scopes=scope or auth.SCOPES, expires_in_days=expires_in_days
+                db,
+                tenant=tenant,
+                name=name,
+                scopes=scope or auth.USUAL_SCOPES,
+                expires_in_days=expires_in_days,
+                profiles=profile,
+                prompts_per_minute=prompts_per_minute,
             )
 
     try:

@@ -13,6 +13,7 @@ from typing import Literal
 import asyncpg
 
 from apps.api import migrate
+from apps.api.core import profiles
 from apps.api.db import CONNECT_TIMEOUT
 from apps.api.redis import REDIS_ERRORS, open_redis
 from apps.api.runner.guard import bundled_cli, landlock_abi
@@ -38,7 +39,7 @@ class Check:
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
-    checks = [_python, _cli, _postgres, _schema, _redis, _model, _workspaces, _isolation]
+    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _isolation]
     return [await check(settings) for check in checks]
 
 
@@ -133,6 +134,14 @@ async def _model(settings: Settings) -> Check:
             "warn", "Model", "no ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN: only `dev` can answer, scripted"
         )
     return Check("ok", "Model", f"{settings.default_model}, {' and '.join(found)} set")
+
+
+async def _profiles(settings: Settings) -> Check:
+    try:
+        found = profiles.load(settings.profiles_file, settings.default_profile)
+    except profiles.BadProfiles as error:
+        return Check("FAIL", "Profiles", str(error))
+    return Check("ok", "Profiles", f"{', '.join(found)} ({settings.profiles_file or 'those of the package'})")
 
 
 async def _workspaces(settings: Settings) -> Check:

@@ -5,7 +5,7 @@ ApiError
 ├── BadRequest              400 bad_request
 ├── NotFound                404 *_not_found
 ├── Unauthorized            401 authentication_required, invalid_api_key
-├── Forbidden               403 insufficient_scope
+├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused
 ├── TooLarge                413 body_too_large
 ├── RateLimited             429 rate_limited
@@ -117,6 +117,7 @@ RUN_FAILURES: dict[str, tuple[int, bool]] = {
     "agent_crashed": (502, True),
     "agent_start_failed": (502, True),
     "session_deleted": (409, False),
+    "profile_removed": (409, False),
     "model_not_found": (400, False),
     "model_request_invalid": (400, False),
     "model_authentication_failed": (502, False),

@@ -31,8 +31,7 @@ class PromptLimits:
     """How many prompts a key may send per minute, in a moving window."""
 
     def __init__(self, settings: Settings) -> None:
-        self._limit = settings.rate_limit_query_per_minute
-        self._item = RateLimitItemPerMinute(max(self._limit, 1))
+        self._default = settings.rate_limit_query_per_minute
         self._pool = ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),
             protocol=2,
@@ -53,33 +52,37 @@ class PromptLimits:
         """Close the connections to Redis."""
         await self._pool.aclose()
 
-    async def hit(self, key_id: UUID) -> dict[str, str]:
-        """Count one prompt. Returns the RateLimit headers; none when unlimited.
+    async def hit(self, key_id: UUID, own_limit: int | None = None) -> dict[str, str]:
+        """Count one prompt against the key's own limit, else the server's; 0 is no limit.
+
+        Returns the RateLimit headers; none when unlimited.
 
         Raises:
             RateLimited: the limit is used up; carries the same headers and Retry-After.
         """
-        if self._limit == 0:
+        limit = self._default if own_limit is None else own_limit
+        if limit == 0:
             return {}
         if not self._outage.lasts:
             try:
-                return await self._hit(self._shared, key_id)
+                return await self._hit(self._shared, key_id, limit)
             except REDIS_ERRORS as error:
                 self._outage.begin(error)
-        return await self._hit(self._local, key_id)
+        return await self._hit(self._local, key_id, limit)
 
-    async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID) -> dict[str, str]:
-        allowed = await limiter.hit(self._item, "prompt", str(key_id))
-        stats = await limiter.get_window_stats(self._item, "prompt", str(key_id))
+    async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID, limit: int) -> dict[str, str]:
+        item = RateLimitItemPerMinute(limit)
+        allowed = await limiter.hit(item, "prompt", str(key_id))
+        stats = await limiter.get_window_stats(item, "prompt", str(key_id))
         reset = max(math.ceil(stats.reset_time - time.time()), 1)
         headers = {
-            "RateLimit-Limit": str(self._limit),
+            "RateLimit-Limit": str(limit),
             "RateLimit-Remaining": str(max(stats.remaining, 0)),
             "RateLimit-Reset": str(reset),
         }
         if not allowed:
             raise RateLimited(
-                f"This key may send {self._limit} prompts per minute.",
+                f"This key may send {limit} prompts per minute.",
                 details={"retry_after_seconds": reset},
                 headers={**headers, "Retry-After": str(reset)},
             )

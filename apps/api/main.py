@@ -13,7 +13,7 @@ import structlog
 from fastapi import FastAPI
 
 from apps.api import __version__, auth
-from apps.api.core import tasks
+from apps.api.core import profiles, tasks
 from apps.api.core.context import Core
 from apps.api.core.follow import Followers
 from apps.api.core.instances import Lease
@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    known = profiles.load(settings.profiles_file, settings.default_profile)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.open(settings))
         await db.check_schema()
@@ -105,7 +106,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)
-        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound)
+        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
         tasks = Tasks(app)

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = None
     claude_code_oauth_token: SecretStr | None = None
     default_model: str = "claude-sonnet-4-5"
+    models: Annotated[tuple[str, ...], NoDecode] = ()
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
     port: int = Field(54000, ge=0, le=65535)
@@ -60,6 +61,9 @@ class Settings(BaseSettings):
     max_queued_runs_per_session: int = Field(100, ge=1)
     outbound_allow: Annotated[tuple[str, ...], NoDecode] = ()
 
+    profiles_file: Path | None = None
+    default_profile: str | None = None
+
     enable_file_checkpointing: bool = False
     runner_slots: int = Field(default_factory=lambda: max(2, (os.cpu_count() or 1) * 2), ge=0)
     max_live_sessions: int | None = Field(None, ge=1)
@@ -70,10 +74,23 @@ class Settings(BaseSettings):
     agent_isolation: Literal["auto", "require", "off"] = "auto"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
 
-    @field_validator("api_key", "anthropic_api_key", "claude_code_oauth_token", "anthropic_base_url", mode="before")
+    @field_validator(
+        "api_key",
+        "anthropic_api_key",
+        "claude_code_oauth_token",
+        "anthropic_base_url",
+        "profiles_file",
+        "default_profile",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @field_validator("agent_read_paths", mode="before")
     @classmethod

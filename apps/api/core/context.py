@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from apps.api.core.follow import DELETED, Followers
 from apps.api.core.frames import Frame
 from apps.api.core.outbound import Outbound
+from apps.api.core.profiles import Profile
 from apps.api.core.queue import Orphan
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
@@ -21,6 +22,7 @@ class Core:
     """The open connections and shared parts of one instance.
 
     Attributes:
+        profiles: what PROFILES_FILE says, by name.
         wake_local: called when a run was queued here, so that this instance tries first.
     """
 
@@ -32,6 +34,7 @@ class Core:
     subscriptions: Subscriptions
     followers: Followers
     outbound: Outbound
+    profiles: Mapping[str, Profile]
     wake_local: list[Callable[[], None]] = field(default_factory=list)
 
     def wake(self, tenant_id: UUID, session_id: UUID) -> None:

@@ -1,8 +1,8 @@
 """Profiles: what the operator lets an agent do. Clients choose one and may narrow it, never widen it.
 
-A rule of permission is `Tool` or `Tool(pattern)`, as the agent's own program reads it. What a rule covers was tried with
-that program: `Edit(path)` also allows the other tools that write files, `Bash(git:*)` allows `git` and every command that
-begins with `git `.
+A rule of permission is `Tool` or `Tool(pattern)`, as the agent's own program reads it. What a rule covers was tried
+with that program: `Edit(path)` also allows the other tools that write files, `Bash(git:*)` allows `git` and every
+command that begins with `git `.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class BadProfiles(ValueError):
     """PROFILES_FILE cannot be used. The message names the file and the entry."""
 
 
-def load(path: Path | None) -> dict[str, Profile]:
-    """The profiles of a TOML file, by name; those of the package without a path.
+def load(path: Path | None, default: str | None = None) -> dict[str, Profile]:
+    """The profiles of a TOML file, by name; those of the package without a path. `default` must be one of them.
 
     Raises:
-        BadProfiles: it cannot be read, is not TOML, or an entry is wrong.
+        BadProfiles: it cannot be read, is not TOML, an entry is wrong, or the default is missing.
     """
     path = path or PACKAGED
     try:
@@ -88,11 +88,14 @@ def load(path: Path | None) -> dict[str, Profile]:
     except (OSError, ValueError) as error:
         raise BadProfiles(f"PROFILES_FILE {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        return TypeAdapter(dict[Name, Profile]).validate_python(entries)
+        profiles = TypeAdapter(dict[Name, Profile]).validate_python(entries)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise BadProfiles(f"PROFILES_FILE {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+    if default is not None and default not in profiles:
+        raise BadProfiles(f"DEFAULT_PROFILE {default} is not in {path}, which has: {', '.join(profiles)}")
+    return profiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +154,12 @@ def _covers(allowed: tuple[str, str | None], rule: tuple[str, str | None]) -> bo
     return wanted in (prefix, f"{prefix}:*", f"{prefix} *") or wanted.partition("*")[0].startswith(f"{prefix} ")
 
 
-def problems(profile: Profile, config: AgentConfig) -> list[Problem]:
-    """Everything in a client's configuration that would widen the profile."""
-    return [*_tool_problems(profile, config), *_option_problems(profile, config)]
+def problems(profile: Profile, config: AgentConfig, timeout_seconds: float | None = None) -> list[Problem]:
+    """Everything that a client asks for and that would widen the profile."""
+    found = [*_tool_problems(profile, config), *_option_problems(profile, config)]
+    if reason := _unless_within(timeout_seconds, profile.timeout_seconds):
+        found.append(Problem("timeout_seconds", "option_not_permitted", reason))
+    return found
 
 
 def _tool_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
@@ -294,6 +300,21 @@ class Policy:
     bound: tuple[str, ...] | None = None
     default: str | None = None
 
+    def named(self, name: str) -> Profile:
+        """A profile that a session or a preset is pinned to. Raises ValidationError when it is no more."""
+        if name not in self.profiles:
+            raise errors.ValidationError.of("profile", f"no profile {name}; there are: {', '.join(self.profiles)}")
+        return self.profiles[name]
+
+    @property
+    def usual(self) -> str | None:
+        """The profile of a new session whose request names none."""
+        return self.bound[0] if self.bound else self.default
+
+    def may_use(self, name: str | None) -> bool:
+        """Whether the caller may use sessions of this profile (None: of none)."""
+        return self.bound is None or name in self.bound
+
     def choose(self, asked: str | None) -> str | None:
         """The profile of a new session.
 
@@ -301,19 +322,17 @@ class Policy:
             ValidationError: no such profile.
             Forbidden: `profile_not_permitted`.
         """
-        name = asked or (self.bound[0] if self.bound else self.default)
-        if name is not None and name not in self.profiles:
-            raise errors.ValidationError.of("profile", f"no profile {name}; there are: {', '.join(self.profiles)}")
+        name = asked or self.usual
+        if name is not None:
+            self.named(name)
         self.require(name)
         return name
 
     def require(self, name: str | None) -> None:
         """Raises Forbidden `profile_not_permitted` when the caller's key may not use sessions of this profile."""
-        if self.bound is not None and name not in self.bound:
-            whose = f"the profile {name}" if name else "no profile"
-            raise errors.Forbidden(
-                f"This key is bound to: {', '.join(self.bound)}. The session has {whose}.", code="profile_not_permitted"
-            )
+        if not self.may_use(name):
+            bound, whose = ", ".join(self.bound or ()), f"the profile {name}" if name else "no profile"
+            raise errors.Forbidden(f"This key is bound to: {bound}. Not to {whose}.", code="profile_not_permitted")
 
     def timeouts(self) -> dict[str, float]:
         """The longest deadline of a run, of those profiles that have one."""

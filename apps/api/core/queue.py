@@ -20,6 +20,7 @@ from apps.api.core.config import AgentConfig
 from apps.api.core.frames import Frame, decode
 from apps.api.core.instances import Lease
 from apps.api.core.log import FINISH_RUN, Event, append
+from apps.api.core.profiles import Profile, clamp
 from apps.api.core.runs import Prompt
 from apps.api.db import Database
 
@@ -39,18 +40,26 @@ WITH next AS (
   UPDATE sessions s
   SET owner_id = $1, generation = s.generation + (s.owner_id IS DISTINCT FROM $1)::int, last_active_at = now()
   FROM next WHERE s.id = next.id
-  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, next.run_id
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
 )
 UPDATE runs r SET status = 'running', started_at = now(), first_seq = owned.last_seq + 1
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.prompt, r.timeout_seconds, coalesce(r.config, owned.config) AS config,
-  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id
+  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
+  owned.profile
 """
+
+
+NO_PROFILES: Mapping[str, Profile] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A run that this instance must execute now, and its session as the owner needs it."""
+    """A run that this instance must execute now, and its session as the owner needs it.
+
+    Attributes:
+        config: the session's, clamped to what its profile allows today.
+    """
 
     run_id: UUID
     prompt: Prompt
@@ -61,14 +70,23 @@ class Claim:
     generation: int
     last_seq: int
     sdk_session_id: UUID
+    profile: Profile | None = None
 
 
-async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: list[UUID]) -> Claim | None:
+async def claim(
+    db: Database,
+    lease: Lease,
+    *,
+    may_take_new: bool,
+    except_for: list[UUID],
+    profiles: Mapping[str, Profile] = NO_PROFILES,
+) -> Claim | None:
     """Claim the next run, if any.
 
     Args:
         may_take_new: whether a session that nobody owns may be taken, or only own ones.
         except_for: sessions whose runs are not to be claimed now.
+        profiles: those of this instance, by name.
 
     Raises:
         LeaseLost: this instance may not claim.
@@ -87,15 +105,27 @@ async def claim(db: Database, lease: Lease, *, may_take_new: bool, except_for: l
         fields["config"] = AgentConfig.model_validate(row["config"])
     except ValueError as error:
         raise Unreadable(row["session_id"], row["generation"]) from error
+    if row["profile"] is not None:
+        profile = fields["profile"] = profiles.get(row["profile"])
+        if profile is None:
+            raise Unreadable(row["session_id"], row["generation"], _no_profile(row["profile"]))
+        # The operator's file may have changed since the session was created.
+        fields["config"] = clamp(profile, fields["config"])
+        fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
     return Claim(**fields)
 
 
 class Unreadable(Exception):
-    """What is stored of a claimed run is not for this version: a newer one may have written it."""
+    """What is stored of a claimed run is not for this instance: another version or other settings made it."""
 
-    def __init__(self, session_id: UUID, generation: int) -> None:
+    def __init__(self, session_id: UUID, generation: int, error: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"session {session_id}: its run cannot be read")
-        self.session_id, self.generation = session_id, generation
+        self.session_id, self.generation, self.error = session_id, generation, error or _UNREADABLE
+
+
+def _no_profile(name: str) -> dict[str, Any]:
+    message = f"The session was created under the profile {name}, which the operator has removed. Create a new session."
+    return {"code": "profile_removed", "message": message, "retryable": False}
 
 
 _UNREADABLE = {
@@ -107,7 +137,7 @@ _UNREADABLE = {
 
 async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan | None:
     """Fail a run that was claimed and cannot be executed here, and give its session back."""
-    return await disown(db, instance_id, claimed.session_id, claimed.generation, _UNREADABLE)
+    return await disown(db, instance_id, claimed.session_id, claimed.generation, claimed.error)
 
 
 async def begin_background(db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.core import sessions
+from apps.api.core import presets, profiles, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
+from apps.api.core.presets import Choice
+from apps.api.core.profiles import Profile
 from apps.api.core.sessions import Labels, Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
@@ -23,6 +25,7 @@ Prompt = str | list[dict[str, Any]]
 IDEMPOTENCY_HOURS = 24
 NO_CHANGES = AgentConfig()
 NO_LABELS = Labels()
+NO_CHOICE = Choice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Request:
         session_id: continue this session, or None to begin one.
         config: for a new session its configuration; for an existing one what changes from here on.
         idempotency: the client's key and a fingerprint of its request, if it sent a key.
+        choice: for an existing session the same as at its creation, or nothing.
+        timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
     """
 
     prompt: Prompt
@@ -42,6 +47,19 @@ class Request:
     labels: Labels = NO_LABELS
     on_busy: OnBusy = "enqueue"
     idempotency: Idempotency | None = None
+    choice: Choice = NO_CHOICE
+    timeout_asked: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is nothing but the next prompt of a session: then one statement is enough."""
+        asks_more = self.idempotency or self.on_busy != "enqueue" or self.timeout_asked or self.choice.profile
+        return not (self.session_id is None or asks_more or self.labels != NO_LABELS or self.config.given())
+
+    @property
+    def asked_seconds(self) -> float | None:
+        """The timeout, if the client named it."""
+        return self.timeout_seconds if self.timeout_asked else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +86,15 @@ class Submitted:
 
 _ENQUEUE = """
 WITH target AS (
-  SELECT id, last_seq, (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
+  SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
+    (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds)
-  SELECT $3, $2, id, $4, $5, $6, $7 FROM target WHERE queued < $8 RETURNING id
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8) FROM target WHERE queued < $8 AND usable
+  RETURNING id
 )
-SELECT target.last_seq, added.id AS run_id FROM target LEFT JOIN added ON true
+SELECT target.last_seq, target.profile, added.id AS run_id FROM target LEFT JOIN added ON true
 """
 
 
@@ -86,10 +106,10 @@ async def submit(
     Raises:
         NotFound: `session_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
-        ValidationError: the configuration change is not possible for an existing session.
+        ValidationError: the configuration change is not possible for an existing session; no such profile.
+        Forbidden: the key may not use the session's profile, or the request would widen it.
     """
-    plain = request.session_id and not request.idempotency and request.on_busy == "enqueue"
-    if plain and request.labels == NO_LABELS and not request.config.given():
+    if request.is_plain:
         async with db.pool.acquire() as connection:
             return await _enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
     async with db.transaction() as connection:
@@ -103,28 +123,17 @@ async def submit(
                 before.run_id,
             )
             return Submitted(before.session_id, before.run_id, after, repeated=True)
-        config = None
+        changed = None
         if request.session_id is None:
-            session_id = await sessions.insert(connection, tenant_id, request.config, request.labels)
-            request = _with_session(request, session_id)
+            config, pins = presets.pin(request.choice, request.config, request.asked_seconds)
+            session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pins)
+            request = replace(request, session_id=session_id)
         else:
-            config = await _prepare(connection, tenant_id, request)
-        submitted = await _enqueue(connection, tenant_id, api_key_id, request, config, max_queued)
+            changed = await _prepare(connection, tenant_id, request)
+        submitted = await _enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
         if request.idempotency:
             await remember(connection, tenant_id, request.idempotency, submitted.session_id, submitted.run_id)
         return submitted
-
-
-def _with_session(request: Request, session_id: UUID) -> Request:
-    return Request(
-        request.prompt,
-        request.timeout_seconds,
-        session_id,
-        request.config,
-        request.labels,
-        "enqueue",
-        request.idempotency,
-    )
 
 
 _BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
@@ -132,7 +141,8 @@ _BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at
 
 async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
     row = await connection.fetchrow(
-        "SELECT config FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
+        "SELECT config, profile FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL"
+        " FOR NO KEY UPDATE",
         request.session_id,
         tenant_id,
     )
@@ -142,10 +152,13 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # granted sees what those have queued who had it before.
     if request.on_busy == "reject" and await connection.fetchval(_BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
+    profile = _profile(request, row["profile"])
     changes = request.config.given()
     if "cwd" in changes and changes["cwd"] != row["config"].get("cwd"):
         raise ValidationError.of("cwd", "is fixed when the session is created")
     config = AgentConfig.model_validate({**row["config"], **changes})
+    if profile is not None:
+        config = profiles.clamp(profile, config)
     labels = request.labels
     await connection.execute(
         "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
@@ -165,6 +178,19 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     return config
 
 
+def _profile(request: Request, pinned: str | None) -> Profile | None:
+    """The profile that a session is pinned to, once the request is known to agree with it."""
+    policy = request.choice.policy
+    policy.require(pinned)
+    if request.choice.profile not in (None, pinned):
+        raise ValidationError.of("profile", f"is fixed when the session is created: {pinned or 'none'}")
+    if pinned is None:
+        return None
+    profile = policy.named(pinned)
+    profiles.refuse(profiles.problems(profile, request.config, request.asked_seconds))
+    return profile
+
+
 async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
     known = await connection.fetchval("SELECT 1 FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
     if known:
@@ -181,7 +207,7 @@ async def _enqueue(
     max_queued: int,
 ) -> Submitted:
     assert request.session_id is not None  # noqa: S101 - for the type checker
-    run_id = uuid4()
+    run_id, policy = uuid4(), request.choice.policy
     row = await connection.fetchrow(
         _ENQUEUE,
         request.session_id,
@@ -192,9 +218,12 @@ async def _enqueue(
         config.given() if config else None,
         request.timeout_seconds,
         max_queued,
+        None if policy.bound is None else list(policy.bound),
+        policy.timeouts(),
     )
     if row is None:
         raise await _missing(connection, tenant_id, request.session_id)
+    policy.require(row["profile"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
     return Submitted(request.session_id, run_id, row["last_seq"])
@@ -248,13 +277,24 @@ async def remember(
 
 
 async def create_session(
-    db: Database, tenant_id: UUID, config: AgentConfig, labels: Labels, idempotency: Idempotency | None
+    db: Database,
+    tenant_id: UUID,
+    config: AgentConfig,
+    labels: Labels,
+    idempotency: Idempotency | None,
+    choice: Choice = NO_CHOICE,
 ) -> UUID:
-    """Create a session without a prompt, once per idempotency key. Raises Conflict when the key was for another."""
+    """Create a session without a prompt, once per idempotency key.
+
+    Raises:
+        Conflict: the idempotency key was for another request.
+        ValidationError, Forbidden: as `presets.pin`.
+    """
     async with db.transaction() as connection:
         if idempotency and (before := await _repeated(connection, tenant_id, idempotency)):
             return before.session_id
-        session_id = await sessions.insert(connection, tenant_id, config, labels)
+        config, pins = presets.pin(choice, config)
+        session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pins)
         if idempotency:
             await remember(connection, tenant_id, idempotency, session_id, None)
         return session_id

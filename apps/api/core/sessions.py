@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, timestamp
+from apps.api.core.presets import NO_PINS, Pins
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.models import Instance, Run, Session
@@ -55,7 +56,7 @@ class Filters:
 
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
-  s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id,
+  s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
   i.lease_expires_at > now() AS owner_alive,
   (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
   (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
@@ -81,6 +82,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "model": config.model or default_model,
         "permission_mode": config.permission_mode or row["permission_mode"] or "default",
         "tools": config.tools if config.tools is not None else row["tools"],
+        "profile": row["profile"],
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -95,19 +97,27 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
 
 
 async def insert(
-    connection: asyncpg.Connection, tenant_id: UUID, config: AgentConfig, labels: Labels, session_id: UUID | None = None
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    config: AgentConfig,
+    labels: Labels,
+    session_id: UUID | None = None,
+    pins: Pins = NO_PINS,
 ) -> UUID:
     """Create a session; nothing is started. Returns its id, which is also the SDK's until a hard reset."""
     session_id = session_id or uuid4()
     await connection.execute(
-        "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config)"
-        " VALUES ($1, $2, $1, $3, $4, $5, $6)",
+        "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
+        " agent_version) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9)",
         session_id,
         tenant_id,
         labels.title,
         list(labels.tags or ()),
         dict(labels.metadata or {}),
         config.given(),
+        pins.profile,
+        pins.agent_id,
+        pins.agent_version,
     )
     return session_id
 

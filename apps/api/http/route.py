@@ -19,6 +19,7 @@ from apps.api.core import runs
 from apps.api.core.context import Core
 from apps.api.core.follow import Followed, SessionDeleted
 from apps.api.core.frames import Frame, Position
+from apps.api.core.profiles import Policy
 from apps.api.core.runs import Submitted
 from apps.api.errors import RunFailed
 from apps.api.limits import PromptLimits
@@ -82,10 +83,15 @@ async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
     """A caller who may send a prompt now: counted against the key's rate limit."""
     limits: PromptLimits = request.app.state.prompt_limits
-    headers = await limits.hit(caller.key_id)
+    headers = await limits.hit(caller.key_id, caller.prompts_per_minute)
     response.headers.update(headers)
     request.state.limit_headers = headers
     return caller
+
+
+def policy_of(core: Core, caller: Principal) -> Policy:
+    """Which profiles this caller may use."""
+    return Policy(core.profiles, caller.profiles, core.settings.default_profile)
 
 
 CoreDep = Annotated[Core, Depends(core_of)]

@@ -242,6 +242,7 @@ class Execution:
             sdk_session_id=self._sdk_session_id,
             resume=await self._store.exists(self._sdk_session_id),
             stderr=stderr,
+            profile=claim.profile,
         )
         agent = await Agent.start(self.session_id, sdk_options, stderr, claim.timeout_seconds)
         self._agent, self._config, self._used_up, self._meter = agent, claim.config, False, messages.Meter()

@@ -17,6 +17,7 @@ from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
 from apps.api.core.parts import Subagent, Thinking
+from apps.api.core.profiles import Profile
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
@@ -136,8 +137,11 @@ def _subagents(given: Mapping[str, Subagent] | None) -> dict[str, AgentDefinitio
     }
 
 
-def environment(settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path) -> dict[str, str]:
+def environment(
+    settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path, profile: Profile | None = None
+) -> dict[str, str]:
     """What the agent process is given on top of the guard's allow-list."""
+    isolation = (profile and profile.isolation) or settings.agent_isolation
     env = dict(_QUIET_CLI)
     if settings.anthropic_base_url:
         env["ANTHROPIC_BASE_URL"] = settings.anthropic_base_url
@@ -156,7 +160,7 @@ def environment(settings: Settings, config: AgentConfig, workspace: Workspace, s
             workspace=workspace.root,
             config_dir=scratch / "config",
             tmp_dir=scratch / "tmp",
-            isolation=settings.agent_isolation,
+            isolation=isolation,
             read_paths=(*settings.agent_read_paths, scratch / "given"),
             cli=bundled_cli(),
             session_env=config.env or {},
@@ -177,6 +181,7 @@ def build(
     sdk_session_id: UUID,
     resume: bool,
     stderr: list[str],
+    profile: Profile | None = None,
 ) -> ClaudeAgentOptions:
     """Options for one CLI process. `stderr` collects its last lines, for the message of a failed start."""
 
@@ -201,7 +206,7 @@ def build(
         output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
         agents=_subagents(config.agents),
         cwd=workspace.cwd,
-        env=environment(settings, config, workspace, scratch),
+        env=environment(settings, config, workspace, scratch, profile),
         cli_path=launcher,
         stderr=keep,
         setting_sources=[],

@@ -223,7 +223,9 @@ class Worker:
             self._evict_one()
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
         try:
-            claim = await queue.claim(self._core.db, self._lease, may_take_new=room, except_for=leaving)
+            claim = await queue.claim(
+                self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
+            )
         except queue.Unreadable as claimed:
             log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=str(claimed.__cause__)[:500])
             if orphan := await queue.refuse(self._core.db, self._lease.instance_id, claimed):

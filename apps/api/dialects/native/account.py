@@ -23,5 +23,7 @@ async def whoami(caller: Reader) -> wire.Whoami:
             "key_prefix": caller.prefix,
             "scopes": caller.scopes,
             "expires_at": caller.expires_at,
+            "profiles": caller.profiles,
+            "prompts_per_minute": caller.prompts_per_minute,
         }
     )

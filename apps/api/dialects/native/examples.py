@@ -53,6 +53,7 @@ SESSION: dict[str, Any] = {
     "model": "claude-sonnet-4-5",
     "permission_mode": "acceptEdits",
     "tools": ["Bash", "Edit", "Glob", "Grep", "Read", "Write"],
+    "profile": "dev",
     "config": {"permission_mode": "acceptEdits"},
     "num_turns": 2,
     "total_cost_usd": 0.0231,

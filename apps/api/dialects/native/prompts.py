@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from apps.api.auth import Principal
 from apps.api.core import runs
 from apps.api.core.context import Core
+from apps.api.core.presets import Choice
 from apps.api.core.runs import Idempotency, Submitted
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
@@ -17,7 +18,7 @@ from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import StillRunning, ValidationError
 from apps.api.http.answer import Json
-from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error
+from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error, policy_of
 from apps.api.http.sse import EventStream
 
 router = APIRouter(prefix=PREFIX)
@@ -48,6 +49,8 @@ async def _submit(
             labels=labels(body),
             on_busy=body.on_busy,
             idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,
+            choice=Choice(body.profile, policy_of(core, caller)),
+            timeout_asked=body.timeout_seconds is not None,
         ),
         max_queued=core.settings.max_queued_runs_per_session,
     )

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apps.api.dialects.native import account, control, prompts, runs, secrets, sessions, skills
+from apps.api.dialects.native import account, control, profiles, prompts, runs, secrets, sessions, skills
 
-routers = [module.router for module in (prompts, sessions, control, runs, skills, secrets, account)]
+routers = [module.router for module in (prompts, sessions, control, runs, profiles, skills, secrets, account)]

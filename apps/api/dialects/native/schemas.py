@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from apps.api.core.config import AgentConfig
-from apps.api.core.names import Text
+from apps.api.core.names import Name, Text
 from apps.api.dialects.native import examples
 
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]
@@ -63,6 +63,13 @@ class SessionBody(AgentConfig, LabelFields):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra=_shown({"title": "Weekly report", "permission_mode": "acceptEdits"}),
+    )
+
+    profile: Name | None = Field(
+        None,
+        description="The operator's profile that the session runs under, from its creation on; `GET /profiles` lists"
+        " them. For an existing session: the same, or nothing.",
+        examples=["readonly"],
     )
 
 
@@ -125,7 +132,8 @@ class SessionState(BaseModel):
     model: str
     permission_mode: str
     tools: list[str] | None = Field(description="Tools of the agent; null before the first run.")
-    config: dict[str, Any]
+    profile: str | None = Field(description="The profile that it was created under.")
+    config: dict[str, Any] = Field(description="Its options, with the profile's defaults.")
     num_turns: int
     total_cost_usd: float = Field(description="USD so far, as the SDK counted them.")
     usage: dict[str, int] = Field(description="Tokens so far, as the SDK counted them.")
@@ -251,6 +259,12 @@ class Whoami(BaseModel):
     key_prefix: str = Field(examples=["cak_x1y2"])
     scopes: list[Literal["admin", "write", "read"]]
     expires_at: datetime | None
+    profiles: list[str] | None = Field(
+        description="Profiles that the key is bound to, its default first; null: any.", examples=[["readonly"]]
+    )
+    prompts_per_minute: int | None = Field(
+        description="The key's own limit, 0 for none; null: the server's.", examples=[60]
+    )
 
 
 class ErrorBody(BaseModel):

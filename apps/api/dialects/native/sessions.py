@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from apps.api.auth import Principal
 from apps.api.core import runs, sessions
 from apps.api.core.context import Core
+from apps.api.core.presets import Choice
 from apps.api.core.runs import Idempotency
 from apps.api.core.sessions import Filters, utc
 from apps.api.dialects.native import schemas as wire
@@ -26,7 +27,7 @@ from apps.api.dialects.native.common import (
     labels,
 )
 from apps.api.errors import ValidationError
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -38,8 +39,8 @@ async def create_session(
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
-    given = await checked(core, caller.tenant_id, body)
-    session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency)
+    given, choice = await checked(core, caller.tenant_id, body), Choice(body.profile, policy_of(core, caller))
+    session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
     return await _state(core, caller, session_id)
 
 

@@ -1,0 +1,93 @@
+"""Profiles: what the operator lets agents do. Clients read and choose them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from apps.api.auth import Principal
+from apps.api.core.context import Core
+from apps.api.core.names import Name
+from apps.api.core.parts import PermissionMode
+from apps.api.dialects.native.common import PREFIX, errors
+from apps.api.errors import NotFound
+from apps.api.http.route import CoreDep, Reader, policy_of
+
+router = APIRouter(prefix=PREFIX, tags=["profiles"])
+
+_EXAMPLE: dict[str, Any] = {
+    "name": "readonly",
+    "description": "Reads the files of its workspace. No changes, no commands, no network.",
+    "usable": True,
+    "default": False,
+    "tools": ["Glob", "Grep", "Read"],
+    "allow": ["Glob", "Grep", "Read"],
+    "never": [],
+    "permission_modes": ["dontAsk", "default", "plan"],
+    "models": ["claude-sonnet-4-5"],
+    "max_turns": 100,
+    "max_budget_usd": 20.0,
+    "timeout_seconds": 3600.0,
+    "mcp": [],
+    "hooks": True,
+    "subagents": False,
+    "skills": False,
+    "env": False,
+    "isolation": "require",
+}
+
+
+class ProfileState(BaseModel):
+    """A profile. Null means: not restricted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: str
+    description: str
+    usable: bool = Field(description="Whether this key may use it.")
+    default: bool = Field(description="Whether a session of this key runs under it when the request names none.")
+    tools: list[str] | None = Field(description="Built-in tools that may exist; all of them unless `tools` says less.")
+    allow: list[str] | None = Field(description="Rules that may be in `allowed_tools`; all of them unless it is given.")
+    never: list[str] = Field(description="Rules of what never runs.")
+    permission_modes: list[PermissionMode] | None = Field(description="Those to choose from, the default first.")
+    models: list[str] | None = Field(description="Those to choose from, the default first.")
+    max_turns: int | None = Field(description="The most that `max_turns` may be, and its default.")
+    max_budget_usd: float | None = Field(description="The most that `max_budget_usd` may be, and its default.")
+    timeout_seconds: float | None = Field(description="The most that `timeout_seconds` may be.")
+    mcp: list[Literal["stdio", "http", "sse"]] | None = Field(description="Kinds of MCP servers.")
+    hooks: bool = Field(description="Whether requests may bring webhooks.")
+    subagents: bool = Field(description="Whether requests may define subagents (`agents`).")
+    skills: bool = Field(description="Whether requests may enable skills.")
+    env: bool = Field(description="Whether requests may set variables of the environment.")
+    isolation: Literal["require"] | None = Field(
+        description="`require`: no agent starts where the kernel cannot confine it to its files."
+    )
+
+
+class ProfileList(BaseModel):
+    data: list[ProfileState]
+    next_cursor: str | None = Field(examples=[None])
+
+
+def _state(core: Core, caller: Principal, name: str) -> ProfileState:
+    policy, profile = policy_of(core, caller), core.profiles[name]
+    state = {"name": name, "usable": policy.may_use(name), "default": policy.usual == name, **profile.model_dump()}
+    return ProfileState.model_validate(state)
+
+
+@router.get("/profiles", responses=errors())
+async def list_profiles(core: CoreDep, caller: Reader) -> ProfileList:
+    """All profiles of this server: what each allows, and whether this key may use it."""
+    return ProfileList(data=[_state(core, caller, name) for name in core.profiles], next_cursor=None)
+
+
+@router.get("/profiles/{name}", responses=errors(404))
+async def get_profile(
+    core: CoreDep, caller: Reader, name: Annotated[Name, Path(description="The profile's name.")]
+) -> ProfileState:
+    """One profile: what it allows, and whether this key may use it."""
+    if name not in core.profiles:
+        raise NotFound.of("profile")
+    return _state(core, caller, name)
