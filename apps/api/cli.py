@@ -93,8 +93,9 @@ def serve(
         signal.signal(signum, _exit_in_order)
     settings = Settings()
     try:
+        profiles.load(settings.profiles_file, settings.default_profile)
         asyncio.run(migrate.state(settings, START_TIMEOUT))
-    except migrate.ERRORS as error:
+    except (profiles.BadProfiles, *migrate.ERRORS) as error:
         _fail(f"cannot start: {migrate.reason(error)}")
     from apps.api.main import create_app
     from apps.api.server import build_server

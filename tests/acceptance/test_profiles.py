@@ -150,10 +150,12 @@ async def test_sessions_follow_the_operators_file_when_it_narrows_and_fail_clear
     fleet = await start_fleet(1, PROFILES_FILE=str(before), RUNNER_SLOTS="0")
     sessions = {name: await fleet[0].session(profile=name, tools=["Read", "Bash"]) for name in ("open", "gone")}
     sessions["short"] = await fleet[0].session(profile="short", permission_mode="bypassPermissions")
-    await fleet.start(1, PROFILES_FILE=str(after))
+    await fleet.start(1, PROFILES_FILE=str(after), RUNNER_SLOTS="2")
     assert "tools: Read" in (await fleet[0].ask(sessions["open"], "list tools"))["result"]
     gone = await fleet[0].post("/query/single", {"prompt": "say no", "session_id": sessions["gone"]})
     assert refusal(gone) == (409, "profile_removed")
-    late = await fleet[0].post("/query/single", {"prompt": "run sleep 60", "session_id": sessions["short"]})
+    late = await fleet[0].post(
+        "/query/single", {"prompt": "run for i in 1; do sleep 60; done", "session_id": sessions["short"]}
+    )
     assert refusal(late) == (504, "timeout")
     assert late.json()["error"]["details"]["run_id"]
