@@ -95,7 +95,9 @@ def serve(
     try:
         profiles.load(settings.profiles_file, settings.default_profile)
         asyncio.run(migrate.state(settings, START_TIMEOUT))
-    except (profiles.BadProfiles, *migrate.ERRORS) as error:
+    except profiles.BadProfiles as error:
+        _fail(f"cannot start: {error}", 2)
+    except migrate.ERRORS as error:
         _fail(f"cannot start: {migrate.reason(error)}")
     from apps.api.main import create_app
     from apps.api.server import build_server
