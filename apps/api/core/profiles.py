@@ -158,7 +158,7 @@ def problems(profile: Profile, config: AgentConfig, timeout_seconds: float | Non
     """Everything that a client asks for and that would widen the profile."""
     found = [*_tool_problems(profile, config), *_option_problems(profile, config)]
     if reason := _unless_within(timeout_seconds, profile.timeout_seconds):
-        found.append(Problem("timeout_seconds", "option_not_permitted", reason))
+        found.append(Problem("timeout_seconds", code="option_not_permitted", reason=reason))
     return found
 
 
@@ -168,10 +168,10 @@ def _tool_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
     for field, tools in named:
         for tool in tools or ():
             if not may_exist(profile, tool):
-                yield Problem(field, "tool_not_permitted", f"{tool} is not among the profile's tools")
+                yield Problem(field, code="tool_not_permitted", reason=f"{tool} is not among the profile's tools")
     for rule in config.allowed_tools or ():
         if not permits(profile, rule):
-            yield Problem("allowed_tools", "tool_not_permitted", f"{rule} is more than the profile allows")
+            yield Problem("allowed_tools", code="tool_not_permitted", reason=f"{rule} is more than the profile allows")
 
 
 def _option_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
@@ -188,7 +188,7 @@ def _option_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]
         *_inner_options(profile, config),
     ):
         if reason:
-            yield Problem(field, "option_not_permitted", reason)
+            yield Problem(field, code="option_not_permitted", reason=reason)
 
 
 def _inner_options(profile: Profile, config: AgentConfig) -> Iterator[tuple[str, str | None]]:
