@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from apps.api.core.names import EnvName, ModelName, Name, Part, Text, ToolName, ToolRule
-from apps.api.core.parts import Effort, Hook, HookEvent, McpServer, OutputFormat, PermissionMode, Subagent, Thinking
+from apps.api.core.parts import (
+    DENIABLE_EVENTS,
+    TOOL_EVENTS,
+    Effort,
+    Hook,
+    HookEvent,
+    McpServer,
+    OutputFormat,
+    PermissionMode,
+    Subagent,
+    Thinking,
+)
 
 DEFAULT_TOOLS = (
     "AskUserQuestion",
@@ -78,6 +89,26 @@ class AgentConfig(Part):
         if reserved:
             raise ValueError(f"reserved by the server: {', '.join(reserved)}")
         return value
+
+    @field_validator("hooks")
+    @classmethod
+    def _hooks_that_mean_something(
+        cls, value: dict[HookEvent, list[Hook]] | None
+    ) -> dict[HookEvent, list[Hook]] | None:
+        for event, hooks in (value or {}).items():
+            if event not in TOOL_EVENTS and any(hook.matcher is not None for hook in hooks):
+                raise ValueError(f"{event} is not about a tool and has no matcher")
+            if event not in DENIABLE_EVENTS and any(hook.on_failure == "deny" for hook in hooks):
+                raise ValueError(f"{event} cannot be denied: on_failure must be 'allow'")
+        return value
+
+    def hook_secrets(self) -> dict[str, str]:
+        """Secrets that hooks sign with → the field that names them."""
+        return {
+            hook.secret[2:-1]: f"hooks.{event}.{number}.secret"
+            for event, hooks in (self.hooks or {}).items()
+            for number, hook in enumerate(hooks)
+        }
 
     def given(self) -> dict[str, Any]:
         """Only what was set, JSON-safe: the form that is stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -140,17 +141,43 @@ HookEvent = Literal[
 ]
 
 
+TOOL_EVENTS = frozenset({"PreToolUse", "PostToolUse", "PostToolUseFailure", "PermissionRequest"})
+"""Hook events about a tool call: those with a matcher."""
+
+DENIABLE_EVENTS = frozenset({"PreToolUse", "PermissionRequest", "UserPromptSubmit", "PostToolUse"})
+"""Hook events whose failing webhook may count as a denial. To deny a Stop would be to go on, again and again."""
+
+_UNLIKE_REGEX = re.compile(r"\(\?|[*+?]\+|\[\^?\]")
+"""What Python and JavaScript read differently, inside the characters that a matcher may have."""
+
+
+def _matcher(value: str) -> str:
+    if value == "*":
+        return value
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error.msg}") from error
+    if _UNLIKE_REGEX.search(value):
+        raise ValueError("must not contain '(?', a possessive quantifier or an empty class")
+    return value
+
+
+Matcher = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*+?|()\[\]^$-]{1,500}$"), AfterValidator(_matcher)]
+
+
 class Hook(Part):
     """A webhook that is asked before or told after something happens inside the agent.
 
     Attributes:
-        matcher: a regular expression over the tool's name; unset for all. Only events about tools have one.
+        matcher: a regular expression that must match the whole name of the tool, for example `Edit|Write` or
+            `mcp__.*`; unset for all tools. Only events about tools have one.
         secret: `${NAME}` of the tenant's secret that signs the requests (Standard Webhooks).
         on_failure: what a failing webhook means; `deny` for PreToolUse and PermissionRequest unless set, else `allow`.
     """
 
     url: Url
     secret: SecretRef
-    matcher: Annotated[Text, Field(max_length=500)] | None = None
+    matcher: Matcher | None = None
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
     on_failure: Literal["deny", "allow"] | None = None

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.core import presets, profiles, sessions
+from apps.api.core import presets, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.presets import Choice
@@ -106,9 +106,11 @@ async def submit(
     Raises:
         NotFound: `session_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
-        ValidationError: the configuration change is not possible for an existing session; no such profile.
+        ValidationError: the configuration change is not possible for an existing session, or names a missing secret;
+            no such profile.
         Forbidden: the key may not use the session's profile, or the request would widen it.
     """
+    await secrets.require(db, tenant_id, request.config.hook_secrets())
     if request.is_plain:
         async with db.pool.acquire() as connection:
             return await _enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
@@ -288,8 +290,10 @@ async def create_session(
 
     Raises:
         Conflict: the idempotency key was for another request.
-        ValidationError, Forbidden: as `presets.pin`.
+        ValidationError: a secret is missing, and as `presets.pin`.
+        Forbidden: as `presets.pin`.
     """
+    await secrets.require(db, tenant_id, config.hook_secrets())
     async with db.transaction() as connection:
         if idempotency and (before := await _repeated(connection, tenant_id, idempotency)):
             return before.session_id

@@ -25,6 +25,7 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import ApiError, LeaseLost, Unavailable
 from apps.api.runner import extensions, messages, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, StartFailed
+from apps.api.runner.hooks import Hooks
 from apps.api.runner.transcripts import Transcripts
 
 log = structlog.get_logger(__name__)
@@ -76,6 +77,7 @@ class Execution:
             last_seq=claim.last_seq,
         )
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
+        self._hooks = Hooks(core, claim.tenant_id, claim.session_id, self._run_id, self._tell_hook)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self._config = claim.config
@@ -241,6 +243,7 @@ class Execution:
             store=self._store,
             sdk_session_id=self._sdk_session_id,
             resume=await self._store.exists(self._sdk_session_id),
+            hooks=self._hooks.matchers(claim.config),
             stderr=stderr,
             profile=claim.profile,
         )
@@ -347,6 +350,17 @@ class Execution:
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":
             self._used_up = True  # every later turn of this process would fail as well
         await self._finish(turn, outcome, last)
+
+    def _run_id(self) -> UUID | None:
+        turn = self._active or self._current  # before the turn's `init`, the prompt is its run's already
+        return turn.run_id if turn and not turn.ended.is_set() else None
+
+    async def _tell_hook(self, fields: dict[str, Any]) -> None:
+        try:
+            await self.writer.append(Event("hook", fields, self._run_id()))
+        except (LeaseLost, Unavailable) as error:
+            self._lose(error)
+            raise
 
     async def _lose_storage(self) -> None:
         for turn in (self._active, self._current):

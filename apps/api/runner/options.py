@@ -21,6 +21,7 @@ from apps.api.core.profiles import Profile
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
+from apps.api.runner.hooks import HookMatchers
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
@@ -180,6 +181,7 @@ def build(
     store: Transcripts,
     sdk_session_id: UUID,
     resume: bool,
+    hooks: HookMatchers | None,
     stderr: list[str],
     profile: Profile | None = None,
 ) -> ClaudeAgentOptions:
@@ -205,6 +207,7 @@ def build(
         effort=config.effort,
         output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
         agents=_subagents(config.agents),
+        hooks=hooks,
         cwd=workspace.cwd,
         env=environment(settings, config, workspace, scratch, profile),
         cli_path=launcher,
