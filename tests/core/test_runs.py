@@ -9,10 +9,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from apps.api.core import runs, sessions
+from apps.api.core import idempotency, runs, sessions
 from apps.api.core.config import AgentConfig
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.log import Event, Outcome
-from apps.api.core.runs import Idempotency, Request, Submitted
+from apps.api.core.runs import Request, Submitted
 from apps.api.core.sessions import Labels
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from tests.world import World
@@ -210,14 +211,14 @@ async def test_a_key_is_forgotten_after_a_day(world: World) -> None:
     first = await world.queue(idempotency=once("a", "body"))
     age = "UPDATE idempotency_keys SET created_at = now() - $2::interval WHERE tenant_id = $1"
     await world.db.pool.execute(age.replace("$2", "'23 hours'"), world.tenant_id)
-    await runs.forget_old_keys(world.db)
+    await idempotency.forget_old(world.db)
     assert (await world.queue(idempotency=once("a", "body"))).run_id == first.run_id
     await world.db.pool.execute(age.replace("$2", "'25 hours'"), world.tenant_id)
     second = await world.queue(idempotency=once("a", "another body"))
     assert (second.run_id != first.run_id, second.repeated) == (True, False)
     assert (await world.queue(idempotency=once("a", "another body"))).run_id == second.run_id
     await world.db.pool.execute(age.replace("$2", "'25 hours'"), world.tenant_id)
-    await runs.forget_old_keys(world.db)
+    await idempotency.forget_old(world.db)
     assert await world.one("SELECT count(*) FROM idempotency_keys WHERE tenant_id = $1", world.tenant_id) == 0
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from apps.api.core import commands, log, queue, runs, sessions
 from apps.api.core.config import AgentConfig
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.log import Event, Outcome
 from apps.api.core.relay import Publisher, Subscriptions
-from apps.api.core.runs import Idempotency
 from apps.api.core.sessions import Filters, Labels, Page
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from apps.api.redis import open_redis

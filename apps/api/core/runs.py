@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import asyncpg
 from apps.api.core import presets, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
+from apps.api.core.idempotency import Idempotency, remember, repeated, reused
 from apps.api.core.presets import Choice
 from apps.api.core.profiles import Profile
 from apps.api.core.sessions import Labels, Page
@@ -22,7 +22,6 @@ from apps.api.errors import Conflict, NotFound, ValidationError
 OnBusy = Literal["enqueue", "reject"]
 Prompt = str | list[dict[str, Any]]
 
-IDEMPOTENCY_HOURS = 24
 NO_CHANGES = AgentConfig()
 NO_LABELS = Labels()
 NO_CHOICE = Choice()
@@ -60,18 +59,6 @@ class Request:
     def asked_seconds(self) -> float | None:
         """The timeout, if the client named it."""
         return self.timeout_seconds if self.timeout_asked else None
-
-
-@dataclass(frozen=True, slots=True)
-class Idempotency:
-    """An `Idempotency-Key` and the SHA-256 of what was asked with it."""
-
-    key: str
-    fingerprint: str
-
-    @classmethod
-    def of(cls, key: str, *parts: Any) -> Idempotency:
-        return cls(key, hashlib.sha256(encode(parts)).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +102,9 @@ async def submit(
         async with db.pool.acquire() as connection:
             return await _enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
     async with db.transaction() as connection:
-        if request.idempotency and (before := await _repeated(connection, tenant_id, request.idempotency)):
-            if before.run_id is None:
-                raise _reused()
+        if request.idempotency and (before := await repeated(connection, tenant_id, request.idempotency)):
+            if before.session_id is None or before.run_id is None:
+                raise reused()
             # One statement: a run that starts between two would be followed from behind its first events.
             after = await connection.fetchval(
                 "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
@@ -134,7 +121,9 @@ async def submit(
             changed = await _prepare(connection, tenant_id, request)
         submitted = await _enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
         if request.idempotency:
-            await remember(connection, tenant_id, request.idempotency, submitted.session_id, submitted.run_id)
+            await remember(
+                connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+            )
         return submitted
 
 
@@ -231,53 +220,6 @@ async def _enqueue(
     return Submitted(request.session_id, run_id, row["last_seq"])
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What an idempotency key stands for."""
-
-    session_id: UUID
-    run_id: UUID | None
-
-
-def _reused() -> Conflict:
-    return Conflict("This Idempotency-Key was used with another request.", code="idempotency_key_reused")
-
-
-async def _repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency) -> Remembered | None:
-    # Two requests with one key at the same moment take turns here.
-    await connection.execute(
-        "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"idempotency:{tenant_id}:{idempotency.key}"
-    )
-    row = await connection.fetchrow(
-        "SELECT fingerprint, session_id, run_id FROM idempotency_keys"
-        " WHERE tenant_id = $1 AND key = $2 AND created_at > now() - make_interval(hours => $3)",
-        tenant_id,
-        idempotency.key,
-        IDEMPOTENCY_HOURS,
-    )
-    if row is None:
-        return None
-    if row["fingerprint"] != idempotency.fingerprint:
-        raise _reused()
-    return Remembered(row["session_id"], row["run_id"])
-
-
-async def remember(
-    connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency, session_id: UUID, run_id: UUID | None
-) -> None:
-    """Store what the key stands for, in the transaction that made it."""
-    await connection.execute(
-        "INSERT INTO idempotency_keys (tenant_id, key, fingerprint, session_id, run_id) VALUES ($1, $2, $3, $4, $5)"
-        " ON CONFLICT (tenant_id, key) DO UPDATE SET fingerprint = excluded.fingerprint,"
-        " session_id = excluded.session_id, run_id = excluded.run_id, created_at = now()",
-        tenant_id,
-        idempotency.key,
-        idempotency.fingerprint,
-        session_id,
-        run_id,
-    )
-
-
 async def create_session(
     db: Database,
     tenant_id: UUID,
@@ -295,20 +237,15 @@ async def create_session(
     """
     await secrets.require(db, tenant_id, config.hook_secrets())
     async with db.transaction() as connection:
-        if idempotency and (before := await _repeated(connection, tenant_id, idempotency)):
+        if idempotency and (before := await repeated(connection, tenant_id, idempotency)):
+            if before.session_id is None:
+                raise reused()
             return before.session_id
         config, pins = presets.pin(choice, config)
         session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pins)
         if idempotency:
-            await remember(connection, tenant_id, idempotency, session_id, None)
+            await remember(connection, tenant_id, idempotency, session_id=session_id)
         return session_id
-
-
-async def forget_old_keys(db: Database) -> None:
-    """Remove idempotency keys whose time is over."""
-    await db.pool.execute(
-        "DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)", IDEMPOTENCY_HOURS
-    )
 
 
 _COLUMNS = """

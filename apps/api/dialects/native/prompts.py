@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from apps.api.auth import Principal
 from apps.api.core import runs
 from apps.api.core.context import Core
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.presets import Choice
-from apps.api.core.runs import Idempotency, Submitted
+from apps.api.core.runs import Submitted
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
 from apps.api.dialects.native.examples import STREAMED

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Query, Request, Response
 from apps.api.auth import Principal
 from apps.api.core import runs, sessions
 from apps.api.core.context import Core
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.presets import Choice
-from apps.api.core.runs import Idempotency
 from apps.api.core.sessions import Filters, utc
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
