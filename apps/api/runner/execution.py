@@ -77,7 +77,7 @@ class Execution:
             last_seq=claim.last_seq,
         )
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
-        self._hooks = Hooks(core, claim.tenant_id, claim.session_id, self._run_id, self._tell_hook)
+        self._hooks = Hooks(core, claim.tenant_id, self.writer, self._run_id, self._lose)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self._config = claim.config
@@ -354,13 +354,6 @@ class Execution:
     def _run_id(self) -> UUID | None:
         turn = self._active or self._current  # before the turn's `init`, the prompt is its run's already
         return turn.run_id if turn and not turn.ended.is_set() else None
-
-    async def _tell_hook(self, fields: dict[str, Any]) -> None:
-        try:
-            await self.writer.append(Event("hook", fields, self._run_id()))
-        except (LeaseLost, Unavailable) as error:
-            self._lose(error)
-            raise
 
     async def _lose_storage(self) -> None:
         for turn in (self._active, self._current):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -23,11 +23,12 @@ from apps.api.core import secrets, signing
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.frames import encode, timestamp
+from apps.api.core.log import Event, Writer
 from apps.api.core.names import Part
 from apps.api.core.outbound import Failed, Refused
 from apps.api.core.parts import TOOL_EVENTS, Hook
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import ApiError
+from apps.api.errors import ApiError, LeaseLost, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -135,20 +136,21 @@ class Hooks:
     """The hooks of one agent process.
 
     Args:
+        writer: of the session, for the `hook` events.
         run: the id of the run that is going on, if one is.
-        tell: stores the fields of a `hook` event.
+        lose: called when the session turns out to be lost.
     """
 
     def __init__(
         self,
         core: Core,
         tenant_id: UUID,
-        session_id: UUID,
+        writer: Writer,
         run: Callable[[], UUID | None],
-        tell: Callable[[dict[str, Any]], Awaitable[None]],
+        lose: Callable[[Exception], None],
     ) -> None:
-        self._core, self._tenant_id, self._session_id = core, tenant_id, session_id
-        self._run, self._tell = run, tell
+        self._core, self._tenant_id, self._session_id = core, tenant_id, writer.session_id
+        self._writer, self._run, self._lose = writer, run, lose
 
     def matchers(self, config: AgentConfig) -> HookMatchers | None:
         """What the SDK is to call for this configuration."""
@@ -192,6 +194,13 @@ class Hooks:
             return output(event, answer)
 
         return call
+
+    async def _tell(self, fields: Mapping[str, Any]) -> None:
+        try:
+            await self._writer.append(Event("hook", fields, self._run()))
+        except (LeaseLost, Unavailable) as error:
+            self._lose(error)
+            raise
 
     async def _ask(self, event: HookEvent, hook: Hook, given: Mapping[str, Any]) -> HookAnswer:
         """Send the event and read the answer. Raises Failed, Refused."""
