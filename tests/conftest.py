@@ -17,6 +17,7 @@ from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings
 from apps.demo_model.server import serving
 from tests.fleet import API_KEY, Fleet
+from tests.mcp_things import COMMAND_LINE, PROGRAM
 
 _numbers = itertools.count(1)
 TEMPLATE = "template_app"
@@ -105,6 +106,8 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "SHUTDOWN_GRACE_SECONDS": "20",
                 "LOG_LEVEL": "INFO",
                 "OUTBOUND_ALLOW": "127.0.0.0/8",
+                "MCP_STDIO_COMMANDS": COMMAND_LINE,
+                "AGENT_READ_PATHS": str(PROGRAM),
                 **more,
             }
             fleet = Fleet(env, directory)

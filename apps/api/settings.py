@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 from functools import cached_property
 from ipaddress import ip_network
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     workspaces_dir: Path = Path(".data/workspaces")
     agent_isolation: Literal["auto", "require", "off"] = "auto"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
+    mcp_stdio_commands: Annotated[tuple[tuple[str, ...], ...], NoDecode] = ()
 
     @field_validator(
         "api_key",
@@ -96,6 +98,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(p for p in value.split(os.pathsep) if p) if isinstance(value, str) else value
+
+    @field_validator("mcp_stdio_commands", mode="before")
+    @classmethod
+    def _split_command_lines(cls, value: object) -> object:
+        lines = re.split(r"[;\n]", value) if isinstance(value, str) else ()
+        return tuple(tuple(shlex.split(line)) for line in lines if line.strip()) if isinstance(value, str) else value
 
     @field_validator("encryption_keys", "outbound_allow", mode="before")
     @classmethod

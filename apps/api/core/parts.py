@@ -112,6 +112,8 @@ class RegisteredServer(Part):
 
 
 McpServer = Annotated[StdioServer | RemoteServer | RegisteredServer, Field(discriminator="type")]
+OwnServer = Annotated[StdioServer | RemoteServer, Field(discriminator="type")]
+"""A server that says itself what it is."""
 
 
 class Subagent(Part):

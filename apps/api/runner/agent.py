@@ -25,6 +25,10 @@ class StartFailed(Exception):
     """The CLI did not start. Its message is for operators: the last lines that the CLI wrote."""
 
 
+class CannotStart(StartFailed):
+    """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
+
+
 class Agent:
     """A started CLI. Whoever starts it also closes it, in the same task; `messages` may be read in another."""
 

@@ -24,7 +24,7 @@ from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import ApiError, LeaseLost, Unavailable
 from apps.api.runner import extensions, messages, options
-from apps.api.runner.agent import STOP_TIMEOUT, Agent, StartFailed
+from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.hooks import Hooks
 from apps.api.runner.transcripts import Transcripts
 
@@ -210,7 +210,8 @@ class Execution:
             except StartFailed as error:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=str(error)[:500])
                 code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
-                await self._fail(turn, code, "The agent process did not start.")
+                reason = str(error) if isinstance(error, CannotStart) else "The agent process did not start."
+                await self._fail(turn, code, reason)
                 return None
         if self._fenced:
             raise LeaseLost(f"session {self.session_id}: lost while its agent started")
@@ -230,9 +231,9 @@ class Execution:
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         try:
-            given = await extensions.prepare(self._core, self.tenant_id, scratch / "given")
+            given = await extensions.prepare(self._core, self.tenant_id, claim.config, scratch / "given")
         except ApiError as error:
-            raise StartFailed(error.message) from error
+            raise CannotStart(error.message) from error
         sdk_options = options.build(
             settings,
             claim.config,
@@ -247,7 +248,10 @@ class Execution:
             stderr=stderr,
             profile=claim.profile,
         )
-        agent = await Agent.start(self.session_id, sdk_options, stderr, claim.timeout_seconds)
+        try:
+            agent = await Agent.start(self.session_id, sdk_options, stderr, claim.timeout_seconds)
+        finally:
+            await asyncio.to_thread(given.forget_secrets)
         self._agent, self._config, self._used_up, self._meter = agent, claim.config, False, messages.Meter()
         agent.read(self._handle, self._agent_ended)
 

@@ -1,16 +1,18 @@
-"""What a tenant adds to its agents, written where one agent can read it and not write: its skills and commands."""
+"""What a tenant adds to its agents, written where they read it and cannot write: MCP servers, skills, commands."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from apps.api.core import skills
+from apps.api.core import mcp, skills
+from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.skills import BODY, PLUGIN, Skill
 
@@ -21,21 +23,42 @@ class Extensions:
 
     Attributes:
         plugin: a directory with the tenant's skills and commands.
+        mcp_config: a file with the session's MCP servers, secrets in it: see `forget_secrets`.
     """
 
-    plugin: Path | None = None
+    plugin: Path | None
+    mcp_config: Path | None
+
+    def forget_secrets(self) -> None:
+        """Remove what the CLI reads once, when it starts, and what no tool of the agent may read later."""
+        if self.mcp_config is not None:
+            self.mcp_config.unlink(missing_ok=True)
 
 
-async def prepare(core: Core, tenant_id: UUID, given: Path) -> Extensions:
-    """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first."""
+async def prepare(core: Core, tenant_id: UUID, config: AgentConfig, given: Path) -> Extensions:
+    """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first.
+
+    Raises ApiError when an MCP server is not allowed, or lacks something.
+    """
+    servers = await mcp.resolve(core, tenant_id, config.mcp_servers)
     owned = await skills.own(core.db, tenant_id)
-    return await asyncio.to_thread(_write_all, given, owned)
+    return await asyncio.to_thread(_write_all, given, owned, servers)
 
 
-def _write_all(given: Path, owned: Sequence[Skill]) -> Extensions:
+def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) -> Extensions:
     shutil.rmtree(given, ignore_errors=True)
     given.mkdir(mode=0o700, parents=True)
-    return Extensions(plugin=write_plugin(given / "plugin", owned) if owned else None)
+    return Extensions(
+        plugin=write_plugin(given / "plugin", owned) if owned else None,
+        mcp_config=write_mcp_config(given / "mcp.json", servers) if servers else None,
+    )
+
+
+def write_mcp_config(path: Path, servers: Mapping[str, Any]) -> Path:
+    """Write the CLI's `--mcp-config`. A file, because command lines can be seen by every user of the host."""
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
+    return path
 
 
 def write_plugin(plugin: Path, owned: Sequence[Skill]) -> Path:

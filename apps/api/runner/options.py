@@ -213,6 +213,7 @@ def build(
         cli_path=launcher,
         stderr=keep,
         setting_sources=[],
+        mcp_servers=extensions.mcp_config or {},
         strict_mcp_config=True,
         include_partial_messages=True,
         forward_subagent_text=True,

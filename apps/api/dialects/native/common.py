@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query
 from pydantic import BaseModel
 
-from apps.api.core import skills
+from apps.api.core import mcp, skills
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.frames import Position
@@ -53,9 +53,10 @@ def config(body: AgentConfig) -> AgentConfig:
 
 
 async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig:
-    """The configuration in a body, once what it names is known to exist. Raises ValidationError."""
+    """The configuration in a body, once what it names is there and allowed. Raises ValidationError, Forbidden."""
     given = config(body)
     await skills.check(core.db, tenant_id, given)
+    await mcp.check(core, tenant_id, given.mcp_servers)
     return given
 
 

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from apps.api.dialects.native import account, control, profiles, prompts, runs, secrets, sessions, skills
+from apps.api.dialects.native import (
+    account,
+    control,
+    mcp_servers,
+    profiles,
+    prompts,
+    runs,
+    secrets,
+    sessions,
+    skills,
+)
 
-routers = [module.router for module in (prompts, sessions, control, runs, profiles, skills, secrets, account)]
+_MODULES = (prompts, sessions, control, runs, profiles, mcp_servers, skills, secrets, account)
+routers = [module.router for module in _MODULES]

@@ -1,0 +1,108 @@
+"""MCP servers: named to one instance, started by the agent of another, with secrets that nobody sees."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import httpx
+import pytest
+
+from tests.fleet import Fleet, Instance, Sse
+from tests.mcp_things import serving, stdio
+
+BYPASS = {"permission_mode": "bypassPermissions"}
+WEIGH = 'use tool mcp__things__weigh {"thing": "a cat"}'
+SECRET = "hush-13-chars"
+
+
+async def put(instance: Instance, path: str, body: dict[str, Any]) -> httpx.Response:
+    return await instance.client.put(f"/api/v1{path}", json=body)
+
+
+@pytest.fixture(autouse=True)
+async def secret(fleet: Fleet) -> None:
+    assert (await put(fleet[0], "/secrets/SCALE_KEY", {"value": SECRET})).status_code in (200, 201)
+
+
+async def events_of_run(fleet: Fleet, session_id: str, prompt: str) -> list[Sse]:
+    """Sent to one instance, followed on another."""
+    return await fleet[2].follow(await fleet[1].prompt(session_id, prompt))
+
+
+def data_of(events: list[Sse], kind: str) -> dict[str, Any]:
+    return next(e.data for e in events if e.event == kind)
+
+
+async def test_the_first_turn_has_the_tools_of_a_stdio_server_which_knows_the_secret(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SCALE_KEY}")}, **BYPASS)
+    events = await events_of_run(fleet, session_id, WEIGH)
+    init = data_of(events, "init")
+    assert [(s["name"], s["status"]) for s in init["mcp_servers"]] == [("things", "connected")]
+    assert "mcp__things__weigh" in init["tools"]
+    assert f"a cat weighs {len(SECRET)} stone" in data_of(events, "result")["result"]
+
+
+async def test_secrets_are_not_in_reach_of_tools_nor_in_answers_events_logs_and_command_lines(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SCALE_KEY}")}, **BYPASS)
+    await fleet[1].ask(session_id, WEIGH)
+    owner = await fleet.owner_of(session_id)
+    lines = [" ".join(process.cmdline()) for process in owner.descendants()]
+    assert any("mcp_things" in line for line in lines)
+    assert not [line for line in lines if SECRET in line]
+    await fleet[1].ask(session_id, f"run env; find $HOME/.. -name mcp.json; grep -rs {SECRET[:6]}-13 $HOME/.. .; echo")
+    said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
+    assert "CLAUDECODE=1" in said
+    assert "given/mcp.json" not in said
+    assert SECRET not in said
+    assert SECRET not in (await fleet[2].get(f"/sessions/{session_id}")).text
+    assert SECRET not in "".join(instance.log.read_text() for instance in fleet.instances)
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+async def test_a_remote_server_is_sent_the_secrets_of_its_headers_and_url(
+    fleet: Fleet, transport: Literal["http", "sse"]
+) -> None:
+    with serving(transport) as (url, seen):
+        server = {
+            "type": transport,
+            "url": url + "?token=${SCALE_KEY}",
+            "headers": {"Authorization": "Bearer ${SCALE_KEY}"},
+        }
+        session_id = await fleet[0].session(mcp_servers={"things": server}, **BYPASS)
+        events = await events_of_run(fleet, session_id, WEIGH)
+        assert "a cat weighs 0 stone" in data_of(events, "result")["result"]
+        assert {f"Bearer {SECRET}", f"token={SECRET}"} <= seen
+        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+
+
+async def test_a_registered_server_is_used_by_its_name_and_never_shows_its_values(fleet: Fleet) -> None:
+    answer = await put(fleet[0], "/mcp-servers/scales", stdio(SCALE="plain-value-${SCALE_KEY}"))
+    assert answer.status_code == 201
+    shown = await fleet[1].get("/mcp-servers/scales")
+    assert shown.json()["env"] == {"SCALE": "***"}
+    assert "plain-value" not in answer.text + shown.text + (await fleet[2].get("/mcp-servers")).text
+    session_id = await fleet[1].session(mcp_servers={"things": {"type": "registered", "name": "scales"}}, **BYPASS)
+    events = await events_of_run(fleet, session_id, WEIGH)
+    assert f"a cat weighs {len('plain-value-' + SECRET)} stone" in data_of(events, "result")["result"]
+    assert (await fleet[2].client.delete("/api/v1/mcp-servers/scales")).status_code == 204
+
+
+async def test_a_server_that_does_not_answer_is_shown_as_failed_and_the_run_goes_on(fleet: Fleet) -> None:
+    server = {"type": "http", "url": "http://127.0.0.1:1/mcp"}
+    session_id = await fleet[0].session(mcp_servers={"gone": server})
+    events = await events_of_run(fleet, session_id, "say hello")
+    assert [(s["name"], s["status"]) for s in data_of(events, "init")["mcp_servers"]] == [("gone", "failed")]
+    assert events[-1].data["status"] == "succeeded"
+
+
+async def test_what_has_gone_since_the_request_ends_the_run_with_its_name(fleet: Fleet) -> None:
+    await put(fleet[0], "/secrets/SHORT_LIVED", {"value": SECRET})
+    await put(fleet[0], "/mcp-servers/short", stdio())
+    with_secret = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SHORT_LIVED}")})
+    with_server = await fleet[0].session(mcp_servers={"things": {"type": "registered", "name": "short"}})
+    for path in ("/secrets/SHORT_LIVED", "/mcp-servers/short"):
+        assert (await fleet[1].client.delete(f"/api/v1{path}")).status_code == 204
+    for session_id, name in ((with_secret, "SHORT_LIVED"), (with_server, "short")):
+        error = data_of(await events_of_run(fleet, session_id, "say hello"), "error")
+        assert error["code"] == "agent_start_failed"
+        assert name in error["message"]
