@@ -49,10 +49,11 @@ async def test_secrets_are_not_in_reach_of_tools_nor_in_answers_events_logs_and_
     lines = [" ".join(process.cmdline()) for process in owner.descendants()]
     assert any("mcp_things" in line for line in lines)
     assert not [line for line in lines if SECRET in line]
-    await fleet[1].ask(session_id, f"run env; find $HOME/.. -name mcp.json; grep -rs {SECRET[:6]}-13 $HOME/.. .; echo")
+    pattern = SECRET.replace("-", ".")
+    await fleet[1].ask(session_id, f"run env; ls $HOME/../given; grep -rs {pattern} $HOME $HOME/../given $TMPDIR .; echo")
     said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
     assert "CLAUDECODE=1" in said
-    assert "given/mcp.json" not in said
+    assert "mcp.json" not in said
     assert SECRET not in said
     assert SECRET not in (await fleet[2].get(f"/sessions/{session_id}")).text
     assert SECRET not in "".join(instance.log.read_text() for instance in fleet.instances)
