@@ -50,7 +50,8 @@ async def test_secrets_are_not_in_reach_of_tools_nor_in_answers_events_logs_and_
     assert any("mcp_things" in line for line in lines)
     assert not [line for line in lines if SECRET in line]
     pattern = SECRET.replace("-", ".")
-    await fleet[1].ask(session_id, f"run env; ls $HOME/../given; grep -rs {pattern} $HOME $HOME/../given $TMPDIR .; echo")
+    places = "$HOME $HOME/../given $TMPDIR ."
+    await fleet[1].ask(session_id, f"run env; ls $HOME/../given; grep -rs {pattern} {places}; echo")
     said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
     assert "CLAUDECODE=1" in said
     assert "mcp.json" not in said

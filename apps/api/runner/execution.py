@@ -230,10 +230,7 @@ class Execution:
             workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
-        try:
-            given = await extensions.prepare(self._core, self.tenant_id, claim.config, scratch / "given")
-        except ApiError as error:
-            raise CannotStart(error.message) from error
+        given = await extensions.prepare(self._core, self.tenant_id, claim.config, scratch / "given")
         sdk_options = options.build(
             settings,
             claim.config,

@@ -15,6 +15,8 @@ from apps.api.core import mcp, skills
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.skills import BODY, PLUGIN, Skill
+from apps.api.errors import ApiError
+from apps.api.runner.agent import CannotStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,12 @@ class Extensions:
 async def prepare(core: Core, tenant_id: UUID, config: AgentConfig, given: Path) -> Extensions:
     """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first.
 
-    Raises ApiError when an MCP server is not allowed, or lacks something.
+    Raises CannotStart when an MCP server is not allowed, or lacks something.
     """
-    servers = await mcp.resolve(core, tenant_id, config.mcp_servers)
+    try:
+        servers = await mcp.resolve(core, tenant_id, config.mcp_servers)
+    except ApiError as error:
+        raise CannotStart(error.message) from error
     owned = await skills.own(core.db, tenant_id)
     return await asyncio.to_thread(_write_all, given, owned, servers)
 
