@@ -22,7 +22,7 @@ from apps.api.core.instances import Lease
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import ApiError, LeaseLost, Unavailable
+from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner import extensions, messages, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.hooks import Hooks
