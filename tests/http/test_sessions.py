@@ -104,6 +104,8 @@ async def test_a_new_session_is_idle_and_the_same_on_every_instance(fleet: Fleet
         "model": "claude-opus-4-1",
         "permission_mode": "default",
         "tools": None,
+        "agent": None,
+        "profile": None,
         "config": {"model": "claude-opus-4-1"},
         "num_turns": 0,
         "total_cost_usd": 0.0,

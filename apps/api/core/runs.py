@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.core import presets, profiles, secrets, sessions
+from apps.api.core import pins, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.idempotency import Idempotency, remember, repeated, reused
-from apps.api.core.presets import Choice
+from apps.api.core.pins import Choice, Pins
 from apps.api.core.profiles import Profile
 from apps.api.core.sessions import Labels, Page
 from apps.api.db import Database
@@ -52,8 +52,9 @@ class Request:
     @property
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
-        asks_more = self.idempotency or self.on_busy != "enqueue" or self.timeout_asked or self.choice.profile
-        return not (self.session_id is None or asks_more or self.labels != NO_LABELS or self.config.given())
+        asks_more = self.idempotency or self.on_busy != "enqueue" or self.timeout_asked
+        chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.given()
+        return not (self.session_id is None or asks_more or chooses)
 
     @property
     def asked_seconds(self) -> float | None:
@@ -114,8 +115,10 @@ async def submit(
             return Submitted(before.session_id, before.run_id, after, repeated=True)
         changed = None
         if request.session_id is None:
-            config, pins = presets.pin(request.choice, request.config, request.asked_seconds)
-            session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pins)
+            config, pinned = await pins.pin(
+                connection, tenant_id, request.choice, request.config, request.asked_seconds
+            )
+            session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pinned)
             request = replace(request, session_id=session_id)
         else:
             changed = await _prepare(connection, tenant_id, request)
@@ -132,8 +135,8 @@ _BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at
 
 async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
     row = await connection.fetchrow(
-        "SELECT config, profile FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL"
-        " FOR NO KEY UPDATE",
+        "SELECT config, profile, agent_id, agent_version FROM sessions"
+        " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         request.session_id,
         tenant_id,
     )
@@ -143,6 +146,9 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # granted sees what those have queued who had it before.
     if request.on_busy == "reject" and await connection.fetchval(_BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
+    if request.choice.agent is not None:
+        pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
+        await pins.require_same(connection, request.choice.agent, pinned)
     profile = _profile(request, row["profile"])
     changes = request.config.given()
     if "cwd" in changes and changes["cwd"] != row["config"].get("cwd"):
@@ -232,8 +238,8 @@ async def create_session(
 
     Raises:
         Conflict: the idempotency key was for another request.
-        ValidationError: a secret is missing, and as `presets.pin`.
-        Forbidden: as `presets.pin`.
+        ValidationError: a secret is missing, and as `pins.pin`.
+        Forbidden: as `pins.pin`.
     """
     await secrets.require(db, tenant_id, config.hook_secrets())
     async with db.transaction() as connection:
@@ -241,8 +247,8 @@ async def create_session(
             if before.session_id is None:
                 raise reused()
             return before.session_id
-        config, pins = presets.pin(choice, config)
-        session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pins)
+        config, pinned = await pins.pin(connection, tenant_id, choice, config)
+        session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pinned)
         if idempotency:
             await remember(connection, tenant_id, idempotency, session_id=session_id)
         return session_id

@@ -19,10 +19,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, timestamp
-from apps.api.core.presets import NO_PINS, Pins
+from apps.api.core.pins import NO_PINS, Pins, split
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
-from apps.api.models import Instance, Run, Session
+from apps.api.models import Agent, Instance, Run, Session
 from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
 
@@ -52,16 +52,18 @@ class Filters:
     search: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
+    agent: str | None = None
 
 
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
+  s.agent_id, s.agent_version, a.name AS agent_name,
   i.lease_expires_at > now() AS owner_alive,
   (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
   (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
   (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued
-FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id
+FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id LEFT JOIN agents a ON a.id = s.agent_id
 WHERE s.id = ANY($1::uuid[]) AND s.tenant_id = $2 AND s.deleted_at IS NULL
 """
 
@@ -82,6 +84,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "model": config.model or default_model,
         "permission_mode": config.permission_mode or row["permission_mode"] or "default",
         "tools": config.tools if config.tools is not None else row["tools"],
+        "agent": _agent(row),
         "profile": row["profile"],
         "config": config.public(),
         "num_turns": row["num_turns"],
@@ -94,6 +97,12 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "updated_at": timestamp(row["updated_at"]),
         "last_active_at": timestamp(row["last_active_at"]),
     }
+
+
+def _agent(row: asyncpg.Record) -> dict[str, Any] | None:
+    if row["agent_id"] is None:
+        return None
+    return {"id": str(row["agent_id"]), "name": row["agent_name"], "version": row["agent_version"]}
 
 
 async def insert(
@@ -188,6 +197,8 @@ async def list_page(
         query = query.where(func.strpos(func.lower(Session.title), filters.search.lower()) > 0)
     if filters.created_after is not None:
         query = query.where(Session.created_at > filters.created_after)
+    if filters.agent is not None:
+        query = query.where(*_of_agent(tenant_id, filters.agent))
     if filters.status is not None:
         query = query.where(_STATUS_FILTERS[filters.status])
     if cursor is not None:
@@ -200,6 +211,13 @@ async def list_page(
     data = [states[row.id] for row in found[:limit] if row.id in states]
     more = len(found) > limit
     return Page(data, _write_cursor(found[limit - 1].created_at, found[limit - 1].id) if more else None)
+
+
+def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
+    id_, name, version = split(reference)
+    is_it = Agent.id == id_ if id_ else Agent.name == name
+    found = [Session.agent_id.in_(select(Agent.id).where(Agent.tenant_id == tenant_id, is_it))]
+    return found if version is None else [*found, Session.agent_version == version]
 
 
 def _has_run(*statuses: str) -> Any:

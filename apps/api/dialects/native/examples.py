@@ -7,7 +7,8 @@ from typing import Any
 # FastAPI leaves null values out of examples, so these are chosen to have none where a schema requires the field.
 
 IDS = {"session_id": "6975080a-2ab1-4c32-b91d-3c7dd095a62a", "run_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154"}
-_MOMENT = "2026-01-31T12:00:00.000Z"
+AGENT_ID = "b1f0c8de-6c0c-4a0e-9a41-0a9f3a0f7c55"
+MOMENT = "2026-01-31T12:00:00.000Z"
 RESULT: dict[str, Any] = {
     "status": "succeeded",
     "result": "Here are the Python files: app.py, test_app.py.",
@@ -37,8 +38,8 @@ RUN: dict[str, Any] = {
     "timeout_seconds": 300.0,
     "first_seq": 1,
     "last_seq": 7,
-    "created_at": _MOMENT,
-    "started_at": _MOMENT,
+    "created_at": MOMENT,
+    "started_at": MOMENT,
     "finished_at": "2026-01-31T12:00:02.140Z",
 }
 SESSION: dict[str, Any] = {
@@ -53,6 +54,7 @@ SESSION: dict[str, Any] = {
     "model": "claude-sonnet-4-5",
     "permission_mode": "acceptEdits",
     "tools": ["Bash", "Edit", "Glob", "Grep", "Read", "Write"],
+    "agent": {"id": AGENT_ID, "name": "reviewer", "version": 3},
     "profile": "dev",
     "config": {"permission_mode": "acceptEdits"},
     "num_turns": 2,
@@ -61,14 +63,14 @@ SESSION: dict[str, Any] = {
     "last_seq": 7,
     "parent_session_id": "0d7f3c55-4f3c-4b1c-9c39-0c1f0b6a7d11",
     "owner": "51336823-854a-48a5-b188-c855626b041f",
-    "created_at": _MOMENT,
-    "updated_at": _MOMENT,
-    "last_active_at": _MOMENT,
+    "created_at": MOMENT,
+    "updated_at": MOMENT,
+    "last_active_at": MOMENT,
 }
 MESSAGE: dict[str, Any] = {
     **IDS,
     "seq": 2,
-    "created_at": _MOMENT,
+    "created_at": MOMENT,
     "role": "user",
     "content": [{"type": "text", "text": "List the Python files here."}],
     "parent_tool_use_id": None,

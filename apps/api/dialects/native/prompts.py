@@ -11,7 +11,7 @@ from apps.api.auth import Principal
 from apps.api.core import runs
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.presets import Choice
+from apps.api.core.pins import Choice
 from apps.api.core.runs import Submitted
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
@@ -50,7 +50,7 @@ async def _submit(
             labels=labels(body),
             on_busy=body.on_busy,
             idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,
-            choice=Choice(body.profile, policy_of(core, caller)),
+            choice=Choice(body.profile, policy_of(core, caller), body.agent),
             timeout_asked=body.timeout_seconds is not None,
         ),
         max_queued=core.settings.max_queued_runs_per_session,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apps.api.dialects.native import (
     account,
+    agents,
     control,
     mcp_servers,
     profiles,
@@ -14,5 +15,5 @@ from apps.api.dialects.native import (
     skills,
 )
 
-_MODULES = (prompts, sessions, control, runs, profiles, mcp_servers, skills, secrets, account)
+_MODULES = (prompts, sessions, control, runs, agents, profiles, mcp_servers, skills, secrets, account)
 routers = [module.router for module in _MODULES]

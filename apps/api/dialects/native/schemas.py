@@ -19,10 +19,14 @@ MetadataValue = Annotated[Text, Field(max_length=512)]
 Title = Annotated[Text, Field(min_length=1, max_length=200)]
 RunStatus = Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
 
+AgentRef = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[1-9][0-9]{0,8})?$")]
+
 MAX_TIMEOUT_SECONDS = 86_400
 
 
-def _shown(example: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+def described(example: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """What adds an example, and the descriptions of the options, to a body's schema."""
+
     def extend(schema: dict[str, Any]) -> None:
         schema["examples"] = [example]
         for name, described in schema["properties"].items():
@@ -62,9 +66,15 @@ class SessionBody(AgentConfig, LabelFields):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra=_shown({"title": "Weekly report", "permission_mode": "acceptEdits"}),
+        json_schema_extra=described({"title": "Weekly report", "permission_mode": "acceptEdits"}),
     )
 
+    agent: AgentRef | None = Field(
+        None,
+        description="A preset to begin with: its name or id, or `name@version`; what the request gives wins over it."
+        " For an existing session: the same, or nothing.",
+        examples=["reviewer", "reviewer@3"],
+    )
     profile: Name | None = Field(
         None,
         description="The operator's profile that the session runs under, from its creation on; `GET /profiles` lists"
@@ -78,7 +88,7 @@ class NextPromptBody(SessionBody):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra=_shown({"prompt": "And now as a table, please."}),
+        json_schema_extra=described({"prompt": "And now as a table, please."}),
     )
 
     prompt: str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)] = Field(
@@ -106,7 +116,7 @@ class PromptBody(NextPromptBody):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra=_shown({"prompt": "List the Python files here.", "allowed_tools": ["Glob", "Read"]}),
+        json_schema_extra=described({"prompt": "List the Python files here.", "allowed_tools": ["Glob", "Read"]}),
     )
 
     session_id: UUID | None = Field(None, description="Continue this session.")
@@ -114,6 +124,14 @@ class PromptBody(NextPromptBody):
 
 class PatchBody(LabelFields):
     """What to change; what is left out stays. Lists and maps are replaced whole."""
+
+
+class PinnedAgent(BaseModel):
+    """The preset that a session began with, in the version of then."""
+
+    id: UUID
+    name: str
+    version: int
 
 
 class SessionState(BaseModel):
@@ -132,6 +150,7 @@ class SessionState(BaseModel):
     model: str
     permission_mode: str
     tools: list[str] | None = Field(description="Tools of the agent; null before the first run.")
+    agent: PinnedAgent | None
     profile: str | None = Field(description="The profile that it was created under.")
     config: dict[str, Any] = Field(description="Its options, with the profile's defaults.")
     num_turns: int

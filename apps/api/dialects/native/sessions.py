@@ -12,7 +12,7 @@ from apps.api.auth import Principal
 from apps.api.core import runs, sessions
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.presets import Choice
+from apps.api.core.pins import Choice
 from apps.api.core.sessions import Filters, utc
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
@@ -39,7 +39,8 @@ async def create_session(
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
-    given, choice = await checked(core, caller.tenant_id, body), Choice(body.profile, policy_of(core, caller))
+    given = await checked(core, caller.tenant_id, body)
+    choice = Choice(body.profile, policy_of(core, caller), body.agent)
     session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
     return await _state(core, caller, session_id)
 
@@ -59,6 +60,9 @@ async def list_sessions(
     ] = None,
     tag: Annotated[str | None, Query(max_length=64, description="Has this tag.")] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the title, any case.")] = None,
+    agent: Annotated[
+        wire.AgentRef | None, Query(description="Began with this preset: its name or id, or `name@version`.")
+    ] = None,
     created_after: Annotated[datetime | None, Query(description="A moment with its time zone.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -80,7 +84,7 @@ async def list_sessions(
     page = await sessions.list_page(
         core.db,
         caller.tenant_id,
-        Filters(status, tag, search, wanted, created_after),
+        Filters(status, tag, search, wanted, created_after, agent),
         limit=limit,
         cursor=cursor,
         default_model=core.settings.default_model,

@@ -1,0 +1,108 @@
+"""What a client chooses for a session beside its options, and what of that the session is pinned to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core import profiles
+from apps.api.core.config import AgentConfig
+from apps.api.core.profiles import UNRESTRICTED, Policy
+from apps.api.errors import NotFound, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a client chose for a session beside its options, and what its key may choose from.
+
+    Attributes:
+        agent: a preset: its name or id, perhaps with `@version`.
+    """
+
+    profile: str | None = None
+    policy: Policy = UNRESTRICTED
+    agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What a session keeps from its creation on, whatever becomes of it elsewhere."""
+
+    profile: str | None = None
+    agent_id: UUID | None = None
+    agent_version: int | None = None
+
+
+NO_PINS = Pins()
+
+
+def split(reference: str) -> tuple[UUID | None, str, int | None]:
+    """Id, name and version of a reference: `name` or `id`, perhaps with `@version`. The name of an id is its text."""
+    named, _, version = reference.partition("@")
+    return as_id(named), named, int(version) if version else None
+
+
+def as_id(text: str) -> UUID | None:
+    """The id that this text is, if it is one."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+_FIND = """
+SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,
+  v.created_at AS updated_at
+FROM agents a JOIN agent_versions v ON v.agent_id = a.id AND v.version = coalesce($4, a.version)
+WHERE a.tenant_id = $1 AND (a.id = $2 OR ($2 IS NULL AND a.name = $3)) AND a.deleted_at IS NULL
+"""
+
+
+async def find(connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, reference: str) -> asyncpg.Record:
+    """A preset's version. Raises NotFound `agent_not_found`."""
+    row = await connection.fetchrow(_FIND, tenant_id, *split(reference))
+    if row is None:
+        raise NotFound.of("agent")
+    return row
+
+
+async def pin(
+    connection: asyncpg.Connection | asyncpg.Pool,
+    tenant_id: UUID,
+    choice: Choice,
+    config: AgentConfig,
+    timeout_seconds: float | None = None,
+) -> tuple[AgentConfig, Pins]:
+    """The configuration of a new session: the preset's, overlaid with what is given, under the profile.
+
+    Args:
+        timeout_seconds: the deadline that the client asks for.
+
+    Raises:
+        NotFound: no such preset.
+        ValidationError: no such profile.
+        Forbidden: the key may not use the profile, or the configuration would widen it.
+    """
+    pins, wanted = NO_PINS, choice.profile
+    if choice.agent is not None:
+        found = await find(connection, tenant_id, choice.agent)
+        config = AgentConfig.model_validate({**found["config"], **config.given()})
+        pins, wanted = Pins(None, found["id"], found["version"]), wanted or found["profile"]
+    name = choice.policy.choose(wanted)
+    if name is None:
+        return config, pins
+    profile = choice.policy.profiles[name]
+    profiles.refuse(profiles.problems(profile, config, timeout_seconds))
+    return profiles.clamp(profile, config), Pins(name, pins.agent_id, pins.agent_version)
+
+
+async def require_same(connection: asyncpg.Connection, reference: str, pinned: Pins) -> None:
+    """Raises ValidationError unless the reference is to what a session is pinned to."""
+    id_, name, version = split(reference)
+    known = await connection.fetchval("SELECT name FROM agents WHERE id = $1", pinned.agent_id)
+    same = known is not None and (id_ == pinned.agent_id or (id_ is None and name == known))
+    if not same or version not in (None, pinned.agent_version):
+        what = f"{known}@{pinned.agent_version}" if known else "none"
+        raise ValidationError.of("agent", f"is fixed when the session is created: {what}")

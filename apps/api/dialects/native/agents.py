@@ -1,0 +1,177 @@
+"""Presets: named, versioned configurations that sessions begin with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ValidationError as Invalid
+
+from apps.api.auth import Principal
+from apps.api.core import presets, secrets
+from apps.api.core.config import AgentConfig
+from apps.api.core.context import Core
+from apps.api.core.idempotency import Idempotency
+from apps.api.core.names import Name, Text
+from apps.api.core.presets import Draft
+from apps.api.dialects.native import examples
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, checked, errors
+from apps.api.dialects.native.schemas import described
+from apps.api.errors import ValidationError
+from apps.api.http.route import CoreDep, Reader, Writer, policy_of
+
+router = APIRouter(prefix=PREFIX, tags=["agents"])
+
+_CONFIG = {"system_prompt_append": "You review code.", "tools": ["Glob", "Grep", "Read"], "max_turns": 20}
+_EXAMPLE: dict[str, Any] = {
+    "id": examples.AGENT_ID,
+    "name": "reviewer",
+    "description": "Reviews a change and says what is wrong.",
+    "version": 3,
+    "newest_version": 3,
+    "profile": "readonly",
+    "config": _CONFIG,
+    "created_at": examples.MOMENT,
+    "updated_at": examples.MOMENT,
+}
+
+
+class PresetFields(AgentConfig):
+    """All of a preset but its name: configuration in the SDK's own option names, profile, description."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=described({**_CONFIG, "profile": "readonly"}))
+
+    description: Annotated[Text, Field(max_length=2000)] | None = Field(
+        None, description="For people.", examples=["Reviews a change and says what is wrong."]
+    )
+    profile: Name | None = Field(
+        None, description="Profile of sessions that begin with it and name none.", examples=["readonly"]
+    )
+
+
+class PresetBody(PresetFields):
+    """A new preset."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra=described({"name": "reviewer", **_CONFIG, "profile": "readonly"})
+    )
+
+    name: Name = Field(description="Unique among the tenant's presets.", examples=["reviewer"])
+
+
+class PresetState(BaseModel):
+    """A preset in one version. `config` shows names, not values, of `env` and headers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    id: str
+    name: str
+    description: str | None
+    version: int
+    newest_version: int
+    profile: str | None
+    config: dict[str, Any]
+    created_at: datetime = Field(description="Of the preset.")
+    updated_at: datetime = Field(description="When this version was made.")
+
+
+class PresetList(BaseModel):
+    data: list[PresetState]
+    next_cursor: str | None
+
+
+AgentId = Annotated[
+    str,
+    Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="The preset's name or id.", examples=["reviewer"]),
+]
+
+
+async def _state(core: Core, caller: Principal, agent: str) -> PresetState:
+    return PresetState.model_validate(await presets.get(core.db, caller.tenant_id, agent))
+
+
+async def _checked(core: Core, caller: Principal, body: PresetFields) -> AgentConfig:
+    given = await checked(core, caller.tenant_id, body)
+    await secrets.require(core.db, caller.tenant_id, given.hook_secrets())
+    return given
+
+
+@router.post("/agents", status_code=201, responses=errors(400, 409, 413))
+async def create_agent(
+    request: Request, core: CoreDep, caller: Writer, body: PresetBody, idempotency_key: IdempotencyKey = None
+) -> PresetState:
+    """Create a preset, version 1. 409 `name_in_use`; 403 when it would widen its profile."""
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    repeat = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
+    draft = Draft(body.description, body.profile, await _checked(core, caller, body))
+    agent_id = await presets.create(core.db, caller.tenant_id, body.name, draft, policy_of(core, caller), repeat)
+    return await _state(core, caller, str(agent_id))
+
+
+@router.get("/agents", responses=errors())
+async def list_agents(
+    core: CoreDep,
+    caller: Reader,
+    search: Annotated[Text | None, Query(max_length=200, description="Part of name or description, any case.")] = None,
+    limit: Limit = 50,
+    cursor: Annotated[Name | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> PresetList:
+    """The tenant's presets in their newest versions, by name."""
+    page = await presets.list_page(core.db, caller.tenant_id, search, limit=limit, cursor=cursor)
+    return PresetList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+
+
+@router.get("/agents/{agent}", responses=errors(404))
+async def get_agent(
+    core: CoreDep,
+    caller: Reader,
+    agent: AgentId,
+    version: Annotated[int | None, Query(ge=1, le=999_999_999, description="The newest if left out.")] = None,
+) -> PresetState:
+    """A preset in its newest version, or in `version`."""
+    return await _state(core, caller, agent if version is None else f"{agent}@{version}")
+
+
+@router.put("/agents/{agent}", responses=errors(400, 404, 413))
+async def replace_agent(core: CoreDep, caller: Writer, agent: AgentId, body: PresetFields) -> PresetState:
+    """Add a version that is nothing but this. Sessions that exist keep theirs."""
+    return await _revise(core, caller, agent, body, whole=True)
+
+
+@router.patch("/agents/{agent}", responses=errors(400, 404, 413))
+async def patch_agent(core: CoreDep, caller: Writer, agent: AgentId, body: PresetFields) -> PresetState:
+    """Add a version: the newest with these fields changed, each as a whole; null takes one away."""
+    return await _revise(core, caller, agent, body, whole=False)
+
+
+async def _revise(core: Core, caller: Principal, agent: str, body: PresetFields, *, whole: bool) -> PresetState:
+    await _checked(core, caller, body)
+    changes = body.model_dump(exclude_unset=True, by_alias=True)
+    try:
+        await presets.revise(core.db, caller.tenant_id, agent, changes, policy_of(core, caller), whole=whole)
+    except Invalid as error:
+        first = error.errors()[0]
+        raise ValidationError.of(".".join(str(part) for part in first["loc"]), first["msg"]) from error
+    return await _state(core, caller, agent)
+
+
+@router.delete("/agents/{agent}", status_code=204, responses=errors(404))
+async def delete_agent(core: CoreDep, caller: Writer, agent: AgentId) -> Response:
+    """Remove a preset. Its name is free again; sessions that began with it keep what they have."""
+    await presets.delete(core.db, caller.tenant_id, agent)
+    return Response(status_code=204)
+
+
+@router.get("/agents/{agent}/versions", responses=errors(404))
+async def list_versions(
+    core: CoreDep,
+    caller: Reader,
+    agent: AgentId,
+    limit: Limit = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")] = None,
+) -> PresetList:
+    """All versions of a preset, newest first."""
+    page = await presets.versions(core.db, caller.tenant_id, agent, limit=limit, cursor=cursor)
+    return PresetList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
