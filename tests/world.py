@@ -14,10 +14,12 @@ import pytest
 
 from apps.api.core import instances, queue, runs, sessions, tasks
 from apps.api.core.config import AgentConfig
+from apps.api.core.context import Core
 from apps.api.core.follow import Followers
 from apps.api.core.frames import decode
 from apps.api.core.instances import Lease
 from apps.api.core.log import Writer
+from apps.api.core.outbound import Outbound
 from apps.api.core.queue import Claim
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.core.runs import Submitted
@@ -157,6 +159,24 @@ class Relay:
     publisher: Publisher
     subscriptions: Subscriptions
     followers: Followers
+
+
+def core_of(world: World, relay: Relay | None = None) -> Core:
+    """The core of an instance as its composition root builds it; without `relay` nothing of it runs."""
+    if relay is None:
+        subscriptions = Subscriptions(world.redis)
+        relay = Relay(Publisher(world.redis), subscriptions, Followers(world.db, world.redis, subscriptions))
+    return Core(
+        settings=world.settings,
+        instance_id=uuid4(),
+        db=world.db,
+        redis=world.redis,
+        publisher=relay.publisher,
+        subscriptions=relay.subscriptions,
+        followers=relay.followers,
+        outbound=Outbound(world.settings.outbound_allow),
+        profiles={},
+    )
 
 
 @asynccontextmanager

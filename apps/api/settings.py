@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     debug: bool = False
 
     request_timeout: float = Field(300, gt=0, le=86_400)
+    action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
     rate_limit_query_per_minute: int = Field(10, ge=0)
     max_body_bytes: int = Field(1_500_000, ge=1024)
     max_prompt_chars: int = Field(400_000, ge=1)

@@ -16,7 +16,7 @@ from apps.api.core.log import Event, Outcome
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.redis import open_redis
 from tests.proxy import changed
-from tests.world import PATIENCE, Relay, World, administrator, relaying, until, waiting_for_locks
+from tests.world import PATIENCE, Relay, World, administrator, core_of, relaying, until, waiting_for_locks
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ async def relay(world: World) -> AsyncIterator[Relay]:
 
 async def send(world: World, relay: Relay, session_id: UUID, tenant_id: UUID | None = None) -> tuple[str, UUID]:
     tenant_id = tenant_id or world.tenant_id
-    return await commands.send(
-        world.db, world.redis, relay.publisher, relay.subscriptions, tenant_id, session_id, "interrupt"
-    )
+    sent = await commands.send(core_of(world, relay), tenant_id, session_id, "interrupt")
+    assert sent.run_id is not None
+    return sent.status, sent.run_id
 
 
 class Ear:

@@ -13,16 +13,15 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
-from apps.api.core import commands, log, queue, runs, sessions
+from apps.api.core import cancellation, commands, control, log, queue, runs, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.log import Event, Outcome
-from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.core.sessions import Filters, Labels, Page
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from apps.api.redis import open_redis
 from tests.proxy import changed, redis_proxy
-from tests.world import World, administrator, until, waiting_for_locks
+from tests.world import World, administrator, core_of, until, waiting_for_locks
 
 MODEL = "claude-default"
 
@@ -257,7 +256,7 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
     await redis.client.delete(key)
     await sessions.get(db, redis, world.tenant_id, session_id, MODEL)
     assert await redis.client.get(key)  # what is cached must not be told either
-    publisher, subscriptions = Publisher(redis), Subscriptions(redis)
+    core = core_of(world)
     attempts: dict[str, Awaitable[object]] = {
         "get": sessions.get(db, redis, stranger, session_id, MODEL),
         "require": sessions.require(db, stranger, session_id),
@@ -268,7 +267,9 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
         "run": runs.get(db, stranger, claim.run_id),
         "extent": runs.extent(db, stranger, claim.run_id),
         "runs": runs.list_page(db, stranger, session_id, limit=10, cursor=None),
-        "command": commands.send(db, redis, publisher, subscriptions, stranger, session_id, "interrupt"),
+        "command": commands.send(core, stranger, session_id, "interrupt"),
+        "cancel": cancellation.cancel(core, stranger, claim.run_id),
+        "control": control.reconfigure(core, stranger, session_id, {"model": "m"}),
     }
     for name, attempt in attempts.items():
         with pytest.raises(ApiError) as caught:

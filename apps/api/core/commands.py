@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from apps.api.core.relay import Publisher, Subscriptions
+import asyncpg
+
+from apps.api.core.context import Core
+from apps.api.core.relay import Publisher
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
@@ -23,13 +26,27 @@ _POLL = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the owner is asked to do. `type` is `interrupt` so far."""
+    """What the owner is asked to do.
+
+    Attributes:
+        type: `interrupt`, `cancel`, `answer`, `control`, `context` or `mcp`; see runner/orders.py.
+        run_id: the run that it is about, if it is about one.
+    """
 
     id: UUID
     session_id: UUID
     run_id: UUID | None
     type: str
     payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of a command: `applied`, with what the owner answered, or `accepted`: the owner has been told."""
+
+    status: str
+    run_id: UUID | None
+    result: dict[str, Any]
 
 
 class _Bell:
@@ -48,77 +65,90 @@ class _Bell:
 _STORE = """
 WITH target AS (SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE)
 INSERT INTO commands (id, session_id, run_id, type, payload)
-SELECT $1, target.id, r.id, $4, $5 FROM target JOIN runs r ON r.id = $3
-WHERE r.status IN ('running','requires_action')
+SELECT $1, target.id, $3, $4, $5 FROM target
+WHERE $3::uuid IS NULL OR EXISTS (SELECT 1 FROM runs WHERE id = $3 AND finished_at IS NULL)
+"""
+
+_TARGET = """
+SELECT s.deleted_at, i.id AS owner_id, r.id AS run_id FROM sessions s
+LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
+LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')
+WHERE s.id = $1 AND s.tenant_id = $2
 """
 
 
+def not_live(message: str = "No run of this session is live.") -> Conflict:
+    """409 `no_live_run`."""
+    return Conflict(message, code="no_live_run")
+
+
 async def send(
-    db: Database,
-    redis: Redis,
-    publisher: Publisher,
-    subscriptions: Subscriptions,
+    core: Core,
     tenant_id: UUID,
     session_id: UUID,
     type_: str,
     payload: Mapping[str, Any] | None = None,
-) -> tuple[str, UUID]:
-    """Ask the owner of the session's active run. Returns `applied` or `accepted`, and the run's id.
+    *,
+    run_id: UUID | None = None,
+    any_run: bool = False,
+    with_it: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+) -> Sent:
+    """Ask the owner of a session, and wait for its answer for at most WAIT seconds.
+
+    Args:
+        run_id: the run that it is about; the active one unless given.
+        any_run: it is about the session: a living owner is enough.
+        with_it: what else to store in the same transaction; what it raises leaves nothing stored.
 
     Raises:
         NotFound: no such session.
-        Conflict: `no_live_run`: nothing runs, or its owner is dead, or the run ended before the command arrived.
+        Conflict: `no_live_run`: nothing runs, or its owner is dead, or the run ended before the command arrived;
+            or the owner's own code, when it could not do it.
     """
-    row = await db.pool.fetchrow(
-        """
-        SELECT s.deleted_at, i.id AS owner_id, r.id AS run_id FROM sessions s
-        LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
-        LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')
-        WHERE s.id = $1 AND s.tenant_id = $2
-        """,
-        session_id,
-        tenant_id,
-    )
+    row = await core.db.pool.fetchrow(_TARGET, session_id, tenant_id)
     if row is None:
         raise NotFound.of("session")
     if row["deleted_at"] is not None:
         raise Conflict("This session has been deleted.", code="session_deleted")
-    if row["owner_id"] is None or row["run_id"] is None:
-        raise Conflict("No run of this session is live.", code="no_live_run")
-    command = Command(uuid4(), session_id, row["run_id"], type_, payload or {})
-    bell = _Bell()
+    about = run_id or (None if any_run else row["run_id"])
+    if row["owner_id"] is None or (about is None and not any_run):
+        raise not_live()
+    command = Command(uuid4(), session_id, about, type_, payload or {})
+    bell, reply = _Bell(), core.redis.keys.reply(command.id)
     try:
-        await subscriptions.subscribe(redis.keys.reply(command.id), bell)
-        stored = await db.pool.execute(
-            _STORE,
-            command.id,
-            command.session_id,
-            command.run_id,
-            command.type,
-            dict(command.payload),
-            row["owner_id"],
-        )
-        if stored != "INSERT 0 1":
-            raise Conflict("No run of this session is live.", code="no_live_run")
-        publisher.notify(redis.keys.instance(row["owner_id"]), f"command:{session_id}")
-        status = await _settled(db, command.id, bell)
+        await core.subscriptions.subscribe(reply, bell)
+        async with core.db.transaction() as connection:
+            fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
+            if await connection.execute(_STORE, *fields) != "INSERT 0 1":
+                raise not_live()
+            if with_it is not None:
+                await with_it(connection)
+        core.publisher.notify(core.redis.keys.instance(row["owner_id"]), f"command:{session_id}")
+        status, result = await _settled(core.db, command.id, bell)
     finally:
-        subscriptions.unsubscribe(redis.keys.reply(command.id), bell)
+        core.subscriptions.unsubscribe(reply, bell)
     if status == "rejected":
-        raise Conflict("The run ended before it could be stopped.", code="no_live_run")
-    return ("applied" if status == "applied" else "accepted"), row["run_id"]
+        raise _rejection(result)
+    return Sent("applied" if status == "applied" else "accepted", about, result)
 
 
-async def _settled(db: Database, command_id: UUID, bell: _Bell) -> str:
+def _rejection(result: Mapping[str, Any]) -> Conflict:
+    if "message" in result:
+        return Conflict(result["message"], code=result["code"])
+    return not_live("The run ended before the command reached it.")
+
+
+async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, dict[str, Any]]:
     deadline = asyncio.get_running_loop().time() + WAIT
-    status = "pending"
-    while status == "pending" and (left := deadline - asyncio.get_running_loop().time()) > 0:
+    while (left := deadline - asyncio.get_running_loop().time()) > 0:
         with suppress(TimeoutError):
             async with asyncio.timeout(min(_POLL, left)):
                 await bell.rung.wait()
         bell.rung.clear()
-        status = await db.pool.fetchval("SELECT status FROM commands WHERE id = $1", command_id) or "rejected"
-    return status
+        row = await db.pool.fetchrow("SELECT status, result FROM commands WHERE id = $1", command_id)
+        if row is None or row["status"] != "pending":
+            return ("rejected", {}) if row is None else (row["status"], row["result"] or {})
+    return "pending", {}
 
 
 async def pending(db: Database, instance_id: UUID) -> list[Command]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from apps.api.core.follow import DELETED, Followers
 from apps.api.core.frames import Frame
 from apps.api.core.outbound import Outbound
 from apps.api.core.profiles import Profile
-from apps.api.core.queue import Orphan
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 from apps.api.settings import Settings
+
+if TYPE_CHECKING:  # the queue closes requests, and whoever answers them works with the whole core
+    from apps.api.core.queue import Orphan
 
 
 @dataclass(frozen=True, slots=True)

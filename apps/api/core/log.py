@@ -41,7 +41,8 @@ ORDER BY e.seq LIMIT $5
 """
 
 
-_Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
+Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
+"""What else to store in the transaction of an append; it is given the number of the last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +172,15 @@ class Writer:
         data = event_data(self.session_id, run_id, self.last_seq, datetime.now(UTC), fields)
         self._publisher.send(self._stream, self._channel, (Frame.build(position, type_, data),))
 
-    async def append(self, *events: Event) -> None:
+    async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.
 
         Raises:
             LeaseLost: fenced.
             Unavailable: the database stayed away.
+            Exception: what `also` raised; then nothing was stored.
         """
-        await self._write(events)
+        await self._write(events, also)
 
     async def finish(self, run_id: UUID, outcome: Outcome, *events: Event) -> None:
         """Append the last events of a run, and end the run and add up the session's totals with them."""
@@ -193,7 +195,7 @@ class Writer:
 
         await self._write(events, end_run)
 
-    async def _write(self, events: Sequence[Event], also: _Also | None = None) -> None:
+    async def _write(self, events: Sequence[Event], also: Also | None = None) -> None:
         async with self._lock:
             expected, tried = self.last_seq, False
 

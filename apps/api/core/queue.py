@@ -16,12 +16,12 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api.core import requests
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import Frame, decode
 from apps.api.core.instances import Lease
 from apps.api.core.log import FINISH_RUN, Event, append
 from apps.api.core.profiles import Profile, clamp
-from apps.api.core.runs import Prompt
 from apps.api.db import Database
 
 _CLAIM = """
@@ -44,7 +44,8 @@ WITH next AS (
 )
 UPDATE runs r SET status = 'running', started_at = now(), first_seq = owned.last_seq + 1
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
-RETURNING r.id AS run_id, r.prompt, r.timeout_seconds, coalesce(r.config, owned.config) AS config,
+RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
+  coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
   owned.profile
 """
@@ -59,10 +60,14 @@ class Claim:
 
     Attributes:
         config: the session's, clamped to what its profile allows today.
+        kind: `prompt`; or `rewind` or `reset`, whose `prompt` holds what to rewind to or how to reset.
+        expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
     """
 
     run_id: UUID
-    prompt: Prompt
+    kind: str
+    prompt: Any
+    expand_prompt: bool
     timeout_seconds: float
     config: AgentConfig
     session_id: UUID
@@ -273,10 +278,11 @@ async def abandon(
         "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR NO KEY UPDATE",
         session_id,
     )
-    frames: list[Frame] = []
+    events = await requests.abandon(connection, session_id, str(error["code"]))
     if run_id is not None:
-        events = (Event("error", error, run_id), Event("done", {"status": "failed"}, run_id))
-        frames = await append(connection, session_id, generation, last_seq, events)
+        events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
+    frames = await append(connection, session_id, generation, last_seq, events) if events else []
+    if run_id is not None:
         await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
     await _reject_commands(connection, session_id, "owner_lost")
     return Orphan(session_id, tenant_id, frames)

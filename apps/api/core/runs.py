@@ -19,8 +19,8 @@ from apps.api.core.sessions import Labels, Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 
-OnBusy = Literal["enqueue", "reject"]
-Prompt = str | list[dict[str, Any]]
+OnBusy = Literal["enqueue", "reject", "interrupt"]
+Prompt = str | list[dict[str, Any]] | dict[str, Any]
 
 NO_CHANGES = AgentConfig()
 NO_LABELS = Labels()
@@ -34,9 +34,12 @@ class Request:
     Attributes:
         session_id: continue this session, or None to begin one.
         config: for a new session its configuration; for an existing one what changes from here on.
+        on_busy: `interrupt` names the run that is active in `Submitted.busy_with`, for the caller to interrupt.
         idempotency: the client's key and a fingerprint of its request, if it sent a key.
         choice: for an existing session the same as at its creation, or nothing.
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
+        kind: see `queue.Claim`.
+        expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
     """
 
     prompt: Prompt
@@ -48,11 +51,13 @@ class Request:
     idempotency: Idempotency | None = None
     choice: Choice = NO_CHOICE
     timeout_asked: bool = False
+    kind: str = "prompt"
+    expand_prompt: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
-        asks_more = self.idempotency or self.on_busy != "enqueue" or self.timeout_asked
+        asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked
         chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.given()
         return not (self.session_id is None or asks_more or chooses)
 
@@ -70,6 +75,7 @@ class Submitted:
     run_id: UUID
     after: int
     repeated: bool = False
+    busy_with: UUID | None = None
 
 
 _ENQUEUE = """
@@ -78,11 +84,14 @@ WITH target AS (
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
 ), added AS (
-  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds)
-  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8) FROM target WHERE queued < $8 AND usable
+  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt)
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12
+  FROM target WHERE queued < $8 AND usable
   RETURNING id
 )
-SELECT target.last_seq, target.profile, added.id AS run_id FROM target LEFT JOIN added ON true
+SELECT target.last_seq, target.profile, added.id AS run_id,
+  (SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action')) AS busy_with
+FROM target LEFT JOIN added ON true
 """
 
 
@@ -119,7 +128,7 @@ async def submit(
                 connection, tenant_id, request.choice, request.config, request.asked_seconds
             )
             session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pinned)
-            request = replace(request, session_id=session_id)
+            request = replace(request, session_id=session_id, on_busy="enqueue")
         else:
             changed = await _prepare(connection, tenant_id, request)
         submitted = await _enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
@@ -217,13 +226,16 @@ async def _enqueue(
         max_queued,
         None if policy.bound is None else list(policy.bound),
         policy.timeouts(),
+        request.kind,
+        request.expand_prompt,
     )
     if row is None:
         raise await _missing(connection, tenant_id, request.session_id)
     policy.require(row["profile"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
-    return Submitted(request.session_id, run_id, row["last_seq"])
+    busy_with = row["busy_with"] if request.on_busy == "interrupt" else None
+    return Submitted(request.session_id, run_id, row["last_seq"], busy_with=busy_with)
 
 
 async def create_session(
@@ -255,8 +267,8 @@ async def create_session(
 
 
 _COLUMNS = """
-SELECT id, session_id, status, origin, position, first_seq, last_seq, error, result, total_cost_usd, timeout_seconds,
-  created_at, started_at, finished_at FROM runs
+SELECT id, session_id, kind, status, origin, position, first_seq, last_seq, error, result, total_cost_usd,
+  timeout_seconds, created_at, started_at, finished_at FROM runs
 """
 
 
@@ -268,6 +280,7 @@ def _run(row: asyncpg.Record) -> dict[str, Any]:
     return {
         "run_id": str(row["id"]),
         "session_id": str(row["session_id"]),
+        "kind": row["kind"],
         "status": row["status"],
         "origin": row["origin"],
         "error": row["error"],

@@ -184,6 +184,25 @@ async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, l
     await forget_cached(redis, tenant_id, session_id)
 
 
+async def begin_anew(connection: asyncpg.Connection, session_id: UUID, sdk_session_id: UUID) -> None:
+    """Let the next prompt begin a conversation without history, under a new id of the SDK's."""
+    await connection.execute("UPDATE sessions SET sdk_session_id = $2 WHERE id = $1", session_id, sdk_session_id)
+
+
+async def reconfigure(
+    connection: asyncpg.Connection | asyncpg.Pool, session_id: UUID, owner_id: UUID | None, changes: Mapping[str, Any]
+) -> bool:
+    """Change the configuration while `owner_id` owns the session (None: nobody). False when somebody else does."""
+    status = await connection.execute(
+        "UPDATE sessions SET config = config || $3, updated_at = now()"
+        " WHERE id = $1 AND owner_id IS NOT DISTINCT FROM $2 AND deleted_at IS NULL",
+        session_id,
+        owner_id,
+        dict(changes),
+    )
+    return bool(status == "UPDATE 1")
+
+
 async def list_page(
     db: Database, tenant_id: UUID, filters: Filters, *, limit: int, cursor: str | None, default_model: str
 ) -> Page:
@@ -202,7 +221,7 @@ async def list_page(
     if filters.status is not None:
         query = query.where(_STATUS_FILTERS[filters.status])
     if cursor is not None:
-        query = query.where(tuple_(Session.created_at, Session.id) < tuple_(*_read_cursor(cursor)))
+        query = query.where(tuple_(Session.created_at, Session.id) < tuple_(*read_cursor(cursor)))
     query = query.order_by(Session.created_at.desc(), Session.id.desc()).limit(limit + 1)
     async with db.connect() as connection:
         found = (await connection.execute(query)).all()
@@ -210,7 +229,7 @@ async def list_page(
     states = {row["id"]: _state(row, default_model) for row in rows}
     data = [states[row.id] for row in found[:limit] if row.id in states]
     more = len(found) > limit
-    return Page(data, _write_cursor(found[limit - 1].created_at, found[limit - 1].id) if more else None)
+    return Page(data, write_cursor(found[limit - 1].created_at, found[limit - 1].id) if more else None)
 
 
 def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
@@ -234,11 +253,13 @@ _STATUS_FILTERS: dict[str, Any] = {  # what `_state` says
 }
 
 
-def _write_cursor(created_at: datetime, id_: UUID) -> str:
+def write_cursor(created_at: datetime, id_: UUID) -> str:
+    """The cursor after a row of a list that is ordered by time and id."""
     return base64.urlsafe_b64encode(f"{created_at.isoformat()}|{id_}".encode()).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
+def read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    """What `write_cursor` was given. Raises ValidationError."""
     try:
         moment, _, id_ = base64.urlsafe_b64decode(cursor.encode()).decode().partition("|")
         return utc(datetime.fromisoformat(moment)), UUID(id_)
@@ -305,7 +326,7 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID) -> UUID | None
         await connection.execute(
             "UPDATE runs SET prompt = NULL, result = NULL, config = NULL WHERE session_id = $1", session_id
         )
-        for table in ("events", "transcript_entries", "commands", "idempotency_keys"):
+        for table in ("events", "transcript_entries", "commands", "requests", "idempotency_keys"):
             await connection.execute(f"DELETE FROM {table} WHERE session_id = $1", session_id)  # noqa: S608
         owner: UUID | None = row["owner_id"]
         return owner

@@ -7,9 +7,11 @@ docs/adr/0004-live-relay.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import structlog
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +29,13 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
+
+
+Leaving = Callable[[], Awaitable[None]]
+"""What to do when a client leaves before it has all that it came for."""
+
+
+T = TypeVar("T")
 
 
 class Streams:
@@ -64,11 +73,14 @@ class EventStream(Response):
         *,
         endless: bool = False,
         headers: Mapping[str, str] | None = None,
+        left: Leaving | None = None,
     ) -> None:
-        """`chunks`: frames joined; an empty chunk becomes a keep-alive comment."""
+        """`chunks`: frames joined; an empty chunk becomes a keep-alive comment. `left`: called when the client leaves
+        before they end, not when the server ends the stream."""
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._chunks, self._streams, self.endless = chunks, streams, endless
+        self._left = left
         self._ended: asyncio.Future[None] | None = None
 
     def end(self) -> None:
@@ -86,18 +98,37 @@ class EventStream(Response):
             await asyncio.wait({writer, gone, self._ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._streams.remove(self)
-            left = gone.done()
+            left = gone.done() and not writer.done()
             await tasks.end(writer, gone)
             await self._chunks.aclose()
-        if not writer.cancelled() and (error := writer.exception()):
+        error = None if writer.cancelled() else writer.exception()
+        if error is not None:
             log.warning("sse.cut", error=repr(error))
-        elif not left:
+        if not left and error is None:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif self._left is not None:
+            await self._left()
 
     async def _write(self, send: Send) -> None:
         async for chunk in self._chunks:
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await send({"type": "http.response.body", "body": chunk or KEEP_ALIVE, "more_body": True})
+
+
+async def unless_left(request: Request, waiting: Coroutine[Any, Any, T], left: Leaving | None) -> T | None:
+    """Wait for something on behalf of a client. None when the client has gone away, after `left` was called."""
+    if left is None:
+        return await waiting
+    work = asyncio.create_task(waiting, name="wait")
+    gone = asyncio.create_task(_disconnected(request.receive), name="wait-disconnect")
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        await left()
+        return None
+    finally:
+        await tasks.end(work, gone)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -33,7 +33,7 @@ class Agent:
     """A started CLI. Whoever starts it also closes it, in the same task; `messages` may be read in another."""
 
     def __init__(self, session_id: UUID, client: ClaudeSDKClient) -> None:
-        self._session_id, self._client = session_id, client
+        self._session_id, self.client = session_id, client
         self._reader: asyncio.Task[None] | None = None
         self.turns = 0
 
@@ -43,7 +43,7 @@ class Agent:
         agent = cls(session_id, ClaudeSDKClient(options))
         try:
             async with asyncio.timeout(min(START_TIMEOUT, timeout)):
-                await agent._client.connect()
+                await agent.client.connect()
         except Exception as error:
             await agent.close()
             raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
@@ -62,7 +62,7 @@ class Agent:
         async def reading() -> None:
             failure: Exception | None = None
             try:
-                async for message in self._client.receive_messages():
+                async for message in self.client.receive_messages():
                     await handle(message)
             except Exception as error:  # a dead CLI raises a bare Exception
                 failure = error
@@ -70,24 +70,50 @@ class Agent:
 
         self._reader = asyncio.create_task(reading(), name=f"read-{self._session_id}")
 
-    async def send(self, message_id: UUID, content: Any) -> None:
-        """Give the agent a user's message, a string or content blocks, under an id of ours."""
+    async def send(self, message_id: UUID, content: Any, *, expand: bool = False) -> None:
+        """Give the agent a user's message, a string or content blocks, under an id of ours.
+
+        `expand`: slash commands and `@file` mentions in it mean something; else it is taken as it is.
+        """
 
         async def prompt() -> AsyncIterator[dict[str, Any]]:
             message = {"role": "user", "content": content}
-            yield {"type": "user", "uuid": str(message_id), "message": message, "parent_tool_use_id": None}
+            yield {
+                "type": "user",
+                "uuid": str(message_id),
+                "message": message,
+                "parent_tool_use_id": None,
+                "client_composed": not expand,
+            }
 
-        await self._client.query(prompt())
+        await self.client.query(prompt())
         self.turns += 1
 
     async def interrupt(self) -> None:
         """Ask the current turn to end; kill the process when it does not take the request."""
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                await self._client.interrupt()
+                await self.client.interrupt()
         except Exception as error:
             log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=repr(error))
             self.kill()
+
+    async def change(self, changes: Mapping[str, Any]) -> None:
+        """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words."""
+        if "model" in changes:
+            await self.client.set_model(changes["model"])
+        if "permission_mode" in changes:
+            await self.client.set_permission_mode(changes["permission_mode"])
+
+    async def context(self) -> dict[str, Any]:
+        """How full the context window is, in the SDK's own figures."""
+        return dict(await self.client.get_context_usage())
+
+    async def mcp_status(self) -> dict[str, Any]:
+        """`{"mcp_servers": [...]}`: name, status and tools of each, without what may hold secrets."""
+        status = await self.client.get_mcp_status()
+        shown = ("name", "status", "serverInfo", "error", "tools")
+        return {"mcp_servers": [{k: v for k, v in s.items() if k in shown} for s in status["mcpServers"]]}
 
     def kill(self) -> None:
         """End the process and all that it started, now. The guard does it when it is told to end.
@@ -95,7 +121,7 @@ class Agent:
         The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
         private attributes; the SDK's version is pinned.
         """
-        process = getattr(getattr(self._client, "_transport", None), "_process", None)
+        process = getattr(getattr(self.client, "_transport", None), "_process", None)
         if process is not None and process.returncode is None:
             try:
                 os.kill(process.pid, signal.SIGTERM)
@@ -104,7 +130,7 @@ class Agent:
 
     async def close(self) -> None:
         """Let an idle CLI exit and its transcript be stored; kill one that does not."""
-        closing = asyncio.create_task(self._client.disconnect(), name=f"disconnect-{self._session_id}")
+        closing = asyncio.create_task(self.client.disconnect(), name=f"disconnect-{self._session_id}")
         done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
         if not done:
             self.kill()

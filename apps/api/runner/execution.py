@@ -1,8 +1,8 @@
 """One live session: the owner's SDK client on one side, the event log on the other.
 
-One task (`run`) starts, uses and closes the agent; one child task reads every message it yields, because
-background work of the agent produces turns that nobody asked for. Nobody else touches the agent, except to
-interrupt or kill it.
+One task (`run`) starts, uses and closes the agent; one child task reads every message it yields and hands it to the
+conversation, because background work of the agent produces turns that nobody asked for. Nobody else touches the agent,
+except to interrupt, ask or kill it.
 """
 
 from __future__ import annotations
@@ -13,41 +13,27 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import structlog
-from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
 
-from apps.api.core import queue, sessions, workspaces
+from apps.api.core import cancellation, queue, sessions, workspaces
 from apps.api.core.context import Core
 from apps.api.core.instances import Lease
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import extensions, messages, options
+from apps.api.runner import extensions, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
+from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
 from apps.api.runner.transcripts import Transcripts
+from apps.api.runner.turn import Turn
 
 log = structlog.get_logger(__name__)
 
 RECYCLE_AFTER_TURNS = 100
 """A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
-
-
-class Turn:
-    """One turn of the agent, and the run that stands for it."""
-
-    def __init__(self, run_id: UUID, claim: Claim | None, *, guest: bool = False) -> None:
-        self.run_id, self.claim = run_id, claim
-        self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
-        self.begun = False
-        self.stopping: str | None = None
-        self.ended = asyncio.Event()
-        self._deadline = time.monotonic() + claim.timeout_seconds if claim else float("inf")
-
-    def seconds_left(self) -> float:
-        """Until its deadline; negative after it."""
-        return self._deadline - time.monotonic()
 
 
 class Execution:
@@ -65,7 +51,6 @@ class Execution:
         """`freed` is called whenever a run has ended and its slot is free."""
         self._core, self._scratch, self._start_gate, self._freed = core, scratch, start_gate, freed
         self.session_id, self.tenant_id, self.generation = claim.session_id, claim.tenant_id, claim.generation
-        self._sdk_session_id = claim.sdk_session_id
         self.writer = Writer(
             core.db,
             core.redis,
@@ -76,16 +61,12 @@ class Execution:
             generation=claim.generation,
             last_seq=claim.last_seq,
         )
+        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed)
+        self.approvals = self._talk.approvals
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
-        self._hooks = Hooks(core, claim.tenant_id, self.writer, self._run_id, self._lose)
+        self._hooks = Hooks(core, claim.tenant_id, self.writer, lambda: self._talk.run_id, self._lose)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
-        self._config = claim.config
-        self._meter = messages.Meter()
-        self._used_up = False
-        self._noted: tuple[Any, Any] = (None, None)
-        self._current: Turn | None = None
-        self._active: Turn | None = None
         self._fenced = False
         self._closing = False
         self.last_used = time.monotonic()
@@ -94,7 +75,17 @@ class Execution:
     @property
     def busy(self) -> bool:
         """Whether a client's run is being executed or about to be."""
-        return self._current is not None or not self._inbox.empty()
+        return self._talk.current is not None or not self._inbox.empty()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether what is being executed waits for a person."""
+        return self.approvals.waiting
+
+    @property
+    def agent(self) -> Agent | None:
+        """The agent, as long as its process lives."""
+        return self._agent if self._agent is not None and self._agent.is_alive else None
 
     @property
     def closing(self) -> bool:
@@ -125,7 +116,7 @@ class Execution:
 
     async def stop(self, run_id: UUID | None, reason: str) -> bool:
         """Stop the turn of `run_id` (or whichever is active); returns whether there was one, once it has ended."""
-        turn = next((t for t in (self._current, self._active) if t and run_id in (None, t.run_id)), None)
+        turn = self._talk.turn_of(run_id)
         if turn is None or turn.ended.is_set():
             return False
         turn.stopping = turn.stopping or reason
@@ -139,6 +130,30 @@ class Execution:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await turn.ended.wait()
         return True
+
+    async def cancel(self, run_id: UUID) -> bool:
+        """End a run of this session: a queued one never begins, an active one is interrupted."""
+
+        async def end(connection: asyncpg.Connection, seq: int) -> None:
+            await cancellation.end(connection, run_id, seq)
+
+        try:
+            await self.writer.append(cancellation.done(run_id), also=end)
+        except cancellation.NotQueued:
+            return await self.stop(run_id, "interrupted")
+        return True
+
+    async def reconfigure(self, changes: dict[str, Any]) -> None:
+        """Change `model` or `permission_mode`, of the live agent at once and of every later one."""
+        if agent := self.agent:
+            await agent.change(changes)
+
+        async def also(connection: asyncpg.Connection, _seq: int) -> None:
+            await sessions.reconfigure(connection, self.session_id, self._core.instance_id, changes)
+
+        event = Event("status", {"status": "reconfigured", **changes}, self._talk.run_id)
+        await self.writer.append(event, also=also)
+        self._talk.config = self._talk.config.model_copy(update=changes)
 
     async def run(self) -> None:
         """Own the session until it is idle for long, closed, or lost."""
@@ -174,15 +189,17 @@ class Execution:
             except TimeoutError:
                 if not self._inbox.empty():
                     return self._inbox.get_nowait()
-                if self._active is None:  # a background turn is not idleness
+                if self._talk.active is None and not self.waiting:  # neither is idleness
                     self._closing = True
                     return None
 
     async def _turn(self, claim: Claim) -> None:
-        turn = self._current = Turn(claim.run_id, claim)
+        turn = self._talk.current = Turn(claim.run_id, claim)
         try:
-            if agent := await self._prepare(turn, claim):
-                await agent.send(claim.run_id, claim.prompt)
+            if claim.kind == "reset":
+                await self._reset(turn, claim)
+            elif agent := await self._prepare(turn, claim):
+                await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
                 turn.begun = True
                 if turn.stopping:
                     await self.stop(turn.run_id, turn.stopping)
@@ -193,9 +210,9 @@ class Execution:
             log.error("execution.turn_failed", session_id=str(self.session_id), error=repr(error), exc_info=True)
             self._kill()
             code = "storage_failed" if isinstance(error, CONNECTION_ERRORS) else "agent_crashed"
-            await self._fail(turn, code, f"The agent failed: {type(error).__name__}.")
+            await self._talk.fail(turn, code, f"The agent failed: {type(error).__name__}.")
         finally:
-            self._current = None
+            self._talk.current = None
 
     async def _prepare(self, turn: Turn, claim: Claim) -> Agent | None:
         """A live agent for this run, warm or new. None when there is none to be had, or the run was stopped meanwhile:
@@ -211,53 +228,69 @@ class Execution:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=str(error)[:500])
                 code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
                 reason = str(error) if isinstance(error, CannotStart) else "The agent process did not start."
-                await self._fail(turn, code, reason)
+                await self._talk.fail(turn, code, reason)
                 return None
         if self._fenced:
             raise LeaseLost(f"session {self.session_id}: lost while its agent started")
         if turn.stopping:
-            await self._fail(turn, turn.stopping)
+            await self._talk.fail(turn, turn.stopping)
             return None
         return self._agent
 
     def _is_stale(self, agent: Agent, claim: Claim) -> bool:
-        return self._used_up or agent.turns >= RECYCLE_AFTER_TURNS or claim.config != self._config
+        return self._talk.used_up or agent.turns >= RECYCLE_AFTER_TURNS or claim.config != self._talk.config
 
     async def _connect(self, claim: Claim) -> None:
-        settings, stderr = self._core.settings, list[str]()
+        settings = self._core.settings
         scratch = await asyncio.to_thread(self._scratch.of, self.session_id, self.generation)
         try:
             workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, self.tenant_id, claim.config, scratch / "given")
-        sdk_options = options.build(
-            settings,
-            claim.config,
+        process = options.Process(
             workspace=workspace,
             extensions=given,
             scratch=scratch,
             launcher=self._scratch.launcher,
             store=self._store,
-            sdk_session_id=self._sdk_session_id,
-            resume=await self._store.exists(self._sdk_session_id),
+            sdk_session_id=self._talk.sdk_session_id,
+            resume=await self._store.exists(self._talk.sdk_session_id),
             hooks=self._hooks.matchers(claim.config),
-            stderr=stderr,
+            can_use_tool=self.approvals.can_use_tool,
+            remembered=await self.approvals.recall(),
             profile=claim.profile,
         )
+        built = options.build(settings, claim.config, process)
         try:
-            agent = await Agent.start(self.session_id, sdk_options, stderr, claim.timeout_seconds)
+            agent = await Agent.start(self.session_id, built, process.stderr, claim.timeout_seconds)
         finally:
             await asyncio.to_thread(given.forget_secrets)
-        self._agent, self._config, self._used_up, self._meter = agent, claim.config, False, messages.Meter()
-        agent.read(self._handle, self._agent_ended)
+        self._agent, self._talk.config = agent, claim.config
+        self._talk.new_process()
+        agent.read(self._talk.handle, self._agent_ended)
 
     async def _await_end(self, turn: Turn) -> None:
         try:
-            async with asyncio.timeout(turn.seconds_left()):
-                await turn.ended.wait()
+            await turn.wait()
         except TimeoutError:
             await self.stop(turn.run_id, "timeout")
+
+    async def _reset(self, turn: Turn, claim: Claim) -> None:
+        """A new process for the same conversation (`soft`), or a new conversation as well (`hard`)."""
+        await self._disconnect()
+        event = Event("status", {"status": "reset", **claim.prompt}, turn.run_id)
+        if claim.prompt["mode"] == "soft":
+            await self.writer.append(event)
+        else:
+            fresh = uuid4()
+
+            async def also(connection: asyncpg.Connection, _seq: int) -> None:
+                await sessions.begin_anew(connection, self.session_id, fresh)
+
+            await self.writer.append(event, also=also)
+            self._talk.sdk_session_id = fresh
+        await self._talk.finish(turn, Outcome("succeeded"), [])
 
     async def _agent_ended(self, agent: Agent, failure: Exception | None) -> None:
         if isinstance(failure, LeaseLost | Unavailable):
@@ -267,116 +300,18 @@ class Execution:
             log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
             agent.kill()
         # An agent that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
-        lost = {self._active} if self._agent is not agent else {self._active, self._current}
+        lost = [self._talk.active] if self._agent is not agent else [self._talk.active, self._talk.current]
         try:
-            for turn in lost:
-                if turn is not None and not turn.guest:
-                    await self._fail(
-                        turn, turn.stopping or "agent_crashed", "The agent process ended without a result."
-                    )
-            self._active = None
+            await self.approvals.close_all("agent_ended")
+            await self._talk.fail_all(*lost, code="agent_crashed", text="The agent process ended without a result.")
+            self._talk.active = None
         except (LeaseLost, Unavailable) as error:
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         log.warning("execution.fenced", session_id=str(self.session_id), reason=str(error))
         self.fence()
-        self._end_turns()
-
-    def _end_turns(self) -> None:
-        for turn in (self._current, self._active):
-            if turn is not None:
-                turn.ended.set()
-
-    async def _handle(self, message: Message) -> None:
-        if isinstance(message, StreamEvent):
-            if self._active is not None and (fields := messages.partial(message)):
-                self.writer.delta("partial", self._active.run_id, fields)
-        elif isinstance(message, ResultMessage):
-            await self._end_turn(message)
-        elif isinstance(message, MirrorErrorMessage):
-            log.error("execution.transcript_lost", session_id=str(self.session_id), error=message.error)
-            await self._lose_storage()
-        elif isinstance(message, SystemMessage) and message.subtype == "init":
-            await self._begin_turn(message)
-        else:
-            run_id = self._active.run_id if self._active else None
-            events = messages.events(message, run_id)
-            if events:
-                await self.writer.append(*events)
-
-    async def _begin_turn(self, message: SystemMessage) -> None:
-        # The init of a background turn names no message of a user's.
-        uuids = message.data.get("user_message_uuids") or ()
-        current = self._current if self._current is None or not self._current.ended.is_set() else None
-        if current is not None and str(current.run_id) in uuids:
-            self._active = current
-            assert current.claim is not None  # noqa: S101 - for the type checker
-            shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
-            await self.writer.append(*messages.events(message, current.run_id), shown)
-            await self._note_mode(message)
-            return
-        run_id = uuid4()
-        if current is not None:
-            self._active = Turn(current.run_id, None, guest=True)
-            await self.writer.append(Event("status", {"status": "background_turn"}, current.run_id))
-        elif await queue.begin_background(self._core.db, self.session_id, self.tenant_id, self.generation, run_id):
-            self._active = Turn(run_id, None)
-            self._active.begun = True
-            await self.writer.append(*messages.events(message, run_id))
-
-    async def _note_mode(self, message: SystemMessage) -> None:
-        noted = (message.data.get("permissionMode"), message.data.get("tools"))
-        if noted == self._noted:
-            return
-        try:
-            await self._core.db.pool.execute(
-                "UPDATE sessions SET permission_mode = $3, tools = $4 WHERE id = $1 AND generation = $2",
-                self.session_id,
-                self.generation,
-                *noted,
-            )
-        except CONNECTION_ERRORS as error:  # no reason to end the run: the next turn notes it
-            log.warning("execution.mode_not_noted", session_id=str(self.session_id), error=type(error).__name__)
-        else:
-            self._noted = noted
-
-    async def _end_turn(self, message: ResultMessage) -> None:
-        turn = self._active
-        if turn is None or turn.guest:
-            self._active = None
-            self._meter.share(message)
-            return
-        outcome, last = messages.outcome(message, self._meter, turn.stopping)
-        if outcome.error and outcome.error["code"] == "max_budget_exceeded":
-            self._used_up = True  # every later turn of this process would fail as well
-        await self._finish(turn, outcome, last)
-
-    def _run_id(self) -> UUID | None:
-        turn = self._active or self._current  # before the turn's `init`, the prompt is its run's already
-        return turn.run_id if turn and not turn.ended.is_set() else None
-
-    async def _lose_storage(self) -> None:
-        for turn in (self._active, self._current):
-            if turn is not None and not turn.guest:
-                await self._fail(turn, "storage_failed")
-        self._kill()
-
-    async def _fail(self, turn: Turn, code: str, text: str = "") -> None:
-        status, failure = messages.stopped(code, text)
-        events = [] if status == "interrupted" else [Event("error", failure)]
-        await self._finish(turn, Outcome(status, error=failure), events)
-
-    async def _finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
-        if turn.ended.is_set():
-            return
-        last = [Event(e.type, e.fields, turn.run_id) for e in events]
-        last.append(Event("done", {"status": outcome.status}, turn.run_id))
-        # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
-        await asyncio.shield(self.writer.finish(turn.run_id, outcome, *last))
-        if self._active is turn:
-            self._active = None
-        turn.ended.set()
+        self._talk.end_all()
 
     def _kill(self) -> None:
         if self._agent is not None:

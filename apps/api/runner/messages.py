@@ -117,6 +117,13 @@ def events(message: Message, run_id: UUID | None) -> list[Event]:
     return []
 
 
+def tool_calls(message: Message) -> list[str]:
+    """Ids of the tool calls in a message."""
+    return (
+        [b.id for b in message.content if isinstance(b, ToolUseBlock)] if isinstance(message, AssistantMessage) else []
+    )
+
+
 def _task(
     message: TaskStartedMessage | TaskProgressMessage | TaskUpdatedMessage | TaskNotificationMessage,
 ) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 from uuid import UUID
 
-from claude_agent_sdk import AgentDefinition, ClaudeAgentOptions, SessionStore
+from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
 from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
@@ -170,35 +171,45 @@ def environment(
     return env
 
 
-def build(
-    settings: Settings,
-    config: AgentConfig,
-    *,
-    workspace: Workspace,
-    extensions: Extensions,
-    scratch: Path,
-    launcher: Path,
-    store: Transcripts,
-    sdk_session_id: UUID,
-    resume: bool,
-    hooks: HookMatchers | None,
-    stderr: list[str],
-    profile: Profile | None = None,
-) -> ClaudeAgentOptions:
-    """Options for one CLI process. `stderr` collects its last lines, for the message of a failed start."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What one CLI process is given beside its session's configuration.
 
-    def keep(line: str) -> None:
-        stderr.append(line[:500])
-        del stderr[:-20]
+    Attributes:
+        remembered: tool rules that persons have allowed meanwhile.
+        stderr: collects its last lines, for the message of a failed start.
+    """
 
+    workspace: Workspace
+    extensions: Extensions
+    scratch: Path
+    launcher: Path
+    store: Transcripts
+    sdk_session_id: UUID
+    resume: bool
+    hooks: HookMatchers | None
+    can_use_tool: CanUseTool
+    remembered: Sequence[str]
+    profile: Profile | None
+    stderr: list[str] = field(default_factory=list)
+
+    def keep(self, line: str) -> None:
+        """Take a line that the CLI wrote to its standard error."""
+        self.stderr.append(line[:500])
+        del self.stderr[:-20]
+
+
+def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:
+    """Options for one CLI process."""
+    plugin = process.extensions.plugin
     return ClaudeAgentOptions(
         model=config.model or settings.default_model,
         fallback_model=config.fallback_model,
         system_prompt=_system_prompt(config),
         tools=_tools(config),
         skills=config.skills,
-        plugins=[{"type": "local", "path": str(extensions.plugin)}] if extensions.plugin else [],
-        allowed_tools=list(config.allowed_tools or ()),
+        plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
+        allowed_tools=[*(config.allowed_tools or ()), *process.remembered],
         disallowed_tools=list(config.disallowed_tools or ()),
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,
@@ -207,20 +218,22 @@ def build(
         effort=config.effort,
         output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
         agents=_subagents(config.agents),
-        hooks=hooks,
-        cwd=workspace.cwd,
-        env=environment(settings, config, workspace, scratch, profile),
-        cli_path=launcher,
-        stderr=keep,
+        hooks=process.hooks,
+        can_use_tool=process.can_use_tool,
+        # Without it nobody could switch to bypassPermissions later.
+        extra_args={"allow-dangerously-skip-permissions": None},
+        cwd=process.workspace.cwd,
+        env=environment(settings, config, process.workspace, process.scratch, process.profile),
+        cli_path=process.launcher,
+        stderr=process.keep,
         setting_sources=[],
-        mcp_servers=extensions.mcp_config or {},
+        mcp_servers=process.extensions.mcp_config or {},
         strict_mcp_config=True,
         include_partial_messages=True,
         forward_subagent_text=True,
-        verbatim_prompts=True,
         max_buffer_size=MAX_MESSAGE_BYTES,
-        session_store=cast(SessionStore, store),  # the optional methods are left out, as the SDK allows
+        session_store=cast(SessionStore, process.store),  # the optional methods are left out, as the SDK allows
         session_store_flush="eager",
-        session_id=None if resume else str(sdk_session_id),
-        resume=str(sdk_session_id) if resume else None,
+        session_id=None if process.resume else str(process.sdk_session_id),
+        resume=str(process.sdk_session_id) if process.resume else None,
     )

@@ -21,7 +21,7 @@ from apps.api.core.context import Core
 from apps.api.core.instances import Lease, Owned
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import catalog
+from apps.api.runner import catalog, orders
 from apps.api.runner.execution import Execution
 from apps.api.runner.options import Scratch
 from apps.api.runner.pace import POLL, jittered, nap
@@ -65,8 +65,8 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Runs of clients that are being executed here."""
-        return sum(execution.busy for execution in self.executions.values())
+        """Runs of clients that are being executed here, without those that wait for a person: these need no slot."""
+        return sum(execution.busy and not execution.waiting for execution in self.executions.values())
 
     @property
     def is_full(self) -> bool:
@@ -279,12 +279,10 @@ class Worker:
 
     async def _obey(self, command: commands.Command) -> None:
         execution = self.executions.get(command.session_id)
-        applied = False
-        if execution is not None and command.type == "interrupt":
-            applied = await execution.stop(command.run_id, "interrupted")
+        applied, result = (False, {}) if execution is None else await orders.obey(execution, command)
         core = self._core
         await retrying(
-            lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result={}),
+            lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result=result),
             until=self._lease.is_over,
         )
 

@@ -1,24 +1,165 @@
-"""What can be done to a session while it lives."""
+"""What can be done to a session while it lives: interrupt, reset, change its agent, look into it."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from apps.api.core import commands
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from apps.api.core import cancellation, commands, control, runs
+from apps.api.core.commands import Sent
+from apps.api.core.names import ModelName, Name
+from apps.api.core.parts import PermissionMode
+from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, SessionId, errors
-from apps.api.http.route import CoreDep, Writer
+from apps.api.dialects.native.common import PREFIX, RunId, SessionId, errors
+from apps.api.dialects.native.examples import IDS
+from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
 
 router = APIRouter(prefix=PREFIX)
 
+RESET_WAIT = 10.0
+"""Seconds that a reset is waited for; it stands in the queue behind the runs before it."""
+
+
+class Toggle(wire.Closed):
+    """An MCP server of the session, to be used or not."""
+
+    name: Name = Field(description="The server's name in `mcp_servers`.")
+    enabled: bool = Field(description="Whether its tools may be used.")
+
+
+class ControlBody(wire.Closed):
+    """What to change; at least one."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"permission_mode": "acceptEdits"}]})
+
+    permission_mode: PermissionMode | None = Field(None, description="The permission mode from now on.")
+    model: ModelName | None = Field(None, description="The model from the next request to it on.")
+    stop_task: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="`task_id` of a subagent or background command to stop."
+    )
+    mcp_reconnect: Name | None = Field(None, description="Name of an MCP server to connect to again.")
+    mcp_toggle: Toggle | None = Field(None, description="An MCP server to enable or disable.")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> ControlBody:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("name something to change")
+        return self
+
+
+class ResetBody(wire.Closed):
+    """How to reset a session."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"mode": "soft"}]})
+
+    mode: Literal["soft", "hard"] = Field(
+        description="`soft`: a new agent process, the same history. `hard`: a new conversation, the same files."
+    )
+
+
+class Applied(wire.Closed):
+    """`applied`: it has happened. `accepted`: the owner has been told and did not answer yet."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**IDS, "status": "applied"}]})
+
+    session_id: UUID
+    run_id: UUID | None
+    status: Literal["applied", "accepted"]
+
+
+class ContextUse(BaseModel):
+    """How full the context window is: the SDK's own figures, by category."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"totalTokens": 17_807, "maxTokens": 200_000, "percentage": 9}]}
+    )
+
+
+class McpStatus(wire.Closed):
+    """Status of the session's MCP servers, as the live agent reports it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"mcp_servers": [{"name": "github", "status": "connected", "tools": []}]}]}
+    )
+
+    mcp_servers: list[dict[str, Any]]
+
+
+def _applied(session_id: UUID, sent: Sent) -> Applied:
+    return Applied.model_validate({"session_id": session_id, "run_id": sent.run_id, "status": sent.status})
+
 
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(404, 409))
-async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.Interrupted:
+async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
 
     409 `no_live_run` when nothing runs.
     """
-    status, run_id = await commands.send(
-        core.db, core.redis, core.publisher, core.subscriptions, caller.tenant_id, session_id, "interrupt"
+    return _applied(session_id, await commands.send(core, caller.tenant_id, session_id, "interrupt"))
+
+
+@router.post("/runs/{run_id}/cancel", tags=["runs"], responses=errors(404, 409))
+async def cancel_run(core: CoreDep, caller: Writer, run_id: RunId) -> Applied:
+    """Cancel a run: a queued one never begins, an active one is interrupted. 409 `no_live_run` when it is over."""
+    sent = await cancellation.cancel(core, caller.tenant_id, run_id)
+    state = await runs.get(core.db, caller.tenant_id, run_id)
+    return _applied(UUID(state["session_id"]), sent)
+
+
+@router.post("/sessions/{session_id}/control", tags=["sessions"], responses=errors(400, 404, 409, 413))
+async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, body: ControlBody) -> Applied:
+    """Change the session's agent while it runs.
+
+    `permission_mode` and `model` hold from now on, and also where no agent is live. The others need a live agent
+    (409 `no_live_run`); what it refuses is 409 `control_failed`.
+    """
+    asked = body.model_dump(exclude_none=True)
+    changes: dict[str, Any] = {name: asked.pop(name) for name in ("permission_mode", "model") if name in asked}
+    sent = Sent("applied", None, {})
+    if changes:
+        sent = await control.reconfigure(core, caller.tenant_id, session_id, changes)
+    if asked:
+        sent = await commands.send(core, caller.tenant_id, session_id, "control", asked, any_run=True)
+    return _applied(session_id, sent)
+
+
+@router.post("/sessions/{session_id}/reset", tags=["sessions"], responses=errors(400, 404, 409, 413))
+async def reset(request: Request, core: CoreDep, caller: Writer, session_id: SessionId, body: ResetBody) -> Applied:
+    """Start the agent anew, with its history or without. Waits its turn behind runs that are queued before it.
+
+    Events, files and totals stay. `accepted` when its turn has not come within 10 seconds.
+    """
+    settings = core.settings
+    asked = runs.Request(
+        body.model_dump(),
+        settings.request_timeout,
+        session_id,
+        kind="reset",
+        choice=Choice(None, policy_of(core, caller)),
     )
-    return wire.Interrupted.model_validate({"session_id": session_id, "run_id": run_id, "status": status})
+    run = await runs.submit(
+        core.db, caller.tenant_id, caller.key_id, asked, max_queued=settings.max_queued_runs_per_session
+    )
+    core.wake(caller.tenant_id, session_id)
+    state = await finished(core, caller.tenant_id, run, RESET_WAIT)
+    if state is not None:
+        outcome_or_error(state)
+    return _applied(session_id, Sent("accepted" if state is None else "applied", run.run_id, {}))
+
+
+@router.get("/sessions/{session_id}/context", tags=["sessions"], responses=errors(404, 409))
+async def context(core: CoreDep, caller: Reader, session_id: SessionId) -> ContextUse:
+    """How full the context window is, and with what, in the SDK's own figures. Needs a live agent."""
+    sent = await commands.send(core, caller.tenant_id, session_id, "context", any_run=True)
+    return ContextUse.model_validate(sent.result)
+
+
+@router.get("/sessions/{session_id}/mcp", tags=["sessions"], responses=errors(404, 409))
+async def mcp_status(core: CoreDep, caller: Reader, session_id: SessionId) -> McpStatus:
+    """The session's MCP servers: status, version and tools. Needs a live agent; each `init` event tells it, too."""
+    sent = await commands.send(core, caller.tenant_id, session_id, "mcp", any_run=True)
+    return McpStatus.model_validate(sent.result)

@@ -26,6 +26,7 @@ RESULT: dict[str, Any] = {
 }
 RUN: dict[str, Any] = {
     **IDS,
+    "kind": "prompt",
     "status": "failed",
     "origin": "client",
     "error": {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import runs
+from apps.api.core import cancellation, runs
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pins import Choice
@@ -17,10 +18,10 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
-from apps.api.errors import StillRunning, ValidationError
+from apps.api.errors import Conflict, NotFound, StillRunning, ValidationError
 from apps.api.http.answer import Json
 from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error, policy_of
-from apps.api.http.sse import EventStream
+from apps.api.http.sse import EventStream, Leaving, unless_left
 
 router = APIRouter(prefix=PREFIX)
 
@@ -49,6 +50,7 @@ async def _submit(
             config=await checked(core, caller.tenant_id, body),
             labels=labels(body),
             on_busy=body.on_busy,
+            expand_prompt=body.expand_prompt,
             idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,
             choice=Choice(body.profile, policy_of(core, caller), body.agent),
             timeout_asked=body.timeout_seconds is not None,
@@ -57,7 +59,22 @@ async def _submit(
     )
     if not run.repeated:
         core.wake(caller.tenant_id, run.session_id)
+    if run.busy_with is not None:
+        with suppress(Conflict):  # it has ended meanwhile
+            await cancellation.cancel(core, caller.tenant_id, run.busy_with)
     return run
+
+
+def _leaving(core: Core, caller: Principal, body: wire.NextPromptBody, run: Submitted) -> Leaving | None:
+    """What to do when the client leaves before the run is over."""
+    if body.on_disconnect == "continue":
+        return None
+
+    async def cancel() -> None:
+        with suppress(Conflict, NotFound):
+            await cancellation.cancel(core, caller.tenant_id, run.run_id)
+
+    return cancel
 
 
 @router.post(
@@ -72,7 +89,8 @@ async def query(
     on any instance.
     """
     run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
-    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages)
+    left = _leaving(core, caller, body, run)
+    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)
 
 
 @router.post(
@@ -87,7 +105,8 @@ async def query_single(
     """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
     run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
     wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
-    state = await finished(core, caller.tenant_id, run, wait)
+    left = _leaving(core, caller, body, run)
+    state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left)
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
         raise StillRunning("The run is still queued or running; ask for it by its id.", details=ids)
@@ -113,7 +132,8 @@ async def session_query(
     """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
     run = await _submit(request, core, caller, body, session_id, idempotency_key)
     headers = request.state.limit_headers
-    state = await finished(core, caller.tenant_id, run, wait) if wait else None
+    left = _leaving(core, caller, body, run)
+    state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left) if wait else None
     if state is not None:
         return answer(wire.Result, outcome_or_error(state), headers)
     accepted = wire.Accepted(session_id=run.session_id, run_id=run.run_id)
@@ -136,4 +156,5 @@ async def resume(
 ) -> EventStream:
     """The next prompt of a stored session, streamed like `POST /query`."""
     run = await _submit(request, core, caller, body, session_id, idempotency_key)
-    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages)
+    left = _leaving(core, caller, body, run)
+    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)

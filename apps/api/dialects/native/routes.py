@@ -9,11 +9,12 @@ from apps.api.dialects.native import (
     mcp_servers,
     profiles,
     prompts,
+    requests,
     runs,
     secrets,
     sessions,
     skills,
 )
 
-_MODULES = (prompts, sessions, control, runs, agents, profiles, mcp_servers, skills, secrets, account)
+_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, account)
 routers = [module.router for module in _MODULES]

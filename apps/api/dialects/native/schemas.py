@@ -98,8 +98,16 @@ class NextPromptBody(SessionBody):
     timeout_seconds: float | None = Field(
         None, gt=0, le=MAX_TIMEOUT_SECONDS, description="Deadline of the run; the server's REQUEST_TIMEOUT if unset."
     )
-    on_busy: Literal["enqueue", "reject"] = Field(
-        "enqueue", description="When a run of the session is queued or active: wait behind it, or answer 409."
+    on_busy: Literal["enqueue", "reject", "interrupt"] = Field(
+        "enqueue",
+        description="When a run of the session is queued or active: wait behind it, answer 409, or interrupt the"
+        " active one and wait behind the queued ones.",
+    )
+    on_disconnect: Literal["continue", "interrupt"] = Field(
+        "continue", description="When the client leaves before the run is over: let it go on, or cancel it."
+    )
+    expand_prompt: bool = Field(
+        False, description="Let slash commands and `@file` mentions in the prompt act; else it is taken word for word."
     )
 
     @field_validator("prompt")
@@ -182,6 +190,7 @@ class RunState(BaseModel):
 
     run_id: UUID
     session_id: UUID
+    kind: Literal["prompt", "rewind", "reset"]
     status: RunStatus
     origin: Literal["client", "background"]
     error: RunError | None
@@ -230,16 +239,6 @@ class Accepted(BaseModel):
     session_id: UUID
     run_id: UUID
     status: Literal["accepted"] = "accepted"
-
-
-class Interrupted(BaseModel):
-    """`applied`: the run has stopped. `accepted`: its owner has been told and did not answer yet."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, "status": "applied"}]})
-
-    session_id: UUID
-    run_id: UUID
-    status: Literal["applied", "accepted"]
 
 
 class MessageList(BaseModel):

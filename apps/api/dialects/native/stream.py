@@ -18,7 +18,7 @@ from apps.api.core.frames import Frame, Position, event_data, join
 from apps.api.core.runs import Submitted
 from apps.api.errors import RUN_FAILURES, ValidationError
 from apps.api.http.route import run_frames
-from apps.api.http.sse import EventStream
+from apps.api.http.sse import EventStream, Leaving
 
 OneRun = tuple[UUID, int | None]
 """A run, and the number of its `done` if it is over."""
@@ -66,15 +66,23 @@ async def _run_chunks(core: Core, tenant_id: UUID, run: Submitted, partials: boo
         yield _deleted(run.session_id, run.after)
 
 
-def run_stream(request: Request, core: Core, tenant_id: UUID, run: Submitted, *, partials: bool = True) -> EventStream:
-    """The events of one run; ends with its `done`."""
+def run_stream(
+    request: Request,
+    core: Core,
+    tenant_id: UUID,
+    run: Submitted,
+    *,
+    partials: bool = True,
+    left: Leaving | None = None,
+) -> EventStream:
+    """The events of one run; ends with its `done`. `left` is called when the client leaves before that."""
     headers = {
         "X-Session-ID": str(run.session_id),
         "X-Run-ID": str(run.run_id),
         **getattr(request.state, "limit_headers", {}),
     }
     chunks = _run_chunks(core, tenant_id, run, partials)
-    return EventStream(chunks, request.app.state.streams, headers=headers)
+    return EventStream(chunks, request.app.state.streams, headers=headers, left=left)
 
 
 async def _session_chunks(

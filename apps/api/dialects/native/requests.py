@@ -1,0 +1,178 @@
+"""A person in the loop: what agents ask, and the answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from apps.api.auth import Principal
+from apps.api.core import requests
+from apps.api.core.context import Core
+from apps.api.core.names import Text
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
+from apps.api.dialects.native.examples import IDS
+from apps.api.errors import NotFound, ValidationError
+from apps.api.http.route import CoreDep, Reader, Writer
+
+router = APIRouter(prefix=PREFIX)
+
+RequestId = Annotated[UUID, Path(description="`request_id` of the event.")]
+Status = Annotated[
+    Literal["open", "answered", "closed", "all"], Query(description="Open ones only, unless something else is said.")
+]
+
+_EXAMPLE: dict[str, Any] = {
+    "request_id": "0f8b1c52-6a7e-4d0c-9c55-1d5f5d0f7a11",
+    **IDS,
+    "type": "permission",
+    "status": "open",
+    "tool_name": "Bash",
+    "input": {"command": "npm install"},
+    "suggestions": [],
+    "created_at": "2026-01-31T12:00:00.000Z",
+    "expires_at": "2026-01-31T13:00:00.000Z",
+}
+
+
+class DecisionBody(wire.Closed):
+    """Whether a tool call may run."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"decision": "allow", "remember": True}]})
+
+    decision: Literal["allow", "deny"] = Field(description="`allow`: the tool runs. `deny`: the agent reads why not.")
+    updated_input: dict[str, Any] | None = Field(None, description="`allow`: run the tool with this input instead.")
+    remember: bool = Field(
+        False, description="`allow`: for the rest of the session, by the rule that the agent suggests or as a whole."
+    )
+    message: Annotated[Text, Field(max_length=10_000)] | None = Field(None, description="`deny`: told to the agent.")
+    interrupt: bool = Field(False, description="`deny`: end the run, too.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> DecisionBody:
+        strangers = {"allow": ("message", "interrupt"), "deny": ("updated_input", "remember")}[self.decision]
+        if given := [name for name in strangers if getattr(self, name)]:
+            raise ValueError(f"{given[0]} does not go with {self.decision}")
+        return self
+
+
+class AnswerBody(wire.Closed):
+    """Answers to the questions of a request."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"answers": {"Which colour?": "Blue"}}]})
+
+    request_id: UUID | None = Field(None, description="The request; may be left out while one question is open.")
+    answers: Annotated[
+        dict[Annotated[Text, Field(max_length=4000)], Text | list[Text]], Field(min_length=1, max_length=20)
+    ] = Field(description="By the question's text: the label that was chosen, several labels, or words of your own.")
+
+
+class Answered(BaseModel):
+    """`applied`: the agent goes on with it. `accepted`: it is stored, and the agent has not taken it yet."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"request_id": _EXAMPLE["request_id"], "session_id": IDS["session_id"], "status": "applied"}]
+        }
+    )
+
+    request_id: UUID
+    session_id: UUID
+    status: Literal["applied", "accepted"]
+
+
+class RequestState(BaseModel):
+    """What an agent asks, with the fields of its event, and what came of it."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+
+    request_id: UUID
+    session_id: UUID
+    run_id: UUID | None = Field(description="Null when a background task asked between two runs.")
+    type: Literal["permission", "question"]
+    status: Literal["open", "answered", "closed"]
+    decision: str | None = Field(None, description="`allow`, `deny`, `answered` or `closed`.")
+    resolved_by: dict[str, Any] | None = Field(None, description="A key, or why the system closed it.")
+    created_at: datetime
+    expires_at: datetime
+    resolved_at: datetime | None = None
+
+
+class RequestList(BaseModel):
+    data: list[RequestState]
+    next_cursor: str | None
+
+
+def by_key(caller: Principal) -> dict[str, Any]:
+    """Who answers, as others may see it."""
+    return {"type": "key", "key_id": str(caller.key_id), "key_name": caller.key_name}
+
+
+@router.post("/sessions/{session_id}/permissions/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413))
+async def decide(
+    core: CoreDep,
+    caller: Writer,
+    session_id: SessionId,
+    request_id: RequestId,
+    body: DecisionBody,
+) -> Answered:
+    """Allow or deny a tool call that waits, from any instance.
+
+    The first decision counts: a later one is 409 `request_resolved`, whose details say what was decided and by whom.
+    """
+    decision = body.model_dump(exclude_none=True)
+    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by_key(caller))
+    return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
+
+
+@router.post("/sessions/{session_id}/answer", tags=["requests"], responses=errors(400, 404, 409, 413))
+async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, body: AnswerBody) -> Answered:
+    """Answer a question of the agent, from any instance. The first answer counts."""
+    request_id = body.request_id or await _only_question(core, caller, session_id)
+    answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
+    decision = {"decision": "answered", "answers": answers}
+    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "question", decision, by_key(caller))
+    return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
+
+
+async def _only_question(core: Core, caller: Principal, session_id: UUID) -> UUID:
+    page = await requests.list_page(core.db, caller.tenant_id, session_id, status="open", limit=200, cursor=None)
+    questions = [request for request in page.data if request["type"] == "question"]
+    if not questions:
+        raise NotFound("No question of this session is open.", code="request_not_found")
+    if len(questions) > 1:
+        raise ValidationError.of("request_id", "several questions are open: say which one this answers")
+    return UUID(questions[0]["request_id"])
+
+
+@router.get("/sessions/{session_id}/requests", tags=["requests"], response_model=RequestList, responses=errors(404))
+async def session_requests(
+    core: CoreDep,
+    caller: Reader,
+    session_id: SessionId,
+    status: Status = "open",
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """What this session's agent asks, oldest first."""
+    return await _list(core, caller, session_id, status, limit, cursor)
+
+
+@router.get("/requests", tags=["requests"], response_model=RequestList, responses=errors())
+async def inbox(
+    core: CoreDep, caller: Reader, status: Status = "open", limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """What all of the tenant's agents ask, oldest first: the inbox of whoever decides."""
+    return await _list(core, caller, None, status, limit, cursor)
+
+
+async def _list(
+    core: Core, caller: Principal, session_id: UUID | None, status: str, limit: int, cursor: str | None
+) -> Response:
+    wanted = None if status == "all" else status
+    page = await requests.list_page(core.db, caller.tenant_id, session_id, status=wanted, limit=limit, cursor=cursor)
+    return answer(RequestList, {"data": page.data, "next_cursor": page.next_cursor})

@@ -1,0 +1,193 @@
+"""What the agent of one session says: its messages become events, its turns become runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
+
+from apps.api.core import queue
+from apps.api.core.context import Core
+from apps.api.core.log import Event, Outcome, Writer
+from apps.api.core.queue import Claim
+from apps.api.db import CONNECTION_ERRORS
+from apps.api.runner import messages
+from apps.api.runner.approvals import Approvals
+from apps.api.runner.turn import Turn
+
+log = structlog.get_logger(__name__)
+
+
+class Conversation:
+    """The turns of a session while this instance owns it.
+
+    Attributes:
+        current: the turn of the client's run that is being executed.
+        active: the turn that the agent is in, which may be one of a background task.
+        sdk_session_id: under which the SDK stores the conversation.
+        used_up: the process has spent its budget; every later turn of it would fail.
+    """
+
+    def __init__(
+        self, core: Core, writer: Writer, claim: Claim, *, kill: Callable[[], None], changed: Callable[[], None]
+    ) -> None:
+        """`kill` ends the agent's process; `changed` is called when it begins or ceases to wait for a person."""
+        self._core, self._writer, self._kill, self._changed = core, writer, kill, changed
+        self.tenant_id, self.session_id, self.generation = claim.tenant_id, claim.session_id, claim.generation
+        self.sdk_session_id = claim.sdk_session_id
+        self.config = claim.config
+        self.current: Turn | None = None
+        self.active: Turn | None = None
+        self.used_up = False
+        self.approvals = Approvals(
+            core.db,
+            writer,
+            claim.tenant_id,
+            core.settings.action_timeout_seconds,
+            run_id=lambda: self.run_id,
+            shown=self._tool_shown,
+            changed=self._waiting_changed,
+        )
+        self._meter = messages.Meter()
+        self._noted: tuple[Any, ...] = ()
+        self._tool_calls: deque[str] = deque(maxlen=200)
+        self._handled = asyncio.Event()
+
+    @property
+    def run_id(self) -> UUID | None:
+        """The run that is active now; before the turn's `init`, the prompt is its run's already."""
+        turn = self.active or self.current
+        return turn.run_id if turn and not turn.ended.is_set() else None
+
+    def new_process(self) -> None:
+        """The agent has been started anew: it counts from zero."""
+        self.used_up, self._meter = False, messages.Meter()
+
+    def turn_of(self, run_id: UUID | None) -> Turn | None:
+        """The turn of a run, or whichever there is."""
+        return next((t for t in (self.current, self.active) if t and run_id in (None, t.run_id)), None)
+
+    def end_all(self) -> None:
+        """Nobody will write how the turns end: let go who waits for it."""
+        for turn in (self.current, self.active):
+            if turn is not None:
+                turn.ended.set()
+
+    async def fail_all(self, *turns: Turn | None, code: str, text: str = "") -> None:
+        """End the runs of these turns."""
+        for turn in {*turns} - {None}:
+            if turn is not None and not turn.guest:
+                await self.fail(turn, turn.stopping or code, text)
+
+    async def fail(self, turn: Turn, code: str, text: str = "") -> None:
+        """End a run that got no result."""
+        status, failure = messages.stopped(code, text)
+        events = [] if status == "interrupted" else [Event("error", failure)]
+        await self.finish(turn, Outcome(status, error=failure), events)
+
+    async def finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
+        """End a run with its last events."""
+        if turn.ended.is_set():
+            return
+        await self.approvals.close_all("run_ended")
+        last = [Event(e.type, e.fields, turn.run_id) for e in events]
+        last.append(Event("done", {"status": outcome.status}, turn.run_id))
+        # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
+        await asyncio.shield(self._writer.finish(turn.run_id, outcome, *last))
+        if self.active is turn:
+            self.active = None
+        turn.ended.set()
+
+    async def handle(self, message: Message) -> None:
+        """Take the agent's next message."""
+        if isinstance(message, StreamEvent):
+            if self.active is not None and (fields := messages.partial(message)):
+                self._writer.delta("partial", self.active.run_id, fields)
+        elif isinstance(message, ResultMessage):
+            await self._end_turn(message)
+        elif isinstance(message, MirrorErrorMessage):
+            log.error("execution.transcript_lost", session_id=str(self.session_id), error=message.error)
+            await self.fail_all(self.active, self.current, code="storage_failed")
+            self._kill()
+        elif isinstance(message, SystemMessage) and message.subtype == "init":
+            await self._begin_turn(message)
+        else:
+            events = messages.events(message, self.active.run_id if self.active else None)
+            if events:
+                await self._writer.append(*events)
+            if calls := messages.tool_calls(message):
+                self._tool_calls.extend(calls)
+                self._handled.set()
+                self._handled = asyncio.Event()
+
+    async def _begin_turn(self, message: SystemMessage) -> None:
+        # The init of a background turn names no message of a user's.
+        uuids = message.data.get("user_message_uuids") or ()
+        current = self.current if self.current is None or not self.current.ended.is_set() else None
+        if current is not None and str(current.run_id) in uuids:
+            self.active = current
+            assert current.claim is not None  # noqa: S101 - for the type checker
+            shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
+            await self._writer.append(*messages.events(message, current.run_id), shown)
+            await self._note(message)
+            return
+        run_id = uuid4()
+        if current is not None:
+            self.active = Turn(current.run_id, None, guest=True)
+            await self._writer.append(Event("status", {"status": "background_turn"}, current.run_id))
+        elif await queue.begin_background(self._core.db, self.session_id, self.tenant_id, self.generation, run_id):
+            self.active = Turn(run_id, None)
+            self.active.begun = True
+            await self._writer.append(*messages.events(message, run_id))
+
+    async def _note(self, message: SystemMessage) -> None:
+        """Keep what the CLI says of itself: `/clear` gives the conversation another id."""
+        data = message.data
+        self.sdk_session_id = UUID(data["session_id"])
+        noted = (data.get("permissionMode"), data.get("tools"), self.sdk_session_id)
+        if noted == self._noted:
+            return
+        try:
+            await self._core.db.pool.execute(
+                "UPDATE sessions SET permission_mode = $3, tools = $4, sdk_session_id = $5"
+                " WHERE id = $1 AND generation = $2",
+                self.session_id,
+                self.generation,
+                *noted,
+            )
+        except CONNECTION_ERRORS as error:  # no reason to end the run: the next turn notes it
+            log.warning("execution.mode_not_noted", session_id=str(self.session_id), error=type(error).__name__)
+        else:
+            self._noted = noted
+
+    async def _end_turn(self, message: ResultMessage) -> None:
+        turn = self.active
+        if turn is None or turn.guest:
+            self.active = None
+            self._meter.share(message)
+            return
+        outcome, last = messages.outcome(message, self._meter, turn.stopping)
+        if outcome.error and outcome.error["code"] == "max_budget_exceeded":
+            self.used_up = True
+        await self.finish(turn, outcome, last)
+
+    # --- a person in the loop ----------------------------------------------------------------------------------
+
+    async def _tool_shown(self, tool_use_id: str) -> None:
+        # The SDK hands over what a tool call asks, and the message that shows the call, by two ways.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while tool_use_id not in self._tool_calls:
+                    await self._handled.wait()
+
+    def _waiting_changed(self) -> None:
+        for turn in (self.current, self.active):
+            if turn is not None:
+                turn.pause() if self.approvals.waiting else turn.resume()
+        self._changed()
