@@ -11,6 +11,7 @@ from apps.api.core import mcp, secrets
 from apps.api.core.context import Core
 from apps.api.core.outbound import Outbound
 from apps.api.core.parts import RegisteredServer, RemoteServer, StdioServer
+from apps.api.core.profiles import Profile, permits_server
 from apps.api.errors import ApiError, Forbidden, NotFound, Unavailable, ValidationError
 from tests.world import World
 
@@ -22,7 +23,7 @@ def core(world: World) -> Core:
     """As much of it as MCP servers need."""
     settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve", "-m"),)})
     parts: Any = (None, None, None)
-    return Core(settings, cast(Any, None), world.db, world.redis, *parts, outbound=Outbound(["127.0.0.1"]))
+    return Core(settings, cast(Any, None), world.db, world.redis, *parts, outbound=Outbound(["127.0.0.1"]), profiles={})
 
 
 async def resolve(core: Core, world: World, server: Any) -> dict[str, Any]:
@@ -74,6 +75,10 @@ async def test_the_runner_judges_again(core: Core, world: World) -> None:
     stricter = replace(core, settings=core.settings.model_copy(update={"mcp_stdio_commands": ()}))
     with pytest.raises(Forbidden):
         await resolve(stricter, world, named)
+    profile = Profile(description="remote only", mcp=["http"])
+    assert permits_server(profile, named)
+    with pytest.raises(Forbidden, match="stdio"):
+        await mcp.resolve(core, world.tenant_id, {"x": named}, profile)
     lonely = replace(core, outbound=Outbound())
     with pytest.raises(ValidationError, match="public"):
         await resolve(lonely, world, RemoteServer(type="http", url="http://127.0.0.1/"))

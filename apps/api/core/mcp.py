@@ -21,6 +21,7 @@ from apps.api.core.config import RESERVED_ENV
 from apps.api.core.context import Core
 from apps.api.core.frames import timestamp
 from apps.api.core.parts import McpServer, OwnServer, RegisteredServer, RemoteServer, StdioServer
+from apps.api.core.profiles import Profile, permits_server
 from apps.api.db import Database
 from apps.api.errors import Conflict, Forbidden, NotFound, ValidationError
 from apps.api.settings import Settings
@@ -168,20 +169,29 @@ def _unregistered(field: str, name: str) -> ValidationError:
 # --- for the runner ------------------------------------------------------------------------------------------------
 
 
-async def resolve(core: Core, tenant_id: UUID, servers: Servers | None) -> dict[str, dict[str, Any]]:
+async def resolve(
+    core: Core, tenant_id: UUID, servers: Servers | None, profile: Profile | None = None
+) -> dict[str, dict[str, Any]]:
     """The servers as the agent's program takes them, with the values of secrets in them; for the runner only.
+
+    Args:
+        profile: of the session, which may not allow what a registered server turns out to be.
 
     Raises:
         ApiError: a server is not allowed, or something that it refers to is missing; the message says which and what,
             and holds no secret.
     """
-    names = list(servers or ())
-    resolved = await asyncio.gather(*(_resolve(core, tenant_id, f"mcp_servers.{n}", (servers or {})[n]) for n in names))
-    return dict(zip(names, resolved, strict=True))
+    given = dict(servers or {})
+    parts = (_resolve(core, tenant_id, f"mcp_servers.{name}", server, profile) for name, server in given.items())
+    return dict(zip(given, await asyncio.gather(*parts), strict=True))
 
 
-async def _resolve(core: Core, tenant_id: UUID, field: str, server: McpServer) -> dict[str, Any]:
+async def _resolve(
+    core: Core, tenant_id: UUID, field: str, server: McpServer, profile: Profile | None
+) -> dict[str, Any]:
     own = await _load(core, tenant_id, field, server) if isinstance(server, RegisteredServer) else server
+    if profile is not None and not permits_server(profile, own):
+        raise Forbidden(f"{field}: the profile allows no {own.type} server", code="option_not_permitted")
     values = await secrets.resolve(core.db, core.settings, tenant_id, secrets.names_in(_texts(own)))
     spec = own.model_dump()
     holder = _holder(spec)

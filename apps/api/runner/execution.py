@@ -247,7 +247,7 @@ class Execution:
             workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
-        given = await extensions.prepare(self._core, self.tenant_id, claim.config, scratch / "given")
+        given = await extensions.prepare(self._core, claim, scratch / "given")
         process = options.Process(
             workspace=workspace,
             extensions=given,

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from apps.api.core import mcp, skills
-from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
+from apps.api.core.queue import Claim
 from apps.api.core.skills import BODY, PLUGIN, Skill
 from apps.api.errors import ApiError
 from apps.api.runner.agent import CannotStart
@@ -37,16 +36,16 @@ class Extensions:
             self.mcp_config.unlink(missing_ok=True)
 
 
-async def prepare(core: Core, tenant_id: UUID, config: AgentConfig, given: Path) -> Extensions:
+async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first.
 
     Raises CannotStart when an MCP server is not allowed, or lacks something.
     """
     try:
-        servers = await mcp.resolve(core, tenant_id, config.mcp_servers)
+        servers = await mcp.resolve(core, claim.tenant_id, claim.config.mcp_servers, claim.profile)
     except ApiError as error:
         raise CannotStart(error.message) from error
-    owned = await skills.own(core.db, tenant_id)
+    owned = await skills.own(core.db, claim.tenant_id)
     return await asyncio.to_thread(_write_all, given, owned, servers)
 
 

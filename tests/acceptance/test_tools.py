@@ -1,0 +1,79 @@
+"""Which tools an agent has, and which of their calls run: the rules of the configuration, in the real CLI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fleet import Fleet, Sse
+
+
+async def outcome(fleet: Fleet, prompt: str, **config: Any) -> tuple[dict[str, Any], str, list[Any]]:
+    """`init`, what the agent said in the end, and what was denied. Client and owner are different instances."""
+    session_id = await fleet[0].session(**config)
+    first = await fleet[0].prompt(session_id, "say hello")
+    await fleet[1].follow(first)
+    owner = await fleet.owner_of(session_id)
+    one, other = await fleet.others(owner)
+    events = await one.follow(await other.prompt(session_id, prompt))
+    result = data_of(events, "result")
+    return data_of(events, "init"), result["result"], result["permission_denials"]
+
+
+def data_of(events: list[Sse], kind: str) -> dict[str, Any]:
+    return next(e.data for e in events if e.event == kind)
+
+
+async def test_only_the_tools_that_are_named_exist(fleet: Fleet) -> None:
+    init, said, _ = await outcome(fleet, "list tools", tools=["Read", "Grep"])
+    assert sorted(init["tools"]) == ["Grep", "Read"]
+    assert said.endswith("tools: Grep, Read")
+
+
+async def test_an_empty_list_of_tools_means_none(fleet: Fleet) -> None:
+    init, _, _ = await outcome(fleet, "say hello", tools=[])
+    assert init["tools"] == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "command", "runs"),
+    [
+        (["Bash(touch:*)"], "touch made.txt", True),
+        (["Bash(touch:*)"], "rm -f made.txt", False),
+        (["Bash(touch:*)"], "touch made.txt && rm -f made.txt", False),
+        (["Bash(touch:*)"], "touch made.txt $(rm -f made.txt)", False),
+        (["Bash(touch made.txt)"], "touch made.txt", True),
+        (["Bash(touch made.txt)"], "touch made.txt other.txt", False),
+        (["Bash"], "rm -f made.txt", True),
+        ([], "touch made.txt", False),
+    ],
+)
+async def test_in_dont_ask_mode_a_command_runs_if_a_rule_allows_all_of_it(
+    fleet: Fleet, allowed: list[str], command: str, runs: bool
+) -> None:
+    _, _, denied = await outcome(fleet, f"run {command}", permission_mode="dontAsk", allowed_tools=allowed)
+    assert [d["tool_input"]["command"] for d in denied] == ([] if runs else [command])
+
+
+@pytest.mark.parametrize("mode", ["dontAsk", "bypassPermissions"])
+async def test_what_is_disallowed_never_runs_whatever_else_allows_it(fleet: Fleet, mode: str) -> None:
+    rules = {"allowed_tools": ["Bash"], "disallowed_tools": ["Bash(rm:*)"]}
+    _, said, denied = await outcome(fleet, "run rm -f made.txt", permission_mode=mode, **rules)
+    assert len(denied) == 1, said
+    _, _, denied = await outcome(fleet, "run touch made.txt", permission_mode=mode, **rules)
+    assert denied == []
+
+
+async def test_a_tool_that_is_disallowed_without_a_pattern_does_not_exist(fleet: Fleet) -> None:
+    init, _, _ = await outcome(fleet, "say hello", disallowed_tools=["Bash"], permission_mode="bypassPermissions")
+    assert "Bash" not in init["tools"]
+    assert "Read" in init["tools"]
+
+
+async def test_a_rule_with_a_path_allows_writing_there_only(fleet: Fleet) -> None:
+    config = {"permission_mode": "dontAsk", "allowed_tools": ["Edit(notes/**)"]}
+    _, _, denied = await outcome(fleet, "write notes/a.txt: x", **config)
+    assert denied == []
+    _, _, denied = await outcome(fleet, "write other/a.txt: x", **config)
+    assert len(denied) == 1
