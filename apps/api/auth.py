@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
 
 from apps.api.db import Database
-from apps.api.errors import Forbidden, Unauthorized
+from apps.api.errors import Forbidden, NotFound, Unauthorized
 from apps.api.redis import KEY_CACHE_TTL, REDIS_ERRORS, Redis
 
 SCOPES = ("admin", "write", "read")
@@ -57,7 +59,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
-    """A new key. `secret` is shown once and kept nowhere."""
+    """A new key, or a new secret of one. `secret` is shown once and kept nowhere."""
 
     id: UUID
     tenant: str
@@ -78,17 +80,22 @@ class KeyInfo:
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    profiles: tuple[str, ...] | None
+    prompts_per_minute: int | None
+    previous_expires_at: datetime | None
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What is stored of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 _LOOK_UP = """
-SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.expires_at, k.profiles, k.prompts_per_minute,
+SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.profiles, k.prompts_per_minute,
+  CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
   t.id AS tenant_id, t.name AS tenant
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
-WHERE k.secret_hash = $1 AND k.revoked_at IS NULL
+WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
 """
 
 
@@ -101,7 +108,7 @@ async def authenticate(db: Database, redis: Redis, secret: str | None) -> Princi
     """
     if not secret:
         raise Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
-    secret_hash = _hash(secret)
+    secret_hash = hash_of(secret)
     principal = await _cached(redis, secret_hash)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
@@ -143,6 +150,16 @@ async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Pri
     await redis.attempt(lambda: redis.client.set(redis.keys.api_key(secret_hash), cached, ex=KEY_CACHE_TTL, nx=True))
 
 
+def new_secret() -> str:
+    """A secret that nobody has."""
+    return f"cak_{secrets.token_urlsafe(32)}"
+
+
+def prefix_of(secret: str) -> str:
+    """What is shown of a secret."""
+    return secret[: min(8, len(secret) // 4)]
+
+
 async def create_key(
     db: Database,
     *,
@@ -150,6 +167,7 @@ async def create_key(
     name: str,
     scopes: Sequence[str] = SCOPES,
     expires_in_days: int | None = None,
+    expires_at: datetime | None = None,
     profiles: Sequence[str] | None = None,
     prompts_per_minute: int | None = None,
     secret: str | None = None,
@@ -162,9 +180,10 @@ async def create_key(
     unknown = set(scopes) - set(SCOPES)
     if unknown or not scopes:
         raise ValueError(f"scopes must be some of {', '.join(SCOPES)}")
-    secret = secret or f"cak_{secrets.token_urlsafe(32)}"
-    key_id, prefix = uuid4(), secret[: min(8, len(secret) // 4)]
-    expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
+    secret, key_id = secret or new_secret(), uuid4()
+    prefix = prefix_of(secret)
+    if expires_in_days is not None:
+        expires_at = datetime.now(UTC) + timedelta(days=expires_in_days)
     try:
         async with db.transaction() as connection:
             tenant_id = await connection.fetchval(
@@ -179,7 +198,7 @@ async def create_key(
                 tenant_id,
                 name,
                 prefix,
-                _hash(secret),
+                hash_of(secret),
                 list(scopes),
                 expires_at,
                 list(profiles) if profiles else None,
@@ -195,7 +214,7 @@ async def create_key(
 async def ensure_first_key(db: Database, secret: str | None) -> CreatedKey | None:
     """With `secret` (API_KEY): make sure that it is a key. Without: mint one if there is no key at all yet."""
     if secret is not None:
-        known = await db.pool.fetchval("SELECT 1 FROM api_keys WHERE secret_hash = $1", _hash(secret))
+        known = await db.pool.fetchval("SELECT 1 FROM api_keys WHERE secret_hash = $1", hash_of(secret))
         if known:
             return None
     elif await db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM api_keys)"):
@@ -208,27 +227,61 @@ async def ensure_first_key(db: Database, secret: str | None) -> CreatedKey | Non
         return None  # another instance was faster
 
 
-async def list_keys(db: Database, tenant: str | None = None) -> list[KeyInfo]:
-    """Keys of one tenant or of all, oldest first."""
-    rows = await db.pool.fetch(
-        "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"
-        " k.revoked_at FROM api_keys k JOIN tenants t ON t.id = k.tenant_id"
-        " WHERE $1::text IS NULL OR t.name = $1 ORDER BY k.created_at",
+async def list_keys(
+    db: Database, tenant: str | None = None, *, limit: int | None = None, after: UUID | None = None
+) -> list[KeyInfo]:
+    """Keys of one tenant or of all, oldest first, those after the key `after`."""
+    return await _keys(
+        db,
+        "($1::text IS NULL OR t.name = $1) AND ($2::uuid IS NULL OR"
+        " (k.created_at, k.id) > (SELECT created_at, id FROM api_keys WHERE id = $2))"
+        " ORDER BY k.created_at, k.id LIMIT $3",
         tenant,
+        after,
+        limit,
     )
-    return [KeyInfo(**{**dict(row), "scopes": tuple(row["scopes"])}) for row in rows]
+
+
+async def get_key(db: Database, key_id: UUID) -> KeyInfo:
+    """One key. Raises NotFound `key_not_found`."""
+    found = await _keys(db, "k.id = $1", key_id)
+    if not found:
+        raise NotFound.of("key")
+    return found[0]
+
+
+async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInfo]:
+    rows = await db.pool.fetch(
+        "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"  # noqa: S608 - ours
+        " k.revoked_at, k.profiles, k.prompts_per_minute, k.previous_expires_at"
+        f" FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE {condition}",
+        *arguments,
+    )
+    return [_info(dict(row)) for row in rows]
+
+
+def _info(fields: dict[str, Any]) -> KeyInfo:
+    profiles = fields["profiles"]
+    lists = {"scopes": tuple(fields["scopes"]), "profiles": None if profiles is None else tuple(profiles)}
+    return KeyInfo(**{**fields, **lists})
 
 
 async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
     """Make a key invalid, at once where Redis can be reached, else within KEY_CACHE_TTL. False when unknown."""
-    secret_hash = await db.pool.fetchval(
-        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING secret_hash", key_id
+    row = await db.pool.fetchrow(
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1"
+        " RETURNING secret_hash, previous_hash",
+        key_id,
     )
-    if secret_hash is None:
+    if row is None:
         return False
-    try:
-        # An empty entry keeps a reader that looked before the revocation from caching what it saw.
-        await redis.client.set(redis.keys.api_key(secret_hash), b"", ex=KEY_CACHE_TTL)
-    except REDIS_ERRORS:
-        return True
+    await forget_cached(redis, *row.values())
     return True
+
+
+async def forget_cached(redis: Redis, *hashes: str | None) -> None:
+    """Let the next request with these secrets ask the database."""
+    for secret_hash in filter(None, hashes):
+        with suppress(*REDIS_ERRORS):
+            # An empty entry keeps a reader that looked before the change from caching what it saw.
+            await redis.client.set(redis.keys.api_key(secret_hash), b"", ex=KEY_CACHE_TTL)

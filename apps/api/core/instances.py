@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from apps.api.db import Database
@@ -129,3 +130,15 @@ async def forget_dead(db: Database) -> None:
         "DELETE FROM instances i WHERE lease_expires_at < now() - interval '1 hour'"
         " AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)"
     )
+
+
+async def list_all(db: Database) -> list[dict[str, Any]]:
+    """All members of the fleet, dead ones that still have a row included, with what each owns and executes."""
+    rows = await db.pool.fetch(
+        "SELECT i.id, i.hostname, i.version, i.slots, i.draining, i.started_at, i.lease_expires_at,"
+        " i.lease_expires_at > now() AS alive, count(s.id) AS sessions,"
+        " count(r.id) AS running FROM instances i LEFT JOIN sessions s ON s.owner_id = i.id"
+        " LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')"
+        " GROUP BY i.id ORDER BY i.started_at, i.id"
+    )
+    return [dict(row) for row in rows]

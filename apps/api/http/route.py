@@ -80,6 +80,12 @@ async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return caller
 
 
+async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who administers the server: keys and tenants of everybody."""
+    caller.require("admin")
+    return caller
+
+
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
     """A caller who may send a prompt now: counted against the key's rate limit."""
     limits: PromptLimits = request.app.state.prompt_limits
@@ -97,6 +103,7 @@ def policy_of(core: Core, caller: Principal) -> Policy:
 CoreDep = Annotated[Core, Depends(core_of)]
 Reader = Annotated[Principal, Depends(reader)]
 Writer = Annotated[Principal, Depends(writer)]
+Operator = Annotated[Principal, Depends(operator)]
 Prompter = Annotated[Principal, Depends(prompter)]
 
 WAIT_MARGIN = 600.0

@@ -36,7 +36,10 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A credential. Only the SHA-256 of the secret is kept: 256 random bits need no slow hash."""
+    """A credential. Only the SHA-256 of the secret is kept: 256 random bits need no slow hash.
+
+    `previous_hash`: of the secret before a rotation, which is valid until `previous_expires_at`.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -56,6 +59,8 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     profiles: Mapped[list[str] | None]
     prompts_per_minute: Mapped[int | None] = mapped_column(Integer)
+    previous_hash: Mapped[str | None] = mapped_column(unique=True)
+    previous_expires_at: Mapped[datetime | None]
 
 
 class Instance(Base):

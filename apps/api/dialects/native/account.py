@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
-from apps.api.http.route import Reader
+from apps.api.http.route import CoreDep, Reader
 
 router = APIRouter(prefix=PREFIX)
 
@@ -26,4 +27,29 @@ async def whoami(caller: Reader) -> wire.Whoami:
             "profiles": caller.profiles,
             "prompts_per_minute": caller.prompts_per_minute,
         }
+    )
+
+
+class Model(BaseModel):
+    """A model that the operator offers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "claude-sonnet-4-5", "default": True}]})
+
+    id: str
+    default: bool = Field(description="Whether sessions that name none use it.")
+
+
+class ModelList(BaseModel):
+    default: str = Field(examples=["claude-sonnet-4-5"])
+    data: list[Model]
+    next_cursor: str | None
+
+
+@router.get("/models", tags=["account"], responses=errors())
+async def list_models(core: CoreDep, caller: Reader) -> ModelList:
+    """The server's default model, and the others that its operator lists (MODELS). Profiles may allow fewer."""
+    default = core.settings.default_model
+    names = dict.fromkeys((default, *core.settings.models))
+    return ModelList(
+        default=default, data=[Model(id=name, default=name == default) for name in names], next_cursor=None
     )

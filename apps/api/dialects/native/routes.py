@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apps.api.dialects.native import (
     account,
+    admin,
     agents,
     control,
     mcp_servers,
@@ -16,5 +17,5 @@ from apps.api.dialects.native import (
     skills,
 )
 
-_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, account)
+_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, account, admin)
 routers = [module.router for module in _MODULES]

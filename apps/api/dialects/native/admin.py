@@ -1,0 +1,132 @@
+"""Administration, for operators: tenants and keys of the whole server, instances, stuck runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query
+
+from apps.api import auth, keys
+from apps.api.core import instances, repair, runs
+from apps.api.core.context import Core
+from apps.api.dialects.native import admin_schemas as wire
+from apps.api.dialects.native.common import PREFIX, Limit, RunId, errors
+from apps.api.errors import NotFound, ValidationError
+from apps.api.http.route import CoreDep, Operator
+
+router = APIRouter(prefix=f"{PREFIX}/admin", tags=["administration"])
+
+KeyId = Annotated[UUID, Path(description="The key's id.")]
+After = Annotated[UUID | None, Query(description="`next_cursor` of the page before.")]
+
+
+@router.get("/tenants", responses=errors())
+async def list_tenants(
+    core: CoreDep,
+    caller: Operator,
+    limit: Limit = 50,
+    cursor: Annotated[wire.TenantName | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> wire.TenantList:
+    """All tenants, by name."""
+    found = [asdict(tenant) for tenant in await keys.list_tenants(core.db, limit=limit + 1, after=cursor)]
+    more = found[limit - 1]["name"] if len(found) > limit else None
+    return wire.TenantList.model_validate({"data": found[:limit], "next_cursor": more})
+
+
+@router.post("/tenants", status_code=201, responses=errors(400, 409, 413))
+async def create_tenant(core: CoreDep, caller: Operator, body: wire.TenantBody) -> wire.TenantState:
+    """Create a tenant, without keys. 409 `name_in_use`."""
+    return wire.TenantState.model_validate(asdict(await keys.create_tenant(core.db, body.name)))
+
+
+@router.get("/keys", responses=errors())
+async def list_keys(
+    core: CoreDep,
+    caller: Operator,
+    tenant: Annotated[wire.TenantName | None, Query(description="Only this tenant's.")] = None,
+    limit: Limit = 50,
+    cursor: After = None,
+) -> wire.KeyList:
+    """Keys of all tenants, or of one, oldest first; revoked ones included. Never their secrets."""
+    found = await auth.list_keys(core.db, tenant, limit=limit + 1, after=cursor)
+    data = [wire.KeyState.model_validate(key) for key in found[:limit]]
+    return wire.KeyList(data=data, next_cursor=str(found[limit - 1].id) if len(found) > limit else None)
+
+
+@router.post("/keys", status_code=201, responses=errors(400, 404, 413))
+async def create_key(core: CoreDep, caller: Operator, body: wire.KeyBody) -> wire.KeySecret:
+    """Create a key. Its secret is in this answer only, so there is no Idempotency-Key: if the answer is lost, revoke
+    the key. 404 `tenant_not_found`."""
+    _check_profiles(core, body)
+    await keys.require_tenant(core.db, body.tenant)
+    made = await auth.create_key(
+        core.db,
+        tenant=body.tenant,
+        name=body.name,
+        scopes=body.scopes or auth.USUAL_SCOPES,
+        expires_at=body.expires_at,
+        profiles=body.profiles,
+        prompts_per_minute=body.prompts_per_minute,
+    )
+    return await _with_secret(core, made)
+
+
+def _check_profiles(core: Core, body: wire.KeyFields) -> None:
+    for name in body.profiles or ():
+        if name not in core.profiles:
+            raise ValidationError.of("profiles", f"no profile {name}; there are: {', '.join(core.profiles)}")
+
+
+async def _with_secret(core: Core, made: auth.CreatedKey) -> wire.KeySecret:
+    state = wire.KeyState.model_validate(await auth.get_key(core.db, made.id))
+    return wire.KeySecret(**state.model_dump(), secret=made.secret)
+
+
+@router.get("/keys/{key_id}", responses=errors(404))
+async def get_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeyState:
+    """One key, without its secret."""
+    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+
+
+@router.patch("/keys/{key_id}", responses=errors(400, 404, 409, 413))
+async def patch_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.KeyPatch) -> wire.KeyState:
+    """Change a key, on all instances at once; with Redis away within 30 s. 409 `key_revoked`."""
+    _check_profiles(core, body)
+    await keys.change_key(core.db, core.redis, key_id, body.model_dump(exclude_unset=True))
+    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+
+
+@router.post("/keys/{key_id}/rotate", responses=errors(400, 404, 409, 413))
+async def rotate_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.RotateBody) -> wire.KeySecret:
+    """Give the key a new secret, shown once. The old one stays valid for `overlap_seconds`. 409 `key_revoked`."""
+    return await _with_secret(core, await keys.rotate_key(core.db, core.redis, key_id, body.overlap_seconds))
+
+
+@router.post("/keys/{key_id}/revoke", responses=errors(404))
+async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeyState:
+    """Make a key invalid for good, on all instances at once; with Redis away within 30 s. Its runs go on."""
+    if not await auth.revoke_key(core.db, core.redis, key_id):
+        raise NotFound.of("key")
+    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+
+
+@router.get("/instances", responses=errors())
+async def list_instances(core: CoreDep, caller: Operator) -> wire.InstanceList:
+    """All server processes, with their leases and what they execute; dead ones for up to an hour."""
+    return wire.InstanceList.model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
+
+
+@router.post("/runs/{run_id}/repair", responses=errors(404, 409))
+async def repair_run(core: CoreDep, caller: Operator, run_id: RunId) -> wire.RepairedRun:
+    """End a run that nobody executes and that still counts as running, and free its session.
+
+    409 `nothing_to_repair` says why the run is as it should be; nothing was changed then.
+    """
+    done = await repair.repair(core.db, run_id)
+    core.orphaned(done.orphan)
+    state = await runs.get(core.db, done.orphan.tenant_id, run_id)
+    return wire.RepairedRun.model_validate(
+        {"run_id": run_id, "session_id": done.session_id, "status": state["status"], "action": done.action}
+    )

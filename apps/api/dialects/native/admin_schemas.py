@@ -1,0 +1,188 @@
+"""Wire models of the administration routes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from apps.api.core.names import Name, Text
+from apps.api.core.sessions import utc
+from apps.api.dialects.native.schemas import Closed
+
+TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Scope = Literal["admin", "write", "read"]
+Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
+Profiles = Annotated[list[Name], Field(min_length=1, max_length=50)]
+Limit = Annotated[int, Field(ge=0, le=1_000_000)]
+
+_KEY: dict[str, Any] = {
+    "id": "6b373fcf-bc92-4f5f-9232-b0983fa46d9c",
+    "tenant": "acme",
+    "name": "backend",
+    "prefix": "cak_o3Qr",
+    "scopes": ["write"],
+    "profiles": ["readonly"],
+    "prompts_per_minute": 60,
+    "created_at": "2026-01-31T12:00:00.000Z",
+    "expires_at": "2027-01-31T12:00:00.000Z",
+    "last_used_at": "2026-01-31T12:00:00.000Z",
+    "revoked_at": "2026-01-31T12:00:00.000Z",
+    "previous_expires_at": "2026-01-31T12:00:00.000Z",
+}
+
+
+_TENANT: dict[str, Any] = {
+    "id": "be4a7faf-fa7d-4b2f-a272-1e04e454320b",
+    "name": "acme",
+    "created_at": "2026-01-31T12:00:00.000Z",
+    "keys": 2,
+}
+_INSTANCE: dict[str, Any] = {
+    "id": "51336823-854a-48a5-b188-c855626b041f",
+    "hostname": "api-1",
+    "version": "0.1.0",
+    "alive": True,
+    "draining": False,
+    "slots": 4,
+    "running": 2,
+    "sessions": 5,
+    "started_at": "2026-01-31T12:00:00.000Z",
+    "lease_expires_at": "2026-01-31T13:00:00.000Z",
+}
+
+
+class TenantBody(Closed):
+    """A new tenant."""
+
+    name: TenantName = Field(description="Letters, digits, dots, dashes, underscores.", examples=["acme"])
+
+
+class TenantState(BaseModel):
+    """A tenant."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_TENANT]})
+
+    id: UUID
+    name: str = Field(examples=["acme"])
+    created_at: datetime
+    keys: int = Field(description="How many of its keys are valid.")
+
+
+class TenantList(BaseModel):
+    data: list[TenantState]
+    next_cursor: str | None
+
+
+class KeyFields(Closed):
+    """What can be changed about a key."""
+
+    scopes: Scopes | None = Field(None, description="`admin` is the operator's.", examples=[["write"]])
+    profiles: Profiles | None = Field(
+        None, description="Bind the key to these profiles, its default first; null: any.", examples=[["readonly"]]
+    )
+    prompts_per_minute: Limit | None = Field(
+        None, description="The key's own limit, 0 for none; null: the server's.", examples=[60]
+    )
+    expires_at: datetime | None = Field(None, description="A moment with its time zone; null: never.")
+
+    @field_validator("expires_at")
+    @classmethod
+    def _has_a_zone(cls, value: datetime | None) -> datetime | None:
+        return None if value is None else utc(value)
+
+
+KeyName = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
+class KeyPatch(KeyFields):
+    """What to change; what is left out stays."""
+
+    name: KeyName | None = Field(None, description="For your own listings.")
+
+    @field_validator("name", "scopes")
+    @classmethod
+    def _not_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("must not be null")
+        return value
+
+
+class KeyBody(KeyFields):
+    """A new key. Scopes are `write` and `read` if left out."""
+
+    tenant: TenantName = Field(description="Its tenant, which exists.", examples=["acme"])
+    name: KeyName = Field(description="For your own listings.", examples=["backend"])
+
+
+class KeyState(BaseModel):
+    """A key, without its secret."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_KEY]}, from_attributes=True)
+
+    id: UUID
+    tenant: str
+    name: str
+    prefix: str = Field(description="How its secret begins.")
+    scopes: list[Scope]
+    profiles: list[str] | None
+    prompts_per_minute: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+    previous_expires_at: datetime | None = Field(description="Until when the secret before the last rotation is valid.")
+
+
+class KeyList(BaseModel):
+    data: list[KeyState]
+    next_cursor: str | None
+
+
+class KeySecret(KeyState):
+    """A key with its secret, which is shown this once."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_KEY, "secret": "cak_o3Qr..."}]})
+
+    secret: str
+
+
+class RotateBody(Closed):
+    """How to change over."""
+
+    overlap_seconds: float = Field(
+        0, ge=0, le=2_592_000, description="How long the old secret stays valid.", examples=[3600]
+    )
+
+
+class InstanceState(BaseModel):
+    """A server process. `sessions` are owned by it, `running` of them execute a run."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_INSTANCE]})
+
+    id: UUID
+    hostname: str = Field(examples=["api-1"])
+    version: str = Field(examples=["0.1.0"])
+    alive: bool = Field(description="Whether its lease is valid.")
+    draining: bool = Field(description="Whether it takes no more runs.")
+    slots: int = Field(description="Runs that it executes at once; 0 for an API node.")
+    running: int
+    sessions: int
+    started_at: datetime
+    lease_expires_at: datetime
+
+
+class InstanceList(BaseModel):
+    data: list[InstanceState]
+    next_cursor: str | None = Field(examples=[None])
+
+
+class RepairedRun(BaseModel):
+    """The run has failed with `owner_lost`, or waits no longer behind one that had; its session is free."""
+
+    run_id: UUID
+    session_id: UUID
+    status: str = Field(description="Of the run, now.", examples=["failed"])
+    action: str = Field(examples=["the session was taken from its dead owner"])

@@ -1,0 +1,200 @@
+"""Administration over HTTP: for operators only, on any instance, and at once on all of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.fleet import Fleet, Instance
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def as_key(secret: str) -> dict[str, str]:
+    return {"X-API-Key": secret}
+
+
+async def tenant(fleet: Fleet) -> str:
+    made = await fleet[0].post("/admin/tenants", {"name": f"t-{uuid4().hex}"})
+    assert (made.status_code, made.json()["keys"]) == (201, 0)
+    return str(made.json()["name"])
+
+
+async def key(fleet: Fleet, **more: Any) -> dict[str, Any]:
+    body = {"tenant": await tenant(fleet), "name": "backend", **more}
+    made = await fleet[0].post("/admin/keys", body)
+    assert made.status_code == 201, made.text
+    answer: dict[str, Any] = made.json()
+    return answer
+
+
+async def status_of(instance: Instance, secret: str) -> int:
+    return (await instance.get("/whoami", headers=as_key(secret))).status_code
+
+
+async def test_a_new_key_has_what_was_asked_for_and_its_secret_is_shown_once(fleet: Fleet) -> None:
+    expires = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    made = await key(fleet, scopes=["read"], profiles=["ci", "dev"], prompts_per_minute=7, expires_at=expires)
+    caller = (await fleet[1].get("/whoami", headers=as_key(made["secret"]))).json()
+    assert caller["tenant"] == made["tenant"]
+    assert (caller["scopes"], caller["profiles"], caller["prompts_per_minute"]) == (["read"], ["ci", "dev"], 7)
+    assert caller["expires_at"] is not None
+    shown = await fleet[2].get(f"/admin/keys/{made['id']}")
+    assert shown.json() == {
+        **{name: value for name, value in made.items() if name != "secret"},
+        "last_used_at": shown.json()["last_used_at"],
+    }
+    assert made["secret"] not in shown.text
+    usual = await key(fleet)
+    assert (usual["scopes"], usual["profiles"]) == (["write", "read"], None)
+
+
+async def test_only_the_scope_admin_administers(fleet: Fleet) -> None:
+    made = await key(fleet, scopes=["write"])
+    for method, path, body in (
+        ("GET", "/admin/tenants", None),
+        ("POST", "/admin/tenants", {"name": "mine"}),
+        ("GET", "/admin/keys", None),
+        ("POST", "/admin/keys", {"tenant": made["tenant"], "name": "more", "scopes": ["admin"]}),
+        ("GET", f"/admin/keys/{made['id']}", None),
+        ("PATCH", f"/admin/keys/{made['id']}", {"scopes": ["admin"]}),
+        ("POST", f"/admin/keys/{made['id']}/rotate", {}),
+        ("POST", f"/admin/keys/{made['id']}/revoke", None),
+        ("GET", "/admin/instances", None),
+        ("POST", f"/admin/runs/{uuid4()}/repair", None),
+    ):
+        response = await fleet[1].client.request(method, f"/api/v1{path}", json=body, headers=as_key(made["secret"]))
+        assert refusal(response) == (403, "insufficient_scope"), (method, path)
+
+
+async def test_a_change_of_a_key_holds_on_every_instance_at_once(fleet: Fleet) -> None:
+    made = await key(fleet)
+    headers = as_key(made["secret"])
+    for instance in fleet.instances:
+        assert (await instance.post("/sessions", {}, headers=headers)).json()["profile"] is None
+    path = f"/api/v1/admin/keys/{made['id']}"
+    changed = await fleet[1].client.patch(path, json={"scopes": ["read"], "profiles": ["readonly"]})
+    assert (changed.json()["scopes"], changed.json()["profiles"]) == (["read"], ["readonly"])
+    assert changed.json()["name"] == "backend"
+    for instance in fleet.instances:
+        assert refusal(await instance.post("/sessions", {}, headers=headers)) == (403, "insufficient_scope")
+    await fleet[2].client.patch(path, json={"scopes": ["write"], "prompts_per_minute": 1})
+    for instance in fleet.instances:
+        assert (await instance.post("/sessions", {}, headers=headers)).json()["profile"] == "readonly"
+    cleared = await fleet[0].client.patch(path, json={"profiles": None, "prompts_per_minute": None})
+    assert (cleared.json()["profiles"], cleared.json()["prompts_per_minute"]) == (None, None)
+
+
+async def test_a_rotated_key_has_two_secrets_for_as_long_as_was_asked(fleet: Fleet) -> None:
+    made = await key(fleet)
+    first = made["secret"]
+    assert await status_of(fleet[0], first) == 200
+    second = (await fleet[1].post(f"/admin/keys/{made['id']}/rotate", {"overlap_seconds": 3600})).json()["secret"]
+    for instance in fleet.instances:
+        assert [await status_of(instance, secret) for secret in (first, second)] == [200, 200]
+    caller = (await fleet[2].get("/whoami", headers=as_key(first))).json()
+    assert caller["key_id"] == made["id"]
+    assert caller["expires_at"] is not None, "the old secret ends with the overlap"
+    third = await fleet[2].post(f"/admin/keys/{made['id']}/rotate", {})
+    for instance in fleet.instances:
+        statuses = [await status_of(instance, secret) for secret in (first, second, third.json()["secret"])]
+        assert statuses == [401, 401, 200]
+    revoked = await fleet[0].post(f"/admin/keys/{made['id']}/revoke")
+    assert revoked.json()["revoked_at"] is not None
+    assert await status_of(fleet[1], third.json()["secret"]) == 401
+    for change in ("rotate",):
+        assert refusal(await fleet[1].post(f"/admin/keys/{made['id']}/{change}", {})) == (409, "key_revoked")
+    patched = await fleet[1].client.patch(f"/api/v1/admin/keys/{made['id']}", json={"scopes": ["read"]})
+    assert refusal(patched) == (409, "key_revoked")
+
+
+async def test_keys_are_listed_by_tenant_and_page_by_page(fleet: Fleet) -> None:
+    first = await key(fleet)
+    names = [first["id"]]
+    for name in ("b", "c"):
+        made = await fleet[0].post("/admin/keys", {"tenant": first["tenant"], "name": name})
+        names.append(made.json()["id"])
+    found: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = (await fleet[1].get("/admin/keys", params={"tenant": first["tenant"], "limit": 2, **cursor})).json()
+        found += [entry["id"] for entry in page["data"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert found == names
+    tenants = (await fleet[2].get("/admin/tenants", params={"limit": 200})).json()["data"]
+    assert {entry["name"]: entry["keys"] for entry in tenants}[first["tenant"]] == 3
+    after = await fleet[2].get("/admin/tenants", params={"limit": 1, "cursor": first["tenant"][:-1]})
+    assert after.json()["data"][0]["name"] == first["tenant"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"name": "n"}, 422, "validation_error"),
+        ({"tenant": "default", "name": ""}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "scopes": []}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "scopes": ["root"]}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "profiles": []}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "profiles": ["yolo"]}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "prompts_per_minute": -1}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "expires_at": "2031-01-01T00:00:00"}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "secret": "mine"}, 422, "validation_error"),
+        ({"tenant": "nobody", "name": "n"}, 404, "tenant_not_found"),
+    ],
+)
+async def test_what_is_no_key_is_refused(fleet: Fleet, body: dict[str, object], status: int, code: str) -> None:
+    assert refusal(await fleet[0].post("/admin/keys", body)) == (status, code)
+
+
+async def test_unknown_keys_and_runs_and_a_second_tenant_of_one_name_are_refused(fleet: Fleet) -> None:
+    name = await tenant(fleet)
+    assert refusal(await fleet[1].post("/admin/tenants", {"name": name})) == (409, "name_in_use")
+    unknown = uuid4()
+    assert refusal(await fleet[0].get(f"/admin/keys/{unknown}")) == (404, "key_not_found")
+    assert refusal(await fleet[0].post(f"/admin/keys/{unknown}/revoke")) == (404, "key_not_found")
+    assert refusal(await fleet[0].post(f"/admin/keys/{unknown}/rotate", {})) == (404, "key_not_found")
+    assert refusal(await fleet[0].post(f"/admin/runs/{unknown}/repair")) == (404, "run_not_found")
+
+
+async def test_instances_are_listed_with_what_they_execute(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say hello")
+    owner = await fleet.owner_of(session_id)
+    listed = {entry["id"]: entry for entry in (await fleet[1].get("/admin/instances")).json()["data"]}
+    assert {instance.id for instance in fleet.instances} <= set(listed)
+    found = listed[owner.id]
+    assert (found["alive"], found["draining"], found["slots"]) == (True, False, 4)
+    assert found["sessions"] >= 1
+
+
+async def test_a_run_that_is_as_it_should_be_is_not_repaired(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    run_id = await fleet[0].prompt(session_id, "stream 200 words slowly")
+    async with fleet[1].stream(f"/runs/{run_id}/events") as events:
+        async for event in events:
+            if event.event == "init":
+                break
+    running = await fleet[1].post(f"/admin/runs/{run_id}/repair")
+    assert refusal(running) == (409, "nothing_to_repair")
+    assert running.json()["error"]["details"]["owner_alive"] is True
+    behind = await fleet[0].prompt(session_id, "say second")
+    waiting = await fleet[2].post(f"/admin/runs/{behind}/repair")
+    assert refusal(waiting) == (409, "nothing_to_repair")
+    assert run_id in waiting.json()["error"]["message"]
+    await fleet[2].post(f"/sessions/{session_id}/interrupt")
+    await fleet[0].follow(behind)
+    over = await fleet[1].post(f"/admin/runs/{run_id}/repair")
+    assert "The run is over: interrupted" in over.json()["error"]["message"]
+
+
+async def test_the_models_are_the_default_and_those_that_the_operator_lists(fleet: Fleet) -> None:
+    answer = (await fleet[0].get("/models")).json()
+    assert answer["data"] == [{"id": answer["default"], "default": True}]
