@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from apps.api import __version__, auth
 from apps.api.core import profiles, tasks
 from apps.api.core.context import Core
+from apps.api.core.deliveries import Deliveries
 from apps.api.core.follow import Followers
 from apps.api.core.instances import Lease
 from apps.api.core.outbound import Outbound
@@ -107,6 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
+        deliveries = Deliveries(db, settings, outbound)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
         tasks = Tasks(app)
@@ -114,10 +116,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks.start("relay-publisher", publisher.run())
         tasks.start("relay-subscriber", subscriptions.run())
         tasks.start("followers", followers.run())
+        tasks.start("webhook-deliveries", deliveries.run())
         await worker.start()
         for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
             tasks.start(f"runner-{name}", work)
-        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher)
+        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries)
         drained = asyncio.Event()
 
         async def drain() -> None:
@@ -140,12 +143,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             log.info("instance.stopped", instance_id=str(core.instance_id))
 
 
-def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher) -> Probe:
+def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher, deliveries: Deliveries) -> Probe:
     def measure() -> None:
         metrics.RUNNING.set(worker.running)
         metrics.SLOTS.set(app.state.settings.runner_slots)
         metrics.LIVE.set(worker.live)
         metrics.STREAMS.set(app.state.streams.count)
+        metrics.WEBHOOKS_SENT.set(deliveries.sent)
+        metrics.WEBHOOKS_FAILED.set(deliveries.failed)
         metrics.DROPPED.set(publisher.dropped)
         metrics.LEASE.set(max(lease.remaining(), 0))
 

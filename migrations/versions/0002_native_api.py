@@ -109,6 +109,7 @@ def upgrade() -> None:
         "webhook_deliveries",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("webhook_id", sa.Uuid(), nullable=False),
+        sa.Column("position", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), server_default=sa.text("'pending'"), nullable=False),
@@ -127,13 +128,12 @@ def upgrade() -> None:
     op.create_index(
         "webhook_deliveries_due_idx",
         "webhook_deliveries",
-        ["next_attempt_at"],
+        ["webhook_id", "next_attempt_at"],
         unique=False,
         postgresql_where=sa.text("status = 'pending'"),
     )
-    op.create_index(
-        "webhook_deliveries_log_idx", "webhook_deliveries", ["webhook_id", "created_at", "id"], unique=False
-    )
+    op.create_index("webhook_deliveries_log_idx", "webhook_deliveries", ["webhook_id", "position"], unique=False)
+    op.create_index("webhook_deliveries_created_at_idx", "webhook_deliveries", ["created_at"], unique=False)
     op.create_table(
         "requests",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -209,8 +209,54 @@ def upgrade() -> None:
         op.f("sessions_agent_id_fkey"), "sessions", "agents", ["agent_id"], ["id"], ondelete="SET NULL"
     )
 
+    for statement in OUTBOX:
+        op.execute(statement)
+
+
+# docs/adr/0010-outbox-by-trigger.md. FOR KEY SHARE passes over an endpoint that is being removed: its foreign key would
+# fail the change of the run.
+_DELIVER = """
+CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE told text := {type};
+BEGIN
+  INSERT INTO webhook_deliveries (webhook_id, type, payload)
+  SELECT w.id, told, jsonb_strip_nulls({data})::text FROM webhooks w
+  WHERE w.tenant_id = NEW.tenant_id AND w.disabled_at IS NULL AND told = ANY (w.events) FOR KEY SHARE;
+  RETURN NULL;
+END $$
+"""
+OUTBOX = (
+    _DELIVER.format(
+        name="deliver_run",
+        type="'run.' || NEW.status",
+        data="jsonb_build_object('session_id', NEW.session_id, 'run_id', NEW.id, 'status', NEW.status,"
+        " 'error_code', NEW.error->>'code')",
+    ),
+    _DELIVER.format(
+        name="deliver_session",
+        type="CASE TG_OP WHEN 'INSERT' THEN 'session.created' ELSE 'session.deleted' END",
+        data="jsonb_build_object('session_id', NEW.id)",
+    ),
+    "CREATE TRIGGER runs_deliver_new AFTER INSERT ON runs FOR EACH ROW EXECUTE FUNCTION deliver_run()",
+    """
+    CREATE TRIGGER runs_deliver_status AFTER UPDATE OF status ON runs FOR EACH ROW
+    WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION deliver_run()
+    """,
+    "CREATE TRIGGER sessions_deliver_new AFTER INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION deliver_session()",
+    """
+    CREATE TRIGGER sessions_deliver_end AFTER UPDATE OF deleted_at ON sessions FOR EACH ROW
+    WHEN (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION deliver_session()
+    """,
+)
+
 
 def downgrade() -> None:
+    op.execute("DROP TRIGGER sessions_deliver_end ON sessions")
+    op.execute("DROP TRIGGER sessions_deliver_new ON sessions")
+    op.execute("DROP TRIGGER runs_deliver_status ON runs")
+    op.execute("DROP TRIGGER runs_deliver_new ON runs")
+    op.execute("DROP FUNCTION deliver_session")
+    op.execute("DROP FUNCTION deliver_run")
     op.drop_constraint(op.f("sessions_agent_id_fkey"), "sessions", type_="foreignkey")
     op.drop_index(op.f("sessions_agent_id_idx"), table_name="sessions")
     op.drop_column("sessions", "profile")
@@ -232,6 +278,7 @@ def downgrade() -> None:
     op.drop_index("requests_session_idx", table_name="requests")
     op.drop_index("requests_inbox_idx", table_name="requests", postgresql_where=sa.text("status = 'open'"))
     op.drop_table("requests")
+    op.drop_index("webhook_deliveries_created_at_idx", table_name="webhook_deliveries")
     op.drop_index("webhook_deliveries_log_idx", table_name="webhook_deliveries")
     op.drop_index(
         "webhook_deliveries_due_idx", table_name="webhook_deliveries", postgresql_where=sa.text("status = 'pending'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Integer, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from apps.api.models.base import NOW, Base
@@ -32,18 +32,24 @@ class Webhook(Base):
 
 
 class WebhookDelivery(Base):
-    """One message to one endpoint, written in the transaction of what it tells. Its id is what receivers
-    deduplicate by."""
+    """One message to one endpoint, written by a trigger in the transaction of what it tells (see the migration).
+
+    Its id is what receivers deduplicate by. A pending one whose `next_attempt_at` lies ahead waits, or is being sent.
+    """
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         CheckConstraint("status IN ('pending','delivered','failed')", name="status"),
-        Index("webhook_deliveries_due_idx", "next_attempt_at", postgresql_where=text("status = 'pending'")),
-        Index("webhook_deliveries_log_idx", "webhook_id", "created_at", "id"),
+        Index(
+            "webhook_deliveries_due_idx", "webhook_id", "next_attempt_at", postgresql_where=text("status = 'pending'")
+        ),
+        Index("webhook_deliveries_log_idx", "webhook_id", "position"),
+        Index("webhook_deliveries_created_at_idx", "created_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     webhook_id: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     type: Mapped[str]
     payload: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=text("'pending'"))

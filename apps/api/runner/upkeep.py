@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api.core import idempotency, instances, queue, sessions, workspaces
+from apps.api.core import deliveries, idempotency, instances, queue, sessions, workspaces
 from apps.api.core.context import Core
 from apps.api.core.log import Event
 from apps.api.core.queue import Waiting
@@ -87,6 +87,7 @@ class Upkeep:
             await pause(SWEEP_INTERVAL)
             try:
                 await idempotency.forget_old(self._core.db)
+                await deliveries.forget_old(self._core.db)
                 await instances.forget_dead(self._core.db)
                 present = await asyncio.to_thread(workspaces.present, self._core.settings)
                 for session_id in await sessions.deleted_among(self._core.db, present):

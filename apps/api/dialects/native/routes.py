@@ -15,7 +15,8 @@ from apps.api.dialects.native import (
     secrets,
     sessions,
     skills,
+    webhooks,
 )
 
-_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, account, admin)
-routers = [module.router for module in _MODULES]
+_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, webhooks)
+routers = [module.router for module in (*_MODULES, account, admin)]

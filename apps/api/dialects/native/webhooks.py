@@ -1,0 +1,216 @@
+"""Webhooks: endpoints of the tenant, and the log of what they were told."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, Field
+
+from apps.api.core import deliveries, webhooks
+from apps.api.core.idempotency import Idempotency
+from apps.api.core.names import Text
+from apps.api.core.parts import Url
+from apps.api.core.webhooks import Changes, Told
+from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
+from apps.api.dialects.native.schemas import Closed
+from apps.api.errors import ValidationError
+from apps.api.http.route import CoreDep, Reader, Writer
+
+router = APIRouter(prefix=PREFIX, tags=["webhooks"])
+
+WebhookId = Annotated[UUID, Path(description="The webhook's id.")]
+DeliveryId = Annotated[UUID, Path(description="The delivery's id, which is the message's `webhook-id`.")]
+Description = Annotated[Text, Field(max_length=500)]
+Events = Annotated[list[Told], Field(min_length=1, max_length=20)]
+
+_MOMENT = "2026-01-31T12:00:00.000Z"
+_WEBHOOK: dict[str, Any] = {
+    "webhook_id": "4be8dc4b-3f2e-4c59-8b7a-8f6a3f6f0c52",
+    "url": "https://example.com/webhooks",
+    "description": "Tells the billing service.",
+    "events": ["run.succeeded", "run.failed"],
+    "enabled": False,
+    "disabled_at": _MOMENT,
+    "disabled_reason": "it answered 410",
+    "failing_since": _MOMENT,
+    "previous_secret_expires_at": _MOMENT,
+    "created_at": _MOMENT,
+    "updated_at": _MOMENT,
+}
+
+
+class WebhookBody(Closed):
+    """A webhook to register."""
+
+    url: Url = Field(
+        description="Where messages are POSTed to. A public address, or one that the operator allows.",
+        examples=["https://example.com/webhooks"],
+    )
+    events: Events | None = Field(
+        None, description="Types of the messages to be sent; all of them if left out.", examples=[["run.succeeded"]]
+    )
+    description: Description | None = Field(None, description="For people.", examples=["Tells the billing service."])
+
+
+class WebhookPatch(Closed):
+    """What to change of a webhook."""
+
+    url: Url | None = Field(None, description="The new address.", examples=["https://example.com/webhooks"])
+    events: Events | None = Field(None, description="Replaces the list.", examples=[["run.failed"]])
+    description: Description | None = Field(None, description="For people.", examples=["Tells the billing service."])
+    enabled: bool | None = Field(
+        None,
+        description="`false` stops it and gives up what waits for it; `true` starts it again, also after it was"
+        " disabled for failing.",
+    )
+
+
+class WebhookState(BaseModel):
+    """A webhook. Its secret is shown when it is made, and when it is rotated."""
+
+    webhook_id: UUID
+    url: str
+    description: str | None
+    events: list[Told]
+    enabled: bool
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    failing_since: datetime | None = Field(description="Since when it has done nothing but fail.")
+    previous_secret_expires_at: datetime | None = Field(description="Until when the previous secret signs too.")
+    created_at: datetime
+    updated_at: datetime
+
+    model_config = {"json_schema_extra": {"examples": [_WEBHOOK]}}
+
+
+class WebhookWithSecret(WebhookState):
+    """A webhook, and the secret that signs its messages."""
+
+    secret: str = Field(description="Keep it: it is not shown again.")
+
+    model_config = {
+        "json_schema_extra": {"examples": [{**_WEBHOOK, "secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"}]}
+    }
+
+
+class WebhookList(BaseModel):
+    data: list[WebhookState]
+    next_cursor: str | None
+
+
+class Delivery(BaseModel):
+    """One message to one webhook, and how its delivery went."""
+
+    delivery_id: UUID
+    webhook_id: UUID
+    type: Told | Literal["webhook.test"]
+    data: dict[str, Any]
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    next_attempt_at: datetime | None
+    last_status: int | None = Field(description="HTTP status of the last answer, if there was one.")
+    last_error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "delivery_id": "0f4bbd1f-71f5-4b0c-9b8f-7a0c8f4b4c3e",
+                    "webhook_id": _WEBHOOK["webhook_id"],
+                    "type": "run.failed",
+                    "data": {"session_id": "6975080a-…", "run_id": "74fc4ab6-…", "status": "failed"},
+                    "status": "delivered",
+                    "attempts": 2,
+                    "next_attempt_at": _MOMENT,
+                    "last_status": 200,
+                    "last_error": "it answered 500",
+                    "created_at": _MOMENT,
+                    "delivered_at": _MOMENT,
+                }
+            ]
+        }
+    }
+
+
+class DeliveryList(BaseModel):
+    data: list[Delivery]
+    next_cursor: str | None
+
+
+@router.post("/webhooks", status_code=201, responses=errors(400, 409, 413))
+async def create_webhook(
+    request: Request, core: CoreDep, caller: Writer, body: WebhookBody, idempotency_key: IdempotencyKey = None
+) -> WebhookWithSecret:
+    """Register an endpoint that is told what happens to the tenant's sessions and runs.
+
+    The answer has the secret that signs the messages (Standard Webhooks); a repeat with the same Idempotency-Key shows
+    it again. 409 `too_many_webhooks` when there are 20.
+    """
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
+    wanted = Changes(body.url, body.description, body.events)
+    made = await webhooks.create(core.db, core.settings, core.outbound, caller.tenant_id, wanted, idempotency)
+    return WebhookWithSecret.model_validate(made)
+
+
+@router.get("/webhooks", responses=errors())
+async def list_webhooks(core: CoreDep, caller: Reader) -> WebhookList:
+    """All webhooks of the tenant, oldest first; there are at most 20, so this is one page."""
+    data = await webhooks.list_all(core.db, caller.tenant_id)
+    return WebhookList.model_validate({"data": data, "next_cursor": None})
+
+
+@router.get("/webhooks/{webhook_id}", responses=errors(404))
+async def get_webhook(core: CoreDep, caller: Reader, webhook_id: WebhookId) -> WebhookState:
+    """One webhook, without its secret: where it leads, what it is told, and whether it works."""
+    return WebhookState.model_validate(await webhooks.get(core.db, caller.tenant_id, webhook_id))
+
+
+@router.patch("/webhooks/{webhook_id}", responses=errors(400, 404, 413))
+async def patch_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
+    """Change address, types or description, or stop and start it."""
+    if not body.model_fields_set:
+        raise ValidationError.of("body", "must change something")
+    changes = Changes(body.url, body.description, body.events, body.enabled)
+    await webhooks.change(core.db, core.outbound, caller.tenant_id, webhook_id, changes)
+    return WebhookState.model_validate(await webhooks.get(core.db, caller.tenant_id, webhook_id))
+
+
+@router.delete("/webhooks/{webhook_id}", status_code=204, responses=errors(404))
+async def delete_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> Response:
+    """Remove a webhook with its log. What waits for it is not sent."""
+    await webhooks.delete(core.db, caller.tenant_id, webhook_id)
+    return Response(status_code=204)
+
+
+@router.post("/webhooks/{webhook_id}/rotate", responses=errors(404))
+async def rotate_secret(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> WebhookWithSecret:
+    """Make a new secret, shown once. For 24 hours messages carry a signature of the previous one too."""
+    made = await webhooks.rotate(core.db, core.settings, caller.tenant_id, webhook_id)
+    return WebhookWithSecret.model_validate(made)
+
+
+@router.post("/webhooks/{webhook_id}/test", status_code=202, responses=errors(404, 409))
+async def ping_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> Delivery:
+    """Send a message of type `webhook.test`. The log says what became of it."""
+    return Delivery.model_validate(await deliveries.ping(core.db, caller.tenant_id, webhook_id))
+
+
+@router.get("/webhooks/{webhook_id}/deliveries", responses=errors(404))
+async def list_deliveries(
+    core: CoreDep, caller: Reader, webhook_id: WebhookId, limit: Limit = 50, cursor: Cursor = None
+) -> DeliveryList:
+    """What the webhook was told in the last seven days, newest first, and how that went."""
+    page = await deliveries.list_page(core.db, caller.tenant_id, webhook_id, limit=limit, cursor=cursor)
+    return DeliveryList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+
+
+@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses=errors(404, 409))
+async def redeliver(core: CoreDep, caller: Writer, webhook_id: WebhookId, delivery_id: DeliveryId) -> Delivery:
+    """Send a message again, with the same `webhook-id` and from the first attempt on."""
+    return Delivery.model_validate(await deliveries.redeliver(core.db, caller.tenant_id, webhook_id, delivery_id))
