@@ -22,6 +22,7 @@ class Received:
     target: str
     headers: dict[str, str]
     body: bytes
+    peer_port: int = 0
 
     @property
     def json(self) -> Any:
@@ -92,7 +93,7 @@ class Receiver:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            request = Received(head[0].split(" ")[1], headers, body)
+            request = Received(head[0].split(" ")[1], headers, body, writer.get_extra_info("peername")[1])
             async with self._news:
                 self.received.append(request)
                 self._news.notify_all()

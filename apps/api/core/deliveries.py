@@ -203,12 +203,13 @@ class Deliveries:
         wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
         await connection.execute(
             "UPDATE webhook_deliveries SET status = $2, next_attempt_at = now() + make_interval(secs => $3),"
-            " last_status = $4, last_error = $5 WHERE id = $1 AND status = 'pending'",
+            " last_status = $4, last_error = $5 WHERE id = $1 AND status = 'pending' AND attempts = $6",
             claimed.id,
             "failed" if over else "pending",
             wait,
             status,
             failure,
+            claimed.attempts,
         )
         if status == GONE or failing_too_long:
             reason = "it answered 410" if status == GONE else f"it has failed for {DISABLE_AFTER_DAYS} days"
@@ -222,9 +223,10 @@ async def _note_success(connection: asyncpg.Connection, claimed: Claimed, status
     )
     await connection.execute(
         "UPDATE webhook_deliveries SET status = 'delivered', delivered_at = now(), last_status = $2, last_error = NULL"
-        " WHERE id = $1",
+        " WHERE id = $1 AND attempts = $3",  # a redelivery that was asked for meanwhile counts anew, and is sent
         claimed.id,
         status,
+        claimed.attempts,
     )
 
 

@@ -102,7 +102,7 @@ async def create(
     async with db.transaction() as connection:
         before = await repeated(connection, tenant_id, idempotency) if idempotency else None
         webhook_id = before.object_id if before else await _insert(connection, settings, tenant_id, wanted)
-        if webhook_id is None:
+        if webhook_id is None:  # the key made something else
             raise reused()
         if idempotency and not before:
             await remember(connection, tenant_id, idempotency, object_id=webhook_id)
@@ -204,7 +204,13 @@ async def rotate(db: Database, settings: Settings, tenant_id: UUID, webhook_id: 
 
 
 async def delete(db: Database, tenant_id: UUID, webhook_id: UUID) -> None:
-    """Remove a webhook with its log. Raises NotFound."""
-    status = await db.pool.execute("DELETE FROM webhooks WHERE id = $1 AND tenant_id = $2", webhook_id, tenant_id)
-    if status != "DELETE 1":
-        raise NotFound.of("webhook")
+    """Remove a webhook with its log, and free the idempotency key that made it. Raises NotFound."""
+    async with db.transaction() as connection:
+        status = await connection.execute(
+            "DELETE FROM webhooks WHERE id = $1 AND tenant_id = $2", webhook_id, tenant_id
+        )
+        if status != "DELETE 1":
+            raise NotFound.of("webhook")
+        await connection.execute(
+            "DELETE FROM idempotency_keys WHERE tenant_id = $1 AND object_id = $2", tenant_id, webhook_id
+        )
