@@ -159,3 +159,37 @@ async def test_sessions_follow_the_operators_file_when_it_narrows_and_fail_clear
     )
     assert refusal(late) == (504, "timeout")
     assert late.json()["error"]["details"]["run_id"]
+
+
+CAREFUL = """
+[careful]
+description = "Asks for everything but git"
+tools = ["Bash", "Read"]
+allow = ["Bash(git:*)", "Read"]
+permission_modes = ["default", "plan"]
+models = ["claude-sonnet-4-5"]
+"""
+
+
+async def test_neither_a_control_nor_a_remembered_permission_widens_the_profile(
+    start_fleet: StartFleet, tmp_path: Path
+) -> None:
+    (tmp_path / "profiles.toml").write_text(CAREFUL)
+    fleet = await start_fleet(2, PROFILES_FILE=str(tmp_path / "profiles.toml"))
+    session_id = await fleet[0].session(profile="careful")
+    run_id = await fleet[0].prompt(session_id, "run touch made.txt")
+    other = fleet[1]
+    async with other.stream(f"/runs/{run_id}/events") as events:
+        async for event in events:
+            if event.event == "permission_request":
+                path = f"/sessions/{session_id}/permissions/{event.data['request_id']}"
+                for change in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-4-1"}):
+                    widened = await other.post(f"/sessions/{session_id}/control", change)
+                    assert refusal(widened) == (403, "option_not_permitted")
+                remembered = await other.post(path, {"decision": "allow", "remember": True})
+                assert refusal(remembered) == (403, "tool_not_permitted")
+                assert (await other.post(path, {"decision": "allow"})).status_code == 200
+            last = event
+    assert last.data["status"] == "succeeded"
+    allowed = await other.post(f"/sessions/{session_id}/control", {"permission_mode": "plan"})
+    assert allowed.status_code == 200

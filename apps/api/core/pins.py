@@ -9,7 +9,8 @@ import asyncpg
 
 from apps.api.core import profiles
 from apps.api.core.config import AgentConfig
-from apps.api.core.profiles import UNRESTRICTED, Policy
+from apps.api.core.profiles import UNRESTRICTED, Policy, Profile
+from apps.api.db import Database
 from apps.api.errors import NotFound, ValidationError
 
 
@@ -106,3 +107,17 @@ async def require_same(connection: asyncpg.Connection, reference: str, pinned: P
     if not same or version not in (None, pinned.agent_version):
         what = f"{known}@{pinned.agent_version}" if known else "none"
         raise ValidationError.of("agent", f"is fixed when the session is created: {what}")
+
+
+async def profile_of(db: Database, tenant_id: UUID, session_id: UUID, policy: Policy) -> Profile | None:
+    """The profile that binds a session; None also for a session that is unknown, which others will say.
+
+    Raises:
+        Forbidden: `profile_not_permitted`, the caller's key may not use sessions of this profile.
+        ValidationError: the profile is no more.
+    """
+    row = await db.pool.fetchrow("SELECT profile FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
+    if row is None:
+        return None
+    policy.require(row["profile"])
+    return policy.named(row["profile"]) if row["profile"] else None

@@ -169,9 +169,13 @@ def _tool_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
         for tool in tools or ():
             if not may_exist(profile, tool):
                 yield Problem(field, code="tool_not_permitted", reason=f"{tool} is not among the profile's tools")
-    for rule in config.allowed_tools or ():
-        if not permits(profile, rule):
-            yield Problem("allowed_tools", code="tool_not_permitted", reason=f"{rule} is more than the profile allows")
+    yield from rule_problems(profile, config.allowed_tools or (), "allowed_tools")
+
+
+def rule_problems(profile: Profile | None, rules: Iterable[str], field: str) -> list[Problem]:
+    """Rules, given in `field`, that the profile does not let be allowed in advance."""
+    refused = [rule for rule in rules if profile is not None and not permits(profile, rule)]
+    return [Problem(field, code="tool_not_permitted", reason=f"{r} is more than the profile allows") for r in refused]
 
 
 def _option_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:

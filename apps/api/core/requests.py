@@ -13,11 +13,12 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core import commands, sessions
+from apps.api.core import commands, profiles, sessions
 from apps.api.core.commands import Sent
 from apps.api.core.context import Core
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.log import Event
+from apps.api.core.profiles import Profile
 from apps.api.core.sessions import Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
@@ -167,12 +168,14 @@ async def answer(
     kind: str,
     decision: Mapping[str, Any],
     by: Mapping[str, Any],
+    profile: Profile | None = None,
 ) -> Sent:
     """Decide a request, once. `decision` is what runner/approvals.py understands; `by` says who decides.
 
     Raises:
         NotFound: `session_not_found`, `request_not_found`.
         ValidationError: it is of another kind.
+        Forbidden: the session's `profile` does not let this be remembered.
         Conflict: `request_resolved`, with how and by whom; `no_live_run` when nobody waits for it any more.
     """
     await sessions.require(core.db, tenant_id, session_id)
@@ -183,6 +186,7 @@ async def answer(
         raise _resolved(row)
     if decision.get("remember"):
         decision = {**decision, "rules": rules_of(decode(row["data"]))}
+        profiles.refuse(profiles.rule_problems(profile, decision["rules"], "remember"))
 
     async def decide(connection: asyncpg.Connection) -> None:
         status = await connection.execute(

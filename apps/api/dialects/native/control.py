@@ -8,8 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core import cancellation, commands, control, runs
+from apps.api.core import cancellation, commands, control, pins, profiles, runs
 from apps.api.core.commands import Sent
+from apps.api.core.config import AgentConfig
 from apps.api.core.names import ModelName, Name
 from apps.api.core.parts import PermissionMode
 from apps.api.core.pins import Choice
@@ -114,11 +115,14 @@ async def cancel_run(core: CoreDep, caller: Writer, run_id: RunId) -> Applied:
 async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, body: ControlBody) -> Applied:
     """Change the session's agent while it runs.
 
-    `permission_mode` and `model` hold from now on, and also where no agent is live. The others need a live agent
-    (409 `no_live_run`); what it refuses is 409 `control_failed`.
+    `permission_mode` and `model` must be within the session's profile (403). They hold from now on, and also where no
+    agent is live. The others need a live agent (409 `no_live_run`); what it refuses is 409 `control_failed`.
     """
+    profile = await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     asked = body.model_dump(exclude_none=True)
     changes: dict[str, Any] = {name: asked.pop(name) for name in ("permission_mode", "model") if name in asked}
+    if profile is not None:
+        profiles.refuse(profiles.problems(profile, AgentConfig.model_validate(changes)))
     sent = Sent("applied", None, {})
     if changes:
         sent = await control.reconfigure(core, caller.tenant_id, session_id, changes)

@@ -10,14 +10,14 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.auth import Principal
-from apps.api.core import requests
+from apps.api.core import pins, requests
 from apps.api.core.context import Core
 from apps.api.core.names import Text
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import NotFound, ValidationError
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -122,16 +122,20 @@ async def decide(
 ) -> Answered:
     """Allow or deny a tool call that waits, from any instance.
 
-    The first decision counts: a later one is 409 `request_resolved`, whose details say what was decided and by whom.
+    What is remembered must be within the session's profile (403). The first decision counts: a later one is 409
+    `request_resolved`, whose details say what was decided and by whom.
     """
     decision = body.model_dump(exclude_none=True)
-    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by_key(caller))
+    profile = await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    by = by_key(caller)
+    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by, profile)
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
 
 
 @router.post("/sessions/{session_id}/answer", tags=["requests"], responses=errors(400, 404, 409, 413))
 async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, body: AnswerBody) -> Answered:
     """Answer a question of the agent, from any instance. The first answer counts."""
+    await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     request_id = body.request_id or await _only_question(core, caller, session_id)
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
     decision = {"decision": "answered", "answers": answers}
