@@ -233,3 +233,12 @@ def test_how_many_agent_processes_stay_alive(slots: int, given: int | None, limi
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         settings().port = 1  # type: ignore[misc]
+
+
+def test_allowed_command_lines_are_split_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCP_STDIO_COMMANDS", "python -m 'our server'; npx -y thing\n\n; ")
+    assert settings().mcp_stdio_commands == (("python", "-m", "our server"), ("npx", "-y", "thing"))
+    monkeypatch.setenv("MCP_STDIO_COMMANDS", "")
+    assert settings().mcp_stdio_commands == ()
+    monkeypatch.delenv("MCP_STDIO_COMMANDS")
+    assert "mcp_stdio_commands" in refusal(mcp_stdio_commands="python 'half")

@@ -98,8 +98,9 @@ async def test_a_link_in_the_workspace_does_not_show_a_file_of_another_session(f
     assert await tokens(other, mine, "say @big.txt", **EXPAND) - before < MUCH
 
 
-async def test_what_a_command_runs_needs_the_permission_of_the_session(fleet: Fleet) -> None:
-    body = {"description": "Touches", "content": "say done !`touch made.txt`"}
+@pytest.mark.parametrize("head", ["", "---\nallowed-tools: Bash(touch:*)\n---\n"], ids=["plain", "front matter"])
+async def test_what_a_command_runs_needs_the_permission_of_the_session(fleet: Fleet, head: str) -> None:
+    body = {"description": "Touches", "content": head + "say done !`touch made.txt`"}
     assert (await fleet[0].client.put("/api/v1/commands/touch", json=body)).status_code == 201
     session_id, one, other = await session_elsewhere(fleet, permission_mode="dontAsk")
     said = (await one.ask(session_id, "/tenant:touch", **EXPAND))["result"]

@@ -108,3 +108,45 @@ async def test_what_has_gone_since_the_request_ends_the_run_with_its_name(fleet:
         error = data_of(await events_of_run(fleet, session_id, "say hello"), "error")
         assert error["code"] == "agent_start_failed"
         assert name in error["message"]
+
+
+async def test_status_reconnect_and_toggle_from_other_instances_than_the_owner(fleet: Fleet) -> None:
+    with serving("http") as (url, _):
+        server = {"type": "http", "url": url + "?token=${SCALE_KEY}", "headers": {"X-Key": "${SCALE_KEY}"}}
+        session_id = await fleet[0].session(mcp_servers={"things": server}, **BYPASS)
+        await fleet[0].ask(session_id, "say hello")
+        one, other = await fleet.others(await fleet.owner_of(session_id))
+
+        async def status() -> dict[str, Any]:
+            answer = await one.get(f"/sessions/{session_id}/mcp")
+            assert SECRET not in answer.text
+            [found] = answer.json()["mcp_servers"]
+            return dict(found)
+
+        before = await status()
+        assert (before["status"], [tool["name"] for tool in before["tools"]]) == ("connected", ["weigh"])
+        for change, wanted in (
+            ({"mcp_toggle": {"name": "things", "enabled": False}}, "disabled"),
+            ({"mcp_toggle": {"name": "things", "enabled": True}}, "connected"),
+            ({"mcp_reconnect": "things"}, "connected"),
+        ):
+            answer = await other.post(f"/sessions/{session_id}/control", change)
+            assert (answer.status_code, answer.json()["status"]) == (200, "applied"), answer.text
+            assert (await status())["status"] == wanted
+        assert "a cat weighs" in (await other.ask(session_id, WEIGH))["result"]
+        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+
+
+async def test_an_agent_that_does_not_answer_in_time_is_busy_and_that_is_no_failure(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say hello")
+    owner = await fleet.owner_of(session_id)
+    [cli] = [p for p in owner.descendants() if p.name() == "claude" and f"--session-id={session_id}" in p.cmdline()]
+    cli.suspend()
+    try:
+        for path in ("mcp", "context"):
+            answer = await (await fleet.others(owner))[0].get(f"/sessions/{session_id}/{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "agent_busy")
+    finally:
+        cli.resume()
+    assert (await fleet[2].get(f"/sessions/{session_id}/mcp")).json() == {"mcp_servers": []}

@@ -17,6 +17,7 @@ from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, RunId, SessionId, errors
 from apps.api.dialects.native.examples import IDS
+from apps.api.errors import Unavailable
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
 
 router = APIRouter(prefix=PREFIX)
@@ -94,6 +95,13 @@ def _applied(session_id: UUID, sent: Sent) -> Applied:
     return Applied.model_validate({"session_id": session_id, "run_id": sent.run_id, "status": sent.status})
 
 
+def _told(sent: Sent) -> Any:
+    """What a live agent told of itself. Raises Unavailable when it has not in time."""
+    if sent.status == "accepted":
+        raise Unavailable("The agent is busy and did not answer in time. Try again.", code="agent_busy")
+    return sent.result
+
+
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(404, 409))
 async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
@@ -159,11 +167,11 @@ async def reset(request: Request, core: CoreDep, caller: Writer, session_id: Ses
 async def context(core: CoreDep, caller: Reader, session_id: SessionId) -> ContextUse:
     """How full the context window is, and with what, in the SDK's own figures. Needs a live agent."""
     sent = await commands.send(core, caller.tenant_id, session_id, "context", any_run=True)
-    return ContextUse.model_validate(sent.result)
+    return ContextUse.model_validate(_told(sent))
 
 
 @router.get("/sessions/{session_id}/mcp", tags=["sessions"], responses=errors(404, 409))
 async def mcp_status(core: CoreDep, caller: Reader, session_id: SessionId) -> McpStatus:
     """The session's MCP servers: status, version and tools. Needs a live agent; each `init` event tells it, too."""
     sent = await commands.send(core, caller.tenant_id, session_id, "mcp", any_run=True)
-    return McpStatus.model_validate(sent.result)
+    return McpStatus.model_validate(_told(sent))
