@@ -7,7 +7,7 @@ ApiError
 ├── Unauthorized            401 authentication_required, invalid_api_key
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
-│                               too_many_webhooks, webhook_disabled
+│                               too_many_webhooks, webhook_disabled, checkpointing_off
 ├── TooLarge                413 body_too_large
 ├── RateLimited             429 rate_limited
 ├── RunFailed               a run ended without success: the status follows its code
@@ -128,6 +128,8 @@ RUN_FAILURES: dict[str, tuple[int, bool]] = {
     "model_error": (502, True),
     "max_turns_exceeded": (422, False),
     "max_budget_exceeded": (422, False),
+    "checkpoint_not_found": (404, False),
+    "rewind_failed": (409, False),
     "execution_error": (502, False),
 }
 """Every way in which a run can fail, with the HTTP status of a request that waits for it."""

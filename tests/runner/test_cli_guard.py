@@ -49,7 +49,7 @@ class Session:
     launcher: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("bin", "config", "tmp", "workspace"):
+        for name in ("bin", "config", "tmp", "workspace", "file-history"):
             (self.root / name).mkdir(exist_ok=True)
         self.workspace = self.root / "workspace"
         self.launcher = install_guard(self.root / "bin")
@@ -60,6 +60,7 @@ class Session:
         cli.chmod(0o755)
         return guard_environment(
             workspace=self.workspace,
+            file_history=self.root / "file-history",
             config_dir=self.root / "config",
             tmp_dir=self.root / "tmp",
             isolation=self.isolation,

@@ -115,6 +115,16 @@ class Agent:
         shown = ("name", "status", "serverInfo", "error", "tools")
         return {"mcp_servers": [{k: v for k, v in s.items() if k in shown} for s in status["mcpServers"]]}
 
+    async def rewind(self, message_id: UUID, *, dry_run: bool) -> dict[str, Any]:
+        """Restore tracked files as they were before a user's message; with `dry_run` only say what that would change.
+
+        Returns `{"canRewind", "error"?}`, of a dry run also `filesChanged` (absolute paths), `insertions`, `deletions`
+        (lines). Raises Exception with the CLI's words. The SDK's own method has no dry run: hence the private one.
+        """
+        asked = {"subtype": "rewind_files", "user_message_id": str(message_id), "dry_run": dry_run}
+        answer: dict[str, Any] = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
+        return answer
+
     def kill(self) -> None:
         """End the process and all that it started, now. The guard does it when it is told to end.
 

@@ -35,7 +35,7 @@ async def fill(core: Core, scratch: Scratch) -> None:
 async def _ask(core: Core, scratch: Scratch) -> dict[str, Any]:
     nobody = uuid4()
     directory = await asyncio.to_thread(scratch.of, nobody, 0)
-    workspace = Workspace(directory / "tmp", directory / "tmp")
+    workspace = Workspace(directory / "tmp", directory / "tmp", directory / "tmp")
     options = ClaudeAgentOptions(
         cwd=workspace.cwd,
         env=environment(core.settings, AgentConfig(), workspace, directory),

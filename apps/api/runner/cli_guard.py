@@ -118,6 +118,7 @@ def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
             if os.getppid() != guard:
                 os._exit(EX_CONFIG)
             _hide_credentials(env)
+        _keep_file_history(env["CLAUDE_CONFIG_DIR"])
         if abi:
             certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
             readable = [os.path.dirname(cli), *certificates, *_paths("CLI_GUARD_READ")]
@@ -133,6 +134,13 @@ def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
     except OSError as error:
         _say(f"cannot start the CLI: {error}")
         os._exit(EX_NOEXEC)
+
+
+def _keep_file_history(config_dir: str) -> None:
+    try:
+        os.symlink(os.environ["CLI_GUARD_FILE_HISTORY"], os.path.join(config_dir, "file-history"))
+    except FileExistsError:  # an earlier process of this session has made it
+        return
 
 
 def _hide_credentials(env: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner import messages
 from apps.api.runner.approvals import Approvals
+from apps.api.runner.options import keeps_checkpoints
 from apps.api.runner.turn import Turn
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,12 @@ class Conversation:
             self.active = current
             assert current.claim is not None  # noqa: S101 - for the type checker
             shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
-            await self._writer.append(*messages.events(message, current.run_id), shown)
+            told = [*messages.events(message, current.run_id), shown]
+            if keeps_checkpoints(self._core.settings, self.config):
+                told.append(
+                    Event("checkpoint", messages.checkpoint(current.run_id, current.claim.prompt), current.run_id)
+                )
+            await self._writer.append(*told)
             await self._note(message)
             return
         run_id = uuid4()

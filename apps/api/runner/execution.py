@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,12 +19,13 @@ import structlog
 
 from apps.api.core import cancellation, queue, sessions, workspaces
 from apps.api.core.context import Core
+from apps.api.core.frames import encode
 from apps.api.core.instances import Lease
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import extensions, options
+from apps.api.runner import checkpoints, extensions, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
@@ -198,6 +200,8 @@ class Execution:
         try:
             if claim.kind == "reset":
                 await self._reset(turn, claim)
+            elif claim.kind == "rewind":
+                await self._rewind(turn, claim)
             elif agent := await self._prepare(turn, claim):
                 await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
                 turn.begun = True
@@ -291,6 +295,38 @@ class Execution:
             await self.writer.append(event, also=also)
             self._talk.sdk_session_id = fresh
         await self._talk.finish(turn, Outcome("succeeded"), [])
+
+    async def _rewind(self, turn: Turn, claim: Claim) -> None:
+        """Bring files back to what they were before a message, or only say what that would change."""
+        settings, asked = self._core.settings, claim.prompt
+        if not options.keeps_checkpoints(settings, claim.config):  # as it did when that message came
+            config = claim.config.model_copy(update={"enable_file_checkpointing": True})
+            claim = replace(claim, config=config)
+        agent = await self._prepare(turn, claim)
+        if agent is None:
+            return
+        workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
+        message_id = UUID(asked["checkpoint_id"])
+        try:
+            async with asyncio.timeout(turn.seconds_left()):
+                if asked["dry_run"]:
+                    found = await checkpoints.look(agent, workspace, message_id)
+                    history = await self._store.file_history(self._talk.sdk_session_id)
+                    shown = await checkpoints.diff(
+                        workspace, self._talk.sdk_session_id, history, message_id, found["files_changed"]
+                    )
+                    found |= {"not_restored": [], "diff": shown[0], "diff_omitted": shown[1]}
+                else:
+                    found = await checkpoints.rewind(agent, workspace, message_id)
+        except checkpoints.CannotRewind as error:
+            await self._talk.fail(turn, error.code, str(error))
+            return
+        except TimeoutError:
+            await self._talk.fail(turn, "timeout")
+            return
+        told = [] if asked["dry_run"] else [Event("status", {"status": "rewound", **asked, **found})]
+        result = encode({"status": "succeeded", **asked, **found}).decode()
+        await self._talk.finish(turn, Outcome("succeeded", result), told)
 
     async def _agent_ended(self, agent: Agent, failure: Exception | None) -> None:
         if isinstance(failure, LeaseLost | Unavailable):

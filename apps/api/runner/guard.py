@@ -53,6 +53,7 @@ def bundled_cli() -> Path:
 def guard_environment(
     *,
     workspace: Path,
+    file_history: Path,
     config_dir: Path,
     tmp_dir: Path,
     isolation: Literal["auto", "require", "off"],
@@ -69,6 +70,8 @@ def guard_environment(
             `cc-socks` out of /tmp (`cc-socks` only as long as the socket's path has at most 103 bytes; the CLI does
             without that socket when it cannot make it). CLAUDE_CONFIG_DIR may be replaced, as the SDK does to resume
             from a SessionStore: the agent may write to the replacement as well.
+        file_history: an existing directory of this session alone, which outlives the process: the CLI keeps the
+            files of its checkpoints there, whatever CLAUDE_CONFIG_DIR becomes.
         isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
             start there (exit status 78), `off` only filters the environment and ends processes.
         read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,
@@ -89,7 +92,8 @@ def guard_environment(
         "CLI_GUARD_PARENT": str(os.getpid()),
         "CLI_GUARD_LANDLOCK": isolation,
         "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), *read_paths)),
-        "CLI_GUARD_WRITE": _joined((workspace, config_dir, tmp_dir)),
+        "CLI_GUARD_WRITE": _joined((workspace, file_history, config_dir, tmp_dir)),
+        "CLI_GUARD_FILE_HISTORY": str(file_history.absolute()),
         "CLAUDE_CONFIG_DIR": str(config_dir.absolute()),
         "HOME": str(config_dir.absolute()),
         "CLAUDE_CODE_TMPDIR": str(tmp_dir.absolute()),

@@ -82,6 +82,18 @@ def prompt_message(run_id: UUID, content: Any) -> dict[str, Any]:
     return {"role": "user", "content": blocks, "parent_tool_use_id": None, "uuid": str(run_id)}
 
 
+EXCERPT = 200
+"""Characters of a prompt that are shown with its checkpoint."""
+
+
+def checkpoint(run_id: UUID, content: Any) -> dict[str, Any]:
+    """The fields of the `checkpoint` event of a prompt: files can be rewound to what they were before it."""
+    blocks = prompt_message(run_id, content)["content"]
+    text = " ".join(b["text"] for b in blocks if b.get("type") == "text")
+    # The checkpoint's id first: `core/checkpoints.py` reads it off the text.
+    return {"checkpoint_id": str(run_id), "user_message_uuid": str(run_id), "prompt": text[:EXCERPT]}
+
+
 def events(message: Message, run_id: UUID | None) -> list[Event]:
     """The durable events that a message stands for; most system messages stand for none."""
     match message:

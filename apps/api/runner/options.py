@@ -139,6 +139,12 @@ def _subagents(given: Mapping[str, Subagent] | None) -> dict[str, AgentDefinitio
     }
 
 
+def keeps_checkpoints(settings: Settings, config: AgentConfig) -> bool:
+    """Whether the agent keeps copies of the files that it changes, to rewind to."""
+    own = config.enable_file_checkpointing
+    return settings.enable_file_checkpointing if own is None else own
+
+
 def environment(
     settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path, profile: Profile | None = None
 ) -> dict[str, str]:
@@ -153,13 +159,13 @@ def environment(
         env["CLAUDE_CODE_OAUTH_TOKEN"] = settings.claude_code_oauth_token.get_secret_value()
     if os.geteuid() == 0:
         env["IS_SANDBOX"] = "1"  # the CLI refuses bypassPermissions to root otherwise
-    checkpoints = config.enable_file_checkpointing
-    if settings.enable_file_checkpointing if checkpoints is None else checkpoints:
+    if keeps_checkpoints(settings, config):
         # The option of that name refuses to work with a session store; the variable behind it does not.
         env["CLAUDE_CODE_ENABLE_SDK_FILE_CHECKPOINTING"] = "true"
     env.update(
         guard_environment(
             workspace=workspace.root,
+            file_history=workspace.history,
             config_dir=scratch / "config",
             tmp_dir=scratch / "tmp",
             isolation=isolation,

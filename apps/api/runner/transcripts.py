@@ -98,6 +98,16 @@ class Transcripts:
             key.get("subpath"),
         )
 
+    async def file_history(self, sdk_session_id: UUID) -> list[SessionStoreEntry]:
+        """What the conversation says of copies of files, in order. See `checkpoints`."""
+        rows = await self._db.pool.fetch(
+            "SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = ''"
+            ' AND entry LIKE \'{"type":"file-history-%\' ORDER BY id',
+            self._session_id,
+            str(sdk_session_id),
+        )
+        return [decode(row["entry"]) for row in rows]
+
     async def exists(self, sdk_session_id: UUID) -> bool:
         """Whether there is a conversation to resume."""
         found: bool = await self._db.pool.fetchval(

@@ -6,6 +6,7 @@ from apps.api.dialects.native import (
     account,
     admin,
     agents,
+    checkpoints,
     control,
     mcp_servers,
     profiles,
@@ -18,5 +19,6 @@ from apps.api.dialects.native import (
     webhooks,
 )
 
-_MODULES = (prompts, sessions, requests, control, runs, agents, profiles, mcp_servers, skills, secrets, webhooks)
-routers = [module.router for module in (*_MODULES, account, admin)]
+_SESSIONS = (prompts, sessions, requests, control, checkpoints, runs)
+_RESOURCES = (agents, profiles, mcp_servers, skills, secrets, webhooks, account, admin)
+routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

@@ -1,0 +1,142 @@
+"""Files in time: rewinding a session's files, also where another instance owns it by now."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.conftest import StartFleet
+from tests.fleet import Fleet, Instance
+from tests.world import until
+
+CHECKPOINTING = {"permission_mode": "bypassPermissions", "enable_file_checkpointing": True}
+
+
+async def rewind(instance: Instance, session_id: str, checkpoint_id: str, **more: Any) -> dict[str, Any]:
+    answer = await instance.post(f"/sessions/{session_id}/rewind", {"checkpoint_id": checkpoint_id, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def files_of(fleet: Fleet, session_id: str) -> dict[str, str]:
+    root = Path(fleet.env["WORKSPACES_DIR"]) / session_id
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+async def three_versions(instance: Instance, **config: Any) -> tuple[str, list[str]]:
+    """A session that has written, changed, and written again; and the ids of its prompts."""
+    session_id = await instance.session(**{**CHECKPOINTING, **config})
+    prompts = ("write a.txt: one", "edit a.txt: one => two then write b.txt: new", "edit a.txt: two => three")
+    return session_id, [(await instance.ask(session_id, prompt))["run_id"] for prompt in prompts]
+
+
+async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_nothing(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    owner = await fleet.owner_of(session_id)
+    before = files_of(fleet, session_id)
+    shown = await rewind((await fleet.others(owner))[0], session_id, prompts[1], dry_run=True)
+    assert files_of(fleet, session_id) == before == {"a.txt": "three", "b.txt": "new"}
+    assert (shown["files_changed"], shown["insertions"], shown["deletions"]) == (["a.txt", "b.txt"], 1, 2)
+    assert "-three\n+one\n" in shown["diff"]
+    assert "--- a/b.txt\n+++ b/b.txt\n@@ -1 +0,0 @@\n-new\n" in shown["diff"]
+    assert shown["diff_omitted"] is False
+
+
+async def test_files_are_as_they_were_before_the_message_and_the_conversation_goes_on(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    rewound = await rewind(fleet[1], session_id, prompts[1])
+    assert rewound["not_restored"] == []
+    assert files_of(fleet, session_id) == {"a.txt": "one"}
+    await rewind(fleet[2], session_id, prompts[0])
+    assert files_of(fleet, session_id) == {}
+    await rewind(fleet[0], session_id, prompts[2])
+    assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}
+    assert "write a.txt: one" in (await fleet[1].ask(session_id, "recall"))["result"]
+    told = [e.data for e in await fleet[2].follow(rewound["run_id"])]
+    assert (told[0]["status"], told[0]["files_changed"], told[-1]["status"]) == (
+        "rewound",
+        ["a.txt", "b.txt"],
+        "succeeded",
+    )
+    assert (await fleet[0].get(f"/runs/{rewound['run_id']}")).json()["kind"] == "rewind"
+
+
+async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2)
+    session_id, prompts = await three_versions(fleet[0])
+    owner = await fleet.owner_of(session_id)
+    heir = (await fleet.others(owner))[0]
+    owner.signal(signal.SIGKILL)
+    await owner.ended()
+    shown = await rewind(heir, session_id, prompts[1], dry_run=True)
+    assert "-three\n+one\n" in shown["diff"]
+    await rewind(heir, session_id, prompts[1])
+    assert files_of(fleet, session_id) == {"a.txt": "one"}
+    assert await fleet.owner_of(session_id) is heir
+
+
+async def test_changes_on_either_side_of_a_move_can_be_undone(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
+    session_id = await fleet[0].session(**CHECKPOINTING)
+    prompts = ("write a.txt: one", "edit a.txt: one => two", "edit a.txt: two => three", "edit a.txt: three => four")
+    ids = [(await fleet[n % 2].ask(session_id, prompt))["run_id"] for n, prompt in enumerate(prompts)]
+    for number, text in ((3, "three"), (1, "one"), (2, "two")):
+        await rewind(fleet[number % 2], session_id, ids[number])
+        assert files_of(fleet, session_id) == {"a.txt": text}
+
+
+async def test_checkpoints_are_listed_with_their_prompts_in_pages(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    first = (await fleet[1].get(f"/sessions/{session_id}/checkpoints", params={"limit": 2})).json()
+    assert [c["checkpoint_id"] for c in first["data"]] == prompts[:2]
+    assert first["data"][0]["prompt"] == "write a.txt: one"
+    rest = await fleet[2].get(f"/sessions/{session_id}/checkpoints", params={"cursor": first["next_cursor"]})
+    assert [c["user_message_uuid"] for c in rest.json()["data"]] == prompts[2:]
+    assert rest.json()["next_cursor"] is None
+    events = [e for e in await fleet[1].follow(prompts[0]) if e.event == "checkpoint"]
+    assert [e.data["checkpoint_id"] for e in events] == [prompts[0]]
+
+
+async def test_a_hard_reset_leaves_no_checkpoint_to_go_back_to(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "hard"})).status_code == 200
+    assert (await fleet[2].get(f"/sessions/{session_id}/checkpoints")).json()["data"] == []
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[0]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
+
+
+async def test_what_cannot_be_rewound_to_is_told_apart(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(permission_mode="bypassPermissions")
+    run_id = (await fleet[0].ask(session_id, "write a.txt: one"))["run_id"]
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"user_message_uuid": run_id})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "checkpointing_off")
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": str(uuid4())})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
+    answer = await fleet[1].post(f"/sessions/{uuid4()}/rewind", {"checkpoint_id": str(uuid4())})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"dry_run": True})
+    assert answer.status_code == 422
+
+
+async def test_a_rewind_waits_for_the_runs_before_it(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    await fleet[0].prompt(session_id, "stream 10 words every 100 ms then write c.txt: late")
+    await rewind(fleet[1], session_id, prompts[2])
+    assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}
+
+
+async def test_copies_of_files_go_with_the_session(fleet: Fleet) -> None:
+    session_id, _ = await three_versions(fleet[0])
+    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
+    assert any(copies.rglob("*@v*"))
+    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
+        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        async for _ in events:
+            continue
+
+    async def gone() -> bool:
+        return not copies.exists()
+
+    await until(gone)
