@@ -136,7 +136,4 @@ async def test_copies_of_files_go_with_the_session(fleet: Fleet) -> None:
         async for _ in events:
             continue
 
-    async def gone() -> bool:
-        return not copies.exists()
-
-    await until(gone)
+    await until(lambda: not copies.exists())
