@@ -90,6 +90,14 @@ async def test_a_mention_that_leads_out_of_the_workspace_is_refused(fleet: Fleet
     assert (await fleet[0].post("/query/single", {"prompt": f"say {mention}"})).status_code == 200
 
 
+@pytest.mark.parametrize("command", ["/model opus", "/config model=opus", "/settings x=y", "/heapdump", " /MODEL opus"])
+async def test_commands_that_get_around_the_servers_own_options_are_refused(fleet: Fleet, command: str) -> None:
+    for prompt in (command, [{"type": "text", "text": "look"}, {"type": "text", "text": command}]):
+        answer = await fleet[0].post("/query/single", {"prompt": prompt, **EXPAND})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["details"]["errors"][0]["field"] == "prompt"
+
+
 async def test_a_link_in_the_workspace_does_not_show_a_file_of_another_session(fleet: Fleet) -> None:
     theirs, _, _ = await session_elsewhere(fleet, "run yes secret | head -c 40000 > big.txt", **BYPASS)
     link = f"run ln -s {fleet.env['WORKSPACES_DIR']}/{theirs}/big.txt big.txt"

@@ -57,6 +57,7 @@ async def test_a_skill_and_a_command_do_not_share_a_name(fleet: Fleet) -> None:
         {".": ""},
         {"a": "", "a/b": ""},
         {"a\nb": ""},
+        {"ü" * 150: ""},
         {"a": "\x00"},
         {"a": "x" * 100_001},
         {"a": "x" * 99_999, "b": "x" * 99_999, "c": "xxx"},

@@ -53,34 +53,38 @@ async def check(core: Core, tenant_id: UUID, servers: Servers | None) -> None:
 
 
 async def check_own(core: Core, tenant_id: UUID, field: str, server: OwnServer) -> None:
-    """Judge one server, which stands at `field` of a request. Raises what `check` raises."""
+    """Judge one server, which stands at `field` of a request, or is all of it (""). Raises what `check` raises."""
     if isinstance(server, StdioServer):
         _permit(core.settings, field, server)
     else:
         await _permit_url(core, field, server.url)
-    await secrets.require(core.db, tenant_id, dict.fromkeys(secrets.names_in(_texts(server)), field))
+    await secrets.require(core.db, tenant_id, dict.fromkeys(secrets.names_in(_texts(server)), field or "body"))
 
 
 def _permit(settings: Settings, field: str, server: StdioServer) -> None:
     line = (server.command, *server.args)
     if not any(line[: len(allowed)] == allowed for allowed in settings.mcp_stdio_commands):
         raise Forbidden(
-            f"{field}: the operator of this server allows no such command (MCP_STDIO_COMMANDS).",
+            f"{_inside(field, 'command')}: the operator allows no such command line (MCP_STDIO_COMMANDS).",
             code="mcp_command_not_permitted",
-            details={"field": field},
+            details={"field": _inside(field, "command")},
         )
     reserved = sorted(name for name in server.env if RESERVED_ENV.fullmatch(name))
     if reserved:
-        raise ValidationError.of(f"{field}.env", f"reserved by the server: {', '.join(reserved)}")
+        raise ValidationError.of(_inside(field, "env"), f"reserved by the server: {', '.join(reserved)}")
 
 
 async def _permit_url(core: Core, field: str, url: str) -> None:
     if "$" in urlsplit(url).netloc:
-        raise ValidationError.of(f"{field}.url", "a secret may stand in the path and the query only")
+        raise ValidationError.of(_inside(field, "url"), "a secret may stand in the path and the query only")
     try:
         await core.outbound.check_url(url)
     except (outbound.Refused, outbound.Failed) as error:
-        raise ValidationError.of(f"{field}.url", str(error)) from error
+        raise ValidationError.of(_inside(field, "url"), str(error)) from error
+
+
+def _inside(field: str, name: str) -> str:
+    return f"{field}.{name}" if field else name
 
 
 def _texts(server: OwnServer) -> list[str]:
@@ -110,7 +114,7 @@ async def put(core: Core, tenant_id: UUID, name: str, server: OwnServer) -> bool
         Conflict: `too_many_mcp_servers`.
         Forbidden, ValidationError: as `check`.
     """
-    await check_own(core, tenant_id, "server", server)
+    await check_own(core, tenant_id, "", server)
     spec = server.model_dump()
     values = spec[_holder(spec)]
     sealed = secrets.seal(core.settings, json.dumps(values)) if values else None

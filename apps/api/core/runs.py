@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.core import mentions, pins, profiles, secrets, sessions
+from apps.api.core import expansion, pins, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.idempotency import Idempotency, remember, repeated, reused
@@ -104,11 +104,11 @@ async def submit(
         NotFound: `session_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
         ValidationError: the configuration change is not possible for an existing session, or names a missing secret;
-            no such profile; a mention in the prompt leads out of the workspace.
+            no such profile; a mention or command in the prompt is not possible.
         Forbidden: the key may not use the session's profile, or the request would widen it.
     """
     if request.expand_prompt:
-        mentions.require_inside(request.prompt)
+        expansion.check(request.prompt)
     await secrets.require(db, tenant_id, request.config.hook_secrets())
     if request.is_plain:
         async with db.pool.acquire() as connection:

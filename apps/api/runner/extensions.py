@@ -15,7 +15,7 @@ from apps.api.core.context import Core
 from apps.api.core.queue import Claim
 from apps.api.core.skills import BODY, PLUGIN, Skill
 from apps.api.errors import ApiError
-from apps.api.runner.agent import CannotStart
+from apps.api.runner.agent import CannotStart, StartFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,17 @@ class Extensions:
 async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first.
 
-    Raises CannotStart when an MCP server is not allowed, or lacks something.
+    Raises CannotStart when an MCP server is not allowed, or lacks something; StartFailed when nothing can be written.
     """
     try:
         servers = await mcp.resolve(core, claim.tenant_id, claim.config.mcp_servers, claim.profile)
     except ApiError as error:
         raise CannotStart(error.message) from error
     owned = await skills.own(core.db, claim.tenant_id)
-    return await asyncio.to_thread(_write_all, given, owned, servers)
+    try:
+        return await asyncio.to_thread(_write_all, given, owned, servers)
+    except OSError as error:
+        raise StartFailed(f"cannot write what the agent is given: {error}") from error
 
 
 def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) -> Extensions:

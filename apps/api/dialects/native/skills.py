@@ -68,7 +68,7 @@ class SkillBody(CommandBody):
         if sum(map(len, value.values())) > MAX_FILES_CHARS:
             raise ValueError(f"has more than {MAX_FILES_CHARS} characters")
         for path in value:
-            if confined(path) != path or path in (".", BODY):
+            if confined(path) != path or path in (".", BODY) or max(len(p.encode()) for p in path.split("/")) > 255:
                 raise ValueError(f"has a path that cannot be used: {path}")
             if any(f"{path}/" == other[: len(path) + 1] for other in value):
                 raise ValueError(f"has a path that is a file and a directory: {path}")
