@@ -198,6 +198,13 @@ def upgrade() -> None:
     op.create_unique_constraint(op.f("api_keys_previous_hash_key"), "api_keys", ["previous_hash"])
     op.add_column("runs", sa.Column("kind", sa.Text(), server_default=sa.text("'prompt'"), nullable=False))
     op.add_column("runs", sa.Column("expand_prompt", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.create_index(
+        "runs_unmeasured_idx",
+        "runs",
+        ["tenant_id", "finished_at"],
+        unique=False,
+        postgresql_where=sa.text("total_cost_usd IS NULL AND finished_at IS NOT NULL"),
+    )
     op.create_check_constraint(op.f("runs_kind_check"), "runs", "kind IN ('prompt','rewind','reset')")
     op.alter_column("idempotency_keys", "session_id", nullable=True)
     op.add_column("idempotency_keys", sa.Column("object_id", sa.Uuid(), nullable=True))
@@ -266,6 +273,11 @@ def downgrade() -> None:
     op.execute("DELETE FROM idempotency_keys WHERE session_id IS NULL")
     op.alter_column("idempotency_keys", "session_id", nullable=False)
     op.execute("DELETE FROM runs WHERE kind <> 'prompt'")
+    op.drop_index(
+        "runs_unmeasured_idx",
+        table_name="runs",
+        postgresql_where=sa.text("total_cost_usd IS NULL AND finished_at IS NOT NULL"),
+    )
     op.drop_column("runs", "expand_prompt")
     op.drop_column("runs", "kind")
     op.drop_column("api_keys", "previous_expires_at")

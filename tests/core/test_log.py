@@ -11,6 +11,7 @@ import pytest
 
 from apps.api.core import log, sessions
 from apps.api.core.log import Event, Outcome
+from apps.api.core.usage import ModelUsage
 from apps.api.db import Database
 from apps.api.errors import LeaseLost, Unavailable
 from tests.proxy import postgres_proxy
@@ -156,7 +157,7 @@ async def test_a_zombie_cannot_end_a_run_that_was_taken_from_it(world: World) ->
 async def test_finish_ends_the_run_with_its_last_event(world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(Event("init", {}, claim.run_id))
-    outcome = Outcome("succeeded", '{"result":"half a pair \\ud83d"}', None, 0.25, {"input_tokens": 3}, 2)
+    outcome = Outcome("succeeded", '{"result":"half a pair \\ud83d"}', None, 0.25, (), 2)
     await writer.finish(claim.run_id, outcome, Event("result", {}, claim.run_id), Event("done", {}, claim.run_id))
     run = await world.run(claim.run_id)
     assert (run["status"], run["first_seq"], run["last_seq"]) == ("succeeded", 1, 3)
@@ -166,15 +167,26 @@ async def test_finish_ends_the_run_with_its_last_event(world: World) -> None:
 
 async def test_finish_adds_a_runs_share_to_the_sessions_totals_once(world: World) -> None:
     lease, claim, writer = await world.owned()
-    first = Outcome("succeeded", cost_usd=0.25, usage={"input_tokens": 3, "output_tokens": 1}, num_turns=2)
+    first = Outcome("succeeded", cost_usd=0.25, usage=[ModelUsage("m", input_tokens=3, output_tokens=1)], num_turns=2)
     await writer.finish(claim.run_id, first, Event("done"))
     await world.queue(claim.session_id)
     again = await world.claim(lease)
-    second = Outcome("failed", error={"code": "x"}, cost_usd=0.5, usage={"input_tokens": 4, "cached": 9}, num_turns=1)
+    second = Outcome(
+        "failed",
+        error={"code": "x"},
+        cost_usd=0.5,
+        usage=[ModelUsage("m", input_tokens=4, cache_read_input_tokens=9)],
+        num_turns=1,
+    )
     await writer.finish(again.run_id, second, Event("done"))
     row = await world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", claim.session_id)
     assert (row["total_cost_usd"], row["num_turns"]) == (0.75, 3)
-    assert row["usage"] == {"input_tokens": 7, "output_tokens": 1, "cached": 9}
+    assert row["usage"] == {
+        "input_tokens": 7,
+        "output_tokens": 1,
+        "cache_read_input_tokens": 9,
+        "cache_creation_input_tokens": 0,
+    }
 
 
 async def test_finish_that_cannot_append_leaves_run_and_totals_alone(world: World) -> None:
@@ -204,13 +216,15 @@ async def test_appends_are_neither_lost_nor_repeated_when_their_backends_are_ter
 
 async def test_totals_are_added_once_when_backends_are_terminated(lone_world: World) -> None:
     _, claim, writer = await lone_world.owned()
-    share = Outcome("succeeded", cost_usd=0.5, usage={"input_tokens": 2}, num_turns=1)
     async with administrator(lone_world.settings) as admin:
-        for _ in range(30):
+        for number in range(30):
+            used = [ModelUsage(f"model-{number}", input_tokens=2)]
+            share = Outcome("succeeded", cost_usd=0.5, usage=used, num_turns=1)
             await asyncio.gather(writer.finish(claim.run_id, share, Event("done")), terminate_backends(admin))
     await lone_world.db.pool.expire_connections()
     row = await lone_world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", claim.session_id)
-    assert (row["num_turns"], row["usage"], row["last_seq"]) == (30, {"input_tokens": 60}, 30)
+    assert (row["num_turns"], row["usage"]["input_tokens"], row["last_seq"]) == (30, 60, 30)
+    assert await lone_world.one("SELECT sum(input_tokens) FROM usage WHERE run_id = $1", claim.run_id) == 60
 
 
 @pytest.mark.parametrize("ends_run", [False, True], ids=["append", "finish"])

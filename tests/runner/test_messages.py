@@ -31,6 +31,7 @@ from claude_agent_sdk import (
 )
 
 from apps.api.core.frames import decode
+from apps.api.core.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
 from apps.api.runner import messages
 from apps.api.runner.messages import Meter
@@ -194,12 +195,7 @@ def test_an_outcome_holds_the_figures_that_the_session_adds_up() -> None:
     outcome, [result] = messages.outcome(SUCCESS, Meter())
     assert outcome.num_turns == 3
     assert outcome.cost_usd == pytest.approx(0.0024)
-    assert outcome.usage == {
-        "input_tokens": 300,
-        "output_tokens": 60,
-        "cache_creation_input_tokens": 7,
-        "cache_read_input_tokens": 0,
-    }
+    assert outcome.usage == [ModelUsage(MODEL, input_tokens=400, output_tokens=80, cost_usd=0.0024)]
     fields = dict(result.fields)
     assert outcome.result is not None
     assert decode(outcome.result) == fields
@@ -224,7 +220,7 @@ def test_a_result_without_figures_counts_nothing() -> None:
     bare = ResultMessage("success", 1, 0, False, 0, SDK_SESSION)
     outcome, [result] = messages.outcome(bare, Meter())
     assert (outcome.status, outcome.cost_usd, outcome.num_turns) == ("succeeded", 0.0, 0)
-    assert set(outcome.usage.values()) == {0}
+    assert outcome.usage == []
     assert result.fields["model_usage"] == {}
     assert result.fields["permission_denials"] == []
 
@@ -248,39 +244,62 @@ def metered(cost: float, **models: dict[str, Any]) -> ResultMessage:
     return replace(SUCCESS, total_cost_usd=cost, model_usage=models)  # type: ignore[arg-type]
 
 
+def share(meter: Meter, result: ResultMessage) -> tuple[float | None, dict[str, Any]]:
+    meter.read(result)
+    return meter.take()
+
+
 def test_each_run_gets_its_share_of_figures_that_the_sdk_only_ever_adds_up() -> None:
     meter = Meter()
-    first = meter.share(metered(0.25, big=figures(100, 10, 0.25)))
-    second = meter.share(metered(0.75, big=figures(250, 11, 0.75)))
+    first = share(meter, metered(0.25, big=figures(100, 10, 0.25)))
+    second = share(meter, metered(0.75, big=figures(250, 11, 0.75)))
     assert first == (0.25, {"big": figures(100, 10, 0.25)})
     assert second == (0.5, {"big": figures(150, 1, 0.5)})
 
 
 def test_a_share_names_only_models_that_this_run_used() -> None:
     meter = Meter()
-    meter.share(metered(1, big=figures(100, 10, 1)))
-    cost, models = meter.share(metered(1.5, big=figures(100, 10, 1), small=figures(5, 5, 0.5)))
+    share(meter, metered(1, big=figures(100, 10, 1)))
+    cost, models = share(meter, metered(1.5, big=figures(100, 10, 1), small=figures(5, 5, 0.5)))
     assert cost == 0.5
     assert models == {"small": figures(5, 5, 0.5)}
 
 
 def test_the_size_of_a_context_window_is_no_counter() -> None:
     meter = Meter()
-    meter.share(metered(1, big=figures(1, 1, 1)))
-    _, models = meter.share(metered(2, big=figures(2, 2, 2)))
+    share(meter, metered(1, big=figures(1, 1, 1)))
+    _, models = share(meter, metered(2, big=figures(2, 2, 2)))
     assert models["big"]["contextWindow"] == 200_000
 
 
-def test_a_share_is_never_negative_when_the_sdk_counts_from_zero_again() -> None:
+def test_nothing_is_lost_or_negative_when_the_sdk_counts_from_zero_again() -> None:
     meter = Meter()
-    meter.share(metered(5))
-    assert meter.share(metered(1))[0] == 0
-    assert meter.share(metered(1.5))[0] == 0.5
+    share(meter, metered(5, big=figures(100, 10, 5)))
+    assert share(meter, metered(0)) == (0, {})  # the result of `/clear`
+    assert share(meter, metered(1, big=figures(20, 2, 1))) == (1, {"big": figures(20, 2, 1)})
+    assert share(meter, metered(0.5, big=figures(10, 1, 0.5))) == (0.5, {"big": figures(10, 1, 0.5)})
+
+
+def test_a_run_takes_what_several_results_have_told_since_the_run_before_it() -> None:
+    meter = Meter()
+    share(meter, metered(1, big=figures(10, 1, 1)))
+    meter.read(metered(1.5, big=figures(15, 2, 1.5)))  # a background turn that is shown inside the next run
+    assert share(meter, metered(2, big=figures(15, 2, 1.5), small=figures(1, 1, 0.5))) == (
+        1,
+        {"big": figures(5, 1, 0.5), "small": figures(1, 1, 0.5)},
+    )
+
+
+def test_there_is_no_cost_where_no_result_came() -> None:
+    meter = Meter()
+    assert meter.take() == (None, {})
+    share(meter, metered(1))
+    assert meter.take() == (None, {})
 
 
 def test_all_shares_make_the_sum() -> None:
     meter = Meter()
-    costs = [meter.share(metered(n * n / 64))[0] for n in range(1, 20)]
+    costs = [share(meter, metered(n * n / 64))[0] or 0 for n in range(1, 20)]
     assert sum(costs) == 19 * 19 / 64
 
 

@@ -15,9 +15,11 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api.core import usage
 from apps.api.core.frames import Frame, Position, event_data
 from apps.api.core.instances import Lease
 from apps.api.core.relay import Publisher
+from apps.api.core.usage import ModelUsage
 from apps.api.db import CONNECT_TIMEOUT, Database, retrying
 from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
@@ -108,14 +110,14 @@ class Outcome:
         status: `succeeded`, `failed` or `interrupted`.
         result: the fields of the `result` event as JSON text, if the SDK gave a result.
         error: `{"code", "message", "retryable"}` unless it succeeded.
-        cost_usd, usage, num_turns: this run's own share, as the SDK counted them.
+        cost_usd, usage, num_turns: this run's own share, as the SDK counted them; no cost when it told none.
     """
 
     status: str
     result: str | None = None
     error: dict[str, Any] | None = None
-    cost_usd: float = 0.0
-    usage: Mapping[str, int] = field(default_factory=dict)
+    cost_usd: float | None = None
+    usage: Sequence[ModelUsage] = ()
     num_turns: int = 0
 
 
@@ -183,15 +185,16 @@ class Writer:
         await self._write(events, also)
 
     async def finish(self, run_id: UUID, outcome: Outcome, *events: Event) -> None:
-        """Append the last events of a run, and end the run and add up the session's totals with them."""
+        """Append the last events of a run; with them end it, record its usage and add up the session's totals."""
 
         async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
             await connection.execute(
                 FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
             )
             await connection.execute(
-                _ADD_TOTALS, self.session_id, outcome.num_turns, outcome.cost_usd, dict(outcome.usage)
+                _ADD_TOTALS, self.session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
             )
+            await usage.record(connection, run_id, outcome.usage)
 
         await self._write(events, end_run)
 

@@ -148,13 +148,15 @@ async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan
 async def begin_background(db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    Such a run has no deadline of its own: it is bounded by the session's idle time and limits.
+    Such a run has no deadline of its own: it is bounded by the session's idle time and limits. Its key is that of the
+    last prompt, so that what it costs is counted there.
     """
     try:
         status = await db.pool.execute(
-            "INSERT INTO runs (id, tenant_id, session_id, status, origin, timeout_seconds, started_at, first_seq)"
-            " SELECT $4, $2, id, 'running', 'background', 0, now(), last_seq + 1 FROM sessions"
-            " WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
+            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
+            " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
+            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', 0, now(),"
+            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
             session_id,
             tenant_id,
             generation,

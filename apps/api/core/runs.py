@@ -270,7 +270,13 @@ async def create_session(
 
 _COLUMNS = """
 SELECT id, session_id, kind, status, origin, position, first_seq, last_seq, error, result, total_cost_usd,
-  timeout_seconds, created_at, started_at, finished_at FROM runs
+  timeout_seconds, created_at, started_at, finished_at, (
+    SELECT json_agg(u ORDER BY u.model) FROM (
+      SELECT model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
+        web_search_requests, cost_usd
+      FROM usage WHERE run_id = runs.id
+    ) u) AS usage
+FROM runs
 """
 
 
@@ -288,6 +294,7 @@ def _run(row: asyncpg.Record) -> dict[str, Any]:
         "error": row["error"],
         "result": decode(row["result"]) if row["result"] else None,
         "total_cost_usd": row["total_cost_usd"],
+        "usage": decode(row["usage"]) if row["usage"] else [],
         "timeout_seconds": row["timeout_seconds"],
         "first_seq": row["first_seq"],
         "last_seq": row["last_seq"],

@@ -147,6 +147,12 @@ class Run(Base):
         Index("runs_queue_idx", "position", postgresql_where=text("status = 'queued'")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
+        Index(
+            "runs_unmeasured_idx",
+            "tenant_id",
+            "finished_at",
+            postgresql_where=text("total_cost_usd IS NULL AND finished_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

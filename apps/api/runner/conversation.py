@@ -90,7 +90,10 @@ class Conversation:
         """End a run that got no result."""
         status, failure = messages.stopped(code, text)
         events = [] if status == "interrupted" else [Event("error", failure)]
-        await self.finish(turn, Outcome(status, error=failure), events)
+        cost, models = self._meter.take()
+        if not turn.begun:
+            cost = cost or 0.0  # the model was never asked
+        await self.finish(turn, Outcome(status, error=failure, cost_usd=cost, usage=messages.used(models)), events)
 
     async def finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
         """End a run with its last events."""
@@ -176,7 +179,7 @@ class Conversation:
         turn = self.active
         if turn is None or turn.guest:
             self.active = None
-            self._meter.share(message)
+            self._meter.read(message)
             return
         outcome, last = messages.outcome(message, self._meter, turn.stopping)
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":

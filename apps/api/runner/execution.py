@@ -294,7 +294,7 @@ class Execution:
 
             await self.writer.append(event, also=also)
             self._talk.sdk_session_id = fresh
-        await self._talk.finish(turn, Outcome("succeeded"), [])
+        await self._talk.finish(turn, Outcome("succeeded", cost_usd=0.0), [])
 
     async def _rewind(self, turn: Turn, claim: Claim) -> None:
         """Bring files back to what they were before a message, or only say what that would change."""

@@ -29,6 +29,7 @@ from claude_agent_sdk import (
 
 from apps.api.core.frames import encode
 from apps.api.core.log import Event, Outcome
+from apps.api.core.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
 
 _DELTAS = {
@@ -194,25 +195,37 @@ def error(code: str, message: str) -> dict[str, Any]:
 
 
 class Meter:
-    """Turns the SDK's cumulative figures into one run's share, by subtraction: the SDK counts per CLI process."""
+    """Turns the SDK's cumulative figures into one run's share, by subtraction: the SDK counts per CLI process.
+
+    What results of several turns told is kept together until a run takes it: a background turn that is shown inside
+    a run is a part of what that run costs.
+    """
 
     def __init__(self) -> None:
         self._cost = 0.0
         self._models: dict[str, dict[str, Any]] = {}
+        self._due: tuple[float, dict[str, dict[str, Any]]] | None = None
 
-    def share(self, result: ResultMessage) -> tuple[float, dict[str, dict[str, Any]]]:
-        """Cost in USD and usage by model since the previous result."""
+    def read(self, result: ResultMessage) -> None:
+        """Count what was used since the previous result."""
         total = result.total_cost_usd or 0.0
-        cost, self._cost = max(total - self._cost, 0.0), total
-        models = {}
         totals: dict[str, Any] = dict(result.model_usage or {})
+        if total < self._cost:  # `/clear` makes the CLI count from zero again
+            self._cost, self._models = 0.0, {}
+        due_cost, due = self._due or (0.0, {})
         for name, figures in totals.items():
-            before = self._models.get(name, {})
-            models[name] = {
-                key: value - before.get(key, 0) if key in _CUMULATIVE else value for key, value in figures.items()
-            }
-        self._models = totals
-        return cost, {name: figures for name, figures in models.items() if any(figures.get(k) for k in _CUMULATIVE)}
+            before, so_far = self._models.get(name, {}), due.get(name, {})
+            share = {k: v - before.get(k, 0) if k in _CUMULATIVE else v for k, v in figures.items()}
+            if any(share.get(k) for k in _CUMULATIVE):
+                due[name] = {k: v + so_far.get(k, 0) if k in _CUMULATIVE else v for k, v in share.items()}
+        self._due = due_cost + total - self._cost, due
+        self._cost, self._models = total, totals
+
+    def take(self) -> tuple[float | None, dict[str, dict[str, Any]]]:
+        """Cost in USD and usage by model since the last run; no cost when no result came since."""
+        cost, models = self._due or (None, {})
+        self._due = None
+        return cost, models
 
 
 _CUMULATIVE = frozenset(
@@ -229,7 +242,21 @@ _CUMULATIVE = frozenset(
     }
 )
 
-_COUNTED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+def used(models: Mapping[str, Mapping[str, Any]]) -> list[ModelUsage]:
+    """The SDK's figures as they are stored."""
+    return [
+        ModelUsage(
+            model=name,
+            input_tokens=int(figures.get("inputTokens") or 0),
+            output_tokens=int(figures.get("outputTokens") or 0),
+            cache_read_input_tokens=int(figures.get("cacheReadInputTokens") or 0),
+            cache_creation_input_tokens=int(figures.get("cacheCreationInputTokens") or 0),
+            web_search_requests=int(figures.get("webSearchRequests") or 0),
+            cost_usd=float(figures.get("costUSD") or 0),
+        )
+        for name, figures in models.items()
+    ]
 
 
 _STOPPED = {
@@ -254,7 +281,8 @@ def outcome(message: ResultMessage, meter: Meter, stopping: str | None = None) -
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
     """
-    cost, models = meter.share(message)
+    meter.read(message)
+    cost, models = meter.take()
     status, failure = _verdict(message)
     if stopping and status != "succeeded":
         status, failure = stopped(stopping)
@@ -273,13 +301,12 @@ def outcome(message: ResultMessage, meter: Meter, stopping: str | None = None) -
         "model_usage": models,
         "permission_denials": message.permission_denials or [],
     }
-    usage = message.usage or {}
     ended = Outcome(
         status=status,
         result=encode(fields).decode(),
         error=failure,
         cost_usd=cost,
-        usage={name: int(usage.get(name) or 0) for name in _COUNTED},
+        usage=used(models),
         num_turns=message.num_turns,
     )
     last = [Event("result", fields)]

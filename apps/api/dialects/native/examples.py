@@ -36,6 +36,17 @@ RUN: dict[str, Any] = {
     },
     "result": {**RESULT, "status": "failed", "is_error": True, "terminal_reason": "max_turns"},
     "total_cost_usd": 0.0231,
+    "usage": [
+        {
+            "model": "claude-sonnet-4-5",
+            "input_tokens": 5200,
+            "output_tokens": 96,
+            "cache_read_input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+            "web_search_requests": 0,
+            "cost_usd": 0.0231,
+        }
+    ],
     "timeout_seconds": 300.0,
     "first_seq": 1,
     "last_seq": 7,

@@ -16,9 +16,10 @@ from apps.api.dialects.native import (
     secrets,
     sessions,
     skills,
+    usage,
     webhooks,
 )
 
 _SESSIONS = (prompts, sessions, requests, control, checkpoints, runs)
-_RESOURCES = (agents, profiles, mcp_servers, skills, secrets, webhooks, account, admin)
+_RESOURCES = (agents, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

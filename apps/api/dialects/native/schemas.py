@@ -183,6 +183,23 @@ class RunError(BaseModel):
     retryable: bool
 
 
+class UsageFigures(BaseModel):
+    """Tokens and USD, as the SDK counted them."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    web_search_requests: int
+    cost_usd: float
+
+
+class UsageOfModel(UsageFigures):
+    """What a run used of one model."""
+
+    model: str
+
+
 class RunState(BaseModel):
     """A run: the execution of one prompt."""
 
@@ -195,7 +212,8 @@ class RunState(BaseModel):
     origin: Literal["client", "background"]
     error: RunError | None
     result: dict[str, Any] | None = Field(description="The fields of its `result` event, once it has one.")
-    total_cost_usd: float | None
+    total_cost_usd: float | None = Field(description="USD as the SDK counted them; null until it has told any.")
+    usage: list[UsageOfModel] = Field(description="What it used, by model; empty until it is over.")
     timeout_seconds: float
     first_seq: int | None
     last_seq: int | None

@@ -1,0 +1,179 @@
+"""What agents cost: sums of the SDK's own figures."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from apps.api.core import sessions, usage
+from apps.api.core.names import ModelName
+from apps.api.core.usage import Group, Scope
+from apps.api.dialects.native import examples
+from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
+from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
+from apps.api.errors import ValidationError
+from apps.api.http.route import CoreDep, Reader
+
+router = APIRouter(prefix=PREFIX, tags=["usage"])
+
+MAX_DAYS = 366
+DEFAULT_DAYS = 30
+
+_FIGURES: dict[str, Any] = {
+    "runs": 3,
+    "input_tokens": 5200,
+    "output_tokens": 96,
+    "cache_read_input_tokens": 0,
+    "cache_creation_input_tokens": 0,
+    "web_search_requests": 0,
+    "cost_usd": 0.0231,
+}
+_MODEL = "claude-sonnet-4-5"
+
+
+class UsageSums(UsageFigures):
+    """Sums over runs."""
+
+    runs: int = Field(description="Runs with figures; one that used two models counts once in a sum over both.")
+
+
+class UsageRow(UsageSums):
+    """Sums of one group. It has the fields of the groupings that were asked for."""
+
+    day: date | None = Field(None, description="Day in UTC on which the runs ended.")
+    key_id: UUID | None = Field(None, description="The API key; null when it is gone.")
+    key_name: str | None = None
+    model: str | None = None
+    session_id: UUID | None = Field(None, description="Also of sessions that were deleted since.")
+
+
+class UsageReport(BaseModel):
+    """Groups in the order day, key, model, session; and the sums of all groups, on this page or not."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "from": "2026-01-01",
+                    "to": "2026-01-31",
+                    "data": [{"day": "2026-01-31", "model": _MODEL, **_FIGURES}],
+                    "totals": _FIGURES,
+                    "unmeasured_runs": 0,
+                    "next_cursor": "100",
+                }
+            ]
+        },
+    )
+
+    first: date = Field(alias="from", description="First day, in UTC.")
+    last: date = Field(alias="to", description="Last day, in UTC, included.")
+    data: list[UsageRow]
+    totals: UsageSums
+    unmeasured_runs: int | None = Field(
+        description="Runs that ended without figures, because their agent was killed before it told any. Null with"
+        " `model`: no model is known of them."
+    )
+    next_cursor: str | None
+
+
+class SessionUsage(BaseModel):
+    """What a session has used since its creation, by model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "session_id": examples.IDS["session_id"],
+                    "data": [{"model": _MODEL, **_FIGURES}],
+                    "totals": _FIGURES,
+                    "unmeasured_runs": 0,
+                }
+            ]
+        },
+    )
+
+    session_id: UUID
+    data: list[UsageModelRow]
+    totals: UsageSums
+    unmeasured_runs: int = Field(description="Runs that ended without figures.")
+
+
+class UsageModelRow(UsageSums, UsageOfModel):
+    """Sums of one model."""
+
+
+SessionUsage.model_rebuild()
+
+
+def _days(first: date | None, last: date | None) -> tuple[date, date]:
+    last = last or datetime.now(UTC).date()
+    try:
+        first = first or last - timedelta(days=DEFAULT_DAYS - 1)
+    except OverflowError as error:
+        raise ValidationError.of("to", "out of range") from error
+    if first > last:
+        raise ValidationError.of("from", "is after to")
+    if (last - first).days >= MAX_DAYS:
+        raise ValidationError.of("from", f"more than {MAX_DAYS} days")
+    return first, last
+
+
+@router.get("/usage", responses=errors(), response_model_exclude_unset=True)
+async def get_usage(
+    core: CoreDep,
+    caller: Reader,
+    group_by: Annotated[
+        str,
+        Query(
+            pattern=r"^(day|key|model|session)(,(day|key|model|session))*$",
+            max_length=100,
+            description="Any of `day`, `key`, `model`, `session`, with commas between.",
+            examples=["day,model"],
+        ),
+    ] = "day",
+    first: Annotated[date | None, Query(alias="from", description="First day, in UTC; 30 days if left out.")] = None,
+    last: Annotated[date | None, Query(alias="to", description="Last day, in UTC; today if left out.")] = None,
+    session_id: Annotated[UUID | None, Query(description="Only this session, deleted or not.")] = None,
+    key_id: Annotated[UUID | None, Query(description="Only runs that this API key asked for.")] = None,
+    model: Annotated[ModelName | None, Query(description="Only this model.")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> UsageReport:
+    """What the tenant's agents have used, by day, key, model and session: at most 366 days at once.
+
+    All figures are the SDK's own. A run counts on the day it ended, for the key that asked for it. A turn that the
+    agent began itself counts for the key of the session's last prompt.
+    """
+    first, last = _days(first, last)
+    scope = Scope(first, last, session_id, key_id, model)
+    groups: list[Group] = [name for name in usage.GROUPS if name in group_by.split(",")]
+    page = await usage.report(core.db, caller.tenant_id, scope, groups, limit=limit, cursor=cursor)
+    totals = await usage.report(core.db, caller.tenant_id, scope, (), limit=1, cursor=None)
+    answered = {
+        "from": first,
+        "to": last,
+        "data": page.data,
+        "totals": totals.data[0],
+        "unmeasured_runs": None if model else await usage.unmeasured(core.db, caller.tenant_id, scope),
+        "next_cursor": page.next_cursor,
+    }
+    return UsageReport.model_validate(answered)
+
+
+@router.get("/sessions/{session_id}/usage", responses=errors(404))
+async def get_session_usage(core: CoreDep, caller: Reader, session_id: SessionId) -> SessionUsage:
+    """What a session has used since its creation, by model. For one that was deleted: `GET /usage?session_id=`."""
+    await sessions.require(core.db, caller.tenant_id, session_id)
+    scope = Scope(session_id=session_id)
+    rows = await usage.report(core.db, caller.tenant_id, scope, ("model",), limit=1000, cursor=None)
+    totals = await usage.report(core.db, caller.tenant_id, scope, (), limit=1, cursor=None)
+    return SessionUsage(
+        session_id=session_id,
+        data=[UsageModelRow.model_validate(row) for row in rows.data],
+        totals=UsageSums.model_validate(totals.data[0]),
+        unmeasured_runs=await usage.unmeasured(core.db, caller.tenant_id, scope),
+    )
