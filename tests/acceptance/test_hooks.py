@@ -319,3 +319,21 @@ async def test_an_interrupt_does_not_wait_for_a_hook(fleet: Fleet, secret: str, 
     never.set()
     events = await fleet[2].follow(run_id)
     assert (events[-1].event, events[-1].data["status"]) == ("done", "interrupted")
+
+
+async def test_a_hook_may_leave_the_decision_to_a_person(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+    receiver.replies(Reply({"decision": "ask", "reason": "a person should look at this"}))
+    session_id = await fleet[0].session(**BYPASS, hooks={"PreToolUse": [hook(receiver.url())]})
+    await fleet[0].ask(session_id, "say I own this")
+    one, other = await fleet.others(await fleet.owner_of(session_id))
+    run_id = await one.prompt(session_id, "run echo looked-at")
+    events = []
+    async with other.stream(f"/runs/{run_id}/events") as stream:
+        async for event in stream:
+            events.append(event)
+            if event.event == "permission_request":
+                path = f"/sessions/{session_id}/permissions/{event.data['request_id']}"
+                assert (await one.post(path, {"decision": "allow"})).status_code == 200
+    assert [t["decision"] for t in told(events)] == ["ask"]
+    assert "permission_request" in [event.event for event in events]
+    assert "looked-at" in tool_results(events)

@@ -35,7 +35,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=200,
         pattern=r"^[\x21-\x7e]+$",
-        description="The same key and request within 24 hours give the same run or session.",
+        description="The same key and request within 24 hours give the same run, session or object.",
     ),
 ]
 SessionId = Annotated[UUID, Path(description="The session's id.")]
