@@ -124,6 +124,12 @@ class AgentConfig(Part):
         return shown
 
 
+def tools_of(config: AgentConfig) -> list[str]:
+    """The built-in tools of an agent."""
+    tools = list(DEFAULT_TOOLS if config.tools is None else config.tools)
+    return [*tools, "Skill"] if config.skills and "Skill" not in tools else tools
+
+
 def confined(path: str) -> str:
     """A relative path that stays below the workspace, normalised.
 

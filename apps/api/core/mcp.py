@@ -58,7 +58,7 @@ async def check_own(core: Core, tenant_id: UUID, field: str, server: OwnServer) 
         _permit(core.settings, field, server)
     else:
         await _permit_url(core, field, server.url)
-    await secrets.require(core.db, tenant_id, dict.fromkeys(secrets.names_in(_texts(server)), field or "body"))
+    await secrets.require(core.db, tenant_id, dict.fromkeys(secrets.names_in(texts_of(server)), field or "body"))
 
 
 def _permit(settings: Settings, field: str, server: StdioServer) -> None:
@@ -87,7 +87,7 @@ def _inside(field: str, name: str) -> str:
     return f"{field}.{name}" if field else name
 
 
-def _texts(server: OwnServer) -> list[str]:
+def texts_of(server: OwnServer) -> list[str]:
     """Where secrets may be referred to. Not in a command: command lines are no place for secrets."""
     if isinstance(server, StdioServer):
         return list(server.env.values())
@@ -196,7 +196,7 @@ async def _resolve(
     own = await _load(core, tenant_id, field, server) if isinstance(server, RegisteredServer) else server
     if profile is not None and not permits_server(profile, own):
         raise Forbidden(f"{field}: the profile allows no {own.type} server", code="option_not_permitted")
-    values = await secrets.resolve(core.db, core.settings, tenant_id, secrets.names_in(_texts(own)))
+    values = await secrets.resolve(core.db, core.settings, tenant_id, secrets.names_in(texts_of(own)))
     spec = own.model_dump()
     holder = _holder(spec)
     spec[holder] = {name: secrets.fill(text, values) for name, text in spec[holder].items()}

@@ -96,6 +96,23 @@ class Outbound:
         except TimeoutError as error:
             raise Failed("its name could not be resolved in time") from error
 
+    async def reach(self, url: str, timeout: float) -> None:
+        """Connect within `timeout` seconds, and hang up without a word.
+
+        Raises:
+            Refused: the target's address is not allowed.
+            Failed: no connection.
+        """
+        parts = urlsplit(url)
+        try:
+            async with asyncio.timeout(timeout):
+                stream = await _Guarded(self).connect_tcp(parts.hostname or "", _port(parts))
+                await stream.aclose()
+        except TimeoutError as error:
+            raise Failed(f"no connection within {timeout:g} s") from error
+        except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
+            raise Failed(_reason(error)) from error
+
     async def resolve(self, host: str, port: int) -> list[str]:
         """Addresses of a host, all of which may be connected to. Raises Refused, Failed."""
         try:

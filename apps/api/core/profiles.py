@@ -210,7 +210,12 @@ def _own_model(agent: Subagent) -> str | None:
 
 def permits_server(profile: Profile, server: McpServer) -> bool:
     """Whether this kind of MCP server is allowed. One of the registry: whether any is, until it is known what it is."""
-    return profile.mcp is None or (bool(profile.mcp) if server.type == "registered" else server.type in profile.mcp)
+    return permits_kind(profile, None if server.type == "registered" else server.type)
+
+
+def permits_kind(profile: Profile, kind: str | None) -> bool:
+    """Whether MCP servers of this kind are allowed; None: of any."""
+    return profile.mcp is None or (bool(profile.mcp) if kind is None else kind in profile.mcp)
 
 
 def _unless_among(value: str | None, allowed: Iterable[str] | None) -> str | None:

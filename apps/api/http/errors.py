@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -50,12 +50,17 @@ def _reason(error: Any) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+def findings(errors: Iterable[Any]) -> list[dict[str, str]]:
+    """What pydantic found, as field and reason. Never echoes the input."""
+    return [{"field": _field(error["loc"]), "reason": _reason(error)} for error in errors]
+
+
 def from_validation(error: RequestValidationError) -> ApiError:
     """422 with the path of every field, or 400 when the body is no JSON at all. Never echoes the input."""
     found = error.errors()
     if any(e["type"] == "json_invalid" for e in found):
         return BadRequest("The body is not valid JSON.", code="invalid_json")
-    errors = [{"field": _field(e["loc"]), "reason": _reason(e)} for e in found[:50]]
+    errors = findings(found[:50])
     summary = "; ".join(f"{e['field']}: {e['reason']}" for e in errors[:3])
     return ValidationError(summary or "The request is not valid.", details={"errors": errors})
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
 from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 
-from apps.api.core.config import DEFAULT_TOOLS, AgentConfig
+from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.profiles import Profile, permits
 from apps.api.core.workspaces import Workspace
@@ -110,11 +110,6 @@ def _system_prompt(config: AgentConfig) -> str | SystemPromptPreset:
     if config.system_prompt_append:
         preset["append"] = config.system_prompt_append
     return preset
-
-
-def _tools(config: AgentConfig) -> list[str]:
-    tools = list(DEFAULT_TOOLS if config.tools is None else config.tools)
-    return [*tools, "Skill"] if config.skills and "Skill" not in tools else tools
 
 
 def _thinking(thinking: Thinking | None) -> ThinkingConfig | None:
@@ -218,7 +213,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         model=config.model or settings.default_model,
         fallback_model=config.fallback_model,
         system_prompt=_system_prompt(config),
-        tools=_tools(config),
+        tools=tools_of(config),
         skills=config.skills,
         plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
         allowed_tools=[*(config.allowed_tools or ()), *_still_permitted(process)],

@@ -9,6 +9,7 @@ from apps.api.dialects.native import (
     checkpoints,
     control,
     mcp_servers,
+    preview,
     profiles,
     prompts,
     requests,
@@ -21,5 +22,5 @@ from apps.api.dialects.native import (
 )
 
 _SESSIONS = (prompts, sessions, requests, control, checkpoints, runs)
-_RESOURCES = (agents, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
+_RESOURCES = (agents, preview, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

@@ -1,0 +1,155 @@
+"""`POST /agents/preview`: what a request would run, without running it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apps.api.core import preview
+from apps.api.core.parts import PermissionMode
+from apps.api.core.pins import Choice
+from apps.api.core.preview import Finding, Wanted
+from apps.api.dialects.native import examples
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, answer, config, errors
+from apps.api.http.errors import findings
+from apps.api.http.route import CoreDep, Writer, policy_of
+
+router = APIRouter(prefix=PREFIX, tags=["agents"])
+
+_SIZE = {"characters": 40, "bytes": 40}
+_EXAMPLE: dict[str, Any] = {
+    "ok": False,
+    "problems": [
+        {"field": "tools", "code": "tool_not_permitted", "reason": "Bash is not among the profile's tools"},
+        {"field": "hooks.Stop.0.url", "code": "target_unreachable", "reason": "no connection"},
+    ],
+    "agent": {"id": examples.AGENT_ID, "version": 3},
+    "profile": "readonly",
+    "model": "claude-sonnet-4-5",
+    "permission_mode": "dontAsk",
+    "tools": ["Glob", "Grep", "Read"],
+    "allowed_tools": ["Glob", "Grep", "Read"],
+    "disallowed_tools": [],
+    "mcp_servers": [{"name": "git", "type": "http", "allowed": True, "reachable": True, "reason": ""}],
+    "hooks": [{"event": "Stop", "url": "https://example.org/", "reachable": False, "reason": "no connection"}],
+    "missing_secrets": ["HOOK_SECRET"],
+    "output_schema": "valid",
+    "prompt_size": {
+        "system_prompt": _SIZE,
+        "prompt": _SIZE,
+        "output_schema": {"characters": 0, "bytes": 0},
+        "subagents": {"characters": 0, "bytes": 0},
+        "total": {"characters": 80, "bytes": 80},
+    },
+    "config": {"permission_mode": "dontAsk", "tools": ["Glob", "Grep", "Read"]},
+}
+
+
+class Problem(BaseModel):
+    field: str
+    code: str
+    reason: str
+
+
+class PreviewedAgent(BaseModel):
+    id: str
+    version: int
+
+
+class PreviewedServer(BaseModel):
+    name: str
+    type: str | None = Field(description="Null for a registered server that does not exist.")
+    allowed: bool
+    reachable: bool | None = Field(description="Whether a connection came about; null for `stdio`.")
+    reason: str | None
+
+
+class PreviewedHook(BaseModel):
+    event: str
+    url: str
+    reachable: bool
+    reason: str | None
+
+
+class Size(BaseModel):
+    characters: int
+    bytes: int = Field(description="In UTF-8.")
+
+
+class PromptSize(BaseModel):
+    """What the request adds. The agent's own system prompt and its tools' descriptions come on top."""
+
+    system_prompt: Size
+    prompt: Size
+    output_schema: Size
+    subagents: Size
+    total: Size
+
+
+class Preview(BaseModel):
+    """What would run. With problems: what would run without what they name."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    ok: bool = Field(description="Whether there are no problems.")
+    problems: list[Problem] = Field(description="All of them; `code` is that of the error which the request would get.")
+    agent: PreviewedAgent | None
+    profile: str | None
+    model: str
+    permission_mode: PermissionMode
+    tools: list[str] = Field(description="Built-in tools after policy.")
+    allowed_tools: list[str]
+    disallowed_tools: list[str]
+    mcp_servers: list[PreviewedServer]
+    hooks: list[PreviewedHook]
+    missing_secrets: list[str]
+    output_schema: Literal["valid", "invalid"] | None
+    prompt_size: PromptSize
+    config: dict[str, Any] = Field(description="The options in effect, with the profile's defaults.")
+
+
+_PLACEHOLDER = {"prompt": "-"}
+
+
+@router.post("/agents/preview", response_model=Preview, responses=errors(400, 413))
+async def preview_agent(
+    core: CoreDep,
+    caller: Writer,
+    body: Annotated[
+        dict[str, Any],
+        Body(
+            description="The body of `POST /query`; `prompt` may be left out.",
+            examples=[{"agent": "reviewer", "tools": ["Bash", "Read"], "prompt": "Review the last commit."}],
+        ),
+    ],
+) -> Response:
+    """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
+
+    Answers 200 with every problem at once, also those for which the request itself would be refused with 422, 403
+    or 404. Addresses of MCP servers and hooks are connected to and sent nothing.
+    """
+    wanted, found = _understood(body)
+    blocks = wanted.prompt if isinstance(wanted.prompt, list) else []
+    text = wanted.prompt if isinstance(wanted.prompt, str) else "".join(getattr(b, "text", "") for b in blocks)
+    if wanted.session_id is not None:
+        found.append(Finding("session_id", "validation_error", "a preview is of a new session"))
+    choice = Choice(wanted.profile, policy_of(core, caller), wanted.agent)
+    asked = Wanted(choice, config(wanted), text if "prompt" in body else None, wanted.timeout_seconds, found)
+    return answer(Preview, await preview.preview(core, caller.tenant_id, asked))
+
+
+def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Finding]]:
+    """The body without the fields that are wrong, and what is wrong with them."""
+    given, found = {**_PLACEHOLDER, **body}, list[Finding]()
+    while True:
+        try:
+            return wire.PromptBody.model_validate(given), found
+        except ValidationError as error:
+            problems = error.errors()
+            found += [Finding(f["field"], "validation_error", f["reason"]) for f in findings(problems)]
+            wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]} & set(given)
+            given = {name: value for name, value in given.items() if name not in wrong} if wrong else {}
+            given.setdefault("prompt", _PLACEHOLDER["prompt"])
