@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apps.api.core import preview
@@ -14,6 +14,8 @@ from apps.api.core.preview import Finding, Wanted
 from apps.api.dialects.native import examples
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, answer, config, errors
+from apps.api.errors import BadRequest
+from apps.api.errors import ValidationError as Refused
 from apps.api.http.errors import findings
 from apps.api.http.route import CoreDep, Writer, policy_of
 
@@ -112,20 +114,28 @@ class Preview(BaseModel):
 
 
 _PLACEHOLDER = {"prompt": "-"}
+_BODY = {
+    "required": True,
+    "description": "The body of `POST /query`; `prompt` may be left out.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PromptBody"}}},
+}
 
 
-@router.post("/agents/preview", response_model=Preview, responses=errors(400, 413))
-async def preview_agent(
-    core: CoreDep,
-    caller: Writer,
-    body: Annotated[
-        dict[str, Any],
-        Body(
-            description="The body of `POST /query`; `prompt` may be left out.",
-            examples=[{"agent": "reviewer", "tools": ["Bash", "Read"], "prompt": "Review the last commit."}],
-        ),
-    ],
-) -> Response:
+async def _object(request: Request) -> dict[str, Any]:
+    # Not by FastAPI: it would refuse what is to be listed.
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("The body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise Refused.of("body", "send a JSON object, with Content-Type: application/json")
+    return body
+
+
+@router.post(
+    "/agents/preview", response_model=Preview, openapi_extra={"requestBody": _BODY}, responses=errors(400, 413)
+)
+async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str, Any], Depends(_object)]) -> Response:
     """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
 
     Answers 200 with every problem at once, also those for which the request itself would be refused with 422, 403
