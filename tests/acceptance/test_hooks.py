@@ -197,6 +197,18 @@ async def test_a_hook_answers_a_permission_request(
     assert [(t["hook_event"], t["decision"]) for t in told(events)] == [("PermissionRequest", decision)]
 
 
+async def test_one_hook_that_denies_outweighs_others_that_allow(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+    async def answer(request: Received) -> Reply:
+        return Reply({"decision": "deny" if request.target == "/no" else "allow", "reason": f"of {request.target}"})
+
+    receiver.answer = answer
+    hooks = {"PreToolUse": [hook(receiver.url("/yes")), hook(receiver.url("/no")), hook(receiver.url("/yes"))]}
+    events = await ran(fleet, "run echo unwanted", hooks)
+    assert sorted(t["decision"] for t in told(events)) == ["allow", "allow", "deny"]
+    assert "of /no" in tool_results(events)
+    assert "unwanted" not in tool_results(events)
+
+
 async def test_a_matcher_is_asked_about_whole_names(fleet: Fleet, secret: str, receiver: Receiver) -> None:
     matchers = ["Ba", "ash", "Ba.*", "*", "Edit|Bash", "[A-B]ash", "Write", "B(a|u)sh?", "Task"]
     hooks = {"PreToolUse": [hook(receiver.url(f"/{n}"), matcher=matcher) for n, matcher in enumerate(matchers)]}

@@ -55,6 +55,22 @@ async def test_a_run_is_told_from_its_queue_to_its_end(fleet: Fleet, receiver: R
         await fleet[0].client.delete(f"/api/v1/webhooks/{webhook['webhook_id']}")
 
 
+async def test_a_run_that_waits_for_a_person_is_told(fleet: Fleet, receiver: Receiver) -> None:
+    webhook = await registered(fleet[0], receiver, "run.requires_action", "run.interrupted")
+    try:
+        session_id = await fleet[1].session()
+        run_id = await fleet[1].prompt(session_id, "run touch a.txt")
+
+        def mine(got: list[Received]) -> list[str]:
+            return [request.json["type"] for request in got if request.json["data"]["run_id"] == run_id]
+
+        await receiver.until(lambda got: mine(got) == ["run.requires_action"])
+        await fleet[2].post(f"/sessions/{session_id}/interrupt")
+        await receiver.until(lambda got: mine(got) == ["run.requires_action", "run.interrupted"])
+    finally:
+        await fleet[0].client.delete(f"/api/v1/webhooks/{webhook['webhook_id']}")
+
+
 def has_connection(instance: Instance, port: int) -> bool:
     return any(c.laddr.port == port for c in psutil.Process(instance.process.pid).net_connections("tcp"))
 
