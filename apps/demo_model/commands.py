@@ -16,6 +16,7 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | use tool NAME {json}                       | any tool; ToolSearch first if the CLI has deferred it      |
 | ask QUESTION? options A, B                 | AskUserQuestion                                            |
 | delegate [in background] [to NAME:] PROMPT | a sub-agent, which acts on PROMPT by these same rules      |
+| delegate at once PROMPT & PROMPT           | several sub-agents, side by side                           |
 | answer by schema [{json}]                  | StructuredOutput with that JSON, or the least that fits    |
 | answer without schema                      | text only, even when the CLI insists                       |
 | fail with STATUS [once]                    | that HTTP status (400-599), every time or the first time   |
@@ -174,14 +175,23 @@ def _ask(found: Match, talk: Conversation) -> list[Item]:
 
 
 def _delegate(found: Match, talk: Conversation) -> list[Item]:
-    return _tool(
-        "Task" if "Task" in talk.tools else "Agent",
-        description="Scripted task",
-        prompt=_unquoted(found["prompt"]),
-        subagent_type=found["name"] or "general-purpose",
+    task = _task(_unquoted(found["prompt"]), talk, name=found["name"], background=bool(found["background"]))
+    return [Calls((task,)), Quote()]
+
+
+def _delegate_at_once(found: Match, talk: Conversation) -> list[Item]:
+    return [Calls(tuple(_task(prompt, talk) for prompt in found["prompts"].split(" & ")[:MAX_TOOLS])), Quote()]
+
+
+def _task(prompt: str, talk: Conversation, *, name: str | None = None, background: bool = False) -> ToolUse:
+    given = {
+        "description": "Scripted task",
+        "prompt": prompt,
+        "subagent_type": name or "general-purpose",
         # The CLI's default is the background, where the parent's reply cannot quote the result.
-        run_in_background=bool(found["background"]),
-    )
+        "run_in_background": background,
+    }
+    return ToolUse("Task" if "Task" in talk.tools else "Agent", given)
 
 
 def _think(found: Match, talk: Conversation) -> list[Item]:
@@ -223,6 +233,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (rf"edit {_FILE}: ?(?P<old>.+?) => (?P<new>.*)", _edit),
     (r"use tool (?P<name>\S+)\s*(?P<json>\S.*)?", _use),
     (r"ask (?P<question>.+\?) options:? (?P<options>.+)", _ask),
+    (r"delegate at once (?P<prompts>.+)", _delegate_at_once),
     (r"delegate(?P<background> in (?:the )?background)?(?: to (?P<name>[\w:-]+):)? (?P<prompt>.+)", _delegate),
     (r"answer by schema\s*(?P<json>\S.*)?", _answer),
     (r"answer without schema.*", lambda found, talk: [say("I answer without the schema.")]),

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
-from tests.fleet import Fleet, Instance, Sse
+import httpx
+import orjson
+import pytest
 
-ASKING = {"permission_mode": "default", "tools": ["Bash", "Write", "AskUserQuestion"]}
-COMMAND = "run touch made.txt && echo made"
+from apps.api import auth
+from apps.api.db import Database
+from apps.api.settings import Settings
+from tests.acceptance.asking import (
+    ASKING,
+    COMMAND,
+    all_asked,
+    asked,
+    decide,
+    elsewhere,
+    path_of,
+    request_state,
+    resolutions,
+)
+from tests.conftest import StartFleet
+from tests.fleet import Fleet, Sse, events_of
 
 
-async def asked(instance: Instance, run_id: str, event: str = "permission_request") -> Sse:
-    """The first request of a run, as another instance tells it."""
-    async with instance.stream(f"/runs/{run_id}/events") as events:
-        async for sse in events:
-            assert sse.event not in ("result", "done"), sse
-            if sse.event == event:
-                return sse
-    raise AssertionError("the stream has ended")
+@pytest.fixture(scope="module")
+async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
+    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+        yield db
 
 
-async def decide(instance: Instance, request: Sse, **decision: Any) -> dict[str, Any]:
-    path = f"/sessions/{request.data['session_id']}/permissions/{request.data['request_id']}"
-    answer = await instance.post(path, decision)
-    assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
+async def key(db: Database, tenant: str = "default", **more: Any) -> dict[str, str]:
+    """Headers of a new key."""
+    made = await auth.create_key(db, tenant=tenant, name=uuid4().hex, **more)
+    return {"X-API-Key": made.secret}
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
 
 
 async def test_a_tool_call_waits_until_another_instance_allows_it(fleet: Fleet) -> None:
@@ -114,3 +131,265 @@ async def test_an_interrupt_while_waiting_closes_the_request(fleet: Fleet) -> No
     )
     assert (late.status_code, late.json()["error"]["code"]) == (409, "request_resolved")
     assert (await fleet[1].ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def test_twenty_requests_at_once_are_each_answered_once_from_another_instance(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(3, RUNNER_SLOTS="4")
+    sessions = [await fleet[0].session(**ASKING) for _ in range(20)]
+    runs = await asyncio.gather(*(fleet[n % 3].prompt(sessions[n], COMMAND) for n in range(20)))
+    requests = await asyncio.gather(*(asked(fleet[(n + 1) % 3], runs[n]) for n in range(20)))
+    assert len((await fleet[0].get("/requests?limit=200")).json()["data"]) == 20
+    owners = [await fleet.owner_of(session) for session in sessions]
+    assert len({owner.id for owner in owners}) == 3
+    others = [await fleet.others(owner) for owner in owners]
+
+    async def attempt(n: int, number: int) -> httpx.Response:
+        decision = {"decision": "deny", "message": f"refused by {number}"} if number % 2 else {"decision": "allow"}
+        return await others[n][number % 2].post(path_of(requests[n]), decision)
+
+    answers = await asyncio.gather(*(attempt(n, number) for number in range(5) for n in range(20)))
+    for n in range(20):
+        mine = answers[n::20]
+        assert sorted(a.status_code for a in mine) == [200, 409, 409, 409, 409], [a.text for a in mine]
+        winner = [a.status_code for a in mine].index(200)
+        for late in (a.json()["error"] for a in mine if a.status_code == 409):
+            assert late["code"] == "request_resolved"
+            assert late["details"]["decision"] == ("deny" if winner % 2 else "allow")
+            assert late["details"]["resolved_by"]["type"] == "key"
+        events = await others[n][0].follow(runs[n])
+        assert resolutions(events) == [("deny" if winner % 2 else "allow", "key")]
+        assert (f"refused by {winner}" if winner % 2 else "made") in events[-2].data["result"]
+        assert events[-1].data["status"] == "succeeded"
+    assert (await fleet[1].get("/requests")).json()["data"] == []
+
+
+async def test_a_request_outlives_the_clients_disconnect_and_the_runs_timeout_stands_still(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    await fleet[0].ask(session_id, "say warm")
+    body = {"prompt": "run touch x; for i in 1; do sleep 60; done", "session_id": session_id, "timeout_seconds": 1.5}
+    async with fleet[0].client.stream("POST", "/api/v1/query", json=body) as reply:
+        run_id = reply.headers["X-Run-ID"]
+        request = await anext(e async for e in events_of(reply) if e.event == "permission_request")
+    await asyncio.sleep(1.8)  # longer than the run's timeout
+    other = await elsewhere(fleet, session_id)
+    assert (await other.get(f"/runs/{run_id}")).json()["status"] == "requires_action"
+    await decide(other, request, decision="allow")
+    events = await other.follow(run_id)
+    assert resolutions(events) == [("allow", "key")]
+    assert events[-2].data["code"] == "timeout", "the clock goes on after the answer"
+
+
+async def test_a_request_that_nobody_answers_in_time_is_closed_and_the_agent_goes_on(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2, ACTION_TIMEOUT_SECONDS="0.5")
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    events = await fleet[1].follow(run_id)
+    assert resolutions(events) == [("closed", "expired")]
+    assert "Nobody answered in time" in events[-2].data["result"]
+    assert events[-1].data["status"] == "succeeded"
+    request = next(e for e in events if e.event == "permission_request")
+    late = await fleet[1].post(path_of(request), {"decision": "allow"})
+    assert refusal(late) == (409, "request_resolved")
+    assert late.json()["error"]["details"]["resolved_by"] == {"type": "system", "reason": "expired"}
+
+
+async def test_two_requests_of_one_session_are_decided_apart(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    first, second = "touch one.txt", "touch two.txt"
+    run_id = await fleet[0].prompt(session_id, f"delegate at once run {first} & run {second}")
+    one, two = await all_asked(fleet[1], f"/runs/{run_id}/events", 2)
+    assert {one.data["input"]["command"], two.data["input"]["command"]} == {first, second}
+    assert one.data["tool_use_id"] != two.data["tool_use_id"]
+    await decide(fleet[1], two, decision="deny", message="not two")
+    assert (await fleet[2].get(f"/runs/{run_id}")).json()["status"] == "requires_action"
+    await decide(fleet[2], one, decision="allow")
+    events = await fleet[0].follow(run_id)
+    assert resolutions(events) == [("deny", "key"), ("allow", "key")]
+    assert "not two" in events[-2].data["result"]
+
+
+async def test_a_subagents_request_names_it_and_holds_the_run(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, f"delegate {COMMAND}")
+    request = await asked(fleet[1], run_id)
+    started = await all_asked(fleet[1], f"/runs/{run_id}/events", 1, "task")
+    assert request.data["agent_id"] == started[0].data["task_id"]
+    assert (await fleet[1].get(f"/runs/{run_id}")).json()["status"] == "requires_action"
+    await decide(fleet[2], request, decision="allow")
+    events = await fleet[1].follow(run_id)
+    assert "made" in events[-2].data["result"]
+
+
+async def test_a_background_tasks_request_outlives_the_run_and_keeps_the_session(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0.3")
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, f"delegate in background {COMMAND}")
+    (request,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1)
+    assert (await fleet[1].follow(run_id))[-1].data["status"] == "succeeded"
+    assert request.data["run_id"] is None
+    await asyncio.sleep(1)  # longer than an idle session is kept
+    assert (await fleet[1].ask(session_id, "say meanwhile"))["status"] == "succeeded"
+    assert (await request_state(fleet[1], request))["status"] == "open"
+    other = await elsewhere(fleet, session_id)
+    await decide(other, request, decision="allow")
+    async with other.stream(f"/sessions/{session_id}/events", headers={"Last-Event-ID": request.id}) as events:
+        result = await anext(e async for e in events if e.event == "result" and "task ended" in e.data["result"])
+    assert "made" in result.data["result"]
+    assert (await other.get(f"/runs/{result.data['run_id']}")).json()["origin"] == "background"
+
+
+async def test_a_background_tasks_request_is_closed_when_the_agent_ends(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    await fleet[0].prompt(session_id, f"delegate in background {COMMAND}")
+    (request,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1)
+    assert (await fleet[2].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).json()["status"] == "applied"
+    state = await request_state(fleet[1], request)
+    assert (state["status"], state["resolved_by"]["type"]) == ("closed", "system")
+    assert refusal(await fleet[1].post(path_of(request), {"decision": "allow"})) == (409, "request_resolved")
+
+
+async def test_a_denial_may_end_the_run(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    request = await asked(fleet[1], run_id)
+    await decide(await elsewhere(fleet, session_id), request, decision="deny", interrupt=True)
+    events = await fleet[2].follow(run_id)
+    assert resolutions(events) == [("deny", "key")]
+    assert events[-1].data["status"] == "interrupted"
+    assert (await fleet[1].ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def test_a_remembered_tool_is_remembered_as_a_whole_and_a_command_by_its_rule(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    for prompt, again in (("write a.txt: hello", "write b.txt: hello"), ("run mkdir a", "run mkdir a")):
+        run_id = await fleet[0].prompt(session_id, prompt)
+        request = await asked(fleet[1], run_id)
+        await decide(await elsewhere(fleet, session_id), request, decision="allow", remember=True)
+        await fleet[2].follow(run_id)
+        assert "permission_request" not in [
+            e.event for e in await fleet[2].follow(await fleet[1].prompt(session_id, again))
+        ]
+    asking = await fleet[1].prompt(session_id, "run rmdir a")
+    await decide(fleet[2], await asked(fleet[1], asking), decision="deny")
+    assert (await fleet[1].follow(asking))[-1].data["status"] == "succeeded"
+
+
+async def test_what_is_remembered_holds_on_the_next_owner(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    await decide(fleet[1], await asked(fleet[1], run_id), decision="allow", remember=True)
+    await fleet[1].follow(run_id)
+    first = fleet[0]
+    first.process.terminate()
+    await first.ended()
+    assert "made" in (await fleet[1].ask(session_id, COMMAND))["result"]
+    assert await fleet.owner_of(session_id) is fleet[1]
+
+
+LIMITED = """
+[limited]
+description = "Asks"
+tools = ["Bash", "Write"]
+allow = ["Bash(git status:*)"]
+never = ["Bash(curl:*)"]
+permission_modes = ["default"]
+models = ["claude-sonnet-4-5"]
+[other]
+description = "Other"
+"""
+
+
+async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFleet, tmp_path: Any) -> None:
+    file = tmp_path / "profiles.toml"
+    file.write_text(LIMITED)
+    fleet = await start_fleet(2, PROFILES_FILE=str(file))
+    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+        bound = await key(db, profiles=["other"])
+    session_id = await fleet[0].session(profile="limited")
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    request = await asked(fleet[1], run_id)
+    other = await elsewhere(fleet, session_id)
+    path = path_of(request)
+    for wider in ({"remember": True}, {"updated_input": {"command": "curl http://127.0.0.1"}}):
+        answer = await other.post(path, {"decision": "allow", **wider})
+        assert refusal(answer) == (403, "tool_not_permitted"), answer.text
+    assert refusal(await other.post(path, {"decision": "allow"}, headers=bound)) == (403, "profile_not_permitted")
+    for wider in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-4-5"}):
+        assert refusal(await other.post(f"/sessions/{session_id}/control", wider)) == (403, "option_not_permitted")
+    assert (await request_state(other, request))["status"] == "open"
+    await decide(other, request, decision="allow")
+    assert "made" in (await other.follow(run_id))[-2].data["result"]
+
+
+QUESTIONS = {
+    "questions": [
+        {
+            "question": question,
+            "header": "Choice",
+            "multiSelect": several,
+            "options": [{"label": label, "description": label} for label in ("red", "blue", "green")],
+        }
+        for question, several in (("Which colour?", False), ("Which others?", True), ("And why?", False))
+    ]
+}
+
+
+async def test_several_questions_take_a_label_several_labels_and_free_words(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    prompt = f"use tool AskUserQuestion {orjson.dumps(QUESTIONS).decode()}"
+    run_id = await fleet[0].prompt(session_id, prompt)
+    question = await asked(fleet[1], run_id, "question")
+    assert [q["question"] for q in question.data["questions"]] == ["Which colour?", "Which others?", "And why?"]
+    other, path = await elsewhere(fleet, session_id), f"/sessions/{session_id}/answer"
+    wrong = await other.post(path, {"answers": {"Which colour?": "red", "What size?": "large"}})
+    assert refusal(wrong) == (422, "validation_error")
+    assert "What size?" in wrong.text
+    as_permission = await other.post(path_of(question), {"decision": "allow"})
+    assert refusal(as_permission) == (422, "validation_error")
+    answers = {"Which colour?": "red", "Which others?": ["blue", "green"], "And why?": "they go well together"}
+    answer = await other.post(path, {"request_id": question.data["request_id"], "answers": answers})
+    assert answer.json()["status"] == "applied", answer.text
+    result = (await fleet[2].follow(run_id))[-2].data["result"]
+    for said in ("red", "blue, green", "they go well together"):
+        assert said in result
+
+
+async def test_a_permission_is_not_answered_like_a_question(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    request = await asked(fleet[1], await fleet[0].prompt(session_id, COMMAND))
+    path, answers = f"/sessions/{session_id}/answer", {"answers": {"Which?": "this"}}
+    assert refusal(await fleet[1].post(path, answers)) == (404, "request_not_found")
+    named = await fleet[1].post(path, {"request_id": request.data["request_id"], **answers})
+    assert refusal(named) == (422, "validation_error")
+    assert "permission" in named.text
+    assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
+
+
+async def test_requests_belong_to_their_tenant_and_only_writers_decide(fleet: Fleet, fleet_db: Database) -> None:
+    stranger = await key(fleet_db, tenant=f"tenant-{uuid4().hex}")
+    reader = await key(fleet_db, scopes=["read"])
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    request = await asked(fleet[1], run_id)
+    bodies: dict[str, dict[str, Any] | None] = {
+        path_of(request): {"decision": "allow"},
+        f"/sessions/{session_id}/answer": {"answers": {"a": "b"}},
+        f"/sessions/{session_id}/interrupt": None,
+        f"/sessions/{session_id}/reset": {"mode": "soft"},
+        f"/sessions/{session_id}/control": {"model": "claude-opus-4-5"},
+        f"/runs/{run_id}/cancel": None,
+    }
+    for path, body in bodies.items():
+        foreign = await fleet[1].post(path, body, headers=stranger)
+        assert (foreign.status_code, foreign.json()["error"]["code"][-9:]) == (404, "not_found"), path
+        assert refusal(await fleet[1].post(path, body, headers=reader)) == (403, "insufficient_scope"), path
+    for path in ("requests", "context", "mcp"):
+        assert (await fleet[2].get(f"/sessions/{session_id}/{path}", headers=stranger)).status_code == 404
+    assert (await fleet[2].get("/requests", headers=stranger)).json()["data"] == []
+    listed = (await fleet[2].get("/requests?limit=200", headers=reader)).json()["data"]
+    assert request.data["request_id"] in [r["request_id"] for r in listed]
+    strange = Sse("", "", {**request.data, "session_id": await fleet[0].session()})
+    assert refusal(await fleet[1].post(path_of(strange), {"decision": "allow"})) == (404, "request_not_found")
+    await decide(fleet[1], request, decision="allow")
+    assert (await fleet[2].follow(run_id))[-1].data["status"] == "succeeded"

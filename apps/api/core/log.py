@@ -177,12 +177,15 @@ class Writer:
     async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.
 
+        Who is cancelled here has stored all of it, or will have in a moment.
+
         Raises:
             LeaseLost: fenced.
             Unavailable: the database stayed away.
             Exception: what `also` raised; then nothing was stored.
         """
-        await self._write(events, also)
+        # Shielded: cut off between the commit and its note here, the writer would not know its position any more.
+        await asyncio.shield(self._write(events, also))
 
     async def finish(self, run_id: UUID, outcome: Outcome, *events: Event) -> None:
         """Append the last events of a run; with them end it, record its usage and add up the session's totals."""
@@ -196,7 +199,7 @@ class Writer:
             )
             await usage.record(connection, run_id, outcome.usage)
 
-        await self._write(events, end_run)
+        await asyncio.shield(self._write(events, end_run))
 
     async def _write(self, events: Sequence[Event], also: Also | None = None) -> None:
         async with self._lock:

@@ -140,6 +140,14 @@ def permits(profile: Profile, rule: str) -> bool:
     return all(any(_covers(_split(allowed), (name, pattern)) for allowed in profile.allow) for name in needed)
 
 
+def limits_input(profile: Profile, tool: str) -> bool:
+    """Whether the profile forbids some uses of a tool. The agent's program judges the input that it proposed only."""
+    tool = _ALIASES.get(tool, tool)
+    return any(
+        tool in _FAMILIES.get(name, (name,)) for name, pattern in map(_split, profile.never) if pattern is not None
+    )
+
+
 def _covers(allowed: tuple[str, str | None], rule: tuple[str, str | None]) -> bool:
     (tool, pattern), (name, wanted) = allowed, rule
     if tool.startswith("mcp__") and tool.endswith("*"):

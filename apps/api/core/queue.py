@@ -367,7 +367,7 @@ async def free_slot_elsewhere(db: Database, instance_id: UUID) -> bool:
         SELECT EXISTS (
           SELECT 1 FROM instances i WHERE i.id <> $1 AND i.lease_expires_at > now() AND NOT i.draining AND i.slots > (
             SELECT count(*) FROM sessions s JOIN runs r ON r.session_id = s.id
-            WHERE s.owner_id = i.id AND r.status IN ('running','requires_action') AND r.origin = 'client'))
+            WHERE s.owner_id = i.id AND r.status = 'running' AND r.origin = 'client'))
         """,
         instance_id,
     )

@@ -18,7 +18,7 @@ from apps.api.core.commands import Sent
 from apps.api.core.context import Core
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.log import Event
-from apps.api.core.profiles import Profile
+from apps.api.core.profiles import Problem, Profile
 from apps.api.core.sessions import Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
@@ -83,14 +83,27 @@ async def close(connection: asyncpg.Connection, request_id: UUID, reason: str) -
 
 
 async def abandon(connection: asyncpg.Connection, session_id: UUID, reason: str) -> list[Event]:
-    """Close every open request of a session that loses its owner; returns what is to be told of it."""
+    """Close every open request of a session that loses its owner; returns what is to be told of it, and of those whose
+    answer the owner did not live to take."""
+    untold = await connection.fetch(_UNTOLD, session_id)
+    told = [resolved(r["id"], r["run_id"], decode(r["decision"])["decision"], r["resolved_by"]) for r in untold]
     rows = await connection.fetch(
         "UPDATE requests SET status = 'closed', resolved_by = $2, resolved_at = now()"
         " WHERE session_id = $1 AND status = 'open' RETURNING id, run_id",
         session_id,
         by_system(reason),
     )
-    return [resolved(row["id"], row["run_id"], "closed", by_system(reason)) for row in rows]
+    return told + [resolved(row["id"], row["run_id"], "closed", by_system(reason)) for row in rows]
+
+
+_UNTOLD = """
+SELECT r.id, r.run_id, r.decision, r.resolved_by FROM commands c
+JOIN requests r ON r.id::text = c.payload ->> 'request_id'
+WHERE c.session_id = $1 AND c.type = 'answer' AND c.status = 'pending' AND r.status = 'answered' AND NOT EXISTS (
+  SELECT 1 FROM events e
+  WHERE e.session_id = $1 AND e.type = 'action_resolved' AND strpos(e.data, r.id::text) > 0)
+ORDER BY r.resolved_at
+"""
 
 
 async def go_on(connection: asyncpg.Connection, run_id: UUID | None) -> None:
@@ -145,8 +158,8 @@ def _essence(tool_input: Mapping[str, Any]) -> Any:
     return tool_input.get("command", tool_input)
 
 
-async def remembered(db: Database, session_id: UUID) -> list[Remembered]:
-    """What was allowed for the rest of a session."""
+async def remembered(db: Database, session_id: UUID, profile: Profile | None) -> list[Remembered]:
+    """What was allowed for the rest of a session, without what its profile does not let be remembered any more."""
     rows = await db.pool.fetch(
         "SELECT data, decision FROM requests WHERE session_id = $1 AND kind = 'permission' AND status = 'answered'"
         " AND decision LIKE '%\"remember\":true%' ORDER BY resolved_at LIMIT 500",
@@ -155,9 +168,25 @@ async def remembered(db: Database, session_id: UUID) -> list[Remembered]:
     found = []
     for row in rows:
         data, decision = decode(row["data"]), decode(row["decision"])
-        if decision.get("remember"):
+        if decision.get("remember") and not profiles.rule_problems(profile, decision["rules"], "remember"):
             found.append(Remembered(data["tool_name"], data["input"], decision["rules"]))
     return found
+
+
+def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
+    """The decision with the rules that it means. Raises ValidationError, Forbidden."""
+    questions = {question["question"] for question in data.get("questions", ())}
+    for question in decision.get("answers", ()):
+        if question not in questions:
+            raise ValidationError.of("answers", f"this was not asked: {question[:200]}")
+    if "updated_input" in decision and profile is not None and profiles.limits_input(profile, data["tool_name"]):
+        reason = f"the profile forbids some uses of {data['tool_name']}, so its input cannot be changed"
+        profiles.refuse([Problem("updated_input", code="tool_not_permitted", reason=reason)])
+    if not decision.get("remember"):
+        return decision
+    rules = rules_of(data)
+    profiles.refuse(profiles.rule_problems(profile, rules, "remember"))
+    return {**decision, "rules": rules}
 
 
 async def answer(
@@ -174,8 +203,8 @@ async def answer(
 
     Raises:
         NotFound: `session_not_found`, `request_not_found`.
-        ValidationError: it is of another kind.
-        Forbidden: the session's `profile` does not let this be remembered.
+        ValidationError: it is of another kind, or an answer is to a question that was not asked.
+        Forbidden: the decision would widen the session's `profile`.
         Conflict: `request_resolved`, with how and by whom; `no_live_run` when nobody waits for it any more.
     """
     await sessions.require(core.db, tenant_id, session_id)
@@ -184,9 +213,7 @@ async def answer(
         raise ValidationError.of("request_id", f"is a {row['kind']}, not a {kind}")
     if row["status"] != "open":
         raise _resolved(row)
-    if decision.get("remember"):
-        decision = {**decision, "rules": rules_of(decode(row["data"]))}
-        profiles.refuse(profiles.rule_problems(profile, decision["rules"], "remember"))
+    decision = _checked(decision, decode(row["data"]), profile)
 
     async def decide(connection: asyncpg.Connection) -> None:
         status = await connection.execute(

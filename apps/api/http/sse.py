@@ -76,7 +76,7 @@ class EventStream(Response):
         left: Leaving | None = None,
     ) -> None:
         """`chunks`: frames joined; an empty chunk becomes a keep-alive comment. `left`: called when the client leaves
-        before they end, not when the server ends the stream."""
+        before they end, or stops reading; not when the server ends the stream."""
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._chunks, self._streams, self.endless = chunks, streams, endless
@@ -106,13 +106,20 @@ class EventStream(Response):
             log.warning("sse.cut", error=repr(error))
         if not left and error is None:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        elif self._left is not None:
+        elif self._left is not None and (left or isinstance(error, _Unread)):
             await self._left()
 
     async def _write(self, send: Send) -> None:
         async for chunk in self._chunks:
-            async with asyncio.timeout(WRITE_TIMEOUT):
-                await send({"type": "http.response.body", "body": chunk or KEEP_ALIVE, "more_body": True})
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT):
+                    await send({"type": "http.response.body", "body": chunk or KEEP_ALIVE, "more_body": True})
+            except (TimeoutError, OSError) as error:
+                raise _Unread from error
+
+
+class _Unread(Exception):
+    """The client does not read what is sent."""
 
 
 async def unless_left(request: Request, waiting: Coroutine[Any, Any, T], left: Leaving | None) -> T | None:

@@ -15,6 +15,7 @@ from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
 
 from apps.api.core import requests
 from apps.api.core.log import Writer
+from apps.api.core.profiles import Profile
 from apps.api.core.requests import Asked, Remembered
 from apps.api.db import Database
 
@@ -38,7 +39,8 @@ class Approvals:
     """The open requests of one session.
 
     Args:
-        run_id: the run that is active now, if any.
+        run_of: the run that an agent (None: the main one; else a subagent's id) works for now, if any.
+        reason: why the agent drops what it asks, when it does.
         shown: awaited with the id of a tool call before it is asked for, so that clients see the call first.
         changed: called whenever a request was opened or resolved.
     """
@@ -50,12 +52,13 @@ class Approvals:
         tenant_id: UUID,
         seconds: float,
         *,
-        run_id: Callable[[], UUID | None],
+        run_of: Callable[[str | None], UUID | None],
+        reason: Callable[[], str],
         shown: Callable[[str], Awaitable[None]],
         changed: Callable[[], None],
     ) -> None:
         self._db, self._writer, self._tenant_id, self._seconds = db, writer, tenant_id, seconds
-        self._run_id, self._shown, self._changed = run_id, shown, changed
+        self._run_of, self._reason, self._shown, self._changed = run_of, reason, shown, changed
         self._remembered: list[Remembered] = []
         self._open: dict[UUID, _Open] = {}
         self._closing: set[asyncio.Task[bool]] = set()
@@ -64,6 +67,10 @@ class Approvals:
     def waiting(self) -> bool:
         """Whether a person must answer something."""
         return bool(self._open)
+
+    def hold(self, run_id: UUID) -> bool:
+        """Whether a run waits for a person."""
+        return any(mine.asked.run_id == run_id for mine in self._open.values())
 
     async def can_use_tool(
         self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
@@ -86,7 +93,7 @@ class Approvals:
                         await mine.settled.wait()
         except asyncio.CancelledError:
             # Shielded: the CLI has dropped its question, and the request must not stay open.
-            closing = asyncio.create_task(self._close(mine.asked, "interrupted"), name=f"close-{mine.asked.id}")
+            closing = asyncio.create_task(self._close(mine.asked, self._reason()), name=f"close-{mine.asked.id}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
             await asyncio.shield(closing)
@@ -96,17 +103,18 @@ class Approvals:
             self._changed()
         return self._result(mine)
 
-    async def recall(self) -> list[str]:
+    async def recall(self, profile: Profile | None) -> list[str]:
         """Before a process starts: the rules that persons have allowed for the rest of the session."""
-        self._remembered = await requests.remembered(self._db, self._writer.session_id)
+        self._remembered = await requests.remembered(self._db, self._writer.session_id, profile)
         return [rule for before in self._remembered for rule in before.rules]
 
     def _asked(self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Asked:
         expires_at = datetime.now(UTC) + timedelta(seconds=self._seconds)
         ids = {"tool_use_id": context.tool_use_id, "agent_id": context.agent_id}
+        run_id = self._run_of(context.agent_id)
         if tool_name == QUESTION:
             fields = {"questions": tool_input.get("questions", []), **ids}
-            return Asked(uuid4(), "question", self._run_id(), expires_at, fields)
+            return Asked(uuid4(), "question", run_id, expires_at, fields)
         fields = {
             "tool_name": tool_name,
             "input": tool_input,
@@ -117,7 +125,7 @@ class Approvals:
             "blocked_path": context.blocked_path,
             **ids,
         }
-        return Asked(uuid4(), "permission", self._run_id(), expires_at, fields)
+        return Asked(uuid4(), "permission", run_id, expires_at, fields)
 
     def _insert(self, asked: Asked) -> Callable[[asyncpg.Connection, int], Awaitable[None]]:
         async def insert(connection: asyncpg.Connection, _seq: int) -> None:
@@ -147,7 +155,7 @@ class Approvals:
             return False
         decision, by = found
         mine = self._open.get(request_id)
-        run_id = mine.asked.run_id if mine else self._run_id()
+        run_id = mine.asked.run_id if mine else self._run_of(None)
         more = {name: decision[name] for name in ("answers", "message", "rules") if decision.get(name)}
 
         async def also(connection: asyncpg.Connection, _seq: int) -> None:
@@ -163,9 +171,9 @@ class Approvals:
         mine.settled.set()
         return True
 
-    async def close_all(self, reason: str) -> None:
-        """Close what is open: the agent that asked is gone, or its run is over."""
-        for mine in list(self._open.values()):
+    async def close_all(self, reason: str, run_id: UUID | None = None) -> None:
+        """Close what is open, or only what a run asked: the agent that asked is gone, or the run is over."""
+        for mine in [m for m in self._open.values() if run_id in (None, m.asked.run_id)]:
             await self._close(mine.asked, reason)
             mine.settled.set()
 

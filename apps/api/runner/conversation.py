@@ -51,7 +51,8 @@ class Conversation:
             writer,
             claim.tenant_id,
             core.settings.action_timeout_seconds,
-            run_id=lambda: self.run_id,
+            run_of=self._run_of,
+            reason=self._stopping,
             shown=self._tool_shown,
             changed=self._waiting_changed,
         )
@@ -59,6 +60,7 @@ class Conversation:
         self._noted: tuple[Any, ...] = ()
         self._tool_calls: deque[str] = deque(maxlen=200)
         self._handled = asyncio.Event()
+        self._background: set[str] = set()
 
     @property
     def run_id(self) -> UUID | None:
@@ -68,7 +70,7 @@ class Conversation:
 
     def new_process(self) -> None:
         """The agent has been started anew: it counts from zero."""
-        self.used_up, self._meter = False, messages.Meter()
+        self.used_up, self._meter, self._background = False, messages.Meter(), set()
 
     def turn_of(self, run_id: UUID | None) -> Turn | None:
         """The turn of a run, or whichever there is."""
@@ -99,7 +101,7 @@ class Conversation:
         """End a run with its last events."""
         if turn.ended.is_set():
             return
-        await self.approvals.close_all("run_ended")
+        await self.approvals.close_all("run_ended", turn.run_id)
         last = [Event(e.type, e.fields, turn.run_id) for e in events]
         last.append(Event("done", {"status": outcome.status}, turn.run_id))
         # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
@@ -121,6 +123,8 @@ class Conversation:
             self._kill()
         elif isinstance(message, SystemMessage) and message.subtype == "init":
             await self._begin_turn(message)
+        elif isinstance(message, SystemMessage) and message.subtype == "background_tasks_changed":
+            self._background = {task["task_id"] for task in message.data["tasks"]}
         else:
             events = messages.events(message, self.active.run_id if self.active else None)
             if events:
@@ -188,6 +192,14 @@ class Conversation:
 
     # --- a person in the loop ----------------------------------------------------------------------------------
 
+    def _run_of(self, agent_id: str | None) -> UUID | None:
+        # A background task outlives the run that began it, and no run waits for what it asks.
+        return None if agent_id in self._background else self.run_id
+
+    def _stopping(self) -> str:
+        turn = self.turn_of(None)
+        return turn.stopping if turn is not None and turn.stopping else "interrupted"
+
     async def _tool_shown(self, tool_use_id: str) -> None:
         # The SDK hands over what a tool call asks, and the message that shows the call, by two ways.
         with suppress(TimeoutError):
@@ -198,5 +210,5 @@ class Conversation:
     def _waiting_changed(self) -> None:
         for turn in (self.current, self.active):
             if turn is not None:
-                turn.pause() if self.approvals.waiting else turn.resume()
+                turn.pause() if self.approvals.hold(turn.run_id) else turn.resume()
         self._changed()

@@ -81,8 +81,14 @@ class Execution:
 
     @property
     def waiting(self) -> bool:
-        """Whether what is being executed waits for a person."""
-        return self.approvals.waiting
+        """Whether the run that is being executed waits for a person."""
+        turn = self._talk.current
+        return turn is not None and self.approvals.hold(turn.run_id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the session may be given back for the sake of another: nothing runs, and nobody is asked."""
+        return not (self.busy or self._closing or self.approvals.waiting)
 
     @property
     def agent(self) -> Agent | None:
@@ -191,7 +197,7 @@ class Execution:
             except TimeoutError:
                 if not self._inbox.empty():
                     return self._inbox.get_nowait()
-                if self._talk.active is None and not self.waiting:  # neither is idleness
+                if self._talk.active is None and not self.approvals.waiting:  # neither is idleness
                     self._closing = True
                     return None
 
@@ -262,7 +268,7 @@ class Execution:
             resume=await self._store.exists(self._talk.sdk_session_id),
             hooks=self._hooks.matchers(claim.config),
             can_use_tool=self.approvals.can_use_tool,
-            remembered=await self.approvals.recall(),
+            remembered=await self.approvals.recall(claim.profile),
             profile=claim.profile,
         )
         built = options.build(settings, claim.config, process)

@@ -18,7 +18,7 @@ from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.parts import Subagent, Thinking
-from apps.api.core.profiles import Profile, permits
+from apps.api.core.profiles import Profile
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
@@ -200,12 +200,6 @@ class Process:
         del self.stderr[:-20]
 
 
-def _still_permitted(process: Process) -> list[str]:
-    # The operator's file may have changed since a person allowed these.
-    profile = process.profile
-    return [rule for rule in process.remembered if profile is None or permits(profile, rule)]
-
-
 def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:
     """Options for one CLI process."""
     plugin = process.extensions.plugin
@@ -216,7 +210,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         tools=tools_of(config),
         skills=config.skills,
         plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
-        allowed_tools=[*(config.allowed_tools or ()), *_still_permitted(process)],
+        allowed_tools=[*(config.allowed_tools or ()), *process.remembered],
         disallowed_tools=list(config.disallowed_tools or ()),
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,

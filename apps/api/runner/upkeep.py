@@ -78,7 +78,7 @@ class Upkeep:
             await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
 
     async def _yield_idle(self, wanted: set[UUID]) -> None:
-        idle = [e for s, e in self._worker.executions.items() if s in wanted and not e.busy and not e.closing]
+        idle = [e for s, e in self._worker.executions.items() if s in wanted and e.idle]
         if idle and await queue.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[0].close()
 

@@ -255,7 +255,7 @@ class Worker:
             self._claim_now.set()
 
     def _evict_one(self) -> None:
-        idle = [e for e in self.executions.values() if not e.busy and not e.closing]
+        idle = [e for e in self.executions.values() if e.idle]
         if idle:
             min(idle, key=lambda e: e.last_used).close()
 

@@ -122,7 +122,8 @@ async def decide(
 ) -> Answered:
     """Allow or deny a tool call that waits, from any instance.
 
-    What is remembered must be within the session's profile (403). The first decision counts: a later one is 409
+    What is remembered must be within the session's profile, and the input of a tool of which the profile forbids some
+    uses cannot be changed (403). The first decision counts: a later one is 409
     `request_resolved`, whose details say what was decided and by whom.
     """
     decision = body.model_dump(exclude_none=True)
@@ -134,7 +135,10 @@ async def decide(
 
 @router.post("/sessions/{session_id}/answer", tags=["requests"], responses=errors(400, 404, 409, 413))
 async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, body: AnswerBody) -> Answered:
-    """Answer a question of the agent, from any instance. The first answer counts."""
+    """Answer a question of the agent, from any instance. The first answer counts.
+
+    A question that was not asked is 422; one that is left out stays without an answer.
+    """
     await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     request_id = body.request_id or await _only_question(core, caller, session_id)
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}

@@ -1,0 +1,58 @@
+"""What tests of a person in the loop share: agents that ask, and clients that answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.fleet import Fleet, Instance, Sse
+
+ASKING = {"permission_mode": "default", "tools": ["Bash", "Write", "Task", "AskUserQuestion"]}
+COMMAND = "run touch made.txt && echo made"
+
+
+async def asked(instance: Instance, run_id: str, event: str = "permission_request", number: int = 1) -> Sse:
+    """The request of a run that is told as number `number`."""
+    return (await all_asked(instance, f"/runs/{run_id}/events", number, event))[-1]
+
+
+async def all_asked(
+    instance: Instance, path: str, count: int, event: str = "permission_request", **more: Any
+) -> list[Sse]:
+    """The first `count` requests in a stream."""
+    found: list[Sse] = []
+    async with asyncio.timeout(30), instance.stream(path, **more) as events:
+        async for sse in events:
+            if sse.event == event:
+                found.append(sse)
+                if len(found) == count:
+                    return found
+    raise AssertionError(f"the stream has ended after {found}")
+
+
+def path_of(request: Sse) -> str:
+    """Where a permission request is decided."""
+    return f"/sessions/{request.data['session_id']}/permissions/{request.data['request_id']}"
+
+
+async def decide(instance: Instance, request: Sse, **decision: Any) -> dict[str, Any]:
+    answer = await instance.post(path_of(request), decision)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+async def elsewhere(fleet: Fleet, session_id: str) -> Instance:
+    """An instance that does not own the session."""
+    return (await fleet.others(await fleet.owner_of(session_id)))[0]
+
+
+async def request_state(instance: Instance, request: Sse) -> dict[str, Any]:
+    """A request as the list of its session shows it."""
+    listed = await instance.get(f"/sessions/{request.data['session_id']}/requests", params={"status": "all"})
+    return next(r for r in listed.json()["data"] if r["request_id"] == request.data["request_id"])
+
+
+def resolutions(events: list[Sse]) -> list[tuple[str, str]]:
+    """Decision, and who or why, of every request that these events say was resolved."""
+    told = [e.data for e in events if e.event == "action_resolved"]
+    return [(data["decision"], data["by"].get("reason") or data["by"]["type"]) for data in told]
