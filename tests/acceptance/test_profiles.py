@@ -81,6 +81,7 @@ async def test_a_later_prompt_can_neither_leave_nor_widen_the_profile(fleet: Fle
         ({"tools": ["Bash"]}, "tool_not_permitted"),
         ({"allowed_tools": ["Write"]}, "tool_not_permitted"),
         ({"env": {"A": "b"}}, "option_not_permitted"),
+        ({"expand_prompt": True}, "option_not_permitted"),
     ):
         assert refusal(await other.post(path, {**say, **wider})) == (403, code)
     assert (await other.get(f"/sessions/{session_id}")).json()["profile"] == "readonly"

@@ -164,6 +164,11 @@ def test_a_timeout_beyond_the_profiles_is_a_problem() -> None:
     assert [found.field for found in problems(STRICT, AgentConfig(), 61)] == ["timeout_seconds"]
 
 
+def test_slash_commands_and_mentions_go_with_skills() -> None:
+    assert [found.field for found in problems(STRICT, AgentConfig(), expand_prompt=True)] == ["expand_prompt"]
+    assert problems(OPEN, AgentConfig(), expand_prompt=True) == []
+
+
 def test_a_tool_that_never_runs_does_not_exist() -> None:
     profile = Profile(description="d", never=["Task", "Bash(rm:*)"])
     assert [found.field for found in problems(profile, AgentConfig(tools=["Agent"]))] == ["tools"]

@@ -75,6 +75,8 @@ async def pin(
     choice: Choice,
     config: AgentConfig,
     timeout_seconds: float | None = None,
+    *,
+    expand_prompt: bool = False,
 ) -> tuple[AgentConfig, Pins]:
     """The configuration of a new session: the preset's, overlaid with what is given, under the profile.
 
@@ -95,7 +97,7 @@ async def pin(
     if name is None:
         return config, pins
     profile = choice.policy.profiles[name]
-    profiles.refuse(profiles.problems(profile, config, timeout_seconds))
+    profiles.refuse(profiles.problems(profile, config, timeout_seconds, expand_prompt=expand_prompt))
     return profiles.clamp(profile, config), Pins(name, pins.agent_id, pins.agent_version)
 
 

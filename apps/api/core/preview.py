@@ -44,6 +44,7 @@ class Wanted:
     config: AgentConfig
     text: str | None = None
     timeout_seconds: float | None = None
+    expand_prompt: bool = False
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -62,7 +63,7 @@ async def preview(core: Core, tenant_id: UUID, wanted: Wanted) -> dict[str, Any]
     config, pinned = await _begun(core, tenant_id, wanted, found)
     profile = core.profiles[pinned.profile] if pinned.profile else None
     if profile is not None:
-        wider = profiles.problems(profile, config, wanted.timeout_seconds)
+        wider = profiles.problems(profile, config, wanted.timeout_seconds, expand_prompt=wanted.expand_prompt)
         found += [Finding(p.field, p.code, p.reason) for p in wider]
     found += await _skills(core, tenant_id, config)
     missing = await _secrets(core, tenant_id, config)

@@ -45,6 +45,7 @@ class Profile(Part):
         permission_modes: those that may be chosen; the first is the default.
         timeout_seconds: longest deadline of a run, and its default where the server's is longer.
         mcp: kinds of MCP servers.
+        skills: skills, and with `expand_prompt` slash commands and mentions.
         isolation: `require`: no agent starts where the kernel cannot confine it to its files.
     """
 
@@ -162,11 +163,16 @@ def _covers(allowed: tuple[str, str | None], rule: tuple[str, str | None]) -> bo
     return wanted in (prefix, f"{prefix}:*", f"{prefix} *") or wanted.partition("*")[0].startswith(f"{prefix} ")
 
 
-def problems(profile: Profile, config: AgentConfig, timeout_seconds: float | None = None) -> list[Problem]:
+def problems(
+    profile: Profile, config: AgentConfig, timeout_seconds: float | None = None, *, expand_prompt: bool = False
+) -> list[Problem]:
     """Everything that a client asks for and that would widen the profile."""
     found = [*_tool_problems(profile, config), *_option_problems(profile, config)]
     if reason := _unless_within(timeout_seconds, profile.timeout_seconds):
         found.append(Problem("timeout_seconds", code="option_not_permitted", reason=reason))
+    # A command of the image may allow tools while it runs, and a mention reads a file without a tool.
+    if reason := _unless_open(expand_prompt, profile.skills):
+        found.append(Problem("expand_prompt", code="option_not_permitted", reason=reason))
     return found
 
 

@@ -116,6 +116,7 @@ async def claim(
             raise Unreadable(row["session_id"], row["generation"], _no_profile(row["profile"]))
         # The operator's file may have changed since the session was created.
         fields["config"] = clamp(profile, fields["config"])
+        fields["expand_prompt"] = row["expand_prompt"] and profile.skills
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
     return Claim(**fields)
 

@@ -57,7 +57,7 @@ class Request:
     @property
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
-        asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked
+        asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
         chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.given()
         return not (self.session_id is None or asks_more or chooses)
 
@@ -127,7 +127,12 @@ async def submit(
         changed = None
         if request.session_id is None:
             config, pinned = await pins.pin(
-                connection, tenant_id, request.choice, request.config, request.asked_seconds
+                connection,
+                tenant_id,
+                request.choice,
+                request.config,
+                request.asked_seconds,
+                expand_prompt=request.expand_prompt,
             )
             session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pinned)
             request = replace(request, session_id=session_id, on_busy="enqueue")
@@ -195,7 +200,8 @@ def _profile(request: Request, pinned: str | None) -> Profile | None:
     if pinned is None:
         return None
     profile = policy.named(pinned)
-    profiles.refuse(profiles.problems(profile, request.config, request.asked_seconds))
+    wider = profiles.problems(profile, request.config, request.asked_seconds, expand_prompt=request.expand_prompt)
+    profiles.refuse(wider)
     return profile
 
 

@@ -147,7 +147,8 @@ async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str,
     if wanted.session_id is not None:
         found.append(Finding("session_id", "validation_error", "a preview is of a new session"))
     choice = Choice(wanted.profile, policy_of(core, caller), wanted.agent)
-    asked = Wanted(choice, config(wanted), text if "prompt" in body else None, wanted.timeout_seconds, found)
+    prompt = text if "prompt" in body else None
+    asked = Wanted(choice, config(wanted), prompt, wanted.timeout_seconds, wanted.expand_prompt, found)
     return answer(Preview, await preview.preview(core, caller.tenant_id, asked))
 
 
