@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,10 @@ SkillName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:-
 
 
 class AgentConfig(Part):
-    """Configuration of a session's agent. Unset fields (None) leave the choice to the server's defaults."""
+    """Configuration of a session's agent. Unset fields (None) leave the choice to the server's defaults.
+
+    In a change of what is stored, None that was given takes an option away, and what was not given stays.
+    """
 
     model: ModelName | None = None
     fallback_model: ModelName | None = None
@@ -113,6 +117,11 @@ class AgentConfig(Part):
     def given(self) -> dict[str, Any]:
         """Only what was set, JSON-safe: the form that is stored."""
         return self.model_dump(exclude_none=True, by_alias=True)
+
+    def over(self, base: Mapping[str, Any]) -> AgentConfig:
+        """Stored options, changed by these: one that was given as None is taken away. Raises ValueError."""
+        kept = {name: value for name, value in base.items() if name not in self.model_fields_set}
+        return AgentConfig.model_validate({**kept, **self.given()})
 
     def public(self) -> dict[str, Any]:
         """What a client may read back: values of `env` and `headers` are withheld, since they may be secrets."""

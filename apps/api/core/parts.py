@@ -6,18 +6,13 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from apps.api.core.frames import encode
+from apps.api.core import json_schema
 from apps.api.core.names import EnvName, ModelName, Name, Part, SecretRef, Text, ToolName
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"]
-
-MAX_SCHEMA_BYTES = 64 * 1024
-"""Size of a JSON schema for structured output. It is part of every request to the model."""
 
 
 def _url(value: str) -> str:
@@ -60,7 +55,7 @@ class Thinking(Part):
 
 
 class OutputFormat(Part):
-    """The JSON schema (draft 2020-12) that the final answer must match. Its top level is an object."""
+    """The JSON schema (draft 07) that the final answer must match. Its top level is an object."""
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
@@ -68,17 +63,7 @@ class OutputFormat(Part):
     @field_validator("schema_")
     @classmethod
     def _is_a_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            if len(encode(value)) > MAX_SCHEMA_BYTES:
-                raise ValueError(f"is larger than {MAX_SCHEMA_BYTES} bytes")
-            Draft202012Validator.check_schema(value)
-        except SchemaError as error:
-            path = "/".join(str(part) for part in error.absolute_path)
-            raise ValueError(f"is not a JSON schema: {path or 'top level'}: {error.message[:200]}") from error
-        except RecursionError as error:
-            raise ValueError("is nested too deeply") from error
-        if value.get("type") != "object":
-            raise ValueError('must have "type": "object" at its top level')
+        json_schema.check(value)
         return value
 
 

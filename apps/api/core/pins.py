@@ -91,7 +91,7 @@ async def pin(
     pins, wanted = NO_PINS, choice.profile
     if choice.agent is not None:
         found = await find(connection, tenant_id, choice.agent)
-        config = AgentConfig.model_validate({**found["config"], **config.given()})
+        config = config.over(found["config"])
         pins, wanted = Pins(None, found["id"], found["version"]), wanted or found["profile"]
     name = choice.policy.choose(wanted)
     if name is None:

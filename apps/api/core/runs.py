@@ -58,7 +58,7 @@ class Request:
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
         asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
-        chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.given()
+        chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.model_fields_set
         return not (self.session_id is None or asks_more or chooses)
 
     @property
@@ -166,10 +166,10 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
         pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
         await pins.require_same(connection, request.choice.agent, pinned)
     profile = _profile(request, row["profile"])
-    changes = request.config.given()
-    if "cwd" in changes and changes["cwd"] != row["config"].get("cwd"):
+    changes = request.config
+    if "cwd" in changes.model_fields_set and changes.cwd != row["config"].get("cwd"):
         raise ValidationError.of("cwd", "is fixed when the session is created")
-    config = AgentConfig.model_validate({**row["config"], **changes})
+    config = changes.over(row["config"])
     if profile is not None:
         config = profiles.clamp(profile, config)
     labels = request.labels

@@ -46,6 +46,8 @@ class Agent:
                 await agent.client.connect()
         except Exception as error:
             await agent.close()
+            if refused := next((line for line in stderr if "--json-schema" in line), None):
+                raise CannotStart(f"output_format: {refused}") from error  # a pattern that JavaScript cannot read
             raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
         return agent
 

@@ -185,7 +185,8 @@ class Conversation:
             self.active = None
             self._meter.read(message)
             return
-        outcome, last = messages.outcome(message, self._meter, turn.stopping)
+        structured = turn.claim is not None and turn.claim.config.output_format is not None
+        outcome, last = messages.outcome(message, self._meter, turn.stopping, structured=structured)
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":
             self.used_up = True
         await self.finish(turn, outcome, last)

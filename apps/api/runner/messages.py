@@ -273,10 +273,14 @@ def stopped(code: str, text: str = "") -> tuple[str, dict[str, Any]]:
     return status, error(code, reason)
 
 
-def outcome(message: ResultMessage, meter: Meter, stopping: str | None = None) -> tuple[Outcome, list[Event]]:
+def outcome(
+    message: ResultMessage, meter: Meter, stopping: str | None = None, *, structured: bool = False
+) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
     `stopping` is our reason for having interrupted it, if we have: a turn that succeeded nevertheless has succeeded.
+    `structured`: it had to give a structured output. The CLI asks the model for it once more, and then succeeds
+    without. A prompt that the model never saw (`/clear`, or a hook has blocked it) has none.
 
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
@@ -284,6 +288,9 @@ def outcome(message: ResultMessage, meter: Meter, stopping: str | None = None) -
     meter.read(message)
     cost, models = meter.take()
     status, failure = _verdict(message)
+    if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
+        text = "The model answered without the structured output that output_format asks for."
+        status, failure = "failed", error("structured_output_missing", text)
     if stopping and status != "succeeded":
         status, failure = stopped(stopping)
     fields = {
@@ -323,6 +330,9 @@ def _verdict(message: ResultMessage) -> tuple[str, dict[str, Any] | None]:
         return "failed", error("max_turns_exceeded", "The agent used up max_turns before it was done.")
     if message.subtype == "error_max_budget_usd":
         return "failed", error("max_budget_exceeded", "The agent used up max_budget_usd before it was done.")
+    if message.subtype == "error_max_structured_output_retries":
+        told = "; ".join(message.errors or []) or "None of the model's structured outputs matched the schema."
+        return "failed", error("structured_output_invalid", told)
     if not message.is_error:
         return "succeeded", None
     if message.api_error_status is not None or reason == "api_error":

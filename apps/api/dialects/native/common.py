@@ -46,9 +46,9 @@ After = Annotated[Position | None, Depends(position)]
 
 
 def config(body: AgentConfig) -> AgentConfig:
-    """The configuration in a body that holds more than that."""
+    """The configuration in a body that holds more than that. What was given as null is still known to be given."""
     return AgentConfig.model_validate(
-        body.model_dump(include=set(AgentConfig.model_fields), exclude_none=True, by_alias=True)
+        body.model_dump(include=set(AgentConfig.model_fields), exclude_unset=True, by_alias=True)
     )
 
 
