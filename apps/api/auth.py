@@ -87,7 +87,8 @@ class KeyInfo:
 
 def hash_of(secret: str) -> str:
     """What is stored of a secret."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    # A key that comes in JSON may hold half of a surrogate pair; that is a wrong key, not an error.
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
 _LOOK_UP = """

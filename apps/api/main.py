@@ -25,7 +25,8 @@ from apps.api.dialects.native.routes import routers as native
 from apps.api.http import errors, health, metrics
 from apps.api.http.middleware import BoundedBody, RequestContext
 from apps.api.http.route import Probe
-from apps.api.http.sse import Streams
+from apps.api.http.sse import EventStream, Streams
+from apps.api.http.ws import Socket
 from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
@@ -40,6 +41,9 @@ _DESCRIPTION = """
 Run Claude agents over HTTP. Send a prompt to any instance; follow it from any other; be cut off and lose nothing.
 
 Every route but health needs a key: `X-API-Key: KEY` or `Authorization: Bearer KEY`.
+
+`/api/v1/query/ws` is a WebSocket, which this document cannot describe: prompts, answers, interrupts and events on one
+connection. See docs/websocket.md.
 """
 
 
@@ -81,7 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if show_docs else None,
     )
     app.state.settings = settings
-    app.state.streams = Streams()
+    app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
     app.state.prompt_limits = PromptLimits(settings)
     app.state.limiter = public_limiter
     app.state.drain = app.state.failed = None
@@ -127,10 +131,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             if not drained.is_set():
                 drained.set()
                 log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
-                app.state.streams.end(only_endless=True)
+                for open_ones in (app.state.streams, app.state.sockets):
+                    open_ones.end(only_endless=True)
                 await worker.drain(settings.shutdown_grace_seconds)
                 await publisher.flushed()
-                app.state.streams.end(only_endless=False)
+                for open_ones in (app.state.streams, app.state.sockets):
+                    open_ones.end(only_endless=False)
 
         app.state.drain = drain
         log.info("instance.ready", instance_id=str(core.instance_id), slots=settings.runner_slots)
@@ -151,6 +157,7 @@ def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher, del
         metrics.STREAMS.set(app.state.streams.count)
         metrics.WEBHOOKS_SENT.set(deliveries.sent)
         metrics.WEBHOOKS_FAILED.set(deliveries.failed)
+        metrics.SOCKETS.set(app.state.sockets.count)
         metrics.DROPPED.set(publisher.dropped)
         metrics.LEASE.set(max(lease.remaining(), 0))
 

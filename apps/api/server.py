@@ -7,8 +7,40 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from apps.api.settings import Settings
+
+PING_INTERVAL = 15.0
+"""Seconds between pings to a client of a WebSocket."""
+
+PING_TIMEOUT = 45.0
+"""Seconds for its pong. A slow reader is cut before (http/sse.py, WRITE_TIMEOUT), and told why."""
+
+CLOSE_SECONDS = 10.0
+"""For a client to take what is left, and to say goodbye, when its WebSocket is closed."""
+
+
+class WebSockets(WebSocketsSansIOProtocol):
+    """uvicorn's WebSockets, with an end also for connections whose client does not read.
+
+    uvicorn writes nothing, not even the reason for the end, while a client does not take what was written before; and
+    it then keeps the connection until the client does.
+    """
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "websocket.close":
+            self.writable.set()
+        await super().send(message)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()
 
 
 class DrainingServer(uvicorn.Server):
@@ -54,7 +86,11 @@ def build_server(app: FastAPI, settings: Settings, *, host: str, port: int) -> D
         port=port,
         loop="uvloop",
         http="httptools",
-        ws="none",
+        ws=WebSockets,
+        ws_max_size=settings.max_body_bytes,
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=PING_TIMEOUT,
+        ws_per_message_deflate=False,  # deltas are small and many: it would cost more than it saves
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError as PydanticError
 from slowapi.errors import RateLimitExceeded
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
@@ -55,7 +56,7 @@ def findings(errors: Iterable[Any]) -> list[dict[str, str]]:
     return [{"field": _field(error["loc"]), "reason": _reason(error)} for error in errors]
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
+def from_validation(error: RequestValidationError | PydanticError) -> ApiError:
     """422 with the path of every field, or 400 when the body is no JSON at all. Never echoes the input."""
     found = error.errors()
     if any(e["type"] == "json_invalid" for e in found):
@@ -69,6 +70,18 @@ def _from_http(error: HTTPException) -> ApiError:
     made = ApiError(str(error.detail), code=_HTTP_CODES.get(error.status_code, "bad_request"), headers=error.headers)
     made.status = error.status_code
     return made
+
+
+def from_exception(error: Exception, request_id: str) -> ApiError:
+    """The error that a client is told for whatever was raised. What nobody expected is logged."""
+    if isinstance(error, ApiError):
+        return error
+    if is_connection_error(error):
+        log.warning("request.dependency_unavailable", error=type(error).__name__)
+        text = "A part that this service depends on is away. Try again."
+        return Unavailable(text, headers={"Retry-After": "1"})
+    log.error("request.failed", error=repr(error), request_id=request_id, exc_info=error)
+    return ApiError("The server failed. The request id helps to find out why.")
 
 
 def install(app: FastAPI) -> None:
@@ -91,21 +104,14 @@ def install(app: FastAPI) -> None:
         limited = RateLimited("Too many requests from this address.", headers={"Retry-After": "60"})
         return error_response(request.scope, limited)
 
-    async def _dependency(request: Request, error: Exception) -> Response:
-        if not is_connection_error(error):
-            return await _unexpected(request, error)
-        log.warning("request.dependency_unavailable", error=type(error).__name__)
-        away = Unavailable("A part that this service depends on is away. Try again.", headers={"Retry-After": "1"})
-        return error_response(request.scope, away)
-
-    async def _unexpected(request: Request, error: Exception) -> Response:
+    async def _other(request: Request, error: Exception) -> Response:
         request_id = str(request.scope.get("state", {}).get("request_id", ""))
-        log.error("request.failed", error=repr(error), request_id=request_id, exc_info=error)
-        # Starlette answers this one outside of all middleware, so nobody else adds the header.
-        headers = {"X-Request-ID": request_id} if request_id else {}
-        text = "The server failed. The request id helps to find out why."
-        return error_response(request.scope, ApiError(text, headers=headers))
+        found = from_exception(error, request_id)
+        if found.status == 500 and request_id:
+            # Starlette answers this one outside of all middleware, so nobody else adds the header.
+            found.headers["X-Request-ID"] = request_id
+        return error_response(request.scope, found)
 
     for kind in (*CONNECTION_ERRORS, DBAPIError):
-        app.add_exception_handler(kind, _dependency)
-    app.add_exception_handler(Exception, _unexpected)
+        app.add_exception_handler(kind, _other)
+    app.add_exception_handler(Exception, _other)

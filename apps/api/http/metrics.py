@@ -16,5 +16,6 @@ WEBHOOKS_SENT = Gauge("webhook_messages_sent", "Webhook messages that this insta
 WEBHOOKS_FAILED = Gauge(
     "webhook_attempts_failed", "Attempts of this instance to deliver a webhook message that failed.", registry=REGISTRY
 )
+SOCKETS = Gauge("websockets_open", "WebSocket connections that are open on this instance.", registry=REGISTRY)
 DROPPED = Gauge("relay_frames_dropped", "Live frames not relayed because Redis was away.", registry=REGISTRY)
 LEASE = Gauge("instance_lease_remaining_seconds", "Seconds for which this instance may still write.", registry=REGISTRY)

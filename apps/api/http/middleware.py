@@ -22,39 +22,53 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestContext:
-    """Gives every request an id, echoes it, and logs method, path, status and duration; never headers or bodies."""
+    """Gives every request an id, echoes it, and logs method, path, status and duration; never headers or bodies.
+
+    Of a WebSocket, status is 101, or that of its refusal, and `closed` the code with which it ended.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
         ident = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = ident
-        started, status = time.perf_counter(), 500
+        started, status, closed = time.perf_counter(), 500 if scope["type"] == "http" else 403, None
 
         async def tell(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal status, closed
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
                 MutableHeaders(scope=message)["X-Request-ID"] = ident
+            elif message["type"] == "websocket.close":
+                closed = message["code"]
             await send(message)
 
+        async def hear() -> Message:
+            nonlocal closed
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                closed = message["code"]
+            return message
+
         try:
-            await self._app(scope, receive, tell)
+            await self._app(scope, hear if scope["type"] == "websocket" else receive, tell)
         finally:
             route: Any = scope.get("route")
             path = getattr(route, "path", "unmatched")
-            REQUESTS.labels(scope["method"], path, status).inc()
+            method = scope.get("method", "WEBSOCKET")
+            REQUESTS.labels(method, path, status).inc()
             level = log.debug if path.startswith("/health") else log.info
             level(
                 "request",
-                method=scope["method"],
+                method=method,
                 path=path,
                 status=status,
+                **({} if closed is None else {"closed": closed}),
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 request_id=ident,
             )

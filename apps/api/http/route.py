@@ -86,10 +86,15 @@ async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return caller
 
 
+async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
+    """Count a prompt against the key's rate limit; returns the RateLimit headers. Raises RateLimited."""
+    limits: PromptLimits = connection.app.state.prompt_limits
+    return await limits.hit(caller.key_id, caller.prompts_per_minute)
+
+
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
     """A caller who may send a prompt now: counted against the key's rate limit."""
-    limits: PromptLimits = request.app.state.prompt_limits
-    headers = await limits.hit(caller.key_id, caller.prompts_per_minute)
+    headers = await count_prompt(request, caller)
     response.headers.update(headers)
     request.state.limit_headers = headers
     return caller

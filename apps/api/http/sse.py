@@ -7,8 +7,8 @@ docs/adr/0004-live-relay.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from starlette.requests import Request
@@ -38,27 +38,39 @@ Leaving = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 
 
-class Streams:
+class Stream(Protocol):
+    """What a drain can end: an event stream, or a WebSocket."""
+
+    def end(self, *, only_endless: bool) -> None:
+        """End it in order; with `only_endless`, only what no run bounds."""
+
+
+S = TypeVar("S", bound=Stream)
+
+
+class Streams(Generic[S]):
     """The open streams of this instance, so that a drain can end them."""
 
     def __init__(self) -> None:
-        self._open: set[EventStream] = set()
+        self._open: set[S] = set()
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(tuple(self._open))
 
     @property
     def count(self) -> int:
         return len(self._open)
 
-    def add(self, stream: EventStream) -> None:
+    def add(self, stream: S) -> None:
         self._open.add(stream)
 
-    def remove(self, stream: EventStream) -> None:
+    def remove(self, stream: S) -> None:
         self._open.discard(stream)
 
     def end(self, *, only_endless: bool) -> None:
         """End all streams, or those that no run bounds; their clients reconnect elsewhere."""
-        for stream in tuple(self._open):
-            if stream.endless or not only_endless:
-                stream.end()
+        for stream in self:
+            stream.end(only_endless=only_endless)
 
 
 class EventStream(Response):
@@ -69,7 +81,7 @@ class EventStream(Response):
     def __init__(
         self,
         chunks: AsyncGenerator[bytes],
-        streams: Streams,
+        streams: Streams[EventStream],
         *,
         endless: bool = False,
         headers: Mapping[str, str] | None = None,
@@ -79,12 +91,14 @@ class EventStream(Response):
         before they end, or stops reading; not when the server ends the stream."""
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
-        self._chunks, self._streams, self.endless = chunks, streams, endless
+        self._chunks, self._streams, self._endless = chunks, streams, endless
         self._left = left
         self._ended: asyncio.Future[None] | None = None
 
-    def end(self) -> None:
+    def end(self, *, only_endless: bool) -> None:
         """Stop writing; the response ends in order."""
+        if only_endless and not self._endless:
+            return
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 

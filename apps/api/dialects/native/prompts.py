@@ -26,14 +26,15 @@ from apps.api.http.sse import EventStream, Leaving, unless_left
 router = APIRouter(prefix=PREFIX)
 
 
-async def _submit(
-    request: Request,
+async def submit(
+    path: str,
     core: Core,
     caller: Principal,
     body: wire.NextPromptBody,
     session_id: UUID | None,
     idempotency_key: str | None,
 ) -> Submitted:
+    """Queue a prompt. `path`: of the route, which an idempotency key belongs to."""
     text = body.prompt if isinstance(body.prompt, str) else "".join(block.text for block in body.prompt)
     if len(text) > core.settings.max_prompt_chars:
         raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
@@ -51,7 +52,7 @@ async def _submit(
             labels=labels(body),
             on_busy=body.on_busy,
             expand_prompt=body.expand_prompt,
-            idempotency=Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None,
+            idempotency=Idempotency.of(idempotency_key, path, asked) if idempotency_key else None,
             choice=Choice(body.profile, policy_of(core, caller), body.agent),
             timeout_asked=body.timeout_seconds is not None,
         ),
@@ -65,7 +66,7 @@ async def _submit(
     return run
 
 
-def _leaving(core: Core, caller: Principal, body: wire.NextPromptBody, run: Submitted) -> Leaving | None:
+def leaving(core: Core, caller: Principal, body: wire.NextPromptBody, run: Submitted) -> Leaving | None:
     """What to do when the client leaves before the run is over."""
     if body.on_disconnect == "continue":
         return None
@@ -86,10 +87,11 @@ async def query(
     """Start a session, or continue one, and stream the run's events up to `done`.
 
     The run goes on when the client leaves. `GET /sessions/{id}/events` with `Last-Event-ID` resumes the stream,
-    on any instance.
+    on any instance. `/api/v1/query/ws` is a WebSocket that takes the same body, and answers, interrupts and events
+    of many sessions on one connection: see docs/websocket.md.
     """
-    run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
-    left = _leaving(core, caller, body, run)
+    run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
+    left = leaving(core, caller, body, run)
     return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)
 
 
@@ -103,9 +105,9 @@ async def query_single(
     request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
-    run = await _submit(request, core, caller, body, body.session_id, idempotency_key)
+    run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
     wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
-    left = _leaving(core, caller, body, run)
+    left = leaving(core, caller, body, run)
     state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left)
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
@@ -130,9 +132,9 @@ async def session_query(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
-    run = await _submit(request, core, caller, body, session_id, idempotency_key)
+    run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
     headers = request.state.limit_headers
-    left = _leaving(core, caller, body, run)
+    left = leaving(core, caller, body, run)
     state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left) if wait else None
     if state is not None:
         return answer(wire.Result, outcome_or_error(state), headers)
@@ -155,6 +157,6 @@ async def resume(
     idempotency_key: IdempotencyKey = None,
 ) -> EventStream:
     """The next prompt of a stored session, streamed like `POST /query`."""
-    run = await _submit(request, core, caller, body, session_id, idempotency_key)
-    left = _leaving(core, caller, body, run)
+    run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
+    left = leaving(core, caller, body, run)
     return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)

@@ -19,8 +19,9 @@ from apps.api.dialects.native import (
     skills,
     usage,
     webhooks,
+    ws,
 )
 
-_SESSIONS = (prompts, sessions, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, requests, control, checkpoints, runs)
 _RESOURCES = (agents, preview, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

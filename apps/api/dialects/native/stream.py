@@ -46,24 +46,34 @@ def _wanted(frames: Sequence[Frame], partials: bool) -> Sequence[Frame]:
     return frames if partials else [frame for frame in frames if frame.type != "partial"]
 
 
-def _deleted(session_id: UUID, seq: int) -> bytes:
+def _deleted(session_id: UUID, seq: int) -> Frame:
     code = "session_deleted"
     fields = {"code": code, "message": "The session was deleted.", "retryable": RUN_FAILURES[code][1]}
     data = event_data(session_id, None, seq, datetime.now(UTC), fields)
-    return b"event: error\ndata: " + data + b"\n\n"
+    # Without an id: it is no event of the session, so nobody can resume after it.
+    return Frame(seq, 0, "error", b"event: error\ndata: " + data + b"\n\n")
 
 
-async def _run_chunks(core: Core, tenant_id: UUID, run: Submitted, partials: bool) -> AsyncGenerator[bytes]:
+async def run_batches(core: Core, tenant_id: UUID, run: Submitted, partials: bool) -> AsyncGenerator[Sequence[Frame]]:
+    """The events of one run up to its `done`, in batches; an empty one is a sign of life."""
     frames, told = run_frames(core, tenant_id, run), time.monotonic()
     try:
         async with aclosing(frames):
             async for batch in frames:
                 wanted = _wanted(batch, partials)
                 if wanted or not batch or time.monotonic() - told >= KEEP_ALIVE_INTERVAL:
-                    yield join(wanted)
+                    yield wanted
                     told = time.monotonic()
     except SessionDeleted:
-        yield _deleted(run.session_id, run.after)
+        yield [_deleted(run.session_id, run.after)]
+
+
+async def _chunks(batches: AsyncGenerator[Sequence[Frame]], first: bytes = b"") -> AsyncGenerator[bytes]:
+    async with aclosing(batches):
+        if first:
+            yield first
+        async for frames in batches:
+            yield join(frames)
 
 
 def run_stream(
@@ -81,18 +91,29 @@ def run_stream(
         "X-Run-ID": str(run.run_id),
         **getattr(request.state, "limit_headers", {}),
     }
-    chunks = _run_chunks(core, tenant_id, run, partials)
+    chunks = _chunks(run_batches(core, tenant_id, run, partials))
     return EventStream(chunks, request.app.state.streams, headers=headers, left=left)
 
 
-async def _session_chunks(
-    core: Core, followed: Followed, after: Position, newest: int, *, until_idle: bool, run: OneRun | None
-) -> AsyncGenerator[bytes]:
-    yield b": connected\n\n"
+async def session_batches(
+    core: Core,
+    followed: Followed,
+    after: Position,
+    newest: int,
+    *,
+    until_idle: bool = False,
+    run: OneRun | None = None,
+) -> AsyncGenerator[Sequence[Frame]]:
+    """The events of a session across its runs, or of one run, in batches; an empty one is a sign of life.
+
+    Args:
+        newest: the last number there is now.
+        run: only the events of this one.
+    """
     if after.seq > newest:
         after = Position(newest)
         now = datetime.now(UTC)
-        yield Frame.build(after, "resync", event_data(followed.session_id, None, newest, now, {})).raw
+        yield [Frame.build(after, "resync", event_data(followed.session_id, None, newest, now, {}))]
     reached = after.seq
     if until_idle and await _all_seen(core, followed, reached):
         return
@@ -103,7 +124,7 @@ async def _session_chunks(
     try:
         async with aclosing(batches):
             async for frames in batches:
-                yield join(frames)
+                yield frames
                 reached = max((frame.seq for frame in frames), default=reached)
                 done = any(frame.type == "done" for frame in frames)
                 if run_id is not None and done:
@@ -111,7 +132,7 @@ async def _session_chunks(
                 if until_idle and (done or not frames) and await _all_seen(core, followed, reached):
                     return
     except SessionDeleted:
-        yield _deleted(followed.session_id, reached)
+        yield [_deleted(followed.session_id, reached)]
 
 
 async def _all_seen(core: Core, followed: Followed, reached: int) -> bool:
@@ -130,12 +151,9 @@ def session_stream(
     until_idle: bool = False,
     run: OneRun | None = None,
 ) -> EventStream:
-    """The events of a session across its runs, or of one run. `newest`: the last number there is now.
-
-    Args:
-        run: only the events of this one.
-    """
-    chunks = _session_chunks(core, followed, after, newest, until_idle=until_idle, run=run)
+    """The same as server-sent events."""
+    batches = session_batches(core, followed, after, newest, until_idle=until_idle, run=run)
+    chunks = _chunks(batches, b": connected\n\n")
     endless = not until_idle and run is None
     return EventStream(
         chunks, request.app.state.streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}

@@ -1,0 +1,383 @@
+"""`WS /query/ws`: prompts, answers and events of many sessions on one connection.
+
+Each message does what its HTTP route does, through the same functions. docs/websocket.md describes them for clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, WebSocket
+
+from apps.api import auth
+from apps.api.auth import Principal
+from apps.api.core import runs, sessions, tasks
+from apps.api.core.context import Core
+from apps.api.core.follow import Followed
+from apps.api.core.frames import Frame, Position, encode
+from apps.api.dialects.native import control, requests
+from apps.api.dialects.native import ws_messages as wire
+from apps.api.dialects.native.common import PREFIX
+from apps.api.dialects.native.prompts import leaving, submit
+from apps.api.dialects.native.schemas import PromptBody
+from apps.api.dialects.native.stream import OneRun, run_batches, session_batches
+from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unauthorized, Unavailable, ValidationError
+from apps.api.http.errors import error_response, from_exception
+from apps.api.http.route import core_of, count_prompt, presented_key, probe_of
+from apps.api.http.sse import Leaving, Streams
+from apps.api.http.ws import (
+    AUTH_TIMEOUT,
+    FAILED,
+    FORBIDDEN,
+    RESTART,
+    TOO_MANY,
+    UNAUTHORIZED,
+    Closed,
+    Socket,
+)
+
+log = structlog.get_logger(__name__)
+
+router = APIRouter(prefix=PREFIX)
+
+SECONDS_TO_AUTHENTICATE = 10.0
+"""For the first message of a client that sent no key with the handshake."""
+
+MAX_PER_KEY = 200
+"""Connections of one key to this instance; as many may be waiting for their key."""
+
+MAX_STREAMS = 64
+"""Prompts and sessions that one connection may follow at once."""
+
+MAX_COMMANDS = 16
+"""Messages that may wait for an agent at once, of one connection. The next one is read later."""
+
+KEY_CHECK_INTERVAL = 60.0
+"""Seconds of silence after which the key of a connection is checked again; each message checks it, too."""
+
+
+def _text(message: dict[str, Any]) -> str:
+    return encode(message).decode()
+
+
+def event_text(frame: Frame) -> str:
+    """An event as a message, around the bytes that SSE sends."""
+    ident = b'"%s"' % str(frame.position).encode() if frame.raw.startswith(b"id: ") else b"null"
+    return (b'{"id":%s,"event":"%s","data":%s}' % (ident, frame.type.encode(), frame.data)).decode()
+
+
+@router.websocket("/query/ws")
+async def query_ws(websocket: WebSocket) -> None:
+    """Accept a client with a valid key, or one that will show its key; refuse others with the HTTP error."""
+    core, key = core_of(websocket), presented_key(websocket)
+    sockets: Streams[Socket] = websocket.app.state.sockets
+    try:
+        if probe_of(websocket).draining():
+            raise Unavailable("This instance is stopping; connect again.", code="shutdown")
+        key_id = None if key is None else (await _authenticated(core, key)).key_id
+        _check_room(sockets, key_id)
+    except Exception as error:
+        found = from_exception(error, websocket.state.request_id)
+        await websocket.send_denial_response(error_response(websocket.scope, found))
+        return
+    await websocket.accept()
+    socket = Socket(websocket)
+    socket.key_id = key_id
+    sockets.add(socket)
+    connection = Connection(websocket, socket, core, key)
+    try:
+        await socket.close(await connection.serve())
+    finally:
+        sockets.remove(socket)
+        await connection.leave()
+
+
+async def _authenticated(core: Core, key: str | None) -> Principal:
+    caller = await auth.authenticate(core.db, core.redis, key)
+    caller.require("read")
+    return caller
+
+
+def _check_room(sockets: Streams[Socket], key_id: UUID | None) -> None:
+    if sum(1 for socket in sockets if socket.key_id == key_id) >= MAX_PER_KEY:
+        raise RateLimited(f"This key has {MAX_PER_KEY} connections to this instance.", code="too_many_connections")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    session_id: UUID
+    task: asyncio.Task[None]
+
+
+class Connection:
+    """What one client does on its connection, and what it follows."""
+
+    def __init__(self, websocket: WebSocket, socket: Socket, core: Core, key: str | None) -> None:
+        self._websocket, self._socket, self._core, self._key = websocket, socket, core, key
+        self._request_id: str = websocket.state.request_id
+        self._streams: dict[UUID, _Stream] = {}  # by run, or by session when all of it is followed
+        self._leaving: dict[UUID, Leaving] = {}
+        self._commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+
+    async def serve(self) -> Closed:
+        """Until the connection is over. Everything that it began has ended then; runs go on."""
+        self._start(self._read(), "ws-read")
+        self._start(self._drain(), "ws-drain")
+        try:
+            return await self._over
+        finally:
+            await tasks.end(*self._tasks)
+
+    async def leave(self) -> None:
+        """Cancel the runs that were to end with their client, unless it is the server that ended the connection."""
+        if self._over.done() and self._over.result().code == RESTART:
+            return
+        for outcome in await asyncio.gather(*(left() for left in self._leaving.values()), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.warning("ws.leaving_failed", error=repr(outcome), request_id=self._request_id)
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guarded(work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Closed as closed:
+            self._end(closed)
+        except Exception as error:
+            from_exception(error, self._request_id)  # logs it
+            self._end(Closed(FAILED, "the server failed; connect again and follow from the last id"))
+
+    def _end(self, closed: Closed) -> None:
+        if not self._over.done():
+            self._over.set_result(closed)
+
+    async def _drain(self) -> None:
+        await self._socket.draining.wait()
+        await self._socket.send([_text({"type": "draining"})])
+        for key, stream in list(self._streams.items()):
+            if key == stream.session_id:
+                await self._unfollow(key)
+        if self._streams:
+            await self._socket.ended.wait()
+        raise Closed(RESTART, "this instance stops; connect again and follow from the last id")
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        if self._key is None:
+            await self._admit()
+        while True:
+            try:
+                async with asyncio.timeout(KEY_CHECK_INTERVAL):
+                    text = await self._socket.receive()
+            except TimeoutError:
+                await self._check_key()
+                continue
+            message: dict[str, Any] = {}
+            try:
+                message = wire.parse(text)
+                await self._obey(message)
+            except Closed:
+                raise
+            except Exception as error:
+                await self._tell_error(message, error)
+
+    async def _admit(self) -> None:
+        try:
+            async with asyncio.timeout(SECONDS_TO_AUTHENTICATE):
+                text = await self._socket.receive()
+        except TimeoutError as error:
+            raise Closed(AUTH_TIMEOUT, "no key came in time") from error
+        message: dict[str, Any] = {}
+        try:
+            message = wire.parse(text)
+            if message["type"] != "auth":
+                raise Unauthorized('Send {"type": "auth", "api_key": …} first.')
+            self._key = wire.checked(wire.Auth, message).api_key
+            caller = await _authenticated(self._core, self._key)
+            _check_room(self._websocket.app.state.sockets, caller.key_id)
+            self._socket.key_id = caller.key_id
+        except Exception as error:
+            found = await self._tell_error(message, error)
+            other = UNAUTHORIZED if found.status < 500 else FAILED
+            raise Closed({403: FORBIDDEN, 429: TOO_MANY}.get(found.status, other), found.code) from error
+        await self._ack(message, {})
+
+    async def _caller(self) -> Principal:
+        """Whoever holds the key now. Raises Closed when it has been revoked or has expired."""
+        try:
+            return await _authenticated(self._core, self._key)
+        except Unauthorized as error:
+            raise Closed(UNAUTHORIZED, error.code) from error
+
+    async def _check_key(self) -> None:
+        try:
+            await self._caller()
+        except Closed:
+            raise
+        except Exception as error:
+            from_exception(error, self._request_id)  # logs it; a database that is away is no reason to close
+
+    async def _obey(self, message: dict[str, Any]) -> None:
+        caller = await self._caller()
+        kind = _KINDS.get(message["type"])
+        if kind is None:
+            known = ", ".join(_KINDS)
+            raise BadRequest(f"No such type of message. There are: {known}.", code="unknown_message")
+        if not kind.waits:
+            await kind.act(self, caller, message)
+            return
+        await self._commands.acquire()
+        self._start(self._command(kind, caller, message), "ws-command")
+
+    async def _command(self, kind: _Kind, caller: Principal, message: dict[str, Any]) -> None:
+        try:
+            await kind.act(self, caller, message)
+        except Closed:
+            raise
+        except Exception as error:
+            await self._tell_error(message, error)
+        finally:
+            self._commands.release()
+
+    async def _tell_error(self, message: dict[str, Any], error: Exception) -> ApiError:
+        found = from_exception(error, self._request_id)
+        told = {"type": "error", "ref": wire.ref_of(message), "status": found.status, **found.body(self._request_id)}
+        await self._socket.send([_text(told)])
+        return found
+
+    async def _ack(self, message: dict[str, Any], result: dict[str, Any]) -> None:
+        await self._socket.send([_text({"type": "ack", "ref": message.get("ref"), "result": result})])
+
+    async def _ping(self, _: Principal, message: dict[str, Any]) -> None:
+        wire.checked(wire.Head, message)
+        await self._socket.send([_text({"type": "pong", "ref": message.get("ref")})])
+
+    async def _prompt(self, caller: Principal, message: dict[str, Any]) -> None:
+        caller.require("write")
+        await count_prompt(self._websocket, caller)
+        head, body = wire.divided(wire.Prompt, PromptBody, message)
+        self._check_streams()
+        run = await submit(f"{PREFIX}/query", self._core, caller, body, body.session_id, head.idempotency_key)
+        left = leaving(self._core, caller, body, run)
+        if left is not None:
+            self._leaving[run.run_id] = left
+        ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
+        await self._ack(message, {**ids, "status": "accepted"})
+        if run.session_id in self._streams:
+            return  # its events come anyway
+        batches = run_batches(self._core, caller.tenant_id, run, body.include_partial_messages)
+        await self._follow_as(run.run_id, run.session_id, batches)
+
+    async def _interrupt(self, caller: Principal, message: dict[str, Any]) -> None:
+        caller.require("write")
+        head = wire.checked(wire.InSession, message)
+        applied = await control.interrupt(self._core, caller, head.session_id)
+        await self._ack(message, applied.model_dump(mode="json"))
+
+    async def _control(self, caller: Principal, message: dict[str, Any]) -> None:
+        caller.require("write")
+        head, body = wire.divided(wire.InSession, control.ControlBody, message)
+        applied = await control.control_session(self._core, caller, head.session_id, body)
+        await self._ack(message, applied.model_dump(mode="json"))
+
+    async def _answer(self, caller: Principal, message: dict[str, Any]) -> None:
+        caller.require("write")
+        if "decision" in message:
+            asked, decision = wire.divided(wire.OfRequest, requests.DecisionBody, message)
+            done = await requests.decide(self._core, caller, asked.session_id, asked.request_id, decision)
+        else:
+            head, answers = wire.divided(wire.InSession, requests.AnswerBody, message)
+            done = await requests.answer_question(self._core, caller, head.session_id, answers)
+        await self._ack(message, done.model_dump(mode="json"))
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self, caller: Principal, message: dict[str, Any]) -> None:
+        head = wire.checked(wire.Follow, message)
+        tenant_id, session_id = caller.tenant_id, head.session_id
+        newest, run = await sessions.require(self._core.db, tenant_id, session_id), None
+        if head.run_id is not None:
+            if session_id in self._streams:
+                raise ValidationError.of("run_id", "all of this session is followed already")
+            newest, run = await self._extent(caller, session_id, head.run_id)
+        key = head.run_id or session_id
+        if key not in self._streams:
+            self._check_streams()
+        covered = [k for k, s in self._streams.items() if key in (k, s.session_id)]
+        for other in covered:
+            await self._unfollow(other)
+        after = Position.parse(head.after) if head.after else Position(0)
+        await self._ack(message, {"session_id": str(session_id), "after": str(after)})
+        batches = session_batches(self._core, Followed(tenant_id, session_id), after, newest, run=run)
+        await self._follow_as(key, session_id, batches)
+
+    async def _extent(self, caller: Principal, session_id: UUID, run_id: UUID) -> tuple[int, OneRun]:
+        lies = await runs.extent(self._core.db, caller.tenant_id, run_id)
+        if lies.session_id != session_id:
+            raise NotFound.of("run")
+        return lies.newest, (run_id, lies.end)
+
+    async def _stop_following(self, _: Principal, message: dict[str, Any]) -> None:
+        head = wire.checked(wire.Unfollow, message)
+        followed = await self._unfollow(head.run_id or head.session_id)
+        await self._ack(message, {"session_id": str(head.session_id), "followed": followed})
+
+    def _check_streams(self) -> None:
+        if max(len(self._streams), len(self._leaving)) >= MAX_STREAMS:
+            raise RateLimited(f"This connection follows {MAX_STREAMS} prompts and sessions.", code="too_many_streams")
+
+    async def _follow_as(self, key: UUID, session_id: UUID, batches: AsyncGenerator[Sequence[Frame]]) -> None:
+        await self._unfollow(key)
+        task = self._start(self._stream(key, batches), "ws-stream")
+        self._streams[key] = _Stream(session_id, task)
+
+    async def _unfollow(self, key: UUID) -> bool:
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            await tasks.end(stream.task)
+        return stream is not None
+
+    async def _stream(self, key: UUID, batches: AsyncGenerator[Sequence[Frame]]) -> None:
+        async with aclosing(batches):
+            async for frames in batches:
+                await self._socket.send([event_text(frame) for frame in frames])
+                for frame in frames:
+                    if frame.type == "done" and frame.run_id is not None:
+                        self._leaving.pop(UUID(frame.run_id), None)
+        self._streams.pop(key, None)
+        if self._socket.draining.is_set() and not self._streams:
+            self._socket.ended.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A type of message. One that `waits` for an agent must not keep the next message waiting."""
+
+    act: Callable[[Connection, Principal, dict[str, Any]], Awaitable[None]]
+    waits: bool = False
+
+
+_KINDS = {
+    "prompt": _Kind(Connection._prompt),
+    "follow": _Kind(Connection._follow),
+    "unfollow": _Kind(Connection._stop_following),
+    "interrupt": _Kind(Connection._interrupt, waits=True),
+    "answer": _Kind(Connection._answer, waits=True),
+    "control": _Kind(Connection._control, waits=True),
+    "ping": _Kind(Connection._ping),
+}
