@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -27,7 +27,7 @@ class Socket:
 
     async def read(self) -> Message:
         """The next message, whatever it is."""
-        message: Message = orjson.loads(await self.connection.recv())
+        message: Message = json.loads(await self.connection.recv())
         if "event" in message:
             self.events.append(message)
         elif "ref" in message:
@@ -37,7 +37,7 @@ class Socket:
     async def send(self, type_: str, **fields: Any) -> str:
         """Send a message; returns its ref."""
         ref = f"r{next(self._refs)}"
-        await self.connection.send(orjson.dumps({"type": type_, "ref": ref, **fields}).decode())
+        await self.connection.send(json.dumps({"type": type_, "ref": ref, **fields}))
         return ref
 
     async def reply(self, ref: str | None) -> Message:
