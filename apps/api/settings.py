@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     session_idle_seconds: float = Field(300, ge=0)
     shutdown_grace_seconds: float = Field(30, ge=0)
     workspaces_dir: Path = Path(".data/workspaces")
+    max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
     agent_isolation: Literal["auto", "require", "off"] = "auto"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
     mcp_stdio_commands: Annotated[tuple[tuple[str, ...], ...], NoDecode] = ()

@@ -1,7 +1,8 @@
-"""Reading files that an agent may have made, without following where a link of its making leads."""
+"""Reading and copying files that an agent may have made, without following where a link of its making leads."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path, PurePosixPath
@@ -32,3 +33,83 @@ def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
             return None
         content = file.read(limit + 1)
     return content if len(content) <= limit else None
+
+
+BLOCK = 4096
+"""Bytes that a file, directory or link counts at least: many small ones fill a disk, too."""
+
+
+class TooMuch(Exception):
+    """There is more to copy than is allowed."""
+
+
+class Budget:
+    """Bytes that may still be copied."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def spend(self, count: int) -> None:
+        """Raises TooMuch when there are not so many left."""
+        self.left -= count
+        if self.left < 0:
+            raise TooMuch
+
+
+MAX_DEPTH = 100
+"""Levels of directories: each holds a descriptor while it is walked."""
+
+_CHANGED_MEANWHILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
+
+
+def copy_tree(source: Path, target: Path, budget: Budget) -> None:
+    """Copy a directory, also while an agent changes it. Links are copied as they are; pipes, sockets and devices are
+    left out. `target` must not exist, and nobody else may write there.
+
+    Raises TooMuch, OSError; then a part of it may be there.
+    """
+    target.mkdir(mode=0o700)
+    # It goes down by descriptors, and not into what has become a link since it looked.
+    for path, directories, names, opened in os.fwalk(source, onerror=_raise, follow_symlinks=False):
+        inside = os.path.relpath(path, source)
+        if inside.count(os.sep) >= MAX_DEPTH:
+            raise TooMuch
+        # Nor may we write through a link that we have copied.
+        directories[:] = [name for name in directories if _copy(opened, name, target / inside / name, budget)]
+        for name in names:
+            _copy(opened, name, target / inside / name, budget)
+
+
+def _raise(error: OSError) -> None:
+    if error.errno not in _CHANGED_MEANWHILE:
+        raise error
+
+
+def _copy(directory: int, name: str, target: Path, budget: Budget) -> bool:
+    """Copy what `name` is. Returns whether it is a directory, which is made without what is in it."""
+    budget.spend(BLOCK)
+    try:
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            target.mkdir(mode=0o700)
+            return True
+        if stat.S_ISLNK(mode):
+            target.symlink_to(os.readlink(name, dir_fd=directory))
+        elif stat.S_ISREG(mode):
+            _copy_file(directory, name, target, budget)
+    except OSError as error:
+        _raise(error)
+    return False
+
+
+def _copy_file(directory: int, name: str, target: Path, budget: Budget) -> None:
+    opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    with os.fdopen(opened, "rb") as source, target.open("xb") as copy:
+        info = os.fstat(opened)
+        if not stat.S_ISREG(info.st_mode):
+            return
+        while chunk := source.read(1 << 20):
+            budget.spend(len(chunk))
+            copy.write(chunk)
+        os.fchmod(copy.fileno(), stat.S_IMODE(info.st_mode) & 0o777)
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -12,7 +12,7 @@ import asyncpg
 from apps.api.core import expansion, pins, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
-from apps.api.core.idempotency import Idempotency, remember, repeated, reused
+from apps.api.core.idempotency import Idempotency, Remembered, remember, repeated, reused
 from apps.api.core.pins import Choice, Pins
 from apps.api.core.profiles import Profile
 from apps.api.core.sessions import Labels, Page
@@ -112,18 +112,10 @@ async def submit(
     await secrets.require(db, tenant_id, request.config.hook_secrets())
     if request.is_plain:
         async with db.pool.acquire() as connection:
-            return await _enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
+            return await enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
     async with db.transaction() as connection:
         if request.idempotency and (before := await repeated(connection, tenant_id, request.idempotency)):
-            if before.session_id is None or before.run_id is None:
-                raise reused()
-            # One statement: a run that starts between two would be followed from behind its first events.
-            after = await connection.fetchval(
-                "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
-                " WHERE r.id = $1",
-                before.run_id,
-            )
-            return Submitted(before.session_id, before.run_id, after, repeated=True)
+            return await again(connection, before)
         changed = None
         if request.session_id is None:
             config, pinned = await pins.pin(
@@ -138,12 +130,25 @@ async def submit(
             request = replace(request, session_id=session_id, on_busy="enqueue")
         else:
             changed = await _prepare(connection, tenant_id, request)
-        submitted = await _enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
+        submitted = await enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
         if request.idempotency:
             await remember(
                 connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
             )
         return submitted
+
+
+async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted:
+    """The run that an idempotency key stands for. Raises Conflict when it stands for something else."""
+    if before.session_id is None or before.run_id is None:
+        raise reused()
+    # One statement: a run that starts between two would be followed from behind its first events.
+    after = await connection.fetchval(
+        "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
+        " WHERE r.id = $1",
+        before.run_id,
+    )
+    return Submitted(before.session_id, before.run_id, after, repeated=True)
 
 
 _BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
@@ -162,16 +167,7 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # granted sees what those have queued who had it before.
     if request.on_busy == "reject" and await connection.fetchval(_BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
-    if request.choice.agent is not None:
-        pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
-        await pins.require_same(connection, request.choice.agent, pinned)
-    profile = _profile(request, row["profile"])
-    changes = request.config
-    if "cwd" in changes.model_fields_set and changes.cwd != row["config"].get("cwd"):
-        raise ValidationError.of("cwd", "is fixed when the session is created")
-    config = changes.over(row["config"])
-    if profile is not None:
-        config = profiles.clamp(profile, config)
+    config = await reconfigured(connection, request, row)
     labels = request.labels
     await connection.execute(
         "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
@@ -189,6 +185,27 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
         row["config"],
     )
     return config
+
+
+async def reconfigured(connection: asyncpg.Connection, request: Request, row: asyncpg.Record) -> AgentConfig:
+    """The configuration of a session with what a request changes.
+
+    Args:
+        row: `config`, `profile`, `agent_id` and `agent_version` of the session.
+
+    Raises:
+        ValidationError: a change is not possible for an existing session.
+        Forbidden: the key may not use the session's profile, or the request would widen it.
+    """
+    if request.choice.agent is not None:
+        pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
+        await pins.require_same(connection, request.choice.agent, pinned)
+    profile = _profile(request, row["profile"])
+    changes = request.config
+    if "cwd" in changes.model_fields_set and changes.cwd != row["config"].get("cwd"):
+        raise ValidationError.of("cwd", "is fixed when the session is created")
+    config = changes.over(row["config"])
+    return config if profile is None else profiles.clamp(profile, config)
 
 
 def _profile(request: Request, pinned: str | None) -> Profile | None:
@@ -212,7 +229,7 @@ async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: 
     return NotFound.of("session")
 
 
-async def _enqueue(
+async def enqueue(
     connection: asyncpg.Connection,
     tenant_id: UUID,
     api_key_id: UUID | None,
@@ -220,6 +237,7 @@ async def _enqueue(
     config: AgentConfig | None,
     max_queued: int,
 ) -> Submitted:
+    """Queue a run of the session that the request names, with `config` instead of the session's. Raises as `submit`."""
     assert request.session_id is not None  # noqa: S101 - for the type checker
     run_id, policy = uuid4(), request.choice.policy
     row = await connection.fetchrow(

@@ -7,11 +7,16 @@ with the session, and are no part of what its agent sees as its files.
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from apps.api.core import files
 from apps.api.settings import Settings
+
+FORGOTTEN_AGE = 6 * 3600.0
+"""Seconds after which a copy that is not finished belongs to nobody any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,55 @@ def remove(settings: Settings, session_id: UUID) -> None:
     """Remove a session's files, if they are on this host."""
     for directory in (_root(settings, session_id), _history(settings, session_id)):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _draft(settings: Settings, session_id: UUID) -> Path:
+    return settings.workspaces_root / ".forks" / str(session_id)
+
+
+def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UUID, UUID], limit: int) -> None:
+    """Copy a session's files, and the copies of earlier versions, aside for a session that is to be made of it.
+
+    Args:
+        conversations: under which ids the two sessions' agents keep those copies.
+        limit: bytes.
+
+    Raises `files.TooMuch`, OSError; then nothing is left.
+    """
+    draft, history = _draft(settings, target), _history(settings, source) / str(conversations[0])
+    budget = files.Budget(limit)
+    try:
+        (draft / "history").mkdir(mode=0o700, parents=True)
+        if _root(settings, source).is_dir():
+            files.copy_tree(_root(settings, source), draft / "files", budget)
+        if history.is_dir() and not history.is_symlink():
+            files.copy_tree(history, draft / "history" / str(conversations[1]), budget)
+    except BaseException:
+        discard(settings, target)
+        raise
+
+
+def adopt(settings: Settings, session_id: UUID) -> None:
+    """Make what `copy` has copied the session's own. Raises OSError."""
+    draft, history = _draft(settings, session_id), _history(settings, session_id)
+    history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (draft / "history").rename(history)
+    if (draft / "files").is_dir():
+        (draft / "files").rename(_root(settings, session_id))
+    draft.rmdir()
+
+
+def discard(settings: Settings, session_id: UUID) -> None:
+    """Remove what `copy` has copied."""
+    shutil.rmtree(_draft(settings, session_id), ignore_errors=True)
+
+
+def discard_forgotten(settings: Settings) -> None:
+    """Remove unfinished copies of instances that have died over them."""
+    drafts = settings.workspaces_root / ".forks"
+    for draft in drafts.iterdir() if drafts.is_dir() else ():
+        if time.time() - draft.stat().st_mtime > FORGOTTEN_AGE:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def present(settings: Settings) -> list[UUID]:

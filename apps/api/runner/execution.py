@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import structlog
+from claude_agent_sdk import project_key_for_directory
 
 from apps.api.core import cancellation, queue, sessions, workspaces
 from apps.api.core.context import Core
@@ -258,6 +259,7 @@ class Execution:
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, claim, scratch / "given")
+        await self._store.adopt(self._talk.sdk_session_id, project_key_for_directory(workspace.cwd))
         process = options.Process(
             workspace=workspace,
             extensions=given,

@@ -98,6 +98,18 @@ class Transcripts:
             key.get("subpath"),
         )
 
+    async def adopt(self, sdk_session_id: UUID, project_key: str) -> None:
+        """Give the entries that a fork began with the key under which the SDK will look for them."""
+        await self._db.pool.execute(
+            "UPDATE transcript_entries SET project_key = $3"
+            " WHERE session_id = $1 AND project_key = '' AND sdk_session_id = $2"
+            " AND EXISTS (SELECT 1 FROM sessions WHERE id = $1 AND generation = $4)",
+            self._session_id,
+            str(sdk_session_id),
+            project_key,
+            self._generation,
+        )
+
     async def file_history(self, sdk_session_id: UUID) -> list[SessionStoreEntry]:
         """What the conversation says of copies of files, in order. See `checkpoints`."""
         rows = await self._db.pool.fetch(

@@ -89,6 +89,7 @@ class Upkeep:
                 await idempotency.forget_old(self._core.db)
                 await deliveries.forget_old(self._core.db)
                 await instances.forget_dead(self._core.db)
+                await asyncio.to_thread(workspaces.discard_forgotten, self._core.settings)
                 present = await asyncio.to_thread(workspaces.present, self._core.settings)
                 for session_id in await sessions.deleted_among(self._core.db, present):
                     await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)

@@ -50,7 +50,7 @@ class Checkpoint(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_CHECKPOINT]})
 
     session_id: UUID
-    run_id: UUID | None = Field(description="The prompt's run; null in a fork, where the run is the parent's.")
+    run_id: UUID | None = Field(description="The prompt's run; in a fork perhaps one of its parent's.")
     seq: int = Field(description="Number of its `checkpoint` event.")
     created_at: datetime
     checkpoint_id: UUID

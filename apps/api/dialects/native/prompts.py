@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import cancellation, runs
+from apps.api.core import cancellation, forks, runs
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pins import Choice
@@ -26,6 +26,37 @@ from apps.api.http.sse import EventStream, Leaving, unless_left
 router = APIRouter(prefix=PREFIX)
 
 
+async def run_request(
+    path: str,
+    core: Core,
+    caller: Principal,
+    body: wire.RunBody,
+    prompt: str | list[wire.TextBlock],
+    session_id: UUID | None,
+    idempotency_key: str | None,
+) -> runs.Request:
+    """What a body asks to run. `path`: of the route, which an idempotency key belongs to.
+
+    Raises ValidationError, Forbidden.
+    """
+    text = prompt if isinstance(prompt, str) else "".join(block.text for block in prompt)
+    if len(text) > core.settings.max_prompt_chars:
+        raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    return runs.Request(
+        prompt=prompt if isinstance(prompt, str) else [block.model_dump() for block in prompt],
+        timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
+        session_id=session_id,
+        config=await checked(core, caller.tenant_id, body),
+        labels=labels(body),
+        on_busy=body.on_busy,
+        expand_prompt=body.expand_prompt,
+        idempotency=Idempotency.of(idempotency_key, path, asked) if idempotency_key else None,
+        choice=Choice(body.profile, policy_of(core, caller), body.agent),
+        timeout_asked=body.timeout_seconds is not None,
+    )
+
+
 async def submit(
     path: str,
     core: Core,
@@ -34,30 +65,14 @@ async def submit(
     session_id: UUID | None,
     idempotency_key: str | None,
 ) -> Submitted:
-    """Queue a prompt. `path`: of the route, which an idempotency key belongs to."""
-    text = body.prompt if isinstance(body.prompt, str) else "".join(block.text for block in body.prompt)
-    if len(text) > core.settings.max_prompt_chars:
-        raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
-    prompt = body.prompt if isinstance(body.prompt, str) else [block.model_dump() for block in body.prompt]
-    asked = body.model_dump(mode="json", exclude_unset=True)
-    run = await runs.submit(
-        core.db,
-        caller.tenant_id,
-        caller.key_id,
-        runs.Request(
-            prompt=prompt,
-            timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
-            session_id=session_id,
-            config=await checked(core, caller.tenant_id, body),
-            labels=labels(body),
-            on_busy=body.on_busy,
-            expand_prompt=body.expand_prompt,
-            idempotency=Idempotency.of(idempotency_key, path, asked) if idempotency_key else None,
-            choice=Choice(body.profile, policy_of(core, caller), body.agent),
-            timeout_asked=body.timeout_seconds is not None,
-        ),
-        max_queued=core.settings.max_queued_runs_per_session,
-    )
+    """Queue a prompt, of a fork if the body says so. `path`: see `run_request`."""
+    asked = await run_request(path, core, caller, body, body.prompt, session_id, idempotency_key)
+    if isinstance(body, wire.PromptBody) and body.fork_session:
+        run = (await forks.fork(core, caller.tenant_id, caller.key_id, forks.Asked(asked, begins=True))).run
+        assert run is not None  # noqa: S101 - for the type checker
+    else:
+        limit = core.settings.max_queued_runs_per_session
+        run = await runs.submit(core.db, caller.tenant_id, caller.key_id, asked, max_queued=limit)
     if not run.repeated:
         core.wake(caller.tenant_id, run.session_id)
     if run.busy_with is not None:
@@ -66,7 +81,7 @@ async def submit(
     return run
 
 
-def leaving(core: Core, caller: Principal, body: wire.NextPromptBody, run: Submitted) -> Leaving | None:
+def leaving(core: Core, caller: Principal, body: wire.RunBody, run: Submitted) -> Leaving | None:
     """What to do when the client leaves before the run is over."""
     if body.on_disconnect == "continue":
         return None

@@ -8,6 +8,7 @@ from apps.api.dialects.native import (
     agents,
     checkpoints,
     control,
+    forks,
     mcp_servers,
     preview,
     profiles,
@@ -22,6 +23,6 @@ from apps.api.dialects.native import (
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, forks, requests, control, checkpoints, runs)
 _RESOURCES = (agents, preview, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

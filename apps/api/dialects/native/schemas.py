@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from apps.api.core.config import AgentConfig
 from apps.api.core.names import Name, Text
@@ -83,17 +83,21 @@ class SessionBody(AgentConfig, LabelFields):
     )
 
 
-class NextPromptBody(SessionBody):
-    """A prompt for a session that exists. Configuration given here holds for this run and those after it."""
+def _says_something(value: str | list[TextBlock]) -> str | list[TextBlock]:
+    text = value if isinstance(value, str) else "".join(block.text for block in value)
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return value
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra=described({"prompt": "And now as a table, please."}),
-    )
 
-    prompt: str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)] = Field(
-        description="What the user says: text, or a list of text blocks.", examples=["say hello"]
-    )
+Prompt = Annotated[
+    str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)], AfterValidator(_says_something)
+]
+
+
+class RunBody(SessionBody):
+    """How a prompt is to be run."""
+
     include_partial_messages: bool = Field(True, description="Send `partial` events (token deltas) on this stream.")
     timeout_seconds: float | None = Field(
         None, gt=0, le=MAX_TIMEOUT_SECONDS, description="Deadline of the run; the server's REQUEST_TIMEOUT if unset."
@@ -110,13 +114,16 @@ class NextPromptBody(SessionBody):
         False, description="Let slash commands and `@file` mentions in the prompt act; else it is taken word for word."
     )
 
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, value: str | list[TextBlock]) -> str | list[TextBlock]:
-        text = value if isinstance(value, str) else "".join(block.text for block in value)
-        if not text.strip():
-            raise ValueError("must not be empty")
-        return value
+
+class NextPromptBody(RunBody):
+    """A prompt for a session that exists. Configuration given here holds for this run and those after it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=described({"prompt": "And now as a table, please."}),
+    )
+
+    prompt: Prompt = Field(description="What the user says: text, or a list of text blocks.", examples=["say hello"])
 
 
 class PromptBody(NextPromptBody):
@@ -128,6 +135,36 @@ class PromptBody(NextPromptBody):
     )
 
     session_id: UUID | None = Field(None, description="Continue this session.")
+    fork_session: bool = Field(False, description="Run the prompt in a fork of the session that `session_id` names.")
+
+    @model_validator(mode="after")
+    def _something_to_fork(self) -> PromptBody:
+        if self.fork_session and self.session_id is None:
+            raise ValueError("fork_session needs a session_id")
+        return self
+
+
+class ForkBody(RunBody):
+    """What to fork, and what to change in the fork; the rest is the parent's."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=described({"message_uuid": "5f3c1de0-52e5-4bb5-9a63-6c2c4f6b9b3f", "title": "Another way"}),
+    )
+
+    at_seq: int | None = Field(
+        None, ge=0, le=2**62, description="Fork what was up to this event; all of it if neither is given."
+    )
+    message_uuid: UUID | None = Field(None, description="Fork what was up to and with this message.")
+    prompt: Prompt | None = Field(
+        None, description="Begin the fork with this prompt, and stream its run.", examples=["say hello"]
+    )
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> ForkBody:
+        if self.at_seq is not None and self.message_uuid is not None:
+            raise ValueError("give at_seq or message_uuid, not both")
+        return self
 
 
 class PatchBody(LabelFields):

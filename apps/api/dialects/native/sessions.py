@@ -42,10 +42,11 @@ async def create_session(
     given = await checked(core, caller.tenant_id, body)
     choice = Choice(body.profile, policy_of(core, caller), body.agent)
     session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
-    return await _state(core, caller, session_id)
+    return await state_of(core, caller, session_id)
 
 
-async def _state(core: Core, caller: Principal, session_id: UUID) -> wire.SessionState:
+async def state_of(core: Core, caller: Principal, session_id: UUID) -> wire.SessionState:
+    """A session as it is now. Raises NotFound."""
     state = await sessions.get(core.db, core.redis, caller.tenant_id, session_id, core.settings.default_model)
     return wire.SessionState.model_validate(state)
 
@@ -95,7 +96,7 @@ async def list_sessions(
 @router.get("/sessions/{session_id}", tags=["sessions"], responses=errors(404))
 async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> wire.SessionState:
     """A session's state: what it is doing, how it is configured, what it has cost so far."""
-    return await _state(core, caller, session_id)
+    return await state_of(core, caller, session_id)
 
 
 @router.patch("/sessions/{session_id}", tags=["sessions"], responses=errors(400, 404, 413))
@@ -104,7 +105,7 @@ async def patch_session(
 ) -> wire.SessionState:
     """Change title, tags or metadata."""
     await sessions.patch(core.db, core.redis, caller.tenant_id, session_id, labels(body))
-    return await _state(core, caller, session_id)
+    return await state_of(core, caller, session_id)
 
 
 @router.delete("/sessions/{session_id}", tags=["sessions"], status_code=204, responses=errors(404, 409))

@@ -1,0 +1,48 @@
+"""Forks: a new session that begins with what another one has said."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from apps.api.core import forks
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, errors
+from apps.api.dialects.native.examples import STREAMED
+from apps.api.dialects.native.prompts import leaving, run_request
+from apps.api.dialects.native.sessions import state_of
+from apps.api.dialects.native.stream import run_stream
+from apps.api.http.answer import Json
+from apps.api.http.route import CoreDep, Prompter
+
+router = APIRouter(prefix=PREFIX)
+
+
+@router.post(
+    "/sessions/{session_id}/fork",
+    tags=["sessions"],
+    response_class=Response,
+    responses={**STREAMED, 201: {"model": wire.SessionState}, **errors(400, 404, 409, 413, 429)},
+)
+async def fork(
+    request: Request,
+    core: CoreDep,
+    caller: Prompter,
+    session_id: SessionId,
+    body: wire.ForkBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Make a new session of this one: its conversation (all, or up to an event or message), files, options and labels.
+
+    201 with the new session; with `prompt` a stream of its first run. Files are copied as they are now. 409
+    `session_busy` while a run is active in what is to be copied. A fork counts as a prompt of the key.
+    """
+    asked = await run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
+    cut = forks.Asked(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
+    forked = await forks.fork(core, caller.tenant_id, caller.key_id, cut)
+    if forked.run is None:
+        state = await state_of(core, caller, forked.session_id)
+        return Json(state.model_dump(mode="json"), status_code=201, headers=request.state.limit_headers)
+    if not forked.run.repeated:
+        core.wake(caller.tenant_id, forked.session_id)
+    left = leaving(core, caller, body, forked.run)
+    return run_stream(request, core, caller.tenant_id, forked.run, partials=body.include_partial_messages, left=left)
