@@ -361,6 +361,17 @@ def test_paths_given_to_read_can_be_read_and_executed_but_not_written(session: S
     assert out in (None, "ran\necho ran\nrefused\n")
 
 
+def test_copies_of_files_outlive_the_process_wherever_its_configuration_is(session: Session) -> None:
+    resumed = session.root / "claude-resume-1"
+    resumed.mkdir()
+    script = 'cd "$CLAUDE_CONFIG_DIR/file-history"; mkdir -p s; echo kept >> s/copy; cat s/copy'
+    assert confined(session, script) in (None, "kept\n")
+    assert confined(session, script) in (None, "kept\nkept\n")
+    session.overrides = {"CLAUDE_CONFIG_DIR": str(resumed)}
+    assert confined(session, script) in (None, "kept\nkept\nkept\n")
+    assert (session.root / "file-history" / "s" / "copy").read_text() == "kept\nkept\nkept\n"
+
+
 def test_the_config_directory_that_the_sdk_makes_for_a_resume_is_the_agents_too(session: Session) -> None:
     resumed = session.root / "claude-resume-1"
     resumed.mkdir()

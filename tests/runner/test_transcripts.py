@@ -305,3 +305,25 @@ async def test_an_append_gives_up_when_the_lease_ends_before_the_database_is_bac
             await append
     await world.db.pool.expire_connections()
     assert await count(world) == 0
+
+
+# --- forks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_forks_entries_are_adopted_by_its_owner_and_by_nobody_else(world: World) -> None:
+    session_id = await world.session()
+    former = await store_of(world, session_id=session_id)
+    await former.append({**KEY, "project_key": ""}, entries(1, 2))
+    await change_owner(world, session_id)
+    owner = await store_of(world, session_id=session_id)
+    await former.adopt(UUID(KEY["session_id"]), KEY["project_key"])
+    assert await owner.load(KEY) is None
+    await owner.adopt(UUID(KEY["session_id"]), KEY["project_key"])
+    assert await owner.load(KEY) == entries(1, 2)
+
+
+async def test_only_what_is_said_of_copies_of_files_is_read_for_a_rewind(world: World) -> None:
+    store = await store_of(world)
+    said = {"type": "file-history-snapshot", "messageId": "m", "snapshot": {}}
+    await store.append(KEY, [*entries(1), said, entry(2, note='{"type":"file-history-delta"')])
+    assert await store.file_history(UUID(KEY["session_id"])) == [said]

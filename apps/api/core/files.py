@@ -28,9 +28,10 @@ def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
         return None
     finally:
         os.close(opened)
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        return None
     with os.fdopen(found, "rb") as file:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return None
         content = file.read(limit + 1)
     return content if len(content) <= limit else None
 
@@ -104,10 +105,11 @@ def _copy(directory: int, name: str, target: Path, budget: Budget) -> bool:
 
 def _copy_file(directory: int, name: str, target: Path, budget: Budget) -> None:
     opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    info = os.fstat(opened)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(opened)
+        return
     with os.fdopen(opened, "rb") as source, target.open("xb") as copy:
-        info = os.fstat(opened)
-        if not stat.S_ISREG(info.st_mode):
-            return
         while chunk := source.read(1 << 20):
             budget.spend(len(chunk))
             copy.write(chunk)
