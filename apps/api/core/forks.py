@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import structlog
 
-from apps.api.core import files, mentions, runs, secrets, sessions, workspaces
+from apps.api.core import expansion, files, runs, secrets, sessions, workspaces
 from apps.api.core.context import Core
 from apps.api.core.frames import decode
 from apps.api.core.idempotency import Idempotency, remember, repeated, reused
@@ -75,7 +75,7 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
     parent_id = asked.request.session_id
     assert parent_id is not None  # noqa: S101 - for the type checker
     if asked.begins and asked.request.expand_prompt:
-        mentions.require_inside(asked.request.prompt)
+        expansion.check(asked.request.prompt)
     await secrets.require(core.db, tenant_id, asked.request.config.hook_secrets())
     async with core.db.transaction() as connection:
         if before := await _before(connection, tenant_id, asked):
