@@ -6,6 +6,7 @@ with the session, and are no part of what its agent sees as its files.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def create(settings: Settings, session_id: UUID, cwd: str | None) -> Workspace:
     if not inside.is_relative_to(root):
         raise ValueError("cwd leads out of the workspace")
     inside.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for copies in history.iterdir():  # the CLI removes what it has not touched for 30 days
+        os.utime(copies, follow_symlinks=False)
     return Workspace(root, inside, history)
 
 
