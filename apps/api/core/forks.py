@@ -7,6 +7,7 @@ its numbers; its runs remain the parent's.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -86,14 +87,15 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
         )  # what cannot be done is said before files are copied
         cut = await _cut(connection, parent, asked)
     session_id = uuid4()
-    await _copy_files(core, parent_id, session_id, cut)
+    conversations, limit = (cut.sdk_session_id, session_id), core.settings.max_workspace_copy_bytes
+    await _on_disk(core, parent_id, workspaces.copy, parent_id, session_id, conversations, limit)
     try:
         async with core.db.transaction() as connection:
             if before := await _before(connection, tenant_id, asked):
                 return before
             parent = await _parent(connection, tenant_id, parent_id)
             forked = await _insert(core, connection, tenant_id, api_key_id, parent, cut, session_id, asked)
-            await asyncio.to_thread(workspaces.adopt, core.settings, session_id)
+            await _on_disk(core, parent_id, workspaces.adopt, session_id)
         return forked
     except BaseException:
         await asyncio.to_thread(workspaces.remove, core.settings, session_id)
@@ -171,11 +173,10 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: As
     return _Cut(seq, UUID(found["sdk_session_id"]), found["id"]) if found else _Cut(seq, parent["sdk_session_id"], 0)
 
 
-async def _copy_files(core: Core, parent_id: UUID, session_id: UUID, cut: _Cut) -> None:
+async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *arguments: Any) -> None:
     limit = core.settings.max_workspace_copy_bytes
-    conversations = (cut.sdk_session_id, session_id)
     try:
-        await asyncio.to_thread(workspaces.copy, core.settings, parent_id, session_id, conversations, limit)
+        await asyncio.to_thread(work, core.settings, *arguments)
     except files.TooMuch as error:
         message = f"The session's files are more than {limit} bytes."
         raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error
