@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import admission, burst, idle, relay, sdk, turns
+from tests.bench import admission, burst, decision, idle, relay, sdk, turns
 from tests.bench.machine import Load
 from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk
@@ -25,7 +25,7 @@ from tests.bench.stage import AGENTS, Stage, opened
 BUDGET, QUICK_BUDGET = 285.0, 53.0
 """Seconds for everything; what has not been measured by then is left out."""
 
-SECTIONS = ("idle", "cold", "warm", "burst", "delta", "relay", "admission", "fleet")
+SECTIONS = ("idle", "cold", "warm", "decision", "burst", "delta", "relay", "admission", "fleet")
 
 Measure = Callable[[], Awaitable[None]]
 
@@ -36,6 +36,7 @@ class Sizes:
 
     rounds: int
     warm_rounds: int
+    decisions: int
     bursts: int
     words: int
     paced_words: int
@@ -45,9 +46,27 @@ class Sizes:
 
 
 FULL = Sizes(
-    rounds=8, warm_rounds=80, bursts=3, words=20_000, paced_words=500, seconds=5, streams=1_000, idle_seconds=16
+    rounds=8,
+    warm_rounds=80,
+    decisions=30,
+    bursts=3,
+    words=20_000,
+    paced_words=500,
+    seconds=5,
+    streams=1_000,
+    idle_seconds=16,
 )
-QUICK = Sizes(rounds=2, warm_rounds=8, bursts=1, words=5_000, paced_words=100, seconds=1.5, streams=200, idle_seconds=3)
+QUICK = Sizes(
+    rounds=2,
+    warm_rounds=8,
+    decisions=5,
+    bursts=1,
+    words=5_000,
+    paced_words=100,
+    seconds=1.5,
+    streams=200,
+    idle_seconds=3,
+)
 
 
 def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str, tuple[str, list[Measure]]]:
@@ -61,6 +80,10 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
         ),
         "cold": ("First delta of a new session", [lambda: turns.cold(stage, driven, report, size.rounds)]),
         "warm": ("Warm turns", [lambda: turns.warm(stage, driven, report, size.warm_rounds)]),
+        "decision": (
+            "Permission requests, decided on another instance",
+            [lambda: decision.decisions(stage, driven, report, size.decisions)],
+        ),
         "burst": (
             "Bursts, from the CLI to clients on another instance",
             [lambda: burst.bursts(stage, driven, report, words=words, shares=shares, rounds=size.bursts)],

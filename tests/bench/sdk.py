@@ -13,14 +13,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, InMemorySessionStore, ResultMessage, StreamEvent
+from claude_agent_sdk import (
+    CanUseTool,
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    InMemorySessionStore,
+    PermissionResult,
+    PermissionResultAllow,
+    ResultMessage,
+    StreamEvent,
+    ToolPermissionContext,
+)
 
 from apps.api.core import workspaces
 from apps.api.core.config import AgentConfig
 from apps.api.runner import options
+from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
+
+
+async def _allow(_tool: str, _input: dict[str, Any], _context: ToolPermissionContext) -> PermissionResult:
+    return PermissionResultAllow()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +54,31 @@ class Sdk:
     scratch: options.Scratch
     store: InMemorySessionStore = field(default_factory=InMemorySessionStore)
 
-    def options(self, session_id: UUID, *, resume: bool = False, guard: bool = False) -> ClaudeAgentOptions:
+    def options(
+        self, session_id: UUID, *, resume: bool = False, guard: bool = False, can_use_tool: CanUseTool = _allow
+    ) -> ClaudeAgentOptions:
         """Built by the service's own code, then stripped of the guard."""
-        built = options.build(
-            self.settings,
-            AgentConfig(),
+        process = options.Process(
             workspace=workspaces.create(self.settings, session_id, None),
             scratch=self.scratch.of(session_id, 1),
             launcher=self.scratch.launcher,
             store=cast(Transcripts, self.store),
             sdk_session_id=session_id,
             resume=resume,
-            stderr=[],
+            extensions=Extensions(None, None),
+            hooks=None,
+            can_use_tool=can_use_tool,
+            remembered=(),
+            profile=None,
         )
+        built = options.build(self.settings, AgentConfig(), process)
         if guard:
             return built
         env = {name: value for name, value in built.env.items() if not name.startswith("CLI_GUARD_")}
         return replace(built, cli_path=bundled_cli(), env=env)
 
     @asynccontextmanager
-    async def client(self, session_id: UUID | None = None, **how: bool) -> AsyncIterator[ClaudeSDKClient]:
+    async def client(self, session_id: UUID | None = None, **how: Any) -> AsyncIterator[ClaudeSDKClient]:
         """A connected client."""
         async with ClaudeSDKClient(self.options(session_id or uuid4(), **how)) as client:
             yield client
@@ -82,14 +102,15 @@ def delta_of(message: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
+async def prompt_messages(prompt: str) -> AsyncIterator[dict[str, Any]]:
+    """A prompt, as the service sends it."""
+    message = {"role": "user", "content": prompt}
+    yield {"type": "user", "uuid": str(uuid4()), "message": message, "parent_tool_use_id": None}
+
+
 async def ask(client: ClaudeSDKClient, prompt: str, heard: Callable[[str], None]) -> None:
-    """One turn, sent as the service sends it; `heard` gets each text delta."""
-
-    async def messages() -> AsyncIterator[dict[str, Any]]:
-        message = {"role": "user", "content": prompt}
-        yield {"type": "user", "uuid": str(uuid4()), "message": message, "parent_tool_use_id": None}
-
-    await client.query(messages())
+    """One turn; `heard` gets each text delta."""
+    await client.query(prompt_messages(prompt))
     async for message in client.receive_messages():
         text = delta_of(message)
         if text is not None:

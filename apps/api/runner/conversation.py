@@ -10,7 +10,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
+from claude_agent_sdk import (
+    Message,
+    MirrorErrorMessage,
+    ResultMessage,
+    StreamEvent,
+    SystemMessage,
+    TaskNotificationMessage,
+    TaskStartedMessage,
+)
 
 from apps.api.core import queue
 from apps.api.core.context import Core
@@ -32,6 +40,7 @@ class Conversation:
         current: the turn of the client's run that is being executed.
         active: the turn that the agent is in, which may be one of a background task.
         sdk_session_id: under which the SDK stores the conversation.
+        tasks: ids of the subagents and background commands that are at work.
         used_up: the process has spent its budget; every later turn of it would fail.
     """
 
@@ -61,6 +70,7 @@ class Conversation:
         self._tool_calls: deque[str] = deque(maxlen=200)
         self._handled = asyncio.Event()
         self._background: set[str] = set()
+        self.tasks: set[str] = set()
 
     @property
     def run_id(self) -> UUID | None:
@@ -70,7 +80,8 @@ class Conversation:
 
     def new_process(self) -> None:
         """The agent has been started anew: it counts from zero."""
-        self.used_up, self._meter, self._background = False, messages.Meter(), set()
+        self.used_up, self._meter = False, messages.Meter()
+        self._background, self.tasks = set(), set()
 
     def turn_of(self, run_id: UUID | None) -> Turn | None:
         """The turn of a run, or whichever there is."""
@@ -126,6 +137,10 @@ class Conversation:
         elif isinstance(message, SystemMessage) and message.subtype == "background_tasks_changed":
             self._background = {task["task_id"] for task in message.data["tasks"]}
         else:
+            if isinstance(message, TaskStartedMessage):
+                self.tasks.add(message.task_id)
+            elif isinstance(message, TaskNotificationMessage):
+                self.tasks.discard(message.task_id)
             events = messages.events(message, self.active.run_id if self.active else None)
             if events:
                 await self._writer.append(*events)

@@ -92,6 +92,11 @@ class Execution:
         return not (self.busy or self._closing or self.approvals.waiting)
 
     @property
+    def tasks(self) -> frozenset[str]:
+        """Ids of the subagents and background commands that are at work."""
+        return frozenset(self._talk.tasks)
+
+    @property
     def agent(self) -> Agent | None:
         """The agent, as long as its process lives."""
         return self._agent if self._agent is not None and self._agent.is_alive else None

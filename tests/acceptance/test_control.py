@@ -1,0 +1,294 @@
+"""Control of a live session: mode, model, tasks, MCP servers, cancel, reset, on_busy, on_disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.asking import ASKING, COMMAND, all_asked, asked, decide, elsewhere, path_of, resolutions
+from tests.conftest import StartFleet
+from tests.fleet import Fleet, Instance
+from tests.mcp_things import stdio
+
+BYPASS = {"permission_mode": "bypassPermissions"}
+SLOW_TOOL = "run for i in 1; do sleep 60; done"
+STREAM = "stream 400 words every 20 ms"
+OTHER_MODEL = "claude-opus-4-5"
+
+
+async def control(instance: Instance, session_id: str, **asked: Any) -> httpx.Response:
+    return await instance.post(f"/sessions/{session_id}/control", asked)
+
+
+async def applied(response: httpx.Response) -> dict[str, Any]:
+    assert (response.status_code, response.json().get("status")) == (200, "applied"), response.text
+    return response.json()  # type: ignore[no-any-return]
+
+
+async def reset(instance: Instance, session_id: str, mode: str) -> None:
+    await applied(await instance.post(f"/sessions/{session_id}/reset", {"mode": mode}))
+
+
+async def init_of(instance: Instance, session_id: str, prompt: str = "say what are you") -> dict[str, Any]:
+    """The `init` of a new run."""
+    events = await instance.follow(await instance.prompt(session_id, prompt))
+    assert events[-1].data["status"] == "succeeded", events[-2]
+    return next(e.data for e in events if e.event == "init")
+
+
+async def running(instance: Instance, run_id: str) -> None:
+    """Until a run has begun to speak or to use a tool."""
+    await all_asked(instance, f"/runs/{run_id}/events", 2, "message")
+
+
+async def pids(owner: Instance) -> set[int]:
+    return {p.pid for p in owner.descendants() if "claude" in p.name()}
+
+
+# --- mode and model
+
+
+async def test_a_mode_changed_while_a_request_waits_holds_for_the_rest_of_the_run_and_later(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, f"{COMMAND} then run touch b then say end")
+    request = await asked(fleet[1], run_id)
+    other = await elsewhere(fleet, session_id)
+    await applied(await control(other, session_id, permission_mode="bypassPermissions"))
+    await other.post(path_of(request), {"decision": "allow"})
+    events = await other.follow(run_id)
+    assert len([e for e in events if e.event == "permission_request"]) == 1, "the second command was not asked for"
+    changed = next(e.data for e in events if e.event == "status" and e.data["status"] == "reconfigured")
+    assert changed["permission_mode"] == "bypassPermissions"
+    assert (await init_of(other, session_id))["permission_mode"] == "bypassPermissions"
+    await reset(other, session_id, "soft")
+    assert (await init_of(other, session_id))["permission_mode"] == "bypassPermissions"
+    assert (await other.get(f"/sessions/{session_id}")).json()["permission_mode"] == "bypassPermissions"
+
+
+async def test_a_model_changed_in_the_middle_of_a_run_answers_from_then_on(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    run_id = await fleet[0].prompt(session_id, COMMAND)
+    request = await asked(fleet[1], run_id)
+    other = await elsewhere(fleet, session_id)
+    await applied(await control(other, session_id, model=OTHER_MODEL))
+    await decide(other, request, decision="allow")
+    spoke = [e.data["model"] for e in await other.follow(run_id) if e.event == "message" and e.data.get("model")]
+    assert spoke[0] != OTHER_MODEL
+    assert spoke[-1] == OTHER_MODEL
+    await reset(other, session_id, "soft")
+    assert (await init_of(other, session_id))["model"] == OTHER_MODEL
+
+
+async def test_mode_and_model_change_where_no_agent_is_live(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await applied(await control(fleet[1], session_id, permission_mode="acceptEdits", model=OTHER_MODEL))
+    init = await init_of(fleet[2], session_id)
+    assert (init["permission_mode"], init["model"]) == ("acceptEdits", OTHER_MODEL)
+    refused = await control(fleet[1], await fleet[0].session(), stop_task="any")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
+
+
+async def test_a_background_task_is_stopped(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    await fleet[0].prompt(session_id, "run in background for i in 1; do sleep 60; done")
+    (task,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1, "task")
+    other = await elsewhere(fleet, session_id)
+    await applied(await control(other, session_id, stop_task=task.data["task_id"]))
+    async with other.stream(f"/sessions/{session_id}/events", headers={"Last-Event-ID": task.id}) as events:
+        stopped = await anext(
+            e async for e in events if e.event == "task" and e.data["status"] in ("stopped", "killed")
+        )
+    assert stopped.data["task_id"] == task.data["task_id"]
+    refused = await control(other, session_id, stop_task="unknown")
+    assert refused.json()["error"]["code"] == "control_failed"
+    assert refused.json()["error"]["message"] == "No such task is at work."
+
+
+async def test_an_mcp_server_is_disabled_enabled_and_connected_again(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(mcp_servers={"things": stdio()}, **BYPASS)
+    await fleet[0].ask(session_id, "say hello")
+    other = await elsewhere(fleet, session_id)
+
+    async def status() -> list[str]:
+        return [s["status"] for s in (await other.get(f"/sessions/{session_id}/mcp")).json()["mcp_servers"]]
+
+    assert await status() == ["connected"]
+    await applied(await control(other, session_id, mcp_toggle={"name": "things", "enabled": False}))
+    assert await status() == ["disabled"]
+    await applied(await control(other, session_id, mcp_toggle={"name": "things", "enabled": True}))
+    await applied(await control(other, session_id, mcp_reconnect="things"))
+    assert await status() == ["connected"]
+    refused = await control(other, session_id, mcp_reconnect="nothing")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "control_failed")
+    assert "nothing" in refused.json()["error"]["message"]
+
+
+# --- cancel
+
+
+async def test_a_queued_run_of_an_owned_session_is_cancelled(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    active = await fleet[0].prompt(session_id, STREAM)
+    queued = await fleet[1].prompt(session_id, "say never")
+    await running(fleet[1], active)
+    other = await elsewhere(fleet, session_id)
+    following = asyncio.create_task(other.follow(queued))
+    assert (await applied(await other.post(f"/runs/{queued}/cancel")))["run_id"] == queued
+    assert (await following)[-1].data == {**(await following)[-1].data, "status": "interrupted"}
+    assert (await other.get(f"/runs/{queued}")).json()["error"]["code"] == "interrupted"
+    again = await other.post(f"/runs/{queued}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "no_live_run")
+    await applied(await other.post(f"/runs/{active}/cancel"))
+    assert (await other.follow(active))[-1].data["status"] == "interrupted"
+    assert (await other.ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def test_a_queued_run_that_nobody_owns_is_cancelled_and_the_others_start_in_order(
+    start_fleet: StartFleet,
+) -> None:
+    fleet = await start_fleet(1, RUNNER_SLOTS="0")
+    session_id = await fleet[0].session()
+    runs = [await fleet[0].prompt(session_id, f"say number {n}") for n in range(3)]
+    following = asyncio.create_task(fleet[0].follow(runs[0]))
+    await applied(await fleet[0].post(f"/runs/{runs[0]}/cancel"))
+    assert [e.event for e in await following if e.event != "queued"] == ["done"]
+    await fleet.start(1, RUNNER_SLOTS="1")
+    assert [(await fleet[0].follow(run))[-1].data["status"] for run in runs] == ["interrupted", *["succeeded"] * 2]
+
+
+async def test_cancels_that_race_with_claims_end_every_run_exactly_once(fleet: Fleet) -> None:
+    sessions = [await fleet[n % 3].session() for n in range(4)]
+    runs: list[str] = []
+
+    async def submit_and_cancel(number: int) -> int:
+        run_id = await fleet[number % 3].prompt(sessions[number % 4], "stream 20 words every 5 ms")
+        runs.append(run_id)
+        return (await fleet[(number + 1) % 3].post(f"/runs/{run_id}/cancel")).status_code
+
+    assert set(await asyncio.gather(*(submit_and_cancel(n) for n in range(24)))) <= {200, 409}
+    ended: list[str] = []
+    for session_id in sessions:
+        async with fleet[0].stream(f"/sessions/{session_id}/events?until=idle") as events:
+            seen = [event async for event in events]
+        ended += [e.data["run_id"] for e in seen if e.event == "done"]
+        durable = [int(e.id) for e in seen if e.event != "partial"]
+        assert durable == list(range(1, len(durable) + 1))
+    assert sorted(ended) == sorted(runs)
+    for session_id in sessions:
+        assert (await fleet[2].ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+# --- on_busy and on_disconnect
+
+
+async def test_on_busy_interrupts_or_rejects(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    active = await fleet[0].prompt(session_id, STREAM)
+    await running(fleet[1], active)
+    other = await elsewhere(fleet, session_id)
+    refused = await other.post(f"/sessions/{session_id}/query", {"prompt": "say no", "on_busy": "reject"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_busy")
+    answer = await other.ask(session_id, "say me first", on_busy="interrupt")
+    assert answer["result"].endswith("me first")
+    assert (await other.follow(active))[-1].data["status"] == "interrupted"
+
+
+async def test_on_busy_interrupts_a_run_that_waits_for_a_person(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**ASKING)
+    active = await fleet[0].prompt(session_id, COMMAND)
+    await asked(fleet[1], active)
+    answer = await (await elsewhere(fleet, session_id)).ask(session_id, "say me first", on_busy="interrupt")
+    assert answer["result"].endswith("me first")
+    assert resolutions(await fleet[1].follow(active)) == [("closed", "interrupted")]
+
+
+@pytest.mark.parametrize("path", ["/query", "/query/single", "/sessions/{}/query?wait=60"])
+@pytest.mark.parametrize("policy", ["interrupt", "continue"])
+async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(fleet: Fleet, path: str, policy: str) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say warm")
+    other = await elsewhere(fleet, session_id)
+    body = {"prompt": "stream 80 words every 20 ms", "on_disconnect": policy}
+    if path.startswith("/query"):
+        body["session_id"] = session_id
+    request = asyncio.create_task(other.client.post(f"/api/v1{path.format(session_id)}", json=body))
+    async with fleet[0].stream(f"/sessions/{session_id}/events") as events:
+        begun = await anext(
+            e async for e in events if e.event == "partial" and "word1" in e.data["delta"].get("text", "")
+        )
+    request.cancel()
+    events = await fleet[1].follow(begun.data["run_id"])
+    assert events[-1].data["status"] == ("interrupted" if policy == "interrupt" else "succeeded")
+
+
+@pytest.mark.parametrize("path", ["/query", "/query/single"])
+async def test_a_drain_of_the_instance_that_holds_the_stream_is_not_a_client_that_leaves(
+    start_fleet: StartFleet, path: str
+) -> None:
+    fleet = await start_fleet(1, RUNNER_SLOTS="0", SHUTDOWN_GRACE_SECONDS="0")
+    await fleet.start(1, RUNNER_SLOTS="2")
+    session_id = await fleet[1].session()
+    await fleet[1].ask(session_id, "say warm")
+    body = {"prompt": "stream 500 words every 20 ms", "session_id": session_id, "on_disconnect": "interrupt"}
+    request = asyncio.create_task(fleet[0].client.post(f"/api/v1{path}", json=body))
+    (begun,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1, "partial")
+    fleet[0].signal(signal.SIGTERM)
+    await asyncio.wait({request})
+    assert await fleet[0].ended() == 0
+    assert (await fleet[1].follow(begun.data["run_id"]))[-1].data["status"] == "succeeded"
+
+
+# --- reset
+
+
+async def test_a_soft_reset_starts_a_new_process_that_knows_the_conversation(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    await fleet[0].ask(session_id, "write notes.txt: hello")
+    owner, other = await fleet.owner_of(session_id), await elsewhere(fleet, session_id)
+    first = (await init_of(other, session_id, "run echo $PPID"))["sdk_session_id"]
+    before = (await other.ask(session_id, "run ps -o ppid= $PPID || echo $PPID"))["result"]
+    await reset(other, session_id, "soft")
+    after = (await other.ask(session_id, "run ps -o ppid= $PPID || echo $PPID"))["result"]
+    assert before != after, "another process"
+    assert (await init_of(other, session_id))["sdk_session_id"] == first
+    assert "write notes.txt: hello" in (await other.ask(session_id, "recall"))["result"]
+    assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
+    assert owner.process.poll() is None
+
+
+async def test_a_hard_reset_begins_a_new_conversation_with_the_same_files(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    first = (await init_of(fleet[0], session_id, "write notes.txt: hello"))["sdk_session_id"]
+    other = await elsewhere(fleet, session_id)
+    await reset(other, session_id, "hard")
+    assert "nothing before" in (await other.ask(session_id, "recall"))["result"]
+    assert (await init_of(other, session_id))["sdk_session_id"] != first
+    assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
+    await reset(other, session_id, "soft")
+    assert "read notes.txt" in (await other.ask(session_id, "recall"))["result"]
+
+
+async def test_a_reset_waits_behind_what_is_queued(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    first = await fleet[0].prompt(session_id, "stream 50 words every 20 ms")
+    second = await fleet[1].prompt(session_id, "say second")
+    await reset(fleet[2], session_id, "hard")
+    for run_id in (first, second):
+        assert (await fleet[1].get(f"/runs/{run_id}")).json()["status"] == "succeeded"
+    assert "nothing before" in (await fleet[0].ask(session_id, "recall"))["result"]
+
+
+async def test_the_conversation_after_a_clear_is_the_one_that_is_resumed(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say before the clear")
+    other = await elsewhere(fleet, session_id)
+    await fleet[0].follow(await other.prompt(session_id, "/clear", expand_prompt=True))
+    await other.ask(session_id, "say after the clear")
+    await reset(other, session_id, "soft")
+    known = (await other.ask(session_id, "recall"))["result"]
+    assert "after the clear" in known
+    assert "before the clear" not in known
