@@ -12,10 +12,8 @@ import pytest
 from tests.acceptance.asking import ASKING, COMMAND, all_asked, asked, decide, elsewhere, path_of, resolutions
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
-from tests.mcp_things import stdio
 
 BYPASS = {"permission_mode": "bypassPermissions"}
-SLOW_TOOL = "run for i in 1; do sleep 60; done"
 STREAM = "stream 400 words every 20 ms"
 OTHER_MODEL = "claude-opus-4-5"
 
@@ -40,13 +38,9 @@ async def init_of(instance: Instance, session_id: str, prompt: str = "say what a
     return next(e.data for e in events if e.event == "init")
 
 
-async def running(instance: Instance, run_id: str) -> None:
-    """Until a run has begun to speak or to use a tool."""
-    await all_asked(instance, f"/runs/{run_id}/events", 2, "message")
-
-
-async def pids(owner: Instance) -> set[int]:
-    return {p.pid for p in owner.descendants() if "claude" in p.name()}
+async def speaking(instance: Instance, run_id: str) -> None:
+    """Until a run has begun to speak."""
+    await all_asked(instance, f"/runs/{run_id}/events", 1, "partial")
 
 
 # --- mode and model
@@ -108,21 +102,10 @@ async def test_a_background_task_is_stopped(fleet: Fleet) -> None:
     assert refused.json()["error"]["message"] == "No such task is at work."
 
 
-async def test_an_mcp_server_is_disabled_enabled_and_connected_again(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(mcp_servers={"things": stdio()}, **BYPASS)
+async def test_what_the_agent_refuses_is_told_in_its_words(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
     await fleet[0].ask(session_id, "say hello")
-    other = await elsewhere(fleet, session_id)
-
-    async def status() -> list[str]:
-        return [s["status"] for s in (await other.get(f"/sessions/{session_id}/mcp")).json()["mcp_servers"]]
-
-    assert await status() == ["connected"]
-    await applied(await control(other, session_id, mcp_toggle={"name": "things", "enabled": False}))
-    assert await status() == ["disabled"]
-    await applied(await control(other, session_id, mcp_toggle={"name": "things", "enabled": True}))
-    await applied(await control(other, session_id, mcp_reconnect="things"))
-    assert await status() == ["connected"]
-    refused = await control(other, session_id, mcp_reconnect="nothing")
+    refused = await control(await elsewhere(fleet, session_id), session_id, mcp_reconnect="nothing")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "control_failed")
     assert "nothing" in refused.json()["error"]["message"]
 
@@ -134,11 +117,11 @@ async def test_a_queued_run_of_an_owned_session_is_cancelled(fleet: Fleet) -> No
     session_id = await fleet[0].session()
     active = await fleet[0].prompt(session_id, STREAM)
     queued = await fleet[1].prompt(session_id, "say never")
-    await running(fleet[1], active)
+    await speaking(fleet[1], active)
     other = await elsewhere(fleet, session_id)
     following = asyncio.create_task(other.follow(queued))
     assert (await applied(await other.post(f"/runs/{queued}/cancel")))["run_id"] == queued
-    assert (await following)[-1].data == {**(await following)[-1].data, "status": "interrupted"}
+    assert (await following)[-1].data["status"] == "interrupted"
     assert (await other.get(f"/runs/{queued}")).json()["error"]["code"] == "interrupted"
     again = await other.post(f"/runs/{queued}/cancel")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "no_live_run")
@@ -188,7 +171,7 @@ async def test_cancels_that_race_with_claims_end_every_run_exactly_once(fleet: F
 async def test_on_busy_interrupts_or_rejects(fleet: Fleet) -> None:
     session_id = await fleet[0].session()
     active = await fleet[0].prompt(session_id, STREAM)
-    await running(fleet[1], active)
+    await speaking(fleet[1], active)
     other = await elsewhere(fleet, session_id)
     refused = await other.post(f"/sessions/{session_id}/query", {"prompt": "say no", "on_busy": "reject"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_busy")
