@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
     rate_limit_query_per_minute: int = Field(10, ge=0)
-    max_body_bytes: int = Field(1_500_000, ge=1024)
+    max_body_bytes: int = Field(8_000_000, ge=1024)
     max_prompt_chars: int = Field(400_000, ge=1)
     max_queued_runs_per_session: int = Field(100, ge=1)
     outbound_allow: Annotated[tuple[str, ...], NoDecode] = ()

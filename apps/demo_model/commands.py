@@ -19,12 +19,14 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | delegate at once PROMPT & PROMPT           | several sub-agents, side by side                           |
 | answer by schema [{json}]                  | StructuredOutput with that JSON, or the least that fits    |
 | answer without schema                      | text only, even when the CLI insists                       |
-| fail with STATUS [once]                    | that HTTP status (400-599), every time or the first time   |
+| fail with STATUS [once] [for MODEL]        | that HTTP status (400-599), every time or the first time;  |
+|                                            | for MODEL: only when that model is asked                   |
 | break the stream                           | drops the connection in the middle of the reply            |
 | hang, hang after N words                   | silence until the client leaves, at most 600 s             |
 | remember X                                 | says it will                                               |
 | recall, what did I say, ... remember ...?  | lists every earlier prompt of the conversation             |
 | show system prompt                         | its last 2,000 characters                                  |
+| show request                               | model, thinking and effort that the request asks for       |
 | list tools                                 | the names of the tools in the request                      |
 | help                                       | this table                                                 |
 """
@@ -213,6 +215,12 @@ def _hang(found: Match, talk: Conversation) -> list[Item]:
     return [Words(min(int(found["count"]), MAX_WORDS)), Hang()] if found["count"] else [Hang()]
 
 
+def _fail(found: Match, talk: Conversation) -> list[Item]:
+    if found["model"] not in (None, talk.settings.get("model")):
+        return [say(f"{talk.settings.get('model')} answers")]
+    return [Fail(int(found["status"]), bool(found["once"]))]
+
+
 def _recall(found: Match, talk: Conversation) -> list[Item]:
     earlier = talk.prompts[:-1]
     listed = "".join(f"\n{number}. {prompt}" for number, prompt in enumerate(earlier, 1))
@@ -237,12 +245,13 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"delegate(?P<background> in (?:the )?background)?(?: to (?P<name>[\w:-]+):)? (?P<prompt>.+)", _delegate),
     (r"answer by schema\s*(?P<json>\S.*)?", _answer),
     (r"answer without schema.*", lambda found, talk: [say("I answer without the schema.")]),
-    (r"fail with ([45]\d\d)( once)?", lambda found, talk: [Fail(int(found[1]), bool(found[2]))]),
+    (r"fail with (?P<status>[45]\d\d)(?P<once> once)?(?: for (?P<model>\S+))?", _fail),
     (r"break the stream", lambda found, talk: [Break()]),
     (r"hang(?: after (?P<count>\d{1,9}) words?)?", _hang),
     (r"recall|what did i say\??|.*\bremember\b.*\?", _recall),
     (r"remember (.+)", lambda found, talk: [say(f"I will remember: {found[1]}")]),
     (r"show system prompt", lambda found, talk: [say(f"the system prompt ends: {talk.system[-SYSTEM_CHARS:]}")]),
+    (r"show request", lambda found, talk: [say(f"the request asks for {json.dumps(talk.settings)}")]),
     (r"list tools", lambda found, talk: [say("tools: " + ", ".join(sorted(talk.tools)))]),
     (r"help", lambda found, talk: [say(__doc__ or "")]),
 ]

@@ -43,6 +43,7 @@ class Conversation:
         system: text of the system prompt.
         cwd: the CLI's working directory, "" when it is not stated.
         answer_schema: when the reply must be JSON text of this schema, as for the CLI's session titles.
+        settings: model, thinking and effort that the request asks for.
         session: an opaque mark of the conversation, equal in every request of it.
     """
 
@@ -57,6 +58,7 @@ class Conversation:
     system: str = ""
     cwd: str = ""
     answer_schema: JsonObject | None = None
+    settings: JsonObject = field(default_factory=dict)
     session: str = ""
 
 
@@ -67,7 +69,13 @@ def read(request: JsonObject) -> Conversation:
         system="\n".join(str(block.get("text", "")) for block in _blocks(request.get("system"))),
         session=str(_object(request.get("metadata")).get("user_id", "")),
     )
-    form = _object(_object(request.get("output_config")).get("format"))
+    output = _object(request.get("output_config"))
+    found.settings = {
+        "model": request.get("model"),
+        "thinking": request.get("thinking"),
+        "effort": output.get("effort"),
+    }
+    form = _object(output.get("format"))
     found.answer_schema = _object(form.get("schema")) or None
     _read_aside(found, found.system)
     for message in _objects(request.get("messages")):

@@ -27,6 +27,7 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
+from apps.api.core.content import without_data
 from apps.api.core.frames import encode
 from apps.api.core.log import Event, Outcome
 from apps.api.core.usage import ModelUsage
@@ -68,7 +69,7 @@ def block(value: ContentBlock) -> dict[str, Any]:
             return {
                 "type": "tool_result",
                 "tool_use_id": value.tool_use_id,
-                "content": value.content,
+                "content": without_data(value.content),
                 "is_error": bool(value.is_error),
             }
         case ServerToolUseBlock():
@@ -80,7 +81,7 @@ def block(value: ContentBlock) -> dict[str, Any]:
 def prompt_message(run_id: UUID, content: Any) -> dict[str, Any]:
     """The fields of the `message` event that shows the user's own prompt. Its uuid is the run's id."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {"role": "user", "content": blocks, "parent_tool_use_id": None, "uuid": str(run_id)}
+    return {"role": "user", "content": without_data(blocks), "parent_tool_use_id": None, "uuid": str(run_id)}
 
 
 EXCERPT = 200
@@ -162,6 +163,9 @@ def _system(message: SystemMessage, run_id: UUID | None) -> list[Event]:
         case "api_retry":
             names = ("attempt", "max_retries", "retry_delay_ms", "error_status", "error")
             return [Event("status", {"status": "model_retry", **{n: data.get(n) for n in names}}, run_id)]
+        case "model_fallback":
+            told = {n: data.get(n) for n in ("original_model", "fallback_model", "trigger")}
+            return [Event("status", {"status": "model_fallback", **told}, run_id)]
         case "compact_boundary":
             return [Event("status", {"status": "compacted", "detail": data.get("compact_metadata")}, run_id)]
         case "status" if data.get("status") == "compacting":

@@ -148,7 +148,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "The body is too large.",
         "body_too_large",
         "The body is larger than 1500000 bytes.",
-        {"limit_bytes": 1_500_000},
+        {"limit_bytes": 8_000_000},
     ),
     422: _error(
         "A field is missing, unknown or out of range; `details.errors` names each.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apps.api.core import preview
+from apps.api.core import content, preview
 from apps.api.core.parts import PermissionMode
 from apps.api.core.pins import Choice
 from apps.api.core.preview import Finding, Wanted
@@ -142,8 +142,7 @@ async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str,
     or 404. Addresses of MCP servers and hooks are connected to and sent nothing.
     """
     wanted, found = _understood(body)
-    blocks = wanted.prompt if isinstance(wanted.prompt, list) else []
-    text = wanted.prompt if isinstance(wanted.prompt, str) else "".join(getattr(b, "text", "") for b in blocks)
+    text = "".join(content.texts(wanted.prompt))
     if wanted.session_id is not None:
         found.append(Finding("session_id", "validation_error", "a preview is of a new session"))
     choice = Choice(wanted.profile, policy_of(core, caller), wanted.agent)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core import cancellation, forks, runs
+from apps.api.core.content import Block, texts
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pins import Choice
@@ -31,7 +32,7 @@ async def run_request(
     core: Core,
     caller: Principal,
     body: wire.RunBody,
-    prompt: str | list[wire.TextBlock],
+    prompt: str | list[Block],
     session_id: UUID | None,
     idempotency_key: str | None,
 ) -> runs.Request:
@@ -39,12 +40,11 @@ async def run_request(
 
     Raises ValidationError, Forbidden.
     """
-    text = prompt if isinstance(prompt, str) else "".join(block.text for block in prompt)
-    if len(text) > core.settings.max_prompt_chars:
+    if sum(map(len, texts(prompt))) > core.settings.max_prompt_chars:
         raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
     asked = body.model_dump(mode="json", exclude_unset=True)
     return runs.Request(
-        prompt=prompt if isinstance(prompt, str) else [block.model_dump() for block in prompt],
+        prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
         config=await checked(core, caller.tenant_id, body),

@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from apps.api.core.config import AgentConfig
+from apps.api.core.content import Content
 from apps.api.core.names import Name, Text
 from apps.api.dialects.native import examples
 
@@ -40,13 +41,6 @@ class Closed(BaseModel):
     """A body that refuses fields it does not know."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class TextBlock(Closed):
-    """A content block of a prompt. `type` is `text`."""
-
-    type: Literal["text"]
-    text: Annotated[str, Field(min_length=1)]
 
 
 class LabelFields(Closed):
@@ -83,18 +77,6 @@ class SessionBody(AgentConfig, LabelFields):
     )
 
 
-def _says_something(value: str | list[TextBlock]) -> str | list[TextBlock]:
-    text = value if isinstance(value, str) else "".join(block.text for block in value)
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return value
-
-
-Prompt = Annotated[
-    str | Annotated[list[TextBlock], Field(min_length=1, max_length=100)], AfterValidator(_says_something)
-]
-
-
 class RunBody(SessionBody):
     """How a prompt is to be run."""
 
@@ -123,7 +105,11 @@ class NextPromptBody(RunBody):
         json_schema_extra=described({"prompt": "And now as a table, please."}),
     )
 
-    prompt: Prompt = Field(description="What the user says: text, or a list of text blocks.", examples=["say hello"])
+    prompt: Content = Field(
+        description="What the user says: text, or a list of blocks: text, images (base64), documents (PDF as base64, or"
+        " plain text). Events show images and documents without their data.",
+        examples=["say hello"],
+    )
 
 
 class PromptBody(NextPromptBody):
@@ -156,7 +142,7 @@ class ForkBody(RunBody):
         None, ge=0, le=2**62, description="Fork what was up to this event; all of it if neither is given."
     )
     message_uuid: UUID | None = Field(None, description="Fork what was up to and with this message.")
-    prompt: Prompt | None = Field(
+    prompt: Content | None = Field(
         None, description="Begin the fork with this prompt, and stream its run.", examples=["say hello"]
     )
 
