@@ -14,6 +14,7 @@ import httpx
 from tests.acceptance.test_rewind import files_of, rewind
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, events_of
+from tests.sockets import open_socket
 
 TOOLS = {"permission_mode": "bypassPermissions"}
 
@@ -124,6 +125,7 @@ async def test_a_fork_of_a_fork_knows_both(fleet: Fleet) -> None:
     await fleet[1].ask(second, "say two")
     third = (await fork(fleet[2], second))["session_id"]
     never_begun = (await fork(fleet[2], third))["session_id"]
+    assert (await fleet[1].client.delete(f"/api/v1/sessions/{first}")).status_code == 204
     recalled = (await fleet[0].ask(never_begun, "recall"))["result"]
     assert "say one" in recalled
     assert "say two" in recalled
@@ -134,6 +136,8 @@ async def test_a_fork_of_a_fork_knows_both(fleet: Fleet) -> None:
 async def test_transcripts_of_subagents_are_copied(fleet: Fleet) -> None:
     parent = await fleet[0].session(**TOOLS)
     await fleet[0].ask(parent, "delegate say hello")
+    report = next(m for m in await messages(fleet[1], parent) if m["content"][0]["type"] == "tool_result")
+    cut = (await fork(fleet[1], parent, message_uuid=report["uuid"]))["session_id"]
     child = (await fork(fleet[1], parent))["session_id"]
     nested = [m for m in await messages(fleet[2], child) if m["subagent_messages"]]
     assert nested
@@ -145,12 +149,12 @@ async def test_transcripts_of_subagents_are_copied(fleet: Fleet) -> None:
             "SELECT session_id::text AS session, count(*) AS entries, bool_or(strpos(entry, $1) > 0) AS names_parent"
             " FROM transcript_entries WHERE session_id::text = ANY($2) AND subpath <> '' GROUP BY 1",
             parent,
-            [parent, child],
+            [parent, child, cut],
         )
     finally:
         await connection.close()
     found = {row["session"]: (row["entries"], row["names_parent"]) for row in rows}
-    assert found[child] == (found[parent][0], False)
+    assert found[child] == found[cut] == (found[parent][0], False)
 
 
 async def test_files_of_a_fork_can_be_rewound_to_prompts_of_its_parent(fleet: Fleet) -> None:
@@ -231,3 +235,13 @@ async def test_a_workspace_that_is_too_large_is_not_copied(start_fleet: StartFle
     assert sorted(os.listdir(root)) == sorted([".checkpoints", ".forks", parent])
     assert os.listdir(root / ".forks") == []
     assert len((await fleet[0].get("/sessions")).json()["data"]) == 1
+
+
+async def test_a_prompt_of_a_websocket_can_fork_its_session(fleet: Fleet) -> None:
+    parent = await fleet[0].session()
+    await fleet[0].ask(parent, "say one")
+    async with open_socket(fleet[1]) as socket:
+        run = await socket.ask("prompt", prompt="recall", session_id=parent, fork_session=True)
+        result = await socket.of_run(run["run_id"], "result")
+    assert run["session_id"] != parent
+    assert "say one" in result["data"]["result"]

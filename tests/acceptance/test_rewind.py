@@ -15,7 +15,11 @@ CHECKPOINTING = {"permission_mode": "bypassPermissions", "enable_file_checkpoint
 
 
 async def rewind(instance: Instance, session_id: str, checkpoint_id: str, **more: Any) -> dict[str, Any]:
-    answer = await instance.post(f"/sessions/{session_id}/rewind", {"checkpoint_id": checkpoint_id, **more})
+    headers = {"Idempotency-Key": str(uuid4())}
+    body = {"checkpoint_id": checkpoint_id, **more}
+    answer = await instance.post(f"/sessions/{session_id}/rewind", body, headers=headers)
+    again = await instance.post(f"/sessions/{session_id}/rewind", body, headers=headers)
+    assert again.json() == answer.json()
     assert answer.status_code == 200, answer.text
     return answer.json()  # type: ignore[no-any-return]
 

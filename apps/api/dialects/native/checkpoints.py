@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.core import checkpoints, runs
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
+from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, SessionId, answer, errors
 from apps.api.dialects.native.examples import IDS, MOMENT
 from apps.api.http.answer import Json
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
@@ -120,7 +121,14 @@ async def list_checkpoints(
     response_model=Rewound,
     responses={202: {"model": wire.Accepted}, **errors(400, 404, 409, 413, 502, 504)},
 )
-async def rewind(request: Request, core: CoreDep, caller: Writer, session_id: SessionId, body: RewindBody) -> Response:
+async def rewind(
+    request: Request,
+    core: CoreDep,
+    caller: Writer,
+    session_id: SessionId,
+    body: RewindBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Bring files back to what they were before a prompt; the conversation stays as it is.
 
     Waits its turn behind runs that are queued before it. 202 when it has not come within 30 seconds: `GET /runs/{id}`
@@ -129,18 +137,20 @@ async def rewind(request: Request, core: CoreDep, caller: Writer, session_id: Se
     message_id = body.checkpoint_id or body.user_message_uuid
     assert message_id is not None  # noqa: S101 - for the type checker
     await checkpoints.require(core.db, caller.tenant_id, session_id, message_id)
-    settings = core.settings
+    settings, wanted = core.settings, {"checkpoint_id": str(message_id), "dry_run": body.dry_run}
     asked = runs.Request(
-        {"checkpoint_id": str(message_id), "dry_run": body.dry_run},
+        wanted,
         settings.request_timeout,
         session_id,
+        idempotency=Idempotency.of(idempotency_key, request.url.path, wanted) if idempotency_key else None,
         kind="rewind",
         choice=Choice(None, policy_of(core, caller)),
     )
     run = await runs.submit(
         core.db, caller.tenant_id, caller.key_id, asked, max_queued=settings.max_queued_runs_per_session
     )
-    core.wake(caller.tenant_id, session_id)
+    if not run.repeated:
+        core.wake(caller.tenant_id, session_id)
     state = await finished(core, caller.tenant_id, run, REWIND_WAIT)
     if state is None:
         accepted = wire.Accepted(session_id=session_id, run_id=run.run_id)

@@ -234,7 +234,9 @@ class RunState(BaseModel):
     status: RunStatus
     origin: Literal["client", "background"]
     error: RunError | None
-    result: dict[str, Any] | None = Field(description="The fields of its `result` event, once it has one.")
+    result: dict[str, Any] | None = Field(
+        description="The fields of its `result` event, once it has one; of a rewind what it changed."
+    )
     total_cost_usd: float | None = Field(description="USD as the SDK counted them; null until it has told any.")
     usage: list[UsageOfModel] = Field(description="What it used, by model; empty until it is over.")
     timeout_seconds: float
