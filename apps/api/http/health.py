@@ -18,7 +18,9 @@ from apps.api.http.route import Probe, core_of, probe_of
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 from apps.api.redis import REDIS_ERRORS
 
-router = APIRouter(tags=["health"])
+_LIMITED = "More than 600 requests a minute from this address."
+
+router = APIRouter(tags=["health"], responses={429: {"description": _LIMITED}})
 
 PROBE_TIMEOUT = 2.0
 """Seconds for each dependency to answer."""

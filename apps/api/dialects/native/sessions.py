@@ -32,7 +32,7 @@ from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 router = APIRouter(prefix=PREFIX)
 
 
-@router.post("/sessions", tags=["sessions"], status_code=201, responses=errors(400, 409, 413))
+@router.post("/sessions", tags=["sessions"], status_code=201, responses=errors(400, 404, 409, 413))
 async def create_session(
     request: Request, core: CoreDep, caller: Writer, body: wire.SessionBody, idempotency_key: IdempotencyKey = None
 ) -> wire.SessionState:
