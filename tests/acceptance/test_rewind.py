@@ -141,3 +141,24 @@ async def test_copies_of_files_go_with_the_session(fleet: Fleet) -> None:
             continue
 
     await until(lambda: not copies.exists())
+
+
+async def test_a_working_directory_inside_the_workspace_is_part_of_the_paths(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0], cwd="sub")
+    shown = await rewind(fleet[1], session_id, prompts[2], dry_run=True)
+    assert (shown["files_changed"], shown["diff_omitted"]) == (["sub/a.txt"], False)
+    assert "--- a/sub/a.txt\n+++ b/sub/a.txt\n@@ -1 +1 @@\n-three\n+two\n" in shown["diff"]
+    await rewind(fleet[2], session_id, prompts[2])
+    assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "new"}
+
+
+async def test_files_whose_copies_are_gone_are_named_or_refused(fleet: Fleet) -> None:
+    session_id, prompts = await three_versions(fleet[0])
+    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
+    for copy in copies.rglob("*@v*"):
+        copy.unlink()
+    rewound = await rewind(fleet[1], session_id, prompts[1])
+    assert (rewound["files_changed"], rewound["not_restored"]) == (["a.txt", "b.txt"], ["a.txt"])
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[2]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "rewind_failed")
+    assert files_of(fleet, session_id) == {"a.txt": "three"}
