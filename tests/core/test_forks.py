@@ -24,6 +24,10 @@ async def fork(world: World, parent: UUID, *, begins: bool = False, **cut: Any) 
     )
 
 
+def entry(session_id: UUID, uuid: str) -> str:
+    return f'{{"in":"{session_id}","timestamp":"2026-01-31T12:00:0{uuid[-1]}.000Z"}}'
+
+
 async def talked(world: World) -> UUID:
     """A session of two runs, each of a prompt and its answer, with its transcript; nothing is active."""
     lease = await world.instance()
@@ -33,10 +37,10 @@ async def talked(world: World) -> UUID:
         claim = await world.claim(lease)
         writer = world.writer(lease, claim)
         for uuid in MESSAGES[number : number + 2]:
-            text = f"in {session_id}"
+            text = entry(session_id, uuid)
             await world.db.pool.execute(
                 "INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)"
-                " VALUES ($1, $2, $3, 'subagents/a', $4, $5), ($1, $2, $3, '', $4, $5)",
+                " VALUES ($1, $2, $3, '', $4, $5), ($1, $2, $3, 'subagents/a', $4, $5)",
                 session_id,
                 f"-workspaces-{session_id}",
                 str(claim.sdk_session_id),
@@ -61,9 +65,8 @@ async def entries(world: World, session_id: UUID) -> list[tuple[str, str, str]]:
 async def test_events_and_entries_up_to_a_message_are_copied_under_the_new_id(lone_world: World) -> None:
     parent = await talked(lone_world)
     child = (await fork(lone_world, parent, message_uuid=UUID(MESSAGES[1]))).session_id
-    text = f"in {child}"
     assert await entries(lone_world, child) == [
-        (subpath, uuid, text) for uuid in MESSAGES[:2] for subpath in ("subagents/a", "")
+        (subpath, uuid, entry(child, uuid)) for uuid in MESSAGES[:2] for subpath in ("", "subagents/a")
     ]
     copied = await lone_world.events(child)
     assert [(seq, kind, data["session_id"]) for seq, kind, data in copied] == [

@@ -61,6 +61,7 @@ class _Cut:
     seq: int
     sdk_session_id: UUID
     entry: int
+    whole: bool = False
 
 
 async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Asked) -> Forked:
@@ -164,7 +165,7 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: As
     if parent["busy_from"] is not None and (whole or seq >= parent["busy_from"]):
         raise Conflict("A run of this session is active: fork at an event before it, or wait.", code="session_busy")
     if whole:
-        return _Cut(seq, parent["sdk_session_id"], parent["entry"])
+        return _Cut(seq, parent["sdk_session_id"], parent["entry"], whole=True)
     rows = await connection.fetch(_LAST_MESSAGES, parent["id"], seq, LOOK_BACK)
     uuids = [uuid for row in rows if (uuid := decode(row["data"]).get("uuid"))]
     found = await connection.fetchrow(_ENTRY, parent["id"], uuids)
@@ -187,13 +188,22 @@ async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *argu
 
 # The agent finds its conversation by its id and its working directory, and both are in what it has written. The key
 # that it makes of the directory is left to whoever starts it: see `Transcripts.adopt`.
-_COPY_TRANSCRIPT = """
+# What subagents have said is stored a moment after it was said, so there the time decides where to cut.
+_TIME = """substring(entry FROM '"timestamp":"([0-9T:.-]{10,30}Z)"') COLLATE "C\""""
+_COPY_TRANSCRIPT = f"""
+WITH cut AS (SELECT {_TIME} AS moment FROM transcript_entries WHERE id = $4 AND session_id = $1),
+begun AS (
+  SELECT DISTINCT subpath FROM transcript_entries, cut
+  WHERE session_id = $1 AND sdk_session_id = $3 AND subpath <> '' AND {_TIME} <= cut.moment
+)
 INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
 SELECT $2::uuid, '', $2::uuid::text, subpath, uuid,
   replace(replace(entry, $3, $2::uuid::text), $1::uuid::text, $2::uuid::text)
-FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $3 AND id <= $4 ORDER BY id
+FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $3 AND CASE WHEN $5 OR subpath = '' THEN id <= $4
+  ELSE subpath IN (SELECT subpath FROM begun) AND coalesce({_TIME} <= (SELECT moment FROM cut), true) END
+ORDER BY id
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 - of constants
 
 _COPY_EVENTS = """
 INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, data, created_at)
@@ -220,7 +230,7 @@ async def _insert(
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
     await sessions.insert(connection, tenant_id, config, _labels(asked.request.labels, parent), session_id, pins)
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])
-    await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry)
+    await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
     await connection.execute(_COPY_EVENTS, parent["id"], session_id, cut.seq)
     run = None
     if asked.begins:
