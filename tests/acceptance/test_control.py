@@ -275,3 +275,11 @@ async def test_the_conversation_after_a_clear_is_the_one_that_is_resumed(fleet: 
     known = (await other.ask(session_id, "recall"))["result"]
     assert "after the clear" in known
     assert "before the clear" not in known
+
+
+async def test_a_reset_with_the_same_idempotency_key_happens_once(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    path, headers = f"/sessions/{session_id}/reset", {"Idempotency-Key": session_id}
+    first, again = [(await i.post(path, {"mode": "hard"}, headers=headers)).json() for i in (fleet[1], fleet[2])]
+    assert first == again
+    assert len((await fleet[0].get(f"/sessions/{session_id}/runs")).json()["data"]) == 1

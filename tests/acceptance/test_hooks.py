@@ -195,6 +195,8 @@ async def test_a_hook_answers_a_permission_request(
     assert ("because of the hook" in tool_results(events)) != allowed
     assert ("completed with no output" in tool_results(events)) == allowed
     assert [(t["hook_event"], t["decision"]) for t in told(events)] == [("PermissionRequest", decision)]
+    asked = [e.data["by"] for e in events if e.event == "action_resolved"]  # none where the hook was fast enough
+    assert asked in ([], [{"type": "system", "reason": "withdrawn"}])
 
 
 async def test_one_hook_that_denies_outweighs_others_that_allow(fleet: Fleet, secret: str, receiver: Receiver) -> None:

@@ -214,7 +214,7 @@ class Conversation:
 
     def _stopping(self) -> str:
         turn = self.turn_of(None)
-        return turn.stopping if turn is not None and turn.stopping else "interrupted"
+        return turn.stopping if turn is not None and turn.stopping else "withdrawn"
 
     async def _tool_shown(self, tool_use_id: str) -> None:
         # The SDK hands over what a tool call asks, and the message that shows the call, by two ways.

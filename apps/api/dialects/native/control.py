@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from apps.api.core import cancellation, commands, control, pins, profiles, runs
 from apps.api.core.commands import Sent
 from apps.api.core.config import AgentConfig
+from apps.api.core.idempotency import Idempotency
 from apps.api.core.names import ModelName, Name
 from apps.api.core.parts import PermissionMode
 from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, RunId, SessionId, errors
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import Unavailable
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
@@ -140,23 +141,32 @@ async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, 
 
 
 @router.post("/sessions/{session_id}/reset", tags=["sessions"], responses=errors(400, 404, 409, 413))
-async def reset(request: Request, core: CoreDep, caller: Writer, session_id: SessionId, body: ResetBody) -> Applied:
+async def reset(
+    request: Request,
+    core: CoreDep,
+    caller: Writer,
+    session_id: SessionId,
+    body: ResetBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Applied:
     """Start the agent anew, with its history or without. Waits its turn behind runs that are queued before it.
 
     Events, files and totals stay. `accepted` when its turn has not come within 10 seconds.
     """
-    settings = core.settings
+    settings, wanted = core.settings, body.model_dump()
     asked = runs.Request(
-        body.model_dump(),
+        wanted,
         settings.request_timeout,
         session_id,
+        idempotency=Idempotency.of(idempotency_key, request.url.path, wanted) if idempotency_key else None,
         kind="reset",
         choice=Choice(None, policy_of(core, caller)),
     )
     run = await runs.submit(
         core.db, caller.tenant_id, caller.key_id, asked, max_queued=settings.max_queued_runs_per_session
     )
-    core.wake(caller.tenant_id, session_id)
+    if not run.repeated:
+        core.wake(caller.tenant_id, session_id)
     state = await finished(core, caller.tenant_id, run, RESET_WAIT)
     if state is not None:
         outcome_or_error(state)

@@ -109,8 +109,7 @@ OPTIONS = {
     "tools": "Tools that exist for the agent; the server's default set if unset. `[]`: none.",
     "allowed_tools": "Tools that run without asking, for example `Read` or `Bash(git status:*)`.",
     "disallowed_tools": "Tools that never run.",
-    "permission_mode": "What happens to a tool call that no rule covers; without it the CLI's `default`, which refuses"
-    " what would need a person's permission.",
+    "permission_mode": "What happens to a tool call that no rule covers; without it `default`, which asks a person.",
     "max_turns": "Turns of the agent that one prompt may take; more fail with `max_turns_exceeded`.",
     "max_budget_usd": "Cost of one agent process, which may serve several prompts, after which a run fails with"
     " `max_budget_exceeded`.",
