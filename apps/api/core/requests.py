@@ -44,7 +44,7 @@ class Asked:
 
 
 def by_system(reason: str) -> dict[str, Any]:
-    """Who closed a request that nobody answered: `expired`, `interrupted`, `withdrawn`, `run_ended`, `owner_lost`, ..."""
+    """Why a request closed that nobody answered: `expired`, `interrupted`, `withdrawn`, `run_ended`, `owner_lost`, …"""
     return {"type": "system", "reason": reason}
 
 
