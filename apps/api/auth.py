@@ -109,7 +109,10 @@ async def authenticate(db: Database, redis: Redis, secret: str | None) -> Princi
     """
     if not secret:
         raise Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
-    secret_hash = hash_of(secret)
+    return await _principal_of(db, redis, hash_of(secret))
+
+
+async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Principal:
     principal = await _cached(redis, secret_hash)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
@@ -161,6 +164,9 @@ def prefix_of(secret: str) -> str:
     return secret[: min(8, len(secret) // 4)]
 
 
+_TENANT = "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id"
+
+
 async def create_key(
     db: Database,
     *,
@@ -187,11 +193,7 @@ async def create_key(
         expires_at = datetime.now(UTC) + timedelta(days=expires_in_days)
     try:
         async with db.transaction() as connection:
-            tenant_id = await connection.fetchval(
-                "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name"
-                " RETURNING id",
-                tenant,
-            )
+            tenant_id = await connection.fetchval(_TENANT, tenant)
             await connection.execute(
                 "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at, profiles,"
                 " prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -226,6 +228,31 @@ async def ensure_first_key(db: Database, secret: str | None) -> CreatedKey | Non
         if secret is None:
             raise
         return None  # another instance was faster
+
+
+async def ensure_anonymous_key(db: Database, tenant: str) -> str:
+    """The key of callers without a key, made when it is not there, with its tenant. Returns what stands for its secret.
+
+    Nobody can present it: what is stored as the hash of its secret is no hash. It is revoked and bound to profiles and
+    limits like every key.
+    """
+    async with db.transaction() as connection:
+        tenant_id = await connection.fetchval(_TENANT, tenant)
+        no_hash = f"anonymous:{tenant_id}".ljust(64, ":")
+        await connection.execute(
+            "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)"
+            " VALUES ($1, $2, 'anonymous', '-', $3, $4) ON CONFLICT (secret_hash) DO NOTHING",
+            uuid4(),
+            tenant_id,
+            no_hash,
+            list(USUAL_SCOPES),
+        )
+    return no_hash
+
+
+async def anonymous(db: Database, redis: Redis, no_hash: str) -> Principal:
+    """Who a caller without a key is; `no_hash` is from `ensure_anonymous_key`. Raises Unauthorized once revoked."""
+    return await _principal_of(db, redis, no_hash)
 
 
 async def list_keys(

@@ -21,6 +21,8 @@ from apps.api.core.instances import Lease
 from apps.api.core.outbound import Outbound
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
+from apps.api.dialects.code_server import routes as code_server
+from apps.api.dialects.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
 from apps.api.http import errors, health, metrics
 from apps.api.http.middleware import BoundedBody, RequestContext
@@ -36,6 +38,9 @@ from apps.api.runner.worker import Worker
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+DIALECTS = {"code_server": code_server, "execute_server": execute_server}
+"""The older servers whose clients work here, by what ROOT_DIALECT calls them."""
 
 _DESCRIPTION = """
 Run Claude agents over HTTP. Send a prompt to any instance; follow it from any other; be cut off and lose nothing.
@@ -88,13 +93,36 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
     app.state.prompt_limits = PromptLimits(settings)
     app.state.limiter = public_limiter
-    app.state.drain = app.state.failed = None
+    app.state.drain = app.state.failed = app.state.anonymous = None
     errors.install(app)
-    for router in (health.router, *native):
-        app.include_router(router)
+    _mount(app, settings.root_dialect)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app
+
+
+def _mount(app: FastAPI, root_dialect: str | None) -> None:
+    app.state.error_shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
+    if root_dialect is not None:
+        # First, for its own /health; the native API's other paths are none of any dialect's.
+        root = DIALECTS[root_dialect]
+        app.include_router(root.router, include_in_schema=False)
+        app.state.error_shapes |= {"/api": errors.native, "": root.error_shape}
+    for router in (health.router, *native):
+        app.include_router(router)
+    for dialect in DIALECTS.values():
+        app.include_router(dialect.router, prefix=dialect.PREFIX)
+
+
+async def _admit_guests(app: FastAPI, core: Core) -> None:
+    tenant = core.settings.anonymous_tenant
+    if tenant is not None:
+        app.state.anonymous = await auth.ensure_anonymous_key(core.db, tenant)
+        log.warning(
+            "anonymous.admitted",
+            tenant=tenant,
+            warning="Whoever reaches this port acts for this tenant on the paths of the older servers, without a key.",
+        )
 
 
 @asynccontextmanager
@@ -124,6 +152,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await worker.start()
         for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
             tasks.start(f"runner-{name}", work)
+        await _admit_guests(app, core)
         app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries)
         drained = asyncio.Event()
 

@@ -20,6 +20,8 @@ from cryptography.fernet import Fernet
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -49,11 +51,15 @@ class Settings(BaseSettings):
     claude_code_oauth_token: SecretStr | None = None
     default_model: str = "claude-sonnet-4-5"
     models: Annotated[tuple[str, ...], NoDecode] = ()
+    model_aliases: str = "*sonnet*=claude-sonnet-4-5,*haiku*=claude-haiku-4-5,*opus*=claude-opus-4-5"
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
     port: int = Field(54000, ge=0, le=65535)
     log_level: LogLevel = "INFO"
     debug: bool = False
+    root_dialect: Literal["code_server", "execute_server"] | None = None
+    anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
+    anonymous_in_production: bool = False
 
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
@@ -85,6 +91,8 @@ class Settings(BaseSettings):
         "anthropic_base_url",
         "profiles_file",
         "default_profile",
+        "root_dialect",
+        "anonymous_tenant",
         mode="before",
     )
     @classmethod
@@ -153,6 +161,29 @@ class Settings(BaseSettings):
         if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
             raise ValueError("API_KEY: use at least 16 characters (for example: openssl rand -hex 32)")
         return self
+
+    @model_validator(mode="after")
+    def _check_anonymous_tenant(self) -> Settings:
+        if self.anonymous_tenant and not (self.debug or self.anonymous_in_production):
+            raise ValueError(
+                "ANONYMOUS_TENANT lets everybody in who can reach the port: set ANONYMOUS_IN_PRODUCTION=true if that is"
+                " a private network and you mean it (DEBUG=true does not need it)"
+            )
+        return self
+
+    @field_validator("model_aliases", mode="after")
+    @classmethod
+    def _check_model_aliases(cls, value: str) -> str:
+        for entry in filter(None, (part.strip() for part in value.split(","))):
+            if not re.fullmatch(r"[^=\s]+=[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}", entry):
+                raise ValueError(f"{entry!r} is not PATTERN=MODEL")
+        return value
+
+    @cached_property
+    def aliases_of_models(self) -> tuple[tuple[str, str], ...]:
+        """MODEL_ALIASES in order: (pattern as in file names, model)."""
+        parts = (part.strip().partition("=") for part in self.model_aliases.split(",") if part.strip())
+        return tuple((pattern, model) for pattern, _, model in parts)
 
     @cached_property
     def workspaces_root(self) -> Path:

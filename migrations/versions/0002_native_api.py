@@ -211,6 +211,14 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("agent_id", sa.Uuid(), nullable=True))
     op.add_column("sessions", sa.Column("agent_version", sa.Integer(), nullable=True))
     op.add_column("sessions", sa.Column("profile", sa.Text(), nullable=True))
+    op.add_column("sessions", sa.Column("surface", sa.Text(), server_default=sa.text("'native'"), nullable=False))
+    op.create_index(
+        "sessions_surface_idx",
+        "sessions",
+        ["tenant_id", "surface", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("surface <> 'native' AND deleted_at IS NULL"),
+    )
     op.create_index(op.f("sessions_agent_id_idx"), "sessions", ["agent_id"], unique=False)
     op.create_foreign_key(
         op.f("sessions_agent_id_fkey"), "sessions", "agents", ["agent_id"], ["id"], ondelete="SET NULL"
@@ -266,6 +274,8 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION deliver_run")
     op.drop_constraint(op.f("sessions_agent_id_fkey"), "sessions", type_="foreignkey")
     op.drop_index(op.f("sessions_agent_id_idx"), table_name="sessions")
+    op.drop_index("sessions_surface_idx", table_name="sessions")
+    op.drop_column("sessions", "surface")
     op.drop_column("sessions", "profile")
     op.drop_column("sessions", "agent_version")
     op.drop_column("sessions", "agent_id")

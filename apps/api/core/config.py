@@ -68,6 +68,7 @@ class AgentConfig(Part):
     allowed_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
     disallowed_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
     permission_mode: PermissionMode | None = None
+    unattended: bool | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
     thinking: Thinking | None = None

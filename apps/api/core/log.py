@@ -42,6 +42,13 @@ WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.seq > $3 AND ($4::uuid IS NUL
 ORDER BY e.seq LIMIT $5
 """
 
+_NEWEST = """
+SELECT * FROM (
+  SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
+  WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = ANY($3) ORDER BY e.seq DESC LIMIT $4
+) AS found ORDER BY seq
+"""
+
 
 Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
 """What else to store in the transaction of an append; it is given the number of the last event."""
@@ -98,7 +105,15 @@ async def read(
     db: Database, tenant_id: UUID, session_id: UUID, after: int, *, run_id: UUID | None = None, limit: int = 500
 ) -> list[Frame]:
     """Stored events after `after`, oldest first, at most `limit`. Empty for another tenant's session."""
-    rows = await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit)
+    return _frames(await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit))
+
+
+async def newest(db: Database, tenant_id: UUID, session_id: UUID, types: Sequence[str], *, limit: int) -> list[Frame]:
+    """The newest `limit` stored events of these types, oldest first. Empty for another tenant's session."""
+    return _frames(await db.pool.fetch(_NEWEST, session_id, tenant_id, list(types), limit))
+
+
+def _frames(rows: Sequence[asyncpg.Record]) -> list[Frame]:
     return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode()) for row in rows]
 
 

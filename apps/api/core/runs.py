@@ -40,6 +40,7 @@ class Request:
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
         kind: see `queue.Claim`.
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        surface: of a new session: what kind of interface it is made through, see core/surfaces.py.
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class Request:
     timeout_asked: bool = False
     kind: str = "prompt"
     expand_prompt: bool = False
+    surface: str = "native"
 
     @property
     def is_plain(self) -> bool:
@@ -126,7 +128,9 @@ async def submit(
                 request.asked_seconds,
                 expand_prompt=request.expand_prompt,
             )
-            session_id = await sessions.insert(connection, tenant_id, config, request.labels, pins=pinned)
+            session_id = await sessions.insert(
+                connection, tenant_id, config, request.labels, pins=pinned, surface=request.surface
+            )
             request = replace(request, session_id=session_id, on_busy="enqueue")
         else:
             changed = await _prepare(connection, tenant_id, request)
@@ -151,9 +155,6 @@ async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted
     return Submitted(before.session_id, before.run_id, after, repeated=True)
 
 
-_BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
-
-
 async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
     row = await connection.fetchrow(
         "SELECT config, profile, agent_id, agent_version FROM sessions"
@@ -165,7 +166,7 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
         raise await _missing(connection, tenant_id, request.session_id)
     # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
     # granted sees what those have queued who had it before.
-    if request.on_busy == "reject" and await connection.fetchval(_BUSY, request.session_id):
+    if request.on_busy == "reject" and await connection.fetchval(sessions.BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
     config = await reconfigured(connection, request, row)
     labels = request.labels

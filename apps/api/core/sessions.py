@@ -25,6 +25,8 @@ from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.models import Agent, Instance, Run, Session
 from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
+BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
@@ -58,7 +60,7 @@ class Filters:
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.agent_id, s.agent_version, a.name AS agent_name,
+  s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
   i.lease_expires_at > now() AS owner_alive,
   (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
   (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
@@ -86,6 +88,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "tools": config.tools if config.tools is not None else row["tools"],
         "agent": _agent(row),
         "profile": row["profile"],
+        "surface": row["surface"],
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -112,12 +115,13 @@ async def insert(
     labels: Labels,
     session_id: UUID | None = None,
     pins: Pins = NO_PINS,
+    surface: str = "native",
 ) -> UUID:
     """Create a session; nothing is started. Returns its id, which is also the SDK's until a hard reset."""
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9)",
+        " agent_version, surface) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10)",
         session_id,
         tenant_id,
         labels.title,
@@ -127,6 +131,7 @@ async def insert(
         pins.profile,
         pins.agent_id,
         pins.agent_version,
+        surface,
     )
     return session_id
 
@@ -290,7 +295,7 @@ def number_of(cursor: str | None) -> int | None:
     return int(cursor)
 
 
-async def delete(db: Database, tenant_id: UUID, session_id: UUID) -> UUID | None:
+async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy: bool = False) -> UUID | None:
     """Remove a session's content and leave a tombstone; its runs keep only what usage reports need.
 
     The new generation fences the owner, which kills its CLI as soon as it hears or notices.
@@ -299,7 +304,7 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID) -> UUID | None
 
     Raises:
         NotFound: no such session of this tenant.
-        Conflict: `session_deleted`, deleted before.
+        Conflict: `session_deleted`, deleted before; `session_busy` if `unless_busy` and something is queued or runs.
     """
     async with db.transaction() as connection:
         row = await connection.fetchrow(
@@ -311,6 +316,8 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID) -> UUID | None
             raise NotFound.of("session")
         if row["deleted_at"] is not None:
             raise Conflict("This session has been deleted.", code="session_deleted")
+        if unless_busy and await connection.fetchval(BUSY, session_id):
+            raise Conflict("A run of this session is queued or running.", code="session_busy")
         await connection.execute(
             "UPDATE sessions SET deleted_at = now(), updated_at = now(), generation = generation + 1, owner_id = NULL,"
             " title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",

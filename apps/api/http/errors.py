@@ -21,22 +21,25 @@ from apps.api.http.answer import Json
 
 log = structlog.get_logger(__name__)
 
-ErrorShape = Callable[[ApiError, str], dict[str, Any]]
+ErrorShape = Callable[[ApiError, str], tuple[int, Any]]
+"""Error and request id → status and body."""
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
-def _native(error: ApiError, request_id: str) -> dict[str, Any]:
-    return error.body(request_id)
+def native(error: ApiError, request_id: str) -> tuple[int, Any]:
+    """The native API's own shape."""
+    return error.status, error.body(request_id)
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer that a client of this path understands."""
     shapes: dict[str, ErrorShape] = getattr(scope["app"].state, "error_shapes", {}) if "app" in scope else {}
     path = scope["path"]
-    shape = next((s for prefix, s in shapes.items() if path == prefix or path.startswith(f"{prefix}/")), _native)
+    shape = next((s for prefix, s in shapes.items() if path == prefix or path.startswith(f"{prefix}/")), native)
     request_id = str(scope.get("state", {}).get("request_id", ""))
-    return Json(shape(error, request_id), status_code=error.status, headers=error.headers)
+    status, body = shape(error, request_id)
+    return Json(body, status_code=status, headers=error.headers)
 
 
 def _field(location: tuple[Any, ...]) -> str:

@@ -60,7 +60,8 @@ async def _redis(core: Core) -> State:
     return "ok"
 
 
-async def _health(core: Core, probe: Probe) -> Health:
+async def examine(core: Core, probe: Probe) -> Health:
+    """The state of this instance, and of what it depends on."""
     postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
@@ -84,7 +85,7 @@ ProbeOf = Annotated[Probe, Depends(probe_of)]
 @public_limiter.limit(PUBLIC_LIMIT)
 async def health(request: Request, response: Response, core: CoreOf, probe: ProbeOf) -> Health:
     """200 while this instance works, if only in part; 503 when it is `unhealthy`."""
-    state = await _health(core, probe)
+    state = await examine(core, probe)
     if state.status == "unhealthy":
         response.status_code = 503
     return state
@@ -101,7 +102,7 @@ async def live(request: Request) -> dict[str, str]:
 @public_limiter.limit(PUBLIC_LIMIT)
 async def ready(request: Request, response: Response, core: CoreOf, probe: ProbeOf) -> Health:
     """503 while draining, or without PostgreSQL, the agent CLI or a valid lease."""
-    state = await _health(core, probe)
+    state = await examine(core, probe)
     if state.status == "unhealthy" or state.draining:
         response.status_code = 503
     return state

@@ -64,8 +64,21 @@ async def _caller(
     _documented_key: Annotated[str | None, Depends(_api_key)] = None,
     _documented_bearer: Annotated[Any, Depends(_bearer)] = None,
 ) -> Principal:
-    core = core_of(request)
-    return await auth.authenticate(core.db, core.redis, presented_key(request))
+    core, key = core_of(request), presented_key(request)
+    if not key and getattr(request.state, "guests", False) and request.app.state.anonymous:
+        return await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
+    return await auth.authenticate(core.db, core.redis, key)
+
+
+async def admit_guests(request: Request) -> None:
+    """For routers of dialects whose originals knew no keys: their routes serve ANONYMOUS_TENANT, if there is one."""
+    request.state.guests = True
+
+
+async def visitor(request: Request) -> Principal | None:
+    """Who asks at a route that needs no key, if it is somebody."""
+    known = presented_key(request) or request.app.state.anonymous
+    return await _caller(request) if known else None
 
 
 async def reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:

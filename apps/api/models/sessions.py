@@ -90,6 +90,13 @@ class Session(Base):
         CheckConstraint("generation >= 0", name="generation"),
         Index("sessions_list_idx", "tenant_id", "created_at", "id"),
         Index("sessions_owner_id_idx", "owner_id", postgresql_where=text("owner_id IS NOT NULL")),
+        Index(
+            "sessions_surface_idx",
+            "tenant_id",
+            "surface",
+            "created_at",
+            postgresql_where=text("surface <> 'native' AND deleted_at IS NULL"),
+        ),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
@@ -101,6 +108,7 @@ class Session(Base):
     agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"), index=True)
     agent_version: Mapped[int | None] = mapped_column(Integer)
     profile: Mapped[str | None]
+    surface: Mapped[str] = mapped_column(server_default=text("'native'"))
     title: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(server_default=EMPTY_ARRAY)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)

@@ -220,7 +220,8 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
         agents=_subagents(config.agents),
         hooks=process.hooks,
-        can_use_tool=process.can_use_tool,
+        # Without it the CLI itself refuses what needs a person, and offers the agent no way to ask one.
+        can_use_tool=None if config.unattended else process.can_use_tool,
         # Without it nobody could switch to bypassPermissions later.
         extra_args={"allow-dangerously-skip-permissions": None},
         cwd=process.workspace.cwd,

@@ -68,6 +68,7 @@ SESSION: dict[str, Any] = {
     "tools": ["Bash", "Edit", "Glob", "Grep", "Read", "Write"],
     "agent": {"id": AGENT_ID, "name": "reviewer", "version": 3},
     "profile": "dev",
+    "surface": "native",
     "config": {"permission_mode": "acceptEdits"},
     "num_turns": 2,
     "total_cost_usd": 0.0231,
@@ -110,6 +111,8 @@ OPTIONS = {
     "allowed_tools": "Tools that run without asking, for example `Read` or `Bash(git status:*)`.",
     "disallowed_tools": "Tools that never run.",
     "permission_mode": "What happens to a tool call that no rule covers; without it `default`, which asks a person.",
+    "unattended": "Nobody is there to be asked: a tool call that needs a person's permission is refused at once, and"
+    " the agent cannot ask questions.",
     "max_turns": "Turns of the agent that one prompt may take; more fail with `max_turns_exceeded`.",
     "max_budget_usd": "Cost of one agent process, which may serve several prompts, after which a run fails with"
     " `max_budget_exceeded`.",

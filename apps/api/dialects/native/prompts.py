@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import cancellation, forks, runs
+from apps.api.core import cancellation, forks, prompting, runs
 from apps.api.core.content import Block, texts
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
@@ -19,7 +19,7 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
-from apps.api.errors import Conflict, NotFound, StillRunning, ValidationError
+from apps.api.errors import Conflict, NotFound, StillRunning
 from apps.api.http.answer import Json
 from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error, policy_of
 from apps.api.http.sse import EventStream, Leaving, unless_left
@@ -40,8 +40,7 @@ async def run_request(
 
     Raises ValidationError, Forbidden.
     """
-    if sum(map(len, texts(prompt))) > core.settings.max_prompt_chars:
-        raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
+    prompting.check(core, texts(prompt))
     asked = body.model_dump(mode="json", exclude_unset=True)
     return runs.Request(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
@@ -70,15 +69,9 @@ async def submit(
     if isinstance(body, wire.PromptBody) and body.fork_session:
         run = (await forks.fork(core, caller.tenant_id, caller.key_id, forks.Asked(asked, begins=True))).run
         assert run is not None  # noqa: S101 - for the type checker
-    else:
-        limit = core.settings.max_queued_runs_per_session
-        run = await runs.submit(core.db, caller.tenant_id, caller.key_id, asked, max_queued=limit)
-    if not run.repeated:
-        core.wake(caller.tenant_id, run.session_id)
-    if run.busy_with is not None:
-        with suppress(Conflict):  # it has ended meanwhile
-            await cancellation.cancel(core, caller.tenant_id, run.busy_with)
-    return run
+        await prompting.announce(core, caller.tenant_id, run)
+        return run
+    return await prompting.send(core, caller.tenant_id, caller.key_id, asked)
 
 
 def leaving(core: Core, caller: Principal, body: wire.RunBody, run: Submitted) -> Leaving | None:

@@ -183,6 +183,7 @@ class SessionState(BaseModel):
     tools: list[str] | None = Field(description="Tools of the agent; null before the first run.")
     agent: PinnedAgent | None
     profile: str | None = Field(description="The profile that it was created under.")
+    surface: str = Field(description="What it was made through: `native`, or one of the dialects of older servers.")
     config: dict[str, Any] = Field(description="Its options, with the profile's defaults.")
     num_turns: int
     total_cost_usd: float = Field(description="USD so far, as the SDK counted them.")
