@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from apps.api.core.aliases import current_model
 from apps.api.settings import Settings
 
 KEY = "a-key-of-sixteen"
@@ -242,3 +243,31 @@ def test_allowed_command_lines_are_split_as_a_shell_does(monkeypatch: pytest.Mon
     assert settings().mcp_stdio_commands == ()
     monkeypatch.delenv("MCP_STDIO_COMMANDS")
     assert "mcp_stdio_commands" in refusal(mcp_stdio_commands="python 'half")
+
+
+# --- older servers -------------------------------------------------------------------------------------------------
+
+
+def test_callers_without_a_key_are_let_in_only_where_that_is_meant() -> None:
+    assert "ANONYMOUS_IN_PRODUCTION=true" in refusal(anonymous_tenant="guests")
+    assert "ANONYMOUS_TENANT" in refusal(anonymous_tenant="guests", debug=False)
+    assert settings(anonymous_tenant="guests", anonymous_in_production=True).anonymous_tenant == "guests"
+    assert settings(anonymous_tenant="guests", debug=True).anonymous_tenant == "guests"
+    assert settings(anonymous_tenant="").anonymous_tenant is None
+    assert "anonymous_tenant" in refusal(anonymous_tenant="no name", debug=True)
+
+
+def test_aliases_of_models_are_patterns_in_order() -> None:
+    given = settings(model_aliases="claude-3*=claude-a, *opus*=claude-b", models="claude-c")
+    assert given.aliases_of_models == (("claude-3*", "claude-a"), ("*opus*", "claude-b"))
+    asked = ("Claude-3-opus", "opus", "claude-b", "claude-c", "gpt", "", None)
+    answering = ["claude-a", "claude-b", "claude-b", "claude-c", None, None, None]
+    assert [current_model(given, name) for name in asked] == answering
+    for wrong in ("opus", "opus=", "=claude", "a=b c"):
+        assert "PATTERN=MODEL" in refusal(model_aliases=wrong)
+    assert settings(model_aliases="").aliases_of_models == ()
+
+
+def test_only_a_dialect_that_exists_can_be_at_the_root() -> None:
+    assert "root_dialect" in refusal(root_dialect="native")
+    assert settings(root_dialect="").root_dialect is None

@@ -102,6 +102,8 @@ BODIES = {
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Method, path and arguments of every route that needs a key."""
     for path, methods in document["paths"].items():
+        if not path.startswith("/api/v1/"):  # the dialects have errors of their own: tests/dialects
+            continue
         for method, operation in methods.items():
             if "security" not in operation:
                 continue

@@ -20,7 +20,7 @@ from apps.api.core.frames import Frame
 from apps.api.core.names import Text, ToolRule
 from apps.api.core.pins import Choice
 from apps.api.core.runs import Submitted
-from apps.api.errors import ApiError, Conflict, NotFound, StillRunning
+from apps.api.errors import ApiError, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.http.route import WAIT_MARGIN, finished, policy_of, run_frames
 from apps.api.http.sse import EventStream
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
@@ -69,7 +69,7 @@ def status_and_detail(error: ApiError) -> tuple[int, str]:
     """How the originals would have told this error: they knew a session, or did not, and had 500 for all failures."""
     if error.code in ("session_not_found", "session_deleted"):
         return 404, "Session not found"
-    return min(error.status, 500), error.message
+    return 500 if isinstance(error, RunFailed) else min(error.status, 500), error.message
 
 
 def _session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> UUID:

@@ -29,7 +29,8 @@ def options(core: Core, body: Options, surface: str) -> dict[str, Any]:
         "surface": surface,
         "model": current_model(core.settings, body.model),
         "allowed_tools": body.allowed_tools or None,
-        "permission_mode": body.permission_mode,
+        # The same, but leaves a profile its own first mode.
+        "permission_mode": None if body.permission_mode == "default" else body.permission_mode,
     }
 
 

@@ -72,12 +72,12 @@ def message(frame: Frame) -> dict[str, Any]:
     return {"type": kind, "content": content, "timestamp": data["created_at"]}
 
 
-def _ending(run: dict[str, Any]) -> dict[str, Any]:
-    failed = run["status"] == "failed"
-    return {
-        "result": (run["result"] or {}).get("result") if run["status"] == "succeeded" else None,
-        "error": run["error"]["message"] if failed and run["error"] else None,
-    }
+def _result(run: dict[str, Any]) -> str | None:
+    return (run["result"] or {}).get("result") if run["status"] == "succeeded" else None
+
+
+def _error(run: dict[str, Any]) -> str | None:
+    return run["error"]["message"] if run["status"] == "failed" and run["error"] else None
 
 
 def _duration_ms(run: dict[str, Any]) -> int | None:
@@ -96,7 +96,8 @@ def status(session_id: str, run: dict[str, Any] | None, frames: list[Frame]) -> 
         "session_id": session_id,
         "status": STATUS[run["status"] if run else None],
         "messages": [message(frame) for frame in frames],
-        **(_ending(run) if run else {"result": None, "error": None}),
+        "result": _result(run) if run else None,
+        "error": _error(run) if run else None,
         "duration_ms": _duration_ms(run) if run else None,
         "total_cost_usd": (run["total_cost_usd"] or 0.0) if run and begun else None,
     }
@@ -112,6 +113,7 @@ def listed(row: dict[str, Any]) -> dict[str, Any]:
         "created_at": row["created_at"],
         "start_time": row["started_at"],
         "end_time": row["finished_at"],
-        **_ending(row),
+        "error": _error(row),
+        "result": _result(row),
         "message_count": row["events"],
     }
