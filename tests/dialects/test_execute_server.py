@@ -300,7 +300,7 @@ async def test_the_native_api_reads_continues_and_interrupts_a_session_of_this_d
         run_id = await other.prompt(session_id, "hang after 3 words")
         async with other.stream(f"/runs/{run_id}/events") as events:
             async for event in events:
-                if event.event == "partial":
+                if event.event == "partial" and event.data["delta"]["text"].endswith("word1"):
                     assert (await status(client, session_id))["status"] == "running"
                     assert (await other.post(f"/sessions/{session_id}/interrupt")).status_code == 200
         assert (await status(client, session_id))["status"] == "cancelled"
