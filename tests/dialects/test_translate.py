@@ -1,0 +1,83 @@
+"""What the dialects make of events that are hard to bring about."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from apps.api.core.frames import Frame, Position, event_data
+from apps.api.dialects.code_server.translate import Lines
+from apps.api.dialects.execute_server import translate as execute_server
+
+
+def frame(kind: str, part: int = 0, **fields: Any) -> Frame:
+    data = event_data(uuid4(), uuid4(), 1, datetime.now(UTC), fields)
+    return Frame.build(Position(1, part), kind, data)
+
+
+def delta(text: str, kind: str = "text", parent: str | None = None) -> Frame:
+    return frame("partial", 1, index=0, delta={"type": kind, kind: text}, parent_tool_use_id=parent)
+
+
+def message(*blocks: dict[str, Any], role: str = "assistant", parent: str | None = None) -> Frame:
+    return frame("message", role=role, content=list(blocks), parent_tool_use_id=parent)
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def told(*frames: Frame) -> list[dict[str, Any]]:
+    lines = Lines()
+    joined = b"".join(lines.of(f) for f in frames).decode()
+    return [json.loads(line.removeprefix("data: ")) for line in joined.split("\n\n") if line]
+
+
+def said(*frames: Frame) -> str:
+    return "".join(line["content"] for line in told(*frames))
+
+
+def test_a_message_adds_nothing_to_the_deltas_that_built_it() -> None:
+    assert said(delta("one "), delta("two"), message(text("one two")), delta("three"), message(text("three"))) == (
+        "one twothree"
+    )
+
+
+def test_deltas_that_were_lost_are_made_up_for_by_their_message() -> None:
+    assert said(message(text("one two"))) == "one two"
+    assert said(delta("one "), message(text("one two")), message(text("three"))) == "one twothree"
+
+
+def test_thinking_subagents_tools_and_the_prompt_are_not_told() -> None:
+    silent = (
+        message(text("prompt"), role="user"),
+        delta("hm", "thinking"),
+        message({"type": "thinking", "thinking": "hm"}),
+        delta("{}", "input_json"),
+        message({"type": "tool_use", "id": "t", "name": "Task", "input": {}}),
+        delta("inner", parent="t"),
+        message(text("inner"), parent="t"),
+        frame("result", result="x"),
+    )
+    assert told(*silent) == []
+
+
+def test_half_of_a_surrogate_pair_is_told_as_it_is() -> None:
+    assert told(delta("\ud800")) == [{"type": "text", "content": "\ud800"}]
+
+
+def test_a_message_of_the_execute_server_is_text_and_other_blocks_as_json() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "printf '\ud800'"}}
+    found = execute_server.message(message(text("I run it."), call))
+    assert found["type"] == "AssistantMessage"
+    first, second = found["content"].split("\n")
+    assert first == "I run it."
+    assert json.loads(second) == call
+    assert execute_server.message(message(text("x"), role="system"))["type"] == "SystemMessage"
+
+
+def test_a_session_without_a_prompt_is_pending() -> None:
+    found = execute_server.status("id", None, [])
+    assert (found["status"], found["messages"], found["result"], found["duration_ms"]) == ("pending", [], None, None)
