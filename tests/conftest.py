@@ -106,6 +106,7 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "SHUTDOWN_GRACE_SECONDS": "20",
                 "LOG_LEVEL": "INFO",
                 "OUTBOUND_ALLOW": "127.0.0.0/8",
+                "REPOSITORY_HOSTS": "github.com,127.0.0.1",
                 "MCP_STDIO_COMMANDS": COMMAND_LINE,
                 "AGENT_READ_PATHS": str(PROGRAM),
                 **more,

@@ -61,8 +61,10 @@ def as_text(value: Any) -> str:
         return value.get_secret_value()
     if isinstance(value, bool):
         return str(value).lower()
-    if value is None or value == ():
+    if value is None:
         return ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)

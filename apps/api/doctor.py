@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -39,7 +40,7 @@ class Check:
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
-    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _isolation]
+    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git, _isolation]
     return [await check(settings) for check in checks]
 
 
@@ -153,6 +154,13 @@ async def _workspaces(settings: Settings) -> Check:
     except OSError as error:
         return Check("FAIL", "Workspaces", f"{root}: {error.strerror}: make it writable, or set WORKSPACES_DIR")
     return Check("ok", "Workspaces", str(root))
+
+
+async def _git(_settings: Settings) -> Check:
+    path = shutil.which("git")
+    if path is None:
+        return Check("warn", "Git", "not found: sessions with a repository fail, until it is installed")
+    return Check("ok", "Git", path)
 
 
 async def _isolation(settings: Settings) -> Check:

@@ -130,6 +130,7 @@ RUN_FAILURES: dict[str, tuple[int, bool]] = {
     "max_budget_exceeded": (422, False),
     "checkpoint_not_found": (404, False),
     "rewind_failed": (409, False),
+    "repository_failed": (422, False),
     "structured_output_missing": (502, True),
     "structured_output_invalid": (502, True),
     "execution_error": (502, False),

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
     agent_isolation: Literal["auto", "require", "off"] = "auto"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
+    repository_hosts: Annotated[tuple[str, ...], NoDecode] = (
+        "github.com",
+        "gitlab.com",
+        "bitbucket.org",
+        "codeberg.org",
+    )
+    max_repository_bytes: int = Field(500_000_000, ge=1)
     mcp_stdio_commands: Annotated[tuple[tuple[str, ...], ...], NoDecode] = ()
 
     @field_validator(
@@ -115,7 +122,7 @@ class Settings(BaseSettings):
         lines = re.split(r"[;\n]", value) if isinstance(value, str) else ()
         return tuple(tuple(shlex.split(line)) for line in lines if line.strip()) if isinstance(value, str) else value
 
-    @field_validator("encryption_keys", "outbound_allow", mode="before")
+    @field_validator("encryption_keys", "outbound_allow", "repository_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -19,6 +19,7 @@ from apps.api.core.parts import (
     McpServer,
     OutputFormat,
     PermissionMode,
+    Repository,
     Subagent,
     Thinking,
 )
@@ -80,6 +81,7 @@ class AgentConfig(Part):
     hooks: Annotated[dict[HookEvent, Annotated[list[Hook], Field(max_length=10)]], Field(max_length=10)] | None = None
     enable_file_checkpointing: bool | None = None
     cwd: Annotated[str, Field(max_length=1000)] | None = None
+    repository: Repository | None = None
     env: Annotated[dict[EnvName, Annotated[Text, Field(max_length=32_000)]], Field(max_length=100)] | None = None
 
     @field_validator("cwd")

@@ -33,6 +33,31 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|
 HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,8000}$")]
 
 
+_REPOSITORY_PATH = re.compile(r"/[A-Za-z0-9._~%+/-]+")
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def _repository_url(value: str) -> str:
+    """Where git fetches it from. `git://` is neither encrypted nor signed, so that https takes its place."""
+    parts = urlsplit(re.sub(r"^git://", "https://", value))
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ValueError("must be an https:// URL of a git repository")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not contain a user or a password: store the secret GIT_TOKEN")
+    if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", parts.netloc):
+        raise ValueError("has a host that is no name")
+    if parts.query or parts.fragment or not _REPOSITORY_PATH.fullmatch(parts.path):
+        raise ValueError("must have a path, and nothing behind it")
+    return _url(parts.geturl())
+
+
+class Repository(Part):
+    """A git repository that the workspace begins with: one branch or tag, without its history."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,2000}$"), AfterValidator(_repository_url)]
+    ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")] | None = None
+
+
 class Thinking(Part):
     """How the model thinks: `adaptive`, `enabled` with a budget of tokens, or `disabled`."""
 

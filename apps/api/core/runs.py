@@ -203,8 +203,9 @@ async def reconfigured(connection: asyncpg.Connection, request: Request, row: as
         await pins.require_same(connection, request.choice.agent, pinned)
     profile = _profile(request, row["profile"])
     changes = request.config
-    if "cwd" in changes.model_fields_set and changes.cwd != row["config"].get("cwd"):
-        raise ValidationError.of("cwd", "is fixed when the session is created")
+    for name in ("cwd", "repository"):
+        if name in changes.model_fields_set and changes.given().get(name) != row["config"].get(name):
+            raise ValidationError.of(name, "is fixed when the session is created")
     config = changes.over(row["config"])
     return config if profile is None else profiles.clamp(profile, config)
 

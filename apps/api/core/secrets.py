@@ -115,14 +115,19 @@ async def require(db: Database, tenant_id: UUID, names: Mapping[str, str]) -> No
     """
     if not names:
         return
-    rows = await db.pool.fetch(
-        "SELECT name FROM secrets WHERE tenant_id = $1 AND name = ANY($2::text[])", tenant_id, list(names)
-    )
-    missing = sorted(names.keys() - {row["name"] for row in rows})
+    missing = sorted(names.keys() - await known(db, tenant_id, names))
     if missing:
         errors = [{"field": names[name], "reason": f"there is no secret named {name}"} for name in missing]
         summary = "; ".join(f"{e['field']}: {e['reason']}" for e in errors)
         raise ValidationError(summary, details={"errors": errors})
+
+
+async def known(db: Database, tenant_id: UUID, names: Iterable[str]) -> set[str]:
+    """Those of the names that are secrets of the tenant."""
+    rows = await db.pool.fetch(
+        "SELECT name FROM secrets WHERE tenant_id = $1 AND name = ANY($2::text[])", tenant_id, list(names)
+    )
+    return {row["name"] for row in rows}
 
 
 async def resolve(db: Database, settings: Settings, tenant_id: UUID, names: Iterable[str]) -> dict[str, str]:

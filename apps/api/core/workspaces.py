@@ -1,5 +1,6 @@
 """The directories that agents work in: `WORKSPACES_DIR/<session id>`, the same path on every host.
 
+A clone of a repository is made in `WORKSPACES_DIR/.clones` first, so that it is there as a whole or not at all.
 Beside them, in `WORKSPACES_DIR/.checkpoints/<session id>`, lie the copies of files that rewinding needs. So they move
 with the session, and are no part of what its agent sees as its files.
 """
@@ -38,6 +39,22 @@ def _history(settings: Settings, session_id: UUID) -> Path:
     return settings.workspaces_root / ".checkpoints" / str(session_id)
 
 
+def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:
+    """An empty directory to clone a session's repository into; None when its workspace has anything in it already."""
+    root = _root(settings, session_id)
+    if root.is_dir() and any(root.iterdir()):
+        return None
+    made = settings.workspaces_root / ".clones" / f"{session_id}-{generation}"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(mode=0o700, parents=True)
+    return made
+
+
+def publish(settings: Settings, session_id: UUID, files: Path) -> None:
+    """Make a finished clone the session's workspace. Raises OSError when there are files in it by now."""
+    files.rename(_root(settings, session_id))
+
+
 def create(settings: Settings, session_id: UUID, cwd: str | None) -> Workspace:
     """Make a session's workspace, if it is not there. Raises ValueError when `cwd` leads out of it by a link."""
     root, history = _root(settings, session_id), _history(settings, session_id)
@@ -56,6 +73,8 @@ def remove(settings: Settings, session_id: UUID) -> None:
     """Remove a session's files, if they are on this host."""
     for directory in (_root(settings, session_id), _history(settings, session_id)):
         shutil.rmtree(directory, ignore_errors=True)
+    for clone in (settings.workspaces_root / ".clones").glob(f"{session_id}-*"):
+        shutil.rmtree(clone, ignore_errors=True)
 
 
 def _draft(settings: Settings, session_id: UUID) -> Path:

@@ -26,7 +26,7 @@ from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import checkpoints, extensions, options
+from apps.api.runner import checkpoints, clone, extensions, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
@@ -238,8 +238,21 @@ class Execution:
             await self._disconnect()
         if self._agent is None:
             try:
+                await clone.provide(
+                    self._core,
+                    claim,
+                    self.writer,
+                    seconds=turn.seconds_left(),
+                    stopped=lambda: self._fenced or turn.stopping is not None,
+                )
                 async with self._start_gate:
                     await self._connect(claim)
+            except clone.Stopped:
+                log.info("execution.clone_stopped", session_id=str(self.session_id))
+            except clone.CloneFailed as error:
+                code = "repository_failed" if turn.seconds_left() > 0 else "timeout"
+                await self._talk.fail(turn, code, str(error))
+                return None
             except StartFailed as error:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=str(error)[:500])
                 code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"

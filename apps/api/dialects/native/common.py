@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query
 from pydantic import BaseModel
 
-from apps.api.core import mcp, skills
+from apps.api.core import mcp, repositories, skills
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.frames import Position
@@ -57,6 +57,7 @@ async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig
     given = config(body)
     await skills.check(core.db, tenant_id, given)
     await mcp.check(core, tenant_id, given.mcp_servers)
+    repositories.check(core.settings, given.repository)
     return given
 
 

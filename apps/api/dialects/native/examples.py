@@ -125,6 +125,8 @@ OPTIONS = {
     "hooks": "Webhooks by hook event, which may allow, deny or change what the agent does.",
     "enable_file_checkpointing": "Whether the agent keeps checkpoints of the files it changes.",
     "cwd": "Working directory, relative to the workspace; fixed when the session is created.",
+    "repository": "A git repository that the workspace begins with, `url` and maybe `ref`; fixed when the session is"
+    " created.",
     "env": "Environment variables for the agent and its tools. Names that steer the agent itself are refused.",
 }
 """What the options of `AgentConfig` mean, for readers of the OpenAPI document."""
