@@ -21,6 +21,7 @@ from apps.api.core.instances import Lease
 from apps.api.core.outbound import Outbound
 from apps.api.core.relay import Publisher, Subscriptions
 from apps.api.db import Database
+from apps.api.dialects.chat_server import routes as chat_server
 from apps.api.dialects.code_server import routes as code_server
 from apps.api.dialects.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
@@ -39,7 +40,7 @@ from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-DIALECTS = {"code_server": code_server, "execute_server": execute_server}
+DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
 
 _DESCRIPTION = """

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     port: int = Field(54000, ge=0, le=65535)
     log_level: LogLevel = "INFO"
     debug: bool = False
-    root_dialect: Literal["code_server", "execute_server"] | None = None
+    root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
     anonymous_in_production: bool = False
 

@@ -51,10 +51,13 @@ def _repository_url(value: str) -> str:
     return _url(parts.geturl())
 
 
+RepositoryUrl = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,2000}$"), AfterValidator(_repository_url)]
+
+
 class Repository(Part):
     """A git repository that the workspace begins with: one branch or tag, without its history."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,2000}$"), AfterValidator(_repository_url)]
+    url: RepositoryUrl
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")] | None = None
 
 

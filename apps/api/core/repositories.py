@@ -37,13 +37,13 @@ class Source:
     credential: tuple[str, str] | None
 
 
-def check(settings: Settings, repository: Repository | None) -> None:
-    """Whether the operator allows its host (REPOSITORY_HOSTS). Raises ValidationError."""
+def check(settings: Settings, repository: Repository | None, field: str = "repository.url") -> None:
+    """Whether the operator allows its host (REPOSITORY_HOSTS). Raises ValidationError about `field`."""
     if repository is not None:
         host, port = _place(repository.url)
         allowed = {entry.lower() for entry in settings.repository_hosts}
         if not allowed & {host, f"{host}:{port}"}:
-            raise ValidationError.of("repository.url", f"no repositories are cloned from {host} (REPOSITORY_HOSTS)")
+            raise ValidationError.of(field, f"no repositories are cloned from {host} (REPOSITORY_HOSTS)")
 
 
 async def resolve(core: Core, tenant_id: UUID, repository: Repository) -> Source:

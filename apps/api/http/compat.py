@@ -19,8 +19,8 @@ from apps.api.core.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.frames import Frame
 from apps.api.core.names import Text, ToolRule
 from apps.api.core.pins import Choice
-from apps.api.core.runs import Submitted
-from apps.api.errors import ApiError, Conflict, NotFound, RunFailed, StillRunning
+from apps.api.core.runs import OnBusy, Submitted
+from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.http.route import WAIT_MARGIN, finished, policy_of, run_frames
 from apps.api.http.sse import EventStream
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
@@ -72,6 +72,20 @@ def status_and_detail(error: ApiError) -> tuple[int, str]:
     return 500 if isinstance(error, RunFailed) else min(error.status, 500), error.message
 
 
+def fastapi_shape(error: ApiError, request_id: str) -> tuple[int, Any]:
+    """`{"detail": …}`; for a request that is not valid 422 with a list, as FastAPI's own servers say it."""
+    status, detail = status_and_detail(error)
+    if isinstance(error, BadRequest) and error.code == "invalid_json":
+        status, error.details = 422, {"errors": [{"field": "", "reason": detail}]}
+    if status != 422 or "errors" not in error.details:
+        return status, {"detail": detail}
+    found = [
+        {"loc": ["body", *filter(None, e["field"].split("."))], "msg": e["reason"], "type": "value_error"}
+        for e in error.details["errors"]
+    ]
+    return status, {"detail": found}
+
+
 def _session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> UUID:
     try:
         return UUID(session_id)
@@ -100,6 +114,7 @@ async def send(
     *,
     session_id: UUID | None = None,
     begin: Mapping[str, Any] | None = None,
+    on_busy: OnBusy = "enqueue",
 ) -> Submitted:
     """Send a prompt to a session, or to a new one with the options and the `surface` in `begin`.
 
@@ -115,6 +130,7 @@ async def send(
         config=AgentConfig(**options, unattended=True) if begin else runs.NO_CHANGES,
         choice=Choice(policy=policy_of(core, caller)),
         surface=surface,
+        on_busy=on_busy,
     )
     return await prompting.send(core, caller.tenant_id, caller.key_id, request)
 
@@ -155,8 +171,10 @@ async def unfinished(core: Core, tenant_id: UUID, session_id: UUID) -> list[UUID
 
 
 async def _chunks(
-    core: Core, tenant_id: UUID, run: Submitted, translate: Callable[[Frame], bytes], deleted: bytes
+    core: Core, tenant_id: UUID, run: Submitted, translate: Callable[[Frame], bytes], first: bytes, deleted: bytes
 ) -> AsyncGenerator[bytes]:
+    if first:
+        yield first
     batches, told = run_frames(core, tenant_id, run), time.monotonic()
     try:
         async with aclosing(batches):
@@ -177,12 +195,14 @@ def stream(
     translate: Callable[[Frame], bytes],
     *,
     deleted: bytes,
+    first: bytes = b"",
 ) -> EventStream:
     """The events of one run as a dialect tells them.
 
     Args:
         translate: the bytes for an event, empty for what the dialect does not tell; must end with the run's `done`.
         deleted: the end of the stream when the session is deleted meanwhile.
+        first: what the stream begins with, before there is any event.
     """
-    chunks = _chunks(core, caller.tenant_id, run, translate, deleted)
+    chunks = _chunks(core, caller.tenant_id, run, translate, first, deleted)
     return EventStream(chunks, request.app.state.streams, headers=getattr(request.state, "limit_headers", {}))

@@ -12,7 +12,7 @@ from apps.api.dialects.execute_server import schemas as wire
 from apps.api.dialects.execute_server import translate
 from apps.api.errors import BadRequest
 from apps.api.http.answer import Json
-from apps.api.http.compat import SessionId, documented, public, send, stop, unfinished
+from apps.api.http.compat import SessionId, documented, fastapi_shape, public, send, stop, unfinished
 from apps.api.http.route import CoreDep, Prompter, Reader, Writer, admit_guests
 
 PREFIX = "/compat/execute-server"
@@ -28,7 +28,7 @@ ENDPOINTS = {
 MAX_MESSAGES = 5_000
 """Messages in a status, the newest ones."""
 
-error_shape = translate.error_shape
+error_shape = fastapi_shape
 router = APIRouter(dependencies=[Depends(admit_guests)])
 
 

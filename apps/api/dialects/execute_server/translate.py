@@ -9,8 +9,6 @@ from apps.api.core.aliases import current_model
 from apps.api.core.context import Core
 from apps.api.core.frames import Frame, decode, encode
 from apps.api.dialects.execute_server.schemas import ExecuteBody
-from apps.api.errors import ApiError, BadRequest
-from apps.api.http.compat import status_and_detail
 
 SURFACE = "execute_server"
 TOLD = ["init", "message", "result"]
@@ -25,20 +23,6 @@ STATUS = {
     "failed": "error",
     "interrupted": "cancelled",
 }
-
-
-def error_shape(error: ApiError, request_id: str) -> tuple[int, Any]:
-    """`{"detail": …}`; for a request that is not valid 422 with a list, as FastAPI's own servers say it."""
-    status, detail = status_and_detail(error)
-    if isinstance(error, BadRequest) and error.code == "invalid_json":
-        status, error.details = 422, {"errors": [{"field": "", "reason": detail}]}
-    if status != 422 or "errors" not in error.details:
-        return status, {"detail": detail}
-    found = [
-        {"loc": ["body", *filter(None, e["field"].split("."))], "msg": e["reason"], "type": "value_error"}
-        for e in error.details["errors"]
-    ]
-    return status, {"detail": found}
 
 
 def options(core: Core, body: ExecuteBody) -> dict[str, Any]:

@@ -1,0 +1,272 @@
+"""The chat server: what its document says, and what is more here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from tests.dialects.conftest import NewKey, shaped
+from tests.fleet import HEADERS, Fleet, Instance
+from tests.git_server import GitServer, git_serving
+from tests.mcp_things import COMMAND_LINE
+
+PREFIX = "/compat/chat-server"
+COMPLETE = {
+    "type": str,
+    "exit_code": int,
+    "session_id": str,
+    "sandbox_id": str,
+    "exposed_urls": dict,
+    "mcp_enabled": list,
+    "mcp_gateway_url": type(None),
+}
+RESULT = {
+    "type": str,
+    "subtype": str,
+    "is_error": bool,
+    "duration_ms": int,
+    "num_turns": int,
+    "result": str,
+    "session_id": str,
+    "total_cost_usd": float,
+    "usage": dict,
+}
+SYSTEM = {
+    "type": str,
+    "subtype": str,
+    "cwd": str,
+    "session_id": str,
+    "tools": list,
+    "mcp_servers": list,
+    "model": str,
+}
+FLOW = [
+    "status initializing",
+    "status creating_sandbox",
+    "status sandbox_ready",
+    "mcp_configured",
+    "ports",
+    "status executing",
+    "system",
+    "claude_event message_start",
+    "claude_event content_block_start",
+]
+END = ["claude_event content_block_stop", "claude_event message_stop", "result", "complete", "done"]
+
+Told = list[dict[str, Any]]
+
+
+def at(instance: Instance, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """A client of this dialect, which knows nothing but a base URL and a key."""
+    return httpx.AsyncClient(
+        base_url=instance.url + PREFIX, headers=HEADERS if headers is None else headers, timeout=60
+    )
+
+
+async def lines_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """As browsers' code does it: each chunk split at line ends, and what follows `data: ` parsed."""
+    async for chunk in response.aiter_raw():
+        for line in chunk.decode().split("\n"):
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+
+async def chat(client: httpx.AsyncClient, prompt: str, session_id: str | None = None, **more: Any) -> Told:
+    path = f"/chat/{session_id}" if session_id else "/chat"
+    async with client.stream("POST", path, json={"prompt": prompt, **more}) as response:
+        assert response.status_code == 200, (await response.aread()).decode()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return [line async for line in lines_of(response)]
+
+
+def name(line: dict[str, Any]) -> str:
+    return " ".join([line["type"], *(line[key] for key in ("status", "event_type") if key in line)])
+
+
+def text(told: Told) -> str:
+    return "".join(line["text"] for line in told if line["type"] == "text_delta")
+
+
+def one(told: Told, kind: str) -> dict[str, Any]:
+    found = [line for line in told if line["type"] == kind]
+    assert len(found) == 1, told
+    return found[0]
+
+
+@pytest.fixture
+async def client(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
+    async with at(fleet[0]) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def git(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
+    with git_serving(tmp_path_factory.mktemp("git")) as server:
+        server.repository("repository", {"README.md": "a project without tests"})
+        yield server
+
+
+# --- the document -------------------------------------------------------------------------------------------------
+
+
+async def test_the_complete_example_flow_in_its_order(client: httpx.AsyncClient) -> None:
+    told = await chat(client, "stream 5 words")
+    names = [name(line) for line in told]
+    assert [n for n in names if n != "text_delta"] == FLOW + END
+    assert names[len(FLOW) : -len(END)] == ["text_delta"] * (len(names) - len(FLOW) - len(END))
+    assert names.count("text_delta") > 1
+    assert text(told) == "word1 word2 word3 word4 word5"
+
+    complete = shaped(one(told, "complete"), COMPLETE)
+    session_id = complete["session_id"]
+    assert str(UUID(session_id)) == session_id
+    assert complete["exit_code"] == 0
+    assert complete["mcp_enabled"] == []
+    ready = next(line for line in told if line.get("status") == "sandbox_ready")
+    assert ready == {"type": "status", "status": "sandbox_ready", "sandbox_id": complete["sandbox_id"]}
+    assert one(told, "mcp_configured") == {"type": "mcp_configured", "mcp_enabled": [], "mcp_gateway_url": None}
+    assert one(told, "ports") == {"type": "ports", "exposed_urls": {}}
+    system = shaped(one(told, "system")["data"], SYSTEM)
+    assert (system["type"], system["subtype"], system["session_id"]) == ("system", "init", session_id)
+    result = shaped(one(told, "result")["result"], RESULT)
+    assert (result["type"], result["subtype"], result["is_error"]) == ("result", "success", False)
+    assert (result["session_id"], result["result"]) == (session_id, text(told))
+    assert result["total_cost_usd"] > 0
+    assert told[-1] == {"type": "done"}
+
+
+async def test_the_session_of_complete_goes_on_from_another_instance(fleet: Fleet) -> None:
+    async with at(fleet[0]) as client:
+        session_id = one(await chat(client, "remember this number: 42"), "complete")["session_id"]
+    other = (await fleet.others(await fleet.owner_of(session_id)))[0]
+    async with at(other) as client:
+        told = await chat(client, "recall", session_id)
+        assert "42" in text(told)
+        assert one(told, "complete")["session_id"] == session_id
+        assert [name(line) for line in told][: len(FLOW)] == FLOW
+    state = (await other.get(f"/sessions/{session_id}")).json()
+    assert (state["surface"], state["num_turns"]) == ("chat_server", 2)
+    answer = await fleet[1].ask(session_id, "recall")
+    assert "42" in answer["result"]
+
+
+async def test_a_repository_is_there_before_the_prompt_runs(client: httpx.AsyncClient, git: GitServer) -> None:
+    told = await chat(client, "run cat README.md", repo=git.url("repository"))
+    assert "a project without tests" in text(told)
+    assert [name(line) for line in told][:7] == FLOW[:7]
+
+
+async def test_tools_run_without_asking_and_each_message_begins_and_ends(client: httpx.AsyncClient) -> None:
+    told = await chat(client, "write notes.txt: hello then run cat notes.txt then say all done")
+    assert text(told).endswith("all done")
+    names = [name(line) for line in told]
+    assert names.count("claude_event message_start") == names.count("claude_event message_stop") == 3
+    blocks = [names.count(f"claude_event content_block_{part}") for part in ("start", "stop")]
+    assert blocks[0] == blocks[1] >= 3
+    assert "hello" in text(told)
+
+
+async def test_registered_mcp_servers_are_given_and_told(fleet: Fleet, new_key: NewKey) -> None:
+    headers = await new_key()
+    command, *args = COMMAND_LINE.split()
+    server = {"type": "stdio", "command": command, "args": args}
+    registered = await fleet[1].client.put("/api/v1/mcp-servers/things", json=server, headers=headers)
+    assert registered.is_success, registered.text
+    async with at(fleet[0], headers) as client:
+        told = await chat(client, "list tools")
+    names = [name(line) for line in told]
+    assert names.index("status configuring_mcp") + 1 == names.index("mcp_configured")
+    assert one(told, "mcp_configured")["mcp_enabled"] == one(told, "complete")["mcp_enabled"] == ["things"]
+    assert "mcp__things" in str(one(told, "system")["data"]["tools"]) + text(told)
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_failure_is_an_error_event_before_the_end(client: httpx.AsyncClient, git: GitServer) -> None:
+    told = await chat(client, "fail with 400")
+    assert [name(line) for line in told][-3:] == ["error", "complete", "done"]
+    assert "400" in one(told, "error")["error"]
+    assert one(told, "complete")["exit_code"] == 1
+    told = await chat(client, "say hello", repo=git.url("nothing"))
+    assert [name(line) for line in told] == [*FLOW[:2], "error", "complete", "done"]
+    assert "not found" in one(told, "error")["error"]
+
+
+@pytest.mark.parametrize("repo", ["/etc", "file:///etc", "git@github.com:a/b", "https://example.org/a/b"])
+async def test_a_repository_from_elsewhere_is_refused(client: httpx.AsyncClient, repo: str) -> None:
+    response = await client.post("/chat", json={"prompt": "x", "repo": repo})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "repo"]
+
+
+async def test_a_prompt_is_needed(client: httpx.AsyncClient) -> None:
+    for body in ({}, {"prompt": " "}):
+        assert (await client.post("/chat", json=body)).status_code == 422
+
+
+async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(fleet: Fleet, new_key: NewKey) -> None:
+    async with at(fleet[0]) as client, at(fleet[1], await new_key()) as stranger:
+        theirs = one(await chat(client, "say hi"), "complete")["session_id"]
+        for who, session_id in ((client, str(uuid4())), (client, "nonsense"), (stranger, theirs)):
+            response = await who.post(f"/chat/{session_id}", json={"prompt": "say hi"})
+            assert response.status_code == 404
+            assert response.json() == {"detail": "Session not found"}
+    async with at(fleet[0], {}) as nobody:
+        assert (await nobody.post("/chat", json={"prompt": "x"})).status_code == 401
+
+
+async def begun(instance: Instance, client: httpx.AsyncClient, prompt: str) -> tuple[str, asyncio.Task[Told]]:
+    """A conversation whose agent is at work on `prompt`."""
+    session_id = one(await chat(client, "say hi"), "complete")["session_id"]
+    asked = asyncio.create_task(chat(client, prompt, session_id))
+    async with asyncio.timeout(30), instance.stream(f"/sessions/{session_id}/events") as events:
+        async for event in events:
+            if event.event == "partial" and not asked.done():
+                return session_id, asked
+    raise AssertionError("it did not begin")
+
+
+async def test_a_second_prompt_while_one_runs_is_409_and_an_interrupt_ends_the_first(fleet: Fleet) -> None:
+    async with at(fleet[0]) as client, at(fleet[1]) as other:
+        session_id, asked = await begun(fleet[0], client, "hang after 3 words")
+        response = await other.post(f"/chat/{session_id}", json={"prompt": "say hi"})
+        assert response.status_code == 409
+        assert "queued or running" in response.json()["detail"]
+        assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).is_success
+        told = await asked
+        assert one(told, "complete")["exit_code"] == 130
+        assert told[-1] == {"type": "done"}
+
+
+async def test_a_client_that_leaves_leaves_a_run_that_finishes(fleet: Fleet) -> None:
+    body = {"prompt": "stream 20 words every 50 ms"}
+    async with at(fleet[0]) as client, client.stream("POST", "/chat", json=body) as response:
+        async for line in lines_of(response):
+            if line["type"] == "system":
+                session_id = line["data"]["session_id"]
+            if line["type"] == "text_delta":
+                break
+    async with fleet[1].stream(f"/sessions/{session_id}/events?until=idle", headers={"Last-Event-ID": "0"}) as events:
+        result = [event.data["result"] async for event in events if event.event == "result"]
+    assert result[0].endswith("word20")
+
+
+async def test_a_profile_of_the_key_holds_here_too(fleet: Fleet, new_key: NewKey) -> None:
+    async with at(fleet[0], await new_key(profiles=["readonly"])) as client:
+        told = await chat(client, "list tools")
+    assert "Bash" not in one(told, "system")["data"]["tools"]
+    assert one(told, "complete")["exit_code"] == 0
+
+
+def test_the_page_about_it_names_every_route() -> None:
+    page = (Path(__file__).parents[2] / "docs/chat-server.md").read_text(encoding="utf-8")
+    for path in ("/chat", "/chat/{session_id}"):
+        assert path in page
