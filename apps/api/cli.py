@@ -92,6 +92,8 @@ def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _exit_in_order)
     settings = Settings()
+    given = {"host": host or settings.host, "port": settings.port if port is None else port}
+    settings = settings.model_copy(update=given)
     try:
         profiles.load(settings.profiles_file, settings.default_profile)
         asyncio.run(migrate.state(settings, START_TIMEOUT))
@@ -104,9 +106,7 @@ def serve(
 
     application = create_app(settings)
     failures = _watch_lifespan(application, show_traces=settings.debug)
-    server = build_server(
-        application, settings, host=host or settings.host, port=settings.port if port is None else port
-    )
+    server = build_server(application, settings, host=settings.host, port=settings.port)
     # SystemExit: uvicorn's own after a failed start, or ours for the signal that it raises again at its end.
     with suppress(SystemExit):
         server.run()

@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 from fastapi import FastAPI
@@ -25,7 +25,7 @@ from apps.api.dialects.chat_server import routes as chat_server
 from apps.api.dialects.code_server import routes as code_server
 from apps.api.dialects.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
-from apps.api.http import errors, health, metrics
+from apps.api.http import errors, health, metrics, preview
 from apps.api.http.middleware import BoundedBody, RequestContext
 from apps.api.http.route import Probe
 from apps.api.http.sse import EventStream, Streams
@@ -33,6 +33,7 @@ from apps.api.http.ws import Socket
 from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
+from apps.api.runner import ports
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
@@ -91,6 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if show_docs else None,
     )
     app.state.settings = settings
+    app.state.previews = preview.Connections()
     app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
     app.state.prompt_limits = PromptLimits(settings)
     app.state.limiter = public_limiter
@@ -108,8 +110,8 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         # First, for its own /health; the native API's other paths are none of any dialect's.
         root = DIALECTS[root_dialect]
         app.include_router(root.router, include_in_schema=False)
-        app.state.error_shapes |= {"/api": errors.native, "": root.error_shape}
-    for router in (health.router, *native):
+        app.state.error_shapes |= {"/api": errors.native, "/preview": errors.native, "": root.error_shape}
+    for router in (health.router, preview.router, *native):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)
@@ -151,7 +153,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks.start("followers", followers.run())
         tasks.start("webhook-deliveries", deliveries.run())
         await worker.start()
-        for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
+        loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": ports.watch(worker.executions)}
+        for name, work in loops.items():
             tasks.start(f"runner-{name}", work)
         await _admit_guests(app, core)
         app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries)
@@ -191,9 +194,14 @@ def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher, del
         metrics.DROPPED.set(publisher.dropped)
         metrics.LEASE.set(max(lease.remaining(), 0))
 
+    async def address_of(session_id: UUID, port: int) -> str | None:
+        execution = worker.executions.get(session_id)
+        return await execution.ports.address(port) if execution else None
+
     return Probe(
         cli_present=bundled_cli().is_file,
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,
         measure=measure,
+        address_of=address_of,
     )

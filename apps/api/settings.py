@@ -55,6 +55,7 @@ class Settings(BaseSettings):
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
     port: int = Field(54000, ge=0, le=65535)
+    advertise_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")] | None = None
     log_level: LogLevel = "INFO"
     debug: bool = False
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
         "anthropic_api_key",
         "claude_code_oauth_token",
         "anthropic_base_url",
+        "advertise_url",
         "profiles_file",
         "default_profile",
         "root_dialect",
@@ -212,6 +214,13 @@ class Settings(BaseSettings):
     def model_is_configured(self) -> bool:
         """Whether some credential or endpoint for a model is set."""
         return any((self.anthropic_api_key, self.claude_code_oauth_token, self.anthropic_base_url))
+
+    @property
+    def own_url(self) -> str | None:
+        """Where other instances reach this one; None when nobody has said so."""
+        if self.advertise_url or not self.port or self.host in ("", "0.0.0.0", "::"):  # noqa: S104
+            return self.advertise_url and self.advertise_url.rstrip("/")
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     @cached_property
     def hostname(self) -> str:

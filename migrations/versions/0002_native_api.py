@@ -211,6 +211,13 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("agent_id", sa.Uuid(), nullable=True))
     op.add_column("sessions", sa.Column("agent_version", sa.Integer(), nullable=True))
     op.add_column("sessions", sa.Column("profile", sa.Text(), nullable=True))
+    op.add_column(
+        "sessions",
+        sa.Column("ports", sa.ARRAY(sa.Integer()), server_default=sa.text("'{}'::integer[]"), nullable=False),
+    )
+    for table, name in (("sessions", "preview_key"), ("instances", "forward_key")):
+        op.add_column(table, sa.Column(name, sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False))
+    op.add_column("instances", sa.Column("url", sa.Text(), nullable=True))
     op.add_column("sessions", sa.Column("surface", sa.Text(), server_default=sa.text("'native'"), nullable=False))
     op.create_index(
         "sessions_surface_idx",

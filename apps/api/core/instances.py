@@ -45,17 +45,20 @@ class Lease:
             raise LeaseLost(f"instance {self.instance_id}: the lease has run out")
 
 
-async def register(db: Database, lease: Lease, *, hostname: str, version: str, slots: int) -> None:
+async def register(
+    db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
+) -> None:
     """Insert this instance's row and start its lease."""
     sent_at = time.monotonic()
     await db.pool.execute(
-        "INSERT INTO instances (id, hostname, version, slots, lease_expires_at)"
-        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))",
+        "INSERT INTO instances (id, hostname, version, slots, lease_expires_at, url)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)",
         lease.instance_id,
         hostname,
         version,
         slots,
         lease.seconds,
+        url,
     )
     lease.renewed(sent_at)
 
@@ -93,12 +96,14 @@ async def renew(db: Database, lease: Lease) -> list[Owned]:
     return [Owned(row["id"], row["generation"]) for row in rows if row["id"] is not None]
 
 
-async def revive(db: Database, lease: Lease, *, hostname: str, version: str, slots: int) -> None:
+async def revive(
+    db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
+) -> None:
     """After a lost lease: start a new one, as soon as no session is left that belonged to the old one."""
     sent_at = time.monotonic()
     status = await db.pool.execute(
-        "INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at)"
-        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"
+        "INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at, url)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)"
         " ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at"
         " WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)",
         lease.instance_id,
@@ -106,6 +111,7 @@ async def revive(db: Database, lease: Lease, *, hostname: str, version: str, slo
         version,
         slots,
         lease.seconds,
+        url,
     )
     if status == "INSERT 0 1":
         lease.renewed(sent_at)

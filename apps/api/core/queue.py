@@ -192,7 +192,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
             # Its end could not be stored. Left as it is it would block the session, and no reaper looks at free ones.
             await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
         else:
-            await connection.execute("UPDATE sessions SET owner_id = NULL WHERE id = $1", session_id)
+            await connection.execute("UPDATE sessions SET owner_id = NULL, ports = '{}' WHERE id = $1", session_id)
             await _reject_commands(connection, session_id, "no_live_run")
         waiting: bool = await connection.fetchval(
             "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
@@ -274,7 +274,8 @@ async def abandon(
 ) -> Orphan:
     """End a session's ownership, with its row locked: fence the owner, fail its active run with `error`."""
     generation = await connection.fetchval(
-        "UPDATE sessions SET generation = generation + 1, owner_id = NULL WHERE id = $1 RETURNING generation",
+        "UPDATE sessions SET generation = generation + 1, owner_id = NULL, ports = '{}' WHERE id = $1"
+        " RETURNING generation",
         session_id,
     )
     run_id = await connection.fetchval(

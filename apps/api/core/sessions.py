@@ -60,7 +60,7 @@ class Filters:
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
+  s.ports, s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
   i.lease_expires_at > now() AS owner_alive,
   (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
   (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
@@ -96,6 +96,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "last_seq": row["last_seq"],
         "parent_session_id": str(row["parent_session_id"]) if row["parent_session_id"] else None,
         "owner": str(row["owner_id"]) if row["owner_alive"] else None,
+        "ports": row["ports"] if row["owner_alive"] else [],
         "created_at": timestamp(row["created_at"]),
         "updated_at": timestamp(row["updated_at"]),
         "last_active_at": timestamp(row["last_active_at"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -30,12 +30,17 @@ _bearer = HTTPBearer(auto_error=False, description="Your API key as a bearer tok
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What health and metrics may ask of the runner, which no HTTP module may import."""
+    """What the HTTP side may ask of the runner, which no HTTP module may import.
+
+    Attributes:
+        address_of: session and port → the address that its agent's programs listen on here, if they do.
+    """
 
     cli_present: Callable[[], bool]
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]
     measure: Callable[[], None]
+    address_of: Callable[[UUID, int], Awaitable[str | None]]
 
 
 def core_of(connection: HTTPConnection) -> Core:

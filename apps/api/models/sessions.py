@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
@@ -64,7 +65,10 @@ class ApiKey(Base):
 
 
 class Instance(Base):
-    """One server process and its lease, on the database's clock."""
+    """One server process and its lease, on the database's clock.
+
+    `url`: where the other instances reach it. `forward_key`: signs the requests for previews that they pass on to it.
+    """
 
     __tablename__ = "instances"
 
@@ -72,6 +76,8 @@ class Instance(Base):
     hostname: Mapped[str]
     version: Mapped[str]
     slots: Mapped[int] = mapped_column(Integer)
+    url: Mapped[str | None]
+    forward_key: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
     draining: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     lease_expires_at: Mapped[datetime] = mapped_column(index=True)
@@ -122,6 +128,8 @@ class Session(Base):
     usage: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     permission_mode: Mapped[str | None]
     tools: Mapped[list[str] | None]
+    ports: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'::integer[]"))
+    preview_key: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_active_at: Mapped[datetime] = mapped_column(server_default=NOW)

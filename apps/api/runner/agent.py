@@ -56,6 +56,12 @@ class Agent:
         """Whether its messages are still being read: they end with the process."""
         return self._reader is not None and not self._reader.done()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the guard, above all that the agent has started; None when it has ended. Private attributes: see kill."""
+        process = getattr(getattr(self.client, "_transport", None), "_process", None)
+        return process.pid if process is not None and process.returncode is None else None
+
     def read(
         self, handle: Callable[[Message], Awaitable[None]], ended: Callable[[Agent, Exception | None], Any]
     ) -> None:
@@ -133,10 +139,10 @@ class Agent:
         The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
         private attributes; the SDK's version is pinned.
         """
-        process = getattr(getattr(self.client, "_transport", None), "_process", None)
-        if process is not None and process.returncode is None:
+        pid = self.pid
+        if pid is not None:
             try:
-                os.kill(process.pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
             except ProcessLookupError:
                 return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -45,10 +45,19 @@ class Conversation:
     """
 
     def __init__(
-        self, core: Core, writer: Writer, claim: Claim, *, kill: Callable[[], None], changed: Callable[[], None]
+        self,
+        core: Core,
+        writer: Writer,
+        claim: Claim,
+        *,
+        kill: Callable[[], None],
+        changed: Callable[[], None],
+        worked: Callable[[], Awaitable[None]],
     ) -> None:
-        """`kill` ends the agent's process; `changed` is called when it begins or ceases to wait for a person."""
-        self._core, self._writer, self._kill, self._changed = core, writer, kill, changed
+        """`kill` ends the agent's process; `changed` is called when it begins or ceases to wait for a person, `worked`
+        at the end of a turn that has used tools."""
+        self._core, self._writer, self._kill, self._changed, self._worked = core, writer, kill, changed, worked
+        self._used_tools = False
         self.tenant_id, self.session_id, self.generation = claim.tenant_id, claim.session_id, claim.generation
         self.sdk_session_id = claim.sdk_session_id
         self.config = claim.config
@@ -145,6 +154,7 @@ class Conversation:
             if events:
                 await self._writer.append(*events)
             if calls := messages.tool_calls(message):
+                self._used_tools = True
                 self._tool_calls.extend(calls)
                 self._handled.set()
                 self._handled = asyncio.Event()
@@ -204,6 +214,9 @@ class Conversation:
         outcome, last = messages.outcome(message, self._meter, turn.stopping, structured=structured)
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":
             self.used_up = True
+        if self._used_tools:
+            self._used_tools = False
+            await self._worked()
         await self.finish(turn, outcome, last)
 
     # --- a person in the loop ----------------------------------------------------------------------------------

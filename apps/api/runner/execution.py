@@ -30,6 +30,7 @@ from apps.api.runner import checkpoints, clone, extensions, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
+from apps.api.runner.ports import Ports
 from apps.api.runner.transcripts import Transcripts
 from apps.api.runner.turn import Turn
 
@@ -64,7 +65,8 @@ class Execution:
             generation=claim.generation,
             last_seq=claim.last_seq,
         )
-        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed)
+        self.ports = Ports(self.writer, lambda: self._talk.run_id, lambda: self.agent.pid if self.agent else None)
+        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed, worked=self.ports.look)
         self.approvals = self._talk.approvals
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
         self._hooks = Hooks(core, claim.tenant_id, self.writer, lambda: self._talk.run_id, self._lose)
@@ -180,6 +182,7 @@ class Execution:
                     self._freed()
                 elif not self._fenced:
                     await self._disconnect()
+                    await self.ports.look()
                     if await self._release():
                         return
                     self._closing = False  # a run was claimed in the last moment: it is about to be assigned
@@ -197,10 +200,13 @@ class Execution:
 
     async def _next(self) -> Claim | None:
         while True:
+            idle = self._core.settings.session_idle_seconds
             try:
-                async with asyncio.timeout(self._core.settings.session_idle_seconds):
+                async with asyncio.timeout(idle):
                     return await self._inbox.get()
             except TimeoutError:
+                if time.monotonic() - self.ports.asked_at < idle:  # somebody looks at a preview
+                    continue
                 if not self._inbox.empty():
                     return self._inbox.get_nowait()
                 if self._talk.active is None and not self.approvals.waiting:  # neither is idleness

@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 
 def below(ancestor: int) -> list[int]:
     """Pids of all descendants of a process, whatever session and group they have made their own."""
+    return descendants(tree(), ancestor)
+
+
+def tree() -> dict[int, list[int]]:
+    """Pid → its children."""
     children: dict[int, list[int]] = {}
     for pid, parent in _every():
         children.setdefault(parent, []).append(pid)
+    return children
+
+
+def descendants(children: dict[int, list[int]], ancestor: int) -> list[int]:
+    """Pids below a process, in a tree as it was."""
     found, unseen = [], [ancestor]
     while unseen:
         direct = children.get(unseen.pop(), [])

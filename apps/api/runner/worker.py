@@ -86,6 +86,7 @@ class Worker:
             hostname=self._core.settings.hostname,
             version=__version__,
             slots=self._slots,
+            url=self._core.settings.own_url,
         )
         if self._slots:
             self._spawn(catalog.fill(self._core, self._scratch), "catalog")
@@ -172,6 +173,7 @@ class Worker:
             hostname=self._core.settings.hostname,
             version=__version__,
             slots=self._slots,
+            url=self._core.settings.own_url,
         )
 
     async def _reconcile(self, owned: list[Owned]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import mcp, repositories
+from apps.api.core import mcp, previews, repositories
 from apps.api.core.context import Core
 from apps.api.core.parts import Repository
 from apps.api.core.runs import Submitted
@@ -33,7 +33,9 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 async def _stream(request: Request, core: Core, caller: Principal, run: Submitted) -> EventStream:
-    told = translate.Conversation(str(run.session_id), [], lambda ports: {})
+    preview = await previews.get(core.db, caller.tenant_id, run.session_id)
+    base = str(request.base_url).rstrip("/")
+    told = translate.Conversation(str(run.session_id), preview.ports, lambda ports: preview.urls(base, ports))
     return stream(request, core, caller, run, told.of, first=translate.BEGIN, deleted=translate.DELETED)
 
 

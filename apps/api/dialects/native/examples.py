@@ -69,6 +69,7 @@ SESSION: dict[str, Any] = {
     "agent": {"id": AGENT_ID, "name": "reviewer", "version": 3},
     "profile": "dev",
     "surface": "native",
+    "ports": [8000],
     "config": {"permission_mode": "acceptEdits"},
     "num_turns": 2,
     "total_cost_usd": 0.0231,

@@ -191,6 +191,7 @@ class SessionState(BaseModel):
     last_seq: int = Field(description="Number of the newest event.")
     parent_session_id: UUID | None
     owner: UUID | None = Field(description="The instance that owns it, while it is active.")
+    ports: list[int] = Field(description="Ports that its agent's programs listen on; see `GET /sessions/{id}/ports`.")
     created_at: datetime
     updated_at: datetime
     last_active_at: datetime
@@ -205,6 +206,20 @@ class RunError(BaseModel):
     code: str = Field(examples=["owner_lost"])
     message: str
     retryable: bool
+
+
+class OpenPort(BaseModel):
+    """A port that the agent's programs listen on."""
+
+    port: int = Field(examples=[8000])
+    url: str = Field(
+        description="A preview: what is served there, without a key, for 12 hours or until the session ends.",
+        examples=["https://api.example.com/preview/6975080a-2ab1-4c32-b91d-3c7dd095a62a/8000/~aXc5Qm…/"],
+    )
+
+
+class PortList(BaseModel):
+    data: list[OpenPort]
 
 
 class UsageFigures(BaseModel):

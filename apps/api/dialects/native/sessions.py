@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import runs, sessions
+from apps.api.core import previews, runs, sessions
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pins import Choice
@@ -125,3 +125,14 @@ async def list_messages(
     """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
     page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
     return answer(wire.MessageList, {"data": page.data, "next_cursor": page.next_cursor})
+
+
+@router.get("/sessions/{session_id}/ports", tags=["sessions"], responses=errors(404))
+async def list_ports(request: Request, core: CoreDep, caller: Writer, session_id: SessionId) -> wire.PortList:
+    """Ports that the agent's programs listen on now, each with a link that lets a browser in for 12 hours.
+
+    Whoever has the link needs no key: hence the scope `write`.
+    """
+    preview = await previews.get(core.db, caller.tenant_id, session_id)
+    urls = preview.urls(str(request.base_url).rstrip("/"))
+    return wire.PortList(data=[wire.OpenPort(port=int(port), url=url) for port, url in urls.items()])

@@ -1,0 +1,105 @@
+"""Previews: what the programs of an agent serve on ports, reachable through every instance.
+
+Only the owner of a session can reach its ports. Other instances pass requests on to it, each with a ticket for that one
+port: a signature with a key that the two read from the database. Browsers, which cannot send a key, are let in by a
+ticket in the URL, which the session's own key has signed: it is of use for one port of one session, for a while.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from apps.api.db import Database
+from apps.api.errors import NotFound, Unauthorized
+
+TICKET_SECONDS = 12 * 3600
+FORWARD_SECONDS = 60
+_MAC_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A session as previews need it.
+
+    Attributes:
+        ports: those that are open, as far as was told.
+        owner: the instance that owns it, if one does.
+        url: where that instance is reached, if it has said so.
+        forward_key: what requests that are passed on to it are signed with.
+    """
+
+    session_id: UUID
+    tenant_id: UUID
+    key: UUID
+    ports: list[int]
+    owner: UUID | None
+    url: str | None
+    forward_key: UUID | None
+
+    def ticket(self, port: int, *, forwarded: bool = False) -> str:
+        """A ticket to a port; `forwarded`: for the owner, else for a browser."""
+        key, seconds = (self.forward_key, FORWARD_SECONDS) if forwarded else (self.key, TICKET_SECONDS)
+        assert key is not None  # noqa: S101 - for the type checker
+        expires = int(time.time()) + seconds
+        made = self.tenant_id.bytes + expires.to_bytes(5, "big") + self._mac(key, port, expires)
+        return base64.urlsafe_b64encode(made).decode().rstrip("=")
+
+    def admits(self, ticket: str, port: int, *, forwarded: bool = False) -> bool:
+        """Whether it is one that `ticket` has made, and not too old."""
+        key, raw = (self.forward_key if forwarded else self.key), _raw(ticket)
+        if key is None or raw is None:
+            return False
+        expires = int.from_bytes(raw[16:21], "big")
+        return hmac.compare_digest(raw[21:], self._mac(key, port, expires)) and time.time() < expires
+
+    def _mac(self, key: UUID, port: int, expires: int) -> bytes:
+        signed = b"%s.%s.%d.%d" % (self.tenant_id.bytes, self.session_id.bytes, port, expires)
+        return hmac.digest(key.bytes, signed, hashlib.sha256)[:_MAC_BYTES]
+
+    def urls(self, base: str, ports: Iterable[int] | None = None) -> dict[str, str]:
+        """Port → URL for a browser, below `base` (without a slash at its end)."""
+        listed = self.ports if ports is None else ports
+        return {str(port): f"{base}/preview/{self.session_id}/{port}/~{self.ticket(port)}/" for port in listed}
+
+
+def _raw(ticket: str) -> bytes | None:
+    try:
+        raw = base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4))
+    except ValueError:
+        return None
+    return raw if len(raw) == 21 + _MAC_BYTES else None
+
+
+def tenant_of(ticket: str) -> UUID:
+    """Of whom a ticket says that it is; nothing is known of it yet. Raises Unauthorized for what is no ticket."""
+    raw = _raw(ticket)
+    if raw is None:
+        raise refused()
+    return UUID(bytes=raw[:16])
+
+
+def refused() -> Unauthorized:
+    """For a ticket that is none, or too old."""
+    return Unauthorized("This preview link is not valid, or not any more.", code="preview_link_invalid")
+
+
+async def get(db: Database, tenant_id: UUID, session_id: UUID) -> Preview:
+    """The previews of a session. Raises NotFound."""
+    row = await db.pool.fetchrow(
+        "SELECT s.preview_key, s.ports, i.id AS owner, i.url, i.forward_key FROM sessions s"
+        " LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()"
+        " WHERE s.id = $1 AND s.tenant_id = $2 AND s.deleted_at IS NULL",
+        session_id,
+        tenant_id,
+    )
+    if row is None:
+        raise NotFound.of("session")
+    ports = row["ports"] if row["owner"] else []
+    owner = (row["owner"], row["url"], row["forward_key"])
+    return Preview(session_id, tenant_id, row["preview_key"], ports, *owner)

@@ -1,0 +1,151 @@
+"""Ports that an agent's programs listen on: found by their processes, told as events, asked for by previews.
+
+Linux only; elsewhere none are found. Source: proc_net_tcp(5), proc_pid_fd(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from apps.api.core.log import Event, Writer
+from apps.api.db import CONNECTION_ERRORS
+from apps.api.errors import LeaseLost, Unavailable
+from apps.api.runner import processes
+from apps.api.runner.pace import pause
+
+if TYPE_CHECKING:
+    from apps.api.runner.execution import Execution
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 2.0
+"""Between two looks while nothing else tells that a port may have been opened."""
+
+MAX_PORTS = 50
+"""Told of one session, the lowest ones."""
+
+_TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, LeaseLost, Unavailable)
+
+Tree = dict[int, list[int]]
+
+_LISTENING = "0A"
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
+
+
+class Ports:
+    """Those of one session.
+
+    Attributes:
+        open: port → address, as it was at the last look.
+        asked_at: when somebody has last asked for an address, in monotonic seconds.
+    """
+
+    def __init__(self, writer: Writer, run_of: Callable[[], UUID | None], pid_of: Callable[[], int | None]) -> None:
+        """`run_of`: the run that is active now; `pid_of`: of the agent's process, while it lives."""
+        self._writer, self._run_of, self._pid_of = writer, run_of, pid_of
+        self.open: dict[int, str] = {}
+        self.asked_at = float("-inf")
+
+    async def look(self, tree: Tree | None = None) -> None:
+        """Look below the agent's process, and tell what has changed. Raises what `Writer.append` raises."""
+        pid = self._pid_of()
+        found = await asyncio.to_thread(listening, pid, tree) if pid else {}
+        found = dict(sorted(found.items())[:MAX_PORTS])
+        before, self.open = self.open, found
+        if list(found) == list(before):
+            return
+
+        async def store(connection: asyncpg.Connection, _seq: int) -> None:
+            await connection.execute(
+                "UPDATE sessions SET ports = $2 WHERE id = $1", self._writer.session_id, list(found)
+            )
+
+        event = Event("status", {"status": "ports", "ports": list(found)}, self._run_of())
+        await self._writer.append(event, also=store)
+
+    async def address(self, port: int) -> str | None:
+        """Where a port is open at this moment; None when it is not, or is somebody else's."""
+        self.asked_at = time.monotonic()
+        pid = self._pid_of()
+        return (await asyncio.to_thread(listening, pid)).get(port) if pid else None
+
+
+async def watch(executions: Mapping[UUID, Execution]) -> None:
+    """Look after the sessions of this instance, for ever."""
+    while True:
+        await pause(LOOK_SECONDS)
+        tree = await asyncio.to_thread(processes.tree) if executions else {}
+        for execution in list(executions.values()):
+            if execution.agent is not None and not execution.closing:
+                try:
+                    await execution.ports.look(tree)
+                except _TRANSIENT as error:
+                    log.warning("ports.untold", session_id=str(execution.session_id), error=type(error).__name__)
+
+
+def listening(pid: int, tree: Tree | None = None) -> dict[int, str]:
+    """TCP ports that the processes below `pid` listen on, alone → an address to connect to.
+
+    A port that a process of somebody else listens on as well is none of them: who connects could reach either.
+    """
+    if sys.platform != "linux":
+        return {}
+    below = processes.descendants(processes.tree() if tree is None else tree, pid)
+    if len(below) < 2:  # the agent's own program, and nothing that it has started
+        return {}
+    own = {inode for child in below for inode in _sockets(child)}
+    found: dict[int, str] = {}
+    foreign = set()
+    for table in ("tcp", "tcp6"):
+        for port, address, inode in _table(table):
+            if inode in own:
+                found.setdefault(port, address)
+            else:
+                foreign.add(port)
+    return {port: address for port, address in found.items() if port not in foreign}
+
+
+def _sockets(pid: int) -> list[str]:
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            if match := _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}")):
+                found.append(match[1])
+    except OSError:  # it has ended, or is another user's
+        pass
+    return found
+
+
+def _table(name: str) -> list[tuple[int, str, str]]:
+    """Listening sockets: port, an address to connect to, inode."""
+    try:
+        with open(f"/proc/net/{name}") as table:
+            rows = [line.split() for line in table.readlines()[1:]]
+    except FileNotFoundError:  # without IPv6
+        return []
+    found = []
+    for row in rows:
+        if row[3] == _LISTENING:
+            address, _, port = row[1].partition(":")
+            found.append((int(port, 16), _reachable(address), row[9]))
+    return found
+
+
+def _reachable(text: str) -> str:
+    # Words of 32 bits, in the machine's order of bytes.
+    words = [bytes.fromhex(text[i : i + 8]) for i in range(0, len(text), 8)]
+    address = ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return str(address)
