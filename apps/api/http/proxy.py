@@ -40,7 +40,7 @@ _UNASKED = _OF_THE_CONNECTION | frozenset(
 _UNTOLD = _OF_THE_CONNECTION | frozenset(
     b"set-cookie set-cookie2 clear-site-data strict-transport-security alt-svc service-worker-allowed nel report-to "
     b"public-key-pins access-control-allow-origin access-control-allow-credentials access-control-allow-methods "
-    b"access-control-allow-headers access-control-expose-headers access-control-max-age x-request-id".split()
+    b"access-control-allow-headers access-control-expose-headers access-control-max-age x-request-id date".split()
 )
 
 

@@ -56,7 +56,7 @@ class Stopped(Exception):
     """The run was stopped meanwhile."""
 
 
-async def provide(core: Core, claim: Claim, writer: Writer, *, seconds: float, stopped: Callable[[], bool]) -> None:
+async def provide(core: Core, claim: Claim, writer: Writer, seconds: float, stopped: Callable[[], bool]) -> None:
     """Clone the session's repository, if it has one and its workspace is empty, and tell that as events.
 
     Raises:

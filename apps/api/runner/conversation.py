@@ -52,12 +52,12 @@ class Conversation:
         *,
         kill: Callable[[], None],
         changed: Callable[[], None],
-        worked: Callable[[], Awaitable[None]],
+        worked: Callable[[bool], Awaitable[None]],
     ) -> None:
         """`kill` ends the agent's process; `changed` is called when it begins or ceases to wait for a person, `worked`
-        at the end of a turn that has used tools."""
+        at the end of a turn that has used tools, with whether it has left a new task in the background."""
         self._core, self._writer, self._kill, self._changed, self._worked = core, writer, kill, changed, worked
-        self._used_tools = False
+        self._used_tools = self._left_task = False
         self.tenant_id, self.session_id, self.generation = claim.tenant_id, claim.session_id, claim.generation
         self.sdk_session_id = claim.sdk_session_id
         self.config = claim.config
@@ -144,7 +144,9 @@ class Conversation:
         elif isinstance(message, SystemMessage) and message.subtype == "init":
             await self._begin_turn(message)
         elif isinstance(message, SystemMessage) and message.subtype == "background_tasks_changed":
-            self._background = {task["task_id"] for task in message.data["tasks"]}
+            tasks = {task["task_id"] for task in message.data["tasks"]}
+            self._left_task |= bool(tasks - self._background)
+            self._background = tasks
         else:
             if isinstance(message, TaskStartedMessage):
                 self.tasks.add(message.task_id)
@@ -215,8 +217,8 @@ class Conversation:
         if outcome.error and outcome.error["code"] == "max_budget_exceeded":
             self.used_up = True
         if self._used_tools:
-            self._used_tools = False
-            await self._worked()
+            left, self._used_tools, self._left_task = self._left_task, False, False
+            await self._worked(left)
         await self.finish(turn, outcome, last)
 
     # --- a person in the loop ----------------------------------------------------------------------------------

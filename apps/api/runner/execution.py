@@ -66,7 +66,7 @@ class Execution:
             last_seq=claim.last_seq,
         )
         self.ports = Ports(self.writer, lambda: self._talk.run_id, lambda: self.agent.pid if self.agent else None)
-        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed, worked=self.ports.look)
+        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed, worked=self.ports.settle)
         self.approvals = self._talk.approvals
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
         self._hooks = Hooks(core, claim.tenant_id, self.writer, lambda: self._talk.run_id, self._lose)
@@ -244,13 +244,8 @@ class Execution:
             await self._disconnect()
         if self._agent is None:
             try:
-                await clone.provide(
-                    self._core,
-                    claim,
-                    self.writer,
-                    seconds=turn.seconds_left(),
-                    stopped=lambda: self._fenced or turn.stopping is not None,
-                )
+                stopped = lambda: self._fenced or turn.stopping is not None  # noqa: E731
+                await clone.provide(self._core, claim, self.writer, turn.seconds_left(), stopped)
                 async with self._start_gate:
                     await self._connect(claim)
             except clone.Stopped:

@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 2.0
 """Between two looks while nothing else tells that a port may have been opened."""
 
+SETTLE_LOOKS, SETTLE_SECONDS = 5, 0.2
+"""For a program in the background that opens its port after its turn has ended, in the eyes of its client."""
+
 MAX_PORTS = 50
 """Told of one session, the lowest ones."""
 
@@ -73,6 +76,15 @@ class Ports:
 
         event = Event("status", {"status": "ports", "ports": list(found)}, self._run_of())
         await self._writer.append(event, also=store)
+
+    async def settle(self, began: bool) -> None:
+        """Look at the end of a turn; a moment longer when it `began` programs, which may not listen yet."""
+        before = list(self.open)
+        for _ in range(SETTLE_LOOKS if began else 1):
+            await self.look()
+            if list(self.open) != before or not began:
+                return
+            await asyncio.sleep(SETTLE_SECONDS)
 
     async def address(self, port: int) -> str | None:
         """Where a port is open at this moment; None when it is not, or is somebody else's."""
