@@ -215,13 +215,6 @@ class Settings(BaseSettings):
         """Whether some credential or endpoint for a model is set."""
         return any((self.anthropic_api_key, self.claude_code_oauth_token, self.anthropic_base_url))
 
-    @property
-    def own_url(self) -> str | None:
-        """Where other instances reach this one; None when nobody has said so."""
-        if self.advertise_url or not self.port or self.host in ("", "0.0.0.0", "::"):  # noqa: S104
-            return self.advertise_url and self.advertise_url.rstrip("/")
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
-
     @cached_property
     def hostname(self) -> str:
         """This host's name, for operators' listings only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID
 
 from apps.api.db import Database
 from apps.api.errors import LeaseLost
+from apps.api.settings import Settings
 
 FENCE_MARGIN = 0.15
 """Part of the lease that this side gives away: it stops before the database's clock can have run out."""
@@ -43,6 +45,21 @@ class Lease:
         """Raises LeaseLost unless the lease is valid."""
         if self.is_over():
             raise LeaseLost(f"instance {self.instance_id}: the lease has run out")
+
+
+def own_url(settings: Settings) -> str | None:
+    """Where other instances reach this one; None when that is unknown. May ask the resolver for this host's name."""
+    if settings.advertise_url or not settings.port:
+        return settings.advertise_url and settings.advertise_url.rstrip("/")
+    host = settings.host
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+        try:
+            host = socket.gethostbyname(settings.hostname)
+        except OSError:
+            return None
+        if host.startswith("127."):  # of use on this host only
+            return None
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 async def register(

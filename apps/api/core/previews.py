@@ -42,9 +42,9 @@ class Preview:
     url: str | None
     forward_key: UUID | None
 
-    def ticket(self, port: int, *, forwarded: bool = False) -> str:
-        """A ticket to a port; `forwarded`: for the owner, else for a browser."""
-        key, seconds = (self.forward_key, FORWARD_SECONDS) if forwarded else (self.key, TICKET_SECONDS)
+    def ticket(self, port: int, *, forwarded: bool = False, seconds: int = TICKET_SECONDS) -> str:
+        """A ticket to a port, for that many seconds; `forwarded`: for the owner, else for a browser."""
+        key = self.forward_key if forwarded else self.key
         assert key is not None  # noqa: S101 - for the type checker
         expires = int(time.time()) + seconds
         made = self.tenant_id.bytes + expires.to_bytes(5, "big") + self._mac(key, port, expires)

@@ -126,7 +126,7 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
         )
     there = urlsplit(preview.url)
     usual = 443 if there.scheme == "https" else 80
-    ticket = preview.ticket(port, forwarded=True)
+    ticket = preview.ticket(port, forwarded=True, seconds=previews.FORWARD_SECONDS)
     return Upstream(
         there.scheme,
         there.hostname or "",

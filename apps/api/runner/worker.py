@@ -61,6 +61,7 @@ class Worker:
         self._claim_now = asyncio.Event()
         self._commands_now = asyncio.Event()
         self.left_waiting = asyncio.Event()
+        self._url: str | None = None
         self.draining = False
 
     @property
@@ -80,13 +81,14 @@ class Worker:
 
     async def start(self) -> None:
         """Register the instance and listen. The loops are separate: see `loops`."""
+        self._url = await asyncio.to_thread(instances.own_url, self._core.settings)
         await instances.register(
             self._core.db,
             self._lease,
             hostname=self._core.settings.hostname,
             version=__version__,
             slots=self._slots,
-            url=self._core.settings.own_url,
+            url=self._url,
         )
         if self._slots:
             self._spawn(catalog.fill(self._core, self._scratch), "catalog")
@@ -173,7 +175,7 @@ class Worker:
             hostname=self._core.settings.hostname,
             version=__version__,
             slots=self._slots,
-            url=self._core.settings.own_url,
+            url=self._url,
         )
 
     async def _reconcile(self, owned: list[Owned]) -> None:
