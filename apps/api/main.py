@@ -25,7 +25,7 @@ from apps.api.dialects.chat_server import routes as chat_server
 from apps.api.dialects.code_server import routes as code_server
 from apps.api.dialects.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
-from apps.api.http import errors, health, metrics, preview
+from apps.api.http import errors, health, metrics, playground, preview
 from apps.api.http.middleware import BoundedBody, RequestContext
 from apps.api.http.route import Probe
 from apps.api.http.sse import EventStream, Streams
@@ -99,6 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = app.state.failed = app.state.anonymous = None
     errors.install(app)
     _mount(app, settings.root_dialect)
+    if settings.playground:
+        playground.install(app, [dialect.PREFIX for dialect in DIALECTS.values()])
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app

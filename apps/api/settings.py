@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     advertise_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")] | None = None
     log_level: LogLevel = "INFO"
     debug: bool = False
+    playground: bool = True
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
     anonymous_in_production: bool = False
