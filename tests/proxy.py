@@ -1,4 +1,4 @@
-"""A network that can fail between us and a server: a TCP port on loopback that leads to the server's unix socket."""
+"""A network that can fail between us and a server: a TCP port on loopback that leads to its unix socket or port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Proxy:
         held: how many connections and directions have something that is held back.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path | int) -> None:
         self._target = target
         self._clients: set[asyncio.StreamWriter] = set()
         self._servers: set[asyncio.StreamWriter] = set()
@@ -58,7 +58,10 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, downstream = await asyncio.open_unix_connection(self._target)
+        if isinstance(self._target, int):
+            upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target)
+        else:
+            upstream, downstream = await asyncio.open_unix_connection(self._target)
         self._clients.add(writer)
         self._servers.add(downstream)
         for pump in (

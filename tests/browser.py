@@ -1,0 +1,189 @@
+"""A headless Chromium, driven over its DevTools protocol, as far as the tests of the playground need one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psutil
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+START_SECONDS = 60
+WAIT_SECONDS = 60
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # containers run the tests as root, where Chromium refuses its own
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+
+_WHEN = """new Promise((done) => {
+  const look = () => { if (%s) { observer.disconnect(); done(true); } };
+  const observer = new MutationObserver(look);
+  observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
+  look();
+})"""
+
+
+def program() -> str | None:
+    """Chromium's path, if there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    """One tab, with all that it asked for and complained of."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._session: str | None = None
+        self._loaded = asyncio.Event()
+        self.requests: list[dict[str, Any]] = []
+        self.complaints: list[str] = []
+
+    async def _listen(self) -> None:
+        with suppress(ConnectionClosed):
+            async for text in self._socket:
+                self._take(json.loads(text))
+        for call in self._calls.values():
+            call.cancel()
+
+    def _take(self, told: dict[str, Any]) -> None:
+        if "id" in told:
+            self._calls.pop(told["id"]).set_result(told)
+            return
+        params = told["params"]
+        match told["method"]:
+            case "Network.requestWillBeSent":
+                self.requests.append(params["request"])
+            case "Log.entryAdded" if params["entry"]["level"] in ("warning", "error"):
+                self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+            case "Runtime.consoleAPICalled":
+                self.complaints.append(str(params["args"]))
+            case "Runtime.exceptionThrown":
+                self.complaints.append(str(params["exceptionDetails"]))
+            case "Page.loadEventFired":
+                self._loaded.set()
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = max(self._calls, default=0) + 1
+        self._calls[number] = answer = asyncio.get_running_loop().create_future()
+        message = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        await self._socket.send(json.dumps(message))
+        told: dict[str, Any] = await asyncio.wait_for(answer, WAIT_SECONDS)
+        assert "error" not in told, (method, told)
+        result: dict[str, Any] = told["result"]
+        return result
+
+    async def open(self, url: str) -> None:
+        """Attach to a fresh tab and load the page."""
+        target = await self.call("Target.createTarget", url="about:blank")
+        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Log", "Runtime"):
+            await self.call(f"{domain}.enable")
+        await self.call("Page.navigate", url=url)
+        await asyncio.wait_for(self._loaded.wait(), WAIT_SECONDS)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        found = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    async def when(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true of the document."""
+        try:
+            await self.evaluate(_WHEN % expression)
+        except TimeoutError:
+            seen = await self.evaluate("document.body.innerText")
+            raise AssertionError(f"never true: {expression}\n{seen}") from None
+
+    async def type(self, element_id: str, text: str) -> None:
+        """Replace what is in a field by what a person types."""
+        node = f"document.getElementById({element_id!r})"
+        await self.evaluate(f"({node}.closest('details')?.setAttribute('open', ''), {node}.focus(), {node}.select())")
+        assert await self.evaluate(f"document.activeElement === {node}"), f"{element_id} cannot be typed into"
+        await self.call("Input.insertText", text=text)
+
+    async def choose(self, element_id: str, value: str) -> None:
+        """Choose an option of a list."""
+        changed = "new Event('change', {bubbles: true})"
+        node = f"document.getElementById({element_id!r})"
+        await self.evaluate(f"({node}.value = {value!r}, {node}.dispatchEvent({changed}))")
+
+    async def click(self, selector: str) -> None:
+        await self.evaluate(f"document.querySelector({selector!r}).click()")
+
+    async def text(self, selector: str) -> str:
+        return str(await self.evaluate(f"document.querySelector({selector!r}).innerText"))
+
+
+class Browser:
+    """A running Chromium."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    @asynccontextmanager
+    async def page(self, url: str) -> AsyncIterator[Page]:
+        async with connect(self._address, max_size=None, proxy=None) as socket:
+            page = Page(socket)
+            listening = asyncio.create_task(page._listen())
+            try:
+                await page.open(url)
+                yield page
+            finally:
+                await socket.close()
+                await listening
+
+
+@asynccontextmanager
+async def running(path: str) -> AsyncIterator[Browser]:
+    """Chromium with a profile of its own, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+            env={**os.environ, "HOME": profile},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while line := await process.stderr.readline():
+                    if b"DevTools listening on " in line:
+                        break
+            assert line, "Chromium ended before it listened"
+            drained = asyncio.create_task(process.stderr.read())
+            yield Browser(line.decode().rpartition(" ")[2].strip())
+        finally:
+            tree = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+            for pid in tree:
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(pid).kill()
+            await process.wait()
+        await drained
