@@ -213,6 +213,8 @@ def test_every_option_is_either_checked_against_the_profile_or_known_to_be_harml
         "output_format",
         "enable_file_checkpointing",
         "cwd",
+        "repository",  # the operator's REPOSITORY_HOSTS are the limit
+        "unattended",
     }
     assert names | harmless == set(AgentConfig.model_fields), "may a client widen a profile by the new option?"
 

@@ -53,7 +53,7 @@ async def test_problems_of_every_kind_are_found_at_once_and_nothing_is_made(flee
         ("output_format.schema", "validation_error"),
         ("hooks.PreToolUse.0.url", "target_not_permitted"),
         ("hooks.PreToolUse.0.secret", "validation_error"),
-        ("mcp_servers.git", "mcp_command_not_permitted"),
+        ("mcp_servers.git.command", "mcp_command_not_permitted"),
         ("mcp_servers.git", "option_not_permitted"),
         ("mcp_servers.gone", "validation_error"),
         ("skills", "option_not_permitted"),

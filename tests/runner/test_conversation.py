@@ -32,7 +32,10 @@ def ends(claim: Claim, cost: float, tokens: int) -> ResultMessage:
 
 
 def talk_of(world: World, writer: Writer, claim: Claim) -> Conversation:
-    return Conversation(core_of(world), writer, claim, kill=lambda: None, changed=lambda: None)
+    async def worked(_began: bool) -> None:
+        """Nobody looks for ports here."""
+
+    return Conversation(core_of(world), writer, claim, kill=lambda: None, changed=lambda: None, worked=worked)
 
 
 async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: World) -> None:

@@ -38,7 +38,22 @@ class Detail(BaseModel):
     detail: str = Field(description="What went wrong.", examples=["Session not found"])
 
 
-_WHY: dict[int | str, tuple[str, str]] = {
+class Found(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str] = Field(description="Where.")
+    msg: str = Field(description="What.")
+    type: str
+
+
+class Details(BaseModel):
+    """A request that is not valid, as FastAPI tells it."""
+
+    detail: str | list[Found] = Field(description="What is wrong, field by field.")
+
+
+_INVALID = [{"loc": ["body", "prompt"], "msg": "must not be empty", "type": "value_error"}]
+_WHY: dict[int | str, tuple[str, Any]] = {
     "default": ("Any other error.", "Method Not Allowed"),
     400: ("The request is not valid.", "prompt: must not be empty"),
     401: ("No key, or one that is unknown, revoked or expired.", "This API key is not valid."),
@@ -46,7 +61,7 @@ _WHY: dict[int | str, tuple[str, str]] = {
     404: ("No such session, or it belongs to another tenant.", "Session not found"),
     409: ("Too many prompts wait in this session.", "This session has 100 queued runs already."),
     413: ("The body is too large.", "The body is larger than 1500000 bytes."),
-    422: ("The request is not valid.", "max_age_hours: Input should be greater than or equal to 0"),
+    422: ("The request is not valid.", _INVALID),
     429: ("The key has used up its prompts per minute.", "This key may send 10 prompts per minute."),
     500: ("The run failed, or the server.", "The run took longer than its timeout."),
 }
@@ -57,7 +72,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     answered: list[int | str] = [*sorted({401, 403, 500, *statuses}), "default"]
     return {
         status: {
-            "model": Detail,
+            "model": Details if status == 422 else Detail,
             "description": _WHY[status][0],
             "content": {"application/json": {"example": {"detail": _WHY[status][1]}}},
         }
