@@ -28,6 +28,11 @@ class Idempotency:
     def of(cls, key: str, *parts: Any) -> Idempotency:
         return cls(key, hashlib.sha256(encode(parts)).hexdigest())
 
+    @classmethod
+    def given(cls, key: str | None, *parts: Any) -> Idempotency | None:
+        """None for a request that has no key."""
+        return cls.of(key, *parts) if key else None
+
 
 @dataclass(frozen=True, slots=True)
 class Remembered:

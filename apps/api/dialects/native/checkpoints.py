@@ -9,14 +9,22 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core import checkpoints, runs
+from apps.api.core import checkpoints
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, SessionId, answer, errors
+from apps.api.dialects.native.common import (
+    PREFIX,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    SessionId,
+    answer,
+    errors,
+    send_change,
+)
 from apps.api.dialects.native.examples import IDS, MOMENT
 from apps.api.http.answer import Json
-from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
+from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error
 
 router = APIRouter(prefix=PREFIX)
 
@@ -137,20 +145,9 @@ async def rewind(
     message_id = body.checkpoint_id or body.user_message_uuid
     assert message_id is not None  # noqa: S101 - for the type checker
     await checkpoints.require(core.db, caller.tenant_id, session_id, message_id)
-    settings, wanted = core.settings, {"checkpoint_id": str(message_id), "dry_run": body.dry_run}
-    asked = runs.Request(
-        wanted,
-        settings.request_timeout,
-        session_id,
-        idempotency=Idempotency.of(idempotency_key, request.url.path, wanted) if idempotency_key else None,
-        kind="rewind",
-        choice=Choice(None, policy_of(core, caller)),
-    )
-    run = await runs.submit(
-        core.db, caller.tenant_id, caller.key_id, asked, max_queued=settings.max_queued_runs_per_session
-    )
-    if not run.repeated:
-        core.wake(caller.tenant_id, session_id)
+    wanted = {"checkpoint_id": str(message_id), "dry_run": body.dry_run}
+    idempotency = Idempotency.given(idempotency_key, request.url.path, wanted)
+    run = await send_change(core, caller, session_id, "rewind", wanted, idempotency)
     state = await finished(core, caller.tenant_id, run, REWIND_WAIT)
     if state is None:
         accepted = wire.Accepted(session_id=session_id, run_id=run.run_id)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Query
 from pydantic import BaseModel
 
-from apps.api.core import mcp, repositories, skills
+from apps.api.auth import Principal
+from apps.api.core import mcp, prompting, repositories, runs, skills
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.frames import Position
+from apps.api.core.idempotency import Idempotency
+from apps.api.core.pins import Choice
+from apps.api.core.runs import Submitted
 from apps.api.core.sessions import Labels
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS
 from apps.api.dialects.native.stream import position
 from apps.api.http.answer import Json
+from apps.api.http.route import policy_of
 
 PREFIX = "/api/v1"
 
@@ -64,6 +69,26 @@ async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig
 def labels(body: wire.LabelFields) -> Labels:
     """The labels in a body."""
     return Labels(body.title, body.tags, body.metadata)
+
+
+async def send_change(
+    core: Core,
+    caller: Principal,
+    session_id: UUID,
+    kind: Literal["reset", "rewind"],
+    wanted: dict[str, Any],
+    idempotency: Idempotency | None,
+) -> Submitted:
+    """Queue a change of a session that waits its turn as prompts do. Raises as `runs.submit`."""
+    asked = runs.Request(
+        wanted,
+        core.settings.request_timeout,
+        session_id,
+        idempotency=idempotency,
+        kind=kind,
+        choice=Choice(policy=policy_of(core, caller)),
+    )
+    return await prompting.send(core, caller.tenant_id, caller.key_id, asked)
 
 
 def answer(model: type[BaseModel], data: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:

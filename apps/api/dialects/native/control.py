@@ -14,9 +14,8 @@ from apps.api.core.config import AgentConfig
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.names import ModelName, Name
 from apps.api.core.parts import PermissionMode
-from apps.api.core.pins import Choice
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import Unavailable
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
@@ -153,20 +152,8 @@ async def reset(
 
     Events, files and totals stay. `accepted` when its turn has not come within 10 seconds.
     """
-    settings, wanted = core.settings, body.model_dump()
-    asked = runs.Request(
-        wanted,
-        settings.request_timeout,
-        session_id,
-        idempotency=Idempotency.of(idempotency_key, request.url.path, wanted) if idempotency_key else None,
-        kind="reset",
-        choice=Choice(None, policy_of(core, caller)),
-    )
-    run = await runs.submit(
-        core.db, caller.tenant_id, caller.key_id, asked, max_queued=settings.max_queued_runs_per_session
-    )
-    if not run.repeated:
-        core.wake(caller.tenant_id, session_id)
+    idempotency = Idempotency.given(idempotency_key, request.url.path, body.model_dump())
+    run = await send_change(core, caller, session_id, "reset", body.model_dump(), idempotency)
     state = await finished(core, caller.tenant_id, run, RESET_WAIT)
     if state is not None:
         outcome_or_error(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from apps.api.core import forks
+from apps.api.core import forks, prompting
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, errors
 from apps.api.dialects.native.examples import STREAMED
@@ -42,7 +42,6 @@ async def fork(
     if forked.run is None:
         state = await state_of(core, caller, forked.session_id)
         return Json(state.model_dump(mode="json"), status_code=201, headers=request.state.limit_headers)
-    if not forked.run.repeated:
-        core.wake(caller.tenant_id, forked.session_id)
+    await prompting.announce(core, caller.tenant_id, forked.run)
     left = leaving(core, caller, body, forked.run)
     return run_stream(request, core, caller.tenant_id, forked.run, partials=body.include_partial_messages, left=left)

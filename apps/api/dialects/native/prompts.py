@@ -50,7 +50,7 @@ async def run_request(
         labels=labels(body),
         on_busy=body.on_busy,
         expand_prompt=body.expand_prompt,
-        idempotency=Idempotency.of(idempotency_key, path, asked) if idempotency_key else None,
+        idempotency=Idempotency.given(idempotency_key, path, asked),
         choice=Choice(body.profile, policy_of(core, caller), body.agent),
         timeout_asked=body.timeout_seconds is not None,
     )

@@ -38,7 +38,7 @@ async def create_session(
 ) -> wire.SessionState:
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
-    idempotency = Idempotency.of(idempotency_key, request.url.path, asked) if idempotency_key else None
+    idempotency = Idempotency.given(idempotency_key, request.url.path, asked)
     given = await checked(core, caller.tenant_id, body)
     choice = Choice(body.profile, policy_of(core, caller), body.agent)
     session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
