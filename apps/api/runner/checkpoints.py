@@ -2,7 +2,7 @@
 
 The CLI keeps copies of files under `file-history/<its session id>`, and says in the transcript which copy stands for
 which file at which message: `file-history-snapshot` when a user's message comes in, `file-history-delta` when a file is
-changed for the first time. Seen with the bundled CLI 2.1.327.
+changed for the first time. Seen with the bundled CLI 2.1.332.
 """
 
 from __future__ import annotations

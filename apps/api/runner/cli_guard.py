@@ -11,7 +11,7 @@ Exit status: that of the CLI, by the same signal if one killed it; 78 when the i
 be had, or the server is gone; 126 when the CLI cannot be started. A CLI whose guard is killed by SIGKILL dies too,
 but tools in sessions of their own then live on.
 
-Sources: prctl(2), wait(2), and the bundled CLI 2.1.327 for the two *_FILE_DESCRIPTOR variables.
+Sources: prctl(2), wait(2), and the bundled CLI 2.1.332 for the two *_FILE_DESCRIPTOR variables.
 """
 
 from __future__ import annotations
