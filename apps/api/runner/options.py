@@ -14,7 +14,7 @@ from typing import IO, cast
 from uuid import UUID
 
 from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
-from claude_agent_sdk.types import SystemPromptPreset, ThinkingConfig
+from claude_agent_sdk.types import SystemPromptCustom, SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.parts import Subagent, Thinking
@@ -103,10 +103,13 @@ class Scratch:
             self._lock.close()
 
 
-def _system_prompt(config: AgentConfig) -> str | SystemPromptPreset:
+def _system_prompt(config: AgentConfig) -> SystemPromptCustom | SystemPromptPreset:
+    """`snapshot` off: else the CLI keeps the first prompt of a conversation in its transcript, and later changes of it
+    never reach the model."""
     if config.system_prompt is not None:
-        return "\n\n".join(filter(None, (config.system_prompt, config.system_prompt_append)))
-    preset: SystemPromptPreset = {"type": "preset", "preset": "claude_code"}
+        text = "\n\n".join(filter(None, (config.system_prompt, config.system_prompt_append)))
+        return {"type": "custom", "prompt": text, "snapshot": False}
+    preset: SystemPromptPreset = {"type": "preset", "preset": "claude_code", "snapshot": False}
     if config.system_prompt_append:
         preset["append"] = config.system_prompt_append
     return preset
