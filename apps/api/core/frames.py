@@ -22,6 +22,8 @@ from uuid import UUID
 
 import orjson
 
+from apps.api.core import codec
+
 _RUN_AT = len('{"session_id":"') + 36 + len('","run_id":')
 _POSITION = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,9}))?")
 
@@ -45,11 +47,18 @@ class Position(NamedTuple):
 
 
 def encode(value: Any) -> bytes:
-    """JSON. Falls back to escapes for what orjson refuses: lone surrogates and integers beyond 64 bits."""
+    """JSON on one line: see `codec.one_line`.
+
+    Falls back to escapes for what orjson refuses: lone surrogates and integers beyond 64 bits. What is then no JSON
+    still (NaN, nesting without an end) is cleaned.
+    """
     try:
-        return orjson.dumps(value)
+        return codec.one_line(orjson.dumps(value))
     except orjson.JSONEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        try:
+            return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            return json.dumps(codec.clean(value), separators=(",", ":")).encode()
 
 
 def decode(text: str | bytes) -> Any:
@@ -95,7 +104,8 @@ class Frame:
 
     @classmethod
     def build(cls, position: Position, type_: str, data: bytes) -> Frame:
-        """Wrap a complete `data` object, as `event_data()` makes it."""
+        """Wrap a complete `data` object, as `event_data()` makes it. Older versions stored them on several lines."""
+        data = codec.one_line(data)
         raw = b"id: %s\nevent: %s\ndata: %s\n\n" % (str(position).encode(), type_.encode(), data)
         return cls(position.seq, position.part, type_, raw)
 
