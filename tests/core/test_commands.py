@@ -233,3 +233,75 @@ async def test_who_waited_for_an_answer_leaves_no_subscription_behind(world: Wor
 async def _reply_channels(world: World, count: int) -> bool:
     pattern = f"{world.settings.redis_key_prefix}reply:*"
     return len(await world.redis.client.pubsub_channels(pattern)) == count
+
+
+HOSTILE = {"mcp_servers": [{"na\x00me": "a\x00b", "half": "\ud83d", "big": 2**64, "nan": float("nan"), "ok": [1, "x"]}]}
+
+
+async def test_what_an_agent_answers_is_made_storable_and_told(world: World, relay: Relay) -> None:
+    lease, claim, _ = await world.owned()
+    sending = asyncio.create_task(ask(world, relay, claim.session_id, "mcp"))
+    [command] = await until_pending(world, lease, 1)
+    await commands.settle(world.db, world.redis, relay.publisher, command, applied=True, result=HOSTILE)
+    told = {"na\ufffdme": "a\ufffdb", "half": "\ufffd", "big": 18446744073709551616.0, "nan": None, "ok": [1, "x"]}
+    assert (await sending).result == {"mcp_servers": [told]}
+
+
+async def test_a_command_whose_answer_is_too_large_is_rejected_and_never_stays(world: World, relay: Relay) -> None:
+    lease, claim, _ = await world.owned()
+    sending = asyncio.create_task(ask(world, relay, claim.session_id, "mcp"))
+    [command] = await until_pending(world, lease, 1)
+    much = {"tools": "x" * (commands.MAX_RESULT_BYTES + 1)}
+    await commands.settle(world.db, world.redis, relay.publisher, command, applied=True, result=much)
+    with pytest.raises(Conflict) as caught:
+        await sending
+    assert caught.value.code == "control_failed"
+    assert await commands.pending(world.db, lease.instance_id) == []
+
+
+async def test_a_session_with_many_commands_keeps_neither_others_nor_its_own_interrupt_waiting(
+    world: World, relay: Relay
+) -> None:
+    lease, talkative, _ = await world.owned()
+    await world.queue()
+    quiet = await world.claim(lease)
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, type, created_at)"
+        " SELECT gen_random_uuid(), $1, 'mcp', now() - interval '1 second' FROM generate_series(1, 300)",
+        talkative.session_id,
+    )
+    asked = [asyncio.create_task(send(world, relay, c.session_id)) for c in (talkative, quiet)]
+    await until(lambda: _count(world, [talkative.session_id, quiet.session_id], 302))
+    waiting = await commands.pending(world.db, lease.instance_id)
+    kinds = [(c.session_id, c.type) for c in waiting]
+    assert (quiet.session_id, "interrupt") in kinds
+    assert (talkative.session_id, "interrupt") in kinds
+    assert len(waiting) == commands.MAX_PENDING + 1
+    await asyncio.gather(*asked)
+
+
+async def test_a_command_expires_and_an_answer_does_not(world: World, relay: Relay) -> None:
+    lease, claim, _ = await world.owned()
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, type, created_at)"
+        " SELECT gen_random_uuid(), $1, kind, now() - make_interval(secs => $2)"
+        " FROM unnest(ARRAY['mcp', 'control', 'interrupt', 'answer']) AS kind",
+        claim.session_id,
+        commands.EXPIRY + 1,
+    )
+    assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["answer"]
+
+
+async def ask(world: World, relay: Relay, session_id: UUID, type_: str) -> commands.Sent:
+    return await commands.send(core_of(world, relay), world.tenant_id, session_id, type_, any_run=True)
+
+
+async def until_pending(world: World, lease: Lease, count: int) -> list[Command]:
+    found: list[Command] = []
+
+    async def there() -> bool:
+        found[:] = await commands.pending(world.db, lease.instance_id)
+        return len(found) == count
+
+    await until(there)
+    return found

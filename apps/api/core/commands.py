@@ -10,15 +10,32 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import structlog
 
+from apps.api.core import codec
 from apps.api.core.context import Core
+from apps.api.core.frames import encode
 from apps.api.core.relay import Publisher
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
 
+log = structlog.get_logger(__name__)
+
 WAIT = 2.0
 """Seconds that a request waits for its command to be applied before it answers `accepted`."""
+
+EXPIRY = 60.0
+"""Seconds after which nobody obeys a command any more. Whoever sent it was told after WAIT what became of it, and the
+owner gives each one 20."""
+
+MAX_PENDING = 20
+"""Commands of one session that its owner obeys at a time."""
+
+MAX_RESULT_BYTES = 4 * 1024 * 1024
+"""Size of what a command may answer."""
+
+_UNSTORABLE = {"code": "control_failed", "message": "What the agent answered cannot be stored."}
 
 _POLL = 0.25
 """Seconds between looks at the row while waiting, for when the reply on Redis is lost."""
@@ -151,24 +168,43 @@ async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, di
     return "pending", {}
 
 
+# What asks nothing of the agent goes first: an interrupt must not wait behind questions to an agent that is stuck.
+_PENDING = """
+SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM sessions s CROSS JOIN LATERAL (
+  SELECT * FROM commands WHERE session_id = s.id AND status = 'pending'
+    AND (type = 'answer' OR created_at > now() - make_interval(secs => $2))
+  ORDER BY type IN ('interrupt', 'cancel', 'answer') DESC, created_at LIMIT $3
+) c WHERE s.owner_id = $1 ORDER BY c.created_at
+"""
+
+
 async def pending(db: Database, instance_id: UUID) -> list[Command]:
-    """Commands that wait for this instance, oldest first."""
-    rows = await db.pool.fetch(
-        "SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM commands c JOIN sessions s ON s.id = c.session_id"
-        " WHERE c.status = 'pending' AND s.owner_id = $1 ORDER BY c.created_at LIMIT 200",
-        instance_id,
-    )
-    return [Command(**dict(row)) for row in rows]
+    """Commands that wait for this instance, oldest first: at most MAX_PENDING of a session, and none that expired.
+
+    The answer to a request never expires: it is stored, and its tool call waits for it.
+    """
+    return [Command(**dict(row)) for row in await db.pool.fetch(_PENDING, instance_id, EXPIRY, MAX_PENDING)]
 
 
 async def settle(
     db: Database, redis: Redis, publisher: Publisher, command: Command, *, applied: bool, result: Mapping[str, Any]
 ) -> None:
-    """Record what came of a command, and tell who waits."""
+    """Record what came of a command, and tell who waits. A result that cannot be stored makes it a rejected one."""
+    told = codec.clean(result)
+    if len(encode(told)) > MAX_RESULT_BYTES:
+        applied, told = False, _UNSTORABLE
+    try:
+        await _record(db, command, applied, told)
+    except (asyncpg.DataError, asyncpg.StatementTooComplexError, ValueError, TypeError) as error:
+        log.warning("command.result_not_stored", command_type=command.type, error=type(error).__name__)
+        await _record(db, command, False, _UNSTORABLE)
+    publisher.notify(redis.keys.reply(command.id), "settled")
+
+
+async def _record(db: Database, command: Command, applied: bool, result: Mapping[str, Any]) -> None:
     await db.pool.execute(
         "UPDATE commands SET status = $2, applied_at = now(), result = $3 WHERE id = $1 AND status = 'pending'",
         command.id,
         "applied" if applied else "rejected",
-        dict(result),
+        result,
     )
-    publisher.notify(redis.keys.reply(command.id), "settled")

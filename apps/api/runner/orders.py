@@ -6,10 +6,14 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from apps.api.core.commands import Command
-from apps.api.errors import LeaseLost
+from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent import Agent
 from apps.api.runner.execution import Execution
+
+log = structlog.get_logger(__name__)
 
 TIMEOUT = 20.0
 """Seconds for one command; an interrupt has its own, shorter bounds."""
@@ -31,6 +35,11 @@ async def obey(execution: Execution, command: Command) -> Settled:
             return await _obey(execution, command)
     except TimeoutError:
         return False, _failed("The agent did not answer in time.")
+    except (LeaseLost, Unavailable):
+        raise
+    except Exception as error:  # left pending, nobody would ever obey it
+        log.error("command.failed", session_id=str(command.session_id), error=repr(error)[:300], exc_info=True)
+        return False, _failed("The instance failed to do this.")
 
 
 async def _obey(execution: Execution, command: Command) -> Settled:
