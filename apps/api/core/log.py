@@ -15,7 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core import usage
+from apps.api.core import codec, usage
 from apps.api.core.frames import Frame, Position, event_data
 from apps.api.core.instances import Lease
 from apps.api.core.relay import Publisher
@@ -65,7 +65,7 @@ class Event:
     @property
     def parent_tool_use_id(self) -> str | None:
         parent = self.fields.get("parent_tool_use_id")
-        return parent if isinstance(parent, str) else None
+        return codec.clean_text(parent) if isinstance(parent, str) else None
 
 
 async def append(

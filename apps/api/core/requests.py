@@ -175,7 +175,9 @@ async def remembered(db: Database, session_id: UUID, profile: Profile | None) ->
 
 def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
     """The decision with the rules that it means. Raises ValidationError, Forbidden."""
-    questions = {question["question"] for question in data.get("questions", ())}
+    asked = data.get("questions") or ()
+    texts = [q.get("question") for q in asked if isinstance(q, dict)] if isinstance(asked, list) else []
+    questions = {text for text in texts if isinstance(text, str)}
     for question in decision.get("answers", ()):
         if question not in questions:
             raise ValidationError.of("answers", f"this was not asked: {question[:200]}")

@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy import Text, and_, cast, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
+from apps.api.core.codec import clean_text
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, timestamp
 from apps.api.core.pins import NO_PINS, Pins, split
@@ -234,8 +235,7 @@ async def list_page(
     rows = await db.pool.fetch(_STATE, [row.id for row in found[:limit]], tenant_id)
     states = {row["id"]: _state(row, default_model) for row in rows}
     data = [states[row.id] for row in found[:limit] if row.id in states]
-    more = len(found) > limit
-    return Page(data, write_cursor(found[limit - 1].created_at, found[limit - 1].id) if more else None)
+    return Page(data, write_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None)
 
 
 def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
@@ -377,7 +377,7 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
     data = [_shown(row) for row in rows[:limit]]
     callers, room = _callers(data), MAX_SUBAGENT_MESSAGES
     while callers and room > 0:  # one round for each level of subagents
-        nested = [_shown(row) for row in await db.pool.fetch(_NESTED, session_id, list(callers), room + 1)]
+        nested = [*map(_shown, await db.pool.fetch(_NESTED, session_id, [*map(clean_text, callers)], room + 1))]
         for message in nested[room:]:
             callers[message["parent_tool_use_id"]]["subagent_messages_omitted"] = True
         for message in nested[:room]:
@@ -396,5 +396,5 @@ def _callers(messages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for message in messages
         if isinstance(message["content"], list)
         for block in message["content"]
-        if block.get("type") == "tool_use"
+        if block.get("type") == "tool_use" and isinstance(block["id"], str)
     }

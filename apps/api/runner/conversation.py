@@ -25,7 +25,7 @@ from apps.api.core.context import Core
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.runner import messages
+from apps.api.runner import hearsay, messages
 from apps.api.runner.approvals import Approvals
 from apps.api.runner.options import keeps_checkpoints
 from apps.api.runner.turn import Turn
@@ -188,9 +188,9 @@ class Conversation:
 
     async def _note(self, message: SystemMessage) -> None:
         """Keep what the CLI says of itself: `/clear` gives the conversation another id."""
-        data = message.data
-        self.sdk_session_id = UUID(data["session_id"])
-        noted = (data.get("permissionMode"), data.get("tools"), self.sdk_session_id)
+        told = hearsay.told_of_itself(message.data)
+        self.sdk_session_id = told.session_id or self.sdk_session_id
+        noted = (told.permission_mode, told.tools, self.sdk_session_id)
         if noted == self._noted:
             return
         try:

@@ -27,11 +27,13 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
+from apps.api.core import codec
 from apps.api.core.content import without_data
 from apps.api.core.frames import encode
 from apps.api.core.log import Event, Outcome
 from apps.api.core.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
+from apps.api.runner import hearsay
 
 _DELTAS = {
     "text_delta": ("text", "text"),
@@ -191,11 +193,9 @@ def init(data: Mapping[str, Any]) -> dict[str, Any]:
 def error(code: str, message: str) -> dict[str, Any]:
     """The fields of the `error` event; the code says whether a retry makes sense.
 
-    The text may quote the model's endpoint, and is also stored as jsonb, which refuses NUL and half surrogate pairs:
-    the end of a run must not fail for that.
+    The text may quote the model's endpoint, and is also stored as jsonb: the end of a run must not fail for that.
     """
-    clean = message.replace("\x00", "\ufffd").encode(errors="replace").decode()
-    return {"code": code, "message": clean, "retryable": RUN_FAILURES[code][1]}
+    return {"code": code, "message": codec.clean_text(message), "retryable": RUN_FAILURES[code][1]}
 
 
 class Meter:
@@ -212,16 +212,19 @@ class Meter:
 
     def read(self, result: ResultMessage) -> None:
         """Count what was used since the previous result."""
-        total = result.total_cost_usd or 0.0
-        totals: dict[str, Any] = dict(result.model_usage or {})
+        total = hearsay.figure(result.total_cost_usd, hearsay.MAX_COST_USD)
+        totals = {
+            codec.clean_text(str(name)): hearsay.figures(figures)
+            for name, figures in (result.model_usage or {}).items()
+        }
         if total < self._cost:  # `/clear` makes the CLI count from zero again
             self._cost, self._models = 0.0, {}
         due_cost, due = self._due or (0.0, {})
         for name, figures in totals.items():
             before, so_far = self._models.get(name, {}), due.get(name, {})
-            share = {k: v - before.get(k, 0) if k in _CUMULATIVE else v for k, v in figures.items()}
-            if any(share.get(k) for k in _CUMULATIVE):
-                due[name] = {k: v + so_far.get(k, 0) if k in _CUMULATIVE else v for k, v in share.items()}
+            share = {k: max(v - before.get(k, 0), 0) if k in hearsay.CUMULATIVE else v for k, v in figures.items()}
+            if any(share.get(k) for k in hearsay.CUMULATIVE):
+                due[name] = {k: v + so_far.get(k, 0) if k in hearsay.CUMULATIVE else v for k, v in share.items()}
         self._due = due_cost + total - self._cost, due
         self._cost, self._models = total, totals
 
@@ -230,21 +233,6 @@ class Meter:
         cost, models = self._due or (None, {})
         self._due = None
         return cost, models
-
-
-_CUMULATIVE = frozenset(
-    {
-        "inputTokens",
-        "outputTokens",
-        "cacheReadInputTokens",
-        "cacheCreationInputTokens",
-        "webSearchRequests",
-        "costUSD",
-        "thinkingTokens",
-        "cacheCreationEphemeral5mInputTokens",
-        "cacheCreationEphemeral1hInputTokens",
-    }
-)
 
 
 def used(models: Mapping[str, Mapping[str, Any]]) -> list[ModelUsage]:
@@ -318,7 +306,7 @@ def outcome(
         error=failure,
         cost_usd=cost,
         usage=used(models),
-        num_turns=message.num_turns,
+        num_turns=int(hearsay.figure(message.num_turns)),
     )
     last = [Event("result", fields)]
     if failure is not None and status == "failed":

@@ -6,10 +6,12 @@ surrogates; the SDK only needs them back deep-equal.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
 
+from apps.api.core import codec
 from apps.api.core.frames import decode, encode
 from apps.api.core.instances import Lease
 from apps.api.db import CONNECT_TIMEOUT, Database, retrying
@@ -46,7 +48,7 @@ class Transcripts:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
         if not entries:
             return
-        uuids = [entry.get("uuid") for entry in entries]
+        uuids = [_storable(entry.get("uuid")) for entry in entries]
         texts = [encode(entry).decode() for entry in entries]
 
         async def attempt() -> int:
@@ -129,3 +131,8 @@ class Transcripts:
             str(sdk_session_id),
         )
         return found
+
+
+def _storable(uuid: Any) -> str | None:
+    """The id of an entry; None for one without, which is stored each time that it comes."""
+    return codec.clean_text(uuid) if isinstance(uuid, str) else None
