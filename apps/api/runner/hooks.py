@@ -5,7 +5,6 @@ A webhook that fails never hangs the agent, and never passes for one that has ag
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from apps.api.core.frames import encode, timestamp
 from apps.api.core.log import Event, Writer
 from apps.api.core.names import Part
 from apps.api.core.outbound import Failed, Refused
-from apps.api.core.parts import TOOL_EVENTS, Hook
+from apps.api.core.parts import TOOL_EVENTS, Hook, matches
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import ApiError, LeaseLost, Unavailable
 
@@ -120,12 +119,9 @@ def _present(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _anchored(matcher: str | None) -> str | None:
-    """The matcher so that it is asked about whole names; by itself the CLI looks for a match anywhere in them."""
-    if matcher in (None, "*"):
-        return None
+def _concerns(hook: Hook, tool_name: str) -> bool:
     # The CLI lists the tool that starts subagents as Task, and calls it Agent when it asks a hook.
-    return f"^(?:{matcher}|Agent)$" if re.fullmatch(matcher, "Task") else f"^(?:{matcher})$"
+    return matches(hook.matcher, tool_name) or (tool_name == "Agent" and matches(hook.matcher, "Task"))
 
 
 def _denies(event: str, hook: Hook) -> bool:
@@ -159,8 +155,9 @@ class Hooks:
         return {event: [self._matcher(event, hook) for hook in hooks] for event, hooks in config.hooks.items()}
 
     def _matcher(self, event: HookEvent, hook: Hook) -> HookMatcher:
+        # Without a matcher: the CLI's regular expressions backtrack, and look for a match anywhere in the name.
         return HookMatcher(
-            matcher=_anchored(hook.matcher),
+            matcher=None,
             hooks=[self._callback(event, hook)],
             timeout=hook.timeout_seconds + MARGIN,
             on_failure="block" if _denies(event, hook) else None,
@@ -169,6 +166,8 @@ class Hooks:
     def _callback(self, event: HookEvent, hook: Hook) -> HookCallback:
         async def call(given: HookInput, tool_use_id: str | None, _context: HookContext) -> HookJSONOutput:
             fields = cast(Mapping[str, Any], given)
+            if event in TOOL_EVENTS and not _concerns(hook, fields["tool_name"]):
+                return {}
             began, failure = time.monotonic(), None
             try:
                 answer = await self._ask(event, hook, fields)

@@ -1,0 +1,62 @@
+"""Matchers of hooks: a client's pattern costs the server no more than its length."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from apps.api.core.parts import Hook, matches
+
+APPS = Path(__file__).parents[2] / "apps"
+HOOK = {"url": "https://hooks.example/in", "secret": "${KEY}"}
+NAME = "mcp__" + "a" * 120
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        f"({'|'.join('.' * 100)})*X",
+        f"({'|'.join('.' * 240)})*X",
+        "(a*)*(a*)*(a*)*X",
+        "((((((.+)+)+)+)+)+)+X",
+        "(a|a?)+" * 60 + "X",
+        ".*" * 240 + "X",
+        "(.|_)*" * 80 + "X",
+    ],
+    ids=lambda matcher: matcher[:20],
+)
+def test_a_pattern_that_backtracking_engines_choke_on_is_as_quick_as_any(matcher: str) -> None:
+    assert Hook.model_validate({**HOOK, "matcher": matcher}).matcher == matcher
+    assert not matches(matcher, NAME)
+
+
+@pytest.mark.parametrize(
+    ("matcher", "names"),
+    [
+        (None, {"Bash", "Edit", "mcp__git__log"}),
+        ("*", {"Bash", "Edit", "mcp__git__log"}),
+        ("Bash", {"Bash"}),
+        ("ash", set()),
+        ("Edit|Bash", {"Bash", "Edit"}),
+        ("mcp__.*", {"mcp__git__log"}),
+        ("^B.+h$", {"Bash"}),
+        ("[A-Z].+", {"Bash", "Edit"}),
+    ],
+)
+def test_a_matcher_is_about_whole_names(matcher: str | None, names: set[str]) -> None:
+    assert {name for name in ("Bash", "Edit", "mcp__git__log") if matches(matcher, name)} == names
+
+
+def test_python_regular_expressions_are_ours_alone() -> None:
+    """`re` backtracks, so its patterns are literals in the code and never come from outside."""
+    found = []
+    for path in APPS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "re" and node.func.attr != "escape":
+                literal = isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp)
+                found += [] if literal else [f"{path.relative_to(APPS)}:{node.lineno}"]
+    assert found == ["demo_model/commands.py:258"], "a pattern that is no literal"
