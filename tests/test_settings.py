@@ -201,8 +201,8 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_spaces_around_a_value_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEFAULT_MODEL", "  claude-opus-4-1 ")
-    assert settings().default_model == "claude-opus-4-1"
+    monkeypatch.setenv("DEFAULT_MODEL", "  claude-opus-5-5 ")
+    assert settings().default_model == "claude-opus-5-5"
 
 
 # --- what follows from a value -------------------------------------------------------------------------------------

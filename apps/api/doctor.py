@@ -14,7 +14,7 @@ from typing import Literal
 import asyncpg
 
 from apps.api import migrate
-from apps.api.core import profiles
+from apps.api.core import default_model, profiles
 from apps.api.db import CONNECT_TIMEOUT
 from apps.api.redis import REDIS_ERRORS, open_redis
 from apps.api.runner.guard import bundled_cli, landlock_abi
@@ -134,7 +134,15 @@ async def _model(settings: Settings) -> Check:
         return Check(
             "warn", "Model", "no ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN: only `dev` can answer, scripted"
         )
-    return Check("ok", "Model", f"{settings.default_model}, {' and '.join(found)} set")
+    shown = f"{settings.default_model}, {' and '.join(found)} set"
+    match await default_model.ask(settings):
+        case "missing":
+            return Check("FAIL", "Model", f"{settings.default_model}: {default_model.ADVICE}")
+        case "unauthorized":
+            return Check("FAIL", "Model", f"{shown}: {default_model.REFUSED}")
+        case "unknown":
+            return Check("warn", "Model", f"{shown}; the model API did not say whether it has this model")
+    return Check("ok", "Model", shown)
 
 
 async def _profiles(settings: Settings) -> Check:

@@ -13,7 +13,7 @@ import structlog
 from fastapi import FastAPI
 
 from apps.api import __version__, auth
-from apps.api.core import profiles, tasks
+from apps.api.core import default_model, profiles, tasks
 from apps.api.core.context import Core
 from apps.api.core.deliveries import Deliveries
 from apps.api.core.follow import Followers
@@ -154,12 +154,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks.start("relay-subscriber", subscriptions.run())
         tasks.start("followers", followers.run())
         tasks.start("webhook-deliveries", deliveries.run())
+        model = default_model.Watch(settings)
+        tasks.start("default-model", model.run())
         await worker.start()
         loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": ports.watch(worker.executions)}
         for name, work in loops.items():
             tasks.start(f"runner-{name}", work)
         await _admit_guests(app, core)
-        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries)
+        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries, model)
         drained = asyncio.Event()
 
         async def drain() -> None:
@@ -184,7 +186,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             log.info("instance.stopped", instance_id=str(core.instance_id))
 
 
-def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher, deliveries: Deliveries) -> Probe:
+def _probe(
+    app: FastAPI,
+    worker: Worker,
+    lease: Lease,
+    publisher: Publisher,
+    deliveries: Deliveries,
+    model: default_model.Watch,
+) -> Probe:
     def measure() -> None:
         metrics.RUNNING.set(worker.running)
         metrics.SLOTS.set(app.state.settings.runner_slots)
@@ -204,6 +213,7 @@ def _probe(app: FastAPI, worker: Worker, lease: Lease, publisher: Publisher, del
         cli_present=bundled_cli().is_file,
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,
+        default_model=lambda: model.answer,
         measure=measure,
         address_of=address_of,
     )

@@ -49,9 +49,9 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = None
     anthropic_base_url: str | None = None
     claude_code_oauth_token: SecretStr | None = None
-    default_model: str = "claude-sonnet-4-5"
+    default_model: str = "claude-sonnet-5-5"
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    model_aliases: str = "*sonnet*=claude-sonnet-4-5,*haiku*=claude-haiku-4-5,*opus*=claude-opus-4-5"
+    model_aliases: str = "*sonnet*=claude-sonnet-5-5,*haiku*=claude-haiku-5-5,*opus*=claude-opus-5-5"
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
     port: int = Field(54000, ge=0, le=65535)

@@ -15,7 +15,7 @@ from tests.fleet import Fleet, Instance
 
 BYPASS = {"permission_mode": "bypassPermissions"}
 STREAM = "stream 400 words every 20 ms"
-OTHER_MODEL = "claude-opus-4-5"
+OTHER_MODEL = "claude-opus-5-5"
 
 
 async def control(instance: Instance, session_id: str, **asked: Any) -> httpx.Response:

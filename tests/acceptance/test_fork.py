@@ -91,7 +91,7 @@ async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet) ->
 async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet) -> None:
     parent = await fleet[0].session()
     await fleet[0].ask(parent, "say one")
-    body = {"prompt": "recall", "model": "claude-haiku-4-5"}
+    body = {"prompt": "recall", "model": "claude-haiku-5-5"}
     async with fleet[1].client.stream("POST", f"/api/v1/sessions/{parent}/fork", json=body) as response:
         assert response.status_code == 200
         events = [event async for event in events_of(response)]
@@ -101,7 +101,7 @@ async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet) -> None:
     assert events[0].data["session_id"] == child
     assert int(events[0].id) == (await fleet[1].get(f"/sessions/{parent}")).json()["last_seq"] + 1
     assert "say one" in events[-2].data["result"]
-    assert (await fleet[2].get(f"/sessions/{child}")).json()["model"] == "claude-haiku-4-5"
+    assert (await fleet[2].get(f"/sessions/{child}")).json()["model"] == "claude-haiku-5-5"
     assert "recall" not in (await fleet[2].ask(parent, "say two then recall"))["result"].split("say two")[0]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fleet import Fleet
 
-SONNET, OPUS, HAIKU = "claude-sonnet-4-5", "claude-opus-4-5", "claude-haiku-4-5"
+SONNET, OPUS, HAIKU = "claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"
 
 
 async def requested(fleet: Fleet, **config: Any) -> str:

@@ -168,7 +168,7 @@ description = "Asks for everything but git"
 tools = ["Bash", "Read"]
 allow = ["Bash(git:*)", "Read"]
 permission_modes = ["default", "plan"]
-models = ["claude-sonnet-4-5"]
+models = ["claude-sonnet-5-5"]
 """
 
 
@@ -184,7 +184,7 @@ async def test_neither_a_control_nor_a_remembered_permission_widens_the_profile(
         async for event in events:
             if event.event == "permission_request":
                 path = f"/sessions/{session_id}/permissions/{event.data['request_id']}"
-                for change in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-4-1"}):
+                for change in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-5-5"}):
                     widened = await other.post(f"/sessions/{session_id}/control", change)
                     assert refusal(widened) == (403, "option_not_permitted")
                 remembered = await other.post(path, {"decision": "allow", "remember": True})

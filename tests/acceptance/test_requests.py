@@ -294,7 +294,7 @@ tools = ["Bash", "Write"]
 allow = ["Bash(git status:*)"]
 never = ["Bash(curl:*)"]
 permission_modes = ["default"]
-models = ["claude-sonnet-4-5"]
+models = ["claude-sonnet-5-5"]
 [other]
 description = "Other"
 """
@@ -315,7 +315,7 @@ async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFl
         answer = await other.post(path, {"decision": "allow", **wider})
         assert refusal(answer) == (403, "tool_not_permitted"), answer.text
     assert refusal(await other.post(path, {"decision": "allow"}, headers=bound)) == (403, "profile_not_permitted")
-    for wider in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-4-5"}):
+    for wider in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-5-5"}):
         assert refusal(await other.post(f"/sessions/{session_id}/control", wider)) == (403, "option_not_permitted")
     assert (await request_state(other, request))["status"] == "open"
     await decide(other, request, decision="allow")
@@ -377,7 +377,7 @@ async def test_requests_belong_to_their_tenant_and_only_writers_decide(fleet: Fl
         f"/sessions/{session_id}/answer": {"answers": {"a": "b"}},
         f"/sessions/{session_id}/interrupt": None,
         f"/sessions/{session_id}/reset": {"mode": "soft"},
-        f"/sessions/{session_id}/control": {"model": "claude-opus-4-5"},
+        f"/sessions/{session_id}/control": {"model": "claude-opus-5-5"},
         f"/runs/{run_id}/cancel": None,
     }
     for path, body in bodies.items():

@@ -36,7 +36,7 @@ async def test_sums_agree_with_what_the_results_told(fleet: Fleet) -> None:
     results = [
         await fleet[1].ask(session_id, "say one"),
         await fleet[2].ask(session_id, "delegate say hello"),
-        await fleet[0].ask(session_id, "say three", model="claude-opus-4-5"),
+        await fleet[0].ask(session_id, "say three", model="claude-opus-5-5"),
     ]
     cost = sum(result["total_cost_usd"] for result in results)
     spent = [figures for result in results for figures in result["model_usage"].values()]
@@ -53,7 +53,7 @@ async def test_sums_agree_with_what_the_results_told(fleet: Fleet) -> None:
     runs = [(await fleet[0].get(f"/runs/{result['run_id']}")).json() for result in results]
     assert sum(model["cost_usd"] for run in runs for model in run["usage"]) == pytest.approx(cost)
     own = (await fleet[2].get(f"/sessions/{session_id}/usage")).json()
-    assert {row["model"] for row in own["data"]} == {"claude-sonnet-4-5", "claude-opus-4-5"}
+    assert {row["model"] for row in own["data"]} == {"claude-sonnet-5-5", "claude-opus-5-5"}
     assert own["totals"]["cost_usd"] == pytest.approx(cost)
 
 
@@ -122,7 +122,7 @@ async def test_a_run_whose_agent_is_killed_has_no_figures_and_says_so(fleet: Fle
     answered = await report(fleet[2], session_id=session_id)
     assert answered["unmeasured_runs"] == 1
     assert answered["totals"]["cost_usd"] == pytest.approx(before)
-    assert (await report(fleet[2], session_id=session_id, model="claude-sonnet-4-5"))["unmeasured_runs"] is None
+    assert (await report(fleet[2], session_id=session_id, model="claude-sonnet-5-5"))["unmeasured_runs"] is None
 
 
 async def test_usage_outlives_the_session_and_stays_with_its_tenant(fleet: Fleet) -> None:

@@ -191,7 +191,7 @@ async def test_an_old_model_name_stands_for_a_current_one_and_an_unknown_one_for
 ) -> None:
     session_id = await start(client, model=asked)
     name = next((name for name in ("haiku", "opus") if name in asked.lower()), "sonnet")
-    assert (await client.get(f"/session/{session_id}")).json()["model"] == f"claude-{name}-4-5"
+    assert (await client.get(f"/session/{session_id}")).json()["model"] == f"claude-{name}-5-5"
 
 
 # --- permissions --------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ async def test_every_request_of_the_document_in_its_order(fleet: Fleet, new_key:
         assert found["messages"][1]["content"] == prompt
         assert found["messages"][-1]["content"] == found["result"]
         assert any("/path/to/working/directory" in message["content"] for message in found["messages"])
-        assert json.loads(found["messages"][0]["content"])["model"] == "claude-sonnet-4-5"
+        assert json.loads(found["messages"][0]["content"])["model"] == "claude-sonnet-5-5"
 
         hanging = await execute(client, "hang after 3 words")
         await until(client, hanging, "running")

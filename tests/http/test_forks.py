@@ -28,13 +28,13 @@ async def test_other_tenants_find_nothing_to_fork_or_to_rewind(fleet: Fleet) -> 
 
 async def test_a_fork_keeps_preset_and_profile_and_its_key_must_be_allowed_the_profile(fleet: Fleet) -> None:
     name = f"fork-{uuid4().hex[:8]}"
-    made = await fleet[0].post("/agents", {"name": name, "profile": "readonly", "model": "claude-haiku-4-5"})
+    made = await fleet[0].post("/agents", {"name": name, "profile": "readonly", "model": "claude-haiku-5-5"})
     assert made.status_code == 201, made.text
     session_id = await fleet[0].session(agent=name)
     answer = await fleet[1].post(f"/sessions/{session_id}/fork", {"max_turns": 3})
     assert answer.status_code == 201, answer.text
     child = answer.json()
-    assert (child["agent"]["name"], child["profile"], child["model"]) == (name, "readonly", "claude-haiku-4-5")
+    assert (child["agent"]["name"], child["profile"], child["model"]) == (name, "readonly", "claude-haiku-5-5")
     assert child["config"]["max_turns"] == 3
     path = f"/sessions/{session_id}/fork"
     for body, status in (({"permission_mode": "bypassPermissions"}, 403), ({"agent": "other"}, 422)):

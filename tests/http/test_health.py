@@ -38,7 +38,9 @@ async def test_a_wrong_key_is_no_hindrance(nobody: httpx.AsyncClient, path: str)
 
 @pytest.mark.parametrize("path", ["/health", "/api/v1/health", "/health/ready"])
 async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient, fleet: Fleet, path: str) -> None:
-    assert (await nobody.get(path)).json() == {
+    told = (await nobody.get(path)).json()
+    assert told.pop("default_model") in ("ok", "unknown")  # it may not have been asked yet
+    assert told == {
         "status": "ok",
         "version": __version__,
         "instance_id": fleet[0].id,

@@ -86,7 +86,7 @@ async def stop(instance: Instance, session_id: str) -> None:
 
 
 async def test_a_new_session_is_idle_and_the_same_on_every_instance(fleet: Fleet) -> None:
-    body = {"title": "Weekly report", "tags": ["a", "b"], "metadata": {"customer": "42"}, "model": "claude-opus-4-1"}
+    body = {"title": "Weekly report", "tags": ["a", "b"], "metadata": {"customer": "42"}, "model": "claude-opus-5-5"}
     made = (await fleet[0].post("/sessions", body)).json()
     assert await state_of(fleet[1], made["session_id"]) == made
     assert made["created_at"].endswith("Z")
@@ -101,12 +101,12 @@ async def test_a_new_session_is_idle_and_the_same_on_every_instance(fleet: Fleet
         "title": "Weekly report",
         "tags": ["a", "b"],
         "metadata": {"customer": "42"},
-        "model": "claude-opus-4-1",
+        "model": "claude-opus-5-5",
         "permission_mode": "default",
         "tools": None,
         "agent": None,
         "profile": None,
-        "config": {"model": "claude-opus-4-1"},
+        "config": {"model": "claude-opus-5-5"},
         "num_turns": 0,
         "total_cost_usd": 0.0,
         "usage": {},

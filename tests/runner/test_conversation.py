@@ -17,7 +17,7 @@ from tests.world import World, core_of
 
 __all__ = ["neighbourhood", "world"]
 
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5-5"
 
 
 def begins(claim: Claim, *uuids: str) -> SystemMessage:

@@ -38,7 +38,7 @@ from apps.api.runner.messages import Meter
 
 RUN = UUID("74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154")
 SDK_SESSION = "fdcb1e7b-f3dd-41c9-91c7-8a8768ad2f07"
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5-5"
 USAGE = {
     "input_tokens": 300,
     "cache_creation_input_tokens": 7,

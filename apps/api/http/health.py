@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from apps.api import __version__
 from apps.api.core.context import Core
+from apps.api.core.default_model import Answer
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.http import metrics
 from apps.api.http.route import Probe, core_of, probe_of
@@ -35,13 +36,18 @@ class Dependencies(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded`: Redis is away, so live deltas are missing and latency is higher, but nothing is lost."""
+    """`degraded`: Redis is away, so live deltas are missing and latency is higher, but nothing is lost; or the model
+    API does not have DEFAULT_MODEL (`missing`) or refuses the key of the server (`unauthorized`), so that runs fail.
+    """
 
     status: Literal["ok", "degraded", "unhealthy"] = Field(examples=["ok"])
     version: str = Field(examples=[__version__])
     instance_id: UUID
     draining: bool
     dependencies: Dependencies
+    default_model: Answer = Field(
+        description="Whether the model API has DEFAULT_MODEL; `unknown` as long as it gave no answer."
+    )
 
 
 async def _postgres(core: Core) -> State:
@@ -65,12 +71,15 @@ async def examine(core: Core, probe: Probe) -> Health:
     postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
+    model = probe.default_model()
+    impaired = redis != "ok" or model in ("missing", "unauthorized")
     return Health(
-        status="unhealthy" if not ok else "degraded" if redis != "ok" else "ok",
+        status="unhealthy" if not ok else "degraded" if impaired else "ok",
         version=__version__,
         instance_id=core.instance_id,
         draining=probe.draining(),
         dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
+        default_model=model,
     )
 
 

@@ -17,6 +17,7 @@ from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core import runs
 from apps.api.core.context import Core
+from apps.api.core.default_model import Answer
 from apps.api.core.follow import Followed, SessionDeleted
 from apps.api.core.frames import Frame, Position
 from apps.api.core.profiles import Policy
@@ -39,6 +40,7 @@ class Probe:
     cli_present: Callable[[], bool]
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]
+    default_model: Callable[[], Answer]
     measure: Callable[[], None]
     address_of: Callable[[UUID, int], Awaitable[str | None]]
 

@@ -81,7 +81,7 @@ class OpenSession(BaseModel):
     session_id: str = Field(examples=[ID])
     created_at: str = Field(description="UTC, without a zone.", examples=[MOMENT])
     active: bool = Field(description="True until it is closed.", examples=[True])
-    model: str = Field(description="The model that answers.", examples=["claude-sonnet-4-5"])
+    model: str = Field(description="The model that answers.", examples=["claude-sonnet-5-5"])
 
 
 class OpenSessions(BaseModel):

@@ -33,14 +33,14 @@ async def whoami(caller: Reader) -> wire.Whoami:
 class Model(BaseModel):
     """A model that the operator offers."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "claude-sonnet-4-5", "default": True}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "claude-sonnet-5-5", "default": True}]})
 
     id: str
     default: bool = Field(description="Whether sessions that name none use it.")
 
 
 class ModelList(BaseModel):
-    default: str = Field(examples=["claude-sonnet-4-5"])
+    default: str = Field(examples=["claude-sonnet-5-5"])
     data: list[Model]
     next_cursor: str | None
 

@@ -21,7 +21,7 @@ RESULT: dict[str, Any] = {
     "duration_api_ms": 1980,
     "total_cost_usd": 0.0231,
     "usage": {"input_tokens": 5200, "output_tokens": 96},
-    "model_usage": {"claude-sonnet-4-5": {"inputTokens": 5200, "outputTokens": 96, "costUSD": 0.0231}},
+    "model_usage": {"claude-sonnet-5-5": {"inputTokens": 5200, "outputTokens": 96, "costUSD": 0.0231}},
     "permission_denials": [],
 }
 RUN: dict[str, Any] = {
@@ -38,7 +38,7 @@ RUN: dict[str, Any] = {
     "total_cost_usd": 0.0231,
     "usage": [
         {
-            "model": "claude-sonnet-4-5",
+            "model": "claude-sonnet-5-5",
             "input_tokens": 5200,
             "output_tokens": 96,
             "cache_read_input_tokens": 0,
@@ -63,7 +63,7 @@ SESSION: dict[str, Any] = {
     "title": "Weekly report",
     "tags": ["reports"],
     "metadata": {"customer": "42"},
-    "model": "claude-sonnet-4-5",
+    "model": "claude-sonnet-5-5",
     "permission_mode": "acceptEdits",
     "tools": ["Bash", "Edit", "Glob", "Grep", "Read", "Write"],
     "agent": {"id": AGENT_ID, "name": "reviewer", "version": 3},

@@ -30,7 +30,7 @@ _EXAMPLE: dict[str, Any] = {
     ],
     "agent": {"id": examples.AGENT_ID, "version": 3},
     "profile": "readonly",
-    "model": "claude-sonnet-4-5",
+    "model": "claude-sonnet-5-5",
     "permission_mode": "dontAsk",
     "tools": ["Glob", "Grep", "Read"],
     "allowed_tools": ["Glob", "Grep", "Read"],

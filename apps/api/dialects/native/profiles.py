@@ -26,7 +26,7 @@ _EXAMPLE: dict[str, Any] = {
     "allow": ["Glob", "Grep", "Read"],
     "never": [],
     "permission_modes": ["dontAsk", "default", "plan"],
-    "models": ["claude-sonnet-4-5"],
+    "models": ["claude-sonnet-5-5"],
     "max_turns": 100,
     "max_budget_usd": 20.0,
     "timeout_seconds": 3600.0,

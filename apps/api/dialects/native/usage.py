@@ -32,7 +32,7 @@ _FIGURES: dict[str, Any] = {
     "web_search_requests": 0,
     "cost_usd": 0.0231,
 }
-_MODEL = "claude-sonnet-4-5"
+_MODEL = "claude-sonnet-5-5"
 
 
 class UsageSums(UsageFigures):

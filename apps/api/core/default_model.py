@@ -1,0 +1,92 @@
+"""Whether the model API still has DEFAULT_MODEL: models are retired, and every session that names none would fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Literal
+from urllib.parse import quote
+
+import httpx2
+import structlog
+
+from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+ANTHROPIC = "https://api.anthropic.com"
+
+TIMEOUT = 2.0
+"""Seconds for the answer, with the resolver, a proxy and TLS."""
+
+ASK_EVERY, ASK_AGAIN = 3600.0, 60.0
+"""Seconds between two questions, and after one that got no answer."""
+
+MAX_ANSWER_BYTES = 65_536
+
+Answer = Literal["ok", "missing", "unauthorized", "unknown"]
+"""`unknown`: not asked yet, no answer, or one that says nothing of the model."""
+
+ADVICE = "the model API does not have it: set DEFAULT_MODEL (and MODEL_ALIASES) to current models"
+REFUSED = "the model API refuses the credentials: check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL"
+
+
+async def ask(settings: Settings) -> Answer:
+    """Ask the model API for the default model, within TIMEOUT. Never raises: no answer is an answer, too.
+
+    Source: GET /v1/models/{id} of the Anthropic API, and its error of type `not_found_error`, which names the model.
+    """
+    name = settings.default_model.partition("[")[0]  # `[1m]` is a mark for the CLI, not a part of the id
+    if "-" not in name or not settings.model_is_configured:  # `sonnet` and the like are the CLI's own short names
+        return "unknown"
+    base = (settings.anthropic_base_url or ANTHROPIC).rstrip("/")
+    try:
+        async with asyncio.timeout(TIMEOUT), httpx2.AsyncClient(timeout=TIMEOUT) as client:
+            url = f"{base}/v1/models/{quote(name, safe='')}"
+            async with client.stream("GET", url, headers=_credentials(settings)) as response:
+                said = b""
+                async for piece in response.aiter_bytes():
+                    said += piece
+                    if len(said) > MAX_ANSWER_BYTES:
+                        break
+    except (TimeoutError, OSError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+        log.info("model.not_asked", model=name, error=type(error).__name__)
+        return "unknown"
+    if response.status_code == 200:
+        return "ok"
+    # A gateway may not know this path at all: only what names the model is about the model.
+    if response.status_code == 404 and b"not_found_error" in said and name.encode() in said:
+        return "missing"
+    # A subscription's token may ask for messages and for nothing else.
+    return "unauthorized" if response.status_code == 401 and settings.anthropic_api_key else "unknown"
+
+
+def _credentials(settings: Settings) -> dict[str, str]:
+    headers = {"anthropic-version": "2023-06-01"}
+    if settings.anthropic_api_key:
+        headers["x-api-key"] = settings.anthropic_api_key.get_secret_value()
+    elif settings.claude_code_oauth_token:
+        headers["authorization"] = f"Bearer {settings.claude_code_oauth_token.get_secret_value()}"
+        headers["anthropic-beta"] = "oauth-2025-04-20"
+    return headers
+
+
+class Watch:
+    """Asks at the start and then for ever: the day on which a model is retired is no day of a restart."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.answer: Answer = "unknown"
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self.look()
+            seconds = ASK_AGAIN if self.answer == "unknown" else ASK_EVERY
+            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+
+    async def look(self) -> None:
+        """Ask once, and say it loudly when runs are going to fail."""
+        self.answer = await ask(self._settings)
+        if reason := {"missing": ADVICE, "unauthorized": REFUSED}.get(self.answer):
+            log.error("model.default_unusable", model=self._settings.default_model, error=reason)
