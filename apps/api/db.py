@@ -7,14 +7,22 @@ through asyncpg costs a quarter of the CPU that the same statement costs through
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import orjson
+import structlog
+from asyncpg.pool import PoolAcquireContext
+from sqlalchemy import ExceptionContext
+from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -23,17 +31,21 @@ from apps.api.settings import Settings
 
 T = TypeVar("T")
 
+log = structlog.get_logger(__name__)
+
 CONNECT_TIMEOUT = 5.0
 """Seconds for one connection attempt or for a free connection of the pool."""
 
 STATEMENT_TIMEOUT = 15.0
 """Seconds for one statement. Nothing here is meant to take longer than some milliseconds."""
 
-_SERVER_SETTINGS = {
-    "application_name": "claude-agent-api",
-    # A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
-    "idle_in_transaction_session_timeout": "10000",
-}
+_SETUP = "SET idle_in_transaction_session_timeout = '10s'"
+"""A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
+
+A statement, because PgBouncer refuses it among the parameters of a connection."""
+
+RENEWAL_PAUSE = 1.0
+"""Seconds between two replacements of all connections, so that a server that stays read-only is not stormed."""
 
 SCHEMA_REVISION = "0002"
 """The newest migration; a test compares it with migrations/versions."""
@@ -61,12 +73,35 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-async def _prepare(connection: asyncpg.Connection) -> None:
-    await connection.set_type_codec("jsonb", encoder=_json, decoder=orjson.loads, schema="pg_catalog")
-
-
 async def _keep(_connection: asyncpg.Connection) -> None:
     """Nothing to reset: no statement here changes a connection's state. The default costs a round trip each time."""
+
+
+def _connecting(settings: Settings) -> dict[str, Any]:
+    """What every connection is made with, whoever makes it."""
+    options: dict[str, Any] = {"timeout": CONNECT_TIMEOUT, "server_settings": {"application_name": "claude-agent-api"}}
+    if not settings.database_statement_cache:
+        # asyncpg then uses the unnamed statement only, and sends it again with each execution.
+        options["statement_cache_size"] = 0
+    asked = parse_qs(urlsplit(settings.asyncpg_dsn).query)
+    if "target_session_attrs" not in asked and "PGTARGETSESSIONATTRS" not in os.environ:
+        # After a failover an address may still lead to the old primary. Nothing here works on one that only reads.
+        options["target_session_attrs"] = "read-write"
+    return options
+
+
+async def _set_up(settings: Settings, connection: asyncpg.Connection) -> None:
+    if settings.database_statement_cache:  # else the connection behind the pooler changes with each transaction
+        await connection.execute(_SETUP)
+
+
+async def connect(settings: Settings) -> asyncpg.Connection:
+    """One connection outside of the pools, for a command. Works through any pooler that keeps transactions together.
+
+    Raises:
+        CONNECTION_ERRORS or another asyncpg.PostgresError: the server is out of reach, read-only, or refuses.
+    """
+    return await asyncpg.connect(settings.asyncpg_dsn, **_connecting(settings) | {"statement_cache_size": 0})
 
 
 def create_engine(
@@ -75,16 +110,69 @@ def create_engine(
     """A SQLAlchemy engine. It connects through asyncpg's own parser of URLs, which knows `sslmode` and its like."""
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(
-            settings.asyncpg_dsn,
-            timeout=CONNECT_TIMEOUT,
-            command_timeout=statement_timeout,
-            server_settings=_SERVER_SETTINGS,
+        connection = await asyncpg.connect(
+            settings.asyncpg_dsn, command_timeout=statement_timeout, **_connecting(settings)
         )
+        try:
+            await _set_up(settings, connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
-    return create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, json_serializer=_json, json_deserializer=orjson.loads, **options
+    dbapi: dict[str, Any] = {"async_creator_fn": connect}
+    if not settings.database_statement_cache:
+        # SQLAlchemy prepares by itself, in a transaction: the unnamed statement is its own until the next one.
+        dbapi |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+    engine = create_async_engine(
+        "postgresql+asyncpg://", connect_args=dbapi, json_serializer=_json, json_deserializer=orjson.loads, **options
     )
+    listen(engine.sync_engine, "handle_error", _replace_read_only)
+    return engine
+
+
+def _replace_read_only(context: ExceptionContext) -> None:
+    """What SQLAlchemy does when a server is lost, replacing the pool's connections, also for one that only reads."""
+    cause = getattr(context.original_exception, "__cause__", None)
+    if isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
+        context.is_disconnect = True
+
+
+class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
+    """A pool that replaces its connections, and the engine's, when the server behind one has become read-only.
+
+    A connection outlives the failover that made its server a standby. A new one goes to where the address leads now.
+    """
+
+    def __init__(self, engine: AsyncEngine, dsn: str, **options: Any) -> None:
+        # What asyncpg.create_pool() fills in.
+        usual = {"loop": None, "connection_class": asyncpg.Connection, "record_class": asyncpg.Record}
+        usual |= {"max_queries": 50_000, "max_inactive_connection_lifetime": 300.0}
+        super().__init__(dsn, **usual, **options)
+        self._engine, self._renewed_at = engine, 0.0
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
+        return _Acquired(self, timeout)
+
+    async def renew(self) -> None:
+        if time.monotonic() - self._renewed_at < RENEWAL_PAUSE:
+            return
+        self._renewed_at = time.monotonic()
+        log.warning("database.read_only", action="connections are replaced")
+        await self.expire_connections()
+        await self._engine.dispose()
+
+
+class _Acquired(PoolAcquireContext):  # type: ignore[misc] # asyncpg has no types
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            await self.pool.renew()
+        await super().__aexit__(kind, error, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +192,20 @@ class Database:
     async def open(cls, settings: Settings) -> AsyncIterator[Database]:
         """Connect. Raises one of CONNECTION_ERRORS when the server cannot be reached."""
         engine = create_engine(settings, pool_size=5, max_overflow=5, pool_timeout=CONNECT_TIMEOUT, pool_pre_ping=True)
-        pool = await asyncpg.create_pool(
+
+        async def prepare(connection: asyncpg.Connection) -> None:
+            await _set_up(settings, connection)
+            await connection.set_type_codec("jsonb", encoder=_json, decoder=orjson.loads, schema="pg_catalog")
+
+        pool = await _Pool(
+            engine,
             settings.asyncpg_dsn,
             min_size=1,
             max_size=20,
-            timeout=CONNECT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT,
-            init=_prepare,
+            init=prepare,
             reset=_keep,
-            server_settings=_SERVER_SETTINGS,
+            **_connecting(settings),
         )
         try:
             yield cls(engine, pool)

@@ -15,7 +15,7 @@ import asyncpg
 
 from apps.api import migrate
 from apps.api.core import default_model, profiles
-from apps.api.db import CONNECT_TIMEOUT
+from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
 from apps.api.runner.guard import bundled_cli, landlock_abi
 from apps.api.settings import Settings
@@ -79,7 +79,7 @@ async def _cli(_settings: Settings) -> Check:
 
 async def _postgres(settings: Settings) -> Check:
     try:
-        connection = await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT)
+        connection = await connect(settings)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return Check("FAIL", "PostgreSQL", f"{migrate.reason(error)}: check DATABASE_URL, or start `dev`")
     found = connection.get_server_version().major

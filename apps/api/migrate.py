@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, create_engine
+from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, connect, create_engine
 from apps.api.settings import Settings
 
 WAIT = 60.0
@@ -48,10 +48,10 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
         ERRORS: `TimeoutError` when the database did not answer, or another migration did not end, in time;
             else its refusal. `reason()` has it in one line.
     """
-    async with _connected(settings, wait) as guard:
-        await _lock(guard, wait)
+    async with _connected(settings, wait) as guard, _locked(guard, wait):
         # A connection of its own for Alembic: its commits and failures must not touch the lock.
-        engine = create_engine(settings, statement_timeout=None, poolclass=NullPool)
+        alone = settings.model_copy(update={"database_statement_cache": False})
+        engine = create_engine(alone, statement_timeout=None, poolclass=NullPool)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(_upgrade)
@@ -98,7 +98,7 @@ async def _connected(settings: Settings, wait: float) -> AsyncIterator[asyncpg.C
     started, delay = time.monotonic(), 0.05
     while True:
         try:
-            connection = await asyncpg.connect(settings.asyncpg_dsn, timeout=CONNECT_TIMEOUT)
+            connection = await connect(settings)
             break
         except CONNECTION_ERRORS as error:
             if time.monotonic() - started > wait:
@@ -112,11 +112,20 @@ async def _connected(settings: Settings, wait: float) -> AsyncIterator[asyncpg.C
         await connection.close(timeout=CONNECT_TIMEOUT)
 
 
-async def _lock(connection: asyncpg.Connection, wait: float) -> None:
-    # Asking again and again instead of waiting in the lock: a waiting statement holds a snapshot, and a
-    # CREATE INDEX CONCURRENTLY of the one who has the lock would wait for that.
+@asynccontextmanager
+async def _locked(connection: asyncpg.Connection, wait: float) -> AsyncIterator[None]:
+    """Hold the lock of migrations. It ends with its transaction, so that no pooler can keep it for somebody else.
+
+    The transaction holds no snapshot, for which a CREATE INDEX CONCURRENTLY would wait.
+    """
     started = time.monotonic()
-    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+    while True:
+        # A transaction for each try: one that waits would keep a connection from the one who has the lock.
+        async with connection.transaction():
+            if await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
+                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                yield
+                return
         if time.monotonic() - started > wait:
             raise TimeoutError(f"Another migration did not end within {wait:.0f} s.")
         await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter, not a secret

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     database_url: SecretStr = SecretStr("postgresql+asyncpg://postgres:postgres@localhost:53432/claude_agent_api")
+    database_statement_cache: bool = True
     redis_url: SecretStr = SecretStr("redis://localhost:53380/0")
     redis_key_prefix: str = ""
 
