@@ -80,7 +80,7 @@ class Execution:
     @property
     def busy(self) -> bool:
         """Whether a client's run is being executed or about to be."""
-        return self._talk.current is not None or not self._inbox.empty()
+        return self._talk.current is not None
 
     @property
     def waiting(self) -> bool:
@@ -115,6 +115,7 @@ class Execution:
 
     def assign(self, claim: Claim) -> None:
         """Execute this run next; the claim guarantees that no other is active."""
+        self._talk.current = Turn(claim.run_id, claim)  # from now on it can be stopped
         self._inbox.put_nowait(claim)
 
     def close(self) -> None:
@@ -136,10 +137,9 @@ class Execution:
         if turn is None or turn.ended.is_set():
             return False
         turn.stopping = turn.stopping or reason
-        if turn.begun and self._agent is not None:
-            await self._agent.interrupt()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
+                await self._interrupt(turn)
                 await turn.ended.wait()
         except TimeoutError:
             self._kill()
@@ -147,8 +147,21 @@ class Execution:
                 await turn.ended.wait()
         return True
 
+    async def _interrupt(self, turn: Turn) -> None:
+        if not turn.begun or self._agent is None:
+            return
+        await self._agent.interrupt()
+        if not turn.taken_up.is_set():
+            # A warm agent that has read a prompt and not begun its turn yet does not apply an interrupt to it: that
+            # one stopped only what was in its way. Seen with the bundled CLI 2.1.327, for up to 20 ms.
+            await turn.taken_up.wait()
+            if self._agent is not None and not turn.ended.is_set():
+                await self._agent.interrupt()
+
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
+        if self._talk.turn_of(run_id) is not None:
+            return await self.stop(run_id, "interrupted")
 
         async def end(connection: asyncpg.Connection, seq: int) -> None:
             await cancellation.end(connection, run_id, seq)
@@ -214,15 +227,16 @@ class Execution:
                     return None
 
     async def _turn(self, claim: Claim) -> None:
-        turn = self._talk.current = Turn(claim.run_id, claim)
+        turn = self._talk.current
+        assert turn is not None  # noqa: S101 - for the type checker
         try:
             if claim.kind == "reset":
                 await self._reset(turn, claim)
             elif claim.kind == "rewind":
                 await self._rewind(turn, claim)
             elif agent := await self._prepare(turn, claim):
+                turn.begun = True  # if the agent ends while it is given the prompt, this run has ended with it
                 await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
-                turn.begun = True
                 if turn.stopping:
                     await self.stop(turn.run_id, turn.stopping)
                 await self._await_end(turn)
@@ -362,8 +376,9 @@ class Execution:
         if failure is not None:
             log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
             agent.kill()
-        # An agent that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
-        lost = [self._talk.active] if self._agent is not agent else [self._talk.active, self._talk.current]
+        # It takes with it what it has begun, not the run that waits for the next agent.
+        current = self._talk.current
+        lost = [self._talk.active, current if current is not None and current.begun else None]
         try:
             await self.approvals.close_all("agent_ended")
             await self._talk.fail_all(*lost, code="agent_crashed", text="The agent process ended without a result.")

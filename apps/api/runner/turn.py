@@ -10,17 +10,29 @@ from apps.api.core.queue import Claim
 
 
 class Turn:
-    """One turn of the agent, and the run that stands for it."""
+    """One turn of the agent, and the run that stands for it.
+
+    Attributes:
+        begun: the prompt is with the agent.
+        taken_up: the agent is in this turn, as its `init` says; or it has ended.
+        stopping: why we have interrupted it, if we have.
+    """
 
     def __init__(self, run_id: UUID, claim: Claim | None, *, guest: bool = False) -> None:
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
         self.begun = False
         self.stopping: str | None = None
+        self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
         self._left = claim.timeout_seconds if claim else float("inf")
         self._since: float | None = time.monotonic()
         self._clock: asyncio.Timeout | None = None
+
+    def end(self) -> None:
+        """Let go who waits for it."""
+        self.taken_up.set()
+        self.ended.set()
 
     def seconds_left(self) -> float:
         """Until its deadline; negative after it."""
