@@ -139,24 +139,14 @@ class Execution:
         turn.stopping = turn.stopping or reason
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                await self._interrupt(turn)
+                if self._agent is not None:
+                    await turn.interrupt(self._agent)
                 await turn.ended.wait()
         except TimeoutError:
             self._kill()
             async with asyncio.timeout(STOP_TIMEOUT):
                 await turn.ended.wait()
         return True
-
-    async def _interrupt(self, turn: Turn) -> None:
-        if not turn.begun or self._agent is None:
-            return
-        await self._agent.interrupt()
-        if not turn.taken_up.is_set():
-            # A warm agent that has read a prompt and not begun its turn yet does not apply an interrupt to it: that
-            # one stopped only what was in its way. Seen with the bundled CLI 2.1.327, for up to 20 ms.
-            await turn.taken_up.wait()
-            if self._agent is not None and not turn.ended.is_set():
-                await self._agent.interrupt()
 
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
@@ -347,18 +337,9 @@ class Execution:
         if agent is None:
             return
         workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
-        message_id = UUID(asked["checkpoint_id"])
         try:
             async with asyncio.timeout(turn.seconds_left()):
-                if asked["dry_run"]:
-                    found = await checkpoints.look(agent, workspace, message_id)
-                    history = await self._store.file_history(self._talk.sdk_session_id)
-                    shown = await checkpoints.diff(
-                        workspace, self._talk.sdk_session_id, history, message_id, found["files_changed"]
-                    )
-                    found |= {"not_restored": [], "diff": shown[0], "diff_omitted": shown[1]}
-                else:
-                    found = await checkpoints.rewind(agent, workspace, message_id)
+                found = await checkpoints.obey(agent, workspace, self._store, self._talk.sdk_session_id, asked)
         except checkpoints.CannotRewind as error:
             await self._talk.fail(turn, error.code, str(error))
             return

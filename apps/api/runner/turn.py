@@ -7,6 +7,7 @@ import time
 from uuid import UUID
 
 from apps.api.core.queue import Claim
+from apps.api.runner.agent import Agent
 
 
 class Turn:
@@ -51,6 +52,18 @@ class Turn:
             self._since = time.monotonic()
             if self._clock is not None:
                 self._clock.reschedule(asyncio.get_running_loop().time() + self._left)
+
+    async def interrupt(self, agent: Agent) -> None:
+        """Ask the agent to end this turn, if it has the prompt."""
+        if not self.begun:
+            return
+        await agent.interrupt()
+        if not self.taken_up.is_set():
+            # A warm agent that has read a prompt and not begun its turn yet does not apply an interrupt to it: that
+            # one stopped only what was in its way. Seen with the bundled CLI 2.1.327, for up to 20 ms.
+            await self.taken_up.wait()
+            if not self.ended.is_set():
+                await agent.interrupt()
 
     async def wait(self) -> None:
         """Until it has ended. Raises TimeoutError at its deadline."""
