@@ -167,6 +167,7 @@ def environment(
             config_dir=scratch / "config",
             tmp_dir=scratch / "tmp",
             isolation=isolation,
+            seccomp=settings.agent_seccomp,
             read_paths=(*settings.agent_read_paths, scratch / "given"),
             cli=bundled_cli(),
             session_env=config.env or {},
