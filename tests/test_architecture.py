@@ -222,3 +222,69 @@ def test_no_function_is_too_long() -> None:
                     f"{module.path}:{node.lineno}: {node.name} has {lines} lines, may have {MAX_FUNCTION_LINES}:"
                     " a function should fit on a screen"
                 )
+
+
+OPENS_FILES = {
+    "core.files": "the way to what agents may have made",
+    "core.removal": "the way to remove it",
+    "core.workspaces": "directories above those of agents, and copies that are not theirs yet",
+    "core.profiles": "a file of the operator's",
+    "runner.scratch": "directories above those of agents' processes",
+    "runner.history": "a configuration of which no agent knows yet",
+    "runner.extensions": "what agents can only read",
+    "runner.guard": "the launcher, the CLI",
+    "runner.clone": "links of a clone that no agent has seen, by descriptors of core.files",
+    "runner.ports": "/proc",
+    "runner.processes": "/proc",
+    "runner.cli_guard": "runs in a process of its own, with the agent's rights once it is confined",
+    "runner.confinement": "the same",
+}
+"""Modules of core and runner that may open, look at, make or remove files themselves, and which ones."""
+
+_OF_OS = {
+    *("open", "walk", "fwalk", "scandir", "listdir", "stat", "lstat", "readlink", "access", "utime", "chmod", "chown"),
+    *("mkdir", "makedirs", "mkfifo", "link", "symlink", "rename", "renames", "replace", "remove", "unlink", "rmdir"),
+    *("removedirs", "truncate", "path.exists", "path.lexists", "path.isdir", "path.isfile", "path.islink"),
+    *("path.realpath", "path.getsize", "path.getmtime"),
+}
+_OF_PATHS = {
+    *("read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "rglob", "is_dir", "is_file"),
+    *("is_symlink", "is_fifo", "lstat", "mkdir", "unlink", "rmdir", "symlink_to", "hardlink_to", "readlink", "touch"),
+    *("chmod", "rename", "open"),
+}
+_OF_PATHS_WITHOUT_ARGUMENTS = {"exists", "stat", "resolve"}
+
+
+def file_calls(module: Module) -> Iterator[tuple[int, str]]:
+    """Line and name of every call that works on files by their paths, or might."""
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        method = name.rpartition(".")[2]
+        if (
+            name in ("open", "io.open")
+            or name.startswith(("shutil.", "tempfile.", "glob."))
+            or (name.startswith("os.") and name.removeprefix("os.") in _OF_OS)
+            or (isinstance(node.func, ast.Attribute) and method in _OF_PATHS)
+            or (isinstance(node.func, ast.Attribute) and method in _OF_PATHS_WITHOUT_ARGUMENTS and not node.args)
+            or (method == "replace" and len(node.args) == 1 and not node.keywords)
+        ):
+            yield node.lineno, name
+
+
+def test_only_few_modules_open_files() -> None:
+    found = {
+        module.name.removeprefix("apps.api."): [f"{module.name}:{line}: {name}" for line, name in file_calls(module)]
+        for module in api_modules()
+        if module.room in ("core", "runner")
+    }
+    stray = [call for name, calls in found.items() if name not in OPENS_FILES for call in calls]
+    assert not stray, "what agents may have made is opened by core.files alone:\n" + "\n".join(stray)
+    assert not [name for name in OPENS_FILES if not found[name]], "take those out that open nothing any more"
+
+
+def test_nothing_removes_trees_by_recursion() -> None:
+    for module in api_modules():
+        if module.room in ("core", "runner"):
+            assert "shutil" not in {name.partition(".")[0] for _, name in module.imports()}, module.name

@@ -30,6 +30,7 @@ from apps.api.core.config import AgentConfig
 from apps.api.runner import options
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli
+from apps.api.runner.scratch import Scratch
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
@@ -51,20 +52,22 @@ class Sdk:
     """Makes clients of the SDK. Use `opened()`."""
 
     settings: Settings
-    scratch: options.Scratch
+    scratch: Scratch
     store: InMemorySessionStore = field(default_factory=InMemorySessionStore)
 
     def options(
         self, session_id: UUID, *, resume: bool = False, guard: bool = False, can_use_tool: CanUseTool = _allow
     ) -> ClaudeAgentOptions:
         """Built by the service's own code, then stripped of the guard."""
+        place = self.scratch.make()
         process = options.Process(
             workspace=workspaces.create(self.settings, session_id, None),
-            scratch=self.scratch.of(session_id, 1),
+            place=place,
+            config_dir=place.config,
             launcher=self.scratch.launcher,
             store=cast(Transcripts, self.store),
             sdk_session_id=session_id,
-            resume=resume,
+            resume=False,
             extensions=Extensions(None, None),
             hooks=None,
             can_use_tool=can_use_tool,
@@ -72,6 +75,8 @@ class Sdk:
             profile=None,
         )
         built = options.build(self.settings, AgentConfig(), process)
+        if resume:  # from a store in memory, by the SDK's own means
+            built = replace(built, resume=str(session_id), session_id=None)
         if guard:
             return built
         env = {name: value for name, value in built.env.items() if not name.startswith("CLI_GUARD_")}
@@ -87,7 +92,7 @@ class Sdk:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Sdk]:
     """The SDK with a scratch directory that is removed at the end."""
-    scratch = options.Scratch(uuid4())
+    scratch = Scratch()
     try:
         yield Sdk(settings, scratch)
     finally:

@@ -122,8 +122,10 @@ async def test_nothing_is_left_of_a_fork_whose_files_could_not_be_copied(
     kept.touch()  # so that the new session's directory cannot be made there
     with pytest.raises(error):
         await fork(world, parent, begins=True)
-    assert sorted(os.listdir(settings.workspaces_root)) == sorted([".checkpoints", ".forks", str(parent)])
-    assert os.listdir(settings.workspaces_root / ".forks") == []
+    above = settings.workspaces_root
+    assert [name for name in os.listdir(above) if not name.startswith(".")] == [str(parent)]
+    assert not [name for part in (".forks", ".removed") if (above / part).exists() for name in os.listdir(above / part)]
+    assert [os.listdir(above / part) for part in (".homes", ".outputs")] == [[str(parent)], [str(parent)]]
     assert await world.one("SELECT count(*) FROM sessions") == 1
     assert await world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
 

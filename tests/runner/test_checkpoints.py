@@ -30,7 +30,7 @@ def copy(name: str | None, version: int) -> dict[str, Any]:
 
 
 def workspace(tmp_path: Path, **copies: str) -> Workspace:
-    made = Workspace(tmp_path / "w", tmp_path / "w" / "sub", tmp_path / "h")
+    made = Workspace(tmp_path / "w", tmp_path / "w" / "sub", tmp_path / "h", tmp_path / "home", tmp_path / "output")
     made.cwd.mkdir(parents=True)
     (made.history / str(CONVERSATION)).mkdir(parents=True)
     for name, text in copies.items():

@@ -1,51 +1,42 @@
-"""Reading and copying files that an agent may have made, without following where a link of its making leads."""
+"""The way to files that an agent may have made: no link of its making is followed, nothing waits, all is bounded.
+
+Everything goes down by descriptors. The functions block: call them in a thread.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-
-def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
-    """The content of a regular file below `root`, or None when there is none, a link leads there, or it is larger
-    than `limit` bytes.
-
-    Raises ValueError when `path` leads out of the root.
-    """
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError("not below the root")
-    opened = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for name in path.parts[:-1]:
-            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened)
-            os.close(opened)
-            opened = below
-        # Not blocking: opening a pipe would wait for whoever writes into it.
-        found = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
-    except OSError:
-        return None
-    finally:
-        os.close(opened)
-    if not stat.S_ISREG(os.fstat(found).st_mode):
-        os.close(found)
-        return None
-    with os.fdopen(found, "rb") as file:
-        content = file.read(limit + 1)
-    return content if len(content) <= limit else None
-
+from typing import Any
 
 BLOCK = 4096
 """Bytes that a file, directory or link counts at least: many small ones fill a disk, too."""
 
+MAX_DEPTH = 100
+"""Levels of directories that are walked: each holds two descriptors meanwhile."""
+
+MAX_ENTRIES = 1_000_000
+"""Files and directories that are walked."""
+
+MAX_LINKS = 40
+"""Links on one way, as many as Linux follows (path_resolution(7))."""
+
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+CHANGED_MEANWHILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
+
 
 class TooMuch(Exception):
-    """There is more to copy than is allowed."""
+    """There is more than is allowed."""
 
 
 class Budget:
-    """Bytes that may still be copied."""
+    """Bytes or entries that may still be worked on."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -57,61 +48,295 @@ class Budget:
             raise TooMuch
 
 
-MAX_DEPTH = 100
-"""Levels of directories: each holds a descriptor while it is walked."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What `walk` has found: `name` in the open directory `directory`, at `path` below the root."""
 
-_CHANGED_MEANWHILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
+    directory: int
+    name: str
+    path: str
+    info: os.stat_result
 
 
-def copy_tree(source: Path, target: Path, budget: Budget) -> None:
-    """Copy a directory, also while an agent changes it. Links are copied as they are; pipes, sockets and devices are
-    left out. `target` must not exist, and nobody else may write there.
+# --- one file or directory -----------------------------------------------------------------------------------------
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of this user alone, and those above it, if it is not there. Raises OSError: also when it is a
+    link."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, DIRECTORY_FLAGS))
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether there is nothing in a directory, or no such directory. Raises OSError when it cannot be opened."""
+    try:
+        opened = os.open(directory, DIRECTORY_FLAGS)
+    except FileNotFoundError:
+        return True
+    with closing_descriptor(opened), os.scandir(opened) as entries:
+        return next(entries, None) is None
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory; a link to one is none."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def exists(root: Path, path: PurePosixPath) -> bool:
+    """Whether there is anything at `path` below `root`. Raises ValueError when `path` leads out of the root."""
+    try:
+        opened = _open_above(root, path)
+    except OSError:
+        return False
+    with closing_descriptor(opened):
+        try:
+            os.stat(path.name, dir_fd=opened, follow_symlinks=False)
+        except OSError:
+            return False
+    return True
+
+
+def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
+    """The content of a regular file below `root`, or None when there is none, a link leads there, or it is larger
+    than `limit` bytes.
+
+    Raises ValueError when `path` leads out of the root.
+    """
+    try:
+        opened = _open_above(root, path)
+    except OSError:
+        return None
+    with closing_descriptor(opened):
+        try:
+            # Not blocking: opening a pipe would wait for whoever writes into it.
+            found = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
+        except OSError:
+            return None
+    with closing_descriptor(found):
+        info = os.fstat(found)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+            return None
+        content = bytearray()
+        while len(content) <= limit and (chunk := os.read(found, min(1 << 20, limit + 1 - len(content)))):
+            content += chunk
+    return bytes(content) if len(content) <= limit else None
+
+
+def _open_above(root: Path, path: PurePosixPath) -> int:
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("not below the root")
+    opened = os.open(root, DIRECTORY_FLAGS)
+    for name in path.parts[:-1]:
+        opened = _step(opened, name)
+    return opened
+
+
+def _step(opened: int, name: str) -> int:
+    """Go down from an open directory, which is closed."""
+    with closing_descriptor(opened):
+        return os.open(name, DIRECTORY_FLAGS, dir_fd=opened)
+
+
+@contextmanager
+def closing_descriptor(opened: int) -> Iterator[int]:
+    """Close a descriptor at the end of a block."""
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def make_way(root: Path, path: PurePosixPath) -> Path:
+    """The directory `path` below `root`, made if it is not there. Links on the way may lead about inside of the root.
+
+    Returns the way without links. Raises ValueError when it leads out of the root, OSError.
+    """
+    ahead, way, links = deque(path.parts), list[str](), 0
+    while ahead:
+        name = ahead.popleft()
+        if name == "..":
+            if not way:
+                raise ValueError("leads out of the root")
+            way.pop()
+            continue
+        if (leads := _leads(root, way, name)) is None:
+            way.append(name)
+            continue
+        links += 1
+        target = PurePosixPath(leads)
+        if target.is_absolute():
+            if links > MAX_LINKS or not target.is_relative_to(root):
+                raise ValueError("leads out of the root")
+            target, way = target.relative_to(root), []
+        elif links > MAX_LINKS:
+            raise ValueError("leads in a circle")
+        ahead.extendleft(reversed(target.parts))
+    return root.joinpath(*way)
+
+
+def _leads(root: Path, way: list[str], name: str) -> str | None:
+    """Where a link leads; None of a directory, which is made if it is missing."""
+    opened = os.open(root, DIRECTORY_FLAGS)
+    for above in way:
+        opened = _step(opened, above)
+    with closing_descriptor(opened):
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=opened)
+        try:
+            os.close(os.open(name, DIRECTORY_FLAGS, dir_fd=opened))
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
+                raise
+            return os.readlink(name, dir_fd=opened)
+    return None
+
+
+def make_real(root: Path, name: str) -> Path:
+    """The directory `name` in `root`, made if it is not there, and open to its owner alone; what else has that name
+    is removed. Raises OSError."""
+    with closing_descriptor(os.open(root, DIRECTORY_FLAGS)) as opened:
+        try:
+            os.mkdir(name, 0o700, dir_fd=opened)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=opened, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=opened)
+                os.mkdir(name, 0o700, dir_fd=opened)
+        with closing_descriptor(os.open(name, DIRECTORY_FLAGS, dir_fd=opened)) as made:
+            os.fchmod(made, 0o700)
+    return root / name
+
+
+def touch_all(directory: Path, limit: int) -> None:
+    """Say of what is in a directory that it was used now, of `limit` entries at most. Raises OSError."""
+    opened = os.open(directory, DIRECTORY_FLAGS)
+    with closing_descriptor(opened), os.scandir(opened) as entries:
+        for _, entry in zip(range(limit), entries, strict=False):
+            with suppress(OSError):
+                os.utime(entry.name, dir_fd=opened, follow_symlinks=False)
+
+
+# --- trees ---------------------------------------------------------------------------------------------------------
+
+
+def walk(root: Path) -> Generator[Entry]:
+    """Everything below a directory, also while it changes: a directory before what is in it, nothing through links.
+
+    Raises TooMuch beyond MAX_DEPTH or MAX_ENTRIES, OSError.
+    """
+    budget = Budget(MAX_ENTRIES)
+    stack: list[tuple[int, str, Any]] = []
+
+    def enter(opened: int, inside: str) -> None:
+        try:
+            stack.append((opened, inside, os.scandir(opened)))
+        except BaseException:
+            os.close(opened)
+            raise
+
+    enter(os.open(root, DIRECTORY_FLAGS), "")
+    try:
+        while stack:
+            opened, inside, entries = stack[-1]
+            found = next(entries, None)
+            if found is None:
+                stack.pop()
+                os.close(opened)
+                continue
+            budget.spend(1)
+            path = f"{inside}{found.name}"
+            try:
+                info = os.stat(found.name, dir_fd=opened, follow_symlinks=False)
+                yield Entry(opened, found.name, path, info)
+                if stat.S_ISDIR(info.st_mode):
+                    if len(stack) > MAX_DEPTH:
+                        raise TooMuch
+                    enter(os.open(found.name, DIRECTORY_FLAGS, dir_fd=opened), f"{path}/")
+            except OSError as error:
+                _raise(error)
+    finally:
+        for opened, _, entries in stack:
+            entries.close()
+            os.close(opened)
+
+
+def _raise(error: OSError) -> None:
+    if error.errno not in CHANGED_MEANWHILE:
+        raise error
+
+
+def size(root: Path) -> int:
+    """Bytes on disk below a directory that may be written to; 0 when it is not there. Raises TooMuch, OSError."""
+    try:
+        with closing(walk(root)) as found:
+            return sum(entry.info.st_blocks * 512 for entry in found)
+    except FileNotFoundError:
+        return 0
+
+
+def copy_tree(source: Path, target: Path, budget: Budget, moved: dict[Path, Path] | None = None) -> None:
+    """Copy a directory, also while an agent changes it. Pipes, sockets and devices are left out. `target` must not
+    exist, and nobody else may write there.
+
+    Links are copied as they are, but for those that lead back into a tree that is copied: what is written through the
+    copy's links must not change the original.
+
+    Args:
+        budget: bytes.
+        moved: trees that are copied, and where their copies will be; links into them lead into the copies.
 
     Raises TooMuch, OSError; then a part of it may be there.
     """
     target.mkdir(mode=0o700)
-    # It goes down by descriptors, and not into what has become a link since it looked.
-    for path, directories, names, opened in os.fwalk(source, onerror=_raise, follow_symlinks=False):
-        inside = os.path.relpath(path, source)
-        if inside.count(os.sep) >= MAX_DEPTH:
-            raise TooMuch
-        # Nor may we write through a link that we have copied.
-        directories[:] = [name for name in directories if _copy(opened, name, target / inside / name, budget)]
-        for name in names:
-            _copy(opened, name, target / inside / name, budget)
-
-
-def _raise(error: OSError) -> None:
-    if error.errno not in _CHANGED_MEANWHILE:
-        raise error
-
-
-def _copy(directory: int, name: str, target: Path, budget: Budget) -> bool:
-    """Copy what `name` is. Returns whether it is a directory, which is made without what is in it."""
-    budget.spend(BLOCK)
-    try:
-        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    for entry in walk(source):
+        budget.spend(BLOCK)
+        mode, copy = entry.info.st_mode, target / entry.path
         if stat.S_ISDIR(mode):
-            target.mkdir(mode=0o700)
-            return True
-        if stat.S_ISLNK(mode):
-            target.symlink_to(os.readlink(name, dir_fd=directory))
+            copy.mkdir(mode=0o700)
+        elif stat.S_ISLNK(mode):
+            leads = os.readlink(entry.name, dir_fd=entry.directory)
+            # Nor may we write through a link that we have copied: its place is taken from now on.
+            copy.symlink_to(_retarget(leads, PurePosixPath(entry.path).parent, source, moved or {}))
         elif stat.S_ISREG(mode):
-            _copy_file(directory, name, target, budget)
-    except OSError as error:
-        _raise(error)
-    return False
+            _copy_file(entry, copy, budget)
 
 
-def _copy_file(directory: int, name: str, target: Path, budget: Budget) -> None:
-    opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+def stays_below(leads: str, depth: int) -> bool:
+    """Whether a link, `depth` directories below a root, stays below it, if all the links on its way do: it is relative,
+    and goes up only where it begins, where no link can have led it elsewhere."""
+    parts = PurePosixPath(leads).parts
+    ups = next((place for place, part in enumerate(parts) if part != ".."), len(parts))
+    return not leads.startswith("/") and ups <= depth and ".." not in parts[ups:]
+
+
+def _retarget(leads: str, inside: PurePosixPath, source: Path, moved: dict[Path, Path]) -> str:
+    """Where a link in the copy leads, which in `source / inside` leads to `leads`."""
+    if stays_below(leads, len(inside.parts)):
+        return leads
+    plain = Path(os.path.normpath(source / inside / leads))  # by names alone: what they lead through is the agent's
+    if plain.is_relative_to(source):
+        return os.path.join("/".join([".."] * len(inside.parts)), plain.relative_to(source))
+    for before, after in moved.items():
+        if plain.is_relative_to(before):
+            return str(after / plain.relative_to(before))
+    return leads
+
+
+def _copy_file(entry: Entry, target: Path, budget: Budget) -> None:
+    budget.spend(entry.info.st_size)
+    opened = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=entry.directory)
     info = os.fstat(opened)
     if not stat.S_ISREG(info.st_mode):
         os.close(opened)
         return
     with os.fdopen(opened, "rb") as source, target.open("xb") as copy:
+        left = entry.info.st_size
         while chunk := source.read(1 << 20):
-            budget.spend(len(chunk))
+            budget.spend(max(0, len(chunk) - left))
+            left = max(0, left - len(chunk))
             copy.write(chunk)
         os.fchmod(copy.fileno(), stat.S_IMODE(info.st_mode) & 0o777)
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

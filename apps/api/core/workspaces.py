@@ -1,80 +1,185 @@
-"""The directories that agents work in: `WORKSPACES_DIR/<session id>`, the same path on every host.
+"""The directories of a session, below `WORKSPACES_DIR`, at the same path on every host.
 
-A clone of a repository is made in `WORKSPACES_DIR/.clones` first, so that it is there as a whole or not at all.
-Beside them, in `WORKSPACES_DIR/.checkpoints/<session id>`, lie the copies of files that rewinding needs. So they move
-with the session, and are no part of what its agent sees as its files.
+| directory | what is in it |
+|---|---|
+| `<session id>` | the workspace: its files |
+| `.homes/<session id>` | HOME of its agents |
+| `.outputs/<session id>` | what their tools and tasks have put out, too long for the conversation |
+| `.checkpoints/<session id>` | copies of files that rewinding needs |
+| `.configs/<session id>` | a link to the configuration of the agent process that runs, or was the last to run |
+
+Agents write to the first four, so nothing below them is opened but through `files` and `removal`. The fifth gives the
+texts of a conversation a path that stays, while each process gets a configuration of its own: see `runner.scratch`.
+
+Copies are made aside, so that they are there as a whole or not at all: clones of repositories in `.clones`, forks in
+`.forks`. What is to be removed goes to `.removed` first, so that what resists is in nobody's way.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from uuid import UUID
+from pathlib import Path, PurePosixPath
+from uuid import UUID, uuid4
 
-from apps.api.core import files
+import structlog
+
+from apps.api.core import files, removal
 from apps.api.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 FORGOTTEN_AGE = 6 * 3600.0
-"""Seconds after which a copy that is not finished belongs to nobody any more."""
+"""Seconds after which a copy that is not finished belongs to nobody any more, and removing is tried again."""
+
+MAX_LISTED = 100_000
+"""Names that one look into a directory takes."""
+
+MAX_TOUCHED = 1_000
+"""Conversations whose copies of files are kept from being cleared up by the CLI."""
+
+_PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".checkpoints"}
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A session's files: the directory itself, the agent's working directory inside it, and where copies of earlier
-    versions are kept."""
+    """A session's directories, and the agent's working directory inside of the first."""
 
     root: Path
     cwd: Path
     history: Path
+    home: Path
+    output: Path
 
 
-def _root(settings: Settings, session_id: UUID) -> Path:
+def _places(settings: Settings, session_id: UUID) -> dict[str, Path]:
+    return {part: settings.workspaces_root / above / str(session_id) for part, above in _PARTS.items()}
+
+
+def root_of(settings: Settings, session_id: UUID) -> Path:
+    """Where a session's files are, or would be."""
     return settings.workspaces_root / str(session_id)
-
-
-def _history(settings: Settings, session_id: UUID) -> Path:
-    return settings.workspaces_root / ".checkpoints" / str(session_id)
 
 
 def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:
     """An empty directory to clone a session's repository into; None when its workspace has anything in it already."""
-    root = _root(settings, session_id)
-    if root.is_dir() and any(root.iterdir()):
+    if not files.is_empty(root_of(settings, session_id)):
         return None
     made = settings.workspaces_root / ".clones" / f"{session_id}-{generation}"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(mode=0o700, parents=True)
+    put_away(settings, made)
+    files.make_directory(made)
     return made
 
 
-def publish(settings: Settings, session_id: UUID, files: Path) -> None:
+def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
     """Make a finished clone the session's workspace. Raises OSError when there are files in it by now."""
-    files.rename(_root(settings, session_id))
+    clone.rename(root_of(settings, session_id))
 
 
 def create(settings: Settings, session_id: UUID, cwd: str | None) -> Workspace:
-    """Make a session's workspace, if it is not there. Raises ValueError when `cwd` leads out of it by a link."""
-    root, history = _root(settings, session_id), _history(settings, session_id)
-    for directory in (root, history):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inside = (root / (cwd or ".")).resolve()
-    if not inside.is_relative_to(root):
-        raise ValueError("cwd leads out of the workspace")
-    inside.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for copies in history.iterdir():  # the CLI removes what it has not touched for 30 days
-        os.utime(copies, follow_symlinks=False)
-    return Workspace(root, inside, history)
+    """Make a session's directories, if they are not there. Raises ValueError when `cwd` leads out of the workspace by a
+    link, OSError."""
+    places = _places(settings, session_id)
+    for directory in places.values():
+        files.make_directory(directory)
+    inside = files.make_way(places["files"], PurePosixPath(cwd or "."))
+    files.touch_all(places["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
+    return Workspace(places["files"], inside, places["history"], places["home"], places["output"])
+
+
+def link_results(workspace: Workspace, conversation: UUID, project: Path) -> None:
+    """Let what the tools of a conversation put out come to the session's own directory for it.
+
+    Args:
+        project: where the CLI will keep the conversation, a directory of which the next process knows nothing.
+
+    Raises OSError.
+    """
+    results = files.make_real(workspace.output, str(conversation))
+    above = project / str(conversation)
+    above.mkdir(mode=0o700, parents=True)
+    (above / "tool-results").symlink_to(results)
+
+
+def point(settings: Settings, session_id: UUID, config: Path) -> Path:
+    """The path that stays, from now on for `config`, the configuration of the agent process that is to start."""
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    files.make_directory(link.parent)
+    draft = link.with_name(f".{uuid4().hex}")
+    draft.symlink_to(config)
+    draft.replace(link)
+    return link
+
+
+# --- removing ------------------------------------------------------------------------------------------------------
+
+
+def put_away(settings: Settings, path: Path) -> None:
+    """Remove whatever is at `path`, if anything. What cannot be removed is out of the way: see `discard_forgotten`.
+
+    Raises OSError when it cannot even be moved."""
+    grave = settings.workspaces_root / ".removed" / uuid4().hex
+    try:
+        files.make_directory(grave.parent)
+        path.rename(grave)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    _bury(grave)
+
+
+def _bury(grave: Path) -> None:
+    try:
+        removal.remove(grave)
+    except Exception as error:
+        log.warning("workspaces.not_removed", path=str(grave), error=repr(error)[:300])
+        with suppress(OSError):
+            grave.rename(grave.with_name(f"later-{time.time() + FORGOTTEN_AGE:.0f}-{uuid4().hex}"))
 
 
 def remove(settings: Settings, session_id: UUID) -> None:
-    """Remove a session's files, if they are on this host."""
-    for directory in (_root(settings, session_id), _history(settings, session_id)):
-        shutil.rmtree(directory, ignore_errors=True)
-    for clone in (settings.workspaces_root / ".clones").glob(f"{session_id}-*"):
-        shutil.rmtree(clone, ignore_errors=True)
+    """Remove a session's directories, if they are on this host. Raises OSError when one cannot be put away."""
+    clones = settings.workspaces_root / ".clones"
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
+    for path in (*_places(settings, session_id).values(), link, *mine):
+        put_away(settings, path)
+
+
+def discard_forgotten(settings: Settings) -> None:
+    """Remove unfinished copies of instances that have died over them, and what could not be removed before."""
+    for above in (settings.workspaces_root / name for name in (".forks", ".clones")):
+        for draft in (above / name for name in _names(above)):
+            try:
+                if time.time() - draft.lstat().st_mtime > FORGOTTEN_AGE:
+                    put_away(settings, draft)
+            except OSError as error:
+                log.warning("workspaces.not_removed", path=str(draft), error=repr(error)[:300])
+    graves = settings.workspaces_root / ".removed"
+    for name in _names(graves):
+        first, _, rest = name.partition("-")
+        if first != "later" or not (until := rest.partition("-")[0]).isdigit() or int(until) < time.time():
+            _bury(graves / name)
+
+
+def present(settings: Settings) -> list[UUID]:
+    """Sessions that have a directory on this host."""
+    found = set()
+    for above in {*_PARTS.values(), ".configs"}:
+        for name in _names(settings.workspaces_root / above):
+            with suppress(ValueError):
+                found.add(UUID(name))
+    return sorted(found)
+
+
+def _names(directory: Path) -> Iterator[str]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        yield from [entry.name for _, entry in zip(range(MAX_LISTED), entries, strict=False)]
+
+
+# --- forks ---------------------------------------------------------------------------------------------------------
 
 
 def _draft(settings: Settings, session_id: UUID) -> Path:
@@ -82,56 +187,57 @@ def _draft(settings: Settings, session_id: UUID) -> Path:
 
 
 def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UUID, UUID], limit: int) -> None:
-    """Copy a session's files, and the copies of earlier versions, aside for a session that is to be made of it.
+    """Copy a session's directories aside for a session that is to be made of it.
 
     Args:
-        conversations: under which ids the two sessions' agents keep those copies.
+        conversations: under which ids the two sessions' agents keep copies of files and what tools have put out.
         limit: bytes.
 
     Raises `files.TooMuch`, OSError; then nothing is left.
     """
-    draft, history = _draft(settings, target), _history(settings, source) / str(conversations[0])
-    budget = files.Budget(limit)
+    draft, budget = _draft(settings, target), files.Budget(limit)
+    theirs, ours = _places(settings, source), _places(settings, target)
+    moved = {theirs[part]: ours[part] for part in _PARTS}
     try:
-        (draft / "history").mkdir(mode=0o700, parents=True)
-        if _root(settings, source).is_dir():
-            files.copy_tree(_root(settings, source), draft / "files", budget)
-        if history.is_dir() and not history.is_symlink():
-            files.copy_tree(history, draft / "history" / str(conversations[1]), budget)
+        files.make_directory(draft)
+        for part, place in theirs.items():
+            if files.is_directory(place):
+                files.copy_tree(place, draft / part, budget, moved)
+            elif part != "files":  # whose absence tells that they are missing
+                files.make_directory(draft / part)
+        _rename(draft / "history", str(conversations[0]), str(conversations[1]))
+        _rename_outputs(draft / "output", (source, target), conversations)
     except BaseException:
         discard(settings, target)
         raise
 
 
+def _rename(directory: Path, before: str, after: str) -> None:
+    if files.is_directory(directory / before):
+        (directory / before).rename(directory / after)
+
+
+def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tuple[UUID, UUID]) -> None:
+    """Give what a fork's tools and tasks have put out the paths that its conversation names."""
+    before, after = (str(conversation) for conversation in conversations)
+    _rename(output, before, after)
+    for tasks in (output / name for name in _names(output) if name.startswith("claude-")):
+        for key in _names(tasks) if files.is_directory(tasks) else ():
+            if files.is_directory(tasks / key):
+                _rename(tasks / key, before, after)
+            _rename(tasks, key, key.replace(str(sessions[0]), str(sessions[1])))
+
+
 def adopt(settings: Settings, session_id: UUID) -> None:
     """Make what `copy` has copied the session's own. Raises OSError."""
-    draft, history = _draft(settings, session_id), _history(settings, session_id)
-    history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (draft / "history").rename(history)
-    if (draft / "files").is_dir():
-        (draft / "files").rename(_root(settings, session_id))
+    draft = _draft(settings, session_id)
+    for part, place in _places(settings, session_id).items():
+        if files.is_directory(draft / part):
+            files.make_directory(place.parent)
+            (draft / part).rename(place)
     draft.rmdir()
 
 
 def discard(settings: Settings, session_id: UUID) -> None:
     """Remove what `copy` has copied."""
-    shutil.rmtree(_draft(settings, session_id), ignore_errors=True)
-
-
-def discard_forgotten(settings: Settings) -> None:
-    """Remove unfinished copies of instances that have died over them."""
-    drafts = settings.workspaces_root / ".forks"
-    for draft in drafts.iterdir() if drafts.is_dir() else ():
-        if time.time() - draft.stat().st_mtime > FORGOTTEN_AGE:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def present(settings: Settings) -> list[UUID]:
-    """Sessions that have a workspace on this host."""
-    found = []
-    for path in settings.workspaces_root.iterdir() if settings.workspaces_root.is_dir() else ():
-        try:
-            found.append(UUID(path.name))
-        except ValueError:
-            continue
-    return found
+    put_away(settings, _draft(settings, session_id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, SystemMessage
@@ -14,7 +13,8 @@ from apps.api.core import skills
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.workspaces import Workspace
-from apps.api.runner.options import Scratch, environment
+from apps.api.runner.options import environment
+from apps.api.runner.scratch import Scratch
 
 log = structlog.get_logger(__name__)
 
@@ -33,12 +33,11 @@ async def fill(core: Core, scratch: Scratch) -> None:
 
 
 async def _ask(core: Core, scratch: Scratch) -> dict[str, Any]:
-    nobody = uuid4()
-    directory = await asyncio.to_thread(scratch.of, nobody, 0)
-    workspace = Workspace(directory / "tmp", directory / "tmp", directory / "tmp")
+    place = await asyncio.to_thread(scratch.make)
+    workspace = Workspace(*[place.tmp] * 5)
     options = ClaudeAgentOptions(
         cwd=workspace.cwd,
-        env=environment(core.settings, AgentConfig(), workspace, directory),
+        env=environment(core.settings, AgentConfig(), workspace, place, place.config),
         cli_path=scratch.launcher,
         tools=["Skill"],
         setting_sources=[],
@@ -54,7 +53,7 @@ async def _ask(core: Core, scratch: Scratch) -> dict[str, Any]:
                     return _catalog(offered, message.data["skills"])
         raise RuntimeError("the CLI began no turn")
     finally:
-        await asyncio.to_thread(scratch.forget, nobody, 0)
+        scratch.forget(place)
 
 
 def _catalog(offered: dict[str, Any], skill_names: list[str]) -> dict[str, Any]:

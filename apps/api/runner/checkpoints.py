@@ -8,7 +8,6 @@ changed for the first time. Seen with the bundled CLI 2.1.332.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import unified_diff
@@ -19,7 +18,6 @@ from uuid import UUID
 from apps.api.core import files
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.agent import Agent
-from apps.api.runner.transcripts import Transcripts
 
 MAX_FILES = 1_000
 """Files that an answer names."""
@@ -36,23 +34,6 @@ class CannotRewind(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-async def obey(
-    agent: Agent, workspace: Workspace, store: Transcripts, sdk_session_id: UUID, asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Restore the files, or with `dry_run` only say what that would change: the fields of the run's result.
-
-    Raises:
-        CannotRewind: as `rewind`.
-    """
-    message_id = UUID(asked["checkpoint_id"])
-    if not asked["dry_run"]:
-        return await rewind(agent, workspace, message_id)
-    found = await look(agent, workspace, message_id)
-    history = await store.file_history(sdk_session_id)
-    shown, omitted = await diff(workspace, sdk_session_id, history, message_id, found["files_changed"])
-    return {**found, "not_restored": [], "diff": shown, "diff_omitted": omitted}
 
 
 async def look(agent: Agent, workspace: Workspace, message_id: UUID) -> dict[str, Any]:
@@ -132,7 +113,7 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
     parts, left, omitted = [], MAX_DIFF_CHARS, len(changed) > MAX_DIFFED_FILES
     for path in changed[:MAX_DIFFED_FILES]:
         copy = copies.get(path, "")
-        now = _text(root, path) if os.path.lexists(root / path) else ""
+        now = _text(root, path) if _exists(root, path) else ""
         then = "" if copy is None else _text(directory, copy) if _COPY.fullmatch(copy) else None
         if now is None or then is None:
             omitted = True
@@ -145,6 +126,13 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
         parts.append(part)
         left -= len(part)
     return "".join(parts), omitted
+
+
+def _exists(root: Path, path: str) -> bool:
+    try:
+        return files.exists(root, PurePosixPath(path))
+    except ValueError:
+        return True
 
 
 def _text(root: Path, path: str) -> str | None:

@@ -17,12 +17,11 @@ Sources: prctl(2), wait(2), and the bundled CLI 2.1.332 for the two *_FILE_DESCR
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 
 # Relative, because the launcher imports this package without `apps.api`, which takes longer than the whole guard.
-from . import confinement, processes, seccomp
+from . import confinement, processes
 
 TYPE_CHECKING = False  # importing `typing` or `signal` takes as long as the rest of the guard
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ SESSION_PREFIX = "CLI_GUARD_ENV_"
 _ALLOWED = frozenset(
     "PATH HOME PWD TMPDIR TERM TZ LANG LANGUAGE SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS "  # noqa: SIM905
     "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy ANTHROPIC_API_KEY ANTHROPIC_BASE_URL "
-    "API_TIMEOUT_MS IS_SANDBOX CLAUDE_CONFIG_DIR CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS DISABLE_AUTOUPDATER "
-    "DISABLE_ERROR_REPORTING DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
+    "ANTHROPIC_CONFIG_DIR API_TIMEOUT_MS IS_SANDBOX CLAUDE_CONFIG_DIR CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS "
+    "DISABLE_AUTOUPDATER DISABLE_ERROR_REPORTING DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
 )
 _ALLOWED_PREFIXES = ("LC_", "CLAUDE_CODE_", "CLAUDE_AGENT_SDK_")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
@@ -62,16 +61,14 @@ def main() -> NoReturn:
         confinement.prctl(confinement.PR_SET_CHILD_SUBREAPER, 1)
         # This environment holds the server's own secrets: no process of the same user may look into it.
         confinement.prctl(confinement.PR_SET_DUMPABLE, 0)
-    # For good: tools could have the CLI write its memory, with the model's credential, into the workspace.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.getppid() != server:
         _refuse("the server has ended")
-    abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
+    abi = _isolation(os.environ["CLI_GUARD_LANDLOCK"])
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
     cli = os.fork()
     if cli == 0:
-        _become_cli(guard, abi, filtered, inherited)
+        _become_cli(guard, abi, inherited)
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
     os.dup2(nowhere, 0)
@@ -105,28 +102,14 @@ def _isolation(wanted: str) -> int:
     abi = confinement.landlock_abi()
     if abi:
         confinement.pin_machine_files()
+    elif wanted == "require":
+        _refuse("isolation is required, and this kernel offers no Landlock")
     else:
-        _lacking("this kernel offers no Landlock", "the agent can reach every file that the server can")
+        _say("this kernel offers no Landlock: the agent can reach every file that the server can")
     return abi
 
 
-def _filtered(wanted: str) -> bool:
-    """Whether to filter system calls."""
-    if wanted == "off":
-        return False
-    found = seccomp.available()
-    if not found:
-        _lacking("this machine has no seccomp", "the agent's tools can reach the memory of the server's processes")
-    return found
-
-
-def _lacking(what: str, so: str) -> None:
-    if os.environ["CLI_GUARD_LANDLOCK"] == "require":
-        _refuse(f"isolation is required, and {what}")
-    _say(f"{what}: {so}")
-
-
-def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> NoReturn:
+def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
     try:
         os.setsid()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
@@ -135,7 +118,6 @@ def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> No
             if os.getppid() != guard:
                 os._exit(EX_CONFIG)
             _hide_credentials(env)
-            confinement.end_first()
         _keep_file_history(env["CLAUDE_CONFIG_DIR"])
         if abi:
             certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
@@ -148,8 +130,6 @@ def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> No
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if filtered:
-            seccomp.install()
         os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606
     except OSError as error:
         _say(f"cannot start the CLI: {error}")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import shutil
 import signal
+import stat
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
-from apps.api.core import outbound, repositories, workspaces
+from apps.api.core import files, outbound, removal, repositories, workspaces
 from apps.api.core.context import Core
 from apps.api.core.log import Event, Writer
 from apps.api.core.queue import Claim
@@ -78,11 +78,13 @@ async def provide(core: Core, claim: Claim, writer: Writer, seconds: float, stop
             commit = await git.clone()
             await asyncio.to_thread(workspaces.publish, settings, claim.session_id, git.files)
         finally:
-            await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
+            await asyncio.to_thread(workspaces.put_away, settings, draft)
     except (outbound.Refused, outbound.Failed) as error:
         raise CloneFailed(f"The repository was not cloned: {error}.") from error
     except ApiError as error:
         raise CloneFailed(f"The repository was not cloned: {error.message}") from error
+    except files.TooMuch as error:
+        raise CloneFailed("The repository was not cloned: its directories are too many or too deep.") from error
     except OSError as error:
         raise CloneFailed(f"The repository was not cloned: no room for it ({error.strerror}).") from error
     await writer.append(Event("status", {"status": "cloned", **told, "commit": commit}, claim.run_id))
@@ -106,7 +108,7 @@ class Git:
         status, said = await self._run(["clone", *options, *which, "--", source.url, str(self.files)])
         if status != 0 and "error: 30" in said and not source.url.endswith(".git"):
             # Some hosts redirect to the name with this ending; where else a redirect leads is nobody's to say.
-            await asyncio.to_thread(shutil.rmtree, self.files, ignore_errors=True)
+            await asyncio.to_thread(removal.remove, self.files)
             url = f"{source.url.rstrip('/')}.git"
             status, said = await self._run(["clone", *options, *which, "--", url, str(self.files)])
         if status != 0:
@@ -183,7 +185,7 @@ class Git:
             raise Stopped
         if asyncio.get_running_loop().time() > self._deadline:
             raise CloneFailed(f"The repository was not cloned: it took longer than {self._seconds:.0f} s.")
-        if await asyncio.to_thread(_size, self._draft) > self._max_bytes:
+        if await asyncio.to_thread(files.size, self._draft) > self._max_bytes:
             raise CloneFailed(
                 f"The repository was not cloned: it is larger than {self._max_bytes} bytes (MAX_REPOSITORY_BYTES)."
             )
@@ -204,20 +206,11 @@ def _reason(said: str) -> str:
     return (lines[-1].partition(": ")[2] if lines else "git failed")[:300].rstrip(".") + "."
 
 
-def _size(directory: Path) -> int:
-    """Bytes on disk, below a directory that is being written to."""
-    total = 0
-    for where, _, files in os.walk(directory):
-        for name in files:
-            with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512
-    return total
-
-
 def _cut_links(root: Path) -> None:
     """Remove symbolic links that lead out of a clone: what reads it for others would follow them."""
-    inside = root.resolve()
-    for where, directories, files in os.walk(inside):
-        for path in (Path(where, name) for name in (*directories, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                path.unlink()
+    with closing(files.walk(root)) as found:
+        for entry in found:
+            if stat.S_ISLNK(entry.info.st_mode):
+                leads = os.readlink(entry.name, dir_fd=entry.directory)
+                if not files.stays_below(leads, entry.path.count("/")):
+                    os.unlink(entry.name, dir_fd=entry.directory)

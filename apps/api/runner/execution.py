@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import structlog
-from claude_agent_sdk import project_key_for_directory
 
 from apps.api.core import cancellation, queue, sessions, workspaces
 from apps.api.core.context import Core
@@ -26,11 +25,13 @@ from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner import checkpoints, clone, extensions, options
+from apps.api.runner import checkpoints, clone, options
 from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
 from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
+from apps.api.runner.launch import Launch, tell_missing_files
 from apps.api.runner.ports import Ports
+from apps.api.runner.scratch import Place, Scratch
 from apps.api.runner.transcripts import Transcripts
 from apps.api.runner.turn import Turn
 
@@ -47,7 +48,7 @@ class Execution:
         self,
         core: Core,
         lease: Lease,
-        scratch: options.Scratch,
+        scratch: Scratch,
         start_gate: asyncio.Semaphore,
         claim: Claim,
         freed: Callable[[], None],
@@ -72,6 +73,7 @@ class Execution:
         self._hooks = Hooks(core, claim.tenant_id, self.writer, lambda: self._talk.run_id, self._lose)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
+        self._place: Place | None = None
         self._fenced = False
         self._closing = False
         self.last_used = time.monotonic()
@@ -80,7 +82,7 @@ class Execution:
     @property
     def busy(self) -> bool:
         """Whether a client's run is being executed or about to be."""
-        return self._talk.current is not None
+        return self._talk.current is not None or not self._inbox.empty()
 
     @property
     def waiting(self) -> bool:
@@ -115,7 +117,6 @@ class Execution:
 
     def assign(self, claim: Claim) -> None:
         """Execute this run next; the claim guarantees that no other is active."""
-        self._talk.current = Turn(claim.run_id, claim)  # from now on it can be stopped
         self._inbox.put_nowait(claim)
 
     def close(self) -> None:
@@ -137,10 +138,10 @@ class Execution:
         if turn is None or turn.ended.is_set():
             return False
         turn.stopping = turn.stopping or reason
+        if turn.begun and self._agent is not None:
+            await self._agent.interrupt()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                if self._agent is not None:
-                    await turn.interrupt(self._agent)
                 await turn.ended.wait()
         except TimeoutError:
             self._kill()
@@ -150,8 +151,6 @@ class Execution:
 
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
-        if self._talk.turn_of(run_id) is not None:
-            return await self.stop(run_id, "interrupted")
 
         async def end(connection: asyncpg.Connection, seq: int) -> None:
             await cancellation.end(connection, run_id, seq)
@@ -198,7 +197,6 @@ class Execution:
             if self._fenced:
                 self._kill()
             await self._disconnect()
-            await asyncio.to_thread(self._scratch.forget, self.session_id, self.generation)
             self.over.set()
 
     async def _next(self) -> Claim | None:
@@ -217,16 +215,15 @@ class Execution:
                     return None
 
     async def _turn(self, claim: Claim) -> None:
-        turn = self._talk.current
-        assert turn is not None  # noqa: S101 - for the type checker
+        turn = self._talk.current = Turn(claim.run_id, claim)
         try:
             if claim.kind == "reset":
                 await self._reset(turn, claim)
             elif claim.kind == "rewind":
                 await self._rewind(turn, claim)
             elif agent := await self._prepare(turn, claim):
-                turn.begun = True  # if the agent ends while it is given the prompt, this run has ended with it
                 await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
+                turn.begun = True
                 if turn.stopping:
                     await self.stop(turn.run_id, turn.stopping)
                 await self._await_end(turn)
@@ -249,6 +246,7 @@ class Execution:
         if self._agent is None:
             try:
                 stopped = lambda: self._fenced or turn.stopping is not None  # noqa: E731
+                await tell_missing_files(self._core, self._store, self.writer, claim)
                 await clone.provide(self._core, claim, self.writer, turn.seconds_left(), stopped)
                 async with self._start_gate:
                     await self._connect(claim)
@@ -275,32 +273,9 @@ class Execution:
         return self._talk.used_up or agent.turns >= RECYCLE_AFTER_TURNS or claim.config != self._talk.config
 
     async def _connect(self, claim: Claim) -> None:
-        settings = self._core.settings
-        scratch = await asyncio.to_thread(self._scratch.of, self.session_id, self.generation)
-        try:
-            workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
-        except (OSError, ValueError) as error:
-            raise StartFailed(f"no workspace: {error}") from error
-        given = await extensions.prepare(self._core, claim, scratch / "given")
-        await self._store.adopt(self._talk.sdk_session_id, project_key_for_directory(workspace.cwd))
-        process = options.Process(
-            workspace=workspace,
-            extensions=given,
-            scratch=scratch,
-            launcher=self._scratch.launcher,
-            store=self._store,
-            sdk_session_id=self._talk.sdk_session_id,
-            resume=await self._store.exists(self._talk.sdk_session_id),
-            hooks=self._hooks.matchers(claim.config),
-            can_use_tool=self.approvals.can_use_tool,
-            remembered=await self.approvals.recall(claim.profile),
-            profile=claim.profile,
-        )
-        built = options.build(settings, claim.config, process)
-        try:
-            agent = await Agent.start(self.session_id, built, process.stderr, claim.timeout_seconds)
-        finally:
-            await asyncio.to_thread(given.forget_secrets)
+        self._place = await asyncio.to_thread(self._scratch.make)
+        launch = Launch(self._core, self._scratch.launcher, self._place, self._store, self._talk, self._hooks)
+        agent = await launch.start(claim)
         self._agent, self._talk.config = agent, claim.config
         self._talk.new_process()
         agent.read(self._talk.handle, self._agent_ended)
@@ -337,9 +312,18 @@ class Execution:
         if agent is None:
             return
         workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
+        message_id = UUID(asked["checkpoint_id"])
         try:
             async with asyncio.timeout(turn.seconds_left()):
-                found = await checkpoints.obey(agent, workspace, self._store, self._talk.sdk_session_id, asked)
+                if asked["dry_run"]:
+                    found = await checkpoints.look(agent, workspace, message_id)
+                    history = await self._store.file_history(self._talk.sdk_session_id)
+                    shown = await checkpoints.diff(
+                        workspace, self._talk.sdk_session_id, history, message_id, found["files_changed"]
+                    )
+                    found |= {"not_restored": [], "diff": shown[0], "diff_omitted": shown[1]}
+                else:
+                    found = await checkpoints.rewind(agent, workspace, message_id)
         except checkpoints.CannotRewind as error:
             await self._talk.fail(turn, error.code, str(error))
             return
@@ -357,9 +341,8 @@ class Execution:
         if failure is not None:
             log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
             agent.kill()
-        # It takes with it what it has begun, not the run that waits for the next agent.
-        current = self._talk.current
-        lost = [self._talk.active, current if current is not None and current.begun else None]
+        # An agent that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
+        lost = [self._talk.active] if self._agent is not agent else [self._talk.active, self._talk.current]
         try:
             await self.approvals.close_all("agent_ended")
             await self._talk.fail_all(*lost, code="agent_crashed", text="The agent process ended without a result.")
@@ -380,6 +363,9 @@ class Execution:
         agent, self._agent = self._agent, None
         if agent is not None:
             await agent.close()
+        if self._place is not None:
+            self._scratch.forget(self._place)
+            self._place = None
 
     async def _release(self) -> bool:
         waiting = await queue.release(self._core.db, self.session_id, self.generation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ class Extensions:
 
 
 async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
-    """Write what one agent is given into `given`, a directory of that agent alone, which is emptied first.
+    """Write what one agent is given into `given`, an empty directory of its process alone.
 
     Raises CannotStart when an MCP server is not allowed, or lacks something; StartFailed when nothing can be written.
     """
@@ -53,8 +52,6 @@ async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
 
 
 def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) -> Extensions:
-    shutil.rmtree(given, ignore_errors=True)
-    given.mkdir(mode=0o700, parents=True)
     return Extensions(
         plugin=write_plugin(given / "plugin", owned) if owned else None,
         mcp_config=write_mcp_config(given / "mcp.json", servers) if servers else None,

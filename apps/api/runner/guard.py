@@ -54,10 +54,12 @@ def guard_environment(
     *,
     workspace: Path,
     file_history: Path,
+    home: Path,
+    output: Path,
     config_dir: Path,
     tmp_dir: Path,
+    given: Path,
     isolation: Literal["auto", "require", "off"],
-    seccomp: Literal["on", "off"],
     read_paths: Sequence[Path],
     cli: Path,
     session_env: Mapping[str, str],
@@ -65,18 +67,17 @@ def guard_environment(
     """Variables for `ClaudeAgentOptions.env` when `cli_path` is the launcher. Call it in the process that connects.
 
     Args:
-        workspace, config_dir, tmp_dir: existing directories of this session alone, all that its agent may write to.
-            `config_dir` is CLAUDE_CONFIG_DIR and HOME, so that no dotfile of the server's user is read. `tmp_dir` is
-            TMPDIR and CLAUDE_CODE_TMPDIR: the first is for tools, the second moves the CLI's own `claude-<uid>` and
-            `cc-socks` out of /tmp (`cc-socks` only as long as the socket's path has at most 103 bytes; the CLI does
-            without that socket when it cannot make it). CLAUDE_CONFIG_DIR may be replaced, as the SDK does to resume
-            from a SessionStore: the agent may write to the replacement as well.
-        file_history: an existing directory of this session alone, which outlives the process: the CLI keeps the
-            files of its checkpoints there, whatever CLAUDE_CONFIG_DIR becomes.
+        workspace, home, output, file_history: existing directories of this session alone, which outlive the process.
+            `home` is HOME, so that no dotfile of the server's user is read. `output` is CLAUDE_CODE_TMPDIR, where the
+            CLI keeps what background tasks put out (and `cc-socks`, as long as the socket's path has at most 103
+            bytes; the CLI does without that socket when it cannot make it). In `file_history` it keeps the files of
+            its checkpoints.
+        config_dir, tmp_dir: existing, empty directories of this process alone, or links to them: CLAUDE_CONFIG_DIR,
+            TMPDIR.
+        given: a directory of this process alone that its agent may only read. The CLI is told to look there, and not
+            in HOME, for what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
         isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
-            start there (exit status 78), `off` leaves files as they are.
-        seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; a machine that
-            cannot filter them is treated as `isolation` says of a kernel without Landlock.
+            start there (exit status 78), `off` only filters the environment and ends processes.
         read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,
             `ps` works, and agents see the command lines of every process on the host.
         cli: the CLI to run, see `bundled_cli`.
@@ -94,13 +95,13 @@ def guard_environment(
         "CLI_GUARD_CLI": str(cli.absolute()),
         "CLI_GUARD_PARENT": str(os.getpid()),
         "CLI_GUARD_LANDLOCK": isolation,
-        "CLI_GUARD_SECCOMP": seccomp,
-        "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), *read_paths)),
-        "CLI_GUARD_WRITE": _joined((workspace, file_history, config_dir, tmp_dir)),
+        "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), given, *read_paths)),
+        "CLI_GUARD_WRITE": _joined((workspace, home, output, file_history, config_dir, tmp_dir)),
         "CLI_GUARD_FILE_HISTORY": str(file_history.absolute()),
         "CLAUDE_CONFIG_DIR": str(config_dir.absolute()),
-        "HOME": str(config_dir.absolute()),
-        "CLAUDE_CODE_TMPDIR": str(tmp_dir.absolute()),
+        "ANTHROPIC_CONFIG_DIR": str(given.absolute() / "anthropic"),
+        "HOME": str(home.absolute()),
+        "CLAUDE_CODE_TMPDIR": str(output.absolute()),
         "TMPDIR": str(tmp_dir.absolute()),
     }
 

@@ -1,16 +1,12 @@
-"""From a session's configuration to the SDK's options, and the directories that an agent lives in."""
+"""From a session's configuration to the SDK's options."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 from uuid import UUID
 
 from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
@@ -21,16 +17,17 @@ from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.profiles import Profile
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.extensions import Extensions
-from apps.api.runner.guard import bundled_cli, guard_environment, install_guard
+from apps.api.runner.guard import bundled_cli, guard_environment
 from apps.api.runner.hooks import HookMatchers
+from apps.api.runner.scratch import Place
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest line that the CLI may write: a tool result of some megabytes is one line."""
 
-SWEEP_AGE = 60.0
-"""Seconds after which a directory without a living owner is removed."""
+_RULE_CHARACTERS = frozenset("()[]{}*?!,\\")
+"""What a path may not hold to be named in a rule as it is."""
 
 _QUIET_CLI = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -43,64 +40,6 @@ _QUIET_CLI = {
     "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
 }
-
-
-class Scratch:
-    """This instance's private directory for what agents leave behind: config, temporary files, the launcher.
-
-    The lock file lets the next start on this host remove what a killed instance left.
-    """
-
-    def __init__(self, instance_id: UUID) -> None:
-        tempfile.tempdir = None
-        base = Path(tempfile.gettempdir()) / f"claude-agent-api-{os.getuid()}"
-        base.mkdir(mode=0o700, exist_ok=True)
-        if base.is_symlink() or base.stat().st_uid != os.getuid():
-            raise PermissionError(f"{base} belongs to somebody else")
-        self._sweep(base)
-        self.root = base / str(instance_id)
-        self.root.mkdir(mode=0o700)
-        self._lock = self._try_lock(self.root)
-        self.launcher = install_guard(self.root)
-        # The SDK puts the history of a resumed conversation into a temporary directory; a killed process leaves it.
-        tempfile.tempdir = str(self.root)
-
-    @staticmethod
-    def _try_lock(directory: Path) -> IO[str] | None:
-        handle = (directory / "lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            return None
-        return handle
-
-    @classmethod
-    def _sweep(cls, base: Path) -> None:
-        for directory in base.iterdir():
-            # A young one may belong to an instance that is starting and has not locked it yet.
-            if time.time() - directory.stat().st_mtime < SWEEP_AGE:
-                continue
-            if directory.is_dir() and (handle := cls._try_lock(directory)):
-                shutil.rmtree(directory, ignore_errors=True)
-                handle.close()
-
-    def of(self, session_id: UUID, generation: int) -> Path:
-        """The directory of one session as long as it is owned under this generation, created."""
-        path = self.root / f"{session_id}-{generation}"
-        for part in ("config", "tmp", "given"):
-            (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
-
-    def forget(self, session_id: UUID, generation: int) -> None:
-        """Remove one session's directory."""
-        shutil.rmtree(self.root / f"{session_id}-{generation}", ignore_errors=True)
-
-    def close(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        if self._lock:
-            self._lock.close()
 
 
 def _system_prompt(config: AgentConfig) -> SystemPromptCustom | SystemPromptPreset:
@@ -144,9 +83,15 @@ def keeps_checkpoints(settings: Settings, config: AgentConfig) -> bool:
 
 
 def environment(
-    settings: Settings, config: AgentConfig, workspace: Workspace, scratch: Path, profile: Profile | None = None
+    settings: Settings,
+    config: AgentConfig,
+    workspace: Workspace,
+    place: Place,
+    config_dir: Path,
+    profile: Profile | None = None,
 ) -> dict[str, str]:
-    """What the agent process is given on top of the guard's allow-list."""
+    """What the agent process is given on top of the guard's allow-list. `config_dir`: a path that leads to
+    `place.config`."""
     isolation = (profile and profile.isolation) or settings.agent_isolation
     env = dict(_QUIET_CLI)
     if settings.anthropic_base_url:
@@ -164,11 +109,13 @@ def environment(
         guard_environment(
             workspace=workspace.root,
             file_history=workspace.history,
-            config_dir=scratch / "config",
-            tmp_dir=scratch / "tmp",
+            home=workspace.home,
+            output=workspace.output,
+            config_dir=config_dir,
+            tmp_dir=place.tmp,
+            given=place.given,
             isolation=isolation,
-            seccomp=settings.agent_seccomp,
-            read_paths=(*settings.agent_read_paths, scratch / "given"),
+            read_paths=settings.agent_read_paths,
             cli=bundled_cli(),
             session_env=config.env or {},
         )
@@ -181,13 +128,16 @@ class Process:
     """What one CLI process is given beside its session's configuration.
 
     Attributes:
+        config_dir: a path that leads to `place.config`, and stays the same for all processes of the session.
+        resume: whether `place.config` holds the conversation so far.
         remembered: tool rules that persons have allowed meanwhile.
         stderr: collects its last lines, for the message of a failed start.
     """
 
     workspace: Workspace
     extensions: Extensions
-    scratch: Path
+    place: Place
+    config_dir: Path
     launcher: Path
     store: Transcripts
     sdk_session_id: UUID
@@ -204,6 +154,25 @@ class Process:
         del self.stderr[:-20]
 
 
+def _more_arguments(process: Process) -> dict[str, str | None]:
+    # Without it nobody could switch to bypassPermissions later.
+    more: dict[str, str | None] = {"allow-dangerously-skip-permissions": None}
+    if process.resume:
+        # Not the SDK's own option: with a store it would make a configuration of its own, of what is in the one that it
+        # is given, and read and remove both in the event loop. See `history`.
+        more["resume"] = str(process.sdk_session_id)
+    return more
+
+
+def _own_outputs(process: Process) -> list[str]:
+    """Rules by which an agent may read again what its tools have put out: the CLI grants that only where it lies in the
+    configuration itself, not where a link there leads."""
+    readable = (process.config_dir / "projects", process.workspace.output)
+    if any(set(str(path)) & _RULE_CHARACTERS for path in readable):
+        return []
+    return [f"Read(/{path}/**)" for path in readable]
+
+
 def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:
     """Options for one CLI process."""
     plugin = process.extensions.plugin
@@ -214,7 +183,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         tools=tools_of(config),
         skills=config.skills,
         plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
-        allowed_tools=[*(config.allowed_tools or ()), *process.remembered],
+        allowed_tools=[*(config.allowed_tools or ()), *process.remembered, *_own_outputs(process)],
         disallowed_tools=list(config.disallowed_tools or ()),
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,
@@ -226,10 +195,9 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         hooks=process.hooks,
         # Without it the CLI itself refuses what needs a person, and offers the agent no way to ask one.
         can_use_tool=None if config.unattended else process.can_use_tool,
-        # Without it nobody could switch to bypassPermissions later.
-        extra_args={"allow-dangerously-skip-permissions": None},
+        extra_args=_more_arguments(process),
         cwd=process.workspace.cwd,
-        env=environment(settings, config, process.workspace, process.scratch, process.profile),
+        env=environment(settings, config, process.workspace, process.place, process.config_dir, process.profile),
         cli_path=process.launcher,
         stderr=process.keep,
         setting_sources=[],
@@ -241,5 +209,4 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         session_store=cast(SessionStore, process.store),  # the optional methods are left out, as the SDK allows
         session_store_flush="eager",
         session_id=None if process.resume else str(process.sdk_session_id),
-        resume=str(process.sdk_session_id) if process.resume else None,
     )

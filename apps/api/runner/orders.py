@@ -45,7 +45,9 @@ async def obey(execution: Execution, command: Command) -> Settled:
 async def _obey(execution: Execution, command: Command) -> Settled:
     payload = command.payload
     match command.type:
-        case "cancel" | "interrupt" if command.run_id is not None:  # instances of an older version say `interrupt`
+        case "interrupt":
+            return await execution.stop(command.run_id, "interrupted"), {}
+        case "cancel" if command.run_id is not None:
             return await execution.cancel(command.run_id), {}
         case "answer":
             return await execution.approvals.answer(UUID(payload["request_id"])), {}

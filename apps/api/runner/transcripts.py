@@ -6,6 +6,8 @@ surrogates; the SDK only needs them back deep-equal.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +32,22 @@ WITH pen AS (
 SELECT count(*) FROM pen
 """
 
+_PAGES = """
+SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
+"""
+
+PAGE = 50
+"""Entries that are read at a time: one may have megabytes."""
+
 _KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a conversation, as it was stored; `subpath` names the subagent's transcript that it is of, if any."""
+
+    subpath: str
+    text: str
 
 
 class Transcripts:
@@ -122,6 +139,13 @@ class Transcripts:
         )
         return [decode(row["entry"]) for row in rows]
 
+    async def pages(self, sdk_session_id: UUID) -> AsyncGenerator[list[Entry]]:
+        """All entries of a conversation in order, its subagents' among them, whatever directory it was held in."""
+        async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection, connection.transaction():
+            cursor = await connection.cursor(_PAGES, self._session_id, str(sdk_session_id))
+            while rows := await cursor.fetch(PAGE):
+                yield [Entry(row["subpath"], row["entry"]) for row in rows]
+
     async def exists(self, sdk_session_id: UUID) -> bool:
         """Whether there is a conversation to resume."""
         found: bool = await self._db.pool.fetchval(
@@ -129,6 +153,13 @@ class Transcripts:
             " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '')",
             self._session_id,
             str(sdk_session_id),
+        )
+        return found
+
+    async def has_any(self) -> bool:
+        """Whether an agent has ever said anything in this session."""
+        found: bool = await self._db.pool.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)", self._session_id
         )
         return found
 

@@ -89,9 +89,21 @@ class Upkeep:
                 await idempotency.forget_old(self._core.db)
                 await deliveries.forget_old(self._core.db)
                 await instances.forget_dead(self._core.db)
-                await asyncio.to_thread(workspaces.discard_forgotten, self._core.settings)
-                present = await asyncio.to_thread(workspaces.present, self._core.settings)
-                for session_id in await sessions.deleted_among(self._core.db, present):
-                    await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
+                await self._sweep_files()
             except _PASSING as error:
                 log.warning("upkeep.sweep_failed", error=type(error).__name__)
+
+    async def _sweep_files(self) -> None:
+        settings = self._core.settings
+        try:
+            await asyncio.to_thread(workspaces.discard_forgotten, settings)
+            await asyncio.to_thread(self._worker.scratch.sweep)
+            present = await asyncio.to_thread(workspaces.present, settings)
+        except OSError as error:
+            log.warning("upkeep.files_not_swept", error=repr(error)[:300])
+            return
+        for session_id in await sessions.deleted_among(self._core.db, present):
+            try:
+                await asyncio.to_thread(workspaces.remove, settings, session_id)
+            except OSError as error:
+                log.warning("upkeep.files_not_removed", session_id=str(session_id), error=repr(error)[:300])

@@ -23,8 +23,8 @@ from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner import catalog, orders
 from apps.api.runner.execution import Execution
-from apps.api.runner.options import Scratch
 from apps.api.runner.pace import POLL, jittered, nap
+from apps.api.runner.scratch import Scratch
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ class Worker:
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core, self._lease = core, lease
         self._slots = core.settings.runner_slots
-        self._scratch = Scratch(lease.instance_id)
+        self.scratch = Scratch()
         self._start_gate = asyncio.Semaphore(max(1, os.cpu_count() or 1))
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,8 +90,9 @@ class Worker:
             slots=self._slots,
             url=self._url,
         )
+        self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
-            self._spawn(catalog.fill(self._core, self._scratch), "catalog")
+            self._spawn(catalog.fill(self._core, self.scratch), "catalog")
         self._core.wake_local.append(self._claim_now.set)
         keys = self._core.redis.keys
         await self._core.subscriptions.subscribe(keys.wake, _Wakeups(self._heard_wake))
@@ -239,7 +240,7 @@ class Worker:
             return False
         execution = self.executions.get(claim.session_id)
         if execution is None or execution.generation != claim.generation:
-            execution = Execution(self._core, self._lease, self._scratch, self._start_gate, claim, self._claim_now.set)
+            execution = Execution(self._core, self._lease, self.scratch, self._start_gate, claim, self._claim_now.set)
             self.executions[claim.session_id] = execution
             task = asyncio.create_task(self._own(execution), name=f"session-{claim.session_id}")
             self._tasks.add(task)
@@ -325,7 +326,7 @@ class Worker:
             await instances.unregister(self._core.db, self._lease.instance_id)
         except _TRANSIENT as error:
             log.warning("worker.not_unregistered", error=type(error).__name__)
-        await asyncio.to_thread(self._scratch.close)
+        await asyncio.to_thread(self.scratch.close)
 
 
 def _session_id(text: str) -> UUID | None:

@@ -1,0 +1,77 @@
+"""The start of one agent process: its directories, what it is given, the conversation so far, and then the CLI."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from claude_agent_sdk import project_key_for_directory
+
+from apps.api.core import files, workspaces
+from apps.api.core.context import Core
+from apps.api.core.log import Event, Writer
+from apps.api.core.queue import Claim
+from apps.api.runner import extensions, history, options
+from apps.api.runner.agent import Agent, StartFailed
+from apps.api.runner.conversation import Conversation
+from apps.api.runner.hooks import Hooks
+from apps.api.runner.scratch import Place
+from apps.api.runner.transcripts import Transcripts
+
+log = structlog.get_logger(__name__)
+
+
+async def tell_missing_files(core: Core, store: Transcripts, writer: Writer, claim: Claim) -> None:
+    """Say that a session in which an agent has been at work has no files on this host."""
+    root = workspaces.root_of(core.settings, claim.session_id)
+    if not await asyncio.to_thread(files.is_directory, root) and await store.has_any():
+        log.warning("launch.workspace_missing", session_id=str(claim.session_id))
+        await writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a process of a session is started with. `place`: fresh directories of that process alone."""
+
+    core: Core
+    launcher: Path
+    place: Place
+    store: Transcripts
+    talk: Conversation
+    hooks: Hooks
+
+    async def start(self, claim: Claim) -> Agent:
+        """Start an agent that knows the conversation so far. Raises StartFailed, what the database raises."""
+        settings, conversation = self.core.settings, self.talk.sdk_session_id
+        try:
+            workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, claim.config.cwd)
+            config_dir = await asyncio.to_thread(workspaces.point, settings, claim.session_id, self.place.config)
+            key = await asyncio.to_thread(project_key_for_directory, workspace.cwd)
+            project = self.place.config / "projects" / key
+            await asyncio.to_thread(workspaces.link_results, workspace, conversation, project)
+            resume = await history.write(self.store, conversation, project)
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"no workspace: {error}") from error
+        given = await extensions.prepare(self.core, claim, self.place.given)
+        await self.store.adopt(conversation, key)
+        process = options.Process(
+            workspace=workspace,
+            extensions=given,
+            place=self.place,
+            config_dir=config_dir,
+            launcher=self.launcher,
+            store=self.store,
+            sdk_session_id=conversation,
+            resume=resume,
+            hooks=self.hooks.matchers(claim.config),
+            can_use_tool=self.talk.approvals.can_use_tool,
+            remembered=await self.talk.approvals.recall(claim.profile),
+            profile=claim.profile,
+        )
+        built = options.build(settings, claim.config, process)
+        try:
+            return await Agent.start(claim.session_id, built, process.stderr, claim.timeout_seconds)
+        finally:
+            await asyncio.to_thread(given.forget_secrets)
