@@ -233,6 +233,7 @@ OPENS_FILES = {
     "runner.history": "a configuration of which no agent knows yet",
     "runner.extensions": "what agents can only read",
     "runner.guard": "the launcher, the CLI",
+    "runner.isolation": "what the machine itself offers",
     "runner.clone": "links of a clone that no agent has seen, by descriptors of core.files",
     "runner.ports": "/proc",
     "runner.processes": "/proc",

@@ -21,6 +21,7 @@ from apps.api import auth, migrate
 from apps.api.core import profiles
 from apps.api.db import Database
 from apps.api.redis import open_redis
+from apps.api.runner import isolation
 from apps.api.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def serve(
     settings = Settings()
     given = {"host": host or settings.host, "port": settings.port if port is None else port}
     settings = settings.model_copy(update=given)
+    if refused := isolation.refusal(settings):
+        _fail(f"cannot start: {refused}", 2)
     try:
         profiles.load(settings.profiles_file, settings.default_profile)
         asyncio.run(migrate.state(settings, START_TIMEOUT))

@@ -17,6 +17,7 @@ from apps.api import migrate
 from apps.api.core import default_model, profiles
 from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
+from apps.api.runner import isolation
 from apps.api.runner.guard import bundled_cli, landlock_abi
 from apps.api.settings import Settings
 
@@ -26,6 +27,8 @@ OLDEST_REDIS = (7, 0)
 
 CLI_TIMEOUT = 30.0
 """Seconds for `claude --version`, which reads some 200 MB from a cold disk."""
+
+SOCKETS_NAMED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,8 @@ class Check:
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
-    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git, _isolation]
+    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git]
+    checks += [_isolation, _sockets]
     return [await check(settings) for check in checks]
 
 
@@ -172,12 +176,18 @@ async def _git(_settings: Settings) -> Check:
 
 
 async def _isolation(settings: Settings) -> Check:
-    mode, abi = settings.agent_isolation, landlock_abi()
-    if mode == "off":
-        return Check("warn", "Isolation", "AGENT_ISOLATION=off: agents can read every file that this user can")
-    if abi > 0:
-        return Check("ok", "Isolation", f"Landlock ABI {abi}")
-    advice = (
-        "no Landlock in this kernel (Linux 5.13 or later, with `landlock` in the lsm= list): agents are not confined"
+    if refused := isolation.refusal(settings):
+        return Check("FAIL", "Isolation", refused)
+    if found := isolation.warnings(settings):
+        return Check("warn", "Isolation", "; ".join(found))
+    return Check("ok", "Isolation", f"Landlock ABI {landlock_abi()}, system calls filtered")
+
+
+async def _sockets(_settings: Settings) -> Check:
+    found = await asyncio.to_thread(isolation.reachable_sockets)
+    if not found:
+        return Check("ok", "Sockets", "none with a path that agents could connect to")
+    named = ", ".join(found[:SOCKETS_NAMED]) + (
+        f" and {len(found) - SOCKETS_NAMED} more" * (len(found) > SOCKETS_NAMED)
     )
-    return Check("FAIL" if mode == "require" else "warn", "Isolation", advice)
+    return Check("warn", "Sockets", f"Landlock leaves agents these, if whoever listens lets them in: {named}")

@@ -33,7 +33,7 @@ from apps.api.http.ws import Socket
 from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
-from apps.api.runner import ports
+from apps.api.runner import isolation, ports
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
@@ -176,6 +176,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                     open_ones.end(only_endless=False)
 
         app.state.drain = drain
+        for warning in app.state.probe.warnings:
+            log.warning("agents.not_confined", warning=warning)
         log.info("instance.ready", instance_id=str(core.instance_id), slots=settings.runner_slots)
         try:
             yield
@@ -210,6 +212,7 @@ def _probe(
         return await execution.ports.address(port) if execution else None
 
     return Probe(
+        warnings=isolation.warnings(app.state.settings),
         cli_present=bundled_cli().is_file,
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,

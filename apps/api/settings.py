@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(30, ge=0)
     workspaces_dir: Path = Path(".data/workspaces")
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
-    agent_isolation: Literal["auto", "require", "off"] = "auto"
+    agent_isolation: Literal["auto", "require", "off"] = "require"
+    agent_seccomp: Literal["on", "off"] = "on"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
     repository_hosts: Annotated[tuple[str, ...], NoDecode] = (
         "github.com",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
+from apps.api.runner import seccomp
 from tests.fleet import Fleet, Sse
 
 
@@ -69,6 +71,23 @@ async def test_a_tool_that_is_disallowed_without_a_pattern_does_not_exist(fleet:
     init, _, _ = await outcome(fleet, "say hello", disallowed_tools=["Bash"], permission_mode="bypassPermissions")
     assert "Bash" not in init["tools"]
     assert "Read" in init["tools"]
+
+
+INSIDE = """
+import ctypes, errno, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+number = {"x86_64": 310}.get(os.uname().machine, 270)
+memory = libc.syscall(number, os.getppid(), None, 0, None, 0, 0)
+print(libc.prctl(21, 0, 0, 0, 0), memory, ctypes.get_errno() == errno.EPERM, resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+
+@pytest.mark.skipif(not seccomp.available(), reason="this machine cannot filter system calls")
+async def test_commands_of_an_agent_run_under_the_filter_of_system_calls(fleet: Fleet) -> None:
+    script = shlex.quote(INSIDE.strip())
+    command = f"git init -q . && git status --short && python3 -c {script}"
+    _, said, _ = await outcome(fleet, f"run {command}", permission_mode="bypassPermissions")
+    assert "2 -1 True (0, 0)" in said
 
 
 async def test_a_rule_with_a_path_allows_writing_there_only(fleet: Fleet) -> None:

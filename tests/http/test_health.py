@@ -11,7 +11,9 @@ import pytest
 from apps.api import __version__
 from apps.api.http.health import Health
 from apps.api.main import create_app
+from apps.api.runner import isolation
 from apps.api.settings import Settings
+from tests.conftest import StartFleet
 from tests.fleet import Fleet
 
 PUBLIC = ["/health", "/api/v1/health", "/health/live", "/health/ready", "/metrics"]
@@ -46,7 +48,18 @@ async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient,
         "instance_id": fleet[0].id,
         "draining": False,
         "dependencies": {"postgres": "ok", "redis": "ok", "claude_cli": "ok"},
+        "warnings": isolation.warnings(Settings(agent_isolation="require")),
     }
+
+
+async def test_an_instance_whose_agents_are_not_confined_says_so_at_its_start_and_in_its_health(
+    start_fleet: StartFleet,
+) -> None:
+    fleet = await start_fleet(1, AGENT_ISOLATION="off", AGENT_SECCOMP="off")
+    warnings = (await fleet[0].client.get("/health")).json()["warnings"]
+    assert [warning.partition(":")[0] for warning in warnings] == ["AGENT_ISOLATION=off", "AGENT_SECCOMP=off"]
+    logged = fleet[0].log.read_text()
+    assert all(warning in logged for warning in warnings)
 
 
 async def test_every_instance_has_an_id_of_its_own(fleet: Fleet) -> None:

@@ -6,7 +6,6 @@ when the last of them is gone.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -25,6 +24,7 @@ import pytest
 
 from apps.api.runner import processes
 from apps.api.runner.guard import bundled_cli, guard_environment, install_guard, landlock_abi
+from tests.old_kernel import LANDLOCK_CREATE_RULESET, SECCOMP, without
 
 SECONDS = 20
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="prctl and Landlock are Linux's")
@@ -42,6 +42,7 @@ class Session:
 
     root: Path
     isolation: Literal["auto", "require", "off"] = "off"
+    seccomp: Literal["on", "off"] = "on"
     read_paths: Sequence[Path] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Session:
             tmp_dir=self.root / "tmp",
             given=self.root / "given",
             isolation=self.isolation,
+            seccomp=self.seccomp,
             read_paths=self.read_paths,
             cli=cli,
             session_env=self.env,
@@ -409,6 +411,80 @@ def test_the_agent_can_signal_its_own_processes_only(session: Session) -> None:
     assert out in (None, "own\n" if landlock_abi() >= 6 else "own\nguard\n")
 
 
+ATTACK = """
+import ctypes, os, resource, signal, sys
+libc, cli = ctypes.CDLL(None, use_errno=True), os.getppid()
+def tried(name, number, *args):
+    result = libc.syscall(ctypes.c_long(number), *args)
+    print(name, "works" if result >= 0 else os.strerror(ctypes.get_errno()))
+class Span(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+stack = ctypes.create_string_buffer(64)
+here = Span(ctypes.addressof(stack), 64)
+there = Span(int(sys.argv[1], 16), 64)
+one = ctypes.c_ulong(1)
+readv, getfd, kcmp = {"x86_64": (310, 438, 312), "aarch64": (270, 438, 272)}[os.uname().machine]
+tried("memory", readv, cli, ctypes.byref(here), one, ctypes.byref(there), one, ctypes.c_ulong(0))
+tried("descriptor", getfd, os.pidfd_open(cli), 1, 0)
+tried("comparison", kcmp, cli, os.getpid(), 2, ctypes.c_ulong(0), ctypes.c_ulong(0))
+"""
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("isolation", ["auto", "off"])
+@pytest.mark.parametrize(("filtering", "answer"), [("on", "Operation not permitted"), ("off", "works")])
+def test_tools_reach_neither_memory_nor_descriptors_of_the_cli(
+    session: Session,
+    tmp_path: Path,
+    isolation: Literal["auto", "off"],
+    filtering: Literal["on", "off"],
+    answer: str,
+) -> None:
+    session.isolation, session.seccomp = isolation, filtering
+    (session.workspace / "attack.py").write_text(ATTACK)
+    # Where the shell's own code lies is a place that can be read.
+    script = f"read -r -d - start < /proc/self/maps; {sys.executable} attack.py $start; :"
+    session.read_paths = [Path("/proc")]
+    code, out, err = session.run(script)
+    if filtering == "off" and "not permitted" in out:
+        pytest.skip("this machine lets nobody do that anyway")
+    assert (code, out.splitlines(), err) == (
+        0,
+        [f"{what} {answer}" for what in ("memory", "descriptor", "comparison")],
+        "",
+    )
+
+
+@LINUX_ONLY
+def test_no_process_of_an_agent_leaves_a_core_dump_or_can_be_made_to(session: Session) -> None:
+    session.isolation = "auto"
+    raising = "import os, resource; resource.prlimit({}, resource.RLIMIT_CORE, (-1, -1))"
+    script = f"""
+    ulimit -c; ulimit -Hc; ulimit -c unlimited 2>/dev/null || echo refused
+    for pid in 0 $$ $PPID; do {sys.executable} -c "{raising.format("$pid")}" 2>&1 | tail -n 1; done
+    {sys.executable} -c 'import os; os.abort()'; ls
+    kill -ABRT $$
+    """
+    code, out, _ = session.run(script)
+    assert code == -signal.SIGABRT
+    refused = ["PermissionError: [Errno 1] Operation not permitted"] * 3
+    assert out.splitlines() == ["0", "0", "refused", *refused]
+    assert list(session.workspace.iterdir()) == []
+
+
+@LINUX_ONLY
+def test_agents_are_the_first_to_end_when_memory_runs_out(session: Session) -> None:
+    session.isolation, session.read_paths = "auto", [Path("/proc")]
+    out = session.run(
+        "cat /proc/self/oom_score_adj; (echo 0 > /proc/self/oom_score_adj) 2>/dev/null && echo changed; :"
+    )
+    assert out == (0, "1000\n", "")
+    own = Path("/proc/self/oom_score_adj").read_text()
+    with session.started("read go") as guard:
+        assert Path(f"/proc/{guard.pid}/oom_score_adj").read_text() == own
+        guard.communicate(timeout=SECONDS)
+
+
 @LINUX_ONLY
 def test_directories_of_the_path_that_are_closed_do_not_hide_programs(session: Session, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
@@ -419,39 +495,28 @@ def test_directories_of_the_path_that_are_closed_do_not_hide_programs(session: S
     assert out is None or (out != "" and str(closed) not in out)
 
 
-def without_landlock() -> None:
-    """In the child before exec: have seccomp answer ENOSYS to landlock_create_ruleset, as an old kernel does."""
-
-    def instruction(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
-        return code.to_bytes(2, sys.byteorder) + bytes((jump_true, jump_false)) + k.to_bytes(4, sys.byteorder)
-
-    program = ctypes.create_string_buffer(
-        instruction(0x20, 0)  # load the system call's number
-        + instruction(0x15, 444, 0, 1)
-        + instruction(0x06, 0x00050000 | 38)  # SECCOMP_RET_ERRNO
-        + instruction(0x06, 0x7FFF0000)  # SECCOMP_RET_ALLOW
-    )
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    zero = ctypes.c_ulong(0)
-    wanted = Program(4, ctypes.addressof(program))
-    if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(22, ctypes.c_ulong(2), ctypes.byref(wanted)):
-        raise OSError(ctypes.get_errno(), "seccomp")
+@LINUX_ONLY
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [(LANDLOCK_CREATE_RULESET, "offers no Landlock"), (SECCOMP, "has no seccomp")],
+    ids=["landlock", "seccomp"],
+)
+@pytest.mark.parametrize(("isolation", "code", "out"), [("auto", 4, "ran\n"), ("require", 78, "")])
+def test_without_a_part_of_the_isolation_the_guard_goes_on_or_refuses_as_told(
+    session: Session, isolation: Literal["auto", "require"], code: int, out: str, missing: int, said: str
+) -> None:
+    session.isolation = isolation
+    ended, printed, err = session.run("echo ran; exit 4", before=without(missing))
+    assert (ended, printed) == (code, out)
+    assert err.count("\n") == 1
+    assert said in err
 
 
 @LINUX_ONLY
-@pytest.mark.parametrize(("isolation", "code", "out"), [("auto", 4, "ran\n"), ("require", 78, ""), ("off", 4, "ran\n")])
-def test_without_landlock_the_guard_goes_on_or_refuses_as_told(
-    session: Session, isolation: Literal["auto", "require", "off"], code: int, out: str
-) -> None:
-    session.isolation = isolation
-    ended, printed, err = session.run("echo ran; exit 4", before=without_landlock)
-    assert (ended, printed) == (code, out)
-    assert err.count("\n") == (isolation != "off")
-    assert ("offers no Landlock" in err) == (isolation != "off")
+@pytest.mark.parametrize("missing", [LANDLOCK_CREATE_RULESET, SECCOMP], ids=["landlock", "seccomp"])
+def test_what_is_off_is_not_missed(session: Session, missing: int) -> None:
+    session.isolation, session.seccomp = "off", "off"
+    assert session.run("echo ran; exit 4", before=without(missing)) == (4, "ran\n", "")
 
 
 def test_the_guard_imports_nothing_that_makes_starts_slow(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Cancelling a run: a queued one never begins, an active one is interrupted."""
+"""Stopping a run, or what a session does: a queued run never begins, an active one is interrupted."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int) -> None:
     )
     if status != "UPDATE 1":
         raise NotQueued
+
+
+_CURRENT = """
+SELECT s.deleted_at, (
+    SELECT id FROM runs WHERE session_id = s.id AND finished_at IS NULL ORDER BY status = 'queued', position LIMIT 1
+  ) AS run_id
+FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2
+"""
+
+
+async def interrupt(core: Core, tenant_id: UUID, session_id: UUID) -> Sent:
+    """Stop a session's current run: the active one; where none is, the one that is queued first. See `cancel`.
+
+    Raises:
+        NotFound: no such session.
+        Conflict: `no_live_run`: nothing runs or waits, or it ended by itself meanwhile; `session_deleted`.
+    """
+    row = await core.db.pool.fetchrow(_CURRENT, session_id, tenant_id)
+    if row is None:
+        raise NotFound.of("session")
+    if row["deleted_at"] is not None:
+        raise Conflict("This session has been deleted.", code="session_deleted")
+    if row["run_id"] is None:
+        raise not_live()
+    return await cancel(core, tenant_id, row["run_id"])
 
 
 async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:

@@ -46,7 +46,7 @@ class Command:
     """What the owner is asked to do.
 
     Attributes:
-        type: `interrupt`, `cancel`, `answer`, `control`, `context` or `mcp`; see runner/orders.py.
+        type: `cancel`, `answer`, `control`, `context` or `mcp`; see runner/orders.py.
         run_id: the run that it is about, if it is about one.
     """
 

@@ -142,6 +142,7 @@ class _Supervisor:
         defaults = {
             "WORKSPACES_DIR": str(self._home.workspaces),
             "DEBUG": "true",
+            "AGENT_ISOLATION": "auto",  # one developer's own agents, on a machine that may be a Mac
             "OUTBOUND_ALLOW": "127.0.0.0/8",  # hooks and webhooks of people who try them on one machine
         }
         if not self._settings.encryption_keys:

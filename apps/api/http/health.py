@@ -48,6 +48,7 @@ class Health(BaseModel):
     default_model: Answer = Field(
         description="Whether the model API has DEFAULT_MODEL; `unknown` as long as it gave no answer."
     )
+    warnings: list[str] = Field(description="Every way in which this instance does not fully confine its agents.")
 
 
 async def _postgres(core: Core) -> State:
@@ -80,6 +81,7 @@ async def examine(core: Core, probe: Probe) -> Health:
         draining=probe.draining(),
         dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
         default_model=model,
+        warnings=probe.warnings,
     )
 
 

@@ -34,9 +34,11 @@ class Probe:
     """What the HTTP side may ask of the runner, which no HTTP module may import.
 
     Attributes:
+        warnings: every way in which this instance does not confine its agents.
         address_of: session and port → the address that its agent's programs listen on here, if they do.
     """
 
+    warnings: list[str]
     cli_present: Callable[[], bool]
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]

@@ -18,6 +18,7 @@ from uuid import UUID
 from apps.api.core import files
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.agent import Agent
+from apps.api.runner.transcripts import Transcripts
 
 MAX_FILES = 1_000
 """Files that an answer names."""
@@ -34,6 +35,23 @@ class CannotRewind(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+async def obey(
+    agent: Agent, workspace: Workspace, store: Transcripts, sdk_session_id: UUID, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore the files, or with `dry_run` only say what that would change: the fields of the run's result.
+
+    Raises:
+        CannotRewind: as `rewind`.
+    """
+    message_id = UUID(asked["checkpoint_id"])
+    if not asked["dry_run"]:
+        return await rewind(agent, workspace, message_id)
+    found = await look(agent, workspace, message_id)
+    history = await store.file_history(sdk_session_id)
+    shown, omitted = await diff(workspace, sdk_session_id, history, message_id, found["files_changed"])
+    return {**found, "not_restored": [], "diff": shown, "diff_omitted": omitted}
 
 
 async def look(agent: Agent, workspace: Workspace, message_id: UUID) -> dict[str, Any]:

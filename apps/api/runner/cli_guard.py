@@ -17,11 +17,12 @@ Sources: prctl(2), wait(2), and the bundled CLI 2.1.332 for the two *_FILE_DESCR
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 
 # Relative, because the launcher imports this package without `apps.api`, which takes longer than the whole guard.
-from . import confinement, processes
+from . import confinement, processes, seccomp
 
 TYPE_CHECKING = False  # importing `typing` or `signal` takes as long as the rest of the guard
 if TYPE_CHECKING:
@@ -61,14 +62,16 @@ def main() -> NoReturn:
         confinement.prctl(confinement.PR_SET_CHILD_SUBREAPER, 1)
         # This environment holds the server's own secrets: no process of the same user may look into it.
         confinement.prctl(confinement.PR_SET_DUMPABLE, 0)
+    # For good: tools could have the CLI write its memory, with the model's credential, into the workspace.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.getppid() != server:
         _refuse("the server has ended")
-    abi = _isolation(os.environ["CLI_GUARD_LANDLOCK"])
+    abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
     cli = os.fork()
     if cli == 0:
-        _become_cli(guard, abi, inherited)
+        _become_cli(guard, abi, filtered, inherited)
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
     os.dup2(nowhere, 0)
@@ -102,14 +105,28 @@ def _isolation(wanted: str) -> int:
     abi = confinement.landlock_abi()
     if abi:
         confinement.pin_machine_files()
-    elif wanted == "require":
-        _refuse("isolation is required, and this kernel offers no Landlock")
     else:
-        _say("this kernel offers no Landlock: the agent can reach every file that the server can")
+        _lacking("this kernel offers no Landlock", "the agent can reach every file that the server can")
     return abi
 
 
-def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
+def _filtered(wanted: str) -> bool:
+    """Whether to filter system calls."""
+    if wanted == "off":
+        return False
+    found = seccomp.available()
+    if not found:
+        _lacking("this machine has no seccomp", "the agent's tools can reach the memory of the server's processes")
+    return found
+
+
+def _lacking(what: str, so: str) -> None:
+    if os.environ["CLI_GUARD_LANDLOCK"] == "require":
+        _refuse(f"isolation is required, and {what}")
+    _say(f"{what}: {so}")
+
+
+def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> NoReturn:
     try:
         os.setsid()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
@@ -118,6 +135,7 @@ def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
             if os.getppid() != guard:
                 os._exit(EX_CONFIG)
             _hide_credentials(env)
+            confinement.end_first()
         _keep_file_history(env["CLAUDE_CONFIG_DIR"])
         if abi:
             certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
@@ -130,6 +148,8 @@ def _become_cli(guard: int, abi: int, mask: Iterable[int]) -> NoReturn:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if filtered:
+            seccomp.install()
         os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606
     except OSError as error:
         _say(f"cannot start the CLI: {error}")

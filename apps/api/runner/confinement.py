@@ -3,7 +3,8 @@
 Part of the guard's start: standard library only, and of that as little as possible (see cli_guard.py).
 
 Landlock denies every path without a rule, also to root. What it does not cover: the network, unix sockets with a
-path, CPU and memory; before kernel 6.2 (ABI 3) truncating, before 6.12 (ABI 6) signalling others.
+path, CPU and memory, and what can be done to a file without opening it (stat, chmod, inotify); before kernel 6.2
+(ABI 3) truncating, before 6.12 (ABI 6) signalling others.
 
 Sources: landlock(7), prctl(2), capabilities(7), the kernel's Documentation/userspace-api/landlock.rst.
 """
@@ -74,7 +75,17 @@ def landlock_abi() -> int:
 
 def prctl(option: int, value: int) -> None:
     """Call prctl(2) with one value. Raises OSError."""
-    _checked(libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3))
+    checked(libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3))
+
+
+def end_first() -> None:
+    """Have the kernel end this process, and what it starts, before others when memory runs out."""
+    try:
+        wanted = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    except OSError:  # no /proc, or one that is read-only
+        return
+    os.write(wanted, b"1000")
+    os.close(wanted)
 
 
 def pin_machine_files() -> None:
@@ -99,14 +110,14 @@ def confine(readable: Iterable[str], writable: Iterable[str], abi: int) -> None:
     handled = _HANDLED_BY_ABI[min(abi, len(_HANDLED_BY_ABI) - 1)]
     scoped = 3 if abi >= 6 else 0  # abstract unix sockets and signals: only within this domain
     attributes = b"".join(part.to_bytes(8, sys.byteorder) for part in (handled, 0, scoped))
-    ruleset = _checked(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
+    ruleset = checked(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     for rights, paths in (*_SYSTEM_RULES, (READ, readable), (WRITE, writable)):
         for path in paths:
             _allow(ruleset, path, rights & handled)
     if os.geteuid() == 0:
         _drop_capabilities()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
@@ -118,7 +129,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     if not os.path.isdir(path):
         rights &= _OF_FILES
     rule = rights.to_bytes(8, sys.byteorder) + opened.to_bytes(4, sys.byteorder)
-    _checked(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0))
+    checked(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0))
     os.close(opened)
 
 
@@ -130,7 +141,8 @@ def _drop_capabilities() -> None:
         capability += 1
 
 
-def _checked(result: int) -> int:
+def checked(result: int) -> int:
+    """What a function of libc returned. Raises OSError when that says that it failed."""
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

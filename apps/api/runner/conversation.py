@@ -100,7 +100,7 @@ class Conversation:
         """Nobody will write how the turns end: let go who waits for it."""
         for turn in (self.current, self.active):
             if turn is not None:
-                turn.ended.set()
+                turn.end()
 
     async def fail_all(self, *turns: Turn | None, code: str, text: str = "") -> None:
         """End the runs of these turns."""
@@ -128,7 +128,7 @@ class Conversation:
         await asyncio.shield(self._writer.finish(turn.run_id, outcome, *last))
         if self.active is turn:
             self.active = None
-        turn.ended.set()
+        turn.end()
 
     async def handle(self, message: Message) -> None:
         """Take the agent's next message."""
@@ -167,6 +167,7 @@ class Conversation:
         current = self.current if self.current is None or not self.current.ended.is_set() else None
         if current is not None and str(current.run_id) in uuids:
             self.active = current
+            current.taken_up.set()
             assert current.claim is not None  # noqa: S101 - for the type checker
             shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
             told = [*messages.events(message, current.run_id), shown]
@@ -184,6 +185,7 @@ class Conversation:
         elif await queue.begin_background(self._core.db, self.session_id, self.tenant_id, self.generation, run_id):
             self.active = Turn(run_id, None)
             self.active.begun = True
+            self.active.taken_up.set()
             await self._writer.append(*messages.events(message, run_id))
 
     async def _note(self, message: SystemMessage) -> None:

@@ -82,7 +82,7 @@ class Execution:
     @property
     def busy(self) -> bool:
         """Whether a client's run is being executed or about to be."""
-        return self._talk.current is not None or not self._inbox.empty()
+        return self._talk.current is not None
 
     @property
     def waiting(self) -> bool:
@@ -117,6 +117,7 @@ class Execution:
 
     def assign(self, claim: Claim) -> None:
         """Execute this run next; the claim guarantees that no other is active."""
+        self._talk.current = Turn(claim.run_id, claim)  # from now on it can be stopped
         self._inbox.put_nowait(claim)
 
     def close(self) -> None:
@@ -138,10 +139,10 @@ class Execution:
         if turn is None or turn.ended.is_set():
             return False
         turn.stopping = turn.stopping or reason
-        if turn.begun and self._agent is not None:
-            await self._agent.interrupt()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
+                if self._agent is not None:
+                    await turn.interrupt(self._agent)
                 await turn.ended.wait()
         except TimeoutError:
             self._kill()
@@ -151,6 +152,8 @@ class Execution:
 
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
+        if self._talk.turn_of(run_id) is not None:
+            return await self.stop(run_id, "interrupted")
 
         async def end(connection: asyncpg.Connection, seq: int) -> None:
             await cancellation.end(connection, run_id, seq)
@@ -215,15 +218,16 @@ class Execution:
                     return None
 
     async def _turn(self, claim: Claim) -> None:
-        turn = self._talk.current = Turn(claim.run_id, claim)
+        turn = self._talk.current
+        assert turn is not None  # noqa: S101 - for the type checker
         try:
             if claim.kind == "reset":
                 await self._reset(turn, claim)
             elif claim.kind == "rewind":
                 await self._rewind(turn, claim)
             elif agent := await self._prepare(turn, claim):
+                turn.begun = True  # if the agent ends while it is given the prompt, this run has ended with it
                 await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
-                turn.begun = True
                 if turn.stopping:
                     await self.stop(turn.run_id, turn.stopping)
                 await self._await_end(turn)
@@ -312,18 +316,9 @@ class Execution:
         if agent is None:
             return
         workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
-        message_id = UUID(asked["checkpoint_id"])
         try:
             async with asyncio.timeout(turn.seconds_left()):
-                if asked["dry_run"]:
-                    found = await checkpoints.look(agent, workspace, message_id)
-                    history = await self._store.file_history(self._talk.sdk_session_id)
-                    shown = await checkpoints.diff(
-                        workspace, self._talk.sdk_session_id, history, message_id, found["files_changed"]
-                    )
-                    found |= {"not_restored": [], "diff": shown[0], "diff_omitted": shown[1]}
-                else:
-                    found = await checkpoints.rewind(agent, workspace, message_id)
+                found = await checkpoints.obey(agent, workspace, self._store, self._talk.sdk_session_id, asked)
         except checkpoints.CannotRewind as error:
             await self._talk.fail(turn, error.code, str(error))
             return
@@ -341,8 +336,9 @@ class Execution:
         if failure is not None:
             log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
             agent.kill()
-        # An agent that `_disconnect` closes takes its background turn with it, but not the run that waits for the next.
-        lost = [self._talk.active] if self._agent is not agent else [self._talk.active, self._talk.current]
+        # It takes with it what it has begun, not the run that waits for the next agent.
+        current = self._talk.current
+        lost = [self._talk.active, current if current is not None and current.begun else None]
         try:
             await self.approvals.close_all("agent_ended")
             await self._talk.fail_all(*lost, code="agent_crashed", text="The agent process ended without a result.")

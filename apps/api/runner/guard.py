@@ -60,6 +60,7 @@ def guard_environment(
     tmp_dir: Path,
     given: Path,
     isolation: Literal["auto", "require", "off"],
+    seccomp: Literal["on", "off"],
     read_paths: Sequence[Path],
     cli: Path,
     session_env: Mapping[str, str],
@@ -77,7 +78,9 @@ def guard_environment(
         given: a directory of this process alone that its agent may only read. The CLI is told to look there, and not
             in HOME, for what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
         isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
-            start there (exit status 78), `off` only filters the environment and ends processes.
+            start there (exit status 78), `off` leaves files as they are.
+        seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; a machine that
+            cannot filter them is treated as `isolation` says of a kernel without Landlock.
         read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,
             `ps` works, and agents see the command lines of every process on the host.
         cli: the CLI to run, see `bundled_cli`.
@@ -95,6 +98,7 @@ def guard_environment(
         "CLI_GUARD_CLI": str(cli.absolute()),
         "CLI_GUARD_PARENT": str(os.getpid()),
         "CLI_GUARD_LANDLOCK": isolation,
+        "CLI_GUARD_SECCOMP": seccomp,
         "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), given, *read_paths)),
         "CLI_GUARD_WRITE": _joined((workspace, home, output, file_history, config_dir, tmp_dir)),
         "CLI_GUARD_FILE_HISTORY": str(file_history.absolute()),

@@ -115,6 +115,7 @@ def environment(
             tmp_dir=place.tmp,
             given=place.given,
             isolation=isolation,
+            seccomp=settings.agent_seccomp,
             read_paths=settings.agent_read_paths,
             cli=bundled_cli(),
             session_env=config.env or {},

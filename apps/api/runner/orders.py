@@ -45,9 +45,7 @@ async def obey(execution: Execution, command: Command) -> Settled:
 async def _obey(execution: Execution, command: Command) -> Settled:
     payload = command.payload
     match command.type:
-        case "interrupt":
-            return await execution.stop(command.run_id, "interrupted"), {}
-        case "cancel" if command.run_id is not None:
+        case "cancel" | "interrupt" if command.run_id is not None:  # instances of an older version say `interrupt`
             return await execution.cancel(command.run_id), {}
         case "answer":
             return await execution.approvals.answer(UUID(payload["request_id"])), {}

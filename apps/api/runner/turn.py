@@ -7,20 +7,33 @@ import time
 from uuid import UUID
 
 from apps.api.core.queue import Claim
+from apps.api.runner.agent import Agent
 
 
 class Turn:
-    """One turn of the agent, and the run that stands for it."""
+    """One turn of the agent, and the run that stands for it.
+
+    Attributes:
+        begun: the prompt is with the agent.
+        taken_up: the agent is in this turn, as its `init` says; or it has ended.
+        stopping: why we have interrupted it, if we have.
+    """
 
     def __init__(self, run_id: UUID, claim: Claim | None, *, guest: bool = False) -> None:
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
         self.begun = False
         self.stopping: str | None = None
+        self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
         self._left = claim.timeout_seconds if claim else float("inf")
         self._since: float | None = time.monotonic()
         self._clock: asyncio.Timeout | None = None
+
+    def end(self) -> None:
+        """Let go who waits for it."""
+        self.taken_up.set()
+        self.ended.set()
 
     def seconds_left(self) -> float:
         """Until its deadline; negative after it."""
@@ -39,6 +52,18 @@ class Turn:
             self._since = time.monotonic()
             if self._clock is not None:
                 self._clock.reschedule(asyncio.get_running_loop().time() + self._left)
+
+    async def interrupt(self, agent: Agent) -> None:
+        """Ask the agent to end this turn, if it has the prompt."""
+        if not self.begun:
+            return
+        await agent.interrupt()
+        if not self.taken_up.is_set():
+            # A warm agent that has read a prompt and not begun its turn yet does not apply an interrupt to it: that
+            # one stopped only what was in its way. Seen with the bundled CLI 2.1.327, for up to 20 ms.
+            await self.taken_up.wait()
+            if not self.ended.is_set():
+                await agent.interrupt()
 
     async def wait(self) -> None:
         """Until it has ended. Raises TimeoutError at its deadline."""

@@ -106,9 +106,10 @@ def _told(sent: Sent) -> Any:
 async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
 
-    409 `no_live_run` when nothing runs.
+    That is the active run; where none is active, the one that is queued first, which then never begins. `run_id` says
+    which it was. 409 `no_live_run` when there is none.
     """
-    return _applied(session_id, await commands.send(core, caller.tenant_id, session_id, "interrupt"))
+    return _applied(session_id, await cancellation.interrupt(core, caller.tenant_id, session_id))
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"], responses=errors(404, 409))

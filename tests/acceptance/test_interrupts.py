@@ -1,0 +1,74 @@
+"""An interrupt stops what the session does at that moment, whatever the moment is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.acceptance.asking import elsewhere
+from tests.fleet import Fleet
+from tests.sockets import open_socket
+
+LONG = "stream 2000 words every 20 ms"
+
+SHORT = "stream 150 words every 20 ms"
+"""Over before an agent that does not end its turn would be killed for that."""
+
+
+@pytest.mark.parametrize("by", ["interrupt", "cancel", "on_busy"])
+async def test_a_warm_session_is_interrupted_however_soon_after_its_prompt(fleet: Fleet, by: str) -> None:
+    """An agent that has read a prompt and not begun its turn takes no interrupt for that turn."""
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say warm")
+    owner = await fleet.owner_of(session_id)
+    for milliseconds in range(0, 50, 7):
+        run_id = await owner.prompt(session_id, SHORT)
+        await asyncio.sleep(milliseconds / 1000)
+        if by == "on_busy":
+            assert (await owner.ask(session_id, "say next", on_busy="interrupt"))["result"].endswith("next")
+        else:
+            path = f"/sessions/{session_id}/interrupt" if by == "interrupt" else f"/runs/{run_id}/cancel"
+            stopped = await owner.post(path)
+            assert (stopped.status_code, stopped.json().get("run_id")) == (200, run_id), stopped.text
+        last = (await owner.follow(run_id))[-1]
+        assert (last.event, last.data["status"]) == ("done", "interrupted"), milliseconds
+    assert (await owner.ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def test_a_run_is_interrupted_before_and_while_it_is_claimed(fleet: Fleet) -> None:
+    """Queued, claimed, its agent starting: whichever instance is asked, the run ends as interrupted."""
+
+    async def once(number: int) -> None:
+        taking, asked = fleet[number % 3], fleet[(number + number // 3) % 3]
+        session_id = await taking.session()
+        run_id = await taking.prompt(session_id, LONG)
+        stopped = await asked.post(f"/sessions/{session_id}/interrupt")
+        assert (stopped.status_code, stopped.json().get("run_id")) == (200, run_id), stopped.text
+        assert (await asked.follow(run_id))[-1].data["status"] == "interrupted"
+
+    for number in range(4):
+        await once(number)
+    await asyncio.gather(*map(once, range(4, 9)))
+
+
+async def test_it_is_interrupted_at_once_through_a_websocket_as_well(fleet: Fleet) -> None:
+    async with open_socket(fleet[1]) as socket:
+        for _ in range(4):
+            run = await socket.ask("prompt", prompt=LONG)
+            stopped = await socket.ask("interrupt", session_id=run["session_id"])
+            assert stopped["run_id"] == run["run_id"]
+            assert (await socket.of_run(run["run_id"]))["data"]["status"] == "interrupted"
+
+
+async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say warm")
+    other = await elsewhere(fleet, session_id)
+    first, second = [await other.prompt(session_id, LONG) for _ in range(2)]
+    for run_id in (first, second):
+        stopped = await other.post(f"/sessions/{session_id}/interrupt")
+        assert (stopped.status_code, stopped.json().get("run_id")) == (200, run_id), stopped.text
+        assert (await other.follow(run_id))[-1].data["status"] == "interrupted"
+    refused = await other.post(f"/sessions/{session_id}/interrupt")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
