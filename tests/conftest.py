@@ -18,6 +18,7 @@ from apps.api.settings import Settings
 from apps.demo_model.server import serving
 from tests.fleet import API_KEY, Fleet
 from tests.mcp_things import COMMAND_LINE, PROGRAM
+from tests.recorder import Recorder
 
 _numbers = itertools.count(1)
 TEMPLATE = "template_app"
@@ -31,8 +32,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def model_url() -> Iterator[str]:
-    with serving() as url:
+def recorded() -> Recorder:
+    """What `model_url` was asked."""
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def model_url(recorded: Recorder) -> Iterator[str]:
+    with serving(recorded.wrap) as url:
         yield url
 
 

@@ -6,22 +6,26 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from apps.demo_model.app import create_app
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+Wrap = Callable[[ASGIApp], ASGIApp]
+
 
 class Server(uvicorn.Server):
     """A uvicorn server that stops at once, even while replies hang, and leaves signals to its caller."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrap: Wrap | None = None) -> None:
         app = create_app()
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+        served = wrap(app) if wrap else app
+        super().__init__(uvicorn.Config(served, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
         self._closing = app.state.closing
         self.ready = threading.Event()
 
@@ -56,9 +60,9 @@ def run(host: str, port: int, port_file: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """The demo model in a thread of this process: yields its base URL."""
-    server = Server()
+def serving(wrap: Wrap | None = None) -> Iterator[str]:
+    """The demo model in a thread of this process, perhaps inside another app: yields its base URL."""
+    server = Server(wrap)
     with _listening("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), name="demo-model")
         thread.start()

@@ -153,12 +153,24 @@ async def test_a_working_directory_inside_the_workspace_is_part_of_the_paths(fle
 
 
 async def test_files_whose_copies_are_gone_are_named_or_refused(fleet: Fleet) -> None:
-    session_id, prompts = await three_versions(fleet[0])
+    session_id = await fleet[0].session(**CHECKPOINTING)
+    prompts = [
+        (await fleet[0].ask(session_id, prompt))["run_id"]
+        for prompt in (
+            "write a.txt: one then write b.txt: one",
+            "edit a.txt: one => two then edit b.txt: one => two",
+            "edit a.txt: two => three then edit b.txt: two => three",
+        )
+    ]
     copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
-    for copy in copies.rglob("*@v*"):
+    for copy in [copy for copy in copies.rglob("*@v*") if copy.read_text() == "one"][:1]:
         copy.unlink()
     rewound = await rewind(fleet[1], session_id, prompts[1])
-    assert (rewound["files_changed"], rewound["not_restored"]) == (["a.txt", "b.txt"], ["a.txt"])
+    assert rewound["files_changed"] == ["a.txt", "b.txt"]
+    [lost] = rewound["not_restored"]
+    assert files_of(fleet, session_id) == {"a.txt": "one", "b.txt": "one"} | {lost: "three"}
+    for copy in copies.rglob("*@v*"):
+        copy.unlink()
     answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[2]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "rewind_failed")
-    assert files_of(fleet, session_id) == {"a.txt": "three"}
+    assert files_of(fleet, session_id) == {"a.txt": "one", "b.txt": "one"} | {lost: "three"}

@@ -78,6 +78,10 @@ WIDER: list[tuple[str, str, dict[str, Any]]] = [
     ("agents.helper.tools", "tool_not_permitted", subagent(tools=["Read", "Write"])),
     ("agents.helper.model", "option_not_permitted", subagent(model="large")),
     ("agents.helper.max_turns", "option_not_permitted", subagent(max_turns=11)),
+    ("agents.helper.permission_mode", "option_not_permitted", subagent(permission_mode="acceptEdits")),
+    ("agents.helper.permission_mode", "option_not_permitted", subagent(permission_mode="auto")),
+    ("agents.helper.skills", "option_not_permitted", subagent(skills=["tenant:one"])),
+    ("agents.helper.mcp_servers.it", "option_not_permitted", subagent(**server(type="stdio", command="npx"))),
 ]
 
 NARROWER: list[dict[str, Any]] = [
@@ -96,7 +100,9 @@ NARROWER: list[dict[str, Any]] = [
     {"hooks": {}, "skills": [], "env": {}},
     server(type="http", url="https://example.org/"),
     server(type="registered", name="one"),
-    subagent(tools=["Read"], model="inherit", max_turns=3),
+    subagent(tools=["Read"], model="inherit", max_turns=3, permission_mode="plan", skills=[]),
+    subagent(max_turns=3, **server(type="http", url="https://example.org/")),
+    {"task_budget": {"total": 30_000}, "betas": ["context-1m-2025-08-07"], "add_dirs": ["other"]},
     {"system_prompt": "x", "effort": "low", "cwd": "sub", "enable_file_checkpointing": True},
 ]
 
@@ -215,6 +221,9 @@ def test_every_option_is_either_checked_against_the_profile_or_known_to_be_harml
         "cwd",
         "repository",  # the operator's REPOSITORY_HOSTS are the limit
         "unattended",
+        "task_budget",
+        "betas",
+        "add_dirs",  # of the session's own workspace
     }
     assert names | harmless == set(AgentConfig.model_fields), "may a client widen a profile by the new option?"
 

@@ -279,7 +279,7 @@ PROMPT = {"prompt": "say hi"}
 FIELDS: dict[str, tuple[str, Any]] = {
     # what is wrong: (the field that is named, the body of POST /query/single)
     "unknown field": ("promt", {**PROMPT, "promt": "say hi"}),
-    "unknown field of the SDK": ("add_dirs", {**PROMPT, "add_dirs": []}),
+    "unknown field of the SDK": ("setting_sources", {**PROMPT, "setting_sources": []}),
     "no prompt": ("prompt", {}),
     "prompt null": ("prompt", {"prompt": None}),
     "prompt a number": ("prompt", {"prompt": 1}),

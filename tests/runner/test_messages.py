@@ -213,6 +213,7 @@ def test_an_outcome_holds_the_figures_that_the_session_adds_up() -> None:
         "usage": USAGE,
         "model_usage": {MODEL: figures(400, 80, 0.0024)},
         "permission_denials": [],
+        "user_message_uuids": [],
     }
 
 

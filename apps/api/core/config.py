@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from apps.api.core.names import EnvName, ModelName, Name, Part, Text, ToolName, ToolRule
+from apps.api.core.names import EnvName, ModelName, Name, Part, SkillName, Text, ToolName, ToolRule
 from apps.api.core.parts import (
     DENIABLE_EVENTS,
     TOOL_EVENTS,
+    Beta,
     Effort,
     Hook,
     HookEvent,
@@ -21,6 +22,7 @@ from apps.api.core.parts import (
     PermissionMode,
     Repository,
     Subagent,
+    TaskBudget,
     Thinking,
 )
 
@@ -51,8 +53,22 @@ RESERVED_ENV = re.compile(
 """Environment names that steer the agent process itself or its credentials; a client may not set them."""
 
 
-SkillName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:-]{0,127}$")]
-"""The name of a skill; `plugin:skill` for one of a plugin."""
+def confined(path: str) -> str:
+    """A relative path that stays below the workspace, normalised.
+
+    Raises:
+        ValueError: absolute, climbing out, not printable, or with a name that no file can have (255 bytes, Linux).
+    """
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not path.isprintable():
+        raise ValueError("must be a relative path inside the workspace")
+    if any(len(part.encode()) > 255 for part in pure.parts):
+        raise ValueError("has a name of more than 255 bytes")
+    return str(pure)
+
+
+Directory = Annotated[str, Field(max_length=1000), AfterValidator(confined)]
+"""Relative to the workspace, and inside it."""
 
 
 class AgentConfig(Part):
@@ -72,6 +88,8 @@ class AgentConfig(Part):
     unattended: bool | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    task_budget: TaskBudget | None = None
+    betas: Annotated[list[Beta], Field(max_length=10)] | None = None
     thinking: Thinking | None = None
     effort: Effort | None = None
     output_format: OutputFormat | None = None
@@ -80,14 +98,10 @@ class AgentConfig(Part):
     skills: Annotated[list[SkillName], Field(max_length=100)] | Literal["all"] | None = None
     hooks: Annotated[dict[HookEvent, Annotated[list[Hook], Field(max_length=10)]], Field(max_length=10)] | None = None
     enable_file_checkpointing: bool | None = None
-    cwd: Annotated[str, Field(max_length=1000)] | None = None
+    cwd: Directory | None = None
+    add_dirs: Annotated[list[Directory], Field(max_length=20)] | None = None
     repository: Repository | None = None
     env: Annotated[dict[EnvName, Annotated[Text, Field(max_length=32_000)]], Field(max_length=100)] | None = None
-
-    @field_validator("cwd")
-    @classmethod
-    def _inside_the_workspace(cls, value: str | None) -> str | None:
-        return None if value is None else confined(value)
 
     @field_validator("env")
     @classmethod
@@ -117,6 +131,22 @@ class AgentConfig(Part):
             for number, hook in enumerate(hooks)
         }
 
+    def servers(self) -> dict[str, McpServer]:
+        """Every MCP server, the subagents' own too, by the field that names it."""
+        return dict(self._servers())
+
+    def _servers(self) -> Iterator[tuple[str, McpServer]]:
+        for name, server in (self.mcp_servers or {}).items():
+            yield f"mcp_servers.{name}", server
+        for agent, subagent in (self.agents or {}).items():
+            for name, server in (subagent.mcp_servers or {}).items():
+                yield f"agents.{agent}.mcp_servers.{name}", server
+
+    def skill_names(self) -> dict[str, list[SkillName]]:
+        """Every skill that is named, also for a subagent, by the field that names it."""
+        named = {f"agents.{name}.skills": agent.skills or [] for name, agent in (self.agents or {}).items()}
+        return named if self.skills is None or self.skills == "all" else {"skills": self.skills, **named}
+
     def given(self) -> dict[str, Any]:
         """Only what was set, JSON-safe: the form that is stored."""
         return self.model_dump(exclude_none=True, by_alias=True)
@@ -129,7 +159,8 @@ class AgentConfig(Part):
     def public(self) -> dict[str, Any]:
         """What a client may read back: values of `env` and `headers` are withheld, since they may be secrets."""
         shown = self.given()
-        for holder in (shown, *shown.get("mcp_servers", {}).values()):
+        described = (shown, *shown.get("agents", {}).values())
+        for holder in (shown, *(server for part in described for server in part.get("mcp_servers", {}).values())):
             for name in ("env", "headers"):
                 if name in holder:
                     holder[name] = dict.fromkeys(holder[name], "***")
@@ -140,15 +171,3 @@ def tools_of(config: AgentConfig) -> list[str]:
     """The built-in tools of an agent."""
     tools = list(DEFAULT_TOOLS if config.tools is None else config.tools)
     return [*tools, "Skill"] if config.skills and "Skill" not in tools else tools
-
-
-def confined(path: str) -> str:
-    """A relative path that stays below the workspace, normalised.
-
-    Raises:
-        ValueError: absolute, climbing out, or not printable.
-    """
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not path.isprintable():
-        raise ValueError("must be a relative path inside the workspace")
-    return str(pure)

@@ -27,6 +27,7 @@ from apps.api.errors import Conflict, Forbidden, NotFound, ValidationError
 from apps.api.settings import Settings
 
 Servers = Mapping[str, McpServer]
+"""By the field of a request that names them."""
 
 MAX_PER_TENANT = 200
 WITHHELD = "***"
@@ -37,15 +38,14 @@ _OWN: TypeAdapter[OwnServer] = TypeAdapter(OwnServer)
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
-async def check(core: Core, tenant_id: UUID, servers: Servers | None) -> None:
+async def check(core: Core, tenant_id: UUID, servers: Servers) -> None:
     """Judge the servers of a request.
 
     Raises:
         Forbidden: `mcp_command_not_permitted`.
         ValidationError: naming the server and what is wrong with it, or which secret or registered server is missing.
     """
-    fields = {f"mcp_servers.{name}": server for name, server in (servers or {}).items()}
-    for field, server in fields.items():
+    for field, server in servers.items():
         if isinstance(server, RegisteredServer):
             await _require_registered(core.db, tenant_id, field, server.name)
         else:
@@ -174,9 +174,10 @@ def _unregistered(field: str, name: str) -> ValidationError:
 
 
 async def resolve(
-    core: Core, tenant_id: UUID, servers: Servers | None, profile: Profile | None = None
+    core: Core, tenant_id: UUID, servers: Servers, profile: Profile | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The servers as the agent's program takes them, with the values of secrets in them; for the runner only.
+    """The servers as the agent's program takes them, with the values of secrets in them, by the same fields; for the
+    runner only.
 
     Args:
         profile: of the session, which may not allow what a registered server turns out to be.
@@ -185,9 +186,8 @@ async def resolve(
         ApiError: a server is not allowed, or something that it refers to is missing; the message says which and what,
             and holds no secret.
     """
-    given = dict(servers or {})
-    parts = (_resolve(core, tenant_id, f"mcp_servers.{name}", server, profile) for name, server in given.items())
-    return dict(zip(given, await asyncio.gather(*parts), strict=True))
+    parts = (_resolve(core, tenant_id, field, server, profile) for field, server in servers.items())
+    return dict(zip(servers, await asyncio.gather(*parts), strict=True))
 
 
 async def _resolve(

@@ -10,10 +10,15 @@ import re2
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from apps.api.core import json_schema
-from apps.api.core.names import EnvName, ModelName, Name, Part, SecretRef, Text, ToolName
+from apps.api.core.names import EnvName, ModelName, Name, Part, SecretRef, SkillName, Text, ToolName
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
-PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"]
+PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto", "bypassPermissions"]
+SubagentMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto"]
+"""Without bypassPermissions: of a subagent the CLI ignores it, and asks."""
+
+Beta = Literal["context-1m-2025-08-07"]
+"""What the CLI sends of `betas`; it drops every other one."""
 
 
 def _url(value: str) -> str:
@@ -83,6 +88,12 @@ class Thinking(Part):
             raise ValueError("display goes with thinking that is not disabled")
 
 
+class TaskBudget(Part):
+    """Tokens that the model is told it may use for a prompt, so that it paces itself; not enforced."""
+
+    total: Annotated[int, Field(ge=1, le=100_000_000)]
+
+
 class OutputFormat(Part):
     """The JSON schema (draft 07) that the final answer must match. Its top level is an object."""
 
@@ -131,7 +142,13 @@ OwnServer = Annotated[StdioServer | RemoteServer, Field(discriminator="type")]
 
 
 class Subagent(Part):
-    """A custom subagent, which the agent may delegate to by its name."""
+    """A custom subagent, which the agent may delegate to by its name.
+
+    Attributes:
+        skills: their texts are in its context from the start.
+        mcp_servers: of this subagent alone, beside the session's.
+        permission_mode: instead of the session's, unless that is acceptEdits or bypassPermissions.
+    """
 
     description: Annotated[Text, Field(min_length=1, max_length=4000)]
     prompt: Annotated[Text, Field(min_length=1, max_length=100_000)]
@@ -141,6 +158,9 @@ class Subagent(Part):
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     effort: Effort | None = None
     background: bool | None = None
+    skills: Annotated[list[SkillName], Field(max_length=100)] | None = None
+    mcp_servers: Annotated[dict[Name, McpServer], Field(max_length=20)] | None = None
+    permission_mode: SubagentMode | None = None
 
 
 HookEvent = Literal[

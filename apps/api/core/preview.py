@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
@@ -73,7 +73,7 @@ async def preview(core: Core, tenant_id: UUID, wanted: Wanted) -> dict[str, Any]
     missing = await _secrets(core, tenant_id, config)
     found += missing
     reached = await _reach(core, await _targets(core, tenant_id, config))
-    servers = [await _server(core, tenant_id, name, s, profile, reached) for name, s in _servers(config)]
+    servers = [await _server(core, tenant_id, where, s, profile, reached) for where, s in config.servers().items()]
     hooks = [
         {"event": event, "url": hook.url, "reachable": reached[hook.url] is None, "reason": _said(reached[hook.url])}
         for event, listed in (config.hooks or {}).items()
@@ -125,24 +125,15 @@ async def _begun(core: Core, tenant_id: UUID, wanted: Wanted, found: list[Findin
 
 
 async def _skills(core: Core, tenant_id: UUID, config: AgentConfig) -> list[Finding]:
-    found: list[Finding] = []
-    for name in config.skills if isinstance(config.skills, list) else ():
-        try:
-            await skills.check(core.db, tenant_id, AgentConfig(skills=[name]))
-        except ApiError as error:
-            found += findings_of(error, "skills")
-    return found
-
-
-def _servers(config: AgentConfig) -> Iterable[tuple[str, McpServer]]:
-    return (config.mcp_servers or {}).items()
+    missing = await skills.unknown(core.db, tenant_id, config)
+    return [Finding(where, "validation_error", skills.no_skill(name)) for where, name in missing]
 
 
 async def _secrets(core: Core, tenant_id: UUID, config: AgentConfig) -> list[Finding]:
     names = dict(config.hook_secrets())
-    for name, server in _servers(config):
+    for where, server in config.servers().items():
         if not isinstance(server, RegisteredServer):
-            names |= dict.fromkeys(secrets.names_in(mcp.texts_of(server)), f"mcp_servers.{name}")
+            names |= dict.fromkeys(secrets.names_in(mcp.texts_of(server)), where)
     try:
         await secrets.require(core.db, tenant_id, names)
     except ApiError as error:
@@ -153,7 +144,7 @@ async def _secrets(core: Core, tenant_id: UUID, config: AgentConfig) -> list[Fin
 async def _targets(core: Core, tenant_id: UUID, config: AgentConfig) -> set[str]:
     """Every URL that the configuration would have somebody connect to."""
     urls = {hook.url for listed in (config.hooks or {}).values() for hook in listed}
-    for _, server in _servers(config):
+    for server in config.servers().values():
         spec = await _spec(core, tenant_id, server)
         if "url" in spec:
             urls.add(spec["url"])
@@ -199,17 +190,17 @@ def _unreached(field: str, error: Exception | None) -> list[Finding]:
 async def _server(
     core: Core,
     tenant_id: UUID,
-    name: str,
+    where: str,
     server: McpServer,
     profile: Profile | None,
     reached: Mapping[str, Exception | None],
 ) -> tuple[dict[str, Any], list[Finding]]:
-    where, found = f"mcp_servers.{name}", list[Finding]()
+    found = list[Finding]()
     spec = await _spec(core, tenant_id, server)
     url = spec.get("url")
     kind = spec.get("type")
     try:
-        await mcp.check(core, tenant_id, {name: server})
+        await mcp.check(core, tenant_id, {where: server})
     except ApiError as error:
         found += findings_of(error, where)
     if url is not None and not any(f.field == f"{where}.url" for f in found):
@@ -219,7 +210,9 @@ async def _server(
     allowed = not any(f.code != "target_unreachable" for f in found)
     reachable = None if isinstance(server, StdioServer) or url is None else reached[url] is None
     reason = "; ".join(f.reason for f in found) or None
-    return {"name": name, "type": kind, "allowed": allowed, "reachable": reachable, "reason": reason}, found
+    name, agent = where.rpartition(".")[2], where.split(".")[1] if where.startswith("agents.") else None
+    shown = {"name": name, "agent": agent, "type": kind, "allowed": allowed, "reachable": reachable, "reason": reason}
+    return shown, found
 
 
 def _unreached_hooks(config: AgentConfig, reached: Mapping[str, Exception | None]) -> list[Finding]:

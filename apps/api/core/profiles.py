@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -213,9 +213,11 @@ def _inner_options(profile: Profile, config: AgentConfig) -> Iterator[tuple[str,
     for name, agent in (config.agents or {}).items():
         yield f"agents.{name}.model", _unless_among(_own_model(agent), profile.models)
         yield f"agents.{name}.max_turns", _unless_within(agent.max_turns, profile.max_turns)
-    for name, server in (config.mcp_servers or {}).items():
+        yield f"agents.{name}.permission_mode", _unless_among(agent.permission_mode, profile.permission_modes)
+        yield f"agents.{name}.skills", _unless_open(agent.skills, profile.skills)
+    for field, server in config.servers().items():
         if not permits_server(profile, server):
-            yield f"mcp_servers.{name}", f"the profile allows no {server.type} server"
+            yield field, f"the profile allows no {server.type} server"
 
 
 def _own_model(agent: Subagent) -> str | None:
@@ -268,7 +270,7 @@ def clamp(profile: Profile, config: AgentConfig) -> AgentConfig:
     )
 
 
-def _one_of(value: str | None, allowed: list[str] | None, *, default: bool = False) -> str | None:
+def _one_of(value: str | None, allowed: Sequence[str] | None, *, default: bool = False) -> str | None:
     if allowed is None or value in allowed:
         return value
     return allowed[0] if default else None
@@ -289,6 +291,9 @@ def _open_agents(profile: Profile, agents: dict[str, Subagent] | None) -> dict[s
                 "tools": agent.tools and [tool for tool in agent.tools if may_exist(profile, tool)],
                 "model": agent.model if agent.model == "inherit" else _one_of(agent.model, profile.models),
                 "max_turns": _least(agent.max_turns, profile.max_turns),
+                "permission_mode": _one_of(agent.permission_mode, profile.permission_modes),
+                "skills": agent.skills if profile.skills else agent.skills and [],
+                "mcp_servers": _open_servers(profile, agent.mcp_servers),
             }
         )
         for name, agent in agents.items()

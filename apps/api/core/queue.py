@@ -47,7 +47,10 @@ FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
   coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
-  owned.profile
+  owned.profile,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM skills WHERE tenant_id = owned.tenant_id) AS skills,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM mcp_servers WHERE tenant_id = owned.tenant_id) AS servers,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
 """
 
 
@@ -62,6 +65,7 @@ class Claim:
         config: the session's, clamped to what its profile allows today.
         kind: `prompt`; or `rewind` or `reset`, whose `prompt` holds what to rewind to or how to reset.
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        provisions: another value once the tenant has changed what its agents are given beside their configuration.
     """
 
     run_id: UUID
@@ -76,6 +80,7 @@ class Claim:
     last_seq: int
     sdk_session_id: UUID
     profile: Profile | None = None
+    provisions: tuple[str, ...] = ()
 
 
 async def claim(
@@ -105,6 +110,7 @@ async def claim(
     if row is None:
         return None
     fields = dict(row)
+    skills, servers, secrets = (fields.pop(name) for name in ("skills", "servers", "secrets"))
     try:
         fields["prompt"] = decode(row["prompt"])
         fields["config"] = AgentConfig.model_validate(row["config"])
@@ -118,6 +124,8 @@ async def claim(
         fields["config"] = clamp(profile, fields["config"])
         fields["expand_prompt"] = row["expand_prompt"] and profile.skills
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
+    uses_servers = bool(fields["config"].servers())
+    fields["provisions"] = (skills, servers, secrets) if uses_servers else (skills,)
     return Claim(**fields)
 
 

@@ -133,17 +133,28 @@ async def offered(db: Database, tenant_id: UUID, kind: Kind) -> list[dict[str, A
 
 
 async def check(db: Database, tenant_id: UUID, config: AgentConfig) -> None:
-    """Raises ValidationError when `skills` names one that sessions of this tenant do not have."""
-    if not config.skills or config.skills == "all":
-        return
+    """Raises ValidationError when a skill is named that sessions of this tenant do not have."""
+    for field, name in await unknown(db, tenant_id, config):
+        raise ValidationError.of(field, no_skill(name))
+
+
+def no_skill(name: str) -> str:
+    """Why a skill cannot be named."""
+    return f"there is no skill named {name}; GET /skills lists them"
+
+
+async def unknown(db: Database, tenant_id: UUID, config: AgentConfig) -> list[tuple[str, str]]:
+    """Fields, and what skills they name that sessions of this tenant do not have."""
+    named = [(field, name) for field, names in config.skill_names().items() for name in names]
+    if not named:
+        return []
     found = await catalog(db)
     known = set(found["skills"])
     rows = await db.pool.fetch("SELECT name FROM skills WHERE tenant_id = $1 AND kind = 'skill'", tenant_id)
     known |= {f"{PLUGIN}:{row['name']}" for row in rows}
-    for name in config.skills:
-        # An empty catalog means that no runner has filled it yet: then only the tenant's own can be judged.
-        if name not in known and (found["skills"] or name.startswith(f"{PLUGIN}:")):
-            raise ValidationError.of("skills", f"there is no skill named {name}; GET /skills lists them")
+    # An empty catalog means that no runner has filled it yet: then only the tenant's own can be judged.
+    judged = [(field, name) for field, name in named if found["skills"] or name.startswith(f"{PLUGIN}:")]
+    return [(field, name) for field, name in judged if name not in known]
 
 
 async def catalog(db: Database) -> dict[str, Any]:

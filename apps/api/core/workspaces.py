@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from uuid import UUID, uuid4
 
@@ -46,13 +46,14 @@ _PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".chec
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A session's directories, and the agent's working directory inside of the first."""
+    """A session's directories; inside of the first the agent's working directory, and `more` of the like."""
 
     root: Path
     cwd: Path
     history: Path
     home: Path
     output: Path
+    more: tuple[Path, ...] = field(default=(), kw_only=True)
 
 
 def _places(settings: Settings, session_id: UUID) -> dict[str, Path]:
@@ -79,15 +80,15 @@ def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
     clone.rename(root_of(settings, session_id))
 
 
-def create(settings: Settings, session_id: UUID, cwd: str | None) -> Workspace:
-    """Make a session's directories, if they are not there. Raises ValueError when `cwd` leads out of the workspace by a
-    link, OSError."""
+def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
+    """Make a session's directories, if they are not there. Raises ValueError when `cwd`, or one of `more`, leads out of
+    the workspace by a link, OSError."""
     places = _places(settings, session_id)
     for directory in places.values():
         files.make_directory(directory)
-    inside = files.make_way(places["files"], PurePosixPath(cwd or "."))
+    inside, *beside = (files.make_way(places["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
     files.touch_all(places["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
-    return Workspace(places["files"], inside, places["history"], places["home"], places["output"])
+    return Workspace(places["files"], inside, places["history"], places["home"], places["output"], more=tuple(beside))
 
 
 def link_results(workspace: Workspace, conversation: UUID, project: Path) -> None:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from apps.api.core import sdk_options
 from apps.api.db import CONNECTION_ERRORS, is_connection_error
 from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
 from apps.api.http.answer import Json
@@ -51,6 +52,8 @@ def _field(location: tuple[Any, ...]) -> str:
 def _reason(error: Any) -> str:
     if error["loc"] == ("body",) and error["type"] in ("model_attributes_type", "missing"):
         return "send a JSON object, with Content-Type: application/json"
+    if error["type"] == "extra_forbidden" and (reason := sdk_options.why_not(error["loc"])):
+        return reason
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -60,7 +60,7 @@ class Conversation:
         self._used_tools = self._left_task = False
         self.tenant_id, self.session_id, self.generation = claim.tenant_id, claim.session_id, claim.generation
         self.sdk_session_id = claim.sdk_session_id
-        self.config = claim.config
+        self.config, self._provisions = claim.config, claim.provisions
         self.current: Turn | None = None
         self.active: Turn | None = None
         self.used_up = False
@@ -87,8 +87,14 @@ class Conversation:
         turn = self.active or self.current
         return turn.run_id if turn and not turn.ended.is_set() else None
 
-    def new_process(self) -> None:
+    def fits(self, claim: Claim) -> bool:
+        """Whether the agent's process was made of what this run is to be done with. Work in the background outweighs
+        what the tenant has changed meanwhile, not what the client asks for."""
+        return claim.config == self.config and (claim.provisions == self._provisions or bool(self.tasks))
+
+    def new_process(self, claim: Claim) -> None:
         """The agent has been started anew: it counts from zero."""
+        self.config, self._provisions = claim.config, claim.provisions
         self.used_up, self._meter = False, messages.Meter()
         self._background, self.tasks = set(), set()
 

@@ -274,14 +274,14 @@ class Execution:
         return self._agent
 
     def _is_stale(self, agent: Agent, claim: Claim) -> bool:
-        return self._talk.used_up or agent.turns >= RECYCLE_AFTER_TURNS or claim.config != self._talk.config
+        return self._talk.used_up or agent.turns >= RECYCLE_AFTER_TURNS or not self._talk.fits(claim)
 
     async def _connect(self, claim: Claim) -> None:
         self._place = await asyncio.to_thread(self._scratch.make)
         launch = Launch(self._core, self._scratch.launcher, self._place, self._store, self._talk, self._hooks)
         agent = await launch.start(claim)
-        self._agent, self._talk.config = agent, claim.config
-        self._talk.new_process()
+        self._agent = agent
+        self._talk.new_process(claim)
         agent.read(self._talk.handle, self._agent_ended)
 
     async def _await_end(self, turn: Turn) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class Extensions:
 
     Attributes:
         plugin: a directory with the tenant's skills and commands.
+        subagents: MCP servers of each subagent's own, secrets in them; they reach the CLI over its standard input.
         mcp_config: a file with the session's MCP servers, secrets in it: see `forget_secrets`.
     """
 
     plugin: Path | None
     mcp_config: Path | None
+    subagents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def forget_secrets(self) -> None:
         """Remove what the CLI reads once, when it starts, and what no tool of the agent may read later."""
@@ -41,14 +43,29 @@ async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     Raises CannotStart when an MCP server is not allowed, or lacks something; StartFailed when nothing can be written.
     """
     try:
-        servers = await mcp.resolve(core, claim.tenant_id, claim.config.mcp_servers, claim.profile)
+        resolved = await mcp.resolve(core, claim.tenant_id, claim.config.servers(), claim.profile)
     except ApiError as error:
         raise CannotStart(error.message) from error
     owned = await skills.own(core.db, claim.tenant_id)
     try:
-        return await asyncio.to_thread(_write_all, given, owned, servers)
+        servers, subagents = _by_owner(resolved)
+        written = await asyncio.to_thread(_write_all, given, owned, servers)
+        return replace(written, subagents=subagents)
     except OSError as error:
         raise StartFailed(f"cannot write what the agent is given: {error}") from error
+
+
+def _by_owner(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The session's servers, and those of each subagent. Given are all of them, by `AgentConfig.servers`'s fields."""
+    servers: dict[str, Any] = {}
+    subagents: dict[str, dict[str, Any]] = {}
+    for path, spec in resolved.items():
+        kind, name, *inner = path.split(".")
+        if kind == "agents":
+            subagents.setdefault(name, {})[inner[-1]] = spec
+        else:
+            servers[name] = spec
+    return servers, subagents
 
 
 def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) -> Extensions:

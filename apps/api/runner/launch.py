@@ -46,7 +46,8 @@ class Launch:
         """Start an agent that knows the conversation so far. Raises StartFailed, what the database raises."""
         settings, conversation = self.core.settings, self.talk.sdk_session_id
         try:
-            workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, claim.config.cwd)
+            wanted = (claim.config.cwd, claim.config.add_dirs)
+            workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, *wanted)
             config_dir = await asyncio.to_thread(workspaces.point, settings, claim.session_id, self.place.config)
             key = await asyncio.to_thread(project_key_for_directory, workspace.cwd)
             project = self.place.config / "projects" / key

@@ -299,6 +299,7 @@ def outcome(
         "usage": message.usage,
         "model_usage": models,
         "permission_denials": message.permission_denials or [],
+        "user_message_uuids": message.user_message_uuids or [],
     }
     ended = Outcome(
         status=status,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
@@ -58,7 +58,9 @@ def _thinking(thinking: Thinking | None) -> ThinkingConfig | None:
     return None if thinking is None else cast(ThinkingConfig, thinking.model_dump(exclude_none=True))
 
 
-def _subagents(given: Mapping[str, Subagent] | None) -> dict[str, AgentDefinition] | None:
+def _subagents(
+    given: Mapping[str, Subagent] | None, servers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, AgentDefinition] | None:
     if given is None:
         return None
     return {
@@ -71,6 +73,9 @@ def _subagents(given: Mapping[str, Subagent] | None) -> dict[str, AgentDefinitio
             maxTurns=agent.max_turns,
             effort=agent.effort,
             background=agent.background,
+            skills=agent.skills,
+            mcpServers=[{key: spec} for key, spec in servers.get(name, {}).items()] or None,
+            permissionMode=agent.permission_mode,
         )
         for name, agent in given.items()
     }
@@ -189,15 +194,18 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,
         max_budget_usd=config.max_budget_usd,
+        task_budget={"total": config.task_budget.total} if config.task_budget else None,
+        betas=list(config.betas or ()),
         thinking=_thinking(config.thinking),
         effort=config.effort,
         output_format=config.output_format.model_dump(by_alias=True) if config.output_format else None,
-        agents=_subagents(config.agents),
+        agents=_subagents(config.agents, process.extensions.subagents),
         hooks=process.hooks,
         # Without it the CLI itself refuses what needs a person, and offers the agent no way to ask one.
         can_use_tool=None if config.unattended else process.can_use_tool,
         extra_args=_more_arguments(process),
         cwd=process.workspace.cwd,
+        add_dirs=list(process.workspace.more),
         env=environment(settings, config, process.workspace, process.place, process.config_dir, process.profile),
         cli_path=process.launcher,
         stderr=process.keep,

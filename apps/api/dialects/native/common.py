@@ -61,7 +61,7 @@ async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig
     """The configuration in a body, once what it names is there and allowed. Raises ValidationError, Forbidden."""
     given = config(body)
     await skills.check(core.db, tenant_id, given)
-    await mcp.check(core, tenant_id, given.mcp_servers)
+    await mcp.check(core, tenant_id, given.servers())
     repositories.check(core.settings, given.repository)
     return given
 

@@ -117,15 +117,19 @@ OPTIONS = {
     "max_turns": "Turns of the agent that one prompt may take; more fail with `max_turns_exceeded`.",
     "max_budget_usd": "Cost of one agent process, which may serve several prompts, after which a run fails with"
     " `max_budget_exceeded`.",
+    "task_budget": 'Tokens, as `{"total": N}`, that the model is told it may use for a prompt, so that it paces itself.'
+    " Models that know no such budget refuse it.",
+    "betas": "Beta features of the model's API; the agent's program lets these pass.",
     "thinking": "How the model thinks: `adaptive`, `enabled` with `budget_tokens`, or `disabled`.",
     "effort": "How much effort the model puts into its answers.",
     "output_format": "A JSON schema that the final answer must match; it comes as `structured_output`.",
     "mcp_servers": "MCP servers by name: `stdio` (the operator allows its command), `http`, `sse`, or `registered`.",
-    "agents": "Custom subagents by name.",
+    "agents": "Custom subagents by name; each may have `skills`, `mcp_servers` and a `permission_mode` of its own.",
     "skills": 'Skills that are enabled, by name; `"all"` for all of them.',
     "hooks": "Webhooks by hook event, which may allow, deny or change what the agent does.",
     "enable_file_checkpointing": "Whether the agent keeps checkpoints of the files it changes.",
     "cwd": "Working directory, relative to the workspace; fixed when the session is created.",
+    "add_dirs": "Directories beside `cwd`, relative to the workspace, that count as the agent's own too.",
     "repository": "A git repository that the workspace begins with, `url` and maybe `ref`; fixed when the session is"
     " created.",
     "env": "Environment variables for the agent and its tools. Names that steer the agent itself are refused.",

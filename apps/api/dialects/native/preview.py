@@ -35,7 +35,9 @@ _EXAMPLE: dict[str, Any] = {
     "tools": ["Glob", "Grep", "Read"],
     "allowed_tools": ["Glob", "Grep", "Read"],
     "disallowed_tools": [],
-    "mcp_servers": [{"name": "git", "type": "http", "allowed": True, "reachable": True, "reason": ""}],
+    "mcp_servers": [
+        {"name": "git", "agent": "reviewer", "type": "http", "allowed": True, "reachable": True, "reason": ""}
+    ],
     "hooks": [{"event": "Stop", "url": "https://example.org/", "reachable": False, "reason": "no connection"}],
     "missing_secrets": ["HOOK_SECRET"],
     "output_schema": "valid",
@@ -63,6 +65,7 @@ class PreviewedAgent(BaseModel):
 
 class PreviewedServer(BaseModel):
     name: str
+    agent: str | None = Field(description="The subagent that it is for; null for the session's.")
     type: str | None = Field(description="Null for a registered server that does not exist.")
     allowed: bool
     reachable: bool | None = Field(description="Whether a connection came about; null for `stdio`.")

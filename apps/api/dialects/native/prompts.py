@@ -67,7 +67,8 @@ async def submit(
     """Queue a prompt, of a fork if the body says so. `path`: see `run_request`."""
     asked = await run_request(path, core, caller, body, body.prompt, session_id, idempotency_key)
     if isinstance(body, wire.PromptBody) and body.fork_session:
-        run = (await forks.fork(core, caller.tenant_id, caller.key_id, forks.Asked(asked, begins=True))).run
+        cut = forks.Asked(asked, begins=True, message_uuid=body.resume_session_at)
+        run = (await forks.fork(core, caller.tenant_id, caller.key_id, cut)).run
         assert run is not None  # noqa: S101 - for the type checker
         await prompting.announce(core, caller.tenant_id, run)
         return run

@@ -122,11 +122,16 @@ class PromptBody(NextPromptBody):
 
     session_id: UUID | None = Field(None, description="Continue this session.")
     fork_session: bool = Field(False, description="Run the prompt in a fork of the session that `session_id` names.")
+    resume_session_at: UUID | None = Field(
+        None, description="With `fork_session`: fork what was up to and with the message of this uuid."
+    )
 
     @model_validator(mode="after")
     def _something_to_fork(self) -> PromptBody:
         if self.fork_session and self.session_id is None:
             raise ValueError("fork_session needs a session_id")
+        if self.resume_session_at is not None and not self.fork_session:
+            raise ValueError("resume_session_at needs fork_session: what a session has said is never cut short")
         return self
 
 
