@@ -21,7 +21,9 @@ LONGER_WITH_A_REASON: dict[str, tuple[int, str]] = {}
 # A room is a package of apps/api, or a module beside them. `entry` rooms may import everything but `dev`.
 FOUNDATION = {"settings", "errors"}
 MAY_IMPORT = {
-    "settings": set(),
+    "machine": set(),
+    "settings": {"machine"},
+    "spelling": {"settings"},
     "errors": set(),
     "models": set(),
     "logs": {"settings"},
@@ -31,13 +33,13 @@ MAY_IMPORT = {
     "keys": {*FOUNDATION, "db", "redis", "auth"},
     "limits": {*FOUNDATION, "redis"},
     "core": {*FOUNDATION, "models", "db", "redis"},
-    "runner": {*FOUNDATION, "core", "db", "redis"},
+    "runner": {*FOUNDATION, "core", "db", "redis", "machine"},
     "http": {*FOUNDATION, "core", "auth", "limits", "db", "redis"},
     "dialects": {"errors", "core", "auth", "keys", "http"},
     "migrate": {*FOUNDATION, "db"},
-    "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "runner"},
+    "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "runner", "spelling"},
     "server": {"settings"},
-    "dev": {*FOUNDATION, "db", "redis", "auth", "migrate"},
+    "dev": {*FOUNDATION, "db", "redis", "auth", "migrate", "spelling"},
     "openapi": {"main", "settings"},
 }
 ENTRIES = {"main", "cli"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -22,7 +23,8 @@ from apps.api.core import profiles
 from apps.api.db import Database
 from apps.api.redis import open_redis
 from apps.api.runner import isolation
-from apps.api.settings import Settings
+from apps.api.settings import ENV_FILE, Settings
+from apps.api.spelling import doubtful
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -220,16 +222,17 @@ def revoke(key_id: Annotated[UUID, typer.Argument(metavar="ID")], data_dir: Data
 
 
 def _settings(data_dir: Path) -> Settings:
-    """The settings, with the addresses of a running `dev` in place of defaults that nobody chose."""
+    """The settings, with what a `dev` of this data directory uses in place of defaults that nobody chose."""
+    for doubt in doubtful(os.environ, ENV_FILE):
+        typer.echo(f"claude-agent-api: warning: {doubt}", err=True)
     settings = Settings()
-    missing = {"database_url", "redis_url"} - settings.model_fields_set
-    if not missing or sys.platform == "win32":
+    if sys.platform == "win32":
         return settings
     from apps.api.dev import embedded
 
-    found = embedded.find(data_dir)
-    values: dict[str, Any] = {name: url for name in missing if (url := getattr(found, name)) is not None}
-    return Settings(**values)
+    found = vars(embedded.find(data_dir))
+    values: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
+    return Settings(**{name: value for name, value in values.items() if name not in settings.model_fields_set})
 
 
 def _watch_lifespan(application: FastAPI, *, show_traces: bool) -> list[Exception]:

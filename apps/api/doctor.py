@@ -19,7 +19,8 @@ from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
 from apps.api.runner import isolation
 from apps.api.runner.guard import bundled_cli, landlock_abi
-from apps.api.settings import Settings
+from apps.api.settings import ENV_FILE, Settings
+from apps.api.spelling import doubtful
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_POSTGRES = 15
@@ -43,9 +44,14 @@ class Check:
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
-    checks = [_python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git]
+    checks = [_names, _python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git]
     checks += [_isolation, _sockets]
     return [await check(settings) for check in checks]
+
+
+async def _names(_settings: Settings) -> Check:
+    found = doubtful(os.environ, ENV_FILE)
+    return Check("warn", "Settings", "; ".join(found)) if found else Check("ok", "Settings", "every name is known")
 
 
 async def _python(_settings: Settings) -> Check:
@@ -118,9 +124,9 @@ async def _redis(settings: Settings) -> Check:
     name = f"Valkey {facts['valkey_version']}" if "valkey_version" in facts else f"Redis {version}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         return Check("FAIL", "Redis", f"{name}: use Redis 7.0, Valkey 7.2 or later")
-    policy = facts.get("maxmemory_policy", "unknown")
-    if policy != "noeviction":
-        return Check("warn", "Redis", f"{name}, maxmemory-policy {policy}: set noeviction, or live events may vanish")
+    if facts.get("maxmemory") and facts.get("maxmemory_policy") == "noeviction":
+        advice = "when its maxmemory is used up, it refuses what is live: set maxmemory-policy allkeys-lru"
+        return Check("warn", "Redis", f"{name}: {advice}")
     return Check("ok", "Redis", name)
 
 
@@ -159,13 +165,11 @@ async def _profiles(settings: Settings) -> Check:
 
 async def _workspaces(settings: Settings) -> Check:
     root = settings.workspaces_root
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        return Check("FAIL", "Workspaces", f"{root}: {error.strerror}: make it writable, or set WORKSPACES_DIR")
-    return Check("ok", "Workspaces", str(root))
+    # Looked at, never made: what doctor made would belong to whoever ran it.
+    there = next(path for path in (root, *root.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return Check("FAIL", "Workspaces", f"{root}: {there} is not a directory to write to; set WORKSPACES_DIR")
+    return Check("ok", "Workspaces", str(root) if there == root else f"{root}, which the first start makes")
 
 
 async def _git(_settings: Settings) -> Check:

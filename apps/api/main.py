@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,7 +38,8 @@ from apps.api.runner import isolation, ports
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
-from apps.api.settings import Settings
+from apps.api.settings import ENV_FILE, Settings
+from apps.api.spelling import doubtful
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +83,8 @@ class Tasks:
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application of one instance. Its lifespan connects, starts the runner, and drains at the end."""
     configure_logging(settings)
+    for found in doubtful(os.environ, ENV_FILE):
+        log.warning("settings.doubtful", warning=found)
     show_docs = settings.debug
     app = FastAPI(
         title="Claude Agent API",
@@ -95,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.previews = preview.Connections()
     app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
     app.state.prompt_limits = PromptLimits(settings)
-    app.state.limiter = public_limiter
+    app.state.limiter, app.state.health = public_limiter, health.Dependents()
     app.state.drain = app.state.failed = app.state.anonymous = None
     errors.install(app)
     _mount(app, settings.root_dialect)
@@ -201,10 +205,10 @@ def _probe(
         metrics.SLOTS.set(app.state.settings.runner_slots)
         metrics.LIVE.set(worker.live)
         metrics.STREAMS.set(app.state.streams.count)
-        metrics.WEBHOOKS_SENT.set(deliveries.sent)
-        metrics.WEBHOOKS_FAILED.set(deliveries.failed)
+        metrics.WEBHOOKS_SENT.value = deliveries.sent
+        metrics.WEBHOOKS_FAILED.value = deliveries.failed
         metrics.SOCKETS.set(app.state.sockets.count)
-        metrics.DROPPED.set(publisher.dropped)
+        metrics.DROPPED.value = publisher.dropped
         metrics.LEASE.set(max(lease.remaining(), 0))
 
     async def address_of(session_id: UUID, port: int) -> str | None:

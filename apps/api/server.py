@@ -94,6 +94,7 @@ def build_server(app: FastAPI, settings: Settings, *, host: str, port: int) -> D
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )

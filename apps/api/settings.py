@@ -20,7 +20,12 @@ from cryptography.fernet import Fernet
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from apps.api.machine import cpus
+
 TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+ENV_FILE = Path(".env")
+"""Where settings are read that the environment does not have; in the directory in which a command is started."""
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -33,7 +38,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=ENV_FILE,
         extra="ignore",
         frozen=True,
         str_strip_whitespace=True,
@@ -56,6 +61,7 @@ class Settings(BaseSettings):
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
     port: int = Field(54000, ge=0, le=65535)
+    forwarded_allow_ips: str = "127.0.0.1"
     advertise_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")] | None = None
     log_level: LogLevel = "INFO"
     debug: bool = False
@@ -66,7 +72,7 @@ class Settings(BaseSettings):
 
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
-    rate_limit_query_per_minute: int = Field(10, ge=0)
+    rate_limit_query_per_minute: int = Field(60, ge=0)
     max_body_bytes: int = Field(8_000_000, ge=1024)
     max_prompt_chars: int = Field(400_000, ge=1)
     max_queued_runs_per_session: int = Field(100, ge=1)
@@ -76,7 +82,7 @@ class Settings(BaseSettings):
     default_profile: str | None = None
 
     enable_file_checkpointing: bool = False
-    runner_slots: int = Field(default_factory=lambda: max(2, (os.cpu_count() or 1) * 2), ge=0)
+    runner_slots: int = Field(default_factory=lambda: max(2, cpus() * 2), ge=0)
     max_live_sessions: int | None = Field(None, ge=1)
     instance_lease_seconds: float = Field(10, ge=2, le=300)
     session_idle_seconds: float = Field(300, ge=0)

@@ -180,8 +180,8 @@ def test_find_sees_only_servers_that_run(tmp_path: Path) -> None:
         found = embedded.find(tmp_path / "data")
         assert found.database_url is not None
         assert found.redis_url is not None
-    assert embedded.find(tmp_path / "data") == embedded.Addresses(None, None)
-    assert embedded.find(tmp_path / "never") == embedded.Addresses(None, None)
+    for name in ("data", "never"):
+        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, tmp_path / name / "workspaces")
 
 
 async def test_a_killed_holder_leaves_nothing_and_the_next_one_starts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 
@@ -9,12 +10,15 @@ import httpx
 import pytest
 
 from apps.api import __version__
-from apps.api.http.health import Health
+from apps.api.http.health import Dependents, Health
 from apps.api.main import create_app
 from apps.api.runner import isolation
 from apps.api.settings import Settings
 from tests.conftest import StartFleet
 from tests.fleet import Fleet
+from tests.world import World, core_of, lone_world
+
+__all__ = ["lone_world"]
 
 PUBLIC = ["/health", "/api/v1/health", "/health/live", "/health/ready", "/metrics"]
 
@@ -22,7 +26,7 @@ PUBLIC = ["/health", "/api/v1/health", "/health/live", "/health/ready", "/metric
 @pytest.fixture
 async def nobody(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key, of the first instance."""
-    async with httpx.AsyncClient(base_url=fleet[0].url) as client:
+    async with httpx.AsyncClient(base_url=fleet[0].url, timeout=60) as client:
         yield client
 
 
@@ -71,6 +75,33 @@ async def test_a_process_that_is_alive_says_so_and_no_more(nobody: httpx.AsyncCl
     assert (await nobody.get("/health/live")).json() == {"status": "ok"}
 
 
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+async def statuses(client: httpx.AsyncClient, path: str, count: int, address: str) -> set[int]:
+    return {(await client.get(path, headers={"X-Forwarded-For": address})).status_code for _ in range(count)}
+
+
+async def test_whoever_shares_a_balancers_address_does_not_take_the_fleet_down(nobody: httpx.AsyncClient) -> None:
+    for path in ("/health/ready", "/health/live", "/health"):
+        assert await statuses(nobody, path, 610, "192.0.2.1") == {200}
+
+
+async def test_the_public_limit_is_per_client_behind_a_trusted_proxy(nobody: httpx.AsyncClient) -> None:
+    assert await statuses(nobody, "/playground", 610, "192.0.2.2") == {200, 429}
+    assert await statuses(nobody, "/playground", 1, "192.0.2.3") == {200}
+
+
+async def test_dependencies_are_asked_once_a_second_by_all_together(lone_world: World) -> None:
+    async def pings() -> int:
+        facts = await lone_world.redis.client.info("commandstats")
+        return int(facts["cmdstat_ping"]["calls"]) if "cmdstat_ping" in facts else 0
+
+    dependents, core, before = Dependents(), core_of(lone_world), await pings()
+    assert await asyncio.gather(*(dependents.states(core) for _ in range(300))) == [("ok", "ok")] * 300
+    assert await pings() - before < 30
+
+
 # --- metrics -------------------------------------------------------------------------------------------------------
 
 SAMPLE = re.compile(r'[a-z_]+(?:\{[a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*\})? [0-9.e+-]+')
@@ -97,10 +128,14 @@ async def test_metrics_are_in_the_format_of_prometheus(nobody: httpx.AsyncClient
         "runner_slots",
         "sessions_live",
         "event_streams_open",
-        "relay_frames_dropped",
+        "relay_frames_dropped_total",
+        "webhook_messages_sent_total",
+        "webhook_attempts_failed_total",
         "instance_lease_remaining_seconds",
     } <= names
-    assert "# TYPE http_requests_total counter" in lines
+    for name in ("http_requests", "relay_frames_dropped", "webhook_messages_sent", "webhook_attempts_failed"):
+        assert f"# TYPE {name}_total counter" in lines
+    assert not [name for name in names if name.endswith("_created")]
     assert "runner_slots 4.0" in lines
 
 
@@ -110,6 +145,21 @@ async def test_a_request_is_counted_by_its_route_and_status(nobody: httpx.AsyncC
     for name in ("one", "other"):
         await nobody.get(f"/api/v1/sessions/{name}")
     assert await counted(nobody, labels) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/compat/code-server/session/one", "/compat/code-server/session/{session_id}"),
+        ("/compat/code-server/health", "/compat/code-server/health"),
+        ("/compat/execute-server/status/one", "/compat/execute-server/status/{session_id}"),
+        ("/compat/code-server/", "/compat/code-server/"),
+        ("/health", "/health"),
+    ],
+)
+async def test_a_route_of_a_dialect_keeps_its_prefix(nobody: httpx.AsyncClient, path: str, route: str) -> None:
+    status = (await nobody.get(path)).status_code
+    assert await counted(nobody, f'method="GET",route="{route}",status="{status}"') >= 1
 
 
 async def test_paths_that_do_not_exist_do_not_fill_the_metrics(nobody: httpx.AsyncClient) -> None:

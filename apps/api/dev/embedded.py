@@ -19,12 +19,13 @@ from apps.api.dev.processes import Child, Reaper, remove
 Name = Literal["postgres", "valkey"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Addresses:
-    """Where embedded servers are reached; None for one that does not run. Each holds its password."""
+    """Where embedded servers are reached, by setting; None for one that does not run. Each URL holds its password."""
 
     database_url: str | None
     redis_url: str | None
+    workspaces_dir: Path | None
 
 
 def find(data_dir: Path) -> Addresses:
@@ -33,6 +34,7 @@ def find(data_dir: Path) -> Addresses:
     return Addresses(
         postgres.url(home, postgres.DATABASE) if postgres.is_running(home) else None,
         valkey.url(home) if valkey.is_running(home) else None,
+        home.workspaces,
     )
 
 

@@ -19,7 +19,8 @@ from apps.api.dev.console import complain, say
 from apps.api.dev.datadir import DataDir, DevError, write_secret
 from apps.api.dev.fleet import Fleet, refuse_busy_ports
 from apps.api.dev.processes import Child, Ending, Reaper, Stage, await_ready
-from apps.api.settings import Settings
+from apps.api.settings import ENV_FILE, Settings
+from apps.api.spelling import doubtful
 
 DEMO_START_TIMEOUT = 30.0
 """Seconds."""
@@ -55,6 +56,8 @@ def run_dev(options: DevOptions) -> int:
         pydantic.ValidationError: the environment or `.env` is wrong.
     """
     settings = Settings()
+    for found in doubtful(os.environ, ENV_FILE):
+        complain(f"claude-agent-api dev: warning: {found}")
     first = options.port if options.port is not None else settings.port
     home = DataDir.at(options.data_dir)
     try:
@@ -143,6 +146,7 @@ class _Supervisor:
             "WORKSPACES_DIR": str(self._home.workspaces),
             "DEBUG": "true",
             "AGENT_ISOLATION": "auto",  # one developer's own agents, on a machine that may be a Mac
+            "RATE_LIMIT_QUERY_PER_MINUTE": "0",
             "OUTBOUND_ALLOW": "127.0.0.0/8",  # hooks and webhooks of people who try them on one machine
         }
         if not self._settings.encryption_keys:

@@ -1,8 +1,13 @@
-"""Health and metrics: the only routes that need no key."""
+"""Health and metrics: the only routes that need no key.
+
+Health is never limited: a load balancer asks for all, and whoever shares its address could take the fleet down. Asking
+the databases is bounded instead, however often it is asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -19,12 +24,13 @@ from apps.api.http.route import Probe, core_of, probe_of
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 from apps.api.redis import REDIS_ERRORS
 
-_LIMITED = "More than 600 requests a minute from this address."
-
-router = APIRouter(tags=["health"], responses={429: {"description": _LIMITED}})
+router = APIRouter(tags=["health"])
 
 PROBE_TIMEOUT = 2.0
 """Seconds for each dependency to answer."""
+
+CACHE_SECONDS = 1.0
+"""Seconds for which its answer holds."""
 
 State = Literal["ok", "unavailable"]
 
@@ -67,9 +73,27 @@ async def _redis(core: Core) -> State:
     return "ok"
 
 
-async def examine(core: Core, probe: Probe) -> Health:
+class Dependents:
+    """What the databases answered last, asked at most once in CACHE_SECONDS by all requests together."""
+
+    def __init__(self) -> None:
+        self._lock, self._asked_at = asyncio.Lock(), -CACHE_SECONDS
+        self._answers: tuple[State, State] = "unavailable", "unavailable"
+
+    async def states(self, core: Core) -> tuple[State, State]:
+        """Of PostgreSQL and of Redis."""
+        async with self._lock:
+            if time.monotonic() - self._asked_at >= CACHE_SECONDS:
+                postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
+                self._answers = postgres, redis
+                self._asked_at = time.monotonic()
+            return self._answers
+
+
+async def examine(request: Request) -> Health:
     """The state of this instance, and of what it depends on."""
-    postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
+    core, probe, dependents = core_of(request), probe_of(request), request.app.state.health
+    postgres, redis = await dependents.states(core)
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
     model = probe.default_model()
@@ -85,7 +109,6 @@ async def examine(core: Core, probe: Probe) -> Health:
     )
 
 
-CoreOf = Annotated[Core, Depends(core_of)]
 ProbeOf = Annotated[Probe, Depends(probe_of)]
 
 
@@ -93,33 +116,35 @@ ProbeOf = Annotated[Probe, Depends(probe_of)]
 @router.get(
     "/api/v1/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}}
 )
-@public_limiter.limit(PUBLIC_LIMIT)
-async def health(request: Request, response: Response, core: CoreOf, probe: ProbeOf) -> Health:
+async def health(request: Request, response: Response) -> Health:
     """200 while this instance works, if only in part; 503 when it is `unhealthy`."""
-    state = await examine(core, probe)
+    state = await examine(request)
     if state.status == "unhealthy":
         response.status_code = 503
     return state
 
 
 @router.get("/health/live", summary="Whether the process is alive", status_code=200)
-@public_limiter.limit(PUBLIC_LIMIT)
-async def live(request: Request) -> dict[str, str]:
+async def live() -> dict[str, str]:
     """Asks nothing but the event loop: a database that is away is no reason to restart this process."""
     return {"status": "ok"}
 
 
 @router.get("/health/ready", summary="Whether this instance should get traffic", responses={503: {"model": Health}})
-@public_limiter.limit(PUBLIC_LIMIT)
-async def ready(request: Request, response: Response, core: CoreOf, probe: ProbeOf) -> Health:
+async def ready(request: Request, response: Response) -> Health:
     """503 while draining, or without PostgreSQL, the agent CLI or a valid lease."""
-    state = await examine(core, probe)
+    state = await examine(request)
     if state.status == "unhealthy" or state.draining:
         response.status_code = 503
     return state
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={429: {"description": "More than 600 requests a minute from this address."}},
+)
 @public_limiter.limit(PUBLIC_LIMIT)
 async def prometheus(request: Request, probe: ProbeOf) -> Response:
     """Counters and gauges of this instance in the Prometheus text format. Keep it off the public network."""

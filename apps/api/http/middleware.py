@@ -58,8 +58,7 @@ class RequestContext:
         try:
             await self._app(scope, hear if scope["type"] == "websocket" else receive, tell)
         finally:
-            route: Any = scope.get("route")
-            path = getattr(route, "path", "unmatched")
+            path = _template(scope)
             method = scope.get("method", "WEBSOCKET")
             REQUESTS.labels(method, path, status).inc()
             level = log.debug if path.startswith("/health") else log.info
@@ -72,6 +71,17 @@ class RequestContext:
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 request_id=ident,
             )
+
+
+def _template(scope: Scope) -> str:
+    """The path of the route that was taken, whole: an included router's route knows only its own part."""
+    route: Any = scope.get("route")
+    if route is None:
+        return "unmatched"
+    path, at = scope["path"], 0
+    while at >= 0 and not route.path_regex.match(path[at:]):
+        at = path.find("/", at + 1)
+    return f"{path[: max(at, 0)]}{route.path}"
 
 
 class BoundedBody:

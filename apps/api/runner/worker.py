@@ -7,7 +7,6 @@ each also looks by itself from time to time.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -21,6 +20,7 @@ from apps.api.core.context import Core
 from apps.api.core.instances import Lease, Owned
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
+from apps.api.machine import cpus
 from apps.api.runner import catalog, orders
 from apps.api.runner.execution import Execution
 from apps.api.runner.pace import POLL, jittered, nap
@@ -54,7 +54,7 @@ class Worker:
         self._core, self._lease = core, lease
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
-        self._start_gate = asyncio.Semaphore(max(1, os.cpu_count() or 1))
+        self._start_gate = asyncio.Semaphore(cpus())
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()

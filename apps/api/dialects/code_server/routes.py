@@ -17,7 +17,7 @@ from apps.api.errors import Unavailable
 from apps.api.http.answer import Json
 from apps.api.http.compat import SessionId, documented, ended, public, send, stop, stream, unfinished
 from apps.api.http.health import examine
-from apps.api.http.route import CoreDep, Prompter, Reader, Writer, admit_guests, probe_of, visitor
+from apps.api.http.route import CoreDep, Prompter, Reader, Writer, admit_guests, visitor
 from apps.api.http.sse import EventStream
 
 PREFIX = "/compat/code-server"
@@ -47,12 +47,11 @@ async def info(request: Request) -> wire.CodeServerInfo:
 
 
 @router.get("/health", tags=["health"])
-@public
 async def health(
     request: Request, core: CoreDep, caller: Annotated[Principal | None, Depends(visitor)]
 ) -> wire.CodeServerHealth:
     """Whether the server works, whether it has a model, and how many sessions the caller has."""
-    if (await examine(core, probe_of(request))).status == "unhealthy":
+    if (await examine(request)).status == "unhealthy":
         raise Unavailable("unhealthy")
     return wire.CodeServerHealth(
         status="healthy",
