@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 from redis.exceptions import RedisError
 
-from apps.api.core import queue, sessions, tasks
+from apps.api.core import follow, queue, sessions, tasks
 from apps.api.core.follow import DELETED, MAILBOX_BYTES, Followed, Followers, Mailbox, SessionDeleted
-from apps.api.core.frames import Frame, Position
+from apps.api.core.frames import Frame, Position, decode, event_data
 from apps.api.core.log import Event, Writer
 from apps.api.core.queue import Claim
 from apps.api.core.relay import MAX_PENDING_BYTES, Publisher
 from apps.api.db import Database
+from apps.api.dialects.code_server.translate import Lines
 from apps.api.redis import Redis, open_redis
 from tests.proxy import changed, postgres_proxy, redis_proxy
 from tests.world import PATIENCE, Relay, World, relaying, until
@@ -575,3 +579,106 @@ async def test_a_refused_entry_does_not_hold_up_what_follows(world: World, relay
     relay.publisher.command("SET", "after", "all")
     await relay.publisher.flushed()
     assert await world.redis.client.get("after") == b"all"
+
+
+# --- deltas that are put together ----------------------------------------------------------------------------------
+
+
+def piece(seq: int, part: int, text: str, parent: str | None = None) -> Frame:
+    return _frame(Position(seq, part), "partial", text=text, parent_tool_use_id=parent)
+
+
+def whole(seq: int, text: str, parent: str | None = None, role: str = "assistant") -> Frame:
+    return _frame(Position(seq), "message", text=text, role=role, parent_tool_use_id=parent)
+
+
+def task(seq: int) -> Frame:
+    return _frame(Position(seq), "task", text="t")
+
+
+def _frame(position: Position, type_: str, **fields: object) -> Frame:
+    return Frame.build(position, type_, event_data(uuid4(), None, position.seq, datetime.now(UTC), fields))
+
+
+GAPS: dict[str, tuple[list[Frame], list[str]]] = {
+    # what comes, and what of it is told
+    "none": ([piece(1, 1, "a"), piece(1, 2, "b"), whole(2, "ab"), piece(2, 1, "c")], ["a", "b", "ab", "c"]),
+    "inside": (
+        [piece(1, 1, "a"), piece(1, 3, "c"), piece(1, 4, "d"), whole(2, "abcd"), piece(2, 1, "e")],
+        ["a", "abcd", "e"],
+    ),
+    "before the first": ([piece(1, 4, "d"), whole(2, "abcd"), piece(2, 1, "e")], ["abcd", "e"]),
+    "after the message": ([piece(1, 1, "a"), whole(2, "a"), piece(2, 3, "d"), whole(3, "bcd")], ["a", "a", "bcd"]),
+    "then another's message": (
+        [
+            piece(1, 1, "a"),
+            piece(1, 3, "c"),
+            whole(2, "x", "s"),
+            piece(2, 1, "d"),
+            piece(2, 2, "y", "s"),
+            whole(3, "A"),
+        ],
+        ["a", "x", "y", "A"],
+    ),
+    "then something else": (
+        [piece(1, 1, "a"), piece(1, 3, "c"), whole(2, "p", role="user"), task(3), piece(3, 1, "d")],
+        ["a", "p", "t"],
+    ),
+    "then the end": ([piece(1, 2, "b"), _frame(Position(2), "done", text="!"), piece(2, 1, "a")], ["!", "a"]),
+}
+
+
+@pytest.mark.parametrize(("come", "told"), GAPS.values(), ids=GAPS)
+def test_after_a_hole_no_delta_is_told_until_its_message_is(come: list[Frame], told: list[str]) -> None:
+    fresh, position = follow._fresh(come, Position(1), Mailbox(), follow._Deltas())
+    assert [decode(f.data)["text"] for f in fresh] == told
+    assert position == come[-1].position
+    everything, _ = follow._fresh(come, Position(1), Mailbox(), None)
+    assert everything == come
+
+
+async def test_who_puts_deltas_together_has_the_text_once_after_redis_was_away(world: World) -> None:
+    async with (
+        redis_proxy(world.settings) as (proxy, through),
+        open_redis(through) as redis,
+        relaying(world.db, redis, check_interval=0.1) as relay,
+    ):
+        _, claim, writer = await world.owned(relay.publisher)
+        lines, said = Lines(), [b""]
+
+        async def read() -> None:
+            batches = relay.followers.follow(followed(claim), START, gapless=True)
+            async with aclosing(batches):
+                async for batch in batches:
+                    said[0] += b"".join(map(lines.of, batch))
+                    if any(f.type == "done" for f in batch):
+                        return
+
+        def say(word: str) -> None:
+            delta = {"index": 0, "delta": {"type": "text", "text": word}, "parent_tool_use_id": None}
+            writer.delta("partial", claim.run_id, delta)
+
+        reader = asyncio.create_task(read())
+        await until(lambda: relay.subscriptions.connected and relay.followers.count == 1)
+        say("one ")
+        await until(lambda: b"one " in said[0])
+        await proxy.refuse()
+        proxy.cut()
+        await until(lambda: not relay.subscriptions.connected)
+        say("two ")
+        await writer.append(Event("task", {}, claim.run_id))  # stored between two deltas of one message
+        await proxy.start()
+        await until(lambda: relay.subscriptions.connected)
+        await relay.publisher.flushed(PATIENCE)
+        words = ["one ", "two "]
+        for n in range(20):
+            words.append(f"{n} ")
+            say(words[-1])
+            await relay.publisher.flushed(PATIENCE)
+        content = [{"type": "text", "text": "".join(words)}]
+        message = {"role": "assistant", "content": content, "parent_tool_use_id": None}
+        await writer.append(Event("message", message, claim.run_id), Event("done", {}, claim.run_id))
+        async with asyncio.timeout(PATIENCE):
+            await reader
+    told = [json.loads(line.removeprefix("data: ")) for line in said[0].decode().split("\n\n") if line]
+    assert "".join(line["content"] for line in told if line["type"] == "text") == "".join(words)

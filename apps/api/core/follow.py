@@ -18,7 +18,7 @@ from uuid import UUID
 import structlog
 
 from apps.api.core import log as event_log
-from apps.api.core.frames import Frame, Position, split
+from apps.api.core.frames import Frame, Position, decode, split
 from apps.api.core.relay import Subscriptions
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.redis import Redis
@@ -192,19 +192,27 @@ class Followers:
             seen = {row["id"]: row["last_seq"] for row in rows}
 
     async def follow(
-        self, followed: Followed, after: Position, *, run_id: UUID | None = None, tick: float = KEEP_ALIVE_INTERVAL
+        self,
+        followed: Followed,
+        after: Position,
+        *,
+        run_id: UUID | None = None,
+        tick: float = KEEP_ALIVE_INTERVAL,
+        gapless: bool = False,
     ) -> AsyncGenerator[list[Frame]]:
         """Events after `after`, for ever, in batches; an empty batch after `tick` seconds without one.
 
         Args:
             run_id: only events of this run. Those of others are silence.
+            gapless: leave out deltas that do not continue those before them. Deltas are not durable: for readers who
+                put them together, and cannot take back what they have told.
 
         Raises:
             SessionDeleted: the session was deleted meanwhile.
         """
         wanted = None if run_id is None else str(run_id).encode()
         async with self.mailbox(followed) as mailbox:
-            position, told = after, time.monotonic()
+            position, told, deltas = after, time.monotonic(), _Deltas() if gapless else None
             while True:
                 mailbox.seq = position.seq
                 if mailbox.deleted:
@@ -212,7 +220,7 @@ class Followers:
                 if mailbox.behind:
                     mailbox.catch_up()
                     try:
-                        frames, complete = await self._replay(followed, position)
+                        frames, complete, stored = await self._replay(followed, position)
                     except CONNECTION_ERRORS:
                         mailbox.gap()
                         yield []
@@ -220,6 +228,8 @@ class Followers:
                         continue
                     if not complete:
                         mailbox.gap()
+                    if stored and deltas is not None:
+                        deltas.lost()
                 else:
                     frames = mailbox.take()
                     if not frames:
@@ -227,25 +237,29 @@ class Followers:
                             yield []
                             told = time.monotonic()
                         continue
-                fresh, position = _fresh(frames, position, mailbox)
+                fresh, position = _fresh(frames, position, mailbox, deltas)
                 if wanted is not None:
                     fresh = [frame for frame in fresh if frame.belongs_to(wanted)]
                 if fresh or time.monotonic() - told >= tick:
                     yield fresh
                     told = time.monotonic()
 
-    async def _replay(self, followed: Followed, position: Position) -> tuple[list[Frame], bool]:
-        """What follows `position`, and whether that is all there is. Prefers the stream, which has the deltas."""
+    async def _replay(self, followed: Followed, position: Position) -> tuple[list[Frame], bool, bool]:
+        """What follows `position`; whether that is all there is; and whether deltas may be missing from it.
+
+        Prefers the stream, which has the deltas.
+        """
         frames = await self._from_stream(followed, position)
+        stored: list[Frame] = []
         if not frames or not _continues(frames[0], position):
             stored = await event_log.read(
                 self._db, followed.tenant_id, followed.session_id, position.seq, limit=REPLAY_BATCH
             )
             if len(stored) == REPLAY_BATCH:
-                return stored, False
+                return stored, False, True
             newest = stored[-1].position if stored else position
             frames = stored + [frame for frame in frames if frame.position > newest]
-        return frames, len(frames) < REPLAY_BATCH
+        return frames, len(frames) < REPLAY_BATCH, bool(stored)
 
     async def _from_stream(self, followed: Followed, position: Position) -> list[Frame]:
         stream = self._redis.keys.stream(followed.tenant_id, followed.session_id)
@@ -261,7 +275,42 @@ def _continues(frame: Frame, position: Position) -> bool:
     return frame.seq == position.seq if frame.part else frame.seq == position.seq + 1
 
 
-def _fresh(frames: list[Frame], position: Position, mailbox: Mailbox) -> tuple[list[Frame], Position]:
+class _Deltas:
+    """Which deltas continue what a reader was told. After a hole none of a message does, until that has come whole."""
+
+    def __init__(self) -> None:
+        self._in_message = self._holed = False
+        self._whole: set[str | None] = set()  # callers whose message has come since the hole
+
+    def lost(self) -> None:
+        """What follows was stored: the deltas between are gone, of a message that had begun."""
+        if self._in_message:
+            self._hole()
+
+    def _hole(self) -> None:
+        self._holed = True
+        self._whole.clear()
+
+    def admits(self, frame: Frame, before: Position) -> bool:
+        """Whether the frame behind `before` may be told."""
+        if frame.part:
+            self._in_message = True
+            if frame.part != before.part + 1:
+                self._hole()
+            return not self._holed or decode(frame.data).get("parent_tool_use_id") in self._whole
+        if frame.type == "done":
+            self._in_message = self._holed = False
+        elif frame.type == "message":
+            self._in_message = False
+            data = decode(frame.data) if self._holed else {}
+            if data.get("role") == "assistant":
+                self._whole.add(data.get("parent_tool_use_id"))
+        return True
+
+
+def _fresh(
+    frames: list[Frame], position: Position, mailbox: Mailbox, deltas: _Deltas | None
+) -> tuple[list[Frame], Position]:
     """Drop what was seen; stop at a hole in the durable numbers, and send the mailbox back to replay there."""
     fresh = []
     for frame in frames:
@@ -270,6 +319,7 @@ def _fresh(frames: list[Frame], position: Position, mailbox: Mailbox) -> tuple[l
         if not _continues(frame, position):
             mailbox.gap()
             break
-        fresh.append(frame)
+        if deltas is None or deltas.admits(frame, position):
+            fresh.append(frame)
         position = frame.position
     return fresh, position

@@ -190,7 +190,7 @@ async def _chunks(
 ) -> AsyncGenerator[bytes]:
     if first:
         yield first
-    batches, told = run_frames(core, tenant_id, run), time.monotonic()
+    batches, told = run_frames(core, tenant_id, run, gapless=True), time.monotonic()
     try:
         async with aclosing(batches):
             async for batch in batches:
