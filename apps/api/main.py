@@ -72,7 +72,7 @@ class Tasks:
         if task.cancelled():
             return
         self._app.state.failed = name = task.get_name()
-        log.critical("instance.task_ended", task=name, error=repr(task.exception()), exc_info=task.exception())
+        log.critical("instance.task_ended", task=name, error=task.exception(), exc_info=task.exception())
         # An instance without one of its loops would keep its lease and do half of its work.
         signal.raise_signal(signal.SIGTERM)
 

@@ -157,7 +157,7 @@ class Deliveries:
             del self._busy[webhook_id]
         self._free.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("webhook.attempt_broke", error=repr(error), exc_info=error)
+            log.error("webhook.attempt_broke", error=error, exc_info=error)
 
     async def _send(self, claimed: Claimed) -> None:
         status: int | None = None

@@ -182,7 +182,7 @@ async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *argu
         message = f"The session's files are more than {limit} bytes."
         raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error
     except OSError as error:
-        log.warning("forks.files_not_copied", session_id=str(parent_id), error=repr(error)[:300])
+        log.warning("forks.files_not_copied", session_id=str(parent_id), error=error)
         raise Conflict("The session's files could not be copied.", code="workspace_not_copied") from error
 
 

@@ -117,7 +117,7 @@ class EventStream(Response):
             await self._chunks.aclose()
         error = None if writer.cancelled() else writer.exception()
         if error is not None:
-            log.warning("sse.cut", error=repr(error))
+            log.warning("sse.cut", error=error)
         if not left and error is None:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         elif self._left is not None and (left or isinstance(error, _Unread)):

@@ -103,7 +103,7 @@ class Agent:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await self.client.interrupt()
         except Exception as error:
-            log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=repr(error))
+            log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=error)
             self.kill()
 
     async def change(self, changes: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Agent:
             self.kill()
             await asyncio.wait({closing}, timeout=2 * STOP_TIMEOUT)
         if closing.done() and (error := closing.exception()):
-            log.warning("agent.close_failed", session_id=str(self._session_id), error=repr(error))
+            log.warning("agent.close_failed", session_id=str(self._session_id), error=error)
         reader = self._reader
         if reader is not None and reader is not asyncio.current_task():
             # It ends by itself with the stream. Cancelled in a write, it would leave the writer's position in doubt.

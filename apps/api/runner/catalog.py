@@ -29,7 +29,7 @@ async def fill(core: Core, scratch: Scratch) -> None:
             async with asyncio.timeout(TIMEOUT):
                 await skills.store_catalog(core.db, __cli_version__, await _ask(core, scratch))
     except Exception as error:
-        log.warning("catalog.not_filled", error=repr(error)[:500])
+        log.warning("catalog.not_filled", error=error)
 
 
 async def _ask(core: Core, scratch: Scratch) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class Execution:
         except (LeaseLost, Unavailable):
             raise
         except Exception as error:
-            log.error("execution.turn_failed", session_id=str(self.session_id), error=repr(error), exc_info=True)
+            log.error("execution.turn_failed", session_id=str(self.session_id), error=error, exc_info=True)
             self._kill()
             code = "storage_failed" if isinstance(error, CONNECTION_ERRORS) else "agent_crashed"
             await self._talk.fail(turn, code, f"The agent failed: {type(error).__name__}.")
@@ -334,7 +334,7 @@ class Execution:
             self._lose(failure)
             return
         if failure is not None:
-            log.warning("execution.agent_ended", session_id=str(self.session_id), error=str(failure)[:300])
+            log.warning("execution.agent_ended", session_id=str(self.session_id), error=failure)
             agent.kill()
         # It takes with it what it has begun, not the run that waits for the next agent.
         current = self._talk.current

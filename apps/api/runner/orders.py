@@ -38,7 +38,7 @@ async def obey(execution: Execution, command: Command) -> Settled:
     except (LeaseLost, Unavailable):
         raise
     except Exception as error:  # left pending, nobody would ever obey it
-        log.error("command.failed", session_id=str(command.session_id), error=repr(error)[:300], exc_info=True)
+        log.error("command.failed", session_id=str(command.session_id), error=error, exc_info=True)
         return False, _failed("The instance failed to do this.")
 
 

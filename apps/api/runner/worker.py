@@ -232,7 +232,7 @@ class Worker:
                 self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
             )
         except queue.Unreadable as claimed:
-            log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=str(claimed.__cause__)[:500])
+            log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=claimed.__cause__)
             if orphan := await queue.refuse(self._core.db, self._lease.instance_id, claimed):
                 self._core.orphaned(orphan)
             return True
@@ -253,7 +253,7 @@ class Worker:
         try:
             await execution.run()
         except Exception as error:
-            log.error("worker.session_failed", session_id=str(execution.session_id), error=repr(error), exc_info=True)
+            log.error("worker.session_failed", session_id=str(execution.session_id), error=error, exc_info=True)
         finally:
             if self.executions.get(execution.session_id) is execution:
                 del self.executions[execution.session_id]
@@ -341,4 +341,4 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
     try:
         await work
     except Exception as error:
-        log.error("worker.side_task_failed", error=repr(error), exc_info=True)
+        log.error("worker.side_task_failed", error=error, exc_info=True)
