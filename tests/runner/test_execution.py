@@ -14,6 +14,13 @@ from tests.world import PATIENCE, until
 HALF_A_PAIR = "\ud83d"
 
 
+async def nothing_left(fleet: Fleet, path: str, position: str | None = None) -> bool:
+    """Whether the answer is the one upon which an EventSource stops to reconnect."""
+    answer = await fleet[1].get(path, headers={"Last-Event-ID": position} if position else {})
+    assert answer.content == b""
+    return answer.status_code == 204
+
+
 async def stream(fleet: Fleet, path: str, **more: Any) -> list[Sse]:
     """All of a stream that ends by itself."""
     async with asyncio.timeout(PATIENCE), fleet[1].stream(path, **more) as events:
@@ -52,28 +59,29 @@ async def test_a_prompt_with_half_a_pair_runs_and_can_be_read_everywhere(fleet: 
 
 
 @pytest.mark.parametrize("of", ["runs/{run}/events", "sessions/{session}/events?run_id={run}"])
-async def test_a_stream_of_a_run_that_was_read_to_its_end_ends_at_once(fleet: Fleet, of: str) -> None:
+async def test_a_stream_of_a_run_that_was_read_to_its_end_is_no_content(fleet: Fleet, of: str) -> None:
     """Browsers reconnect by themselves, with the id of the `done` that they have just seen."""
     session_id = await fleet[0].session()
     first = await fleet[0].prompt(session_id, "say one")
     path = "/" + of.format(run=first, session=session_id)
     events = await stream(fleet, path)
     assert events[-1].event == "done"
-    assert await stream(fleet, path, headers={"Last-Event-ID": events[-1].id}) == []
+    assert await nothing_left(fleet, path, events[-1].id)
     await fleet[0].ask(session_id, "say two")
-    assert await stream(fleet, path, headers={"Last-Event-ID": events[-1].id}) == []
+    assert await nothing_left(fleet, path, events[-1].id)
     assert await stream(fleet, path, headers={"Last-Event-ID": events[-2].id}) == events[-1:]
     [resync] = await stream(fleet, path, headers={"Last-Event-ID": "999999"})
     assert resync.event == "resync"
 
 
-async def test_a_stream_until_idle_of_an_idle_session_that_was_read_ends_at_once(fleet: Fleet) -> None:
+async def test_a_stream_until_idle_of_an_idle_session_that_was_read_is_no_content(fleet: Fleet) -> None:
     session_id = await fleet[0].session()
-    assert await stream(fleet, f"/sessions/{session_id}/events?until=idle") == []
+    assert await nothing_left(fleet, f"/sessions/{session_id}/events?until=idle")
     await fleet[0].ask(session_id, "say one")
     events = await stream(fleet, f"/sessions/{session_id}/events?until=idle")
     assert events[-1].event == "done"
-    assert await stream(fleet, f"/sessions/{session_id}/events?until=idle&after={events[-1].id}") == []
+    assert await nothing_left(fleet, f"/sessions/{session_id}/events?until=idle&after={events[-1].id}")
+    assert await nothing_left(fleet, f"/sessions/{session_id}/events?until=idle", events[-1].id)
 
 
 async def test_streams_until_idle_that_come_at_any_moment_of_a_run_see_its_done(fleet: Fleet) -> None:

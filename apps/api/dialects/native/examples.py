@@ -213,6 +213,10 @@ FOLLOWED: dict[int | str, dict[str, Any]] = {
         "description": "Server-sent events; with `Accept: application/json` a page of the stored ones.",
         "content": {**_STREAM_CONTENT, "application/json": {}},
         "headers": {"X-Session-ID": _UUID_HEADER},
-    }
+    },
+    204: {
+        "description": "Nothing is left to stream, and nothing will come.",
+        "headers": {"X-Session-ID": _UUID_HEADER},
+    },
 }
 """What a route documents that follows events."""

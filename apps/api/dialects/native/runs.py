@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core import log, runs, sessions
@@ -15,12 +15,13 @@ from apps.api.core.frames import Position, decode
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
 from apps.api.dialects.native.examples import FOLLOWED
-from apps.api.dialects.native.stream import OneRun, session_stream
+from apps.api.dialects.native.stream import OneRun, nothing_left, session_stream
 from apps.api.errors import NotFound
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 
 @router.get(
@@ -72,6 +73,8 @@ async def _events(
         data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in frames[:limit]]
         return Json({"data": data, "next_cursor": data[-1]["id"] if len(frames) > limit else None})
     followed = Followed(caller.tenant_id, session_id)
+    if await nothing_left(core, followed, start, newest, until_idle=until_idle, run=run):
+        return Response(status_code=204, headers={"X-Session-ID": str(session_id)})
     return session_stream(request, core, followed, start, newest, until_idle=until_idle, run=run)
 
 

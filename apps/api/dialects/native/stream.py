@@ -135,6 +135,18 @@ async def session_batches(
         yield [_deleted(followed.session_id, reached)]
 
 
+async def nothing_left(
+    core: Core, followed: Followed, after: Position, newest: int, *, until_idle: bool, run: OneRun | None
+) -> bool:
+    """Whether such a stream would end without an event. An EventSource would ask for it again and again, but for 204:
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model."""
+    if after.seq > newest:
+        return False  # that is to be told
+    if run is not None and run[1] is not None and after.seq >= run[1]:
+        return True
+    return until_idle and await _all_seen(core, followed, after.seq)
+
+
 async def _all_seen(core: Core, followed: Followed, reached: int) -> bool:
     # Both facts in one look: a run that ended a moment ago has events that this reader has not seen yet.
     newest = await runs.idle_since(core.db, followed.session_id)
