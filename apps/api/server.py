@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from apps.api.settings import Settings
 
@@ -22,12 +24,59 @@ CLOSE_SECONDS = 10.0
 """For a client to take what is left, and to say goodbye, when its WebSocket is closed."""
 
 
+KNOWN = "claude_agent_api.known"
+"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See http/ws.py."""
+
+STRANGERS_BYTES = 4 * 1024
+"""For what a client sends over a WebSocket before it is known who it is: the message with its key."""
+
+
 class WebSockets(WebSocketsSansIOProtocol):
-    """uvicorn's WebSockets, with an end also for connections whose client does not read.
+    """uvicorn's WebSockets, with a bound on what strangers send, and an end for connections whose client does not read.
 
     uvicorn writes nothing, not even the reason for the end, while a client does not take what was written before; and
     it then keeps the connection until the client does.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._strange, self._strangers_bytes = True, 0
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            # Its task has not begun yet.
+            self.scope["extensions"][KNOWN] = {"call": self._known}
+
+    def _known(self) -> None:
+        """The app knows who the client is: it may send what any client may."""
+        self._strange = False
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        connected = self.handshake_initiated
+        super().data_received(data)
+        if connected and self._strange and not self.read_paused:
+            self._strangers_bytes += len(data)
+            if self._strangers_bytes > STRANGERS_BYTES:
+                self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.handshake_complete or self.close_sent:
+            self.transport.abort()
+            return
+        self.conn.fail(1009, "too large for a client that has shown no key")
+        self.handle_parser_exception()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        if self._strange and message["type"] == "websocket.receive" and not self.close_sent:
+            # What comes behind the key is read once the key has been found good.
+            self.read_paused = True
+            self.transport.pause_reading()
+        return message
 
     async def run_asgi(self) -> None:
         await super().run_asgi()

@@ -7,6 +7,7 @@ not agree on what it means (RFC 8259, section 9, lets a reader set such limits; 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -26,7 +27,6 @@ _INTEGERS = range(-(2**63), 2**64)
 """Whole numbers that come back as they were from every part of this server."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 
 
@@ -104,7 +104,7 @@ class Unsuitable(ValueError):
 
 
 def parse(data: bytes | str) -> Any:
-    """The document that a client sent, as UTF-8. Takes long for large ones: see LARGE.
+    """The document that a client sent, as UTF-8.
 
     Raises:
         NotJson: it is none.
@@ -123,6 +123,11 @@ def parse(data: bytes | str) -> Any:
     return value
 
 
+async def read(data: bytes | str) -> Any:
+    """The same, off the loop if it is large."""
+    return await asyncio.to_thread(parse, data) if len(data) > LARGE else parse(data)
+
+
 def _count(text: str) -> None:
     raw = text.encode(errors="surrogatepass")
     # Most of what is large is few long strings; only what may be many values is looked at closely.
@@ -139,19 +144,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made if len(made) == len(pairs) else _Twice(made)
 
 
-def check(value: Any) -> None:
+def check(value: Any, *, storable: bool = False) -> None:
     """Whether a value of JSON means the same to every reader.
 
+    Args:
+        storable: it goes into jsonb as it is, so that its texts and keys must be such as PostgreSQL can hold. Of fields
+            that are only texts `names.Text` says so.
+
     Raises:
-        Unsuitable: NaN, an infinity or a number that becomes one; a whole number beyond 64 bits; half of a surrogate
-            pair; an object with a key twice; more than MAX_DEPTH lists and objects inside one another.
+        Unsuitable: NaN, an infinity or a number that becomes one; a whole number beyond 64 bits; an object with a key
+            twice; more than MAX_DEPTH lists and objects inside one another; not `storable`.
     """
     waiting: list[tuple[Any, tuple[str, ...]]] = [(value, ())]
     while waiting:
         found, place = waiting.pop()
         if isinstance(found, str):
-            if _SURROGATE.search(found):
-                _refuse(place, "must not contain half of a surrogate pair")
+            if storable and _UNSTORABLE.search(found):
+                _refuse(place, "must not contain NUL or half of a surrogate pair")
         elif isinstance(found, float):
             if not math.isfinite(found):
                 _refuse(place, "must be a number that JSON can write and a 64-bit float can hold")
@@ -165,8 +174,8 @@ def check(value: Any) -> None:
                 _refuse(place, "must not have a key twice")
             inner = found.items() if isinstance(found, dict) else enumerate(found)
             for name, part in inner:
-                if isinstance(name, str) and _SURROGATE.search(name):
-                    _refuse(place, "must not have a key with half of a surrogate pair")
+                if storable and isinstance(name, str) and _UNSTORABLE.search(name):
+                    _refuse(place, "must not have a key with NUL or half of a surrogate pair")
                 waiting.append((part, (*place, str(name))))
 
 

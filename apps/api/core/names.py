@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+from apps.api.core import codec
 
 
 def storable(value: str) -> str:
@@ -19,6 +21,11 @@ def storable(value: str) -> str:
     return value
 
 
+def _document(value: dict[str, Any]) -> dict[str, Any]:
+    codec.check(value, storable=True)
+    return value
+
+
 class Part(BaseModel):
     """A part of a configuration: refuses fields it does not know, and never changes."""
 
@@ -26,6 +33,9 @@ class Part(BaseModel):
 
 
 Text = Annotated[str, AfterValidator(storable)]
+Document = Annotated[dict[str, Any], AfterValidator(_document)]
+"""An object whose fields are nobody's business here, and that is stored: see `codec.check`."""
+
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
 ToolRule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]

@@ -10,7 +10,7 @@ import re2
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from apps.api.core import json_schema
-from apps.api.core.names import EnvName, ModelName, Name, Part, SecretRef, SkillName, Text, ToolName
+from apps.api.core.names import Document, EnvName, ModelName, Name, Part, SecretRef, SkillName, Text, ToolName
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto", "bypassPermissions"]
@@ -98,7 +98,7 @@ class OutputFormat(Part):
     """The JSON schema (draft 07) that the final answer must match. Its top level is an object."""
 
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Document = Field(alias="schema")
 
     @field_validator("schema_")
     @classmethod

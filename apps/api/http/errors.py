@@ -22,6 +22,15 @@ from apps.api.http.answer import Json
 
 log = structlog.get_logger(__name__)
 
+
+class Refused(HTTPException):
+    """An error that is found while a body is read: FastAPI turns whatever else is raised then into its own 400."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
+
+
 ErrorShape = Callable[[ApiError, str], tuple[int, Any]]
 """Error and request id → status and body."""
 
@@ -73,6 +82,8 @@ def from_validation(error: RequestValidationError | PydanticError) -> ApiError:
 
 
 def _from_http(error: HTTPException) -> ApiError:
+    if isinstance(error, Refused):
+        return error.error
     made = ApiError(str(error.detail), code=_HTTP_CODES.get(error.status_code, "bad_request"), headers=error.headers)
     made.status = error.status_code
     return made
@@ -86,7 +97,7 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
         log.warning("request.dependency_unavailable", error=type(error).__name__)
         text = "A part that this service depends on is away. Try again."
         return Unavailable(text, headers={"Retry-After": "1"})
-    log.error("request.failed", error=repr(error), request_id=request_id, exc_info=error)
+    log.error("request.failed", error=error, request_id=request_id, exc_info=error)
     return ApiError("The server failed. The request id helps to find out why.")
 
 

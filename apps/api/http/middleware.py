@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apps.api.errors import TooLarge
-from apps.api.http.errors import error_response
+from apps.api.http.errors import Refused, error_response
 from apps.api.http.metrics import REQUESTS
 
 log = structlog.get_logger("apps.api.http")
@@ -84,8 +85,16 @@ def _template(scope: Scope) -> str:
     return f"{path[: max(at, 0)]}{route.path}"
 
 
+LINGER_SECONDS, LINGER_BYTES = 5.0, 16 * 1024 * 1024
+"""What a client that was answered before it had sent its body may still send. Were the connection closed at once, its
+system would throw the answer away (RFC 9112, section 9.6)."""
+
+SMALL = 64 * 1024
+"""Bytes of a body that is rather read to its end, so that the connection can be used again."""
+
+
 class BoundedBody:
-    """Refuses bodies over `limit` bytes, announced or not."""
+    """Refuses bodies over `limit` bytes, announced or not, and ends connections whose body nobody has read."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -94,20 +103,48 @@ class BoundedBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        error = TooLarge(f"The body is larger than {self._limit} bytes.", details={"limit_bytes": self._limit})
-        if announced.isdecimal() and int(announced) > self._limit:
-            await error_response(scope, error)(scope, receive, send)
-            return
-        seen = 0
+        body = _Body(scope, receive, send, self._limit)
+        if body.announced > self._limit:
+            await error_response(scope, body.too_large)(scope, body.receive, body.send)
+        else:
+            await self._app(scope, body.receive, body.send)
 
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                # FastAPI turns whatever else is raised while it reads a body into its own 400.
-                raise HTTPException(413, error.message)
-            return message
 
-        await self._app(scope, bounded, send)
+class _Body:
+    """The body of one request as it arrives."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
+        self.announced = int(announced) if announced.isdecimal() else 0
+        self.too_large = TooLarge(f"The body is larger than {limit} bytes.", details={"limit_bytes": limit})
+        self._receive, self._send, self._limit, self._seen = receive, send, limit, 0
+        self._unread = self.announced > SMALL or "transfer-encoding" in headers
+        self._asks_first = headers.get("expect", "").lower() == "100-continue"
+
+    async def receive(self) -> Message:
+        self._asks_first = False  # by now it has been told to go on
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._unread = self._unread and bool(message.get("more_body"))
+        if self._seen > self._limit:
+            self._unread = True
+            raise Refused(self.too_large)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._unread and message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+        elif self._unread and not self._asks_first and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                seen, more = 0, True
+                while more and seen <= LINGER_BYTES:
+                    message = await self._receive()
+                    seen, more = seen + len(message.get("body", b"")), bool(message.get("more_body"))

@@ -68,26 +68,34 @@ def presented_key(connection: HTTPConnection) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
+async def identify(request: Request, *, guests: bool) -> Principal:
+    """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one. Raises Unauthorized."""
+    core, key = core_of(request), presented_key(request)
+    if not key and guests and request.app.state.anonymous:
+        caller = await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
+    else:
+        caller = await auth.authenticate(core.db, core.redis, key)
+    request.state.caller = caller
+    return caller
+
+
 async def _caller(
     request: Request,
     _documented_key: Annotated[str | None, Depends(_api_key)] = None,
     _documented_bearer: Annotated[Any, Depends(_bearer)] = None,
 ) -> Principal:
-    core, key = core_of(request), presented_key(request)
-    if not key and getattr(request.state, "guests", False) and request.app.state.anonymous:
-        return await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
-    return await auth.authenticate(core.db, core.redis, key)
+    caller: Principal = request.state.caller  # http/doors.py has asked, before it read the body
+    return caller
 
 
-async def admit_guests(request: Request) -> None:
+async def admit_guests() -> None:
     """For routers of dialects whose originals knew no keys: their routes serve ANONYMOUS_TENANT, if there is one."""
-    request.state.guests = True
 
 
 async def visitor(request: Request) -> Principal | None:
-    """Who asks at a route that needs no key, if it is somebody."""
+    """Who asks at a route of such a dialect that needs no key, if it is somebody."""
     known = presented_key(request) or request.app.state.anonymous
-    return await _caller(request) if known else None
+    return await identify(request, guests=True) if known else None
 
 
 async def reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
@@ -127,6 +135,9 @@ def policy_of(core: Core, caller: Principal) -> Policy:
     return Policy(core.profiles, caller.profiles, core.settings.default_profile)
 
 
+SCOPES = {reader: "read", writer: "write", operator: "admin"}
+"""What the routes that depend on these ask of a key."""
+
 CoreDep = Annotated[Core, Depends(core_of)]
 Reader = Annotated[Principal, Depends(reader)]
 Writer = Annotated[Principal, Depends(writer)]
@@ -137,14 +148,16 @@ WAIT_MARGIN = 600.0
 """Seconds on top of a run's timeout that a waiting request allows for the queue."""
 
 
-async def run_frames(core: Core, tenant_id: UUID, run: Submitted) -> AsyncGenerator[list[Frame]]:
-    """Events of one run, up to and with its `done`; empty batches are ticks of silence.
+async def run_frames(
+    core: Core, tenant_id: UUID, run: Submitted, *, gapless: bool = False
+) -> AsyncGenerator[list[Frame]]:
+    """Events of one run, up to and with its `done`; empty batches are ticks of silence. `gapless`: see `follow`.
 
     Raises:
         SessionDeleted: the session was deleted meanwhile.
     """
     followed = Followed(tenant_id, run.session_id)
-    batches = core.followers.follow(followed, Position(run.after), run_id=run.run_id)
+    batches = core.followers.follow(followed, Position(run.after), run_id=run.run_id, gapless=gapless)
     async with aclosing(batches):
         async for frames in batches:
             yield frames

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from apps.api.http.sse import WRITE_TIMEOUT
 
 GONE = 1006
+TOO_LARGE = 1009
 FAILED = 1011
 RESTART = 1012
 UNAUTHORIZED = 4401
@@ -22,6 +23,19 @@ FORBIDDEN = 4403
 AUTH_TIMEOUT = 4408
 SLOW_READER = 4409
 TOO_MANY = 4429
+
+
+STRANGERS_BYTES = 4 * 1024
+"""Size of the message in which a client shows its key. server.py sees to it that no more is read before."""
+
+KNOWN = "claude_agent_api.known"
+"""The ASGI extension by which a server is told that a client has shown its key: `{"call": …}`. See server.py."""
+
+
+def known(websocket: WebSocket) -> None:
+    """The client has shown its key: let it send what any client may."""
+    if extension := websocket.scope.get("extensions", {}).get(KNOWN):
+        extension["call"]()
 
 
 class Closed(Exception):

@@ -18,7 +18,7 @@ from claude_agent_sdk.types import HookCallback, HookContext, HookEvent, HookInp
 from pydantic import Field, ValidationError
 
 from apps.api import __version__
-from apps.api.core import secrets, signing
+from apps.api.core import codec, secrets, signing
 from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.frames import encode, timestamp
@@ -221,7 +221,9 @@ class Hooks:
         if not got.accepted:
             raise Failed(f"it answered {got.status}")
         try:
-            answer = HookAnswer.model_validate_json(got.body) if got.body.strip() else _NO_OPINION
+            answer = HookAnswer.model_validate(codec.parse(got.body)) if got.body.strip() else _NO_OPINION
+        except (codec.NotJson, codec.Unsuitable) as error:
+            raise Failed(f"its answer is not one that a hook may give: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])

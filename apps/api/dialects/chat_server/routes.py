@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core import mcp, previews, repositories
@@ -14,6 +14,7 @@ from apps.api.core.runs import Submitted
 from apps.api.dialects.chat_server import schemas as wire
 from apps.api.dialects.chat_server import translate
 from apps.api.http.compat import SessionId, documented, fastapi_shape, send, stream
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Prompter, admit_guests, policy_of
 from apps.api.http.sse import EventStream
 
@@ -21,7 +22,7 @@ PREFIX = "/compat/chat-server"
 TAG = "chat server"
 
 error_shape = fastapi_shape
-router = APIRouter(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests)])
 
 _STREAM = 'data: {"type":"status","status":"initializing"}\n\ndata: {"type":"done"}\n\n'
 _STREAMED: dict[int | str, dict[str, Any]] = {

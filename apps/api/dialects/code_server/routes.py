@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from apps.api import __version__
 from apps.api.auth import Principal
@@ -16,6 +16,7 @@ from apps.api.dialects.code_server import translate
 from apps.api.errors import Unavailable
 from apps.api.http.answer import Json
 from apps.api.http.compat import SessionId, documented, ended, public, send, stop, stream, unfinished
+from apps.api.http.doors import Router
 from apps.api.http.health import examine
 from apps.api.http.route import CoreDep, Prompter, Reader, Writer, admit_guests, visitor
 from apps.api.http.sse import EventStream
@@ -33,7 +34,7 @@ ENDPOINTS = [
 ]
 
 error_shape = translate.error_shape
-router = APIRouter(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests)])
 
 _STREAM = 'data: {"type":"text","content":"Python "}\n\ndata: {"type":"done"}\n\n'
 _STREAMED = {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from apps.api import __version__
 from apps.api.core import log, runs, surfaces
@@ -13,6 +13,7 @@ from apps.api.dialects.execute_server import translate
 from apps.api.errors import BadRequest
 from apps.api.http.answer import Json
 from apps.api.http.compat import SessionId, documented, fastapi_shape, public, send, stop, unfinished
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Prompter, Reader, Writer, admit_guests
 
 PREFIX = "/compat/execute-server"
@@ -29,7 +30,7 @@ MAX_MESSAGES = 5_000
 """Messages in a status, the newest ones."""
 
 error_shape = fastapi_shape
-router = APIRouter(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests)])
 
 
 @router.get("/", tags=["health"])

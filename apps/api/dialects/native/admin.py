@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 
 from apps.api import auth, keys
 from apps.api.core import instances, repair, runs
@@ -14,9 +14,10 @@ from apps.api.core.context import Core
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import PREFIX, Limit, RunId, errors
 from apps.api.errors import NotFound, ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Operator
 
-router = APIRouter(prefix=f"{PREFIX}/admin", tags=["administration"])
+router = Router(prefix=f"{PREFIX}/admin", tags=["administration"])
 
 KeyId = Annotated[UUID, Path(description="The key's id.")]
 After = Annotated[UUID | None, Query(description="`next_cursor` of the page before.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as Invalid
 
@@ -20,9 +20,10 @@ from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, checked, errors
 from apps.api.dialects.native.schemas import described
 from apps.api.errors import ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 
-router = APIRouter(prefix=PREFIX, tags=["agents"])
+router = Router(prefix=PREFIX, tags=["agents"])
 
 _CONFIG = {"system_prompt_append": "You review code.", "tools": ["Glob", "Grep", "Read"], "max_turns": 20}
 _EXAMPLE: dict[str, Any] = {

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.core import checkpoints
@@ -24,9 +24,10 @@ from apps.api.dialects.native.common import (
 )
 from apps.api.dialects.native.examples import IDS, MOMENT
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 REWIND_WAIT = 30.0
 """Seconds that a rewind is waited for: for the runs before it, and for an agent to start."""

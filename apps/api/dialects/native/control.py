@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.core import cancellation, commands, control, pins, profiles, runs
@@ -18,9 +18,10 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import Unavailable
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 RESET_WAIT = 10.0
 """Seconds that a reset is waited for; it stands in the queue behind the runs before it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from apps.api.core import forks, prompting
 from apps.api.dialects.native import schemas as wire
@@ -12,9 +12,10 @@ from apps.api.dialects.native.prompts import leaving, run_request
 from apps.api.dialects.native.sessions import state_of
 from apps.api.dialects.native.stream import run_stream
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Prompter
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 
 @router.post(

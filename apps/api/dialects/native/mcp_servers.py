@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from apps.api.core import mcp
@@ -14,9 +14,10 @@ from apps.api.core.parts import OwnServer
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer
 
-router = APIRouter(prefix=PREFIX, tags=["MCP servers"])
+router = Router(prefix=PREFIX, tags=["MCP servers"])
 
 ServerName = Annotated[Name, Path(description="The server's name in the registry.")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apps.api.core import content, preview
@@ -16,10 +16,11 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, answer, config, errors
 from apps.api.errors import BadRequest
 from apps.api.errors import ValidationError as Refused
+from apps.api.http.doors import Router
 from apps.api.http.errors import findings
 from apps.api.http.route import CoreDep, Writer, policy_of
 
-router = APIRouter(prefix=PREFIX, tags=["agents"])
+router = Router(prefix=PREFIX, tags=["agents"])
 
 _SIZE = {"characters": 40, "bytes": 40}
 _EXAMPLE: dict[str, Any] = {

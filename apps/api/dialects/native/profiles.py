@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api.auth import Principal
@@ -13,9 +13,10 @@ from apps.api.core.names import Name
 from apps.api.core.parts import PermissionMode
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.errors import NotFound
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, policy_of
 
-router = APIRouter(prefix=PREFIX, tags=["profiles"])
+router = Router(prefix=PREFIX, tags=["profiles"])
 
 _EXAMPLE: dict[str, Any] = {
     "name": "readonly",

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core import cancellation, forks, prompting, runs
@@ -21,10 +21,11 @@ from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import Conflict, NotFound, StillRunning
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error, policy_of
 from apps.api.http.sse import EventStream, Leaving, unless_left
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 
 async def run_request(

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.auth import Principal
@@ -17,9 +17,10 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import NotFound, ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 RequestId = Annotated[UUID, Path(description="`request_id` of the event.")]
 Status = Annotated[

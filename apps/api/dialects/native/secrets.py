@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
 
 from apps.api.core import secrets
 from apps.api.core.names import SecretName, Text
 from apps.api.dialects.native.common import PREFIX, Limit, errors
 from apps.api.dialects.native.schemas import Closed
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer
 
-router = APIRouter(prefix=PREFIX, tags=["secrets"])
+router = Router(prefix=PREFIX, tags=["secrets"])
 
 Named = Annotated[SecretName, Path(description="Capital letters, digits and `_`; the first one a letter.")]
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core import previews, runs, sessions
@@ -27,9 +27,10 @@ from apps.api.dialects.native.common import (
     labels,
 )
 from apps.api.errors import ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer, policy_of
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 
 @router.post("/sessions", tags=["sessions"], status_code=201, responses=errors(400, 404, 409, 413))

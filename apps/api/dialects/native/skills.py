@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from apps.api.core import skills
@@ -15,9 +15,10 @@ from apps.api.core.skills import BODY, Skill
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.http.answer import Json
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer
 
-router = APIRouter(prefix=PREFIX, tags=["skills and commands"])
+router = Router(prefix=PREFIX, tags=["skills and commands"])
 
 MAX_CHARS = 100_000
 MAX_FILES_CHARS = 200_000

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api.core import sessions, usage
@@ -16,9 +16,10 @@ from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
 from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
 from apps.api.errors import ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader
 
-router = APIRouter(prefix=PREFIX, tags=["usage"])
+router = Router(prefix=PREFIX, tags=["usage"])
 
 MAX_DAYS = 366
 DEFAULT_DAYS = 30

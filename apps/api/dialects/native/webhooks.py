@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 from pydantic import BaseModel, Field
 
 from apps.api.core import deliveries, webhooks
@@ -17,9 +17,10 @@ from apps.api.core.webhooks import Changes, Told
 from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.route import CoreDep, Reader, Writer
 
-router = APIRouter(prefix=PREFIX, tags=["webhooks"])
+router = Router(prefix=PREFIX, tags=["webhooks"])
 
 WebhookId = Annotated[UUID, Path(description="The webhook's id.")]
 DeliveryId = Annotated[UUID, Path(description="The delivery's id, which is the message's `webhook-id`.")]

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, WebSocket
+from fastapi import WebSocket
 
 from apps.api import auth
 from apps.api.auth import Principal
@@ -28,6 +28,7 @@ from apps.api.dialects.native.prompts import leaving, submit
 from apps.api.dialects.native.schemas import PromptBody
 from apps.api.dialects.native.stream import OneRun, run_batches, session_batches
 from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unauthorized, Unavailable, ValidationError
+from apps.api.http.doors import Router
 from apps.api.http.errors import error_response, from_exception
 from apps.api.http.route import core_of, count_prompt, presented_key, probe_of
 from apps.api.http.sse import Leaving, Streams
@@ -36,15 +37,18 @@ from apps.api.http.ws import (
     FAILED,
     FORBIDDEN,
     RESTART,
+    STRANGERS_BYTES,
+    TOO_LARGE,
     TOO_MANY,
     UNAUTHORIZED,
     Closed,
     Socket,
+    known,
 )
 
 log = structlog.get_logger(__name__)
 
-router = APIRouter(prefix=PREFIX)
+router = Router(prefix=PREFIX)
 
 SECONDS_TO_AUTHENTICATE = 10.0
 """For the first message of a client that sent no key with the handshake."""
@@ -86,6 +90,8 @@ async def query_ws(websocket: WebSocket) -> None:
         found = from_exception(error, websocket.state.request_id)
         await websocket.send_denial_response(error_response(websocket.scope, found))
         return
+    if key_id is not None:
+        known(websocket)
     await websocket.accept()
     socket = Socket(websocket)
     socket.key_id = key_id
@@ -142,7 +148,7 @@ class Connection:
             return
         for outcome in await asyncio.gather(*(left() for left in self._leaving.values()), return_exceptions=True):
             if isinstance(outcome, Exception):
-                log.warning("ws.leaving_failed", error=repr(outcome), request_id=self._request_id)
+                log.warning("ws.leaving_failed", error=outcome, request_id=self._request_id)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +195,7 @@ class Connection:
                 continue
             message: dict[str, Any] = {}
             try:
-                message = wire.parse(text)
+                message = await wire.parse(text)
                 await self._obey(message)
             except Closed:
                 raise
@@ -202,15 +208,18 @@ class Connection:
                 text = await self._socket.receive()
         except TimeoutError as error:
             raise Closed(AUTH_TIMEOUT, "no key came in time") from error
+        if len(text) > STRANGERS_BYTES:
+            raise Closed(TOO_LARGE, "too large for a client that has shown no key")
         message: dict[str, Any] = {}
         try:
-            message = wire.parse(text)
+            message = await wire.parse(text)
             if message["type"] != "auth":
                 raise Unauthorized('Send {"type": "auth", "api_key": …} first.')
             self._key = wire.checked(wire.Auth, message).api_key
             caller = await _authenticated(self._core, self._key)
             _check_room(self._websocket.app.state.sockets, caller.key_id)
             self._socket.key_id = caller.key_id
+            known(self._websocket)
         except Exception as error:
             found = await self._tell_error(message, error)
             other = UNAUTHORIZED if found.status < 500 else FAILED

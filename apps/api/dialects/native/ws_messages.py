@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from pydantic import ValidationError as PydanticError
 
+from apps.api.core import codec
 from apps.api.core.frames import Position
 from apps.api.dialects.native.schemas import Closed
-from apps.api.errors import BadRequest
+from apps.api.errors import BadRequest, ValidationError
 from apps.api.http.errors import from_validation
 
 Ref = Annotated[str, Field(min_length=1, max_length=200)]
@@ -58,14 +58,21 @@ H = TypeVar("H", bound=Head)
 B = TypeVar("B", bound=BaseModel)
 
 
-def parse(text: str | bytes) -> dict[str, Any]:
-    """A message as its client sent it. Raises BadRequest for what is no JSON object with a `type`."""
+async def parse(text: str | bytes) -> dict[str, Any]:
+    """A message as its client sent it.
+
+    Raises:
+        BadRequest: it is no JSON object with a `type`.
+        ValidationError: not every reader of JSON would read it alike.
+    """
     if isinstance(text, bytes):
         raise BadRequest("Send text, not binary frames.")
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        message = await codec.read(text)
+    except codec.NotJson as error:
         raise BadRequest("The message is not valid JSON.", code="invalid_json") from error
+    except codec.Unsuitable as error:
+        raise ValidationError.of(error.field or "message", error.reason) from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise BadRequest('A message is a JSON object with a "type".')
     return message
