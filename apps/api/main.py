@@ -148,6 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)
+        stack.push_async_callback(outbound.close)
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
         deliveries = Deliveries(db, settings, outbound)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)

@@ -7,6 +7,7 @@ import base64
 import datetime
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -57,6 +58,25 @@ async def receiver() -> AsyncIterator[Receiver]:
         "64:ff9b::7f00:1",
         "64:ff9b:1::1",
         "100::1",
+        "168.63.129.16",
+        "161.26.0.10",
+        "166.8.0.1",
+        "166.11.255.255",
+        "192.0.0.8",
+        "192.0.0.9",
+        "192.0.0.192",
+        "192.0.0.255",
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.175.48.1",
+        "198.19.255.255",
+        "239.255.255.255",
+        "64:ff9b::808:808",
+        "2001:1::1",
+        "2001:1ff:ffff::1",
+        "2620:4f:8000::1",
+        "5f00::1",
+        "fd00:ec2::254",
         "2001::1",
         "2001:db8::1",
         "2002:7f00:1::",
@@ -72,7 +92,9 @@ def test_an_address_that_is_not_public_is_told(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "2a00:1450::1"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "168.63.129.17", "192.0.1.1", "2001:200::1", "2606:4700::1111", "2a00:1450::1"]
+)
 def test_a_public_address_is_told(address: str) -> None:
     assert is_public(ip_address(address))
 
@@ -148,6 +170,29 @@ async def test_a_target_that_is_silent_fails_after_the_time_given(receiver: Rece
         await Outbound(LOOPBACK).post(receiver.url(), {}, b"", 0.3)
     assert asked.is_set()
     never.set()
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_target_that_never_ends_fails_after_the_time_given(scheme: str, sent: bytes) -> None:
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        while not reader.at_eof():
+            writer.write(b"x" if sent else b"")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await reader.read(65_536)
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Failed):
+            await Outbound(LOOPBACK).post(f"{scheme}://127.0.0.1:{port}/", {}, b"", 0.3)
+        async with asyncio.timeout(10):
+            await gone.wait()
 
 
 async def test_a_target_that_is_not_there_or_speaks_no_http_fails(receiver: Receiver) -> None:

@@ -23,7 +23,7 @@ def cloning(url: str, tmp_path: Path, *, seconds: float = 60, max_bytes: int = 1
     draft = tmp_path / "draft"
     draft.mkdir()
     parts = urlsplit(url)
-    source = Source(url, parts.hostname or "", parts.port or 0, "127.0.0.1", None, None)
+    source = Source(url, parts.hostname or "", parts.port or 0, ("127.0.0.1",), None, None)
     return Git(source, draft, seconds, max_bytes, lambda: stopped)
 
 

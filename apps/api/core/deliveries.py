@@ -66,7 +66,7 @@ WITH due AS (
 UPDATE webhook_deliveries d
 SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
 FROM due, webhooks w WHERE d.id = due.id AND w.id = d.webhook_id
-RETURNING d.id, d.webhook_id, d.type, d.payload, d.attempts, d.created_at, w.url, w.secret,
+RETURNING d.id, w.tenant_id, d.webhook_id, d.type, d.payload, d.attempts, d.created_at, w.url, w.secret,
   CASE WHEN w.previous_secret_expires_at > now() THEN w.previous_secret END AS previous_secret
 """
 
@@ -76,6 +76,7 @@ class Claimed:
     """A message that this instance sends now. Secrets are sealed."""
 
     id: UUID
+    tenant_id: UUID
     webhook_id: UUID
     type: str
     payload: str
@@ -187,7 +188,7 @@ class Deliveries:
             [secrets.unseal(self._settings, s) for s in sealed], str(claimed.id), int(time.time()), body
         )
         headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}", **signed}
-        return (await self._outbound.post(claimed.url, headers, body, self._timeout)).status
+        return (await self._outbound.post(claimed.url, headers, body, self._timeout, claimed.tenant_id)).status
 
     async def _note_failure(
         self, connection: asyncpg.Connection, claimed: Claimed, status: int | None, failure: str

@@ -45,11 +45,15 @@ async def check(core: Core, tenant_id: UUID, servers: Servers) -> None:
         Forbidden: `mcp_command_not_permitted`.
         ValidationError: naming the server and what is wrong with it, or which secret or registered server is missing.
     """
-    for field, server in servers.items():
-        if isinstance(server, RegisteredServer):
-            await _require_registered(core.db, tenant_id, field, server.name)
-        else:
-            await check_own(core, tenant_id, field, server)
+    # At once: each may wait for its name.
+    await asyncio.gather(*(_check(core, tenant_id, field, server) for field, server in servers.items()))
+
+
+async def _check(core: Core, tenant_id: UUID, field: str, server: McpServer) -> None:
+    if isinstance(server, RegisteredServer):
+        await _require_registered(core.db, tenant_id, field, server.name)
+    else:
+        await check_own(core, tenant_id, field, server)
 
 
 async def check_own(core: Core, tenant_id: UUID, field: str, server: OwnServer) -> None:
@@ -57,7 +61,7 @@ async def check_own(core: Core, tenant_id: UUID, field: str, server: OwnServer) 
     if isinstance(server, StdioServer):
         _permit(core.settings, field, server)
     else:
-        await _permit_url(core, field, server.url)
+        await _permit_url(core, tenant_id, field, server.url)
     await secrets.require(core.db, tenant_id, dict.fromkeys(secrets.names_in(texts_of(server)), field or "body"))
 
 
@@ -74,11 +78,11 @@ def _permit(settings: Settings, field: str, server: StdioServer) -> None:
         raise ValidationError.of(_inside(field, "env"), f"reserved by the server: {', '.join(reserved)}")
 
 
-async def _permit_url(core: Core, field: str, url: str) -> None:
+async def _permit_url(core: Core, tenant_id: UUID, field: str, url: str) -> None:
     if "$" in urlsplit(url).netloc:
         raise ValidationError.of(_inside(field, "url"), "a secret may stand in the path and the query only")
     try:
-        await core.outbound.check_url(url)
+        await core.outbound.check_url(url, tenant_id)
     except (outbound.Refused, outbound.Failed) as error:
         raise ValidationError.of(_inside(field, "url"), str(error)) from error
 
@@ -211,7 +215,7 @@ async def _resolve(
     if isinstance(filled, StdioServer):
         _permit(core.settings, field, filled)
     else:
-        await _permit_url(core, field, filled.url)
+        await _permit_url(core, tenant_id, field, filled.url)
     return spec
 
 

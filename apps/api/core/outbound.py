@@ -9,28 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+from uuid import UUID
 
 import httpcore
+
+from apps.api.core.resolver import Resolver, Unresolved
 
 MAX_ANSWER_BYTES = 64 * 1024
 
 MAX_ADDRESSES = 3
 """Addresses of one name that are tried, one after the other, when they refuse the connection."""
 
-_UNICAST = ip_network("2000::/3")
-_UNUSABLE = tuple(
-    # What `is_global` lets through and still leads elsewhere: relays that embed an IPv4 address, and documentation.
-    ip_network(network)
-    for network in ("192.88.99.0/24", "2002::/16", "3fff::/20")
+_GLOBAL_UNICAST = ip_network("2000::/3")
+_SPECIAL = tuple(
+    ip_network(block)
+    for block in (
+        # IANA's IPv4 special-purpose address registry, whole: blocks of it that are globally reachable are for one
+        # protocol only, and lead to whatever is nearest. Then multicast and what is reserved.
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        # The same registry for IPv6, as far as it lies in the one block that addresses are given from.
+        *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+        # Public by their number, but inside of a cloud they are its services for the machine: Azure's host agent, IBM's
+        # service endpoints. The metadata services of others lie in blocks above.
+        *("168.63.129.16/32", "161.26.0.0/16", "166.8.0.0/14"),
+    )
 )
-
 
 _HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
 
@@ -57,12 +68,14 @@ class Answer:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of the public internet: not private, loopback, link-local, shared (CGNAT), multicast or
-    reserved, and no IPv6 form of an IPv4 address."""
-    if isinstance(address, IPv6Address) and (address not in _UNICAST or address.scope_id is not None):
+    """Whether an address is one of the public internet: not private, loopback, link-local, shared (CGNAT), multicast,
+    reserved or of a cloud's own services, and no IPv6 form of an IPv4 address.
+
+    Sources: IANA's special-purpose address registries (RFC 6890) as of 2025; Azure's and IBM's lists of addresses.
+    """
+    if isinstance(address, IPv6Address) and (address not in _GLOBAL_UNICAST or address.scope_id is not None):
         return False
-    usable = address.is_global and not address.is_multicast and not address.is_reserved
-    return usable and not any(address in network for network in _UNUSABLE if network.version == address.version)
+    return not any(address in block for block in _SPECIAL if block.version == address.version)
 
 
 class Outbound:
@@ -70,9 +83,13 @@ class Outbound:
 
     Args:
         allow: exceptions, as in OUTBOUND_ALLOW: `host`, `host:port`, an address or a network (CIDR).
+        nameservers: `address` or `address:port` of each that is asked; without any those of the system.
+
+    Calls take the tenant whose target it is: how many names are looked up at the same time is bounded for each.
     """
 
-    def __init__(self, allow: Iterable[str] = ()) -> None:
+    def __init__(self, allow: Iterable[str] = (), nameservers: Sequence[str] = ()) -> None:
+        self._resolver = Resolver(nameservers)
         self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._names: set[str] = set()
         for entry in allow:
@@ -82,21 +99,16 @@ class Outbound:
                 self._names.add(entry.lower())
         self._tls = ssl.create_default_context()
 
-    async def check_url(self, url: str, timeout: float = 5) -> None:
-        """Whether `post` would connect to this URL, without connecting.
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await self._resolver.close()
 
-        Raises:
-            Refused: it would not.
-            Failed: the name cannot be resolved within `timeout` seconds.
-        """
+    async def check_url(self, url: str, tenant_id: UUID | None = None) -> None:
+        """Whether `post` would connect to this URL, without connecting. Raises Refused, Failed."""
         parts = urlsplit(url)
-        try:
-            async with asyncio.timeout(timeout):
-                await self.resolve(parts.hostname or "", _port(parts))
-        except TimeoutError as error:
-            raise Failed("its name could not be resolved in time") from error
+        await self.resolve(parts.hostname or "", _port(parts), tenant_id)
 
-    async def reach(self, url: str, timeout: float) -> None:
+    async def reach(self, url: str, timeout: float, tenant_id: UUID | None = None) -> None:
         """Connect within `timeout` seconds, and hang up without a word.
 
         Raises:
@@ -106,20 +118,24 @@ class Outbound:
         parts = urlsplit(url)
         try:
             async with asyncio.timeout(timeout):
-                stream = await _Guarded(self).connect_tcp(parts.hostname or "", _port(parts))
+                stream = await _Guarded(self, tenant_id).connect_tcp(parts.hostname or "", _port(parts))
                 await stream.aclose()
         except TimeoutError as error:
             raise Failed(f"no connection within {timeout:g} s") from error
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
             raise Failed(_reason(error)) from error
 
-    async def resolve(self, host: str, port: int) -> list[str]:
-        """Addresses of a host, all of which may be connected to. Raises Refused, Failed."""
+    async def resolve(self, host: str, port: int, tenant_id: UUID | None = None) -> list[str]:
+        """Addresses of a host, all of which may be connected to.
+
+        Raises:
+            Refused: one of them is not allowed.
+            Failed: none was found within `resolver.SECONDS`.
+        """
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
+            addresses = await self._resolver.addresses(host, tenant_id)
+        except Unresolved as error:
             raise Failed("its name could not be resolved") from error
-        addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
         allowed = {host.lower(), f"{host}:{port}".lower(), f"[{host}]:{port}".lower()} & self._names
         if not addresses or not (allowed or all(self._may_reach(ip_address(a)) for a in addresses)):
             raise Refused("its address is not a public one; the operator may allow it by OUTBOUND_ALLOW")
@@ -128,7 +144,9 @@ class Outbound:
     def _may_reach(self, address: IPv4Address | IPv6Address) -> bool:
         return is_public(address) or any(address in network for network in self._networks)
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, timeout: float) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float, tenant_id: UUID | None = None
+    ) -> Answer:
         """POST within `timeout` seconds, over a connection of its own. The URL was checked to be http or https.
 
         Raises:
@@ -145,8 +163,11 @@ class Outbound:
             headers=list({"Host": parts.netloc, "Content-Length": str(len(body)), **_HEADERS, **headers}.items()),
             content=body,
         )
+        guarded = _Guarded(self, tenant_id)
         connection = httpcore.AsyncHTTPConnection(
-            httpcore.Origin(scheme, host.encode(), port), ssl_context=self._tls, network_backend=_Guarded(self)
+            httpcore.Origin(scheme, host.encode(), port),
+            ssl_context=self._tls,
+            network_backend=guarded,
         )
         try:
             async with asyncio.timeout(timeout), connection:
@@ -156,6 +177,8 @@ class Outbound:
             raise Failed(f"no answer within {timeout:g} s") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise Failed(_reason(error)) from error
+        finally:
+            await guarded.hang_up()
 
 
 def _port(parts: SplitResult) -> int:
@@ -185,8 +208,14 @@ def _reason(error: Exception) -> str:
 class _Guarded(httpcore.AsyncNetworkBackend):
     """Connects to addresses that were checked a moment ago. TLS still asks for the host by its name."""
 
-    def __init__(self, outbound: Outbound) -> None:
-        self._outbound, self._inner = outbound, httpcore.AnyIOBackend()
+    def __init__(self, outbound: Outbound, tenant_id: UUID | None) -> None:
+        self._outbound, self._tenant_id, self._inner = outbound, tenant_id, httpcore.AnyIOBackend()
+        self._opened: httpcore.AsyncNetworkStream | None = None
+
+    async def hang_up(self) -> None:
+        """Close what was opened: httpcore does not, when its time is over in the middle of a TLS handshake."""
+        if self._opened is not None:
+            await self._opened.aclose()
 
     async def connect_tcp(
         self,
@@ -196,10 +225,14 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        addresses: Sequence[str] = (await self._outbound.resolve(host, port))[:MAX_ADDRESSES]
+        addresses = (await self._outbound.resolve(host, port, self._tenant_id))[:MAX_ADDRESSES]
         for address in addresses[:-1]:
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await self._connect(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return await self._connect(addresses[-1], port, timeout, local_address, socket_options)
+
+    async def _connect(self, address: str, port: int, *how: Any) -> httpcore.AsyncNetworkStream:
+        self._opened = await self._inner.connect_tcp(address, port, *how)
+        return self._opened

@@ -72,7 +72,7 @@ async def preview(core: Core, tenant_id: UUID, wanted: Wanted) -> dict[str, Any]
         found += findings_of(error, "repository")
     missing = await _secrets(core, tenant_id, config)
     found += missing
-    reached = await _reach(core, await _targets(core, tenant_id, config))
+    reached = await _reach(core, tenant_id, await _targets(core, tenant_id, config))
     servers = [await _server(core, tenant_id, where, s, profile, reached) for where, s in config.servers().items()]
     hooks = [
         {"event": event, "url": hook.url, "reachable": reached[hook.url] is None, "reason": _said(reached[hook.url])}
@@ -161,13 +161,13 @@ async def _spec(core: Core, tenant_id: UUID, server: McpServer) -> dict[str, Any
         return {}
 
 
-async def _reach(core: Core, urls: set[str]) -> dict[str, Exception | None]:
+async def _reach(core: Core, tenant_id: UUID, urls: set[str]) -> dict[str, Exception | None]:
     gate = asyncio.Semaphore(CONNECTIONS)
 
     async def reach(url: str) -> Exception | None:
         async with gate:
             try:
-                await core.outbound.reach(url, CONNECT_SECONDS)
+                await core.outbound.reach(url, CONNECT_SECONDS, tenant_id)
             except (outbound.Refused, outbound.Failed) as error:
                 return error
             return None

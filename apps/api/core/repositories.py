@@ -25,14 +25,14 @@ class Source:
     """Where to clone from.
 
     Attributes:
-        address: of the host, checked: git connects to this one, and asks for no other.
+        addresses: of the host, checked: git connects to one of these, and asks for no other.
         credential: user and password, for when the host asks for them.
     """
 
     url: str
     host: str
     port: int
-    address: str
+    addresses: tuple[str, ...]
     ref: str | None
     credential: tuple[str, str] | None
 
@@ -56,7 +56,7 @@ async def resolve(core: Core, tenant_id: UUID, repository: Repository) -> Source
     """
     check(core.settings, repository)
     host, port = _place(repository.url)
-    addresses = await core.outbound.resolve(host, port)
+    addresses = await core.outbound.resolve(host, port, tenant_id)
     names = (f"{TOKEN}_{re.sub('[^A-Z0-9]', '_', host.upper())}", TOKEN)
     there = await secrets.known(core.db, tenant_id, names)
     name = next((name for name in names if name in there), None)
@@ -65,7 +65,7 @@ async def resolve(core: Core, tenant_id: UUID, repository: Repository) -> Source
         value = (await secrets.resolve(core.db, core.settings, tenant_id, [name]))[name]
         user, found, password = value.partition(":")
         credential = (user, password) if found else (_USERS.get(host, "x-access-token"), value)
-    return Source(repository.url, host, port, addresses[0], repository.ref, credential)
+    return Source(repository.url, host, port, tuple(addresses), repository.ref, credential)
 
 
 def _place(url: str) -> tuple[str, int]:

@@ -72,11 +72,11 @@ class Changes:
     enabled: bool | None = None
 
 
-async def _check(outbound: Outbound, url: str | None) -> None:
+async def _check(outbound: Outbound, tenant_id: UUID, url: str | None) -> None:
     if url is None:
         return
     try:
-        await outbound.check_url(url)
+        await outbound.check_url(url, tenant_id)
     except Refused as error:
         raise ValidationError.of("url", str(error)) from error
     except Failed:
@@ -98,7 +98,7 @@ async def create(
         Conflict: `too_many_webhooks`, `idempotency_key_reused`.
         Unavailable: `encryption_not_configured`.
     """
-    await _check(outbound, wanted.url)
+    await _check(outbound, tenant_id, wanted.url)
     async with db.transaction() as connection:
         before = await repeated(connection, tenant_id, idempotency) if idempotency else None
         webhook_id = before.object_id if before else await _insert(connection, settings, tenant_id, wanted)
@@ -145,7 +145,7 @@ async def list_all(db: Database, tenant_id: UUID) -> list[dict[str, Any]]:
 
 async def change(db: Database, outbound: Outbound, tenant_id: UUID, webhook_id: UUID, changes: Changes) -> None:
     """Change a webhook. Raises NotFound, ValidationError."""
-    await _check(outbound, changes.url)
+    await _check(outbound, tenant_id, changes.url)
     async with db.transaction() as connection:
         status = await connection.execute(
             "UPDATE webhooks SET url = coalesce($3, url), description = coalesce($4, description),"

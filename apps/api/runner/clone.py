@@ -1,7 +1,8 @@
 """Cloning a repository into a session's workspace, before its agent starts.
 
-The server runs git for it, with nothing of its own: no configuration, no credential but the tenant's for this host, one
-address, no redirects, no hooks, no submodules, no filters; and within bounds of time and size.
+The server runs git for it, with nothing of its own: no configuration, no credential but the tenant's for this host, no
+addresses but those that were checked, no redirects, no hooks, no submodules, no filters; and within bounds of time and
+size.
 
 Sources: git-config(1), git-clone(1), git(1), gitcredentials(7).
 """
@@ -121,8 +122,8 @@ class Git:
         source = self._source
         options = dict(_OPTIONS)
         # A host that asks for a name again could be told another address.
-        address = f"[{source.address}]" if ":" in source.address else source.address
-        options["http.curloptResolve"] = f"{source.host}:{source.port}:{address}"
+        addresses = ",".join(f"[{address}]" if ":" in address else address for address in source.addresses)
+        options["http.curloptResolve"] = f"{source.host}:{source.port}:{addresses}"
         scheme = source.url.partition(":")[0]
         options[f"protocol.{scheme}.allow"] = "always"
         env = {
