@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from apps.demo_model.script import Reply, decide
-from apps.demo_model.wire import ApiError, Break, JsonObject, Pause, body, frames, new_id
+from apps.demo_model.wire import ApiError, Break, JsonObject, Page, Pause, body, frames, new_id
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_REMEMBERED_FAILURES = 1_024
@@ -44,7 +44,8 @@ async def post_message(request: Request) -> Response:
     asked, input_tokens = await _read(request)
     reply = decide(asked)
     if reply.failure is not None and _fails_now(request, reply):
-        raise ApiError(reply.failure, f"scripted failure {reply.failure} of the demo model")
+        said = reply.said or f"scripted failure {reply.failure} of the demo model"
+        raise ApiError(reply.failure, said, reply.retry_after)
     return ScriptedResponse(reply, asked, input_tokens, request.app.state.closing)
 
 
@@ -113,6 +114,7 @@ class ScriptedResponse(Response):
 
     def _head(self) -> list[tuple[bytes, bytes]]:
         kind = b"text/event-stream; charset=utf-8" if self.streamed else b"application/json"
+        kind = b"text/html" if isinstance(self.reply.parts[0], Page) else kind
         return [(b"content-type", kind), (b"cache-control", b"no-cache"), (b"request-id", new_id("req").encode())]
 
 
@@ -172,7 +174,7 @@ def _fails_now(request: Request, reply: Reply) -> bool:
 async def _refuse(request: Request, error: Exception) -> Response:
     shown = error if isinstance(error, ApiError) else ApiError(500, str(error))
     request_id = new_id("req")
-    return JSONResponse(shown.body(request_id), shown.status, {"request-id": request_id})
+    return JSONResponse(shown.body(request_id), shown.status, {"request-id": request_id, **shown.headers})
 
 
 app = create_app()

@@ -21,6 +21,12 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | answer without schema                      | text only, even when the CLI insists                       |
 | fail with STATUS [once] [for MODEL]        | that HTTP status (400-599), every time or the first time;  |
 |                                            | for MODEL: only when that model is asked                   |
+| fail with STATUS [asking for N s] saying X | that status with this text, and N as its retry-after       |
+| poison with STATUS saying X                | every request with this prompt in its history is refused   |
+| stop with REASON                           | ends the message with that stop_reason, such as refusal    |
+| STEPS every time                           | the same when the CLI asks again, as after a refusal       |
+| answer nothing, answer a web page          | a message without content; a page of HTML instead of one   |
+| garble the stream                          | an event in the reply that is no JSON                      |
 | break the stream                           | drops the connection in the middle of the reply            |
 | hang, hang after N words                   | silence until the client leaves, at most 600 s             |
 | remember X                                 | says it will                                               |
@@ -41,7 +47,20 @@ from dataclasses import dataclass
 
 from apps.demo_model.conversation import Conversation
 from apps.demo_model.schema import instance_of
-from apps.demo_model.wire import MAX_REPLY_BYTES, Break, Hang, JsonObject, Part, Text, Thinking, ToolUse, Words
+from apps.demo_model.wire import (
+    MAX_REPLY_BYTES,
+    Break,
+    Garble,
+    Hang,
+    JsonObject,
+    Page,
+    Part,
+    Stop,
+    Text,
+    Thinking,
+    ToolUse,
+    Words,
+)
 
 PREFIX = "[demo model, scripted] "
 ECHO_CHARS = 500
@@ -55,7 +74,9 @@ class Fail:
     """The request that comes to this step is refused with `status`; `once`: only the first time."""
 
     status: int
-    once: bool
+    once: bool = False
+    said: str | None = None
+    retry_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,12 @@ def parse(step: str, talk: Conversation) -> list[Item]:
         if found := pattern.fullmatch(step):
             return build(found, talk)
     return [_echo(step, talk)]
+
+
+def poison(prompt: str) -> Fail | None:
+    """What a prompt brings upon every request that holds it, if it does: as a picture that the model cannot read."""
+    found = _POISON.fullmatch(prompt)
+    return Fail(int(found["status"]), said=found["said"]) if found else None
 
 
 def say(text: str) -> Text:
@@ -218,7 +245,8 @@ def _hang(found: Match, talk: Conversation) -> list[Item]:
 def _fail(found: Match, talk: Conversation) -> list[Item]:
     if found["model"] not in (None, talk.settings.get("model")):
         return [say(f"{talk.settings.get('model')} answers")]
-    return [Fail(int(found["status"]), bool(found["once"]))]
+    retry_after = int(found["after"]) if found["after"] else None
+    return [Fail(int(found["status"]), bool(found["once"]), found["said"], retry_after)]
 
 
 def _recall(found: Match, talk: Conversation) -> list[Item]:
@@ -227,6 +255,7 @@ def _recall(found: Match, talk: Conversation) -> list[Item]:
     return [say("you said:" + listed if earlier else "you have said nothing before.")]
 
 
+_FAILING = r"(?: asking for (?P<after>\d{1,5}) ?s)?(?: saying (?P<said>.+))?"
 _FILE = r'(?P<file>"[^"]+"|\S+?)'
 _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"say (.+)", lambda found, talk: [say(found[1])]),
@@ -245,7 +274,14 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"delegate(?P<background> in (?:the )?background)?(?: to (?P<name>[\w:-]+):)? (?P<prompt>.+)", _delegate),
     (r"answer by schema\s*(?P<json>\S.*)?", _answer),
     (r"answer without schema.*", lambda found, talk: [say("I answer without the schema.")]),
-    (r"fail with (?P<status>[45]\d\d)(?P<once> once)?(?: for (?P<model>\S+))?", _fail),
+    (
+        rf"fail with (?P<status>[45]\d\d)(?P<once> once)?(?: for (?P<model>\S+))?{_FAILING}",
+        _fail,
+    ),
+    (r"stop with (?P<reason>[a-z_]+)", lambda found, talk: [say("I stop here"), Stop(found["reason"])]),
+    (r"answer nothing", lambda found, talk: [Stop("end_turn")]),
+    (r"answer a web page", lambda found, talk: [Page()]),
+    (r"garble the stream", lambda found, talk: [say("now it is garbled"), Garble(), say("lost")]),
     (r"break the stream", lambda found, talk: [Break()]),
     (r"hang(?: after (?P<count>\d{1,9}) words?)?", _hang),
     (r"recall|what did i say\??|.*\bremember\b.*\?", _recall),
@@ -256,5 +292,9 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"help", lambda found, talk: [say(__doc__ or "")]),
 ]
 _COMMANDS = [(re.compile(words, re.IGNORECASE | re.DOTALL), build) for words, build in _WORDS]
-_VERBS = "say|stream|reply|think|run|use|write|read|edit|ask|delegate|answer|fail|break|hang|recall|remember|show|list"
+_POISON = re.compile(r"poison with (?P<status>[45]\d\d)(?: saying (?P<said>.+))?", re.IGNORECASE | re.DOTALL)
+_VERBS = (
+    "say|stream|reply|think|run|use|write|read|edit|ask|delegate|answer|fail|stop|garble|break|hang"
+    "|recall|remember|show|list"
+)
 _SEPARATOR = re.compile(rf'"(?:\\.|[^"\\])*"|(?P<then>,?\s{{1,9}}then\s{{1,9}}(?=(?:{_VERBS})\b))', re.IGNORECASE)

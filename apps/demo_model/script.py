@@ -7,12 +7,13 @@ import json
 import re
 from dataclasses import dataclass, replace
 
-from apps.demo_model.commands import Calls, Fail, Item, Quote, answer_by_schema, parse, say, split
+from apps.demo_model.commands import Calls, Fail, Item, Quote, answer_by_schema, parse, poison, say, split
 from apps.demo_model.conversation import Call, Conversation, read
 from apps.demo_model.schema import instance_of
 from apps.demo_model.wire import JsonObject, Part, Text, ToolUse
 
 QUOTE_CHARS = 4_000
+LASTING = re.compile(r"(.+) every time", re.IGNORECASE | re.DOTALL)
 COMPACTION = "Your task is to create a detailed summary of the conversation"
 
 
@@ -20,12 +21,15 @@ COMPACTION = "Your task is to create a detailed summary of the conversation"
 class Reply:
     """The next model message, or `failure`: the HTTP status to send instead.
 
-    `once_key` names a failure that is to happen once; after that the reply is `parts`.
+    `said` is its message, and `retry_after` its header of that name. `once_key` names a failure that is to happen once;
+    after that the reply is `parts`.
     """
 
     parts: tuple[Part, ...]
     failure: int | None = None
     once_key: str | None = None
+    said: str | None = None
+    retry_after: int | None = None
 
 
 def decide(request: JsonObject) -> Reply:
@@ -36,12 +40,15 @@ def decide(request: JsonObject) -> Reply:
         return Reply((Text(json.dumps(instance_of(talk.answer_schema))),))
     if COMPACTION in prompt:
         return Reply((_summary(talk),))
-    steps = split(prompt)
+    if poisoned := next(filter(None, map(poison, talk.prompts)), None):
+        return Reply((), poisoned.status, said=poisoned.said)
+    lasting = LASTING.fullmatch(prompt)
+    steps = split(lasting[1] if lasting else prompt)
     if talk.nudged:
         refuses = steps[-1].lower().startswith("answer without schema")
         return Reply((say("I answer without the schema.") if refuses else answer_by_schema(None, talk),))
     news = [say(f"a background task ended: {_plain(notice)}") for notice in talk.notices]
-    if not talk.fresh:
+    if not talk.fresh and lasting is None:
         return Reply(tuple(news) or (say("the script has no further step."),))
     reply = _play([item for step in steps for item in parse(step, talk)], talk)
     return replace(reply, parts=(*news, *reply.parts))
@@ -72,7 +79,8 @@ def _play(program: list[Item], talk: Conversation) -> Reply:
                 parts.append(item)
     if failure is None:
         return Reply(tuple(parts) or (say("done."),))
-    return Reply(tuple(parts), failure.status, _mark(talk) if failure.once else None)
+    once_key = _mark(talk) if failure.once else None
+    return Reply(tuple(parts), failure.status, once_key, failure.said, failure.retry_after)
 
 
 def _take_preparation(calls: list[Call], wanted: ToolUse) -> bool:

@@ -70,7 +70,25 @@ class Break:
     """Drop the connection in the middle of a text block."""
 
 
-Part = Text | Words | Thinking | ToolUse | Hang | Break
+@dataclass(frozen=True)
+class Garble:
+    """In the middle of the reply, an event whose data is no JSON."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the message with this `stop_reason`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Instead of a message, a page of HTML with status 200, as a proxy sends it."""
+
+
+Part = Text | Words | Thinking | ToolUse | Hang | Break | Garble | Stop | Page
+PAGE = b"<html><body>Please log in.</body></html>"
 
 
 @dataclass(frozen=True)
@@ -83,10 +101,11 @@ class Pause:
 class ApiError(Exception):
     """An error that the client sees as `{"type": "error", "error": {"type", "message"}}`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
     def body(self, request_id: str) -> JsonObject:
         error = {"type": ERROR_TYPES.get(self.status, _default_type(self.status)), "message": self.message}
@@ -112,10 +131,16 @@ def message(parts: tuple[Part, ...], model: str, input_tokens: int) -> JsonObjec
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": "tool_use" if any(isinstance(part, ToolUse) for part in parts) else "end_turn",
+        "stop_reason": _stop_reason(parts),
         "stop_sequence": None,
         "usage": _usage(input_tokens, max(1, words)),
     }
+
+
+def _stop_reason(parts: tuple[Part, ...]) -> str:
+    stops = [part.reason for part in parts if isinstance(part, Stop)]
+    usual = "tool_use" if any(isinstance(part, ToolUse) for part in parts) else "end_turn"
+    return stops[-1] if stops else usual
 
 
 def frames(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[bytes | Pause | Break]:
@@ -123,6 +148,9 @@ def frames(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[b
     if isinstance(parts[0], Hang):
         # A client must not even see the headers of an answer that never comes.
         yield from (Pause(LONGEST_WAIT_S), Break())
+        return
+    if isinstance(parts[0], Page):
+        yield PAGE
         return
     whole = message(parts, model, input_tokens)
     start = {**whole, "content": [], "stop_reason": None, "usage": _usage(input_tokens, 1)}
@@ -132,6 +160,11 @@ def frames(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[b
         if isinstance(part, Hang):
             yield from (Pause(LONGEST_WAIT_S), Break())
             return
+        if isinstance(part, Stop):
+            continue
+        if isinstance(part, Garble):
+            yield b"event: content_block_start\ndata: {this is no JSON\n\n"
+            continue
         block = {"type": "text", "text": ""} if isinstance(part, Break) else _block(part, whole=False)
         yield _frame("content_block_start", index=index, content_block=block)
         for delta in _deltas(part):
@@ -148,6 +181,9 @@ def frames(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[b
 def body(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[bytes | Pause | Break]:
     """The reply as one JSON body, with the waits of `frames()` before it, and cut short where those are."""
     yield from (step for step in frames(parts, model, input_tokens) if isinstance(step, Pause))
+    if isinstance(parts[0], Page):
+        yield PAGE
+        return
     whole = json.dumps(message(parts, model, input_tokens)).encode()
     if any(isinstance(part, Break) for part in parts):
         yield whole[: len(whole) // 2]
@@ -178,7 +214,7 @@ def _said(part: Part) -> str:
             return json.dumps(part.input)
         case Break():
             return "cut"
-        case Hang():
+        case _:
             return ""
 
 
