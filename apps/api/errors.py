@@ -117,11 +117,17 @@ RUN_FAILURES: dict[str, tuple[int, bool]] = {
     "storage_failed": (503, True),
     "agent_crashed": (502, True),
     "agent_start_failed": (502, True),
+    "agent_message_too_large": (502, False),
     "session_deleted": (409, False),
     "profile_removed": (409, False),
     "model_not_found": (400, False),
     "model_request_invalid": (400, False),
     "model_authentication_failed": (502, False),
+    "model_not_configured": (502, False),
+    "model_billing_failed": (502, False),
+    "model_refused": (422, False),
+    "model_output_limit": (422, False),
+    "context_window_exceeded": (400, False),
     "model_overloaded": (503, True),
     "model_rate_limited": (503, True),
     "model_unreachable": (502, True),
@@ -141,8 +147,11 @@ RUN_FAILURES: dict[str, tuple[int, bool]] = {
 class RunFailed(ApiError):
     """A run that a request waited for did not succeed. `details` holds the run's ids and its result, if any."""
 
-    def __init__(self, code: str, message: str, details: Mapping[str, Any]) -> None:
-        super().__init__(message, code=code, details=details)
+    def __init__(
+        self, code: str, message: str, details: Mapping[str, Any], retry_after_seconds: int | None = None
+    ) -> None:
+        headers = {"Retry-After": str(retry_after_seconds)} if retry_after_seconds else None
+        super().__init__(message, code=code, details=details, headers=headers)
         self.status = RUN_FAILURES.get(code, (502, False))[0]
 
 

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = None
     claude_code_oauth_token: SecretStr | None = None
     default_model: str = "claude-sonnet-5-5"
+    model_silence_seconds: int = Field(300, ge=10, le=1800)
     models: Annotated[tuple[str, ...], NoDecode] = ()
     model_aliases: str = "*sonnet*=claude-sonnet-5-5,*haiku*=claude-haiku-5-5,*opus*=claude-opus-5-5"
 

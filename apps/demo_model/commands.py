@@ -294,7 +294,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
 _COMMANDS = [(re.compile(words, re.IGNORECASE | re.DOTALL), build) for words, build in _WORDS]
 _POISON = re.compile(r"poison with (?P<status>[45]\d\d)(?: saying (?P<said>.+))?", re.IGNORECASE | re.DOTALL)
 _VERBS = (
-    "say|stream|reply|think|run|use|write|read|edit|ask|delegate|answer|fail|stop|garble|break|hang"
+    "say|stream|reply|think|run|use|write|read|edit|ask|delegate|answer|fail|stop with|garble|break|hang"
     "|recall|remember|show|list"
 )
 _SEPARATOR = re.compile(rf'"(?:\\.|[^"\\])*"|(?P<then>,?\s{{1,9}}then\s{{1,9}}(?=(?:{_VERBS})\b))', re.IGNORECASE)

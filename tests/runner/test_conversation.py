@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from claude_agent_sdk import ResultMessage, SystemMessage
 
@@ -35,7 +36,18 @@ def talk_of(world: World, writer: Writer, claim: Claim) -> Conversation:
     async def worked(_began: bool) -> None:
         """Nobody looks for ports here."""
 
-    return Conversation(core_of(world), writer, claim, kill=lambda: None, changed=lambda: None, worked=worked)
+    async def forget(_prompt: UUID) -> bool:
+        return False
+
+    return Conversation(
+        core_of(world),
+        writer,
+        claim,
+        kill=lambda: None,
+        changed=lambda: None,
+        worked=worked,
+        forget=forget,
+    )
 
 
 async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: World) -> None:

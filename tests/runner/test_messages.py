@@ -35,6 +35,7 @@ from apps.api.core.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
 from apps.api.runner import messages
 from apps.api.runner.messages import Meter
+from apps.api.runner.model_failures import Told
 
 RUN = UUID("74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154")
 SDK_SESSION = "fdcb1e7b-f3dd-41c9-91c7-8a8768ad2f07"
@@ -132,6 +133,17 @@ OUTCOMES: dict[str, tuple[ResultMessage, str, str | None]] = {
     "model: 429": (api_error(429), "failed", "model_rate_limited"),
     "model: 500": (api_error(500), "failed", "model_error"),
     "model: 529": (api_error(529), "failed", "model_overloaded"),
+    "model: a refusal that persists": (
+        replace(api_error(None), stop_reason="refusal"),
+        "failed",
+        "model_refused",
+    ),
+    "model: too long": (
+        replace(api_error(400), terminal_reason="prompt_too_long"),
+        "failed",
+        "context_window_exceeded",
+    ),
+    "model: a picture": (replace(api_error(400), terminal_reason="image_error"), "failed", "model_request_invalid"),
     "model: no answer": (api_error(None), "failed", "model_unreachable"),
     "model: status without a reason": (api_error(429, None), "failed", "model_rate_limited"),
     "aborted while streaming": (replace(FAILED, terminal_reason="aborted_streaming"), "interrupted", "interrupted"),
@@ -174,6 +186,70 @@ def test_every_failure_is_one_that_clients_can_look_up(result: ResultMessage) ->
     assert error["retryable"] is RUN_FAILURES[error["code"]][1]
     assert isinstance(error["message"], str)
     assert error["message"]
+
+
+def synthetic(kind: str | None, parent: str | None = None) -> AssistantMessage:
+    """What the CLI writes in the model's place when that has failed."""
+    return AssistantMessage([], "<synthetic>", parent_tool_use_id=parent, error=kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "words", "code"),
+    [
+        ("authentication_failed", None, "Not logged in · Please run /login", "model_not_configured"),
+        ("authentication_failed", 401, "Failed to authenticate. API Error: 401", "model_authentication_failed"),
+        ("billing_error", 400, "Credit balance is too low", "model_billing_failed"),
+        ("max_output_tokens", None, "API Error: the 128000 output token maximum", "model_output_limit"),
+        (
+            "max_output_tokens",
+            None,
+            "API Error: The model has reached its context window limit.",
+            "context_window_exceeded",
+        ),
+        ("overloaded", None, "API Error: overloaded", "model_overloaded"),
+        ("rate_limit", None, "API Error: slow down", "model_rate_limited"),
+        ("server_error", None, "API Error: Connection refused (ECONNREFUSED)", "model_unreachable"),
+        ("unknown", None, "API Error: Stream ended without receiving any events", "model_unreachable"),
+        ("a kind of a later CLI", None, "API Error: ?", "model_unreachable"),
+        (None, None, "API Error: ?", "model_unreachable"),
+    ],
+)
+def test_the_kind_that_the_cli_tells_chooses_the_code(
+    kind: str | None, status: int | None, words: str, code: str
+) -> None:
+    told = Told()
+    told.hear(synthetic(kind))
+    told.hear(synthetic("of a subagent", "toolu_1"))
+    error = messages.outcome(replace(api_error(status), result=words), Meter(), told=told)[0].error
+    assert error is not None
+    assert (error["code"], error["message"]) == (code, words)
+    assert code in RUN_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("delays", "seconds"),
+    [
+        ([], None),
+        ([8581], 9),
+        ([8581, 600], 9),
+        ([12], 1),
+        ([10**9], 3600),
+        (["x"], 1),
+        ([None], 1),
+        ([float("nan")], 1),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 529])
+def test_a_busy_model_says_when_to_come_back(status: int, delays: list[Any], seconds: int | None) -> None:
+    told = Told()
+    for delay in delays:
+        told.hear(SystemMessage("api_retry", {"retry_delay_ms": delay, "error_status": status}))
+    error = messages.outcome(api_error(status), Meter(), told=told)[0].error
+    assert error is not None
+    assert error.get("retry_after_seconds") == seconds
+    other = messages.outcome(api_error(500), Meter(), told=told)[0].error
+    assert other is not None
+    assert "retry_after_seconds" not in other
 
 
 @pytest.mark.parametrize("status", [*range(400, 600), 0, 302, 999])
@@ -463,7 +539,7 @@ TASKS: dict[str, tuple[Any, str]] = {
             "task_progress",
             {**TASK, "usage": TASK_USAGE},
             description="sub work",
-            usage=TASK_USAGE,  # type: ignore[arg-type]
+            usage=TASK_USAGE,
             **IDENT,
         ),
         "progress",

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIJSONDecodeError, Message
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +27,13 @@ class StartFailed(Exception):
 
 class CannotStart(StartFailed):
     """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
+
+
+def why_it_ended(failure: Exception | None) -> tuple[str, str]:
+    """Code and message for the run of an agent whose messages have ended without a result."""
+    if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
+        return "agent_message_too_large", "What a tool gave is more than the agent process can hand over at once."
+    return "agent_crashed", "The agent process ended without a result."
 
 
 class Agent:

@@ -25,7 +25,7 @@ from apps.api.core.context import Core
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.runner import hearsay, messages
+from apps.api.runner import hearsay, messages, model_failures
 from apps.api.runner.approvals import Approvals
 from apps.api.runner.options import keeps_checkpoints
 from apps.api.runner.turn import Turn
@@ -41,7 +41,7 @@ class Conversation:
         active: the turn that the agent is in, which may be one of a background task.
         sdk_session_id: under which the SDK stores the conversation.
         tasks: ids of the subagents and background commands that are at work.
-        used_up: the process has spent its budget; every later turn of it would fail.
+        used_up: every later turn of the process would fail: it has spent its budget, or knows what it should not.
     """
 
     def __init__(
@@ -53,10 +53,13 @@ class Conversation:
         kill: Callable[[], None],
         changed: Callable[[], None],
         worked: Callable[[bool], Awaitable[None]],
+        forget: Callable[[UUID], Awaitable[bool]],
     ) -> None:
         """`kill` ends the agent's process; `changed` is called when it begins or ceases to wait for a person, `worked`
-        at the end of a turn that has used tools, with whether it has left a new task in the background."""
+        at the end of a turn that has used tools, with whether it has left a new task in the background; `forget` takes
+        a turn, and what came after it, out of the stored conversation."""
         self._core, self._writer, self._kill, self._changed, self._worked = core, writer, kill, changed, worked
+        self._forget = forget
         self._used_tools = self._left_task = False
         self.tenant_id, self.session_id, self.generation = claim.tenant_id, claim.session_id, claim.generation
         self.sdk_session_id = claim.sdk_session_id
@@ -75,6 +78,7 @@ class Conversation:
             changed=self._waiting_changed,
         )
         self._meter = messages.Meter()
+        self._model_told = model_failures.Told()
         self._noted: tuple[Any, ...] = ()
         self._tool_calls: deque[str] = deque(maxlen=200)
         self._handled = asyncio.Event()
@@ -154,6 +158,7 @@ class Conversation:
             self._left_task |= bool(tasks - self._background)
             self._background = tasks
         else:
+            self._model_told.hear(message)
             if isinstance(message, TaskStartedMessage):
                 self.tasks.add(message.task_id)
             elif isinstance(message, TaskNotificationMessage):
@@ -168,6 +173,7 @@ class Conversation:
                 self._handled = asyncio.Event()
 
     async def _begin_turn(self, message: SystemMessage) -> None:
+        self._model_told = model_failures.Told()
         # The init of a background turn names no message of a user's.
         uuids = message.data.get("user_message_uuids") or ()
         current = self.current if self.current is None or not self.current.ended.is_set() else None
@@ -221,12 +227,18 @@ class Conversation:
             self._meter.read(message)
             return
         structured = turn.claim is not None and turn.claim.config.output_format is not None
-        outcome, last = messages.outcome(message, self._meter, turn.stopping, structured=structured)
-        if outcome.error and outcome.error["code"] == "max_budget_exceeded":
+        outcome, last = messages.outcome(
+            message, self._meter, turn.stopping, structured=structured, told=self._model_told
+        )
+        code = outcome.error["code"] if outcome.error else None
+        if code == "max_budget_exceeded":
             self.used_up = True
         if self._used_tools:
             left, self._used_tools, self._left_task = self._left_task, False, False
             await self._worked(left)
+        if code in model_failures.POISONOUS and await self._forget(turn.run_id):
+            self.used_up = True  # the process still remembers
+            last.insert(0, Event("status", {"status": "turn_forgotten"}))
         await self.finish(turn, outcome, last)
 
     # --- a person in the loop ----------------------------------------------------------------------------------

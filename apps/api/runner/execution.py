@@ -26,7 +26,7 @@ from apps.api.core.queue import Claim
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner import checkpoints, clone, options
-from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed
+from apps.api.runner.agent import STOP_TIMEOUT, Agent, CannotStart, StartFailed, why_it_ended
 from apps.api.runner.conversation import Conversation
 from apps.api.runner.hooks import Hooks
 from apps.api.runner.launch import Launch, tell_missing_files
@@ -67,9 +67,17 @@ class Execution:
             last_seq=claim.last_seq,
         )
         self.ports = Ports(self.writer, lambda: self._talk.run_id, lambda: self.agent.pid if self.agent else None)
-        self._talk = Conversation(core, self.writer, claim, kill=self._kill, changed=freed, worked=self.ports.settle)
-        self.approvals = self._talk.approvals
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation)
+        self._talk = Conversation(
+            core,
+            self.writer,
+            claim,
+            kill=self._kill,
+            changed=freed,
+            worked=self.ports.settle,
+            forget=self._store.forget,
+        )
+        self.approvals = self._talk.approvals
         self._hooks = Hooks(core, claim.tenant_id, self.writer, lambda: self._talk.run_id, self._lose)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
@@ -341,7 +349,8 @@ class Execution:
         lost = [self._talk.active, current if current is not None and current.begun else None]
         try:
             await self.approvals.close_all("agent_ended")
-            await self._talk.fail_all(*lost, code="agent_crashed", text="The agent process ended without a result.")
+            code, text = why_it_ended(failure)
+            await self._talk.fail_all(*lost, code=code, text=text)
             self._talk.active = None
         except (LeaseLost, Unavailable) as error:
             self._lose(error)

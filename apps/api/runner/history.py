@@ -29,14 +29,21 @@ _SUBPATH = re.compile(r"[\w-][\w.-]{0,199}(/[\w-][\w.-]{0,199}){0,9}", re.ASCII)
 async def write(store: Transcripts, conversation: UUID, project: Path) -> bool:
     """Write a conversation into `project`, a directory that only this process writes to.
 
-    Returns whether there was one. Raises what the database raises, OSError.
+    Returns whether there was one: what the CLI notes of its queue before the first message is none, and it would not
+    resume it. Raises what the database raises, OSError.
     """
     found = False
     async with aclosing(store.pages(conversation)) as pages:
         async for entries in pages:
-            found |= any(not entry.subpath for entry in entries)
+            found = found or any(map(_is_message, entries))
             await asyncio.to_thread(_append, project, str(conversation), entries)
+    if not found:  # else the CLI would take the id of the conversation for one that is in use
+        await asyncio.to_thread((project / f"{conversation}.jsonl").unlink, missing_ok=True)
     return found
+
+
+def _is_message(entry: Entry) -> bool:
+    return not entry.subpath and decode(entry.text).get("type") in ("user", "assistant")
 
 
 def _append(project: Path, conversation: str, entries: Sequence[Entry]) -> None:

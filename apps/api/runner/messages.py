@@ -33,7 +33,7 @@ from apps.api.core.frames import encode
 from apps.api.core.log import Event, Outcome
 from apps.api.core.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
-from apps.api.runner import hearsay
+from apps.api.runner import hearsay, model_failures
 
 _DELTAS = {
     "text_delta": ("text", "text"),
@@ -266,20 +266,26 @@ def stopped(code: str, text: str = "") -> tuple[str, dict[str, Any]]:
 
 
 def outcome(
-    message: ResultMessage, meter: Meter, stopping: str | None = None, *, structured: bool = False
+    message: ResultMessage,
+    meter: Meter,
+    stopping: str | None = None,
+    *,
+    structured: bool = False,
+    told: model_failures.Told | None = None,
 ) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
     `stopping` is our reason for having interrupted it, if we have: a turn that succeeded nevertheless has succeeded.
     `structured`: it had to give a structured output. The CLI asks the model for it once more, and then succeeds
     without. A prompt that the model never saw (`/clear`, or a hook has blocked it) has none.
+    `told`: what the CLI has said of the model in this turn.
 
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
     """
     meter.read(message)
     cost, models = meter.take()
-    status, failure = _verdict(message)
+    status, failure = _verdict(message, told or model_failures.Told())
     if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
         text = "The model answered without the structured output that output_format asks for."
         status, failure = "failed", error("structured_output_missing", text)
@@ -315,7 +321,7 @@ def outcome(
     return ended, last
 
 
-def _verdict(message: ResultMessage) -> tuple[str, dict[str, Any] | None]:
+def _verdict(message: ResultMessage, told: model_failures.Told) -> tuple[str, dict[str, Any] | None]:
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
         return "interrupted", error("interrupted", "The run was interrupted.")
@@ -324,26 +330,12 @@ def _verdict(message: ResultMessage) -> tuple[str, dict[str, Any] | None]:
     if message.subtype == "error_max_budget_usd":
         return "failed", error("max_budget_exceeded", "The agent used up max_budget_usd before it was done.")
     if message.subtype == "error_max_structured_output_retries":
-        told = "; ".join(message.errors or []) or "None of the model's structured outputs matched the schema."
-        return "failed", error("structured_output_invalid", told)
+        text = "; ".join(message.errors or []) or "None of the model's structured outputs matched the schema."
+        return "failed", error("structured_output_invalid", text)
     if not message.is_error:
         return "succeeded", None
-    if message.api_error_status is not None or reason == "api_error":
-        return "failed", error(_model_failure(message.api_error_status), message.result or "The model gave no answer.")
+    if code := model_failures.code_of(message, told.kind):
+        failure = error(code, message.result or "The model gave no answer.")
+        return "failed", model_failures.with_advice(failure, told)
     text = message.result or "; ".join(message.errors or []) or "The agent failed."
     return "failed", error("execution_error", text)
-
-
-def _model_failure(status: int | None) -> str:
-    if status is None:
-        return "model_unreachable"
-    codes = {
-        400: "model_request_invalid",
-        401: "model_authentication_failed",
-        403: "model_authentication_failed",
-        404: "model_not_found",
-        413: "model_request_invalid",
-        429: "model_rate_limited",
-        529: "model_overloaded",
-    }
-    return codes.get(status, "model_error")

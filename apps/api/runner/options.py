@@ -23,8 +23,9 @@ from apps.api.runner.scratch import Place
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Largest line that the CLI may write: a tool result of some megabytes is one line."""
+MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+"""Least bound of a line that the CLI may write. What a tool has read is in it twice, in base64: a file of 32 MB, the
+most that the model API takes, is 86 MB of it."""
 
 _RULE_CHARACTERS = frozenset("()[]{}*?!,\\")
 """What a path may not hold to be named in a rule as it is."""
@@ -36,10 +37,17 @@ _QUIET_CLI = {
     "DISABLE_AUTOUPDATER": "1",
     # Bounds on the model: without them the CLI retries an overloaded one for minutes.
     "CLAUDE_CODE_MAX_RETRIES": "3",
-    "API_TIMEOUT_MS": "120000",
-    "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
 }
+
+
+_SILENCE = (
+    "API_TIMEOUT_MS",
+    "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS",
+    "CLAUDE_STREAM_IDLE_TIMEOUT_MS",
+    "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS",
+)
+"""What bounds a silent model, before its answer and in it. A run's own timeout ends it sooner, where it is shorter."""
 
 
 def _system_prompt(config: AgentConfig) -> SystemPromptCustom | SystemPromptPreset:
@@ -98,7 +106,7 @@ def environment(
     """What the agent process is given on top of the guard's allow-list. `config_dir`: a path that leads to
     `place.config`."""
     isolation = (profile and profile.isolation) or settings.agent_isolation
-    env = dict(_QUIET_CLI)
+    env = {**_QUIET_CLI, **dict.fromkeys(_SILENCE, str(settings.model_silence_seconds * 1000))}
     if settings.anthropic_base_url:
         env["ANTHROPIC_BASE_URL"] = settings.anthropic_base_url
     if settings.anthropic_api_key:
@@ -214,7 +222,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         strict_mcp_config=True,
         include_partial_messages=True,
         forward_subagent_text=True,
-        max_buffer_size=MAX_MESSAGE_BYTES,
+        max_buffer_size=max(MAX_MESSAGE_BYTES, 4 * settings.max_body_bytes),
         session_store=cast(SessionStore, process.store),  # the optional methods are left out, as the SDK allows
         session_store_flush="eager",
         session_id=None if process.resume else str(process.sdk_session_id),

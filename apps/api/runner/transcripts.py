@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
 
 from apps.api.core import codec
@@ -39,6 +40,19 @@ SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_sess
 PAGE = 50
 """Entries that are read at a time: one may have megabytes."""
 
+# Everything after the prompt is about it: one session has one turn at a time.
+_FORGET = """
+WITH pen AS (
+  SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
+), prompt AS (
+  SELECT min(t.id) AS id FROM transcript_entries t, pen WHERE t.session_id = pen.id AND t.subpath = '' AND t.uuid = $3
+), gone AS (
+  DELETE FROM transcript_entries t USING prompt
+  WHERE t.session_id = $1 AND t.subpath = '' AND t.id >= prompt.id RETURNING t.id
+)
+SELECT (SELECT count(*) FROM pen) AS held, (SELECT count(*) FROM gone) AS gone
+"""
+
 _KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
 
 
@@ -60,10 +74,11 @@ class Transcripts:
     def __init__(self, db: Database, lease: Lease, session_id: UUID, generation: int) -> None:
         self._db, self._lease = db, lease
         self._session_id, self._generation = session_id, generation
+        self._forgetful = False
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
-        if not entries:
+        if not entries or self._forgetful:
             return
         uuids = [_storable(entry.get("uuid")) for entry in entries]
         texts = [encode(entry).decode() for entry in entries]
@@ -85,6 +100,25 @@ class Transcripts:
 
         if await retrying(attempt, until=self._lease.is_over) == 0:
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not store transcripts")
+
+    async def forget(self, prompt: UUID) -> bool:
+        """Take a prompt and all that came after it out of the conversation; returns whether it was there.
+
+        What the process goes on to say of it is not stored either: the next one, for which `adopt` is called, knows
+        nothing of it. Raises LeaseLost when fenced, Unavailable when the database stays away.
+        """
+        self._forgetful = True
+
+        async def attempt() -> asyncpg.Record:
+            self._lease.require()
+            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                return await connection.fetchrow(_FORGET, self._session_id, self._generation, str(prompt))
+
+        found = await retrying(attempt, until=self._lease.is_over)
+        if found["held"] == 0:
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not change transcripts")
+        self._forgetful = found["gone"] > 0
+        return self._forgetful
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
         """All entries of a transcript in order, or None when there are none."""
@@ -118,7 +152,8 @@ class Transcripts:
         )
 
     async def adopt(self, sdk_session_id: UUID, project_key: str) -> None:
-        """Give the entries that a fork began with the key under which the SDK will look for them."""
+        """Begin a new process: entries that a fork began with get the key under which the SDK will look for them."""
+        self._forgetful = False
         await self._db.pool.execute(
             "UPDATE transcript_entries SET project_key = $3"
             " WHERE session_id = $1 AND project_key = '' AND sdk_session_id = $2"

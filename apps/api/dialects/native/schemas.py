@@ -211,6 +211,9 @@ class RunError(BaseModel):
     code: str = Field(examples=["owner_lost"])
     message: str
     retryable: bool
+    retry_after_seconds: int | None = Field(
+        None, description="Seconds that the model API asked to wait, where it did; also the `Retry-After` of an answer."
+    )
 
 
 class OpenPort(BaseModel):

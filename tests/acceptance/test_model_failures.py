@@ -1,0 +1,98 @@
+"""Every way in which the model can fail: what the client is told, and that the next prompt of the session works."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.fleet import Fleet
+
+FAILURES: dict[str, tuple[int, str, bool]] = {
+    "fail with 400": (400, "model_request_invalid", False),
+    "fail with 400 saying prompt is too long: 250000 tokens > 200000 maximum": (400, "context_window_exceeded", False),
+    "fail with 400 saying Your credit balance is too low to access the Anthropic API": (
+        502,
+        "model_billing_failed",
+        False,
+    ),
+    "poison with 400": (400, "model_request_invalid", False),
+    "poison with 400 saying messages.0.content.1.image.source.base64: Could not process image": (
+        400,
+        "model_request_invalid",
+        False,
+    ),
+    "poison with 400 saying prompt is too long: 250000 tokens > 200000 maximum": (
+        400,
+        "context_window_exceeded",
+        False,
+    ),
+    "poison with 413": (400, "model_request_invalid", False),
+    "fail with 401": (502, "model_authentication_failed", False),
+    "fail with 403": (502, "model_authentication_failed", False),
+    "fail with 404": (400, "model_not_found", False),
+    "fail with 429": (503, "model_rate_limited", True),
+    "fail with 500": (502, "model_error", True),
+    "fail with 529": (503, "model_overloaded", True),
+    "break the stream every time": (502, "model_unreachable", True),
+    "garble the stream every time": (502, "model_unreachable", True),
+    "answer a web page": (502, "model_unreachable", True),
+    "stop with refusal every time": (422, "model_refused", False),
+    "stop with max_tokens every time": (422, "model_output_limit", False),
+    "stop with model_context_window_exceeded every time": (400, "context_window_exceeded", False),
+}
+FORGOTTEN = ("model_request_invalid", "context_window_exceeded", "model_refused")
+AT_ONCE = 6
+
+
+async def told(fleet: Fleet, prompt: str) -> tuple[int, str, bool]:
+    """What a client is told of a prompt that fails, in the middle of a conversation that goes on."""
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say my number is 4711")
+    response = await fleet[1].post("/query/single", {"session_id": session_id, "prompt": prompt})
+    error = response.json()["error"]
+    run = (await fleet[2].get(f"/runs/{error['details']['run_id']}")).json()
+    assert run["error"]["code"] == error["code"]
+    events = await fleet[2].follow(run["run_id"])
+    forgotten = [e for e in events if e.event == "status" and e.data["status"] == "turn_forgotten"]
+    assert bool(forgotten) == (error["code"] in FORGOTTEN), prompt
+    after = (await fleet[1].ask(session_id, "recall"))["result"]
+    assert "my number is 4711" in after
+    assert (prompt in after) == (error["code"] not in FORGOTTEN), after
+    return response.status_code, error["code"], run["error"]["retryable"]
+
+
+@pytest.mark.timeout(280)
+async def test_every_failure_of_the_model_has_a_code_and_the_session_lives_on(fleet: Fleet) -> None:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(prompt: str) -> tuple[int, str, bool]:
+        async with gate:
+            return await told(fleet, prompt)
+
+    found = await asyncio.gather(*(one(prompt) for prompt in FAILURES))
+    assert dict(zip(FAILURES, found, strict=True)) == FAILURES
+
+
+async def test_a_first_prompt_that_the_model_refuses_leaves_an_empty_conversation(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    refused = await fleet[0].post("/query/single", {"session_id": session_id, "prompt": "poison with 400"})
+    assert refused.json()["error"]["code"] == "model_request_invalid"
+    assert "you have said nothing before" in (await fleet[1].ask(session_id, "recall"))["result"]
+    forked = await fleet[2].post(f"/sessions/{session_id}/fork", {})
+    assert forked.status_code == 201, forked.text
+
+
+async def test_an_answer_without_content_is_an_empty_result(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    assert (await fleet[0].ask(session_id, "answer nothing every time"))["result"] == ""
+    assert (await fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
+
+
+async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(fleet: Fleet) -> None:
+    response = await fleet[0].post("/query/single", {"prompt": "fail with 429 asking for 2 s"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "model_rate_limited")
+    seconds = int(response.headers["Retry-After"])
+    assert seconds >= 2
+    run = (await fleet[1].get(f"/runs/{response.json()['error']['details']['run_id']}")).json()
+    assert run["error"]["retry_after_seconds"] == seconds
