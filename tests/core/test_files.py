@@ -112,3 +112,70 @@ def test_only_regular_files_below_the_root_are_read(source: Path, secret: Path) 
     for path in ("../theirs/secret.txt", str(secret / "secret.txt"), "."):
         with pytest.raises(ValueError, match="not below"):
             files.read(source, PurePosixPath(path), 10)
+
+
+def test_links_into_what_is_copied_lead_into_the_copy(tmp_path: Path) -> None:
+    source, home = tmp_path / "source", tmp_path / "home"
+    (source / "a" / "b").mkdir(parents=True)
+    links = {
+        "a/b/whole": str(source),
+        "a/b/below": f"{source}/a/x",
+        "a/b/again": "../../../source/a/x",
+        "a/b/round": "../c/../../../source/x",
+        "a/b/about": f"{source}/../source/x",
+        "home": f"{home}/.cache",
+        "out": "/etc/passwd",
+        "near": f"{source}-of-another/x",
+        "a/b/plain": "../y",
+    }
+    for name, leads in links.items():
+        (source / name).symlink_to(leads)
+    copy = tmp_path / "copy"
+    files.copy_tree(source, copy, Budget(1 << 20), {home: tmp_path / "new"})
+    assert {name: os.readlink(copy / name) for name in links} == {
+        "a/b/whole": "../../.",
+        "a/b/below": "../../a/x",
+        "a/b/again": "../../a/x",
+        "a/b/round": "../../x",
+        "a/b/about": "../../x",
+        "home": f"{tmp_path}/new/.cache",
+        "out": "/etc/passwd",
+        "near": f"{source}-of-another/x",
+        "a/b/plain": "../y",
+    }
+
+
+def test_a_file_of_ten_gigabytes_without_content_is_too_much_at_once(source: Path, tmp_path: Path) -> None:
+    (source / "sparse").touch()
+    os.truncate(source / "sparse", 10 << 30)
+    with pytest.raises(TooMuch):
+        files.copy_tree(source, tmp_path / "copy", Budget(1 << 30))
+    assert files.read(source, PurePosixPath("sparse"), 1 << 20) is None
+
+
+def test_a_way_is_made_inside_of_the_root_alone(source: Path, secret: Path) -> None:
+    (source / "here").symlink_to("deep/er")
+    (source / "there").symlink_to(source / "deep")
+    (source / "up").symlink_to("../theirs")
+    (source / "out").symlink_to(secret)
+    (source / "a").symlink_to("b")
+    (source / "b").symlink_to("a")
+    (source / "file").touch()
+    assert files.make_way(source, PurePosixPath("here/new")) == source / "deep" / "er" / "new"
+    assert files.make_way(source, PurePosixPath("there/er/../new")) == source / "deep" / "new"
+    assert files.make_way(source, PurePosixPath(".")) == source
+    for path in ("up", "out", "a", "../theirs", "here/../../..", "out/new"):
+        with pytest.raises(ValueError, match="leads"):
+            files.make_way(source, PurePosixPath(path))
+    with pytest.raises(OSError):  # noqa: PT011 - whichever the system has for it
+        files.make_way(source, PurePosixPath("file/new"))
+    assert os.listdir(secret) == ["secret.txt"]
+
+
+def test_what_is_in_the_way_of_a_directory_makes_room(source: Path, secret: Path) -> None:
+    (source / "out").symlink_to(secret)
+    os.mkfifo(source / "pipe")
+    for name in ("out", "pipe", "deep", "new"):
+        assert files.make_real(source, name).lstat().st_mode & 0o777 == 0o700
+    assert os.listdir(secret) == ["secret.txt"]
+    assert os.listdir(source / "deep") == ["er"]

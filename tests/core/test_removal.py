@@ -15,7 +15,7 @@ import pytest
 from apps.api.core import removal, workspaces
 from apps.api.core.files import TooMuch
 from apps.api.settings import Settings
-from tests.plants import dig
+from tests.plants import dig, memory_directory
 
 NOBODY = 65_534
 
@@ -35,11 +35,12 @@ def kept(tmp_path: Path) -> Path:
     return directory
 
 
-def test_depth_and_number_cost_neither_memory_nor_descriptors(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
+def test_depth_and_number_cost_neither_memory_nor_descriptors() -> None:
+    above = Path(memory_directory())
+    tree = above / "tree"
     dig(tree, levels=3_000, entries=5_000)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2 * removal.MAX_OPEN + 8, hard))
     tracemalloc.start()
     try:
         removal.remove(tree)
@@ -47,7 +48,7 @@ def test_depth_and_number_cost_neither_memory_nor_descriptors(tmp_path: Path) ->
     finally:
         tracemalloc.stop()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not tree.exists()
+    above.rmdir()
     assert peak < 1 << 20
 
 

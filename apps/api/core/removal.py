@@ -15,6 +15,9 @@ from apps.api.core.files import CHANGED_MEANWHILE, DIRECTORY_FLAGS, Budget, TooM
 MAX_REMOVED = 20_000_000
 """Entries that are removed in one go: whoever still writes there must not keep it going for ever."""
 
+MAX_OPEN = 30
+"""Levels of directories that are open at a time, with two descriptors each."""
+
 
 def remove(path: Path, limit: int = MAX_REMOVED, stopped: Callable[[], bool] | None = None) -> None:
     """Remove whatever is at `path`, if anything: a file, a link, a directory with all that is in it.
@@ -40,18 +43,19 @@ def remove(path: Path, limit: int = MAX_REMOVED, stopped: Callable[[], bool] | N
 
 
 class _Removal:
-    """Empties a directory. What is found two levels below it is moved to its top, and that emptied until nothing is
-    left: so a tree of any depth takes two descriptors. `failure` is the last thing that could not be removed."""
+    """Empties a directory, MAX_OPEN levels at a time: what is found deeper is moved to its top, and that emptied until
+    nothing is left. `failure` is the last thing that could not be removed."""
 
     def __init__(self, top: int, budget: Budget, stopped: Callable[[], bool] | None) -> None:
         self._top, self._budget, self._stopped = top, budget, stopped
         self.failure: OSError | None = None
 
     def run(self) -> None:
-        while self._each(self._top, self._remove):
+        while self._empty(self._top, 0):
             continue
 
-    def _each(self, directory: int, work: Callable[[int, str], bool]) -> bool:
+    def _empty(self, directory: int, level: int) -> bool:
+        """Remove what is in a directory. Returns whether anything has changed."""
         changed = False
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -59,35 +63,32 @@ class _Removal:
                 if self._stopped is not None and self._stopped():
                     raise TooMuch
                 try:
-                    changed |= work(directory, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        changed |= self._remove(directory, entry.name, level)
+                    else:
+                        os.unlink(entry.name, dir_fd=directory)
+                        changed = True
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     self.failure = error
         return changed
 
-    def _remove(self, top: int, name: str) -> bool:
-        opened = _open_to_empty(top, name)
-        if opened is None:
-            os.unlink(name, dir_fd=top)
-            return True
-        with closing_descriptor(opened):
-            changed = self._each(opened, self._remove_or_lift)
+    def _remove(self, directory: int, name: str, level: int) -> bool:
+        below = _open_to_empty(directory, name)
+        if below is None:  # it has become something else: the next look sees what
+            return False
+        with closing_descriptor(below):
+            if level == MAX_OPEN:
+                os.rename(name, f".{secrets.token_hex(8)}", src_dir_fd=directory, dst_dir_fd=self._top)
+                return True
+            changed = self._empty(below, level + 1)
         try:
-            os.rmdir(name, dir_fd=top)
-        except OSError:  # not empty: something has come meanwhile, or stays
-            return changed
-        return True
-
-    def _remove_or_lift(self, directory: int, name: str) -> bool:
-        try:
-            os.unlink(name, dir_fd=directory)
-        except OSError as error:
-            # A directory: EISDIR says Linux, EPERM says POSIX.
-            if error.errno not in (errno.EISDIR, errno.EPERM) or (below := _open_to_empty(directory, name)) is None:
+            os.rmdir(name, dir_fd=directory)
+        except OSError as error:  # not empty: something has come meanwhile, or stays
+            if error.errno != errno.ENOTEMPTY:
                 raise
-            os.close(below)
-            os.rename(name, f".{secrets.token_hex(8)}", src_dir_fd=directory, dst_dir_fd=self._top)
+            return changed
         return True
 
 
