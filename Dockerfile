@@ -1,7 +1,9 @@
 FROM python:3.11-slim-bookworm AS build
 
 # uv comes from the package index, not from a registry of its own, so that a build behind mirrors needs no further one.
-RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir 'uv>=0.9,<1'
+COPY scripts/uv.txt /opt/uv.txt
+RUN python -m venv /opt/uv \
+    && /opt/uv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r /opt/uv.txt
 ENV UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_NO_CACHE=1 \

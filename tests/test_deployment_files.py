@@ -148,6 +148,23 @@ def test_workspaces_lie_on_one_shared_volume_at_one_path(compose: dict[str, Any]
     assert set(compose["volumes"]) == {"postgres", "workspaces"}
 
 
+def test_every_service_is_bounded_and_nginx_knows_no_database(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        assert service["pids_limit"] > 0, name
+        assert service["mem_limit"], name
+        assert service.get("read_only", False) is (name != "postgres"), name
+    networks = {name: set(service["networks"]) for name, service in services.items()}
+    assert networks["nginx"].isdisjoint(networks["postgres"] | networks["redis"])
+    assert networks["nginx"] & networks["api"]
+    assert networks["postgres"] & networks["api"]
+    # docs/deployment.md: the launcher of the agents lies there.
+    assert any(re.match(r"/tmp:(.*,)?exec\b", mount) for mount in services["api"]["tmpfs"])
+    headers = dict(nginx().inside("http").inside("server").inside("location", "/").directives["proxy_set_header"])
+    assert headers["X-Forwarded-For"] == "$remote_addr", "FORWARDED_ALLOW_IPS believes it"
+    assert services["nginx"]["healthcheck"]["test"][-1].endswith("/health/ready")
+
+
 @dataclass
 class Block:
     """One block of an nginx configuration: its directives by name, and the blocks in it."""

@@ -26,7 +26,7 @@ from apps.api.dialects.chat_server import routes as chat_server
 from apps.api.dialects.code_server import routes as code_server
 from apps.api.dialects.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
-from apps.api.http import errors, health, metrics, playground, preview
+from apps.api.http import errors, health, index, metrics, playground, preview
 from apps.api.http.middleware import BoundedBody, RequestContext
 from apps.api.http.route import Probe
 from apps.api.http.sse import EventStream, Streams
@@ -117,7 +117,7 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         root = DIALECTS[root_dialect]
         app.include_router(root.router, include_in_schema=False)
         app.state.error_shapes |= {"/api": errors.native, "/preview": errors.native, "": root.error_shape}
-    for router in (health.router, preview.router, *native):
+    for router in (health.router, index.router, preview.router, *native):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)

@@ -75,6 +75,24 @@ async def test_a_process_that_is_alive_says_so_and_no_more(nobody: httpx.AsyncCl
     assert (await nobody.get("/health/live")).json() == {"status": "ok"}
 
 
+# --- the beginning ------------------------------------------------------------------------------------------------
+
+
+async def test_a_program_that_asks_at_the_root_is_told_where_to_go_on(nobody: httpx.AsyncClient) -> None:
+    told = (await nobody.get("/")).json()
+    assert told.pop("name") == "Claude Agent API"
+    assert told.pop("version") == __version__
+    assert told.pop("api") == "/api/v1"
+    assert set(told) == {"health", "playground", "docs", "openapi"}
+    for path in told.values():
+        assert (await nobody.get(path)).status_code == 200, path
+
+
+async def test_a_browser_that_asks_at_the_root_is_led_to_the_playground(nobody: httpx.AsyncClient) -> None:
+    led = await nobody.get("/", headers={"Accept": "text/html,application/xhtml+xml;q=0.9"})
+    assert (led.status_code, led.headers["Location"]) == (307, "/playground")
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 

@@ -122,7 +122,8 @@ class _Supervisor:
         fleet.start(self._ports, {**os.environ, **self._overrides})
         await fleet.ready()
         model = console.describe_model(settings, demo=demo)
-        say(console.welcome([s.url for s in fleet.servers], key, self._home.logs, model))
+        urls = [server.url for server in fleet.servers]
+        say(console.welcome(urls, key, self._home.logs, model, playground=settings.playground))
         await self._watch(fleet, reaper)
 
     def _start_databases(self, stack: AsyncExitStack, reaper: Reaper) -> None:

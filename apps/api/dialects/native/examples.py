@@ -156,7 +156,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: _error(
         "The body is too large.",
         "body_too_large",
-        "The body is larger than 1500000 bytes.",
+        "The body is larger than 8000000 bytes.",
         {"limit_bytes": 8_000_000},
     ),
     422: _error(

@@ -1,0 +1,22 @@
+"""What `/` answers: the page for people, and for programs where to go on."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse, RedirectResponse
+
+from apps.api import __version__
+
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def index(request: Request) -> Response:
+    """Needs no key and says nothing that `/health` does not."""
+    settings = request.app.state.settings
+    if settings.playground and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/playground")
+    places = {"name": "Claude Agent API", "version": __version__, "api": "/api/v1", "health": "/health"}
+    places |= {"playground": "/playground"} if settings.playground else {}
+    places |= {"docs": "/docs", "openapi": "/openapi.json"} if settings.debug else {}
+    return JSONResponse(places, headers={"Vary": "Accept"})
