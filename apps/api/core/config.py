@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from apps.api.core.names import EnvName, ModelName, Name, Part, SkillName, Text, ToolName, ToolRule
+from apps.api.core.names import STORED, Denial, EnvName, ModelName, Name, Part, SkillName, Text, ToolName, ToolRule
 from apps.api.core.parts import (
     DENIABLE_EVENTS,
     TOOL_EVENTS,
@@ -83,7 +83,7 @@ class AgentConfig(Part):
     system_prompt_append: Annotated[Text, Field(max_length=100_000)] | None = None
     tools: Annotated[list[ToolName], Field(max_length=200)] | None = None
     allowed_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
-    disallowed_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
+    disallowed_tools: Annotated[list[Denial], Field(max_length=200)] | None = None
     permission_mode: PermissionMode | None = None
     unattended: bool | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -105,8 +105,10 @@ class AgentConfig(Part):
 
     @field_validator("env")
     @classmethod
-    def _not_reserved(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+    def _not_reserved(cls, value: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
         reserved = sorted(name for name in value or {} if RESERVED_ENV.fullmatch(name))
+        if reserved and info.context == STORED:
+            return {name: text for name, text in (value or {}).items() if name not in reserved}
         if reserved:
             raise ValueError(f"reserved by the server: {', '.join(reserved)}")
         return value
@@ -147,6 +149,11 @@ class AgentConfig(Part):
         named = {f"agents.{name}.skills": agent.skills or [] for name, agent in (self.agents or {}).items()}
         return named if self.skills is None or self.skills == "all" else {"skills": self.skills, **named}
 
+    @classmethod
+    def stored(cls, data: Mapping[str, Any]) -> AgentConfig:
+        """What was stored, also where it could not be set today. Raises ValueError for what no release has stored."""
+        return cls.model_validate(data, context=STORED)
+
     def given(self) -> dict[str, Any]:
         """Only what was set, JSON-safe: the form that is stored."""
         return self.model_dump(exclude_none=True, by_alias=True)
@@ -154,7 +161,7 @@ class AgentConfig(Part):
     def over(self, base: Mapping[str, Any]) -> AgentConfig:
         """Stored options, changed by these: one that was given as None is taken away. Raises ValueError."""
         kept = {name: value for name, value in base.items() if name not in self.model_fields_set}
-        return AgentConfig.model_validate({**kept, **self.given()})
+        return AgentConfig.stored({**kept, **self.given()})
 
     def public(self) -> dict[str, Any]:
         """What a client may read back: values of `env` and `headers` are withheld, since they may be secrets."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
 
-from apps.api.core import codec
+from apps.api.core import codec, rules
 
 
 def storable(value: str) -> str:
@@ -26,6 +27,15 @@ def _document(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+STORED: dict[str, Any] = {"stored": True}
+"""Context for validating what was stored, perhaps by a release that was less strict: see `unless_stored`."""
+
+
+def unless_stored(check: Callable[[str], str]) -> Callable[[str, ValidationInfo], str]:
+    """A check of what clients send. What is stored was judged when it came, and is judged again where it is used."""
+    return lambda value, info: value if info.context == STORED else check(value)
+
+
 class Part(BaseModel):
     """A part of a configuration: refuses fields it does not know, and never changes."""
 
@@ -38,7 +48,11 @@ Document = Annotated[dict[str, Any], AfterValidator(_document)]
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
-ToolRule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
+_Rule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
+ToolRule = Annotated[_Rule, AfterValidator(unless_stored(rules.check))]
+Denial = Annotated[_Rule, AfterValidator(unless_stored(rules.check_denial))]
+"""A rule of what never runs."""
+
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Of an MCP server, a preset, a profile, a subagent, a skill or a command."""

@@ -38,7 +38,7 @@ class Draft:
         fields = {**before.config.given(), "description": before.description, "profile": before.profile, **changes}
         description, profile = fields.pop("description"), fields.pop("profile")
         given = {name: value for name, value in fields.items() if value is not None}
-        return cls(description, profile, AgentConfig.model_validate(given))
+        return cls(description, profile, AgentConfig.stored(given))
 
 
 def check(draft: Draft, policy: Policy) -> None:
@@ -117,7 +117,7 @@ async def revise(
         )
         before = Draft(None, None, AgentConfig())
         if not whole:
-            before = Draft(row["description"], newest["profile"], AgentConfig.model_validate(newest["config"]))
+            before = Draft(row["description"], newest["profile"], AgentConfig.stored(newest["config"]))
         draft = Draft.merged(before, changes)
         check(draft, policy)
         await _add_version(connection, row["id"], row["version"] + 1, draft)
@@ -150,7 +150,7 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
         "version": row["version"],
         "newest_version": row["newest"],
         "profile": row["profile"],
-        "config": AgentConfig.model_validate(row["config"]).public(),
+        "config": AgentConfig.stored(row["config"]).public(),
         "created_at": timestamp(row["created_at"]),
         "updated_at": timestamp(row["updated_at"]),
     }

@@ -114,7 +114,7 @@ async def _begun(core: Core, tenant_id: UUID, wanted: Wanted, found: list[Findin
         except ApiError as error:
             found += findings_of(error, "agent")
         else:
-            config = AgentConfig.model_validate({**row["config"], **config.given()})
+            config = AgentConfig.stored({**row["config"], **config.given()})
             agent_id, version, named = row["id"], row["version"], named or row["profile"]
     try:
         name = choice.policy.choose(named)

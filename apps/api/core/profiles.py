@@ -18,8 +18,9 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from apps.api import errors
 from apps.api.core.config import AgentConfig
-from apps.api.core.names import ModelName, Name, Part, Text, ToolName, ToolRule
+from apps.api.core.names import Denial, ModelName, Name, Part, Text, ToolName, ToolRule
 from apps.api.core.parts import McpServer, PermissionMode, Subagent
+from apps.api.core.rules import Rule, parse
 
 PACKAGED = Path(__file__).parents[1] / "profiles.toml"
 """The profiles of a server that has no PROFILES_FILE."""
@@ -30,7 +31,6 @@ _ALIASES = {"Agent": "Task", "KillShell": "TaskStop", "KillBash": "TaskStop"}
 _FAMILIES = {"Edit": ("Edit", "Write", "NotebookEdit"), "Read": ("Read", "Glob", "Grep")}
 """A rule with a path for the first tool counts for all of them."""
 
-_RULE = re.compile(r"([^(]+)(?:\((.*)\))?", re.DOTALL)
 _SHELL = re.compile(r"[;&|<>`$(){}\\\n]")
 """What could make a second command out of a rule for one."""
 
@@ -52,7 +52,7 @@ class Profile(Part):
     description: Annotated[Text, Field(min_length=1, max_length=500)]
     tools: list[ToolName] | None = None
     allow: list[ToolRule] | None = None
-    never: list[ToolRule] = Field(default_factory=list)
+    never: list[Denial] = Field(default_factory=list)
     permission_modes: Annotated[list[PermissionMode], Field(min_length=1)] | None = None
     models: Annotated[list[ModelName], Field(min_length=1)] | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -109,12 +109,15 @@ class Problem:
 
 
 def _split(rule: str) -> tuple[str, str | None]:
-    """Tool and pattern of a rule; None for a rule of the whole tool, which `Tool()` and `Tool(*)` also are."""
-    found = _RULE.fullmatch(rule)
-    tool, pattern = (found[1], found[2]) if found else (rule, None)
+    """Tool and pattern of a rule; None for a rule of the whole tool. Raises ValueError for what is not one rule."""
+    return _named(parse(rule))
+
+
+def _named(rule: Rule) -> tuple[str, str | None]:
+    tool = rule.tool
     if re.fullmatch(r"mcp__[^_*]+(?:_[^_*]+)*", tool):
         tool = f"{tool}__*"  # a rule for a server is one for all of its tools
-    return _ALIASES.get(tool, tool), None if pattern in ("", "*") else pattern
+    return _ALIASES.get(tool, tool), rule.content
 
 
 def may_exist(profile: Profile, tool: str) -> bool:
@@ -127,14 +130,17 @@ def may_exist(profile: Profile, tool: str) -> bool:
     return profile.tools is None or tool in (_ALIASES.get(name, name) for name in profile.tools)
 
 
-def permits(profile: Profile, rule: str) -> bool:
+def permits(profile: Profile, rule: str | Rule) -> bool:
     """Whether the profile lets this rule be allowed in advance, by a client or by an answer that is remembered."""
-    tool, pattern = _split(rule)
-    if rule in profile.never or not may_exist(profile, tool):
+    try:
+        tool, pattern = _named(rule if isinstance(rule, Rule) else parse(rule))
+    except ValueError:
+        return False
+    if (tool, pattern) in map(_split, profile.never) or not may_exist(profile, tool):
         return False
     if "*" in tool and not tool.startswith("mcp__"):
         return profile.tools is None and profile.allow is None and not profile.never
-    if profile.allow is None or rule in profile.allow:
+    if profile.allow is None or (tool, pattern) in map(_split, profile.allow):
         return True
     wanted = _FAMILIES.get(tool, (tool,)) if pattern is not None else (tool,)
     needed = [member for member in wanted if member == tool or may_exist(profile, member)]
@@ -186,7 +192,7 @@ def _tool_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
     yield from rule_problems(profile, config.allowed_tools or (), "allowed_tools")
 
 
-def rule_problems(profile: Profile | None, rules: Iterable[str], field: str) -> list[Problem]:
+def rule_problems(profile: Profile | None, rules: Iterable[str | Rule], field: str) -> list[Problem]:
     """Rules, given in `field`, that the profile does not let be allowed in advance."""
     refused = [rule for rule in rules if profile is not None and not permits(profile, rule)]
     return [Problem(field, code="tool_not_permitted", reason=f"{r} is more than the profile allows") for r in refused]

@@ -113,7 +113,7 @@ async def claim(
     skills, servers, secrets = (fields.pop(name) for name in ("skills", "servers", "secrets"))
     try:
         fields["prompt"] = decode(row["prompt"])
-        fields["config"] = AgentConfig.model_validate(row["config"])
+        fields["config"] = AgentConfig.stored(row["config"])
     except ValueError as error:
         raise Unreadable(row["session_id"], row["generation"]) from error
     if row["profile"] is not None:

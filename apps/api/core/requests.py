@@ -19,6 +19,7 @@ from apps.api.core.context import Core
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.log import Event
 from apps.api.core.profiles import Problem, Profile
+from apps.api.core.rules import Rule, same_call
 from apps.api.core.sessions import Page
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
@@ -123,24 +124,38 @@ async def decision_of(db: Database, request_id: UUID) -> tuple[dict[str, Any], d
     return None if row is None else (decode(row["decision"]), row["resolved_by"])
 
 
-def rules_of(data: Mapping[str, Any]) -> list[str]:
-    """What `remember` allows from now on: the rules that the agent's program suggests, or else the whole tool."""
-    suggested = [
-        f"{rule['toolName']}({rule['ruleContent']})" if rule.get("ruleContent") else rule["toolName"]
-        for update in data["suggestions"]
-        if update["type"] == "addRules" and update.get("behavior") == "allow"
-        for rule in update["rules"]
-    ]
-    return suggested or [data["tool_name"]]
-
-
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A tool call that was allowed for the rest of the session, and the rules that follow from it."""
+    """A tool call that was allowed for the rest of the session.
+
+    Attributes:
+        tool_input: the one that was allowed.
+        rules: for the agent's own program. None for a command: what it would suggest covers others as well, and it
+            reads a rule for one command more widely than that, so that a command is compared here alone.
+    """
 
     tool_name: str
     tool_input: dict[str, Any]
-    rules: list[str]
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], decision: Mapping[str, Any]) -> Remembered:
+        """What follows from a decision on a request. Rules are made anew each time, never taken from what is stored."""
+        tool_name, tool_input = data["tool_name"], decision.get("updated_input", data["input"])
+        if isinstance(tool_input.get("command"), str):
+            return cls(tool_name, tool_input, ())
+        suggested = [
+            Rule.of(rule["toolName"], rule.get("ruleContent"))
+            for update in data["suggestions"]
+            if update["type"] == "addRules" and update.get("behavior") == "allow"
+            for rule in update["rules"]
+        ]
+        return cls(tool_name, tool_input, tuple(suggested) or (Rule(tool_name),))
+
+    @property
+    def told(self) -> tuple[Rule, ...]:
+        """What clients are told of it, and what a profile must permit."""
+        return self.rules or (same_call(self.tool_name, self.tool_input["command"]),)
 
     def covers(self, tool_name: str, tool_input: Mapping[str, Any]) -> bool:
         """Whether it is the same call again, or a call of a tool that was allowed as a whole.
@@ -149,13 +164,14 @@ class Remembered:
         """
         if tool_name != self.tool_name:
             return False
-        if self.rules == [tool_name]:
+        if self.rules == (Rule(tool_name),):
             return True
-        return bool(_essence(tool_input) == _essence(self.tool_input))
+        return _essence(tool_input) == _essence(self.tool_input)
 
 
-def _essence(tool_input: Mapping[str, Any]) -> Any:
-    return tool_input.get("command", tool_input)
+def _essence(tool_input: Mapping[str, Any]) -> dict[str, Any]:
+    """A call without what changes nothing about what it does: how it is described, how long it may take."""
+    return {name: value for name, value in tool_input.items() if name not in ("description", "timeout")}
 
 
 async def remembered(db: Database, session_id: UUID, profile: Profile | None) -> list[Remembered]:
@@ -167,9 +183,11 @@ async def remembered(db: Database, session_id: UUID, profile: Profile | None) ->
     )
     found = []
     for row in rows:
-        data, decision = decode(row["data"]), decode(row["decision"])
-        if decision.get("remember") and not profiles.rule_problems(profile, decision["rules"], "remember"):
-            found.append(Remembered(data["tool_name"], data["input"], decision["rules"]))
+        decision = decode(row["decision"])
+        if decision.get("remember"):
+            before = Remembered.of(decode(row["data"]), decision)
+            if not profiles.rule_problems(profile, before.told, "remember"):
+                found.append(before)
     return found
 
 
@@ -186,9 +204,9 @@ def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Prof
         profiles.refuse([Problem("updated_input", code="tool_not_permitted", reason=reason)])
     if not decision.get("remember"):
         return decision
-    rules = rules_of(data)
+    rules = Remembered.of(data, decision).told
     profiles.refuse(profiles.rule_problems(profile, rules, "remember"))
-    return {**decision, "rules": rules}
+    return {**decision, "rules": [str(rule) for rule in rules]}
 
 
 async def answer(

@@ -74,7 +74,7 @@ WHERE s.id = ANY($1::uuid[]) AND s.tenant_id = $2 AND s.deleted_at IS NULL
 def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
     # "Running" needs a living owner: a dead one's run is about to be failed by a reaper.
     running = row["run_status"] if row["run_id"] and row["owner_alive"] else None
-    config = AgentConfig.model_validate(row["config"])
+    config = AgentConfig.stored(row["config"])
     return {
         "session_id": str(row["id"]),
         "status": running or ("queued" if row["queued"] else "idle"),

@@ -17,6 +17,7 @@ from apps.api.core import requests
 from apps.api.core.log import Writer
 from apps.api.core.profiles import Profile
 from apps.api.core.requests import Asked, Remembered
+from apps.api.core.rules import Rule
 from apps.api.db import Database
 
 QUESTION = "AskUserQuestion"
@@ -103,7 +104,7 @@ class Approvals:
             self._changed()
         return self._result(mine)
 
-    async def recall(self, profile: Profile | None) -> list[str]:
+    async def recall(self, profile: Profile | None) -> list[Rule]:
         """Before a process starts: the rules that persons have allowed for the rest of the session."""
         self._remembered = await requests.remembered(self._db, self._writer.session_id, profile)
         return [rule for before in self._remembered for rule in before.rules]
@@ -142,7 +143,8 @@ class Approvals:
             return PermissionResultDeny(message=message, interrupt=bool(decision.get("interrupt")))
         if decision["decision"] == "answered":
             return PermissionResultAllow(updated_input={**mine.tool_input, "answers": decision["answers"]})
-        rules = [_rule(text) for text in decision.get("rules", ())]
+        granted = Remembered.of(mine.asked.fields, decision).rules if decision.get("remember") else ()
+        rules = [PermissionRuleValue(tool_name=rule.tool, rule_content=rule.content) for rule in granted]
         update = PermissionUpdate(type="addRules", rules=rules, behavior="allow", destination="session")
         return PermissionResultAllow(
             updated_input=decision.get("updated_input"), updated_permissions=[update] if rules else None
@@ -165,8 +167,8 @@ class Approvals:
         await self._writer.append(event, also=also)
         if mine is None or request_id not in self._open:
             return False
-        if rules := decision.get("rules"):
-            self._remembered.append(Remembered(mine.tool_name, mine.tool_input, rules))
+        if decision.get("remember"):
+            self._remembered.append(Remembered.of(mine.asked.fields, decision))
         mine.decision = decision
         mine.settled.set()
         return True
@@ -195,8 +197,3 @@ class Approvals:
 
 class _Resolved(Exception):
     """Somebody was faster."""
-
-
-def _rule(text: str) -> PermissionRuleValue:
-    name, _, content = text.partition("(")
-    return PermissionRuleValue(tool_name=name, rule_content=content[:-1] if content else None)

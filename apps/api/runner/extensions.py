@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apps.api.core import mcp, skills
+from apps.api.core import mcp, rules, skills
+from apps.api.core.config import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.queue import Claim
+from apps.api.core.rules import Rule
 from apps.api.core.skills import BODY, PLUGIN, Skill
 from apps.api.errors import ApiError
 from apps.api.runner.agent import CannotStart, StartFailed
@@ -102,3 +104,16 @@ def write_plugin(plugin: Path, owned: Sequence[Skill]) -> Path:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def write_permissions(path: Path, config: AgentConfig, allowed: Sequence[Rule]) -> Path:
+    """Write the rules of permission as settings of the CLI, where each stands by itself and the number is no limit.
+
+    As arguments they would be joined by commas, and taken apart by brackets. What was stored is judged once more.
+    `allowed`: what may run beside what the configuration says.
+    """
+    allow = [*rules.readable(config.allowed_tools or ()), *allowed]
+    deny = rules.denials(config.disallowed_tools or ())
+    permissions = {"allow": [str(rule) for rule in allow], "deny": [str(rule) for rule in deny]}
+    _write(path, json.dumps({"permissions": permissions}))
+    return path

@@ -56,6 +56,10 @@ class Launch:
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self.core, claim, self.place.given)
+        allowed = [*await self.talk.approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
+        permissions = await asyncio.to_thread(
+            extensions.write_permissions, self.place.given / "permissions.json", claim.config, allowed
+        )
         await self.store.adopt(conversation, key)
         process = options.Process(
             workspace=workspace,
@@ -68,7 +72,7 @@ class Launch:
             resume=resume,
             hooks=self.hooks.matchers(claim.config),
             can_use_tool=self.talk.approvals.can_use_tool,
-            remembered=await self.talk.approvals.recall(claim.profile),
+            permissions=permissions,
             profile=claim.profile,
         )
         built = options.build(settings, claim.config, process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from claude_agent_sdk.types import SystemPromptCustom, SystemPromptPreset, Think
 from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.profiles import Profile
+from apps.api.core.rules import Rule
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment
@@ -27,7 +28,7 @@ MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """Least bound of a line that the CLI may write. What a tool has read is in it twice, in base64: a file of 32 MB, the
 most that the model API takes, is 86 MB of it."""
 
-_RULE_CHARACTERS = frozenset("()[]{}*?!,\\")
+_GLOB_CHARACTERS = frozenset("[]{}*?!\\")
 """What a path may not hold to be named in a rule as it is."""
 
 _QUIET_CLI = {
@@ -144,7 +145,7 @@ class Process:
     Attributes:
         config_dir: a path that leads to `place.config`, and stays the same for all processes of the session.
         resume: whether `place.config` holds the conversation so far.
-        remembered: tool rules that persons have allowed meanwhile.
+        permissions: a file that holds the rules of permission, see `write_permissions`.
         stderr: collects its last lines, for the message of a failed start.
     """
 
@@ -158,7 +159,7 @@ class Process:
     resume: bool
     hooks: HookMatchers | None
     can_use_tool: CanUseTool
-    remembered: Sequence[str]
+    permissions: Path
     profile: Profile | None
     stderr: list[str] = field(default_factory=list)
 
@@ -178,13 +179,13 @@ def _more_arguments(process: Process) -> dict[str, str | None]:
     return more
 
 
-def _own_outputs(process: Process) -> list[str]:
+def own_outputs(config_dir: Path, workspace: Workspace) -> list[Rule]:
     """Rules by which an agent may read again what its tools have put out: the CLI grants that only where it lies in the
     configuration itself, not where a link there leads."""
-    readable = (process.config_dir / "projects", process.workspace.output)
-    if any(set(str(path)) & _RULE_CHARACTERS for path in readable):
+    readable = (config_dir / "projects", workspace.output)
+    if any(set(str(path)) & _GLOB_CHARACTERS for path in readable):
         return []
-    return [f"Read(/{path}/**)" for path in readable]
+    return [Rule("Read", f"/{path}/**") for path in readable]
 
 
 def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:
@@ -197,8 +198,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         tools=tools_of(config),
         skills=config.skills,
         plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
-        allowed_tools=[*(config.allowed_tools or ()), *process.remembered, *_own_outputs(process)],
-        disallowed_tools=list(config.disallowed_tools or ()),
+        settings=str(process.permissions),
         permission_mode=config.permission_mode,
         max_turns=config.max_turns,
         max_budget_usd=config.max_budget_usd,

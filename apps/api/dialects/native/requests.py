@@ -48,7 +48,8 @@ class DecisionBody(wire.Closed):
     decision: Literal["allow", "deny"] = Field(description="`allow`: the tool runs. `deny`: the agent reads why not.")
     updated_input: dict[str, Any] | None = Field(None, description="`allow`: run the tool with this input instead.")
     remember: bool = Field(
-        False, description="`allow`: for the rest of the session, by the rule that the agent suggests or as a whole."
+        False,
+        description="`allow`: for the rest of the session: this command; other tools as the agent suggests, or all.",
     )
     message: Annotated[Text, Field(max_length=10_000)] | None = Field(None, description="`deny`: told to the agent.")
     interrupt: bool = Field(False, description="`deny`: end the run, too.")
