@@ -50,6 +50,16 @@ class Principal:
     profiles: tuple[str, ...] | None = None
     prompts_per_minute: int | None = None
 
+    def require_unbound(self) -> None:
+        """Raises Forbidden `key_is_bound` for a key that is bound to profiles: it may not change what all keys of its
+        tenant use, since it would decide there what agents of others do."""
+        if self.profiles is not None:
+            bound = ", ".join(self.profiles)
+            raise Forbidden(
+                f"This key is bound to profiles ({bound}): it works in their sessions, and changes nothing else.",
+                code="key_is_bound",
+            )
+
     def require(self, scope: str) -> None:
         """Raises Forbidden `insufficient_scope` unless this key has `scope` or a wider one."""
         wide_enough = SCOPES[: SCOPES.index(scope) + 1]

@@ -19,7 +19,7 @@ from apps.api.core import expansion, files, runs, secrets, sessions, workspaces
 from apps.api.core.context import Core
 from apps.api.core.frames import decode
 from apps.api.core.idempotency import Idempotency, remember, repeated, reused
-from apps.api.core.pins import Pins
+from apps.api.core.pins import Pins, may_touch
 from apps.api.core.runs import Submitted
 from apps.api.core.sessions import Labels
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
@@ -111,6 +111,7 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Asked)
         return None
     if before.session_id is None:
         raise reused()
+    await may_touch(connection, tenant_id, asked.request.choice.policy, session_id=before.session_id)
     run = await runs.again(connection, before) if before.run_id else None
     return Forked(before.session_id, run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -45,11 +46,11 @@ def split(reference: str) -> tuple[UUID | None, str, int | None]:
     return as_id(named), named, int(version) if version else None
 
 
-def as_id(text: str) -> UUID | None:
+def as_id(text: Any) -> UUID | None:
     """The id that this text is, if it is one."""
     try:
         return UUID(text)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         return None
 
 
@@ -109,6 +110,34 @@ async def require_same(connection: asyncpg.Connection, reference: str, pinned: P
     if not same or version not in (None, pinned.agent_version):
         what = f"{known}@{pinned.agent_version}" if known else "none"
         raise ValidationError.of("agent", f"is fixed when the session is created: {what}")
+
+
+_PROFILE = """
+SELECT profile FROM sessions
+WHERE tenant_id = $1 AND id = coalesce($2, (SELECT session_id FROM runs WHERE id = $3 AND tenant_id = $1))
+"""
+
+
+async def may_touch(
+    connection: asyncpg.Connection | asyncpg.Pool,
+    tenant_id: UUID,
+    policy: Policy,
+    *,
+    session_id: UUID | None = None,
+    run_id: UUID | None = None,
+) -> None:
+    """The one check of a key that is bound to profiles, for whatever it wants to do with a session or a run.
+
+    Nothing is said of one that does not exist: others will.
+
+    Raises:
+        Forbidden: `profile_not_permitted`, the session has another profile, or none.
+    """
+    if policy.bound is None or (session_id is None and run_id is None):
+        return
+    row = await connection.fetchrow(_PROFILE, tenant_id, session_id, run_id)
+    if row is not None:
+        policy.require(row["profile"])
 
 
 async def profile_of(db: Database, tenant_id: UUID, session_id: UUID, policy: Policy) -> Profile | None:

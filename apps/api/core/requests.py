@@ -5,7 +5,7 @@ The owner opens them, and closes those that nobody will answer; any instance tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -296,13 +296,29 @@ def _request(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
+_PAGE = f"""{_COLUMNS}
+WHERE tenant_id = $1 AND ($2::uuid IS NULL OR session_id = $2) AND ($3::text IS NULL OR status = $3)
+  AND ($4::timestamptz IS NULL OR (created_at, id) > ($4, $5::uuid))
+  AND ($7::text[] IS NULL OR session_id IN (SELECT id FROM sessions WHERE tenant_id = $1 AND profile = ANY($7)))
+ORDER BY created_at, id LIMIT $6
+"""  # noqa: S608 - ours
+
+
 async def list_page(
-    db: Database, tenant_id: UUID, session_id: UUID | None, *, status: str | None, limit: int, cursor: str | None
+    db: Database,
+    tenant_id: UUID,
+    session_id: UUID | None,
+    *,
+    status: str | None,
+    limit: int,
+    cursor: str | None,
+    profiles: Sequence[str] | None = None,
 ) -> Page:
     """Requests of a session or of the whole tenant, oldest first.
 
     Args:
         status: `open`, `answered` or `closed`; None for all.
+        profiles: of sessions of these profiles only.
 
     Raises:
         NotFound: no such session.
@@ -312,14 +328,13 @@ async def list_page(
         await sessions.require(db, tenant_id, session_id)
     since = sessions.read_cursor(cursor) if cursor else (None, None)
     rows = await db.pool.fetch(
-        _COLUMNS
-        + "WHERE tenant_id = $1 AND ($2::uuid IS NULL OR session_id = $2) AND ($3::text IS NULL OR status = $3)"
-        " AND ($4::timestamptz IS NULL OR (created_at, id) > ($4, $5::uuid)) ORDER BY created_at, id LIMIT $6",
+        _PAGE,
         tenant_id,
         session_id,
         status,
         *since,
         limit + 1,
+        None if profiles is None else list(profiles),
     )
     more = len(rows) > limit
     last = rows[limit - 1] if more else None

@@ -117,6 +117,7 @@ async def submit(
             return await enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
     async with db.transaction() as connection:
         if request.idempotency and (before := await repeated(connection, tenant_id, request.idempotency)):
+            await pins.may_touch(connection, tenant_id, request.choice.policy, session_id=before.session_id)
             return await again(connection, before)
         changed = None
         if request.session_id is None:
@@ -286,6 +287,7 @@ async def create_session(
         if idempotency and (before := await repeated(connection, tenant_id, idempotency)):
             if before.session_id is None:
                 raise reused()
+            await pins.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
             return before.session_id
         config, pinned = await pins.pin(connection, tenant_id, choice, config)
         session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pinned)

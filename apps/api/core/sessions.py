@@ -56,6 +56,7 @@ class Filters:
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
     agent: str | None = None
+    profiles: Sequence[str] | None = None
 
 
 _STATE = """
@@ -105,9 +106,8 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
 
 
 def _agent(row: asyncpg.Record) -> dict[str, Any] | None:
-    if row["agent_id"] is None:
-        return None
-    return {"id": str(row["agent_id"]), "name": row["agent_name"], "version": row["agent_version"]}
+    id_ = row["agent_id"]
+    return id_ and {"id": str(id_), "name": row["agent_name"], "version": row["agent_version"]}
 
 
 async def insert(
@@ -223,6 +223,8 @@ async def list_page(
         query = query.where(func.strpos(func.lower(Session.title), filters.search.lower()) > 0)
     if filters.created_after is not None:
         query = query.where(Session.created_at > filters.created_after)
+    if filters.profiles is not None:
+        query = query.where(Session.profile.in_(filters.profiles))
     if filters.agent is not None:
         query = query.where(*_of_agent(tenant_id, filters.agent))
     if filters.status is not None:
@@ -257,6 +259,7 @@ _STATUS_FILTERS: dict[str, Any] = {  # what `_state` says
     "running": and_(_has_run("running"), _OWNER_LIVES),
     "requires_action": and_(_has_run("requires_action"), _OWNER_LIVES),
 }
+_BAD_CURSOR = ("cursor", "not a cursor that this list gave")
 
 
 def write_cursor(created_at: datetime, id_: UUID) -> str:
@@ -270,7 +273,7 @@ def read_cursor(cursor: str) -> tuple[datetime, UUID]:
         moment, _, id_ = base64.urlsafe_b64decode(cursor.encode()).decode().partition("|")
         return utc(datetime.fromisoformat(moment)), UUID(id_)
     except (ValueError, binascii.Error) as error:
-        raise _bad_cursor() from error
+        raise ValidationError.of(*_BAD_CURSOR) from error
 
 
 def utc(moment: datetime) -> datetime:
@@ -283,16 +286,12 @@ def utc(moment: datetime) -> datetime:
         raise ValueError("out of range") from error
 
 
-def _bad_cursor() -> ValidationError:
-    return ValidationError.of("cursor", "not a cursor that this list gave")
-
-
 def number_of(cursor: str | None) -> int | None:
     """The number that a cursor of a numbered list stands for. Raises ValidationError."""
     if cursor is None:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", cursor):
-        raise _bad_cursor()
+        raise ValidationError.of(*_BAD_CURSOR)
     return int(cursor)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from apps.api import auth
 from apps.api.auth import Principal
-from apps.api.core import runs
+from apps.api.core import pins, runs
 from apps.api.core.context import Core
 from apps.api.core.default_model import Answer
 from apps.api.core.follow import Followed, SessionDeleted
@@ -69,12 +69,18 @@ def presented_key(connection: HTTPConnection) -> str | None:
 
 
 async def identify(request: Request, *, guests: bool) -> Principal:
-    """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one. Raises Unauthorized."""
+    """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one.
+
+    Raises:
+        Unauthorized: it is nobody.
+        Forbidden: as `may_touch`.
+    """
     core, key = core_of(request), presented_key(request)
     if not key and guests and request.app.state.anonymous:
         caller = await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
     else:
         caller = await auth.authenticate(core.db, core.redis, key)
+    await may_touch(core, caller, request.path_params)
     request.state.caller = caller
     return caller
 
@@ -86,6 +92,13 @@ async def _caller(
 ) -> Principal:
     caller: Principal = request.state.caller  # http/doors.py has asked, before it read the body
     return caller
+
+
+async def may_touch(core: Core, caller: Principal, named: Mapping[str, Any]) -> None:
+    """Whether the caller's key may use the session or the run that a request names: here for every route, so that none
+    can forget it. Raises Forbidden `profile_not_permitted`."""
+    session_id, run_id = pins.as_id(named.get("session_id")), pins.as_id(named.get("run_id"))
+    await pins.may_touch(core.db.pool, caller.tenant_id, policy_of(core, caller), session_id=session_id, run_id=run_id)
 
 
 async def admit_guests() -> None:
@@ -110,9 +123,16 @@ async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return caller
 
 
+async def configurer(caller: Annotated[Principal, Depends(writer)]) -> Principal:
+    """A caller who may change what all keys of the tenant use."""
+    caller.require_unbound()
+    return caller
+
+
 async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     """A caller who administers the server: keys and tenants of everybody."""
     caller.require("admin")
+    caller.require_unbound()
     return caller
 
 
@@ -141,6 +161,7 @@ SCOPES = {reader: "read", writer: "write", operator: "admin"}
 CoreDep = Annotated[Core, Depends(core_of)]
 Reader = Annotated[Principal, Depends(reader)]
 Writer = Annotated[Principal, Depends(writer)]
+Configurer = Annotated[Principal, Depends(configurer)]
 Operator = Annotated[Principal, Depends(operator)]
 Prompter = Annotated[Principal, Depends(prompter)]
 

@@ -57,9 +57,13 @@ async def health(
     return wire.CodeServerHealth(
         status="healthy",
         authenticated=core.settings.model_is_configured,
-        active_sessions=await surfaces.count(core.db, caller.tenant_id, translate.CONVERSATION) if caller else 0,
+        active_sessions=await _count(core, caller) if caller else 0,
         timestamp=translate.moment(),
     )
+
+
+async def _count(core: Core, caller: Principal) -> int:
+    return await surfaces.count(core.db, caller.tenant_id, translate.CONVERSATION, caller.profiles)
 
 
 def _stream(request: Request, core: Core, caller: Principal, run: Submitted) -> EventStream:
@@ -142,5 +146,5 @@ async def close(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.Se
 @router.get("/sessions", tags=[TAG], responses=documented())
 async def list_sessions(core: CoreDep, caller: Reader) -> wire.OpenSessions:
     """Conversations that were started here and have not been closed."""
-    found = await surfaces.ids(core.db, caller.tenant_id, translate.CONVERSATION)
+    found = await surfaces.ids(core.db, caller.tenant_id, translate.CONVERSATION, caller.profiles)
     return wire.OpenSessions(active_sessions=found, count=len(found))

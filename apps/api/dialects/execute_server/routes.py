@@ -73,7 +73,9 @@ async def cancel(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.E
 @router.get("/sessions/", tags=[TAG], response_model=list[wire.ListedExecution], responses=documented())
 async def list_sessions(core: CoreDep, caller: Reader) -> Response:
     """Sessions that were started here and have not been cleaned up, newest first, at most 1,000."""
-    rows = await surfaces.overview(core.db, caller.tenant_id, translate.SURFACE, event_types=translate.TOLD)
+    rows = await surfaces.overview(
+        core.db, caller.tenant_id, translate.SURFACE, caller.profiles, event_types=translate.TOLD
+    )
     return Json([translate.listed(row) for row in rows])
 
 
@@ -86,5 +88,5 @@ async def clean_up(
     ] = 24,
 ) -> wire.CleanedUp:
     """Remove finished sessions that were started here, at most 1,000 of them. There is no way back."""
-    removed = await surfaces.clean_up(core, caller.tenant_id, translate.SURFACE, max_age_hours)
+    removed = await surfaces.clean_up(core, caller.tenant_id, translate.SURFACE, max_age_hours, caller.profiles)
     return wire.CleanedUp(removed=removed, message=f"Cleaned up {removed} old sessions")

@@ -21,7 +21,7 @@ from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, check
 from apps.api.dialects.native.schemas import described
 from apps.api.errors import ValidationError
 from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer, policy_of
+from apps.api.http.route import Configurer, CoreDep, Reader, policy_of
 
 router = Router(prefix=PREFIX, tags=["agents"])
 
@@ -101,7 +101,7 @@ async def _checked(core: Core, caller: Principal, body: PresetFields) -> AgentCo
 
 @router.post("/agents", status_code=201, responses=errors(400, 409, 413))
 async def create_agent(
-    request: Request, core: CoreDep, caller: Writer, body: PresetBody, idempotency_key: IdempotencyKey = None
+    request: Request, core: CoreDep, caller: Configurer, body: PresetBody, idempotency_key: IdempotencyKey = None
 ) -> PresetState:
     """Create a preset, version 1. 409 `name_in_use`; 403 when it would widen its profile."""
     asked = body.model_dump(mode="json", exclude_unset=True)
@@ -136,13 +136,13 @@ async def get_agent(
 
 
 @router.put("/agents/{agent}", responses=errors(400, 404, 413))
-async def replace_agent(core: CoreDep, caller: Writer, agent: AgentId, body: PresetFields) -> PresetState:
+async def replace_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
     """Add a version that is nothing but this. Sessions that exist keep theirs."""
     return await _revise(core, caller, agent, body, whole=True)
 
 
 @router.patch("/agents/{agent}", responses=errors(400, 404, 413))
-async def patch_agent(core: CoreDep, caller: Writer, agent: AgentId, body: PresetFields) -> PresetState:
+async def patch_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
     """Add a version: the newest with these fields changed, each as a whole; null takes one away."""
     return await _revise(core, caller, agent, body, whole=False)
 
@@ -159,7 +159,7 @@ async def _revise(core: Core, caller: Principal, agent: str, body: PresetFields,
 
 
 @router.delete("/agents/{agent}", status_code=204, responses=errors(404))
-async def delete_agent(core: CoreDep, caller: Writer, agent: AgentId) -> Response:
+async def delete_agent(core: CoreDep, caller: Configurer, agent: AgentId) -> Response:
     """Remove a preset. Its name is free again; sessions that began with it keep what they have."""
     await presets.delete(core.db, caller.tenant_id, agent)
     return Response(status_code=204)

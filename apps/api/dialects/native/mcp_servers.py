@@ -15,7 +15,7 @@ from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.http.answer import Json
 from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import Configurer, CoreDep, Reader
 
 router = Router(prefix=PREFIX, tags=["MCP servers"])
 
@@ -103,7 +103,7 @@ async def get_mcp_server(core: CoreDep, caller: Reader, name: ServerName) -> Jso
     responses={201: {"model": McpServerState, "description": "It is new."}, **errors(400, 404, 409, 413)},
     response_model=McpServerState,
 )
-async def put_mcp_server(core: CoreDep, caller: Writer, name: ServerName, body: McpServerBody) -> Json:
+async def put_mcp_server(core: CoreDep, caller: Configurer, name: ServerName, body: McpServerBody) -> Json:
     """Register an MCP server (201) or replace it (200).
 
     Sessions use it as `{"type": "registered", "name": …}`. Agents that run keep what they were started with. 403
@@ -115,7 +115,7 @@ async def put_mcp_server(core: CoreDep, caller: Writer, name: ServerName, body: 
 
 
 @router.delete("/mcp-servers/{name}", status_code=204, responses=errors(404))
-async def delete_mcp_server(core: CoreDep, caller: Writer, name: ServerName) -> Response:
+async def delete_mcp_server(core: CoreDep, caller: Configurer, name: ServerName) -> Response:
     """Forget an MCP server. Sessions that name it start no agent any more."""
     await mcp.delete(core.db, caller.tenant_id, name)
     return Response(status_code=204)

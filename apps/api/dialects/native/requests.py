@@ -184,5 +184,7 @@ async def _list(
     core: Core, caller: Principal, session_id: UUID | None, status: str, limit: int, cursor: str | None
 ) -> Response:
     wanted = None if status == "all" else status
-    page = await requests.list_page(core.db, caller.tenant_id, session_id, status=wanted, limit=limit, cursor=cursor)
+    page = await requests.list_page(
+        core.db, caller.tenant_id, session_id, status=wanted, limit=limit, cursor=cursor, profiles=caller.profiles
+    )
     return answer(RequestList, {"data": page.data, "next_cursor": page.next_cursor})

@@ -13,7 +13,7 @@ from apps.api.core.names import SecretName, Text
 from apps.api.dialects.native.common import PREFIX, Limit, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import Configurer, CoreDep, Reader
 
 router = Router(prefix=PREFIX, tags=["secrets"])
 
@@ -45,7 +45,9 @@ class SecretList(BaseModel):
     "/secrets/{name}",
     responses={201: {"model": SecretState, "description": "It is new."}, **errors(400, 404, 413)},
 )
-async def put_secret(core: CoreDep, caller: Writer, response: Response, name: Named, body: SecretBody) -> SecretState:
+async def put_secret(
+    core: CoreDep, caller: Configurer, response: Response, name: Named, body: SecretBody
+) -> SecretState:
     """Store a secret (201) or replace its value (200). Configuration refers to it as `${NAME}`.
 
     Agents that run already keep the value they were started with. 503 `encryption_not_configured` when the server has
@@ -69,7 +71,7 @@ async def list_secrets(
 
 
 @router.delete("/secrets/{name}", status_code=204, responses=errors(404))
-async def delete_secret(core: CoreDep, caller: Writer, name: Named) -> Response:
+async def delete_secret(core: CoreDep, caller: Configurer, name: Named) -> Response:
     """Remove a secret. What refers to it fails from then on, naming it."""
     await secrets.delete(core.db, caller.tenant_id, name)
     return Response(status_code=204)

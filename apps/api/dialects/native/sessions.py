@@ -86,7 +86,7 @@ async def list_sessions(
     page = await sessions.list_page(
         core.db,
         caller.tenant_id,
-        Filters(status, tag, search, wanted, created_after, agent),
+        Filters(status, tag, search, wanted, created_after, agent, caller.profiles),
         limit=limit,
         cursor=cursor,
         default_model=core.settings.default_model,

@@ -16,7 +16,7 @@ from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.http.answer import Json
 from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import Configurer, CoreDep, Reader
 
 router = Router(prefix=PREFIX, tags=["skills and commands"])
 
@@ -137,7 +137,7 @@ async def get_skill(core: CoreDep, caller: Reader, name: SkillName) -> Json:
 @router.put(
     "/skills/{name}", responses={**_created(SkillState), **errors(400, 404, 409, 413)}, response_model=SkillState
 )
-async def put_skill(core: CoreDep, caller: Writer, name: SkillName, body: SkillBody) -> Json:
+async def put_skill(core: CoreDep, caller: Configurer, name: SkillName, body: SkillBody) -> Json:
     """Store a skill (201) or replace it (200). Agents that start from now on have it as `tenant:NAME`."""
     files = {BODY: body.content, **body.files}
     new = await skills.put(core.db, caller.tenant_id, Skill("skill", name, body.description, files))
@@ -146,7 +146,7 @@ async def put_skill(core: CoreDep, caller: Writer, name: SkillName, body: SkillB
 
 
 @router.delete("/skills/{name}", status_code=204, responses=errors(404))
-async def delete_skill(core: CoreDep, caller: Writer, name: SkillName) -> Response:
+async def delete_skill(core: CoreDep, caller: Configurer, name: SkillName) -> Response:
     """Remove a skill. Agents that run keep it until they end."""
     await skills.delete(core.db, caller.tenant_id, "skill", name)
     return Response(status_code=204)
@@ -167,7 +167,7 @@ async def get_command(core: CoreDep, caller: Reader, name: CommandName) -> Json:
 @router.put(
     "/commands/{name}", responses={**_created(CommandState), **errors(400, 404, 409, 413)}, response_model=CommandState
 )
-async def put_command(core: CoreDep, caller: Writer, name: CommandName, body: CommandBody) -> Json:
+async def put_command(core: CoreDep, caller: Configurer, name: CommandName, body: CommandBody) -> Json:
     """Store a slash command (201) or replace it (200). Agents that start from now on have it as `/tenant:NAME`."""
     command = Skill("command", name, body.description, {BODY: body.content})
     new = await skills.put(core.db, caller.tenant_id, command)
@@ -175,7 +175,7 @@ async def put_command(core: CoreDep, caller: Writer, name: CommandName, body: Co
 
 
 @router.delete("/commands/{name}", status_code=204, responses=errors(404))
-async def delete_command(core: CoreDep, caller: Writer, name: CommandName) -> Response:
+async def delete_command(core: CoreDep, caller: Configurer, name: CommandName) -> Response:
     """Remove a slash command. Agents that run keep it until they end."""
     await skills.delete(core.db, caller.tenant_id, "command", name)
     return Response(status_code=204)

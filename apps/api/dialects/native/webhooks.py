@@ -18,7 +18,7 @@ from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limi
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import ValidationError
 from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer
+from apps.api.http.route import Configurer, CoreDep, Reader
 
 router = Router(prefix=PREFIX, tags=["webhooks"])
 
@@ -145,7 +145,7 @@ class DeliveryList(BaseModel):
 
 @router.post("/webhooks", status_code=201, responses=errors(400, 409, 413))
 async def create_webhook(
-    request: Request, core: CoreDep, caller: Writer, body: WebhookBody, idempotency_key: IdempotencyKey = None
+    request: Request, core: CoreDep, caller: Configurer, body: WebhookBody, idempotency_key: IdempotencyKey = None
 ) -> WebhookWithSecret:
     """Register an endpoint that is told what happens to the tenant's sessions and runs.
 
@@ -173,7 +173,7 @@ async def get_webhook(core: CoreDep, caller: Reader, webhook_id: WebhookId) -> W
 
 
 @router.patch("/webhooks/{webhook_id}", responses=errors(400, 404, 413))
-async def patch_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
+async def patch_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
     """Change address, types or description, or stop and start it."""
     if not body.model_fields_set:
         raise ValidationError.of("body", "must change something")
@@ -183,21 +183,21 @@ async def patch_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId, bo
 
 
 @router.delete("/webhooks/{webhook_id}", status_code=204, responses=errors(404))
-async def delete_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> Response:
+async def delete_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> Response:
     """Remove a webhook with its log. What waits for it is not sent."""
     await webhooks.delete(core.db, caller.tenant_id, webhook_id)
     return Response(status_code=204)
 
 
 @router.post("/webhooks/{webhook_id}/rotate", responses=errors(404))
-async def rotate_secret(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> WebhookWithSecret:
+async def rotate_secret(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> WebhookWithSecret:
     """Make a new secret, shown once. For 24 hours messages carry a signature of the previous one too."""
     made = await webhooks.rotate(core.db, core.settings, caller.tenant_id, webhook_id)
     return WebhookWithSecret.model_validate(made)
 
 
 @router.post("/webhooks/{webhook_id}/test", status_code=202, responses=errors(404, 409))
-async def ping_webhook(core: CoreDep, caller: Writer, webhook_id: WebhookId) -> Delivery:
+async def ping_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> Delivery:
     """Send a message of type `webhook.test`. The log says what became of it."""
     return Delivery.model_validate(await deliveries.ping(core.db, caller.tenant_id, webhook_id))
 
@@ -212,6 +212,6 @@ async def list_deliveries(
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses=errors(404, 409))
-async def redeliver(core: CoreDep, caller: Writer, webhook_id: WebhookId, delivery_id: DeliveryId) -> Delivery:
+async def redeliver(core: CoreDep, caller: Configurer, webhook_id: WebhookId, delivery_id: DeliveryId) -> Delivery:
     """Send a message again, with the same `webhook-id` and from the first attempt on."""
     return Delivery.model_validate(await deliveries.redeliver(core.db, caller.tenant_id, webhook_id, delivery_id))

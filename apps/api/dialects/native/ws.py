@@ -30,7 +30,7 @@ from apps.api.dialects.native.stream import OneRun, run_batches, session_batches
 from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unauthorized, Unavailable, ValidationError
 from apps.api.http.doors import Router
 from apps.api.http.errors import error_response, from_exception
-from apps.api.http.route import core_of, count_prompt, presented_key, probe_of
+from apps.api.http.route import core_of, count_prompt, may_touch, presented_key, probe_of
 from apps.api.http.sse import Leaving, Streams
 from apps.api.http.ws import (
     AUTH_TIMEOUT,
@@ -247,6 +247,7 @@ class Connection:
         if kind is None:
             known = ", ".join(_KINDS)
             raise BadRequest(f"No such type of message. There are: {known}.", code="unknown_message")
+        await may_touch(self._core, caller, message)
         if not kind.waits:
             await kind.act(self, caller, message)
             return
