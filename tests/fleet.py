@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,15 @@ class Instance:
     def descendants(self) -> list[psutil.Process]:
         """The agents' processes and their tools, at this moment."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def agent_of(self, session_id: str) -> list[psutil.Process]:
+        """Those of one session: the guard, then the CLI, then what it has started."""
+        found = []
+        for process in self.descendants():
+            with suppress(psutil.Error):
+                if any(session_id in value for value in process.environ().values()):
+                    found.append(process)
+        return found
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

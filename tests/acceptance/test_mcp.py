@@ -141,7 +141,7 @@ async def test_an_agent_that_does_not_answer_in_time_is_busy_and_that_is_no_fail
     session_id = await fleet[0].session()
     await fleet[0].ask(session_id, "say hello")
     owner = await fleet.owner_of(session_id)
-    [cli] = [p for p in owner.descendants() if p.name() == "claude" and f"--session-id={session_id}" in p.cmdline()]
+    [cli] = [p for p in owner.agent_of(session_id) if p.name() == "claude"]
     cli.suspend()
     try:
         for path in ("mcp", "context"):

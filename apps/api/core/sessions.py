@@ -119,7 +119,7 @@ async def insert(
     pins: Pins = NO_PINS,
     surface: str = "native",
 ) -> UUID:
-    """Create a session; nothing is started. Returns its id, which is also the SDK's until a hard reset."""
+    """Create a session; nothing is started. Returns its id. The SDK's is made when an agent starts."""
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"

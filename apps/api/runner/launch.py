@@ -43,8 +43,12 @@ class Launch:
     hooks: Hooks
 
     async def start(self, claim: Claim) -> Agent:
-        """Start an agent that knows the conversation so far. Raises StartFailed, what the database raises."""
-        settings, conversation = self.core.settings, self.talk.sdk_session_id
+        """Start an agent that knows the conversation so far. Raises StartFailed, LeaseLost, what the
+        database raises."""
+        settings = self.core.settings
+        if not await self.store.exists(self.talk.sdk_session_id):
+            self.talk.sdk_session_id = await self.store.begin()
+        conversation = self.talk.sdk_session_id
         try:
             wanted = (claim.config.cwd, claim.config.add_dirs)
             workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, *wanted)

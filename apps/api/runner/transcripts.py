@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
@@ -182,10 +182,13 @@ class Transcripts:
                 yield [Entry(row["subpath"], row["entry"]) for row in rows]
 
     async def exists(self, sdk_session_id: UUID) -> bool:
-        """Whether there is a conversation to resume."""
+        """Whether there is a conversation to resume: a message, and not only what the CLI notes before the first one.
+
+        Only messages have a uuid. The CLI refuses to resume without any.
+        """
         found: bool = await self._db.pool.fetchval(
             "SELECT EXISTS (SELECT 1 FROM transcript_entries"
-            " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '')",
+            " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)",
             self._session_id,
             str(sdk_session_id),
         )
@@ -197,6 +200,23 @@ class Transcripts:
             "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)", self._session_id
         )
         return found
+
+    async def begin(self) -> UUID:
+        """The id of a new conversation, noted before anything of it is stored. Raises LeaseLost when fenced.
+
+        Each process that has nothing to resume is given a new one: an earlier process may have used the last one and
+        left something of it behind, here or on a disk, without a message.
+        """
+        fresh = uuid4()
+        status = await self._db.pool.execute(
+            "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2",
+            self._session_id,
+            self._generation,
+            fresh,
+        )
+        if status != "UPDATE 1":
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not begin a conversation")
+        return fresh
 
 
 def _storable(uuid: Any) -> str | None:
