@@ -34,7 +34,7 @@ from apps.api.http.ws import Socket
 from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
-from apps.api.runner import isolation, ports
+from apps.api.runner import background, isolation, ports
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
@@ -163,6 +163,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks.start("default-model", model.run())
         await worker.start()
         loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": ports.watch(worker.executions)}
+        loops["background"] = background.watch(core, worker.executions)
         for name, work in loops.items():
             tasks.start(f"runner-{name}", work)
         await _admit_guests(app, core)

@@ -29,6 +29,7 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | garble the stream                          | an event in the reply that is no JSON                      |
 | break the stream                           | drops the connection in the middle of the reply            |
 | hang, hang after N words                   | silence until the client leaves, at most 600 s             |
+| hang at the news                           | the same when a task in the background has ended           |
 | remember X                                 | says it will                                               |
 | recall, what did I say, ... remember ...?  | lists every earlier prompt of the conversation             |
 | show system prompt                         | its last 2,000 characters                                  |
@@ -67,6 +68,7 @@ ECHO_CHARS = 500
 SYSTEM_CHARS = 2_000
 MAX_WORDS = 20_000
 MAX_TOOLS = 50
+HANGS_AT_NEWS = "hang at the news"
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"answer a web page", lambda found, talk: [Page()]),
     (r"garble the stream", lambda found, talk: [say("now it is garbled"), Garble(), say("lost")]),
     (r"break the stream", lambda found, talk: [Break()]),
+    (HANGS_AT_NEWS, lambda found, talk: [say("I will hang when a task in the background has ended.")]),
     (r"hang(?: after (?P<count>\d{1,9}) words?)?", _hang),
     (r"recall|what did i say\??|.*\bremember\b.*\?", _recall),
     (r"remember (.+)", lambda found, talk: [say(f"I will remember: {found[1]}")]),

@@ -7,10 +7,21 @@ import json
 import re
 from dataclasses import dataclass, replace
 
-from apps.demo_model.commands import Calls, Fail, Item, Quote, answer_by_schema, parse, poison, say, split
+from apps.demo_model.commands import (
+    HANGS_AT_NEWS,
+    Calls,
+    Fail,
+    Item,
+    Quote,
+    answer_by_schema,
+    parse,
+    poison,
+    say,
+    split,
+)
 from apps.demo_model.conversation import Call, Conversation, read
 from apps.demo_model.schema import instance_of
-from apps.demo_model.wire import JsonObject, Part, Text, ToolUse
+from apps.demo_model.wire import Hang, JsonObject, Part, Text, ToolUse
 
 QUOTE_CHARS = 4_000
 LASTING = re.compile(r"(.+) every time", re.IGNORECASE | re.DOTALL)
@@ -48,6 +59,8 @@ def decide(request: JsonObject) -> Reply:
         refuses = steps[-1].lower().startswith("answer without schema")
         return Reply((say("I answer without the schema.") if refuses else answer_by_schema(None, talk),))
     news = [say(f"a background task ended: {_plain(notice)}") for notice in talk.notices]
+    if news and not talk.fresh and HANGS_AT_NEWS in prompt.lower():
+        return Reply((Hang(),))
     if not talk.fresh and lasting is None:
         return Reply(tuple(news) or (say("the script has no further step."),))
     reply = _play([item for step in steps for item in parse(step, talk)], talk)

@@ -250,7 +250,7 @@ async def test_a_release_leaves_no_background_run_behind_as_running(world: World
     lease, claim, _ = await world.owned()
     await finish(world, lease, claim)
     run_id = uuid4()
-    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id)
+    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id, 60)
     await queue.release(world.db, claim.session_id, claim.generation)
     assert (await world.run(run_id))["status"] == "failed"
     assert [type_ for _, type_, data in await world.events(claim.session_id) if data["run_id"] == str(run_id)] == [
@@ -261,17 +261,32 @@ async def test_a_release_leaves_no_background_run_behind_as_running(world: World
     assert (await world.claim(lease)).run_id == wanted.run_id
 
 
+async def test_tasks_that_an_owner_left_at_work_are_told_to_have_ended(lone_world: World) -> None:
+    lease, claim, writer = await lone_world.owned()
+    started, ended = (
+        Event("task", {"task_id": name, "status": status, "description": f"work {name}"}, claim.run_id)
+        for name, status in (("a", "started"), ("b", "started"))
+    )
+    await writer.append(started, ended, Event("task", {"task_id": "b", "status": "completed"}))
+    await lone_world.expire(lease)
+    await queue.reap(lone_world.db)
+    told = [data for _, kind, data in await lone_world.events(claim.session_id) if kind == "task"][3:]
+    assert [(t["task_id"], t["status"], t["reason"], t["description"]) for t in told] == [
+        ("a", "stopped", "owner_lost", "work a")
+    ]
+
+
 # --- background runs -----------------------------------------------------------------------------------------------
 
 
 async def test_a_background_run_begins_only_when_nothing_of_the_session_is_active(world: World) -> None:
     lease, claim, _ = await world.owned()
     begin = (world.db, claim.session_id, world.tenant_id, claim.generation)
-    assert not await queue.begin_background(*begin, uuid4())
+    assert not await queue.begin_background(*begin, uuid4(), 60)
     await finish(world, lease, claim)
     run_id = uuid4()
-    assert await queue.begin_background(*begin, run_id)
-    assert not await queue.begin_background(*begin, uuid4())
+    assert await queue.begin_background(*begin, run_id, 60)
+    assert not await queue.begin_background(*begin, uuid4(), 60)
     state = await world.run(run_id)
     assert (state["status"], state["origin"], state["first_seq"]) == ("running", "background", 2)
 
@@ -280,7 +295,7 @@ async def test_a_zombie_cannot_begin_a_background_run(world: World) -> None:
     lease, claim, _ = await world.owned()
     await finish(world, lease, claim)
     before = claim.generation - 1
-    assert not await queue.begin_background(world.db, claim.session_id, world.tenant_id, before, uuid4())
+    assert not await queue.begin_background(world.db, claim.session_id, world.tenant_id, before, uuid4(), 60)
 
 
 # --- dead owners ---------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ async def test_a_background_turn_is_told_as_running(world: World) -> None:
     lease, claim, writer = await world.owned()
     await writer.finish(claim.run_id, Outcome("succeeded"), Event("done"))
     run_id = uuid4()
-    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id)
+    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id, 60)
     assert (await told(world, webhook))[-1][1]["run_id"] == str(run_id)
     assert lease
 

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core import requests
+from apps.api.core import agent_tasks, requests
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import Frame, decode
 from apps.api.core.instances import Lease
@@ -154,26 +154,39 @@ async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan
     return await disown(db, instance_id, claimed.session_id, claimed.generation, claimed.error)
 
 
-async def begin_background(db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID) -> bool:
+async def begin_background(
+    db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID, seconds: float
+) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    Such a run has no deadline of its own: it is bounded by the session's idle time and limits. Its key is that of the
-    last prompt, so that what it costs is counted there.
+    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there.
     """
     try:
         status = await db.pool.execute(
             "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
             " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
-            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', 0, now(),"
+            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', $5, now(),"
             " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
             session_id,
             tenant_id,
             generation,
             run_id,
+            seconds,
         )
     except asyncpg.UniqueViolationError:
         return False
     return bool(status == "INSERT 0 1")
+
+
+async def kept_waiting(db: Database, session_id: UUID, seconds: float) -> bool:
+    """Whether a run of the session has been queued for so long."""
+    waits: bool = await db.pool.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued'"
+        " AND created_at <= now() - make_interval(secs => $2))",
+        session_id,
+        seconds,
+    )
+    return waits
 
 
 async def release(db: Database, session_id: UUID, generation: int) -> bool | None:
@@ -291,6 +304,7 @@ async def abandon(
         session_id,
     )
     events = await requests.abandon(connection, session_id, str(error["code"]))
+    events += await agent_tasks.unfinished(connection, session_id, str(error["code"]))
     if run_id is not None:
         events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
     frames = await append(connection, session_id, generation, last_seq, events) if events else []

@@ -37,9 +37,6 @@ from apps.api.runner.turn import Turn
 
 log = structlog.get_logger(__name__)
 
-RECYCLE_AFTER_TURNS = 100
-"""A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
-
 
 class Execution:
     """A session while this instance owns it."""
@@ -83,7 +80,7 @@ class Execution:
         self._agent: Agent | None = None
         self._place: Place | None = None
         self._fenced = False
-        self._closing = False
+        self._closing, self._reason = False, "idle"
         self.last_used = time.monotonic()
         self.over = asyncio.Event()
 
@@ -95,18 +92,29 @@ class Execution:
     @property
     def waiting(self) -> bool:
         """Whether the run that is being executed waits for a person."""
-        turn = self._talk.current
-        return turn is not None and self.approvals.hold(turn.run_id)
+        return (turn := self._talk.current) is not None and self.approvals.hold(turn.run_id)
 
     @property
     def idle(self) -> bool:
-        """Whether the session may be given back for the sake of another: nothing runs, and nobody is asked."""
-        return not (self.busy or self._closing or self.approvals.waiting)
+        """Whether the session may be given back: nothing runs or is at work, and nobody is asked."""
+        return not (self.busy or self._closing or self.approvals.waiting or self.at_work)
+
+    @property
+    def in_background(self) -> Turn | None:
+        """The turn that the agent is in, if no client has asked for it."""
+        turn = self._talk.active
+        return turn if turn is not None and turn.claim is None else None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the agent does what no client waits for. How long a task counts: see BACKGROUND_TASK_SECONDS."""
+        since = time.monotonic() - self._core.settings.background_task_seconds
+        return self.in_background is not None or (self.last_used > since and self._talk.tasks.begun_since(since))
 
     @property
     def tasks(self) -> frozenset[str]:
         """Ids of the subagents and background commands that are at work."""
-        return frozenset(self._talk.tasks)
+        return self._talk.tasks.ids
 
     @property
     def agent(self) -> Agent | None:
@@ -115,7 +123,7 @@ class Execution:
 
     @property
     def closing(self) -> bool:
-        """Whether the session is being given back or lost, so that no new run should come here."""
+        """Whether the session is being given back or lost: no new run should come here."""
         return self._closing
 
     @property
@@ -128,10 +136,10 @@ class Execution:
         self._talk.current = Turn(claim.run_id, claim)  # from now on it can be stopped
         self._inbox.put_nowait(claim)
 
-    def close(self) -> None:
-        """Give the session back once the current turn, if any, is over."""
+    def close(self, reason: str) -> None:
+        """Give the session back after the current turn, if any. `reason`: why its tasks end with its agent."""
         if not self._closing:
-            self._closing = True
+            self._closing, self._reason = True, reason
             if not self._inbox.full():
                 self._inbox.put_nowait(None)
 
@@ -139,7 +147,7 @@ class Execution:
         """Somebody else owns the session, or may soon: kill the CLI now and write nothing more."""
         self._fenced = True
         self._kill()
-        self.close()
+        self.close("owner_lost")
 
     async def stop(self, run_id: UUID | None, reason: str) -> bool:
         """Stop the turn of `run_id` (or whichever is active); returns whether there was one, once it has ended."""
@@ -194,7 +202,9 @@ class Execution:
                     self.last_used = time.monotonic()
                     self._freed()
                 elif not self._fenced:
-                    await self._disconnect()
+                    if (turn := self.in_background) is not None:
+                        await self.stop(turn.run_id, "shutdown")
+                    await self._disconnect(self._reason)
                     await self.ports.look()
                     if await self._release():
                         return
@@ -207,22 +217,23 @@ class Execution:
             self._closing = True
             if self._fenced:
                 self._kill()
-            await self._disconnect()
+            await self._disconnect(None)
             self.over.set()
 
     async def _next(self) -> Claim | None:
+        idle = wait = self._core.settings.session_idle_seconds
         while True:
-            idle = self._core.settings.session_idle_seconds
             try:
-                async with asyncio.timeout(idle):
+                async with asyncio.timeout(wait):
                     return await self._inbox.get()
             except TimeoutError:
+                wait = max(idle, 1.0)
                 if time.monotonic() - self.ports.asked_at < idle:  # somebody looks at a preview
                     continue
                 if not self._inbox.empty():
                     return self._inbox.get_nowait()
-                if self._talk.active is None and not self.approvals.waiting:  # neither is idleness
-                    self._closing = True
+                if self.idle:
+                    self._closing, self._reason = True, "idle"
                     return None
 
     async def _turn(self, claim: Claim) -> None:
@@ -253,8 +264,8 @@ class Execution:
         """A live agent for this run, warm or new. None when there is none to be had, or the run was stopped meanwhile:
         then the run has ended."""
         agent = self._agent
-        if agent is not None and (not agent.is_alive or self._is_stale(agent, claim)):
-            await self._disconnect()
+        if agent is not None and (stale := self._talk.unfit(agent, claim, at_work=self.at_work)):
+            await self._disconnect(stale)
         if self._agent is None:
             try:
                 stopped = lambda: self._fenced or turn.stopping is not None  # noqa: E731
@@ -281,9 +292,6 @@ class Execution:
             return None
         return self._agent
 
-    def _is_stale(self, agent: Agent, claim: Claim) -> bool:
-        return self._talk.used_up or agent.turns >= RECYCLE_AFTER_TURNS or not self._talk.fits(claim)
-
     async def _connect(self, claim: Claim) -> None:
         self._place = await asyncio.to_thread(self._scratch.make)
         launch = Launch(self._core, self._scratch.launcher, self._place, self._store, self._talk, self._hooks)
@@ -300,7 +308,7 @@ class Execution:
 
     async def _reset(self, turn: Turn, claim: Claim) -> None:
         """A new process for the same conversation (`soft`), or a new conversation as well (`hard`)."""
-        await self._disconnect()
+        await self._disconnect("reset")
         event = Event("status", {"status": "reset", **claim.prompt}, turn.run_id)
         if claim.prompt["mode"] == "soft":
             await self.writer.append(event)
@@ -352,6 +360,8 @@ class Execution:
             code, text = why_it_ended(failure)
             await self._talk.fail_all(*lost, code=code, text=text)
             self._talk.active = None
+            if self._agent is agent:  # else whoever closes it knows why
+                await self._talk.end_tasks("agent_ended")
         except (LeaseLost, Unavailable) as error:
             self._lose(error)
 
@@ -364,10 +374,13 @@ class Execution:
         if self._agent is not None:
             self._agent.kill()
 
-    async def _disconnect(self) -> None:
+    async def _disconnect(self, reason: str | None) -> None:
+        """End the agent, and say of its tasks why; of None nothing, as nothing may be written then."""
         agent, self._agent = self._agent, None
         if agent is not None:
             await agent.close()
+        if reason is not None:
+            await self._talk.end_tasks(reason)
         if self._place is not None:
             self._scratch.forget(self._place)
             self._place = None

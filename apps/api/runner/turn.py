@@ -14,20 +14,25 @@ class Turn:
     """One turn of the agent, and the run that stands for it.
 
     Attributes:
+        began: in monotonic seconds.
         begun: the prompt is with the agent.
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
         stopping: why we have interrupted it, if we have.
     """
 
-    def __init__(self, run_id: UUID, claim: Claim | None, *, guest: bool = False) -> None:
+    def __init__(
+        self, run_id: UUID, claim: Claim | None, *, guest: bool = False, seconds: float = float("inf")
+    ) -> None:
+        """`seconds`: the deadline of a turn in the background, which no claim stands for."""
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
         self.begun = False
         self.stopping: str | None = None
         self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
-        self._left = claim.timeout_seconds if claim else float("inf")
-        self._since: float | None = time.monotonic()
+        self._left = claim.timeout_seconds if claim else seconds
+        self.began = time.monotonic()
+        self._since: float | None = self.began
         self._clock: asyncio.Timeout | None = None
 
     def end(self) -> None:

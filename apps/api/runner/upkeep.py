@@ -80,7 +80,7 @@ class Upkeep:
     async def _yield_idle(self, wanted: set[UUID]) -> None:
         idle = [e for s, e in self._worker.executions.items() if s in wanted and e.idle]
         if idle and await queue.free_slot_elsewhere(self._core.db, self._core.instance_id):
-            idle[0].close()
+            idle[0].close("yielded")
 
     async def _sweep_loop(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -262,7 +262,7 @@ class Worker:
     def _evict_one(self) -> None:
         idle = [e for e in self.executions.values() if e.idle]
         if idle:
-            min(idle, key=lambda e: e.last_used).close()
+            min(idle, key=lambda e: e.last_used).close("evicted")
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -305,14 +305,25 @@ class Worker:
             await instances.set_draining(self._core.db, self._lease.instance_id)
         except _TRANSIENT as error:
             log.warning("worker.drain_unannounced", error=type(error).__name__)
-        for execution in list(self.executions.values()):
-            execution.close()
-        await self._until_empty(grace)
+        until = asyncio.get_running_loop().time() + grace
+        while (left := until - asyncio.get_running_loop().time()) > 0:
+            in_background = [e for e in self.executions.values() if e.in_background]
+            self._close_all(but=in_background)
+            if not in_background:
+                await self._until_empty(left)
+                break
+            await asyncio.sleep(min(left, 0.2))
+        self._close_all()
         await asyncio.gather(
             *(execution.stop(None, "shutdown") for execution in list(self.executions.values())),
             return_exceptions=True,
         )
         await self._until_empty(20)
+
+    def _close_all(self, but: Collection[Execution] = ()) -> None:
+        for execution in self.executions.values():
+            if execution not in but:
+                execution.close("shutdown")
 
     async def _until_empty(self, seconds: float) -> None:
         if self._tasks and seconds > 0:
