@@ -237,6 +237,7 @@ OPENS_FILES = {
     "runner.guard": "the launcher, the CLI",
     "runner.isolation": "what the machine itself offers",
     "runner.clone": "links of a clone that no agent has seen, by descriptors of core.files",
+    "runner.patches": "copies of files, under numbers, in a directory of the server's own",
     "runner.ports": "/proc",
     "runner.processes": "/proc",
     "runner.cli_guard": "runs in a process of its own, with the agent's rights once it is confined",

@@ -44,7 +44,7 @@ async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_noth
     assert files_of(fleet, session_id) == before == {"a.txt": "three", "b.txt": "new"}
     assert (shown["files_changed"], shown["insertions"], shown["deletions"]) == (["a.txt", "b.txt"], 1, 2)
     assert "-three\n+one\n" in shown["diff"]
-    assert "--- a/b.txt\n+++ b/b.txt\n@@ -1 +0,0 @@\n-new\n" in shown["diff"]
+    assert "--- a/b.txt\n+++ /dev/null\n@@ -1 +0,0 @@\n-new\n" in shown["diff"]
     assert shown["diff_omitted"] is False
 
 

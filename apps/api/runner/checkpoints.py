@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 from collections.abc import Iterable, Mapping
-from difflib import unified_diff
 from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from apps.api.core import files
 from apps.api.core.workspaces import Workspace
 from apps.api.runner.agent import Agent
+from apps.api.runner.patches import Change, patches
 from apps.api.runner.transcripts import Transcripts
+
+log = structlog.get_logger(__name__)
 
 MAX_FILES = 1_000
 """Files that an answer names."""
@@ -100,7 +105,7 @@ async def diff(
     message_id: UUID,
     changed: list[str],
 ) -> tuple[str, bool]:
-    """A unified diff from the files as they are to what they were, and whether something of it was left out.
+    """A patch for `git apply`, from the files as they are to what they were, and whether something of it was left out.
 
     Args:
         entries: the `file-history-…` entries of the transcript.
@@ -128,16 +133,23 @@ def _copies(entries: Iterable[Mapping[str, Any]], message_id: str) -> dict[str, 
 
 
 def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed: list[str]) -> tuple[str, bool]:
-    parts, left, omitted = [], MAX_DIFF_CHARS, len(changed) > MAX_DIFFED_FILES
+    changes, omitted = [], len(changed) > MAX_DIFFED_FILES
     for path in changed[:MAX_DIFFED_FILES]:
         copy = copies.get(path, "")
-        now = _text(root, path) if _exists(root, path) else ""
-        then = "" if copy is None else _text(directory, copy) if _COPY.fullmatch(copy) else None
-        if now is None or then is None:
+        is_there, was_there = _exists(root, path), copy is not None
+        now = _content(root, path) if is_there else None
+        then = _content(directory, copy) if copy is not None and _COPY.fullmatch(copy) else None
+        if (is_there and now is None) or (was_there and then is None):
             omitted = True
-            continue
-        lines = unified_diff(now.splitlines(), then.splitlines(), f"a/{path}", f"b/{path}", lineterm="")
-        part = "\n".join(lines) + "\n"
+        else:
+            changes.append(Change(path, now, then))
+    try:
+        made = patches(changes)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        log.warning("checkpoints.no_diff", error=repr(error)[:300])
+        return "", True
+    parts, left = [], MAX_DIFF_CHARS
+    for part in made:
         if len(part) > left:
             omitted = True
             continue
@@ -153,9 +165,8 @@ def _exists(root: Path, path: str) -> bool:
         return True
 
 
-def _text(root: Path, path: str) -> str | None:
+def _content(root: Path, path: str) -> bytes | None:
     try:
-        content = files.read(root, PurePosixPath(path), MAX_DIFFED_BYTES)
-        return None if content is None else content.decode()
+        return files.read(root, PurePosixPath(path), MAX_DIFFED_BYTES)
     except (OSError, ValueError):
         return None

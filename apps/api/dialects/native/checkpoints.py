@@ -49,7 +49,7 @@ _REWOUND: dict[str, Any] = {
     "not_restored": [],
     "insertions": 1,
     "deletions": 1,
-    "diff": "--- a/app.py\n+++ b/app.py\n@@ -1 +1 @@\n-def new():\n+def old():\n",
+    "diff": "diff --git a/app.py b/app.py\n--- a/app.py\n+++ b/app.py\n@@ -1 +1 @@\n-def new():\n+def old():\n",
     "diff_omitted": False,
 }
 
@@ -109,7 +109,7 @@ class Rewound(BaseModel):
     not_restored: list[str] = Field(description="Those that could not be brought back.")
     insertions: int = Field(description="Lines that are added by it.")
     deletions: int = Field(description="Lines that are taken away by it.")
-    diff: str | None = Field(None, description="Of a dry run: a unified diff from now to then.")
+    diff: str | None = Field(None, description="Of a dry run: a patch for `git apply`, from now to then.")
     diff_omitted: bool = Field(False, description="Whether large or binary files were left out of the diff.")
 
 
