@@ -27,8 +27,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Upgrade") == "websocket":
             return self.echo()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/away":
-            return self.answer(302, b"", {"Location": "/there?x=1"})
+        if self.path.startswith("/away"):
+            there = self.path[6:].replace("PORT", sys.argv[1]) or "/there?x=1"
+            return self.answer(302, b"", {"Location": there, "Link": f"<{there}>; rel=next"})
         names = sorted(name.lower() for name in self.headers)
         text = f"{self.command} {self.path} {body.decode()} {' '.join(names)}".encode()
         self.answer(200, text, {"Set-Cookie": "a=b", "X-Own": "1", "Access-Control-Allow-Origin": "https://x.example"})
@@ -151,6 +152,23 @@ async def test_a_link_lets_a_browser_in_without_a_key_through_every_instance(ser
             assert (away.status_code, away.headers["location"]) == (302, path + "there?x=1")
             asked = {"Origin": "null", "Access-Control-Request-Method": "PUT"}
             assert (await browser.options(path, headers=asked)).status_code == 204
+
+
+async def test_redirects_to_the_programs_own_origin_lead_back_to_the_preview(served: Served) -> None:
+    path = await link(served.others[0], served)
+    for instance in served.fleet.instances:
+        for there in (
+            "http://127.0.0.1:PORT/there",
+            "HTTP://LOCALHOST:PORT/there",
+            "//[::1]:PORT/there",
+            "../../there",
+        ):
+            for target, headers in ((path, {"X-API-Key": ""}), (served.path + "/", {})):
+                away = await instance.client.get(f"{target}away?{there}", headers=headers)
+                assert away.headers["location"] == target + "there", (instance.url, there)
+                assert away.headers["link"] == f"<{target}there>; rel=next"
+        elsewhere = await instance.client.get(f"{served.path}/away?http://127.0.0.1:1/there")
+        assert elsewhere.headers["location"] == "http://127.0.0.1:1/there"
 
 
 async def test_web_sockets_pass_with_a_key_and_by_link(served: Served) -> None:

@@ -57,6 +57,33 @@ def test_a_port_of_the_process_itself_or_of_another_tree_is_none() -> None:
         assert foreign not in listening(pid)
 
 
+@pytest.mark.parametrize(
+    ("own", "foreign", "reached"),
+    [
+        ("127.0.0.1", "127.0.0.2", True),
+        ("127.0.0.1", "::1", True),
+        ("::1", "127.0.0.1", True),
+        ("::ffff:127.0.0.1", "127.0.0.2", True),
+        ("0.0.0.0", "127.0.0.2", True),
+        ("0.0.0.0", "127.0.0.1", False),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("127.0.0.1", "::", False),
+        ("::", "::1", False),
+        ("::1", "0.0.0.0", True),
+        ("::ffff:127.0.0.1", "127.0.0.1", False),
+    ],
+)
+def test_listeners_at_other_addresses_matter_where_they_could_be_reached_instead(
+    own: str, foreign: str, reached: bool
+) -> None:
+    family = socket.AF_INET6 if ":" in foreign else socket.AF_INET
+    with program(own) as (_, port), socket.socket(family) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind((foreign, port))
+        other.listen()
+        assert (port in listening(os.getpid())) is reached
+
+
 def test_a_port_that_somebody_else_listens_on_as_well_is_none() -> None:
     with program("127.0.0.1") as (_, port), socket.socket() as intruder:
         assert port in listening(os.getpid())

@@ -20,6 +20,7 @@ from apps.api.core import previews
 from apps.api.core.previews import Preview
 from apps.api.errors import ApiError, NotFound, RateLimited, Unavailable
 from apps.api.http.errors import error_response
+from apps.api.http.origins import Origin
 from apps.api.http.proxy import Upstream, relay, relay_socket
 from apps.api.http.route import core_of, presented_key, probe_of
 
@@ -98,6 +99,16 @@ async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: 
     return Admitted(preview, port, prefix)
 
 
+def _target(connection: HTTPConnection, to: Admitted) -> str:
+    """Path and query that the program is asked for."""
+    query = connection.scope["query_string"].decode("latin-1")
+    raw = connection.scope.get("raw_path") or connection.scope["path"].encode()
+    # As it was sent, not decoded and encoded again: programs tell `%2F` from `/`.
+    parts = raw.decode("latin-1").split("?")[0].split("/")
+    path = "/" + "/".join(parts[5 if to.by_link else 4 :])
+    return f"{path}?{query}" if query else path
+
+
 async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
     """The program itself when its session is owned here, else the instance that owns it.
 
@@ -105,13 +116,7 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
         NotFound: `port_not_found`: nothing of this session listens there.
         Unavailable: `preview_unavailable`: the owner has no address.
     """
-    preview, port = to.preview, to.port
-    query = connection.scope["query_string"].decode("latin-1")
-    raw = connection.scope.get("raw_path") or connection.scope["path"].encode()
-    # As it was sent, not decoded and encoded again: programs tell `%2F` from `/`.
-    parts = raw.decode("latin-1").split("?")[0].split("/")
-    path = "/" + "/".join(parts[5 if to.by_link else 4 :])
-    target = f"{path}?{query}" if query else path
+    preview, port, target = to.preview, to.port, _target(connection, to)
     if preview.owner == core_of(connection).instance_id:
         address = await probe_of(connection).address_of(preview.session_id, port)
         if address is None:
@@ -137,6 +142,15 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
     )
 
 
+def _origin(request: Request, to: Admitted, upstream: Upstream) -> Origin:
+    core, target = core_of(request), _target(request, to)
+    # What it is called besides `localhost` only its own machine knows.
+    names = (upstream.address, core.settings.hostname) if to.preview.owner == core.instance_id else ()
+    if to.forwarded:  # for the instance that asks, which knows what we are called outside
+        return Origin(to.port, target, "", f"http://localhost:{to.port}", names)
+    return Origin(to.port, target, to.prefix, str(request.base_url).rstrip("/"), names)
+
+
 @router.api_route(PATH, methods=METHODS)
 async def preview(request: Request, session_id: UUID, port: Port, path: str) -> Response:
     """Pass a request on to the program that listens on a port of a session."""
@@ -146,14 +160,13 @@ async def preview(request: Request, session_id: UUID, port: Port, path: str) -> 
     connections: Connections = request.app.state.previews
     leave = connections.enter(session_id)
     try:
-        answer = await relay(request, await _upstream(request, to), leave)
+        upstream = await _upstream(request, to)
+        answer = await relay(request, upstream, leave)
     except BaseException:
         leave()
         raise
+    answer.raw_headers = _origin(request, to, upstream).outside(answer.raw_headers)
     if not to.forwarded:
-        location = answer.headers.get("location", "")
-        if location.startswith("/") and not location.startswith("//"):
-            answer.headers["location"] = to.prefix + location
         for name, value in {**_GUARDED, **(_OPEN if to.by_link else {})}.items():
             answer.headers.append(name, value)
     return answer

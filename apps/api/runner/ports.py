@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -41,6 +41,7 @@ MAX_PORTS = 50
 _TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, LeaseLost, Unavailable)
 
 Tree = dict[int, list[int]]
+Address = IPv4Address | IPv6Address
 
 _LISTENING = "0A"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
@@ -109,7 +110,8 @@ async def watch(executions: Mapping[UUID, Execution]) -> None:
 def listening(pid: int, tree: Tree | None = None) -> dict[int, str]:
     """TCP ports that the processes below `pid` listen on, alone → an address to connect to.
 
-    A port that a process of somebody else listens on as well is none of them: who connects could reach either.
+    A port is none of them where who connects could reach a process of somebody else: one that listens at that address
+    as well, or at every address, and so would take over when the other ends.
     """
     if sys.platform != "linux":
         return {}
@@ -117,15 +119,22 @@ def listening(pid: int, tree: Tree | None = None) -> dict[int, str]:
     if len(below) < 2:  # the agent's own program, and nothing that it has started
         return {}
     own = {inode for child in below for inode in _sockets(child)}
+    rows = [*_table("tcp"), *_table("tcp6")]
+    foreign: dict[int, list[Address]] = {}
+    for port, address, inode in rows:
+        if inode not in own:
+            foreign.setdefault(port, []).append(address)
     found: dict[int, str] = {}
-    foreign = set()
-    for table in ("tcp", "tcp6"):
-        for port, address, inode in _table(table):
-            if inode in own:
-                found.setdefault(port, address)
-            else:
-                foreign.add(port)
-    return {port: address for port, address in found.items() if port not in foreign}
+    for port, address, inode in rows:
+        reached = _reachable(address)
+        if inode in own and not any(_takes(other, reached) for other in foreign.get(port, ())):
+            found.setdefault(port, str(reached))
+    return found
+
+
+def _takes(listening: Address, address: Address) -> bool:
+    """Whether what listens at one address may get a connection to another; `::` is for IPv4 too, unless told not to."""
+    return listening == address or (listening.is_unspecified and listening.version >= address.version)
 
 
 def _sockets(pid: int) -> list[str]:
@@ -139,8 +148,8 @@ def _sockets(pid: int) -> list[str]:
     return found
 
 
-def _table(name: str) -> list[tuple[int, str, str]]:
-    """Listening sockets: port, an address to connect to, inode."""
+def _table(name: str) -> list[tuple[int, Address, str]]:
+    """Listening sockets: port, address, inode."""
     try:
         with open(f"/proc/net/{name}") as table:
             rows = [line.split() for line in table.readlines()[1:]]
@@ -150,14 +159,18 @@ def _table(name: str) -> list[tuple[int, str, str]]:
     for row in rows:
         if row[3] == _LISTENING:
             address, _, port = row[1].partition(":")
-            found.append((int(port, 16), _reachable(address), row[9]))
+            found.append((int(port, 16), _address(address), row[9]))
     return found
 
 
-def _reachable(text: str) -> str:
+def _address(text: str) -> Address:
     # Words of 32 bits, in the machine's order of bytes.
     words = [bytes.fromhex(text[i : i + 8]) for i in range(0, len(text), 8)]
     address = ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _reachable(address: Address) -> Address:
     if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "::1"
-    return str(address)
+        return ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return address
