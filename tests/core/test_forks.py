@@ -138,3 +138,12 @@ async def test_what_an_instance_left_of_a_fork_is_removed_when_it_is_old(lone_wo
         os.utime(drafts / name, (moment, moment))
     workspaces.discard_forgotten(lone_world.settings)
     assert os.listdir(drafts) == ["young"]
+
+
+async def test_what_the_model_has_signed_is_copied_word_for_word(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    thought = f'"message":{{"content":[{{"type":"thinking","thinking":"in /w/{parent}/a \\"cwd\\"","signature":"x"}}]}}'
+    own = f'"cwd":"/w/{{0}}/sub","sessionId":"{{0}}",{thought.replace("{", "{{").replace("}", "}}")}'
+    await lone_world.db.pool.execute("UPDATE transcript_entries SET entry = $1", "{" + own.format(parent) + "}")
+    child = (await fork(lone_world, parent)).session_id
+    assert {text for _, _, text in await entries(lone_world, child)} == {"{" + own.format(child) + "}"}

@@ -191,6 +191,9 @@ async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *argu
 # that it makes of the directory is left to whoever starts it: see `Transcripts.adopt`.
 # What subagents have said is stored a moment after it was said, so there the time decides where to cut.
 _TIME = """substring(entry FROM '"timestamp":"([0-9T:.-]{10,30}Z)"') COLLATE "C\""""
+# What the model has signed it takes back word for word or not at all: there only the entry's own fields are changed. A
+# quote within a text is escaped, so that no text looks like a field.
+_SIGNED = """(strpos(entry, '"signature":"') > 0 OR strpos(entry, '"type":"redacted_thinking"') > 0)"""
 _COPY_TRANSCRIPT = f"""
 WITH cut AS (SELECT {_TIME} AS moment FROM transcript_entries WHERE id = $4 AND session_id = $1),
 begun AS (
@@ -198,8 +201,10 @@ begun AS (
   WHERE session_id = $1 AND sdk_session_id = $3 AND subpath <> '' AND {_TIME} <= cut.moment
 )
 INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
-SELECT $2::uuid, '', $2::uuid::text, subpath, uuid,
-  replace(replace(entry, $3, $2::uuid::text), $1::uuid::text, $2::uuid::text)
+SELECT $2::uuid, '', $2::uuid::text, subpath, uuid, CASE WHEN {_SIGNED}
+  THEN regexp_replace(replace(entry, '"sessionId":"' || $3 || '"', '"sessionId":"' || $2::uuid::text || '"'),
+    '("cwd":"[^"]*)' || $1::uuid::text, '\\1' || $2::uuid::text, 'g')
+  ELSE replace(replace(entry, $3, $2::uuid::text), $1::uuid::text, $2::uuid::text) END
 FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $3 AND CASE WHEN $5 OR subpath = '' THEN id <= $4
   ELSE subpath IN (SELECT subpath FROM begun) AND coalesce({_TIME} <= (SELECT moment FROM cut), true) END
 ORDER BY id
