@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,24 @@ def test_the_file_with_secrets_is_for_one_user_only(tmp_path: Path) -> None:
     path = write_mcp_config(tmp_path / "mcp.json", {"x": {"type": "http"}})
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text()) == {"mcpServers": {"x": {"type": "http"}}}
+
+
+def expanded(text: str) -> str:
+    """What the CLI 2.1.327 makes of a text in the configuration of an MCP server."""
+    found = r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}"
+    return re.sub(found, lambda m: "/home" if m[1] == "HOME" else (m[2] or m[0])[2:] if m[2] else m[0], text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pa${HOME}ss", "$HOME", "${", "${HOME", "$${HOME}", "${A}${HOME}", "${HOME:-x}", "${NOPE:-${HOME}}", "a\\${HOME}"],
+)
+def test_what_an_mcp_server_is_given_arrives_as_it_was_written(tmp_path: Path, text: str) -> None:
+    local = {"type": "stdio", "command": text, "args": [text], "env": {"T": text}}
+    remote = {"type": "http", "url": f"https://example.org/{text}", "headers": {"T": text}}
+    path = write_mcp_config(tmp_path / "mcp.json", {"local": local, "remote": remote})
+    given = json.loads(path.read_text())["mcpServers"]
+    one, other = given["local"], given["remote"]
+    assert [expanded(found) for found in (one["command"], *one["args"], one["env"]["T"])] == [text] * 3
+    assert expanded(other["url"]) == f"https://example.org/{text}"
+    assert expanded(expanded(other["headers"]["T"])) == text

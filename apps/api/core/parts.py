@@ -10,7 +10,19 @@ import re2
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from apps.api.core import json_schema
-from apps.api.core.names import Document, EnvName, ModelName, Name, Part, SecretRef, SkillName, Text, ToolName
+from apps.api.core.names import (
+    Document,
+    EnvName,
+    ModelName,
+    Name,
+    Part,
+    SecretRef,
+    SkillName,
+    Text,
+    ToolName,
+    storable,
+    unless_stored,
+)
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto", "bypassPermissions"]
@@ -60,11 +72,26 @@ def _repository_url(value: str) -> str:
 RepositoryUrl = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,2000}$"), AfterValidator(_repository_url)]
 
 
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(?:^|/)\.|\.lock(?:/|$)|\.$|^[/-]|/$|^@$")
+
+
+def _ref(value: str) -> str:
+    """A branch or tag by the rules of git-check-ref-format(1), `--allow-onelevel`; one with `-` first is an option."""
+    if _NO_REF.search(storable(value)):
+        raise ValueError("is no name of a branch or tag: see git check-ref-format")
+    return value
+
+
+Ref = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(unless_stored(_ref))]
+
+
 class Repository(Part):
     """A git repository that the workspace begins with: one branch or tag, without its history."""
 
     url: RepositoryUrl
-    ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")] | None = None
+    ref: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(unless_stored(_ref))] | None = (
+        None
+    )
 
 
 class Thinking(Part):

@@ -80,8 +80,29 @@ def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) 
 def write_mcp_config(path: Path, servers: Mapping[str, Any]) -> Path:
     """Write the CLI's `--mcp-config`. A file, because command lines can be seen by every user of the host."""
     path.touch(mode=0o600, exist_ok=False)
-    path.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
+    path.write_text(json.dumps({"mcpServers": _as_written(servers)}), encoding="utf-8")
     return path
+
+
+def _as_written(servers: Mapping[str, Any]) -> dict[str, Any]:
+    """The servers so that the CLI gives each text as it is: it expands `${VARIABLE}` in all of them.
+
+    Headers twice: when it reads its configuration, and when it connects (seen with the CLI 2.1.327, http and sse).
+    """
+    once = {name: _escaped(spec) for name, spec in servers.items()}
+    return {
+        name: {**spec, "headers": _escaped(spec["headers"])} if "headers" in spec else spec
+        for name, spec in once.items()
+    }
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        # A variable that nobody can set, with a default: the only way to write a dollar sign before a brace.
+        return value.replace("${", "${CLAUDE_AGENT_API_UNSET:-$}{")
+    if isinstance(value, Mapping):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_plugin(plugin: Path, owned: Sequence[Skill]) -> Path:
