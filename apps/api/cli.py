@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
+from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from apps.api import auth, migrate
-from apps.api.core import profiles
+from apps.api.core import default_model, profiles
 from apps.api.db import Database
 from apps.api.redis import open_redis
 from apps.api.runner import isolation
@@ -106,6 +107,8 @@ def serve(
         _fail(f"cannot start: {error}", 2)
     except migrate.ERRORS as error:
         _fail(f"cannot start: {migrate.reason(error)}")
+    if refused := default_model.refusal(settings, _environment()):
+        _fail(f"cannot start: {refused}", 2)
     from apps.api.main import create_app
     from apps.api.server import build_server
 
@@ -256,6 +259,10 @@ def _watch_lifespan(application: FastAPI, *, show_traces: bool) -> list[Exceptio
     if not show_traces:
         logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Traceback"))
     return failures
+
+
+def _environment() -> dict[str, str | None]:
+    return {**dotenv_values(".env"), **os.environ}
 
 
 def _hide_environment() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import asyncpg
+from dotenv import dotenv_values
 
 from apps.api import migrate
 from apps.api.core import default_model, profiles
@@ -140,10 +141,15 @@ async def _model(settings: Settings) -> Check:
         )
         if value
     ]
+    environment = {**dotenv_values(".env"), **os.environ}
+    if misled := default_model.misled(environment):
+        return Check("FAIL", "Model", misled)
     if not found:
         return Check(
             "warn", "Model", "no ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN: only `dev` can answer, scripted"
         )
+    if refused := default_model.refusal(settings, environment):
+        return Check("FAIL", "Model", refused)
     shown = f"{settings.default_model}, {' and '.join(found)} set"
     match await default_model.ask(settings):
         case "missing":

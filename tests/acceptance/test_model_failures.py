@@ -96,3 +96,28 @@ async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(fleet: Flee
     assert seconds >= 2
     run = (await fleet[1].get(f"/runs/{response.json()['error']['details']['run_id']}")).json()
     assert run["error"]["retry_after_seconds"] == seconds
+
+
+@pytest.mark.parametrize("field", ["system_prompt", "system_prompt_append"])
+async def test_a_system_prompt_of_any_alphabet_reaches_the_model_whole(fleet: Fleet, field: str) -> None:
+    session_id = await fleet[0].session(**{field: "Ж" * 99_000 + " the end"})
+    assert "ЖЖЖ the end" in (await fleet[1].ask(session_id, "show system prompt"))["result"]
+    changed = await fleet[2].ask(session_id, "show system prompt", **{field: "ж" * 70_000 + " anew"})
+    assert "жжж anew" in changed["result"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("env", {f"V{number}": "ж" * 32_000 for number in range(100)}),
+        ("allowed_tools", [f"Bash({number} {'ж' * 490})" for number in range(200)]),
+        (
+            "output_format",
+            {"type": "json_schema", "schema": {"type": "object", "description": "ж" * 30_000}},
+        ),
+    ],
+)
+async def test_what_a_process_cannot_be_given_is_refused_by_its_field(fleet: Fleet, field: str, value: object) -> None:
+    refused = await fleet[0].post("/sessions", {field: value})
+    assert refused.status_code == 422, refused.text
+    assert refused.json()["error"]["details"]["errors"][0]["field"].startswith(field)

@@ -103,3 +103,27 @@ async def test_a_server_learns_of_a_retired_default_model_and_says_so(model_url:
         await watch.look()
     assert watch.answer == "missing"
     assert [(line["log_level"], line["event"]) for line in logs] == [("error", "model.default_unusable")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "words"),
+    [
+        ({"ANTHROPIC_AUTH_TOKEN": "t"}, {"anthropic_base_url": "http://gateway"}, "ANTHROPIC_AUTH_TOKEN is set"),
+        ({"CLAUDE_CODE_USE_BEDROCK": "1"}, {"anthropic_api_key": "k"}, "CLAUDE_CODE_USE_BEDROCK is set"),
+        ({"CLAUDE_CODE_USE_VERTEX": "true"}, {}, "CLAUDE_CODE_USE_VERTEX is set"),
+        ({}, {"anthropic_base_url": "http://gateway"}, "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY"),
+        ({}, {}, "no ANTHROPIC_API_KEY: set one"),
+    ],
+)
+def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
+    environment: dict[str, str | None], given: dict[str, str], words: str
+) -> None:
+    settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
+    assert (default_model.refusal(settings, environment) or "").startswith(words)
+    assert default_model.refusal(settings.model_copy(update={"runner_slots": 0}), environment) is None
+
+
+@pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": ""}])
+def test_a_server_with_a_key_starts(environment: dict[str, str | None]) -> None:
+    settings = Settings(_env_file=None, anthropic_api_key="k")  # type: ignore[arg-type]
+    assert default_model.refusal(settings, environment) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -43,6 +44,10 @@ DEFAULT_TOOLS = (
     "Write",
 )
 """Tools of a session that names none. Being there is not being allowed: see `allowed_tools` and `permission_mode`."""
+
+MAX_ENV_BYTES, MAX_ARGUMENT_BYTES = 1_000_000, 120_000
+"""Of all variables together, with 9 bytes for each, and of one list of rules or one schema as the agent's program gets
+it. Linux takes 128 KiB for one argument (MAX_ARG_STRLEN) and a quarter of the stack for all."""
 
 RESERVED_ENV = re.compile(
     r"(?:ANTHROPIC|CLAUDE|CLI_GUARD|CCR|BUN|LD|DYLD|GLIBC|OTEL|PYTHON|DISABLE|AWS|GOOGLE|AZURE)_.*|NODE_(?!ENV$).*"
@@ -111,6 +116,18 @@ class AgentConfig(Part):
             return {name: text for name, text in (value or {}).items() if name not in reserved}
         if reserved:
             raise ValueError(f"reserved by the server: {', '.join(reserved)}")
+        # Linux gives a process some 2 MB of arguments and variables in all, and the agent's program needs some of it.
+        size = sum(len(f"{name}={text}".encode()) + 9 for name, text in (value or {}).items())
+        if size > MAX_ENV_BYTES:
+            raise ValueError(f"{size} bytes in all, and a process can be given {MAX_ENV_BYTES}")
+        return value
+
+    @field_validator("allowed_tools", "disallowed_tools", "output_format")
+    @classmethod
+    def _fits_an_argument(cls, value: Any) -> Any:
+        text = json.dumps(value.schema_) if isinstance(value, OutputFormat) else ",".join(value or ())
+        if (size := len(text.encode())) > MAX_ARGUMENT_BYTES:
+            raise ValueError(f"{size} bytes, and a process can be given {MAX_ARGUMENT_BYTES}")
         return value
 
     @field_validator("hooks")

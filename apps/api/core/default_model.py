@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import quote
 
@@ -69,6 +70,41 @@ def _credentials(settings: Settings) -> dict[str, str]:
         headers["authorization"] = f"Bearer {settings.claude_code_oauth_token.get_secret_value()}"
         headers["anthropic-beta"] = "oauth-2025-04-20"
     return headers
+
+
+UNSUPPORTED = {
+    "ANTHROPIC_AUTH_TOKEN": "the agents do not get it",
+    "CLAUDE_CODE_USE_BEDROCK": "the agents get no credentials of a cloud",
+    "CLAUDE_CODE_USE_VERTEX": "the agents get no credentials of a cloud",
+    "CLAUDE_CODE_USE_FOUNDRY": "the agents get no credentials of a cloud",
+}
+"""Variables by which the CLI is led to other model APIs, and why they lead nowhere here."""
+
+
+def misled(environment: Mapping[str, str | None]) -> str | None:
+    """What in `environment` (the process's own, and what `.env` adds) leads to no model, and what to set instead."""
+    for name, reason in UNSUPPORTED.items():
+        if (environment.get(name) or "").strip().lower() not in ("", "0", "false", "no", "off"):
+            return (
+                f"{name} is set, and {reason}. Unset it, and set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL and"
+                " ANTHROPIC_API_KEY for a gateway that speaks the Messages API and takes its key as x-api-key"
+            )
+    return None
+
+
+def refusal(settings: Settings, environment: Mapping[str, str | None]) -> str | None:
+    """Why no agent of a server with these settings could reach a model, and what to set; None when one may."""
+    if settings.runner_slots == 0:
+        return None
+    if found := misled(environment):
+        return found
+    if settings.anthropic_api_key or settings.claude_code_oauth_token:
+        return None
+    if settings.anthropic_base_url:
+        return (
+            "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY: agents need one; for an endpoint that takes none, any word"
+        )
+    return "no ANTHROPIC_API_KEY: set one, or RUNNER_SLOTS=0 for an instance without agents; `dev` has a demo model"
 
 
 class Watch:

@@ -26,12 +26,14 @@ class Extensions:
     Attributes:
         plugin: a directory with the tenant's skills and commands.
         subagents: MCP servers of each subagent's own, secrets in them; they reach the CLI over its standard input.
+        prompt: a file with the system prompt, or what is added to the CLI's own: a command line takes 128 KiB of it.
         mcp_config: a file with the session's MCP servers, secrets in it: see `forget_secrets`.
     """
 
     plugin: Path | None
     mcp_config: Path | None
     subagents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompt: Path | None = None
 
     def forget_secrets(self) -> None:
         """Remove what the CLI reads once, when it starts, and what no tool of the agent may read later."""
@@ -51,7 +53,7 @@ async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     owned = await skills.own(core.db, claim.tenant_id)
     try:
         servers, subagents = _by_owner(resolved)
-        written = await asyncio.to_thread(_write_all, given, owned, servers)
+        written = await asyncio.to_thread(_write_all, given, owned, servers, _prompt(claim.config))
         return replace(written, subagents=subagents)
     except OSError as error:
         raise StartFailed(f"cannot write what the agent is given: {error}") from error
@@ -70,8 +72,15 @@ def _by_owner(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     return servers, subagents
 
 
-def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any]) -> Extensions:
+def _prompt(config: AgentConfig) -> str:
+    return "\n\n".join(filter(None, (config.system_prompt, config.system_prompt_append)))
+
+
+def _write_all(given: Path, owned: Sequence[Skill], servers: Mapping[str, Any], prompt: str) -> Extensions:
+    if prompt:
+        _write(given / "prompt.txt", prompt)
     return Extensions(
+        prompt=given / "prompt.txt" if prompt else None,
         plugin=write_plugin(given / "plugin", owned) if owned else None,
         mcp_config=write_mcp_config(given / "mcp.json", servers) if servers else None,
     )

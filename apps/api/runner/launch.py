@@ -81,6 +81,7 @@ class Launch:
         )
         built = options.build(settings, claim.config, process)
         try:
+            options.check_size(built)
             return await Agent.start(claim.session_id, built, process.stderr, claim.timeout_seconds)
         finally:
             await asyncio.to_thread(given.forget_secrets)

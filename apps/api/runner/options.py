@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from typing import Any, cast
 from uuid import UUID
 
 from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
-from claude_agent_sdk.types import SystemPromptCustom, SystemPromptPreset, ThinkingConfig
+from claude_agent_sdk.types import SystemPromptCustom, SystemPromptFile, SystemPromptPreset, ThinkingConfig
 
 from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.parts import Subagent, Thinking
 from apps.api.core.profiles import Profile
 from apps.api.core.rules import Rule
 from apps.api.core.workspaces import Workspace
+from apps.api.runner.agent import CannotStart
 from apps.api.runner.extensions import Extensions
 from apps.api.runner.guard import bundled_cli, guard_environment
 from apps.api.runner.hooks import HookMatchers
@@ -51,16 +53,14 @@ _SILENCE = (
 """What bounds a silent model, before its answer and in it. A run's own timeout ends it sooner, where it is shorter."""
 
 
-def _system_prompt(config: AgentConfig) -> SystemPromptCustom | SystemPromptPreset:
-    """`snapshot` off: else the CLI keeps the first prompt of a conversation in its transcript, and later changes of it
-    never reach the model."""
-    if config.system_prompt is not None:
-        text = "\n\n".join(filter(None, (config.system_prompt, config.system_prompt_append)))
-        return {"type": "custom", "prompt": text, "snapshot": False}
-    preset: SystemPromptPreset = {"type": "preset", "preset": "claude_code", "snapshot": False}
-    if config.system_prompt_append:
-        preset["append"] = config.system_prompt_append
-    return preset
+def _system_prompt(
+    config: AgentConfig, prompt: Path | None
+) -> SystemPromptFile | SystemPromptCustom | SystemPromptPreset:
+    """`snapshot` off, here and in `_more_arguments`: else the CLI keeps the first prompt of a conversation in its
+    transcript, and later changes of it never reach the model."""
+    if config.system_prompt is None:
+        return {"type": "preset", "preset": "claude_code", "snapshot": False}
+    return {"type": "file", "path": str(prompt)} if prompt else {"type": "custom", "prompt": "", "snapshot": False}
 
 
 def _thinking(thinking: Thinking | None) -> ThinkingConfig | None:
@@ -169,9 +169,13 @@ class Process:
         del self.stderr[:-20]
 
 
-def _more_arguments(process: Process) -> dict[str, str | None]:
+def _more_arguments(config: AgentConfig, process: Process) -> dict[str, str | None]:
     # Without it nobody could switch to bypassPermissions later.
     more: dict[str, str | None] = {"allow-dangerously-skip-permissions": None}
+    if process.extensions.prompt and config.system_prompt is not None:
+        more["system-prompt-snapshot"] = "off"
+    elif process.extensions.prompt:
+        more["append-system-prompt-file"] = str(process.extensions.prompt)
     if process.resume:
         # Not the SDK's own option: with a store it would make a configuration of its own, of what is in the one that it
         # is given, and read and remove both in the event loop. See `history`.
@@ -194,7 +198,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
     return ClaudeAgentOptions(
         model=config.model or settings.default_model,
         fallback_model=config.fallback_model,
-        system_prompt=_system_prompt(config),
+        system_prompt=_system_prompt(config, process.extensions.prompt),
         tools=tools_of(config),
         skills=config.skills,
         plugins=[{"type": "local", "path": str(plugin)}] if plugin else [],
@@ -211,7 +215,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         hooks=process.hooks,
         # Without it the CLI itself refuses what needs a person, and offers the agent no way to ask one.
         can_use_tool=None if config.unattended else process.can_use_tool,
-        extra_args=_more_arguments(process),
+        extra_args=_more_arguments(config, process),
         cwd=process.workspace.cwd,
         add_dirs=list(process.workspace.more),
         env=environment(settings, config, process.workspace, process.place, process.config_dir, process.profile),
@@ -227,3 +231,26 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         session_store_flush="eager",
         session_id=None if process.resume else str(process.sdk_session_id),
     )
+
+
+MAX_STRING_BYTES, MAX_BYTES = 131_071, 1_900_000
+"""What Linux takes of one argument or variable (MAX_ARG_STRLEN, with a NUL at its end), and of all together (a quarter
+of the usual stack of 8 MiB) with something left for pointers and for what the guard adds."""
+
+
+def check_size(options: ClaudeAgentOptions) -> None:
+    """Raises CannotStart, which names the field, for what the kernel would not hand over to a process."""
+    strings = {
+        "tools": ",".join(options.tools if isinstance(options.tools, list) else ()),
+        "allowed_tools, with what was allowed for good": ",".join(options.allowed_tools),
+        "disallowed_tools": ",".join(options.disallowed_tools),
+        "output_format": json.dumps(options.output_format),
+        **{f"env.{key}": f"{key}={value}" for key, value in options.env.items()},
+    }
+    sizes = {name: len(text.encode()) for name, text in strings.items()}
+    for name, size in sizes.items():
+        if size > MAX_STRING_BYTES:
+            raise CannotStart(f"{name}: {size} bytes, and a process can be given {MAX_STRING_BYTES}")
+    if sum(sizes.values()) > MAX_BYTES:
+        most = max(sizes, key=lambda name: sizes[name])
+        raise CannotStart(f"{most}: too long, with the rest: {sum(sizes.values())} bytes of {MAX_BYTES}")
