@@ -23,6 +23,7 @@ from apps.api.http.errors import error_response
 from apps.api.http.origins import Origin
 from apps.api.http.proxy import Upstream, relay, relay_socket
 from apps.api.http.route import core_of, presented_key, probe_of
+from apps.api.http.ws import known
 
 router = APIRouter(include_in_schema=False)
 
@@ -178,6 +179,7 @@ async def preview_socket(websocket: WebSocket, session_id: UUID, port: Port, pat
     connections: Connections = websocket.app.state.previews
     try:
         to = await _admit(websocket, session_id, port, path)
+        known(websocket)
         leave = connections.enter(session_id)
         try:
             await relay_socket(websocket, await _upstream(websocket, to))
