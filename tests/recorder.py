@@ -35,12 +35,14 @@ class Recorder:
     """Keeps what is sent to POST /v1/messages."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[dict[str, str], bytes]] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[int, dict[str, str], bytes]] = deque(maxlen=KEPT)
+        self.count = 0
 
-    def of(self, conversation: str) -> list[Asked]:
-        """What an agent has asked in a conversation, which has its session's id until a hard reset; oldest first."""
-        mine = [kept for kept in list(self._kept) if conversation.encode() in kept[1]]
-        found = [Asked(headers, orjson.loads(raw)) for headers, raw in mine]
+    def of(self, conversation: str, after: int = 0) -> list[Asked]:
+        """What an agent has asked in a conversation (`sdk_session_id` of its `init`), oldest first, but for the first
+        `after` requests of all."""
+        mine = [kept for kept in list(self._kept) if kept[0] > after and conversation.encode() in kept[2]]
+        found = [Asked(headers, orjson.loads(raw)) for _, headers, raw in mine]
         return [asked for asked in found if conversation in str(asked.body.get("metadata"))]
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
@@ -57,7 +59,8 @@ class Recorder:
                 if message["type"] == "http.request":
                     parts.append(message.get("body", b""))
                     if not message.get("more_body"):
-                        self._kept.append((headers, b"".join(parts)))
+                        self.count += 1
+                        self._kept.append((self.count, headers, b"".join(parts)))
                 return message
 
             return await app(scope, reading, send)

@@ -212,9 +212,10 @@ class Talk:
 
     async def see(self, instance: Instance, which_one: int, **config: Any) -> None:
         """Send a prompt, and look at what it says of every option."""
-        before = len(self._recorded.of(self.id))
+        before = self._recorded.count
         events = await instance.follow(await instance.prompt(self.id, self._prompt, **config))
-        told = Told(events, self._recorded.of(self.id)[before:])
+        conversation = next(event.data["sdk_session_id"] for event in events if event.event == "init")
+        told = Told(events, self._recorded.of(conversation, before))
         seen = {name: option.look(told) for name, option in OPTIONS.items()}
         assert seen == {name: option.seen[which_one] for name, option in OPTIONS.items()}
 
@@ -337,7 +338,8 @@ async def test_a_subagent_has_its_own_mcp_server_skill_and_mode(fleet: Fleet, re
     for prompt, refused in (("delegate to own: write made.txt: made", 0), ("write made.txt: made", 1)):
         answer = await fleet[1].ask(session_id, prompt)
         assert len(answer["permission_denials"]) == refused
-    asked = "".join(request.text for request in recorded.of(session_id))
+    init = next(e.data for e in await fleet[1].follow(answer["run_id"]) if e.event == "init")
+    asked = "".join(request.text for request in recorded.of(init["sdk_session_id"]))
     assert "a cat weighs 15 stone" in asked
     assert "THE TEXT OF THE SKILL" in asked
     said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
