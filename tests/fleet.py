@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,11 +117,12 @@ class Instance:
 
 @dataclass
 class Fleet:
-    """Server processes on one database, one Redis and one demo model."""
+    """Server processes on one database, one Redis and one demo model. `prefix`: words before their commands."""
 
     env: Mapping[str, str]
     directory: Path
     instances: list[Instance] = field(default_factory=list)
+    prefix: Sequence[str] = ()
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
@@ -139,7 +140,7 @@ class Fleet:
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(PROGRAM), "serve", "--host", "127.0.0.1", "--port", str(port)],
+                [*self.prefix, str(PROGRAM), "serve", "--host", "127.0.0.1", "--port", str(port)],
                 env={**os.environ, **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,
