@@ -13,7 +13,7 @@ from apps.api.core.config import AgentConfig
 from tests.acceptance.asking import ASKING, COMMAND, asked, decide
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Sse
-from tests.mcp_things import stdio
+from tests.mcp_things import serving, stdio
 from tests.recorder import Asked, Recorder
 
 SECRET = "OPTIONS_HOOK_KEY"
@@ -347,6 +347,18 @@ async def test_a_subagent_has_its_own_mcp_server_skill_and_mode(fleet: Fleet, re
     shown = await fleet[2].get(f"/sessions/{session_id}")
     assert shown.json()["config"]["agents"]["own"]["mcp_servers"]["things"]["env"] == {"SCALE": "***"}
     assert "hush-sub-secret" not in shown.text
+
+
+async def test_secrets_reach_a_server_of_a_subagent_as_they_were_stored(fleet: Fleet) -> None:
+    """The agent's program would put variables of its own into them, which are the operator's."""
+    await put(fleet[0], "/secrets/DOLLAR_KEY", {"value": "pa${HOME}ss"})
+    with serving("http") as (url, seen):
+        server = {"type": "http", "url": url, "headers": {"Authorization": "Bearer ${DOLLAR_KEY}"}}
+        agents = {"own": helper(mcp_servers={"things": server})}
+        session_id = await fleet[0].session(agents=agents, permission_mode="bypassPermissions")
+        await fleet[1].ask(session_id, 'delegate to own: use tool mcp__things__weigh {"thing": "a cat"}')
+        assert {header for header in seen if header} == {"Bearer pa${HOME}ss"}
+        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
 
 
 @pytest.mark.parametrize(

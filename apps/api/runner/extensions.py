@@ -66,7 +66,7 @@ def _by_owner(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     for path, spec in resolved.items():
         kind, name, *inner = path.split(".")
         if kind == "agents":
-            subagents.setdefault(name, {})[inner[-1]] = spec
+            subagents.setdefault(name, {})[inner[-1]] = _with_headers_as_written(spec)
         else:
             servers[name] = spec
     return servers, subagents
@@ -98,11 +98,12 @@ def _as_written(servers: Mapping[str, Any]) -> dict[str, Any]:
 
     Headers twice: when it reads its configuration, and when it connects (seen with the CLI 2.1.327, http and sse).
     """
-    once = {name: _escaped(spec) for name, spec in servers.items()}
-    return {
-        name: {**spec, "headers": _escaped(spec["headers"])} if "headers" in spec else spec
-        for name, spec in once.items()
-    }
+    return {name: _with_headers_as_written(_escaped(spec)) for name, spec in servers.items()}
+
+
+def _with_headers_as_written(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """For the second time, which is the only one for servers of subagents: those come from no configuration."""
+    return {**spec, "headers": _escaped(spec["headers"])} if "headers" in spec else spec
 
 
 def _escaped(value: Any) -> Any:
