@@ -43,7 +43,7 @@ async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_noth
     shown = await rewind((await fleet.others(owner))[0], session_id, prompts[1], dry_run=True)
     assert files_of(fleet, session_id) == before == {"a.txt": "three", "b.txt": "new"}
     assert (shown["files_changed"], shown["insertions"], shown["deletions"]) == (["a.txt", "b.txt"], 1, 2)
-    assert "-three\n+one\n" in shown["diff"]
+    assert "-three\n\\ No newline at end of file\n+one\n\\ No newline at end of file\n" in shown["diff"]
     assert "--- a/b.txt\n+++ /dev/null\n@@ -1 +0,0 @@\n-new\n" in shown["diff"]
     assert shown["diff_omitted"] is False
 
@@ -75,7 +75,7 @@ async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFlee
     owner.signal(signal.SIGKILL)
     await owner.ended()
     shown = await rewind(heir, session_id, prompts[1], dry_run=True)
-    assert "-three\n+one\n" in shown["diff"]
+    assert "-three\n\\ No newline at end of file\n+one\n\\ No newline at end of file\n" in shown["diff"]
     await rewind(heir, session_id, prompts[1])
     assert files_of(fleet, session_id) == {"a.txt": "one"}
     assert await fleet.owner_of(session_id) is heir
@@ -147,7 +147,7 @@ async def test_a_working_directory_inside_the_workspace_is_part_of_the_paths(fle
     session_id, prompts = await three_versions(fleet[0], cwd="sub")
     shown = await rewind(fleet[1], session_id, prompts[2], dry_run=True)
     assert (shown["files_changed"], shown["diff_omitted"]) == (["sub/a.txt"], False)
-    assert "--- a/sub/a.txt\n+++ b/sub/a.txt\n@@ -1 +1 @@\n-three\n+two\n" in shown["diff"]
+    assert "\n-three\n\\ No newline at end of file\n+two\n\\ No newline at end of file\n" in shown["diff"]
     await rewind(fleet[2], session_id, prompts[2])
     assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "new"}
 
