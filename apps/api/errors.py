@@ -8,7 +8,8 @@ ApiError
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 │                               key_is_bound, mcp_command_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
-│                               too_many_webhooks, webhook_disabled, checkpointing_off, workspace_not_copied
+│                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
+│                               workspace_not_copied
 ├── TooLarge                413 body_too_large, workspace_too_large
 ├── RateLimited             429 rate_limited
 ├── RunFailed               a run ended without success: the status follows its code

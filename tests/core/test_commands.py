@@ -280,6 +280,33 @@ async def test_a_session_with_many_commands_keeps_neither_others_nor_its_own_int
     await asyncio.gather(*asked)
 
 
+@pytest.mark.parametrize("kind", ["mcp", "cancel"])
+async def test_an_owner_that_answers_nothing_has_a_bounded_number_of_commands_waiting(
+    world: World, relay: Relay, kind: str
+) -> None:
+    _, claim, _ = await world.owned()
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, run_id, type, created_at)"
+        " SELECT gen_random_uuid(), $1, $2, $3, now() - make_interval(secs => $5 * (n % 2))"
+        " FROM generate_series(1, 2 * $4::int) AS n",
+        claim.session_id,
+        claim.run_id,
+        kind,
+        commands.MAX_STORED,
+        commands.EXPIRY + 1,
+    )
+    if kind == "mcp":
+        with pytest.raises(ApiError) as caught:
+            await ask(world, relay, claim.session_id, kind)
+        assert (caught.value.status, caught.value.code) == (409, "too_many_commands")
+        # Nothing keeps what is urgent from the owner, and what nobody will obey any more is gone.
+        assert await send(world, relay, claim.session_id) == ("accepted", claim.run_id)
+        assert await _count(world, [claim.session_id], commands.MAX_STORED + 1)
+    else:
+        assert (await ask(world, relay, claim.session_id, kind)).status == "accepted"
+        assert await _count(world, [claim.session_id], commands.MAX_STORED)
+
+
 async def test_a_command_expires_and_an_answer_does_not(world: World, relay: Relay) -> None:
     lease, claim, _ = await world.owned()
     await world.db.pool.execute(

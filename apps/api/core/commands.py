@@ -35,6 +35,10 @@ MAX_PENDING = 20
 MAX_RESULT_BYTES = 4 * 1024 * 1024
 """Size of what a command may answer."""
 
+MAX_STORED = 100
+"""Commands of one session that may wait for an owner that does not get to them. Answers are not counted: their requests
+are bounded."""
+
 _UNSTORABLE = {"code": "control_failed", "message": "What the agent answered cannot be stored."}
 
 _POLL = 0.25
@@ -80,10 +84,23 @@ class _Bell:
 # With the session's row locked: whoever takes the session from its owner does so before, and then nothing is stored,
 # or after, and then rejects what is. A command that nobody will ever answer must not be answered with "accepted".
 _STORE = """
-WITH target AS (SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE)
-INSERT INTO commands (id, session_id, run_id, type, payload)
-SELECT $1, target.id, $3, $4, $5 FROM target
-WHERE $3::uuid IS NULL OR EXISTS (SELECT 1 FROM runs WHERE id = $3 AND finished_at IS NULL)
+WITH target AS (
+  SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE
+), expired AS (
+  DELETE FROM commands
+  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at <= now() - make_interval(secs => $8)
+), waiting AS (
+  SELECT count(*) AS count FROM commands
+  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at > now() - make_interval(secs => $8)
+    AND type IN ('interrupt', 'cancel') = ($4 IN ('interrupt', 'cancel'))
+), stored AS (
+  INSERT INTO commands (id, session_id, run_id, type, payload)
+  SELECT $1, target.id, $3, $4, $5 FROM target, waiting
+  WHERE ($3::uuid IS NULL OR EXISTS (SELECT 1 FROM runs WHERE id = $3 AND finished_at IS NULL))
+    AND ($4 = 'answer' OR waiting.count < $7)
+  RETURNING id
+)
+SELECT EXISTS (SELECT 1 FROM stored) AS stored, count >= $7 AND $4 <> 'answer' AS full FROM waiting
 """
 
 _TARGET = """
@@ -120,7 +137,8 @@ async def send(
     Raises:
         NotFound: no such session.
         Conflict: `no_live_run`: nothing runs, or its owner is dead, or the run ended before the command arrived;
-            or the owner's own code, when it could not do it.
+            or the owner's own code, when it could not do it; `too_many_commands`: MAX_STORED wait already. Not for a
+            cancellation.
     """
     row = await core.db.pool.fetchrow(_TARGET, session_id, tenant_id)
     if row is None:
@@ -136,7 +154,12 @@ async def send(
         await core.subscriptions.subscribe(reply, bell)
         async with core.db.transaction() as connection:
             fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
-            if await connection.execute(_STORE, *fields) != "INSERT 0 1":
+            found = await connection.fetchrow(_STORE, *fields, MAX_STORED, EXPIRY)
+            if found["full"] and type_ in ("interrupt", "cancel"):
+                return Sent("accepted", about, {})  # one more would tell the owner nothing new
+            if found["full"]:
+                raise Conflict("The agent has not got to what was asked of it before.", code="too_many_commands")
+            if not found["stored"]:
                 raise not_live()
             if with_it is not None:
                 await with_it(connection)
