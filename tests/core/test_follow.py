@@ -102,6 +102,16 @@ async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: Wor
     assert in_order(frames)
 
 
+async def test_deltas_are_counted_on_over_what_is_stored_between_them(world: World, relay: Relay) -> None:
+    _, claim, writer = await world.owned(relay.publisher)
+    reader = asyncio.create_task(read_to_done(relay, claim))
+    await until(lambda: relay.followers.count == 1)
+    for kind in ("task", "message", "done"):
+        writer.delta("partial", claim.run_id, {"text": "word "})
+        await writer.append(Event(kind, {}, claim.run_id))
+    assert [f.position for f in await reader] == [(0, 1), (1, 0), (1, 2), (2, 0), (2, 1), (3, 0)]
+
+
 async def test_a_reader_resumes_in_the_middle_of_deltas(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
     await talk(writer, claim, 3, deltas=5)
@@ -623,6 +633,14 @@ GAPS: dict[str, tuple[list[Frame], list[str]]] = {
     "then something else": (
         [piece(1, 1, "a"), piece(1, 3, "c"), whole(2, "p", role="user"), task(3), piece(3, 1, "d")],
         ["a", "p", "t"],
+    ),
+    "before something else": (
+        [piece(1, 1, "a"), task(2), piece(2, 3, "c"), piece(2, 4, "d"), whole(3, "abcd"), piece(3, 1, "e")],
+        ["a", "t", "abcd", "e"],
+    ),
+    "none around something else": (
+        [piece(1, 1, "a"), task(2), piece(2, 2, "b"), whole(3, "ab"), piece(3, 1, "c")],
+        ["a", "t", "b", "ab", "c"],
     ),
     "then the end": ([piece(1, 2, "b"), _frame(Position(2), "done", text="!"), piece(2, 1, "a")], ["!", "a"]),
 }

@@ -212,7 +212,7 @@ class Followers:
         """
         wanted = None if run_id is None else str(run_id).encode()
         async with self.mailbox(followed) as mailbox:
-            position, told, deltas = after, time.monotonic(), _Deltas() if gapless else None
+            position, told, deltas = after, time.monotonic(), _Deltas(after.part) if gapless else None
             while True:
                 mailbox.seq = position.seq
                 if mailbox.deleted:
@@ -278,7 +278,9 @@ def _continues(frame: Frame, position: Position) -> bool:
 class _Deltas:
     """Which deltas continue what a reader was told. After a hole none of a message does, until that has come whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: int = 0) -> None:
+        """`last`: the last delta that the reader has."""
+        self._last = last
         self._in_message = self._holed = False
         self._whole: set[str | None] = set()  # callers whose message has come since the hole
 
@@ -291,13 +293,16 @@ class _Deltas:
         self._holed = True
         self._whole.clear()
 
-    def admits(self, frame: Frame, before: Position) -> bool:
-        """Whether the frame behind `before` may be told."""
+    def admits(self, frame: Frame) -> bool:
+        """Whether the frame may be told."""
         if frame.part:
             self._in_message = True
-            if frame.part != before.part + 1:
+            if frame.part != self._last + 1:
                 self._hole()
+            self._last = frame.part
             return not self._holed or decode(frame.data).get("parent_tool_use_id") in self._whole
+        if frame.type in event_log.ENDS_OF_DELTAS:
+            self._last = 0
         if frame.type == "done":
             self._in_message = self._holed = False
         elif frame.type == "message":
@@ -319,7 +324,7 @@ def _fresh(
         if not _continues(frame, position):
             mailbox.gap()
             break
-        if deltas is None or deltas.admits(frame, position):
+        if deltas is None or deltas.admits(frame):
             fresh.append(frame)
         position = frame.position
     return fresh, position

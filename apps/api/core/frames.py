@@ -6,8 +6,8 @@ A frame is an SSE message:
     event: partial
     data: {"session_id":"…36…","run_id":"…36…","seq":12,"created_at":"…", …the event's own fields…}
 
-`12` is the number of the newest durable event, `-3` the third delta after it; a durable event has no `-k`.
-The four leading fields always stand in this order, so that a relay can tell the run without parsing JSON.
+`12` is the number of the newest durable event, `-3` the third delta since the last message; a durable event has no
+`-k`. The four leading fields always stand in this order, so that a relay can tell the run without parsing JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _POSITION = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,9}))?")
 
 
 class Position(NamedTuple):
-    """Where a reader stands: after durable event `seq` and `part` deltas that followed it."""
+    """Where a reader stands: after durable event `seq`, and after delta `part` of those since the last message."""
 
     seq: int
     part: int = 0

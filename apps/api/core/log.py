@@ -50,6 +50,9 @@ SELECT * FROM (
 """
 
 
+ENDS_OF_DELTAS = frozenset({"message", "done"})
+"""After these deltas are counted from 1 again; what else is stored between them does not hide that some are missing."""
+
 Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
 """What else to store in the transaction of an append; it is given the number of the last event."""
 
@@ -241,7 +244,9 @@ class Writer:
                         return stored
 
             frames = await retrying(attempt, until=self._lease.is_over)
-            self.last_seq, self._part = frames[-1].seq, 0
+            self.last_seq = frames[-1].seq
+            if any(event.type in ENDS_OF_DELTAS for event in events):
+                self._part = 0
             self._publisher.send(self._stream, self._channel, frames)
             self._publisher.command("SET", self._cached, b"", "PX", TOMBSTONE_TTL_MS)
 
