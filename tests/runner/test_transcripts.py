@@ -178,6 +178,24 @@ async def test_text_is_read_back_as_it_was_given(world: World) -> None:
     assert await store.load(KEY) == given
 
 
+KEYS = ["subagents/agent-\x00", "subagents/\ud83d", "a/" * 5000 + "😀".join(map(str, range(2000)))]
+
+
+@pytest.mark.parametrize("text", KEYS, ids=["NUL", "half a pair", "long"])
+async def test_a_key_that_an_agent_made_up_is_a_key_like_others(world: World, text: str) -> None:
+    store = await store_of(world)
+    keys: list[SessionKey] = [{**KEY, "subpath": text}, {**KEY, "project_key": text}, {**KEY, "session_id": text}]
+    for key in keys:
+        for _ in range(2):
+            await store.append(key, [entry(1, uuid=text), entry(2)])
+        assert await store.load(key) == [entry(1, uuid=text), entry(2)]
+    assert await store.load({**KEY, "subpath": text + "x"}) is None
+    [subpath] = await store.list_subkeys({"project_key": KEY["project_key"], "session_id": KEY["session_id"]})
+    assert await store.load({**KEY, "subpath": subpath}) == [entry(1, uuid=text), entry(2)]
+    await store.delete(keys[0])
+    assert await store.load(keys[0]) is None
+
+
 # --- the pen -------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,6 +37,9 @@ SELECT count(*) FROM pen
 _PAGES = """
 SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
 """
+
+MAX_PART = 400
+"""Characters of a part of a key; a row of an index takes 2704 bytes. Paths that the CLI makes have fewer than 200."""
 
 PAGE = 50
 """Entries that are read at a time: one may have megabytes."""
@@ -80,7 +84,7 @@ class Transcripts:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
         if not entries or self._forgetful:
             return
-        uuids = [_storable(entry.get("uuid")) for entry in entries]
+        uuids = [_uuid(entry.get("uuid")) for entry in entries]
         texts = [encode(entry).decode() for entry in entries]
 
         async def attempt() -> int:
@@ -90,9 +94,7 @@ class Transcripts:
                     _APPEND,
                     self._session_id,
                     self._generation,
-                    key["project_key"],
-                    key["session_id"],
-                    key.get("subpath") or "",
+                    *_parts(key),
                     uuids,
                     texts,
                 )
@@ -125,9 +127,7 @@ class Transcripts:
         rows = await self._db.pool.fetch(
             f"SELECT entry FROM transcript_entries WHERE {_KEY} AND subpath = $4 ORDER BY id",  # noqa: S608
             self._session_id,
-            key["project_key"],
-            key["session_id"],
-            key.get("subpath") or "",
+            *_parts(key),
         )
         return [decode(row["entry"]) for row in rows] or None
 
@@ -136,8 +136,8 @@ class Transcripts:
         rows = await self._db.pool.fetch(
             f"SELECT DISTINCT subpath FROM transcript_entries WHERE {_KEY} AND subpath <> ''",  # noqa: S608
             self._session_id,
-            key["project_key"],
-            key["session_id"],
+            _storable(key["project_key"]),
+            _storable(key["session_id"]),
         )
         return [row["subpath"] for row in rows]
 
@@ -146,9 +146,8 @@ class Transcripts:
         await self._db.pool.execute(
             f"DELETE FROM transcript_entries WHERE {_KEY} AND ($4::text IS NULL OR subpath = $4)",  # noqa: S608
             self._session_id,
-            key["project_key"],
-            key["session_id"],
-            key.get("subpath"),
+            *_parts(key)[:2],
+            None if key.get("subpath") is None else _storable(key["subpath"]),
         )
 
     async def adopt(self, sdk_session_id: UUID, project_key: str) -> None:
@@ -219,6 +218,16 @@ class Transcripts:
         return fresh
 
 
-def _storable(uuid: Any) -> str | None:
+def _storable(part: str) -> str:
+    """A part of a key, all of which an agent's process may have made up, as an index of PostgreSQL can hold it."""
+    text = codec.clean_text(part)
+    return text if len(text) <= MAX_PART else f"{text[:100]}-{sha256(text.encode()).hexdigest()}"
+
+
+def _parts(key: SessionKey) -> tuple[str, str, str]:
+    return _storable(key["project_key"]), _storable(key["session_id"]), _storable(key.get("subpath") or "")
+
+
+def _uuid(uuid: Any) -> str | None:
     """The id of an entry; None for one without, which is stored each time that it comes."""
-    return codec.clean_text(uuid) if isinstance(uuid, str) else None
+    return _storable(uuid) if isinstance(uuid, str) else None
