@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from apps.api import auth
+from apps.api.core import codec
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.acceptance.asking import (
@@ -322,6 +323,8 @@ async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFl
     assert "made" in (await other.follow(run_id))[-2].data["result"]
 
 
+WHY = "And\x00 why?"
+TOLD = codec.clean_text(WHY)
 QUESTIONS = {
     "questions": [
         {
@@ -330,7 +333,7 @@ QUESTIONS = {
             "multiSelect": several,
             "options": [{"label": label, "description": label} for label in ("red", "blue", "green")],
         }
-        for question, several in (("Which colour?", False), ("Which others?", True), ("And why?", False))
+        for question, several in (("Which colour?", False), ("Which others?", True), (WHY, False))
     ]
 }
 
@@ -340,14 +343,14 @@ async def test_several_questions_take_a_label_several_labels_and_free_words(flee
     prompt = f"use tool AskUserQuestion {orjson.dumps(QUESTIONS).decode()}"
     run_id = await fleet[0].prompt(session_id, prompt)
     question = await asked(fleet[1], run_id, "question")
-    assert [q["question"] for q in question.data["questions"]] == ["Which colour?", "Which others?", "And why?"]
+    assert [q["question"] for q in question.data["questions"]] == ["Which colour?", "Which others?", TOLD]
     other, path = await elsewhere(fleet, session_id), f"/sessions/{session_id}/answer"
     wrong = await other.post(path, {"answers": {"Which colour?": "red", "What size?": "large"}})
     assert refusal(wrong) == (422, "validation_error")
     assert "What size?" in wrong.text
     as_permission = await other.post(path_of(question), {"decision": "allow"})
     assert refusal(as_permission) == (422, "validation_error")
-    answers = {"Which colour?": "red", "Which others?": ["blue", "green"], "And why?": "they go well together"}
+    answers = {"Which colour?": "red", "Which others?": ["blue", "green"], TOLD: "they go well together"}
     answer = await other.post(path, {"request_id": question.data["request_id"], "answers": answers})
     assert answer.json()["status"] == "applied", answer.text
     result = (await fleet[2].follow(run_id))[-2].data["result"]

@@ -191,11 +191,16 @@ async def remembered(db: Database, session_id: UUID, profile: Profile | None) ->
     return found
 
 
+def questions_of(data: Mapping[str, Any]) -> list[str]:
+    """The texts of the questions that an agent asks, in whatever shape it asks them."""
+    asked = data.get("questions")
+    texts = [q.get("question") for q in asked if isinstance(q, dict)] if isinstance(asked, list) else []
+    return [text for text in texts if isinstance(text, str)]
+
+
 def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
     """The decision with the rules that it means. Raises ValidationError, Forbidden."""
-    asked = data.get("questions") or ()
-    texts = [q.get("question") for q in asked if isinstance(q, dict)] if isinstance(asked, list) else []
-    questions = {text for text in texts if isinstance(text, str)}
+    questions = questions_of(data)
     for question in decision.get("answers", ()):
         if question not in questions:
             raise ValidationError.of("answers", f"this was not asked: {question[:200]}")

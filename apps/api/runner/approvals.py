@@ -13,7 +13,7 @@ import asyncpg
 from claude_agent_sdk import PermissionResult, PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
 from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
 
-from apps.api.core import requests
+from apps.api.core import codec, requests
 from apps.api.core.log import Writer
 from apps.api.core.profiles import Profile
 from apps.api.core.requests import Asked, Remembered
@@ -114,7 +114,7 @@ class Approvals:
         ids = {"tool_use_id": context.tool_use_id, "agent_id": context.agent_id}
         run_id = self._run_of(context.agent_id)
         if tool_name == QUESTION:
-            fields = {"questions": tool_input.get("questions", []), **ids}
+            fields = {"questions": codec.clean(tool_input.get("questions", [])), **ids}
             return Asked(uuid4(), "question", run_id, expires_at, fields)
         fields = {
             "tool_name": tool_name,
@@ -142,7 +142,8 @@ class Approvals:
             message = decision.get("message") or "The user refused this."
             return PermissionResultDeny(message=message, interrupt=bool(decision.get("interrupt")))
         if decision["decision"] == "answered":
-            return PermissionResultAllow(updated_input={**mine.tool_input, "answers": decision["answers"]})
+            answers = _in_its_words(mine.tool_input, decision["answers"])
+            return PermissionResultAllow(updated_input={**mine.tool_input, "answers": answers})
         granted = Remembered.of(mine.asked.fields, decision).rules if decision.get("remember") else ()
         rules = [PermissionRuleValue(tool_name=rule.tool, rule_content=rule.content) for rule in granted]
         update = PermissionUpdate(type="addRules", rules=rules, behavior="allow", destination="session")
@@ -193,6 +194,12 @@ class Approvals:
         except _Resolved:
             return False
         return True
+
+
+def _in_its_words(tool_input: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """Answers by the questions as the agent wrote them; persons were told what can be stored of those."""
+    said = {text: codec.clean_text(text) for text in requests.questions_of(tool_input)}
+    return {text: answers[told] for text, told in said.items() if told in answers}
 
 
 class _Resolved(Exception):

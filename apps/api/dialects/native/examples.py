@@ -128,7 +128,7 @@ OPTIONS = {
     "skills": 'Skills that are enabled, by name; `"all"` for all of them.',
     "hooks": "Webhooks by hook event, which may allow, deny or change what the agent does.",
     "enable_file_checkpointing": "Whether the agent keeps checkpoints of the files it changes.",
-    "cwd": "Working directory, relative to the workspace; fixed when the session is created.",
+    "cwd": "Working directory, relative to the workspace, in its shortest form; fixed when the session is created.",
     "add_dirs": "Directories beside `cwd`, relative to the workspace, that count as the agent's own too.",
     "repository": "A git repository that the workspace begins with, `url` and maybe `ref`; fixed when the session is"
     " created.",

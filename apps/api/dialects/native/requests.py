@@ -68,9 +68,9 @@ class AnswerBody(wire.Closed):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"answers": {"Which colour?": "Blue"}}]})
 
     request_id: UUID | None = Field(None, description="The request; may be left out while one question is open.")
-    answers: Annotated[
-        dict[Annotated[Text, Field(max_length=4000)], Text | list[Text]], Field(min_length=1, max_length=20)
-    ] = Field(description="By the question's text: the label that was chosen, several labels, or words of your own.")
+    answers: Annotated[dict[Text, Text | list[Text]], Field(min_length=1, max_length=20)] = Field(
+        description="By the question's text: the label that was chosen, several labels, or words of your own."
+    )
 
 
 class Answered(BaseModel):
