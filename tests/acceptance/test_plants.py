@@ -177,7 +177,8 @@ def is_gone(workspaces: Path, session: str) -> bool:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("user", "isolation"), [("root", "require"), ("ordinary", "require"), ("root", "off")])
+@pytest.mark.parametrize("isolation", ["require", "off"])
+@pytest.mark.parametrize("user", ["root", "ordinary"])
 async def test_what_an_agent_plants_harms_nobody(start_fleet: StartFleet, tmp: Path, isolation: str, user: str) -> None:
     prefix = UNSHARE if user == "ordinary" and os.geteuid() == 0 else ()
     if user == "root" and os.geteuid() != 0:

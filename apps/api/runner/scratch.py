@@ -79,9 +79,8 @@ class Scratch:
 
     def sweep(self) -> None:
         """Remove what instances left that live no more. Blocks."""
-        with os.scandir(self._base) as entries:
-            names = [entry.name for entry in entries]
-        for directory in (self._base / name for name in names):
+        before = Path(tempfile.gettempdir()) / f"claude-agent-api-{os.getuid()}"  # that of earlier versions
+        for directory in (*_within(self._base), *_within(before)):
             try:
                 # A young one may belong to an instance that is starting and has not locked it yet.
                 if directory == self.root or time.time() - directory.lstat().st_mtime < SWEEP_AGE:
@@ -117,9 +116,17 @@ def _base() -> Path:
         wanted = Path("/tmp")  # noqa: S108
     base = wanted / name
     base.mkdir(mode=0o700, exist_ok=True)
-    if base.is_symlink() or base.stat().st_uid != os.getuid():
+    if not _is_ours(base):
         raise PermissionError(f"{base} belongs to somebody else")
     return base
+
+
+def _is_ours(directory: Path) -> bool:
+    return files.is_directory(directory) and directory.lstat().st_uid == os.getuid()
+
+
+def _within(base: Path) -> list[Path]:
+    return [base / name for name in os.listdir(base)] if _is_ours(base) else []
 
 
 def _try_lock(directory: Path) -> int | None:
