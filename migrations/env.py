@@ -22,7 +22,7 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_with_settings() -> None:
-    engine = create_engine(Settings(), statement_timeout=None, poolclass=NullPool)
+    engine = create_engine(Settings().as_owner, statement_timeout=None, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_run)

@@ -65,6 +65,7 @@ async def own_servers(tmp_path: Path) -> AsyncIterator[Servers]:
 
 def settings_for(servers: Servers, database: str, **more: object) -> Settings:
     given = {"database_url": servers.database_url(database), "redis_url": servers.redis_url}
+    given |= {"database_owner_url": servers.database_owner_url(database)}
     given |= {"encryption_keys": ENCRYPTION_KEY, **more}
     return Settings(_env_file=None, **given)  # type: ignore[arg-type]
 

@@ -171,7 +171,8 @@ async def test_migrations_through_pgbouncer_leave_no_lock_and_no_setting(
     servers: Servers, settings: Settings, tmp_path: Path, mode: str
 ) -> None:
     await servers.create_database(f"empty_{mode}")
-    fresh = settings_for(servers, f"empty_{mode}")
+    owner = servers.database_owner_url(f"empty_{mode}")
+    fresh = settings_for(servers, f"empty_{mode}", database_url=owner, database_owner_url=None)
     with pgbouncer(fresh, tmp_path, mode, size=4) as through:
         await asyncio.gather(*(migrate.upgrade(through) for _ in range(2)))
         assert await migrate.state(through) == "current"

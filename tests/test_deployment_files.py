@@ -120,23 +120,36 @@ def test_three_replicas_start_after_the_migration_and_stop_in_order(compose: dic
 
 
 def test_compose_sets_only_settings_that_exist_and_demands_every_secret(compose: dict[str, Any]) -> None:
-    environment = compose["services"]["api"]["environment"]
-    assert set(environment) <= {name.upper() for name in Settings.model_fields}
+    environments = {name: compose["services"][name]["environment"] for name in ("api", "migrate")}
+    for environment in environments.values():
+        assert set(environment) - {"POSTGRES_PASSWORD"} <= {name.upper() for name in Settings.model_fields}
     text = (ROOT / "docker-compose.yml").read_text()
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {
         "API_KEY",
         "ENCRYPTION_KEYS",
+        "DATABASE_PASSWORD",
         "POSTGRES_PASSWORD",
         "REDIS_PASSWORD",
     }
     assert ":-" not in text
     given = {"API_KEY": "k" * 32, "ENCRYPTION_KEYS": "k" * 43 + "=", "POSTGRES_PASSWORD": "p1", "REDIS_PASSWORD": "r1"}
-    values = {
-        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given[found[1]], value) for name, value in environment.items()
-    }
-    settings = Settings.model_validate({name.lower(): value for name, value in values.items()})
-    assert settings.asyncpg_dsn == "postgresql://postgres:p1@postgres:5432/claude_agent_api"
-    assert settings.redis_url.get_secret_value() == "redis://:r1@redis:6379/0"
+    given["DATABASE_PASSWORD"] = "d1"
+
+    def settings(service: str) -> Settings:
+        values = {
+            name.lower(): re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given[found[1]], value)
+            for name, value in environments[service].items()
+        }
+        return Settings.model_validate(values)
+
+    api, owner = settings("api"), settings("migrate")
+    assert api.asyncpg_dsn == owner.asyncpg_dsn == "postgresql://claude_agent_api:d1@postgres:5432/claude_agent_api"
+    assert api.redis_url.get_secret_value() == "redis://:r1@redis:6379/0"
+    assert owner.as_owner.asyncpg_dsn == "postgresql://postgres:p1@postgres:5432/claude_agent_api"
+    # Empty, not left out: env_file hands all of .env over.
+    assert environments["api"]["DATABASE_OWNER_URL"] == environments["api"]["POSTGRES_PASSWORD"] == ""
+    assert "p1" not in str(api.model_dump())
+    assert "POSTGRES_PASSWORD}" not in str(environments["api"])
 
 
 def test_workspaces_lie_on_one_shared_volume_at_one_path(compose: dict[str, Any], dockerfile: str) -> None:
@@ -250,5 +263,5 @@ def test_nginx_balances_over_all_replicas_as_they_come_and_go(compose: dict[str,
 def test_the_guide_names_only_settings_that_exist() -> None:
     guide = (ROOT / "docs" / "deployment.md").read_text()
     known = {name.upper() for name in Settings.model_fields}
-    others = {"HOME", "TMPDIR", "SIGTERM", "SIGKILL", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "ALL"}
+    others = {"HOME", "TMPDIR", "SIGTERM", "SIGKILL", "POSTGRES_PASSWORD", "DATABASE_PASSWORD", "REDIS_PASSWORD", "ALL"}
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", guide)) <= known | others

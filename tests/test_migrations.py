@@ -22,6 +22,7 @@ from apps.api.dev.embedded import Servers
 from apps.api.models import Base
 from apps.api.settings import Settings
 from tests.conftest import settings_for
+from tests.world import administrator
 
 ROOT = Path(__file__).parents[1]
 INI = ROOT / "alembic.ini"
@@ -30,10 +31,10 @@ OURS = set(Base.metadata.tables)
 
 @pytest.fixture
 async def empty(servers: Servers) -> Settings:
-    """Settings with a database that nobody has migrated."""
+    """Settings with a database that nobody has migrated, and with its owner's URL alone."""
     name = f"empty_{os.getpid()}_{uuid4().hex[:8]}"
     await servers.create_database(name)
-    return settings_for(servers, name)
+    return settings_for(servers, name, database_url=servers.database_owner_url(name), database_owner_url=None)
 
 
 async def alembic(settings: Settings, do: Callable[[Config], None]) -> None:
@@ -175,13 +176,18 @@ async def test_a_current_database_is_taken(db: Database) -> None:
     await db.check_schema()
 
 
+async def revise(settings: Settings, revision: str) -> None:
+    async with administrator(settings) as admin:
+        await admin.execute("UPDATE alembic_version SET version_num = $1", revision)
+
+
 async def test_a_database_that_a_newer_release_has_migrated_is_taken(settings: Settings, db: Database) -> None:
-    await db.pool.execute("UPDATE alembic_version SET version_num = '9999'")
+    await revise(settings, "9999")
     await db.check_schema()
     assert await migrate.state(settings) == "ahead"
 
 
 async def test_an_older_database_is_refused(settings: Settings, db: Database) -> None:
-    await db.pool.execute("UPDATE alembic_version SET version_num = '0000'")
+    await revise(settings, "0000")
     with pytest.raises(SchemaMissing, match="0000"):
         await db.check_schema()

@@ -195,8 +195,9 @@ async def relaying(db: Database, redis: Redis, *, check_interval: float = 15.0) 
 
 @asynccontextmanager
 async def administrator(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that no test of ours breaks."""
-    connection = await asyncpg.connect(settings.asyncpg_dsn, server_settings={"application_name": "administrator"})
+    """A connection of the database's owner that no test of ours breaks."""
+    named = {"application_name": "administrator"}
+    connection = await asyncpg.connect(settings.as_owner.asyncpg_dsn, server_settings=named)
     try:
         yield connection
     finally:

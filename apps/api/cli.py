@@ -234,8 +234,11 @@ def _settings(data_dir: Path) -> Settings:
     from apps.api.dev import embedded
 
     found = vars(embedded.find(data_dir))
+    given = settings.model_fields_set - {"database_owner_url"}
+    if "database_url" in given:
+        given |= {"database_owner_url"}  # the two name one database
     values: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
-    return Settings(**{name: value for name, value in values.items() if name not in settings.model_fields_set})
+    return Settings(**{name: value for name, value in values.items() if name not in given})
 
 
 def _watch_lifespan(application: FastAPI, *, show_traces: bool) -> list[Exception]:

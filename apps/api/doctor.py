@@ -14,7 +14,7 @@ from typing import Literal
 import asyncpg
 from dotenv import dotenv_values
 
-from apps.api import migrate
+from apps.api import migrate, roles
 from apps.api.core import default_model, profiles
 from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
@@ -45,7 +45,7 @@ class Check:
 async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
-    checks = [_names, _python, _cli, _postgres, _schema, _redis, _model, _profiles, _workspaces, _git]
+    checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
     checks += [_isolation, _sockets]
     return [await check(settings) for check in checks]
 
@@ -99,6 +99,18 @@ async def _postgres(settings: Settings) -> Check:
     if found < OLDEST_POSTGRES:
         return Check("FAIL", "PostgreSQL", f"{shown}: use {OLDEST_POSTGRES} or later")
     return Check("ok", "PostgreSQL", shown)
+
+
+async def _role(settings: Settings) -> Check:
+    try:
+        connection = await connect(settings)
+        try:
+            found = await roles.excess(connection)
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Check("FAIL", "Database role", f"unknown ({migrate.reason(error)})")
+    return Check("warn", "Database role", found) if found else Check("ok", "Database role", "serves, and has no DDL")
 
 
 async def _schema(settings: Settings) -> Check:

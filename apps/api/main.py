@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import FastAPI
 
-from apps.api import __version__, auth
+from apps.api import __version__, auth, roles
 from apps.api.core import default_model, profiles, tasks
 from apps.api.core.context import Core
 from apps.api.core.deliveries import Deliveries
@@ -134,6 +134,13 @@ async def _admit_guests(app: FastAPI, core: Core) -> None:
         )
 
 
+async def _look_at_role(db: Database, settings: Settings) -> None:
+    if found := await roles.excess(db.pool):
+        log.warning("database.role", warning=found)
+    if settings.database_owner_url is not None:
+        log.warning("database.role", warning="DATABASE_OWNER_URL is for `migrate` alone: keep it from servers.")
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
@@ -141,6 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.open(settings))
         await db.check_schema()
+        await _look_at_role(db, settings)
         redis = await stack.enter_async_context(open_redis(settings))
         stack.push_async_callback(app.state.prompt_limits.close)
         if settings.api_key is not None:

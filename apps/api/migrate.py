@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from apps.api import roles
 from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, connect, create_engine
 from apps.api.settings import Settings
 
@@ -29,7 +30,14 @@ WAIT = 60.0
 LOCK = 0x436C_6175_6465_4150
 """The advisory lock of migrations: `ClaudeAP` as a number, so that it collides with nobody else's."""
 
-ERRORS: tuple[type[Exception], ...] = (TimeoutError, OSError, asyncpg.PostgresError, SQLAlchemyError, CommandError)
+ERRORS: tuple[type[Exception], ...] = (
+    TimeoutError,
+    OSError,
+    asyncpg.PostgresError,
+    SQLAlchemyError,
+    CommandError,
+    roles.RoleUnavailable,
+)
 """What the functions here raise: the database is out of reach or refuses, or a migration does not apply."""
 
 State = Literal["current", "empty", "behind", "ahead"]
@@ -40,6 +48,8 @@ logger = logging.getLogger(__name__)
 async def upgrade(settings: Settings, wait: float = WAIT) -> None:
     """Bring the schema to the newest revision. Any number of processes may call this at the same time.
 
+    As the role of DATABASE_OWNER_URL, where it is set, which then lets the role of DATABASE_URL serve.
+
     Args:
         settings: where the database is.
         wait: seconds to wait for the database, and again for somebody else's migration.
@@ -48,15 +58,18 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
         ERRORS: `TimeoutError` when the database did not answer, or another migration did not end, in time;
             else its refusal. `reason()` has it in one line.
     """
-    async with _connected(settings, wait) as guard, _locked(guard, wait):
+    owner = settings.as_owner
+    async with _connected(owner, wait) as guard, _locked(guard, wait):
         # A connection of its own for Alembic: its commits and failures must not touch the lock.
-        alone = settings.model_copy(update={"database_statement_cache": False})
+        alone = owner.model_copy(update={"database_statement_cache": False})
         engine = create_engine(alone, statement_timeout=None, poolclass=NullPool)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(_upgrade)
         finally:
             await engine.dispose()
+        if settings.database_owner_url is not None:
+            await roles.provide(guard, settings)
 
 
 async def state(settings: Settings, wait: float = WAIT) -> State:

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     database_url: SecretStr = SecretStr("postgresql+asyncpg://postgres:postgres@localhost:53432/claude_agent_api")
+    database_owner_url: SecretStr | None = None
     database_statement_cache: bool = True
     redis_url: SecretStr = SecretStr("redis://localhost:53380/0")
     redis_key_prefix: str = ""
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "api_key",
+        "database_owner_url",
         "anthropic_api_key",
         "claude_code_oauth_token",
         "anthropic_base_url",
@@ -163,9 +165,11 @@ class Settings(BaseSettings):
                 raise ValueError("each must be 32 random bytes in URL-safe base64 (see .env.example)") from error
         return value
 
-    @field_validator("database_url", mode="after")
+    @field_validator("database_url", "database_owner_url", mode="after")
     @classmethod
-    def _check_database_url(cls, value: SecretStr) -> SecretStr:
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         scheme, found, _ = value.get_secret_value().partition("://")
         if not found or scheme.lower() not in ("postgres", "postgresql", "postgresql+asyncpg"):
             raise ValueError("must start with postgresql+asyncpg://, postgresql:// or postgres://")
@@ -217,6 +221,11 @@ class Settings(BaseSettings):
         """DATABASE_URL in the form that asyncpg takes."""
         # Not urlunsplit: it writes a URL without a host (postgresql:///db?host=/run/postgresql) with one slash only.
         return f"postgresql://{self.database_url.get_secret_value().partition('://')[2]}"
+
+    @property
+    def as_owner(self) -> Settings:
+        """These settings with DATABASE_OWNER_URL, where it is set, in place of DATABASE_URL."""
+        return self.model_copy(update={"database_url": self.database_owner_url or self.database_url})
 
     @property
     def live_session_limit(self) -> int:

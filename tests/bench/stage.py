@@ -157,7 +157,7 @@ async def opened(*, agents: bool = True) -> AsyncIterator[Stage]:
             for name in (AGENTS, SYNTHETIC):
                 env = _environment(servers, directory, name, model_url)
                 await servers.create_database(name)
-                await migrate.upgrade(_settings(env))
+                await migrate.upgrade(_settings({**env, "DATABASE_OWNER_URL": servers.database_owner_url(name)}))
                 logs = directory / name
                 logs.mkdir()
                 fleets.append(await stack.enter_async_context(_fleet(env, logs)))

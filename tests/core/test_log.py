@@ -233,13 +233,13 @@ async def test_a_write_that_is_committed_after_its_connection_broke_is_recognise
 ) -> None:
     """The client is cut off during COMMIT and tries again, while the server is still at it."""
     lease, claim, _ = await lone_world.owned()
-    await lone_world.db.pool.execute(SLOW_COMMIT)
     async with (
         administrator(lone_world.settings) as admin,
         postgres_proxy(lone_world.settings) as (proxy, through),
         Database.open(through) as db,
     ):
         writer = lone_world.writer(lease, claim, db=db)
+        await admin.execute(SLOW_COMMIT)
         await admin.execute("SELECT pg_advisory_lock(1)")
         share = Outcome("succeeded", num_turns=1)
         work = writer.finish(claim.run_id, share, *numbered(2)) if ends_run else writer.append(*numbered(2))

@@ -100,7 +100,7 @@ async def remembered(servers: Servers) -> tuple[int, bytes]:
 
 async def connect(servers: Servers) -> asyncpg.Connection:
     await servers.create_database("app")
-    return await asyncpg.connect(Settings(database_url=servers.database_url("app")).asyncpg_dsn)
+    return await asyncpg.connect(Settings(database_url=servers.database_owner_url("app")).asyncpg_dsn)
 
 
 async def test_a_restart_keeps_the_data(tmp_path: Path) -> None:
@@ -139,7 +139,8 @@ def test_only_the_owner_can_enter(tmp_path: Path) -> None:
         data = tmp_path / "data"
         for path in (data / "run", data / "logs", data / "postgres"):
             assert path.stat().st_mode & 0o077 == 0
-        assert (data / "database-password").stat().st_mode & 0o777 == 0o600
+        for name in ("database-password", "server-password"):
+            assert (data / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_second_holder_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_find_sees_only_servers_that_run(tmp_path: Path) -> None:
         assert found.database_url is not None
         assert found.redis_url is not None
     for name in ("data", "never"):
-        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, tmp_path / name / "workspaces")
+        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, None, tmp_path / name / "workspaces")
 
 
 async def test_a_killed_holder_leaves_nothing_and_the_next_one_starts(tmp_path: Path) -> None:

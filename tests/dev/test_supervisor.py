@@ -16,17 +16,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psutil
 import pytest
 
-from apps.api.dev.embedded import Servers
+from apps.api import migrate, roles
+from apps.api.db import connect
+from apps.api.dev.embedded import Servers, find
+from apps.api.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BOUND = 90
 """Seconds in which anything here happens, on a busy machine too."""
 
-OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "REDIS_URL", "REDIS_KEY_PREFIX", "ANTHROPIC_API_KEY",
-        "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT",
+OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "REDIS_KEY_PREFIX",
+        "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT",
         "CALLER_DIR")  # fmt: skip
 
 
@@ -189,7 +193,7 @@ def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
     assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
     assert get(f"{row['url']}/api/v1/sessions", "cak_not-this-one")[0] == 401
     texts = [one.said(), *(path.read_text() for path in (one.data / "logs").iterdir())]
-    files = ("api-key", "database-password", "encryption-key")
+    files = ("api-key", "database-password", "server-password", "encryption-key")
     secrets = ["sk-of-the-test", *((one.data / name).read_text().strip() for name in files)]
     assert [secret for secret in secrets for text in texts if secret in text] == []
     assert [p for p in one.children() if any(secret in command_line(p) for secret in secrets)] == []
@@ -317,7 +321,7 @@ def test_a_wrong_database_password_is_one_line_and_no_trace(dev: Any) -> None:
 async def test_given_databases_are_used_and_their_keys_are_left_alone(dev: Any, servers: Servers) -> None:
     await servers.create_database("given")
     given = {
-        "DATABASE_URL": servers.database_url("given"),
+        "DATABASE_URL": servers.database_owner_url("given"),
         "REDIS_URL": servers.redis_url,
         "REDIS_KEY_PREFIX": "given:",
     }
@@ -338,7 +342,7 @@ async def test_given_databases_are_used_and_their_keys_are_left_alone(dev: Any, 
 async def test_a_server_without_migrations_says_what_to_run(servers: Servers, tmp_path: Path) -> None:
     await servers.create_database("empty")
     command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
-    environment = {**os.environ, "DATABASE_URL": servers.database_url("empty"), "REDIS_URL": servers.redis_url}
+    environment = {**os.environ, "DATABASE_URL": servers.database_owner_url("empty"), "REDIS_URL": servers.redis_url}
     environment |= {"PYTHONPATH": str(ROOT), "DEBUG": "false"}
     served = run(command, tmp_path, environment)
     assert served.returncode == 1
@@ -370,3 +374,31 @@ def test_other_commands_find_the_servers_of_a_running_dev(dev: Any) -> None:
     assert examined.returncode == 0, examined.stdout
     assert "PostgreSQL     18.4" in examined.stdout
     assert "warn  Model" in examined.stdout
+
+
+async def test_the_servers_have_a_role_without_ddl_also_in_a_directory_of_an_earlier_release(
+    dev: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / ".data"
+    # As it was left: a cluster and tables of the superuser's, no other role, one password.
+    with Servers(data) as servers:
+        await servers.create_database("claude_agent_api")
+        owner = Settings(_env_file=None, database_url=servers.database_owner_url("claude_agent_api"))
+        await migrate.upgrade(owner)
+    (data / "server-password").unlink()
+    (tmp_path / ".env").write_text("DATABASE_OWNER_URL=postgresql://somebody:else@127.0.0.1:1/elsewhere\n")
+    one = dev()
+    [row] = one.ready()
+    assert one.data == data
+    assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
+    assert "database.role" not in (data / "logs" / "instance-1.log").read_text()
+    found = find(data)
+    assert found.database_url is not None
+    connection = await connect(Settings(_env_file=None, database_url=found.database_url))
+    try:
+        assert await roles.excess(connection) is None
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("CREATE TABLE mine (a int)")
+    finally:
+        await connection.close()
+    assert (data / "server-password").read_text() != (data / "database-password").read_text()

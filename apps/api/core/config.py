@@ -52,7 +52,7 @@ it. Linux takes 128 KiB for one argument (MAX_ARG_STRLEN) and a quarter of the s
 RESERVED_ENV = re.compile(
     r"(?:ANTHROPIC|CLAUDE|CLI_GUARD|CCR|BUN|LD|DYLD|GLIBC|OTEL|PYTHON|DISABLE|AWS|GOOGLE|AZURE)_.*|NODE_(?!ENV$).*"
     r"|(?:PATH|HOME|PWD|SHELL|IFS|ENV|BASH_ENV|TMPDIR|IS_SANDBOX|GCONV_PATH|API_TIMEOUT_MS"
-    r"|SSL_CERT_FILE|SSL_CERT_DIR|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|DATABASE_URL|REDIS_URL|API_KEY)",
+    r"|SSL_CERT_FILE|SSL_CERT_DIR|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|DATABASE_(?:OWNER_)?URL|REDIS_URL|API_KEY)",
     re.IGNORECASE,
 )
 """Environment names that steer the agent process itself or its credentials; a client may not set them."""

@@ -80,19 +80,23 @@ class DataDir:
     def workspaces(self) -> Path:
         return self.root / "workspaces"
 
-    @property
-    def _password(self) -> Path:
-        return self.root / "database-password"
-
     def password(self) -> str:
-        """The password of both embedded servers.
+        """The password with which the API servers come to both embedded servers.
 
         An agent's tools run as the same user and can reach the sockets; this file they cannot read where the
         kernel isolates them.
         """
-        if not self._password.exists():
-            write_secret(self._password, secrets.token_urlsafe(32))
-        return self._password.read_text().strip()
+        return self._password("server-password")
+
+    def owner_password(self) -> str:
+        """The password of the database's owner, for the supervisor and the commands."""
+        return self._password("database-password")
+
+    def _password(self, name: str) -> str:
+        path = self.root / name
+        if not path.exists():
+            write_secret(path, secrets.token_urlsafe(32))
+        return path.read_text().strip()
 
     def encryption_key(self) -> str:
         """The key that secrets of tenants are encrypted with, made once: with another one they cannot be read."""

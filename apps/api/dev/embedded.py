@@ -24,6 +24,7 @@ class Addresses:
     """Where embedded servers are reached, by setting; None for one that does not run. Each URL holds its password."""
 
     database_url: str | None
+    database_owner_url: str | None
     redis_url: str | None
     workspaces_dir: Path | None
 
@@ -31,8 +32,10 @@ class Addresses:
 def find(data_dir: Path) -> Addresses:
     """The servers that a running `dev` has started in this data directory, for the other commands."""
     home = DataDir.at(data_dir)
+    has_database = postgres.is_running(home)
     return Addresses(
-        postgres.url(home, postgres.DATABASE) if postgres.is_running(home) else None,
+        postgres.url(home, postgres.DATABASE) if has_database else None,
+        postgres.owner_url(home, postgres.DATABASE) if has_database else None,
         valkey.url(home) if valkey.is_running(home) else None,
         home.workspaces,
     )
@@ -97,8 +100,15 @@ class Servers:
         return valkey.url(self._home)
 
     def database_url(self, name: str) -> str:
-        """DATABASE_URL of a database on the server, whether or not it exists. Holds the password."""
+        """DATABASE_URL of a database on the server, whether or not it exists. Holds the password.
+
+        Its role is made by the first migration with `database_owner_url` on the server.
+        """
         return postgres.url(self._home, name)
+
+    def database_owner_url(self, name: str) -> str:
+        """DATABASE_OWNER_URL of that database. Holds the password."""
+        return postgres.owner_url(self._home, name)
 
     async def create_database(self, name: str, template: str = "template1") -> None:
         """Create a database unless it exists; a copy of `template`, to which nobody may be connected."""

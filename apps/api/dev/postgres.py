@@ -32,7 +32,8 @@ from apps.api.dev.processes import (
 )
 from apps.api.dev.unprivileged import Launch, launch
 
-USER = "postgres"
+OWNER, SERVING = "postgres", "claude_agent_api"
+"""The roles: who migrates, and whom the servers are."""
 
 SOCKET = ".s.PGSQL.5432"
 
@@ -61,7 +62,12 @@ EPHEMERAL_OPTIONS = {"fsync": "off", "synchronous_commit": "off", "full_page_wri
 
 def url(home: DataDir, database: str) -> str:
     """DATABASE_URL of a database on the embedded server. Holds the password."""
-    return f"postgresql+asyncpg://{USER}:{home.password()}@/{database}?host={home.sockets}"
+    return f"postgresql+asyncpg://{SERVING}:{home.password()}@/{database}?host={home.sockets}"
+
+
+def owner_url(home: DataDir, database: str) -> str:
+    """DATABASE_OWNER_URL of a database on the embedded server. Holds the password, which servers do not get."""
+    return f"postgresql+asyncpg://{OWNER}:{home.owner_password()}@/{database}?host={home.sockets}"
 
 
 def start(home: DataDir, reaper: Reaper, *, ephemeral: bool) -> Child:
@@ -97,7 +103,9 @@ async def create_database(home: DataDir, name: str, template: str = "template1")
     Raises:
         asyncpg.PostgresError: `template` is in use or does not exist.
     """
-    connection = await asyncpg.connect(host=str(home.sockets), user=USER, password=home.password(), database=USER)
+    connection = await asyncpg.connect(
+        host=str(home.sockets), user=OWNER, password=home.owner_password(), database=OWNER
+    )
     try:
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
             quoted, source = (word.replace('"', '""') for word in (name, template))
@@ -126,10 +134,10 @@ def _create_cluster(home: DataDir, how: Launch, cluster: Path, *, ephemeral: boo
     password = home.sockets / "password"
     remove(partial)
     partial.mkdir(mode=0o700)
-    write_secret(password, home.password())
+    write_secret(password, home.owner_password())
     how.give(partial)
     how.give(password)
-    arguments = ["-D", str(partial), "-U", USER, "--auth=scram-sha-256", f"--pwfile={password}", "--no-instructions"]
+    arguments = ["-D", str(partial), "-U", OWNER, "--auth=scram-sha-256", f"--pwfile={password}", "--no-instructions"]
     # A random password needs no stretching, and the stretching would cost every new connection 10 ms.
     arguments += ["-c", "scram_iterations=1"]
     arguments += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]

@@ -119,7 +119,8 @@ class _Supervisor:
         fleet = Fleet(self._home, reaper, self._options.host, settings.shutdown_grace_seconds)
         stack.push_async_callback(fleet.stop, self._hurry)
         say(f"Starting {'the server' if len(self._ports) == 1 else f'{len(self._ports)} servers'} ...")
-        fleet.start(self._ports, {**os.environ, **self._overrides})
+        # Empty, since `.env` may have it as well.
+        fleet.start(self._ports, {**os.environ, **self._overrides, "DATABASE_OWNER_URL": ""})
         await fleet.ready()
         model = console.describe_model(settings, demo=demo)
         urls = [server.url for server in fleet.servers]
@@ -136,6 +137,7 @@ class _Supervisor:
             say("Starting PostgreSQL ...")
             self._support(stack, reaper, postgres.start(self._home, reaper, ephemeral=False))
             self._overrides["DATABASE_URL"] = postgres.url(self._home, postgres.DATABASE)
+            self._overrides["DATABASE_OWNER_URL"] = postgres.owner_url(self._home, postgres.DATABASE)
 
     def _support(self, stack: AsyncExitStack, reaper: Reaper, child: Child) -> None:
         stack.callback(reaper.stop, child)
