@@ -106,11 +106,17 @@ async def test_a_system_prompt_of_any_alphabet_reaches_the_model_whole(fleet: Fl
     assert "жжж anew" in changed["result"]
 
 
+async def test_rules_longer_than_an_argument_of_a_process_reach_the_agent(fleet: Fleet) -> None:
+    rules = [f"Bash({number} {'ж' * 490})" for number in range(199)]
+    session_id = await fleet[0].session(allowed_tools=[*rules, "Bash(touch there)"], disallowed_tools=rules)
+    await fleet[1].ask(session_id, "run touch there")
+    assert (await fleet[2].get(f"/sessions/{session_id}")).json()["status"] == "idle"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("env", {f"V{number}": "ж" * 32_000 for number in range(100)}),
-        ("allowed_tools", [f"Bash({number} {'ж' * 490})" for number in range(200)]),
         (
             "output_format",
             {"type": "json_schema", "schema": {"type": "object", "description": "ж" * 30_000}},

@@ -72,7 +72,7 @@ WIDER: list[tuple[str, str, dict[str, Any]]] = [
     ("max_budget_usd", "option_not_permitted", {"max_budget_usd": 1.51}),
     ("hooks", "option_not_permitted", {"hooks": {"Stop": [HOOK]}}),
     ("skills", "option_not_permitted", {"skills": "all"}),
-    ("env", "option_not_permitted", {"env": {"GIT_EXTERNAL_DIFF": "rm"}}),
+    ("env", "option_not_permitted", {"env": {"PAGER": "rm"}}),
     ("mcp_servers.it", "option_not_permitted", server(type="stdio", command="npx")),
     ("mcp_servers.it", "option_not_permitted", server(type="sse", url="https://example.org/")),
     ("agents.helper.tools", "tool_not_permitted", subagent(tools=["Read", "Write"])),

@@ -318,6 +318,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "env reserved in lower case": ("env", {**PROMPT, "env": {"anthropic_base_url": "x"}}),
     "env that loads code": ("env", {**PROMPT, "env": {"LD_PRELOAD": "x"}}),
     "env that loads code into the CLI": ("env", {**PROMPT, "env": {"NODE_OPTIONS": "--require x"}}),
+    "env that git runs": ("env", {**PROMPT, "env": {"GIT_SSH_COMMAND": "x"}}),
     "env PATH": ("env", {**PROMPT, "env": {"PATH": "."}}),
     "env of the server": ("env", {**PROMPT, "env": {"DATABASE_URL": "x"}}),
     "env with NUL": ("env.A", {**PROMPT, "env": {"A": "a\x00b"}}),

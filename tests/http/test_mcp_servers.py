@@ -35,6 +35,7 @@ async def test_a_command_that_the_operator_does_not_allow_is_refused(fleet: Flee
     ("server", "field"),
     [
         (stdio(PATH="/tmp"), "mcp_servers.x.env"),
+        (stdio(npm_config_registry="http://127.0.0.1/"), "mcp_servers.x.env"),
         (stdio(A="${NOT_THERE}"), "mcp_servers.x"),
         ({"type": "registered", "name": "nothing"}, "mcp_servers.x"),
         ({"type": "http", "url": "http://169.254.169.254/latest"}, "mcp_servers.x.url"),
@@ -56,6 +57,14 @@ async def test_a_server_that_cannot_work_is_refused_with_the_field(
     assert answer.status_code == 422, answer.text
     assert answer.json()["error"]["details"]["errors"][0]["field"] == field
     assert "NOT_THERE" not in str(server) or "NOT_THERE" in answer.json()["error"]["message"]
+
+
+async def test_a_dry_run_says_which_variables_a_program_may_not_inherit(fleet: Fleet) -> None:
+    body = {"mcp_servers": {"x": THINGS}, "env": {"PIP_INDEX_URL": "http://127.0.0.1/"}}
+    answer = (await fleet[0].post("/agents/preview", body)).json()
+    assert [(found["field"], "PIP_INDEX_URL" in found["reason"]) for found in answer["problems"]] == [("env", True)]
+    refused = await fleet[0].post("/query", {"prompt": "say hello", **body})
+    assert refused.json()["error"]["details"]["errors"][0]["field"] == "env"
 
 
 @pytest.mark.parametrize(

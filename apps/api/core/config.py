@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from apps.api.core import environment
 from apps.api.core.names import STORED, Denial, EnvName, ModelName, Name, Part, SkillName, Text, ToolName, ToolRule
 from apps.api.core.parts import (
     DENIABLE_EVENTS,
@@ -46,16 +46,8 @@ DEFAULT_TOOLS = (
 """Tools of a session that names none. Being there is not being allowed: see `allowed_tools` and `permission_mode`."""
 
 MAX_ENV_BYTES, MAX_ARGUMENT_BYTES = 1_000_000, 120_000
-"""Of all variables together, with 9 bytes for each, and of one list of rules or one schema as the agent's program gets
-it. Linux takes 128 KiB for one argument (MAX_ARG_STRLEN) and a quarter of the stack for all."""
-
-RESERVED_ENV = re.compile(
-    r"(?:ANTHROPIC|CLAUDE|CLI_GUARD|CCR|BUN|LD|DYLD|GLIBC|OTEL|PYTHON|DISABLE|AWS|GOOGLE|AZURE)_.*|NODE_(?!ENV$).*"
-    r"|(?:PATH|HOME|PWD|SHELL|IFS|ENV|BASH_ENV|TMPDIR|IS_SANDBOX|GCONV_PATH|API_TIMEOUT_MS"
-    r"|SSL_CERT_FILE|SSL_CERT_DIR|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|DATABASE_(?:OWNER_)?URL|REDIS_URL|API_KEY)",
-    re.IGNORECASE,
-)
-"""Environment names that steer the agent process itself or its credentials; a client may not set them."""
+"""Of all variables together, with 9 bytes for each, and of one schema as the agent's program gets it. Linux takes 128
+KiB for one argument (MAX_ARG_STRLEN) and a quarter of the stack for all."""
 
 
 def confined(path: str) -> str:
@@ -111,7 +103,7 @@ class AgentConfig(Part):
     @field_validator("env")
     @classmethod
     def _not_reserved(cls, value: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
-        reserved = sorted(name for name in value or {} if RESERVED_ENV.fullmatch(name))
+        reserved = environment.reserved(value or {})
         if reserved and info.context == STORED:
             return {name: text for name, text in (value or {}).items() if name not in reserved}
         if reserved:
@@ -122,11 +114,10 @@ class AgentConfig(Part):
             raise ValueError(f"{size} bytes in all, and a process can be given {MAX_ENV_BYTES}")
         return value
 
-    @field_validator("allowed_tools", "disallowed_tools", "output_format")
+    @field_validator("output_format")
     @classmethod
-    def _fits_an_argument(cls, value: Any) -> Any:
-        text = json.dumps(value.schema_) if isinstance(value, OutputFormat) else ",".join(value or ())
-        if (size := len(text.encode())) > MAX_ARGUMENT_BYTES:
+    def _fits_an_argument(cls, value: OutputFormat | None) -> OutputFormat | None:
+        if value is not None and (size := len(json.dumps(value.schema_).encode())) > MAX_ARGUMENT_BYTES:
             raise ValueError(f"{size} bytes, and a process can be given {MAX_ARGUMENT_BYTES}")
         return value
 

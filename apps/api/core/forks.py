@@ -83,9 +83,8 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
         if before := await _before(connection, tenant_id, asked):
             return before
         parent = await _parent(connection, tenant_id, parent_id)
-        await runs.reconfigured(
-            connection, asked.request, parent
-        )  # what cannot be done is said before files are copied
+        # What cannot be done is said before files are copied.
+        await runs.reconfigured(connection, tenant_id, asked.request, parent)
         cut = await _cut(connection, parent, asked)
     session_id = uuid4()
     conversations, limit = (cut.sdk_session_id, session_id), core.settings.max_workspace_copy_bytes
@@ -232,7 +231,7 @@ async def _insert(
     session_id: UUID,
     asked: Asked,
 ) -> Forked:
-    config = await runs.reconfigured(connection, asked.request, parent)
+    config = await runs.reconfigured(connection, tenant_id, asked.request, parent)
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
     await sessions.insert(connection, tenant_id, config, _labels(asked.request.labels, parent), session_id, pins)
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])

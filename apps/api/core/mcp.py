@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -16,8 +16,7 @@ from uuid import UUID
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Misfit
 
-from apps.api.core import outbound, secrets
-from apps.api.core.config import RESERVED_ENV
+from apps.api.core import environment, outbound, secrets
 from apps.api.core.context import Core
 from apps.api.core.frames import timestamp
 from apps.api.core.parts import McpServer, OwnServer, RegisteredServer, RemoteServer, StdioServer
@@ -73,9 +72,8 @@ def _permit(settings: Settings, field: str, server: StdioServer) -> None:
             code="mcp_command_not_permitted",
             details={"field": _inside(field, "command")},
         )
-    reserved = sorted(name for name in server.env if RESERVED_ENV.fullmatch(name))
-    if reserved:
-        raise ValidationError.of(_inside(field, "env"), f"reserved by the server: {', '.join(reserved)}")
+    if steering := environment.steering(server.env):
+        raise ValidationError.of(_inside(field, "env"), f"reserved by the server: {', '.join(steering)}")
 
 
 async def _permit_url(core: Core, tenant_id: UUID, field: str, url: str) -> None:
@@ -178,20 +176,23 @@ def _unregistered(field: str, name: str) -> ValidationError:
 
 
 async def resolve(
-    core: Core, tenant_id: UUID, servers: Servers, profile: Profile | None = None
+    core: Core, tenant_id: UUID, servers: Servers, profile: Profile | None = None, env: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """The servers as the agent's program takes them, with the values of secrets in them, by the same fields; for the
     runner only.
 
     Args:
         profile: of the session, which may not allow what a registered server turns out to be.
+        env: names of the session's variables, which stdio servers inherit.
 
     Raises:
         ApiError: a server is not allowed, or something that it refers to is missing; the message says which and what,
             and holds no secret.
     """
     parts = (_resolve(core, tenant_id, field, server, profile) for field, server in servers.items())
-    return dict(zip(servers, await asyncio.gather(*parts), strict=True))
+    resolved = dict(zip(servers, await asyncio.gather(*parts), strict=True))
+    environment.permit(env, {spec["type"] for spec in resolved.values()})
+    return resolved
 
 
 async def _resolve(

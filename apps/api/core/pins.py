@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core import profiles
+from apps.api.core import environment, profiles
 from apps.api.core.config import AgentConfig
 from apps.api.core.profiles import UNRESTRICTED, Policy, Profile
 from apps.api.db import Database
@@ -86,7 +86,7 @@ async def pin(
 
     Raises:
         NotFound: no such preset.
-        ValidationError: no such profile.
+        ValidationError: no such profile, or variables that its stdio servers may not inherit.
         Forbidden: the key may not use the profile, or the configuration would widen it.
     """
     pins, wanted = NO_PINS, choice.profile
@@ -94,6 +94,7 @@ async def pin(
         found = await find(connection, tenant_id, choice.agent)
         config = config.over(found["config"])
         pins, wanted = Pins(None, found["id"], found["version"]), wanted or found["profile"]
+    await environment.check(connection, tenant_id, config)
     name = choice.policy.choose(wanted)
     if name is None:
         return config, pins

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core import idempotency, profiles
+from apps.api.core import environment, idempotency, profiles
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import timestamp
 from apps.api.core.idempotency import Idempotency
@@ -57,13 +57,14 @@ async def create(
     Raises:
         ValidationError: the name looks like an id.
         Conflict: `name_in_use`, `idempotency_key_reused`.
-        ValidationError, Forbidden: as `check`.
+        ValidationError, Forbidden: as `check` and `environment.check`.
     """
     if as_id(name) is not None:
         raise ValidationError.of("name", "must not look like an id")
     check(draft, policy)
     try:
         async with db.transaction() as connection:
+            await environment.check(connection, tenant_id, draft.config)
             if repeat and (before := await idempotency.repeated(connection, tenant_id, repeat)):
                 if before.object_id is None:
                     raise idempotency.reused()
@@ -99,7 +100,7 @@ async def revise(
 
     Raises:
         NotFound: no such preset.
-        ValidationError, Forbidden: as `check`.
+        ValidationError, Forbidden: as `check` and `environment.check`.
     """
     async with db.transaction() as connection:
         id_, name, _ = split(reference)
@@ -120,6 +121,7 @@ async def revise(
             before = Draft(row["description"], newest["profile"], AgentConfig.stored(newest["config"]))
         draft = Draft.merged(before, changes)
         check(draft, policy)
+        await environment.check(connection, tenant_id, draft.config)
         await _add_version(connection, row["id"], row["version"] + 1, draft)
         await connection.execute(
             "UPDATE agents SET version = version + 1, description = $2, updated_at = now() WHERE id = $1",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
-from apps.api.core import mcp, outbound, pins, profiles, repositories, secrets, skills
+from apps.api.core import environment, mcp, outbound, pins, profiles, repositories, secrets, skills
 from apps.api.core.config import AgentConfig, tools_of
 from apps.api.core.context import Core
 from apps.api.core.frames import encode
@@ -66,6 +66,10 @@ async def preview(core: Core, tenant_id: UUID, wanted: Wanted) -> dict[str, Any]
         wider = profiles.problems(profile, config, wanted.timeout_seconds, expand_prompt=wanted.expand_prompt)
         found += [Finding(p.field, p.code, p.reason) for p in wider]
     found += await _skills(core, tenant_id, config)
+    try:
+        await environment.check(core.db.pool, tenant_id, config)
+    except ApiError as error:
+        found += findings_of(error, "env")
     try:
         repositories.check(core.settings, config.repository)
     except ApiError as error:

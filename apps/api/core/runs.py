@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.core import expansion, pins, profiles, secrets, sessions
+from apps.api.core import environment, expansion, pins, profiles, secrets, sessions
 from apps.api.core.config import AgentConfig
 from apps.api.core.frames import decode, encode, timestamp
 from apps.api.core.idempotency import Idempotency, Remembered, remember, repeated, reused
@@ -169,7 +169,7 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # granted sees what those have queued who had it before.
     if request.on_busy == "reject" and await connection.fetchval(sessions.BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
-    config = await reconfigured(connection, request, row)
+    config = await reconfigured(connection, tenant_id, request, row)
     labels = request.labels
     await connection.execute(
         "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
@@ -189,14 +189,16 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     return config
 
 
-async def reconfigured(connection: asyncpg.Connection, request: Request, row: asyncpg.Record) -> AgentConfig:
+async def reconfigured(
+    connection: asyncpg.Connection, tenant_id: UUID, request: Request, row: asyncpg.Record
+) -> AgentConfig:
     """The configuration of a session with what a request changes.
 
     Args:
         row: `config`, `profile`, `agent_id` and `agent_version` of the session.
 
     Raises:
-        ValidationError: a change is not possible for an existing session.
+        ValidationError: a change is not possible for an existing session, or as `environment.check`.
         Forbidden: the key may not use the session's profile, or the request would widen it.
     """
     if request.choice.agent is not None:
@@ -208,6 +210,7 @@ async def reconfigured(connection: asyncpg.Connection, request: Request, row: as
         if name in changes.model_fields_set and changes.given().get(name) != row["config"].get(name):
             raise ValidationError.of(name, "is fixed when the session is created")
     config = changes.over(row["config"])
+    await environment.check(connection, tenant_id, config)
     return config if profile is None else profiles.clamp(profile, config)
 
 

@@ -47,7 +47,8 @@ async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     Raises CannotStart when an MCP server is not allowed, or lacks something; StartFailed when nothing can be written.
     """
     try:
-        resolved = await mcp.resolve(core, claim.tenant_id, claim.config.servers(), claim.profile)
+        config = claim.config
+        resolved = await mcp.resolve(core, claim.tenant_id, config.servers(), claim.profile, config.env or ())
     except ApiError as error:
         raise CannotStart(error.message) from error
     owned = await skills.own(core.db, claim.tenant_id)

@@ -242,8 +242,6 @@ def check_size(options: ClaudeAgentOptions) -> None:
     """Raises CannotStart, which names the field, for what the kernel would not hand over to a process."""
     strings = {
         "tools": ",".join(options.tools if isinstance(options.tools, list) else ()),
-        "allowed_tools, with what was allowed for good": ",".join(options.allowed_tools),
-        "disallowed_tools": ",".join(options.disallowed_tools),
         "output_format": json.dumps(options.output_format),
         **{f"env.{key}": f"{key}={value}" for key, value in options.env.items()},
     }
