@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,82 +23,7 @@ from apps.api import migrate, roles
 from apps.api.db import connect
 from apps.api.dev.embedded import Servers, find
 from apps.api.settings import Settings
-
-ROOT = Path(__file__).parents[2]
-BOUND = 90
-"""Seconds in which anything here happens, on a busy machine too."""
-
-OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "REDIS_KEY_PREFIX",
-        "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "WORKSPACES_DIR", "DEBUG", "HOST", "PORT",
-        "CALLER_DIR")  # fmt: skip
-
-
-class Dev:
-    """A `dev` process, its directory and what it has started."""
-
-    def __init__(self, directory: Path, *arguments: str, instances: int = 1, **environment: str) -> None:
-        self.data = directory / ".data"
-        self.port = free_ports(instances)
-        self.output = directory / f"terminal-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "apps.api.cli", "dev", "--data-dir", str(self.data)]
-        command += ["--port", str(self.port), "--instances", str(instances), *arguments]
-        clean = {name: value for name, value in os.environ.items() if name not in OURS}
-        with self.output.open("w") as output:
-            # Its own directory, so that no `.env` of a developer takes part.
-            self.process = psutil.Popen(
-                command,
-                cwd=directory,
-                env={**clean, "PYTHONPATH": str(ROOT), **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    def ready(self) -> list[dict[str, Any]]:
-        """The rows of instances.json, once `dev` has written it."""
-        deadline = time.monotonic() + BOUND
-        while "Ctrl-C stops everything" not in self.said():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
-        return self.instances()
-
-    def instances(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads((self.data / "instances.json").read_text())
-        return rows
-
-    def said(self) -> str:
-        return self.output.read_text()
-
-    def exit_code(self) -> int:
-        code: int = self.process.wait(BOUND)
-        return code
-
-    def children(self, name: str = "") -> list[psutil.Process]:
-        return [child for child in self.process.children(recursive=True) if name in command_line(child)]
-
-    def key(self) -> str:
-        return (self.data / "api-key").read_text().strip()
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that are free now."""
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            try:
-                for port in range(first + 1, first + count):
-                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            except (OSError, OverflowError):
-                continue
-            return int(first)
-
-
-def command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()) or " "
-    except psutil.Error:
-        return ""
+from tests.dev_process import BOUND, OURS, ROOT, Dev, command_line, free_ports
 
 
 def is_alive(process: psutil.Process) -> bool:

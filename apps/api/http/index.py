@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from fastapi import APIRouter, Request, Response
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import RedirectResponse
 
 from apps.api import __version__
 
@@ -19,4 +21,5 @@ async def index(request: Request) -> Response:
     places = {"name": "Claude Agent API", "version": __version__, "api": "/api/v1", "health": "/health"}
     places |= {"playground": "/playground"} if settings.playground else {}
     places |= {"docs": "/docs", "openapi": "/openapi.json"} if settings.debug else {}
-    return JSONResponse(places, headers={"Vary": "Accept"})
+    # With a line end, for those who look at it with a bare curl.
+    return Response(json.dumps(places) + "\n", media_type="application/json", headers={"Vary": "Accept"})
