@@ -28,7 +28,7 @@ TERMINAL = Path(__file__).with_name("at_terminal.py")
 
 NOT_HERE = {
     r"\bdocker compose\b": "needs docker",
-    r"/srv/mcp/": "needs an MCP server of the reader's own",
+    r"\bweather\b": "needs an MCP server of the reader's own",
     r"//github\.com": "needs the network",
     r"^scripts/(dev|test)\b": "starts what the other examples run against, or all tests",
 }
