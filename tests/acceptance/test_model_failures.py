@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.conftest import StartFleet
 from tests.fleet import Fleet
+from tests.proxy import Proxy
 
 FAILURES: dict[str, tuple[int, str, bool]] = {
     "fail with 400": (400, "model_request_invalid", False),
@@ -56,10 +60,18 @@ async def told(fleet: Fleet, prompt: str) -> tuple[int, str, bool]:
     events = await fleet[2].follow(run["run_id"])
     forgotten = [e for e in events if e.event == "status" and e.data["status"] == "turn_forgotten"]
     assert bool(forgotten) == (error["code"] in FORGOTTEN), prompt
-    after = (await fleet[1].ask(session_id, "recall"))["result"]
-    assert "my number is 4711" in after
-    assert (prompt in after) == (error["code"] not in FORGOTTEN), after
+    await told_next(fleet, session_id, prompt, remembers=error["code"] not in FORGOTTEN)
     return response.status_code, error["code"], run["error"]["retryable"]
+
+
+async def told_next(fleet: Fleet, session_id: str, failed: str, *, remembers: bool) -> None:
+    """What the model is told of the conversation thereafter: by the same process, and by another one."""
+    warm = (await fleet[1].ask(session_id, "recall"))["result"]
+    assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).status_code == 200
+    cold = (await fleet[2].ask(session_id, "recall"))["result"]
+    for after in (warm, cold):
+        assert "my number is 4711" in after
+        assert (failed in after) == remembers, after
 
 
 @pytest.mark.timeout(280)
@@ -81,6 +93,49 @@ async def test_a_first_prompt_that_the_model_refuses_leaves_an_empty_conversatio
     assert "you have said nothing before" in (await fleet[1].ask(session_id, "recall"))["result"]
     forked = await fleet[2].post(f"/sessions/{session_id}/fork", {})
     assert forked.status_code == 201, forked.text
+
+
+async def test_a_new_owner_of_a_session_does_not_tell_the_model_what_it_has_refused(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(1)
+    poisons = [prompt for prompt, (_, code, _) in FAILURES.items() if code in FORGOTTEN and prompt.startswith("poison")]
+
+    async def refused(prompt: str) -> str:
+        session_id = await fleet[0].session()
+        await fleet[0].ask(session_id, "say my number is 4711")
+        response = await fleet[0].post("/query/single", {"session_id": session_id, "prompt": prompt})
+        assert response.json()["error"]["code"] == FAILURES[prompt][1]
+        return session_id
+
+    sessions = await asyncio.gather(*map(refused, poisons))
+    await fleet.start(1)
+    fleet[0].signal(signal.SIGTERM)
+    assert await fleet[0].ended() == 0
+    for answer in await asyncio.gather(*(fleet[1].ask(session_id, "recall") for session_id in sessions)):
+        assert "my number is 4711" in answer["result"]
+        assert "poison" not in answer["result"]
+
+
+async def test_a_model_api_that_takes_no_connections_fails_the_run_and_the_next_one_works(
+    start_fleet: StartFleet, model_url: str
+) -> None:
+    network = Proxy(urlsplit(model_url).port or 0)
+    await network.start()
+    try:
+        fleet = await start_fleet(1, ANTHROPIC_BASE_URL=f"http://127.0.0.1:{network.port}")
+        session_id = await fleet[0].session()
+        await fleet[0].ask(session_id, "say my number is 4711")
+        await network.refuse()
+        network.cut()
+        response = await fleet[0].post("/query/single", {"session_id": session_id, "prompt": "say lost"})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (502, "model_unreachable")
+        assert (await fleet[0].get(f"/runs/{error['details']['run_id']}")).json()["error"]["retryable"]
+        await network.start()
+        after = (await fleet[0].ask(session_id, "recall"))["result"]
+        assert "my number is 4711" in after
+        assert "say lost" in after
+    finally:
+        await network.close()
 
 
 async def test_an_answer_without_content_is_an_empty_result(fleet: Fleet) -> None:
