@@ -32,7 +32,7 @@ class CannotStart(StartFailed):
 def why_it_ended(failure: Exception | None) -> tuple[str, str]:
     """Code and message for the run of an agent whose messages have ended without a result."""
     if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
-        return "agent_message_too_large", "What a tool gave is more than the agent process can hand over at once."
+        return "agent_message_too_large", "One message of the agent process, such as a tool's result, is too large."
     return "agent_crashed", "The agent process ended without a result."
 
 

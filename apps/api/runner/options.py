@@ -26,10 +26,6 @@ from apps.api.runner.scratch import Place
 from apps.api.runner.transcripts import Transcripts
 from apps.api.settings import Settings
 
-MAX_MESSAGE_BYTES = 128 * 1024 * 1024
-"""Least bound of a line that the CLI may write. What a tool has read is in it twice, in base64: a file of 32 MB, the
-most that the model API takes, is 86 MB of it."""
-
 _GLOB_CHARACTERS = frozenset("[]{}*?!\\")
 """What a path may not hold to be named in a rule as it is."""
 
@@ -226,7 +222,8 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         strict_mcp_config=True,
         include_partial_messages=True,
         forward_subagent_text=True,
-        max_buffer_size=max(MAX_MESSAGE_BYTES, 4 * settings.max_body_bytes),
+        # What a client sends comes back in lines of the CLI, escaped anew and in places twice.
+        max_buffer_size=max(settings.max_agent_message_bytes, 4 * settings.max_body_bytes),
         session_store=cast(SessionStore, process.store),  # the optional methods are left out, as the SDK allows
         session_store_flush="eager",
         session_id=None if process.resume else str(process.sdk_session_id),
