@@ -267,7 +267,7 @@ async def test_a_server_without_migrations_says_what_to_run(servers: Servers, tm
     await servers.create_database("empty")
     command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
     environment = {**os.environ, "DATABASE_URL": servers.database_owner_url("empty"), "REDIS_URL": servers.redis_url}
-    environment |= {"PYTHONPATH": str(ROOT), "DEBUG": "false"}
+    environment |= {"PYTHONPATH": str(ROOT), "DEBUG": "false", "RUNNER_SLOTS": "0"}
     served = run(command, tmp_path, environment)
     assert served.returncode == 1
     assert "claude-agent-api migrate" in served.stderr
