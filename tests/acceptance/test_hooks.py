@@ -231,7 +231,7 @@ async def test_the_matcher_task_means_the_tool_that_starts_subagents(
 FAILURES = {
     "a status": (Reply({"decision": "allow"}, status=500), "answered 500"),
     "a redirect": (Reply(status=302, headers={"Location": "/elsewhere"}), "answered 302"),
-    "no JSON": (Reply(b"fine by me"), "not one that a hook may give: body"),
+    "no JSON": (Reply(b"fine by me"), "not one that a hook may give: is not valid JSON"),
     "no object": (Reply([]), "not one that a hook may give: body"),
     "an unknown field": (Reply({"decison": "deny"}), "decison"),
     "an unknown decision": (Reply({"decision": "approve"}), "decision"),
