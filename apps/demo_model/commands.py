@@ -63,6 +63,9 @@ from apps.demo_model.wire import (
     Words,
 )
 
+PLACEHOLDERS = frozenset({"DeferredToolPlaceholder"})
+"""What the CLI puts beside the tools of a session, for those that it would load later."""
+
 PREFIX = "[demo model, scripted] "
 ECHO_CHARS = 500
 SYSTEM_CHARS = 2_000
@@ -291,7 +294,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"remember (.+)", lambda found, talk: [say(f"I will remember: {found[1]}")]),
     (r"show system prompt", lambda found, talk: [say(f"the system prompt ends: {talk.system[-SYSTEM_CHARS:]}")]),
     (r"show request", lambda found, talk: [say(f"the request asks for {json.dumps(talk.settings)}")]),
-    (r"list tools", lambda found, talk: [say("tools: " + ", ".join(sorted(talk.tools)))]),
+    (r"list tools", lambda found, talk: [say("tools: " + ", ".join(sorted(talk.tools.keys() - PLACEHOLDERS)))]),
     (r"help", lambda found, talk: [say(__doc__ or "")]),
 ]
 _COMMANDS = [(re.compile(words, re.IGNORECASE | re.DOTALL), build) for words, build in _WORDS]
