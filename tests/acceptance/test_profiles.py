@@ -46,9 +46,7 @@ async def test_a_readonly_agent_that_is_asked_to_write_cannot(fleet: Fleet) -> N
     for prompt in ("write notes.txt: hello", "run echo hello > notes.txt", "use tool WebFetch {}"):
         answer = await other.ask(session_id, prompt)
         assert "No such tool available" in answer["result"], answer
-    # The CLI shows the model a placeholder beside them, for tools that it would load later.
-    listed = str((await other.ask(session_id, "list tools"))["result"]).replace("DeferredToolPlaceholder, ", "")
-    assert listed.endswith("tools: Glob, Grep, Read")
+    assert "tools: Glob, Grep, Read" in (await other.ask(session_id, "list tools"))["result"]
 
 
 async def test_a_sandboxed_agent_writes_without_asking_and_has_neither_commands_nor_network(fleet: Fleet) -> None:
