@@ -9,6 +9,7 @@ import pytest
 from tests.fleet import Fleet
 
 SONNET, OPUS, HAIKU = "claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"
+BUDGETED = "claude-haiku-4-5"
 
 
 async def requested(fleet: Fleet, **config: Any) -> str:
@@ -18,8 +19,16 @@ async def requested(fleet: Fleet, **config: Any) -> str:
 
 
 async def test_thinking_reaches_the_model(fleet: Fleet) -> None:
-    assert '"budget_tokens": 2048' in await requested(fleet, thinking={"type": "enabled", "budget_tokens": 2048})
-    assert '"thinking": {"type": "disabled"}' in await requested(fleet, thinking={"type": "disabled"})
+    enabled = {"type": "enabled", "budget_tokens": 2048}
+    assert '"budget_tokens": 2048' in await requested(fleet, model=BUDGETED, thinking=enabled)
+    assert '"thinking": {"type": "disabled"}' in await requested(fleet, model=BUDGETED, thinking={"type": "disabled"})
+    summarized = {"type": "adaptive", "display": "summarized"}
+    assert '"thinking": {"type": "adaptive", "display": "summarized"}' in await requested(fleet, thinking=summarized)
+
+
+async def test_the_current_models_think_adaptively_whatever_is_set(fleet: Fleet) -> None:
+    """As docs/models-and-budgets.md says: Claude Code decides what it asks of which model."""
+    assert '"thinking": {"type": "adaptive"' in await requested(fleet, model=OPUS, thinking={"type": "disabled"})
 
 
 async def test_effort_reaches_a_model_that_knows_it(fleet: Fleet) -> None:
@@ -27,7 +36,7 @@ async def test_effort_reaches_a_model_that_knows_it(fleet: Fleet) -> None:
 
 
 async def test_thinking_and_effort_can_change_with_a_prompt(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(model=OPUS, thinking={"type": "disabled"})
+    session_id = await fleet[0].session(model="claude-opus-4-6", thinking={"type": "disabled"})
     assert '"disabled"' in (await fleet[1].ask(session_id, "show request"))["result"]
     changed = await fleet[2].ask(session_id, "show request", thinking=None, effort="medium")
     assert '"disabled"' not in changed["result"]

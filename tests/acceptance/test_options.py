@@ -313,6 +313,8 @@ async def test_a_warm_agent_knows_what_its_tenant_has_changed_meanwhile(fleet: F
     assert await told() == (["it weighs 6", "other weighs 2"], True)
     assert (await fleet[0].client.delete("/api/v1/skills/new")).status_code == 204
     assert await told() == (["it weighs 6", "other weighs 2"], False)
+    # Whoever uses the tenant's servers without naming them would have it, too.
+    assert (await fleet[0].client.delete("/api/v1/mcp-servers/changing")).status_code == 204
 
 
 async def test_a_warm_agent_stays_where_nothing_has_changed_that_it_uses(fleet: Fleet) -> None:

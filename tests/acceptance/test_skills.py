@@ -80,8 +80,8 @@ async def test_the_agent_can_read_its_skills_and_not_write_them(fleet: Fleet, sk
     session_id = await fleet[0].session(skills="all", **BYPASS)
     await fleet[1].ask(
         session_id,
-        "run cd $HOME/../given/plugin && cat skills/report/more/style.md && echo x >> skills/report/SKILL.md;"
-        " mkdir hooks; ls",
+        "run cd $CLAUDE_CONFIG_DIR/../given/plugin && cat skills/report/more/style.md &&"
+        " echo x >> skills/report/SKILL.md; mkdir hooks; ls",
     )
     said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
     assert "be brief" in said

@@ -43,12 +43,8 @@ _OF_SERVERS = (
 )
 
 
-def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
-
-_RESERVED = _any(*_OF_AGENTS)
-_STEERING = _any(*_OF_AGENTS, *_OF_SERVERS)
+_RESERVED = re.compile("|".join(_OF_AGENTS), re.IGNORECASE)
+_STEERING = re.compile("|".join((*_OF_AGENTS, *_OF_SERVERS)), re.IGNORECASE)
 
 
 def reserved(names: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from apps.api.core.names import (
 )
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
-PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto", "bypassPermissions"]
+PermissionMode = Literal["default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto"]
 SubagentMode = Literal["default", "acceptEdits", "plan", "dontAsk", "auto"]
 """Without bypassPermissions: of a subagent the CLI ignores it, and asks."""
 
@@ -254,4 +254,4 @@ class Hook(Part):
     secret: SecretRef
     matcher: Matcher | None = None
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
-    on_failure: Literal["deny", "allow"] | None = None
+    on_failure: Literal["allow", "deny"] | None = None
