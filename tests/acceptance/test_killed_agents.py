@@ -64,3 +64,16 @@ async def test_after_an_agent_was_killed_at_any_event_of_its_first_and_second_tu
     told = await asyncio.gather(*(once(*which) for which in product((1, 2), range(MOMENTS))))
     assert [t for t in told if not t["well"]] == []
     assert {t["ended"] for t in told if t["moment"] <= 6} == {"failed"}
+
+
+async def test_a_prompt_at_once_after_the_agent_was_killed_is_given_to_another(fleet: Fleet) -> None:
+    """What has not begun when the agent dies has lost nothing, however far its prompt has come."""
+    session_id = await fleet[0].session(permission_mode="bypassPermissions")
+    await fleet[0].ask(session_id, "remember my number is 4711")
+    owner = await fleet.owner_of(session_id)
+    for milliseconds, guard in product((0, 4, 8, 15), (False, True)):
+        kill_one(agent_of(fleet, session_id), guard=guard)
+        await asyncio.sleep(milliseconds / 1000)
+        answer = await owner.post("/query/single", {"prompt": "recall", "session_id": session_id})
+        assert answer.is_success, (milliseconds, guard, answer.text)
+        assert "4711" in answer.json()["result"]

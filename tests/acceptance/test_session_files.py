@@ -1,7 +1,8 @@
-"""What belongs to a session, on an instance that has it and on one that has not."""
+"""What belongs to a session lives with it: in a later process, on another instance."""
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -18,6 +19,37 @@ async def replace(fleet: Fleet, instance: Instance, **settings: str) -> Instance
     instance.signal(signal.SIGTERM)
     await instance.ended()
     return fleet.instances[-1]
+
+
+async def test_home_and_what_tools_have_put_out_are_there_in_later_processes_and_on_another_instance(
+    start_fleet: StartFleet,
+) -> None:
+    fleet = await start_fleet(1)
+    first = fleet[0]
+    session = await first.session(allowed_tools=["Bash"])
+    make = (
+        "mkdir -p ~/.local/bin && printf '#!/bin/sh\\necho it works' > ~/.local/bin/tool && chmod +x ~/.local/bin/tool"
+    )
+    await first.ask(session, f"run git config --global user.name Somebody && {make}")
+
+    async def put_out(numbers: str) -> str:
+        said = (await first.ask(session, f"run seq {numbers}"))["result"]
+        found = re.search(r"saved to: (/\S+/tool-results/\S+\.txt)", said)
+        assert found, said
+        return found[1]
+
+    async def all_there(instance: Instance, saved: str, number: str) -> None:
+        there = (await instance.ask(session, "run git config --global user.name; ~/.local/bin/tool"))["result"]
+        assert "Somebody" in there
+        assert "it works" in there
+        assert number in (await instance.ask(session, f"read {saved}"))["result"]
+
+    saved = await put_out("100000 120000")
+    await all_there(first, saved, "100001")
+    assert (await first.post(f"/sessions/{session}/reset", {"mode": "soft"})).is_success
+    await all_there(first, saved, "100001")
+    second = await replace(fleet, first)
+    await all_there(second, saved, "100001")
 
 
 async def test_a_session_that_comes_to_a_host_without_its_files_tells_it_once(

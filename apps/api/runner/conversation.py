@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import structlog
 from claude_agent_sdk import (
     Message,
@@ -18,7 +19,7 @@ from claude_agent_sdk import (
     SystemMessage,
 )
 
-from apps.api.core import queue
+from apps.api.core import queue, sessions
 from apps.api.core.context import Core
 from apps.api.core.log import Event, Outcome, Writer
 from apps.api.core.queue import Claim
@@ -110,7 +111,27 @@ class Conversation:
     def new_process(self, claim: Claim) -> None:
         """The agent has been started anew: it counts from zero."""
         self.config, self._provisions = claim.config, claim.provisions
-        self.used_up, self._meter = False, messages.Meter()
+        self.used_up = False
+        self._meter.begin()
+
+    async def begin_anew(self, event: Event) -> None:
+        """Be a new conversation from now on, and say so."""
+        fresh = uuid4()
+
+        async def also(connection: asyncpg.Connection, _seq: int) -> None:
+            await sessions.begin_anew(connection, self.session_id, fresh)
+
+        await self._writer.append(event, also=also)
+        self.sdk_session_id = fresh
+
+    async def reconfigure(self, changes: dict[str, Any]) -> None:
+        """Have another `model` or `permission_mode` from now on, and say so."""
+
+        async def also(connection: asyncpg.Connection, _seq: int) -> None:
+            await sessions.reconfigure(connection, self.session_id, self._core.instance_id, changes)
+
+        await self._writer.append(Event("status", {"status": "reconfigured", **changes}, self.run_id), also=also)
+        self.config = self.config.model_copy(update=changes)
 
     def turn_of(self, run_id: UUID | None) -> Turn | None:
         """The turn of a run, or whichever there is."""

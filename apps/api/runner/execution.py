@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import structlog
+from claude_agent_sdk import CLIConnectionError
 
 from apps.api.core import cancellation, queue, sessions, workspaces
 from apps.api.core.context import Core
@@ -184,13 +185,7 @@ class Execution:
         """Change `model` or `permission_mode`, of the live agent at once and of every later one."""
         if agent := self.agent:
             await agent.change(changes)
-
-        async def also(connection: asyncpg.Connection, _seq: int) -> None:
-            await sessions.reconfigure(connection, self.session_id, self._core.instance_id, changes)
-
-        event = Event("status", {"status": "reconfigured", **changes}, self._talk.run_id)
-        await self.writer.append(event, also=also)
-        self._talk.config = self._talk.config.model_copy(update=changes)
+        await self._talk.reconfigure(changes)
 
     async def run(self) -> None:
         """Own the session until it is idle for long, closed, or lost."""
@@ -244,12 +239,8 @@ class Execution:
                 await self._reset(turn, claim)
             elif claim.kind == "rewind":
                 await self._rewind(turn, claim)
-            elif agent := await self._prepare(turn, claim):
-                turn.begun = True  # if the agent ends while it is given the prompt, this run has ended with it
-                await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
-                if turn.stopping:
-                    await self.stop(turn.run_id, turn.stopping)
-                await self._await_end(turn)
+            else:
+                await self._prompt(turn, claim)
         except (LeaseLost, Unavailable):
             raise
         except Exception as error:
@@ -259,6 +250,23 @@ class Execution:
             await self._talk.fail(turn, code, f"The agent failed: {type(error).__name__}.")
         finally:
             self._talk.current = None
+
+    async def _prompt(self, turn: Turn, claim: Claim) -> None:
+        """Have an agent do what is asked; another one, when the first dies before it is in the turn."""
+        while agent := await self._prepare(turn, claim):
+            turn.begin()
+            try:
+                await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
+            except CLIConnectionError:
+                if turn.begun and not turn.lose():
+                    raise
+            if turn.begun and turn.stopping:
+                await self.stop(turn.run_id, turn.stopping)
+            await self._await_end(turn)
+            if turn.ended.is_set():
+                return
+            await self._disconnect("agent_ended")
+            await self._store.forget(turn.run_id)  # the CLI does not take a prompt that it finds there
 
     async def _prepare(self, turn: Turn, claim: Claim) -> Agent | None:
         """A live agent for this run, warm or new. None when there is none to be had, or the run was stopped meanwhile:
@@ -304,7 +312,8 @@ class Execution:
         try:
             await turn.wait()
         except TimeoutError:
-            await self.stop(turn.run_id, "timeout")
+            if turn.begun:
+                await self.stop(turn.run_id, "timeout")
 
     async def _reset(self, turn: Turn, claim: Claim) -> None:
         """A new process for the same conversation (`soft`), or a new conversation as well (`hard`)."""
@@ -313,13 +322,7 @@ class Execution:
         if claim.prompt["mode"] == "soft":
             await self.writer.append(event)
         else:
-            fresh = uuid4()
-
-            async def also(connection: asyncpg.Connection, _seq: int) -> None:
-                await sessions.begin_anew(connection, self.session_id, fresh)
-
-            await self.writer.append(event, also=also)
-            self._talk.sdk_session_id = fresh
+            await self._talk.begin_anew(event)
         await self._talk.finish(turn, Outcome("succeeded", cost_usd=0.0), [])
 
     async def _rewind(self, turn: Turn, claim: Claim) -> None:
@@ -354,7 +357,7 @@ class Execution:
             agent.kill()
         # It takes with it what it has begun, not the run that waits for the next agent.
         current = self._talk.current
-        lost = [self._talk.active, current if current is not None and current.begun else None]
+        lost = [self._talk.active, current if current is not None and current.begun and not current.lose() else None]
         try:
             await self.approvals.close_all("agent_ended")
             code, text = why_it_ended(failure)

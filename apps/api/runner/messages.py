@@ -210,6 +210,10 @@ class Meter:
         self._models: dict[str, dict[str, Any]] = {}
         self._due: tuple[float, dict[str, dict[str, Any]]] | None = None
 
+    def begin(self) -> None:
+        """Another process counts, from zero."""
+        self._cost, self._models = 0.0, {}
+
     def read(self, result: ResultMessage) -> None:
         """Count what was used since the previous result."""
         total = hearsay.figure(result.total_cost_usd, hearsay.MAX_COST_USD)
@@ -218,7 +222,7 @@ class Meter:
             for name, figures in (result.model_usage or {}).items()
         }
         if total < self._cost:  # `/clear` makes the CLI count from zero again
-            self._cost, self._models = 0.0, {}
+            self.begin()
         due_cost, due = self._due or (0.0, {})
         for name, figures in totals.items():
             before, so_far = self._models.get(name, {}), due.get(name, {})

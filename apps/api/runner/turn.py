@@ -17,6 +17,7 @@ class Turn:
         began: in monotonic seconds.
         begun: the prompt is with the agent.
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
+        lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
     """
 
@@ -26,10 +27,11 @@ class Turn:
         """`seconds`: the deadline of a turn in the background, which no claim stands for."""
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
-        self.begun = False
+        self.begun = self.lost = False
         self.stopping: str | None = None
         self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
+        self._left_alone = asyncio.Event()
         self._left = claim.timeout_seconds if claim else seconds
         self.began = time.monotonic()
         self._since: float | None = self.began
@@ -39,6 +41,20 @@ class Turn:
         """Let go who waits for it."""
         self.taken_up.set()
         self.ended.set()
+        self._left_alone.set()
+
+    def lose(self) -> bool:
+        """Its agent has died. Returns whether another may be given the prompt: the first had done nothing with it."""
+        if self.lost or not self.begun or self.stopping or self.taken_up.is_set():
+            return False
+        self.lost, self.begun = True, False
+        self._left_alone.set()
+        return True
+
+    def begin(self) -> None:
+        """An agent is given the prompt."""
+        self.begun = True
+        self._left_alone.clear()
 
     def seconds_left(self) -> float:
         """Until its deadline; negative after it."""
@@ -71,6 +87,6 @@ class Turn:
                 await agent.interrupt()
 
     async def wait(self) -> None:
-        """Until it has ended. Raises TimeoutError at its deadline."""
+        """Until it has ended or is lost. Raises TimeoutError at its deadline."""
         async with asyncio.timeout(None if self._since is None else self.seconds_left()) as self._clock:
-            await self.ended.wait()
+            await self._left_alone.wait()
