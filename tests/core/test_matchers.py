@@ -50,7 +50,7 @@ def test_a_matcher_is_about_whole_names(matcher: str | None, names: set[str]) ->
 
 
 def test_python_regular_expressions_are_ours_alone() -> None:
-    """`re` backtracks, so its patterns are literals of the code, or joined from its constants, and never from outside."""
+    """`re` backtracks, so its patterns are literals of the code or joined from its constants."""
     found = []
     for path in APPS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
