@@ -32,8 +32,8 @@ async def test_home_and_what_tools_have_put_out_are_there_in_later_processes_and
     )
     await first.ask(session, f"run git config --global user.name Somebody && {make}")
 
-    async def put_out(numbers: str) -> str:
-        said = (await first.ask(session, f"run seq {numbers}"))["result"]
+    async def put_out(instance: Instance, numbers: str) -> str:
+        said = (await instance.ask(session, f"run seq {numbers}"))["result"]
         found = re.search(r"saved to: (/\S+/tool-results/\S+\.txt)", said)
         assert found, said
         return found[1]
@@ -44,12 +44,16 @@ async def test_home_and_what_tools_have_put_out_are_there_in_later_processes_and
         assert "it works" in there
         assert number in (await instance.ask(session, f"read {saved}"))["result"]
 
-    saved = await put_out("100000 120000")
+    saved = await put_out(first, "100000 120000")
     await all_there(first, saved, "100001")
     assert (await first.post(f"/sessions/{session}/reset", {"mode": "soft"})).is_success
     await all_there(first, saved, "100001")
     second = await replace(fleet, first)
     await all_there(second, saved, "100001")
+    await second.follow(await second.prompt(session, "/clear", expand_prompt=True))
+    saved = await put_out(second, "200000 220000")
+    third = await replace(fleet, second)
+    await all_there(third, saved, "200001")
 
 
 async def test_a_session_that_comes_to_a_host_without_its_files_tells_it_once(

@@ -49,6 +49,9 @@ def test_schemas_of_draft_07_are_taken(schema: dict[str, Any]) -> None:
         (of({"nullable": True}), "#/properties/a/nullable: "),
         (of({"enum": []}), "#/properties/a/enum: "),
         (of({"enum": [{"x": 1}, {"x": 1}]}), "#/properties/a/enum: "),
+        (of({"pattern": "(?P<year>[0-9]{4})"}), "#/properties/a/pattern: "),
+        (of({"pattern": r"[0-9]+\Z"}), "#/properties/a/pattern: "),
+        (of({}, patternProperties={"(?i)x": {}}), "#/patternProperties: "),
         (of({"description": "x" * json_schema.MAX_SCHEMA_BYTES}), "larger than 65536 bytes"),
     ],
 )
@@ -56,6 +59,11 @@ def test_what_no_agent_would_start_with_is_refused_with_its_place(schema: dict[s
     with pytest.raises(ValueError, match=r".") as caught:
         json_schema.check(schema)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", [r"^\p{Lu}\u{1F600}?$", "(?<year>[0-9]{4})", "(?<=a)b", "^[^/]+$"])
+def test_patterns_are_javascripts(pattern: str) -> None:
+    json_schema.check(of({"type": "string", "pattern": pattern}, patternProperties={pattern: {}}))
 
 
 def test_a_bottomless_schema_is_refused() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from jsonschema import Draft7Validator
+import regress
+from jsonschema import Draft7Validator, FormatChecker
 from jsonschema.exceptions import SchemaError
 
 from apps.api.core.frames import encode
@@ -30,6 +31,14 @@ _PLAIN = frozenset(
 )
 _KNOWN = _ONE | _LIST | _MAP | _PLAIN
 
+_FORMATS = FormatChecker(formats=())
+
+
+@_FORMATS.checks("regex", raises=regress.RegressError)
+def _is_pattern(value: object) -> bool:
+    """The agent's program runs patterns as JavaScript does, with the flag `u`."""
+    return not isinstance(value, str) or bool(regress.Regex(value, "u"))
+
 
 def check(schema: dict[str, Any]) -> None:
     """Raises ValueError, which names the place, for a schema that no agent would start with."""
@@ -40,7 +49,7 @@ def check(schema: dict[str, Any]) -> None:
             raise ValueError('must have "type": "object" at its top level')
         for place, part in _parts(schema, "#"):
             _check_part(schema, place, part)
-        Draft7Validator.check_schema(schema)
+        Draft7Validator.check_schema(schema, format_checker=_FORMATS)
     except SchemaError as error:
         place = "/".join(("#", *(str(part) for part in error.absolute_path)))
         raise ValueError(f"{place}: {error.message[:200]}") from error

@@ -46,7 +46,8 @@ class Conversation:
         active: the turn that the agent is in, which may be one of a background task.
         sdk_session_id: under which the SDK stores the conversation.
         tasks: the subagents and background commands that are at work.
-        used_up: every later turn of the process would fail: it has spent its budget, or knows what it should not.
+        used_up: no later turn belongs into the process: it has spent its budget, knows what it should not, or has left
+            its conversation for a new one.
     """
 
     def __init__(
@@ -234,7 +235,9 @@ class Conversation:
     async def _note(self, message: SystemMessage) -> None:
         """Keep what the CLI says of itself: `/clear` gives the conversation another id."""
         told = hearsay.told_of_itself(message.data)
-        self.sdk_session_id = told.session_id or self.sdk_session_id
+        if told.session_id and told.session_id != self.sdk_session_id:
+            # What tools put out is kept with the session by a link that is made before a process starts.
+            self.sdk_session_id, self.used_up = told.session_id, True
         noted = (told.permission_mode, told.tools, self.sdk_session_id)
         if noted == self._noted:
             return
