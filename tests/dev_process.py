@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[1]
 BOUND = 90
@@ -26,19 +28,24 @@ OURS = ("API_KEY", "ENCRYPTION_KEYS", "DATABASE_URL", "DATABASE_OWNER_URL", "RED
 class Dev:
     """A `dev` process, its directory and what it has started."""
 
-    def __init__(self, directory: Path, *arguments: str, instances: int = 1, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, instances: int = 1, installed: Path | None = None, **environment: str
+    ) -> None:
+        """`installed`: the program of an installation, instead of this checkout's."""
         self.data = directory / ".data"
         self.port = free_ports(instances)
         self.output = directory / f"terminal-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "apps.api.cli", "dev", "--data-dir", str(self.data)]
+        command = [str(installed)] if installed else [sys.executable, "-m", "apps.api.cli"]
+        command += ["dev", "--data-dir", str(self.data)]
         command += ["--port", str(self.port), "--instances", str(instances), *arguments]
         clean = {name: value for name, value in os.environ.items() if name not in OURS}
+        environment |= {} if installed else {"PYTHONPATH": str(ROOT)}
         with self.output.open("w") as output:
             # Its own directory, so that no `.env` of a developer takes part.
             self.process = psutil.Popen(
                 command,
                 cwd=directory,
-                env={**clean, "PYTHONPATH": str(ROOT), **environment},
+                env={**clean, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -69,6 +76,14 @@ class Dev:
 
     def key(self) -> str:
         return (self.data / "api-key").read_text().strip()
+
+
+def real_uv() -> str:
+    """The uv that runs these tests."""
+    found = shutil.which("uv") or str(ROOT / ".uv/venv/bin/uv")
+    if not os.access(found, os.X_OK):
+        pytest.skip("needs uv")
+    return found
 
 
 def free_ports(count: int) -> int:

@@ -25,17 +25,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.dev_process import real_uv
+
 ROOT = Path(__file__).parents[1]
 BOUND = 150
 """Seconds for a first start, on a busy machine too."""
-
-
-def real_uv() -> str:
-    """The uv that runs these tests."""
-    found = shutil.which("uv") or str(ROOT / ".uv/venv/bin/uv")
-    if not os.access(found, os.X_OK):
-        pytest.skip("needs uv")
-    return found
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

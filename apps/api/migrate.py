@@ -101,7 +101,8 @@ def _upgrade(connection: Connection) -> None:
 def _config() -> Config:
     # Without alembic.ini: that one is for developers, who run `alembic` at the root of a checkout.
     config = Config()
-    folder = Path(__file__).parents[2] / "migrations"
+    packed, here = Path(__file__).with_name("_migrations"), Path(__file__).parents[2] / "migrations"
+    folder = packed if packed.is_dir() else here  # in a wheel, in a checkout
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     return config
 

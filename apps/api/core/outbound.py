@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from uuid import UUID
 
-import httpcore
+import httpcore2
 
 from apps.api.core.resolver import Resolver, Unresolved
 
@@ -122,7 +122,7 @@ class Outbound:
                 await stream.aclose()
         except TimeoutError as error:
             raise Failed(f"no connection within {timeout:g} s") from error
-        except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, OSError) as error:
             raise Failed(_reason(error)) from error
 
     async def resolve(self, host: str, port: int, tenant_id: UUID | None = None) -> list[str]:
@@ -157,15 +157,15 @@ class Outbound:
         host, port = parts.hostname or "", _port(parts)
         scheme = parts.scheme.encode()
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        request = httpcore.Request(
+        request = httpcore2.Request(
             "POST",
-            httpcore.URL(scheme=scheme, host=host.encode(), port=port, target=target.encode()),
+            httpcore2.URL(scheme=scheme, host=host.encode(), port=port, target=target.encode()),
             headers=list({"Host": parts.netloc, "Content-Length": str(len(body)), **_HEADERS, **headers}.items()),
             content=body,
         )
         guarded = _Guarded(self, tenant_id)
-        connection = httpcore.AsyncHTTPConnection(
-            httpcore.Origin(scheme, host.encode(), port),
+        connection = httpcore2.AsyncHTTPConnection(
+            httpcore2.Origin(scheme, host.encode(), port),
             ssl_context=self._tls,
             network_backend=guarded,
         )
@@ -175,7 +175,7 @@ class Outbound:
                 return Answer(response.status, await _read(response))
         except TimeoutError as error:
             raise Failed(f"no answer within {timeout:g} s") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
             raise Failed(_reason(error)) from error
         finally:
             await guarded.hang_up()
@@ -185,7 +185,7 @@ def _port(parts: SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
 
 
-async def _read(response: httpcore.Response) -> bytes:
+async def _read(response: httpcore2.Response) -> bytes:
     body = b""
     async for chunk in response.aiter_stream():
         body += chunk
@@ -198,22 +198,22 @@ def _reason(error: Exception) -> str:
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return "its TLS certificate is not valid for this name"
-    if isinstance(error, httpcore.ConnectError):
+    if isinstance(error, httpcore2.ConnectError):
         return "no connection"
-    if isinstance(error, httpcore.ProtocolError):
+    if isinstance(error, httpcore2.ProtocolError):
         return "its answer is not HTTP"
     return "the connection broke"
 
 
-class _Guarded(httpcore.AsyncNetworkBackend):
+class _Guarded(httpcore2.AsyncNetworkBackend):
     """Connects to addresses that were checked a moment ago. TLS still asks for the host by its name."""
 
     def __init__(self, outbound: Outbound, tenant_id: UUID | None) -> None:
-        self._outbound, self._tenant_id, self._inner = outbound, tenant_id, httpcore.AnyIOBackend()
-        self._opened: httpcore.AsyncNetworkStream | None = None
+        self._outbound, self._tenant_id, self._inner = outbound, tenant_id, httpcore2.AnyIOBackend()
+        self._opened: httpcore2.AsyncNetworkStream | None = None
 
     async def hang_up(self) -> None:
-        """Close what was opened: httpcore does not, when its time is over in the middle of a TLS handshake."""
+        """Close what was opened: httpcore2 does not, when its time is over in the middle of a TLS handshake."""
         if self._opened is not None:
             await self._opened.aclose()
 
@@ -224,15 +224,15 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         addresses = (await self._outbound.resolve(host, port, self._tenant_id))[:MAX_ADDRESSES]
         for address in addresses[:-1]:
             try:
                 return await self._connect(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
         return await self._connect(addresses[-1], port, timeout, local_address, socket_options)
 
-    async def _connect(self, address: str, port: int, *how: Any) -> httpcore.AsyncNetworkStream:
+    async def _connect(self, address: str, port: int, *how: Any) -> httpcore2.AsyncNetworkStream:
         self._opened = await self._inner.connect_tcp(address, port, *how)
         return self._opened

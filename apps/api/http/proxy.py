@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import httpcore
+import httpcore2
 import structlog
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import StreamingResponse
@@ -27,7 +27,7 @@ CONNECT_SECONDS, IDLE_SECONDS, WHOLE_SECONDS = 5.0, 120.0, 3600.0
 MAX_ANSWER_BYTES = 1_000_000_000
 MAX_MESSAGE_BYTES = 1_000_000
 
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, TimeoutError)
+_BROKEN = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError, TimeoutError)
 _OF_THE_CONNECTION = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade "
     b"transfer-encoding expect".split()
@@ -78,17 +78,17 @@ def _named_by(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 async def relay(request: Request, upstream: Upstream, ended: Callable[[], None]) -> Relayed:
     """Pass a request on; the answer is streamed, and `ended` called after its end. Raises BadGateway."""
-    origin = httpcore.Origin(upstream.scheme.encode(), upstream.address.encode(), upstream.port)
-    connection = httpcore.AsyncHTTPConnection(origin)
+    origin = httpcore2.Origin(upstream.scheme.encode(), upstream.address.encode(), upstream.port)
+    connection = httpcore2.AsyncHTTPConnection(origin)
     headers = [(b"Host", upstream.host.encode()), (b"Connection", b"close"), *asked(request), *upstream.more]
     has_body = any(name in request.headers for name in ("content-length", "transfer-encoding"))
     if "transfer-encoding" in request.headers:
         headers.append((b"Transfer-Encoding", b"chunked"))
-    url = httpcore.URL(
+    url = httpcore2.URL(
         scheme=origin.scheme, host=origin.host, port=origin.port, target=upstream.target.encode("latin-1", "replace")
     )
     timeouts = {"connect": CONNECT_SECONDS, "read": IDLE_SECONDS, "write": IDLE_SECONDS}
-    asking = httpcore.Request(
+    asking = httpcore2.Request(
         request.method,
         url,
         headers=headers,
@@ -110,7 +110,7 @@ class Relayed(StreamingResponse):
     """An answer that is passed on while it comes. One that breaks off breaks off for the client, too."""
 
     def __init__(
-        self, connection: httpcore.AsyncHTTPConnection, response: httpcore.Response, ended: Callable[[], None]
+        self, connection: httpcore2.AsyncHTTPConnection, response: httpcore2.Response, ended: Callable[[], None]
     ) -> None:
         super().__init__(_body(response), response.status)
         self._connection, self._ended = connection, ended
@@ -126,7 +126,7 @@ class Relayed(StreamingResponse):
             await self._connection.aclose()
 
 
-async def _body(response: httpcore.Response) -> AsyncIterator[bytes]:
+async def _body(response: httpcore2.Response) -> AsyncIterator[bytes]:
     seen = 0
     async for chunk in response.aiter_stream():
         seen += len(chunk)
