@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,10 +65,10 @@ async def own_servers(tmp_path: Path) -> AsyncIterator[Servers]:
 
 
 def settings_for(servers: Servers, database: str, **more: object) -> Settings:
-    given = {"database_url": servers.database_url(database), "redis_url": servers.redis_url}
+    given: dict[str, Any] = {"database_url": servers.database_url(database), "redis_url": servers.redis_url}
     given |= {"database_owner_url": servers.database_owner_url(database)}
     given |= {"encryption_keys": ENCRYPTION_KEY, **more}
-    return Settings(_env_file=None, **given)  # type: ignore[arg-type]
+    return Settings(_env_file=None, **given)
 
 
 @pytest.fixture

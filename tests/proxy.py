@@ -118,4 +118,4 @@ async def redis_proxy(settings: Settings) -> AsyncIterator[tuple[Proxy, Settings
 def changed(settings: Settings, **more: object) -> Settings:
     """The same settings but for these."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return Settings(_env_file=None, **{**given, **more})  # type: ignore[arg-type]
+    return Settings(_env_file=None, **{**given, **more})

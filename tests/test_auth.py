@@ -37,7 +37,7 @@ async def refused(db: Database, redis: Redis, secret: str | None) -> str:
     return caught.value.code
 
 
-async def cached_keys(redis: Redis) -> list[bytes]:
+async def cached_keys(redis: Redis) -> list[bytes | str]:
     """Cache entries that name a principal."""
     entries = [await redis.client.get(key) async for key in redis.client.scan_iter(f"{redis.keys.prefix}key:*")]
     return [entry for entry in entries if entry]
@@ -179,7 +179,7 @@ async def test_a_key_that_expires_while_it_is_cached_is_refused(db: Database, re
     created = await create_key(db, tenant="acme", name="k", expires_in_days=1)
     await authenticate(db, redis, created.secret)
     [name] = [key async for key in redis.client.scan_iter(f"{redis.keys.prefix}key:*")]
-    entry = orjson.loads(await redis.client.get(name))
+    entry = orjson.loads(await redis.client.get(name) or "")
     over = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     await redis.client.set(name, orjson.dumps({**entry, "expires_at": over}))
     assert await refused(db, redis, created.secret) == "invalid_api_key"

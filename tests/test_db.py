@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -115,12 +117,12 @@ async def test_a_server_that_only_reads_for_a_while_is_written_to_again(own_serv
             await write(db)
         await switch(settings, "ALTER SYSTEM SET default_transaction_read_only = on")
         for write in (by_pool, by_transaction, by_engine):
-            await until(lambda write=write: write(db), works=False)
+            await until(partial(write, db), works=False)
         with pytest.raises(asyncpg.InternalClientError, match="target"):
             await connect(settings)  # no new connection to a server that only reads
         await switch(settings, "ALTER SYSTEM RESET default_transaction_read_only")
         for write in (by_pool, by_transaction, by_engine):
-            await until(lambda write=write: write(db), works=True)
+            await until(partial(write, db), works=True)
 
 
 @pytest.mark.parametrize("asked", ["any", "read-only"])
@@ -137,11 +139,12 @@ async def test_the_url_may_ask_for_another_kind_of_server(settings: Settings, as
 # --- a pooler ------------------------------------------------------------------------------------------------------
 
 CACHE = {"session": True, "transaction": False}
+Mode = Literal["session", "transaction"]
 MODES = pytest.mark.parametrize("mode", ["session", "transaction"])
 
 
 @MODES
-async def test_both_ways_work_through_pgbouncer(settings: Settings, tmp_path: Path, mode: str) -> None:
+async def test_both_ways_work_through_pgbouncer(settings: Settings, tmp_path: Path, mode: Mode) -> None:
     given = settings.model_copy(update={"database_statement_cache": CACHE[mode]})
     # Fewer connections than clients in transaction mode, so that each transaction gets another one.
     with pgbouncer(given, tmp_path, mode, 30 if mode == "session" else 3) as through:
@@ -168,7 +171,7 @@ async def test_both_ways_work_through_pgbouncer(settings: Settings, tmp_path: Pa
 
 @MODES
 async def test_migrations_through_pgbouncer_leave_no_lock_and_no_setting(
-    servers: Servers, settings: Settings, tmp_path: Path, mode: str
+    servers: Servers, settings: Settings, tmp_path: Path, mode: Mode
 ) -> None:
     await servers.create_database(f"empty_{mode}")
     owner = servers.database_owner_url(f"empty_{mode}")

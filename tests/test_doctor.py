@@ -39,7 +39,7 @@ async def limited(settings: Settings) -> AsyncIterator[Redis]:
         await redis.client.config_set("maxmemory", "512mb")
         yield redis
         for name in ("maxmemory", "maxmemory-policy"):
-            await redis.client.config_set(name, before[name])
+            await redis.client.config_set(name, str(before[name]))
 
 
 @pytest.mark.parametrize(("policy", "verdict"), [("allkeys-lru", "ok"), ("noeviction", "warn")])

@@ -163,9 +163,9 @@ def _codes(node: ast.AST) -> Iterator[str]:
                     yield value
             name = ast.unparse(node.func)
             if name == "NotFound.of" and isinstance(node.args[0], ast.Constant):
-                yield f"{node.args[0].value}_not_found"
+                yield f"{ast.literal_eval(node.args[0])}_not_found"
         case ast.Assign(targets=[ast.Name(id="_HTTP_CODES")], value=ast.Dict(values=values)):
-            yield from (value.value for value in values if isinstance(value, ast.Constant))
+            yield from (str(ast.literal_eval(value)) for value in values if isinstance(value, ast.Constant))
 
 
 def _assigned_code(statement: ast.Assign) -> Iterator[str]:

@@ -51,7 +51,7 @@ async def _unicode(_: Database) -> None:
 
 
 async def _key(_: Database) -> None:
-    {}[SECRET]
+    dict[str, str]()[SECRET]
 
 
 async def _chained(_: Database) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -114,7 +115,7 @@ async def test_every_single_step_down_can_be_taken_up_again(empty: Settings) -> 
     for _ in revisions:
         await alembic(empty, lambda config: command.downgrade(config, "-1"))
     for revision in reversed(revisions):
-        await alembic(empty, lambda config, to=revision: command.upgrade(config, to))
+        await alembic(empty, partial(command.upgrade, revision=revision))
     assert await migrate.state(empty) == "current"
 
 

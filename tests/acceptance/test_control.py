@@ -204,8 +204,8 @@ async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(fleet: Flee
             e async for e in events if e.event == "partial" and "word1" in e.data["delta"].get("text", "")
         )
     request.cancel()
-    events = await fleet[1].follow(begun.data["run_id"])
-    assert events[-1].data["status"] == ("interrupted" if policy == "interrupt" else "succeeded")
+    ended = await fleet[1].follow(begun.data["run_id"])
+    assert ended[-1].data["status"] == ("interrupted" if policy == "interrupt" else "succeeded")
 
 
 @pytest.mark.parametrize("path", ["/query", "/query/single"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
 
 import httpx
 import psutil
@@ -110,7 +111,7 @@ async def test_a_paused_owner_writes_nothing_after_its_lease(start_fleet: StartF
     assert (await owner.ask(session_id, "recall"))["status"] == "succeeded"
 
 
-async def until_done(events):  # type: ignore[no-untyped-def]
+async def until_done(events: AsyncIterator[Sse]) -> AsyncIterator[Sse]:
     async for event in events:
         yield event
         if event.event == "done":

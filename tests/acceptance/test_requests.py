@@ -312,6 +312,7 @@ async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFl
     request = await asked(fleet[1], run_id)
     other = await elsewhere(fleet, session_id)
     path = path_of(request)
+    wider: dict[str, Any]
     for wider in ({"remember": True}, {"updated_input": {"command": "curl http://127.0.0.1"}}):
         answer = await other.post(path, {"decision": "allow", **wider})
         assert refusal(answer) == (403, "tool_not_permitted"), answer.text

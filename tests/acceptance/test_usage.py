@@ -64,7 +64,7 @@ async def test_what_a_background_turn_costs_is_counted_once_wherever_it_is_shown
     await fleet[2].ask(session_id, "run for i in 1 2 3 4 5; do sleep 0.2; done")
 
     async def quiet() -> bool:
-        return (await fleet[0].get(f"/sessions/{session_id}")).json()["status"] == "idle"
+        return bool((await fleet[0].get(f"/sessions/{session_id}")).json()["status"] == "idle")
 
     await until(quiet)
     await agree(fleet[1], session_id)
@@ -88,7 +88,7 @@ async def test_a_background_run_counts_for_the_key_of_the_sessions_last_prompt(f
         await replace(fleet[1], client=client).ask(session_id, "run in background sleep 0.3")
 
     async def both() -> bool:
-        return (await report(fleet[2], key_id=key_id, group_by="key"))["totals"]["runs"] == 2
+        return bool((await report(fleet[2], key_id=key_id, group_by="key"))["totals"]["runs"] == 2)
 
     await until(both)
     by_key = (await report(fleet[2], session_id=session_id, group_by="key"))["data"]

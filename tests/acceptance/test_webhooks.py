@@ -98,7 +98,7 @@ async def test_what_an_instance_was_sending_when_it_was_killed_is_sent_by_anothe
     never.set()
     log = await left.get(f"/webhooks/{webhook['webhook_id']}/deliveries")
     assert [(entry["status"], entry["attempts"]) for entry in log.json()["data"]] == [("pending", 1)]
-    settings = Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])
     async with Database.open(settings) as db:  # instead of waiting for the minute that the dead one's claim holds
         await db.pool.execute("UPDATE webhook_deliveries SET next_attempt_at = now()")
     _, second = await receiver.until(lambda got: len(got) == 2)

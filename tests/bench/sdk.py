@@ -28,7 +28,7 @@ from claude_agent_sdk import (
 from apps.api.core import workspaces
 from apps.api.core.config import AgentConfig
 from apps.api.runner import options
-from apps.api.runner.extensions import Extensions
+from apps.api.runner.extensions import Extensions, write_permissions
 from apps.api.runner.guard import bundled_cli
 from apps.api.runner.scratch import Scratch
 from apps.api.runner.transcripts import Transcripts
@@ -71,7 +71,7 @@ class Sdk:
             extensions=Extensions(None, None),
             hooks=None,
             can_use_tool=can_use_tool,
-            remembered=(),
+            permissions=write_permissions(place.given / "permissions.json", AgentConfig(), ()),
             profile=None,
         )
         built = options.build(self.settings, AgentConfig(), process)

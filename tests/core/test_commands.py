@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -204,7 +205,7 @@ async def test_an_owner_sees_commands_of_its_own_sessions_only_oldest_first(worl
     sending = []
     for count, session_id in enumerate((claim.session_id, other.session_id, claim.session_id), 1):
         sending.append(asyncio.create_task(send(world, relay, session_id)))
-        await until(lambda count=count: _count(world, [claim.session_id, other.session_id], count))
+        await until(partial(_count, world, [claim.session_id, other.session_id], count))
     mine, theirs = [await commands.pending(world.db, one.instance_id) for one in (lease, other_lease)]
     assert [c.session_id for c in mine] == [claim.session_id] * 2
     assert [c.session_id for c in theirs] == [other.session_id]

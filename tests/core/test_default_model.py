@@ -125,5 +125,5 @@ def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
 
 @pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": ""}])
 def test_a_server_with_a_key_starts(environment: dict[str, str | None]) -> None:
-    settings = Settings(_env_file=None, anthropic_api_key="k")  # type: ignore[arg-type]
+    settings = Settings(_env_file=None, anthropic_api_key="k")
     assert default_model.refusal(settings, environment) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -55,8 +55,8 @@ def test_other_names_are_free() -> None:
 @pytest.fixture
 def core(world: World) -> Core:
     settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve",),)})
-    parts: Any = (None, None, None)
-    return Core(settings, cast(Any, None), world.db, world.redis, *parts, outbound=Outbound(["127.0.0.1"]), profiles={})
+    no: Any = None
+    return Core(settings, no, world.db, world.redis, no, no, no, outbound=Outbound(["127.0.0.1"]), profiles={})
 
 
 def config(**fields: Any) -> AgentConfig:

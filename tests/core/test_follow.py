@@ -81,7 +81,7 @@ async def test_readers_that_come_at_any_moment_see_all_events_once_and_in_order(
     talking = asyncio.create_task(talk(writer, claim, 200))
     readers = []
     for n in range(12):
-        await until(lambda n=n: writer.last_seq >= 15 * n)
+        await until(lambda least=15 * n: writer.last_seq >= least)  # type: ignore[misc]
         after = Position(max(0, writer.last_seq - 7))
         readers.append((after, asyncio.create_task(read_to_done(relay, claim, after, slowly=n % 2 == 0))))
     await talking

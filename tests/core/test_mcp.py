@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -22,8 +22,8 @@ REMOTE = RemoteServer(type="http", url="http://127.0.0.1/a?t=${TOKEN}", headers=
 def core(world: World) -> Core:
     """As much of it as MCP servers need."""
     settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve", "-m"),)})
-    parts: Any = (None, None, None)
-    return Core(settings, cast(Any, None), world.db, world.redis, *parts, outbound=Outbound(["127.0.0.1"]), profiles={})
+    no: Any = None
+    return Core(settings, no, world.db, world.redis, no, no, no, outbound=Outbound(["127.0.0.1"]), profiles={})
 
 
 async def resolve(core: Core, world: World, server: Any) -> dict[str, Any]:

@@ -91,7 +91,7 @@ async def test_a_change_takes_away_what_is_null_and_a_replacement_all_that_is_no
 
 async def test_changes_at_the_same_moment_make_a_version_each(world: World) -> None:
     await made(world)
-    changes = [{"max_turns": 1}, {"effort": "low"}, {"model": "small"}]
+    changes: list[dict[str, Any]] = [{"max_turns": 1}, {"effort": "low"}, {"model": "small"}]
     await asyncio.gather(
         *(presets.revise(world.db, world.tenant_id, "reviewer", c, UNRESTRICTED, whole=False) for c in changes)
     )

@@ -26,8 +26,9 @@ def test_a_ticket_is_for_one_port_of_one_session(preview: Preview) -> None:
     assert preview.admits(ticket, 8000)
     assert not preview.admits(ticket, 8001)
     assert not preview.admits(ticket, 8000, forwarded=True)
-    for other in ("session_id", "tenant_id", "key"):
-        assert not replace(preview, **{other: uuid4()}).admits(ticket, 8000)
+    for name in ("session_id", "tenant_id", "key"):
+        other: dict[str, Any] = {name: uuid4()}
+        assert not replace(preview, **other).admits(ticket, 8000)
     last = "A" if ticket[-1] != "A" else "Q"
     for spoilt in (ticket[:-1] + last, ticket[:-2], "", "é", "A" * len(ticket)):
         assert not preview.admits(spoilt, 8000)

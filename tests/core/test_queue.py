@@ -469,8 +469,8 @@ async def test_places_count_all_queued_runs_from_one(world: World) -> None:
     await age(world)
     seen = [(w.run_id, w.position, w.owner_id) for w in await queue.waiting(world.db, lease.instance_id)]
     assert seen == [(behind_mine.run_id, 1, lease.instance_id), (new.run_id, 3, None)]
-    seen = [(w.run_id, w.position) for w in await queue.waiting(world.db, theirs_lease.instance_id)]
-    assert seen == [(behind_theirs.run_id, 2), (new.run_id, 3)]
+    others = [(w.run_id, w.position) for w in await queue.waiting(world.db, theirs_lease.instance_id)]
+    assert others == [(behind_theirs.run_id, 2), (new.run_id, 3)]
 
 
 async def test_a_run_that_was_queued_this_moment_is_not_announced_yet(world: World) -> None:

@@ -15,7 +15,7 @@ NEW_KEY = Fernet.generate_key().decode()
 
 
 def with_keys(world: World, *keys: str) -> Settings:
-    return Settings(_env_file=None, encryption_keys=",".join(keys))  # type: ignore[arg-type]
+    return Settings(_env_file=None, encryption_keys=",".join(keys))
 
 
 async def test_what_is_stored_does_not_hold_the_value(world: World) -> None:

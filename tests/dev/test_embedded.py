@@ -90,7 +90,7 @@ async def remember(servers: Servers) -> None:
         await client.set("remembered", "42")
 
 
-async def remembered(servers: Servers) -> tuple[int, bytes]:
+async def remembered(servers: Servers) -> tuple[int, bytes | str | None]:
     connection = await connect(servers)
     answer = await connection.fetchval("SELECT answer FROM remembered")
     await connection.close()

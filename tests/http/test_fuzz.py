@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import re
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -173,13 +173,22 @@ async def all_of(sending: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise failed[0]
 
 
+NO_HEADERS: Mapping[str, bytes] = {}
+
+
 class Sender:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client, self._room = client, asyncio.Semaphore(8)
         self.sent = self.succeeded = self.taken = 0
 
     async def __call__(
-        self, method: str, path: str, content: str | None, place: Path = (), text: str = "", **headers: bytes
+        self,
+        method: str,
+        path: str,
+        content: str | None,
+        place: Path = (),
+        text: str = "",
+        headers: Mapping[str, bytes] = NO_HEADERS,
     ) -> None:
         there = re.sub(r"{(\w+)}", lambda m: str(uuid4()) if m[1].endswith("_id") else name_for(path), path)
         async with self._room:
@@ -300,9 +309,10 @@ async def test_no_text_makes_a_route_fail_that_starts_an_agent(fleet: Fleet) -> 
     async with client_of(fleet) as client:
         send = Sender(client)
         await all_of(
-            send(method, path, json.dumps({**dict.fromkeys(body, 1), place[0]: changed(body, place, text)[place[0]]}))
+            send(method, path, json.dumps({**dict.fromkeys(body, 1), name: changed(body, place, text)[name]}))
             for (method, path), body in STARTS_AN_AGENT.items()
             for place in leaves(body)
+            for name in [str(place[0])]
             for text in TEXTS
         )
     assert send.sent > 200
@@ -347,8 +357,9 @@ async def test_no_header_makes_a_route_fail(fleet: Fleet, document: dict[str, An
     async with client_of(fleet) as client:
         send = Sender(client)
         await all_of(
-            send(method, path, json.dumps(BODIES[method, path]) if (method, path) in BODIES else None, **{name: text})
+            send(method, path, content, headers={name: text})
             for method, path, name in asked
+            for content in [json.dumps(BODIES[method, path]) if (method, path) in BODIES else None]
             for text in texts
         )
 

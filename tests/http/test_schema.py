@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import requests
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.core.transport import Response
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi.checks import (
@@ -35,7 +36,7 @@ LONGEST_WAIT = 1.0
 """Seconds. No run ever ends on a server without slots: what waits for one is not waited for."""
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(export())
-OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+OPERATIONS = [cast(Ok[Any], found).ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
 # What is deleted cannot be asked for.
 OPERATIONS.sort(key=lambda operation: operation.method == "delete")
 
@@ -75,14 +76,14 @@ def known(server: str, session: requests.Session) -> dict[str, str]:
     return ids
 
 
-Send = Callable[[Case], None]
+Send = Callable[[Case[Any]], None]
 
 
 @pytest.fixture
 def send(server: str, session: requests.Session) -> Send:
     """Send a request and check its answer. What streams is read up to its headers."""
 
-    def sending(case: Case) -> None:
+    def sending(case: Case[Any]) -> None:
         arguments = case.as_transport_kwargs(base_url=server, headers=HEADERS)
         try:
             answer = session.request(**arguments, stream=True, timeout=LONGEST_WAIT)
@@ -97,10 +98,10 @@ def send(server: str, session: requests.Session) -> Send:
     return sending
 
 
-def requests_to(operation: APIOperation[Any, Any, Any], known: dict[str, str]) -> st.SearchStrategy[Case]:
+def requests_to(operation: APIOperation[Any, Any, Any, Any], known: dict[str, str]) -> st.SearchStrategy[Case[Any]]:
     """Requests with the document's examples, such that fit it, and such that do not; half of them about what exists."""
 
-    def pointed(case: Case, at_known: bool) -> Case:
+    def pointed(case: Case[Any], at_known: bool) -> Case[Any]:
         if at_known:
             case.path_parameters.update({name: known[name] for name in case.path_parameters if name in known})
         return case
@@ -111,7 +112,7 @@ def requests_to(operation: APIOperation[Any, Any, Any], known: dict[str, str]) -
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_the_server_answers_as_the_document_says(
-    operation: APIOperation[Any, Any, Any], known: dict[str, str], send: Send
+    operation: APIOperation[Any, Any, Any, Any], known: dict[str, str], send: Send
 ) -> None:
     @seed(1)
     @settings(
@@ -122,7 +123,7 @@ def test_the_server_answers_as_the_document_says(
         suppress_health_check=list(HealthCheck),
     )
     @given(requests_to(operation, known))
-    def generated(case: Case) -> None:
+    def generated(case: Case[Any]) -> None:
         send(case)
 
     generated()

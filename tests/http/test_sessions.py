@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
@@ -289,7 +290,7 @@ async def test_a_deleted_session_is_gone_on_every_instance(fleet: Fleet, tag: st
         return (await instance.get(f"/sessions/{session_id}")).status_code == 404
 
     for instance in fleet.instances:
-        await until(lambda instance=instance: forgotten(instance))
+        await until(partial(forgotten, instance))
         for path in ("/messages", "/events", "/runs"):
             gone = await instance.get(f"/sessions/{session_id}{path}")
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "session_not_found"), path

@@ -58,7 +58,8 @@ def test_every_value_of_the_sdks_options_is_taken() -> None:
         word for kind in kinds for word in words(get_type_hints(kind)["type"])
     }
     assert set(Thinking.model_fields) == {name for kind in kinds for name in names(kind)}
-    assert set(AgentConfig.model_fields["output_format"].annotation.__args__[0].model_fields) == {"type", "schema_"}
+    [output_format, _] = get_args(AgentConfig.model_fields["output_format"].annotation)
+    assert set(output_format.model_fields) == {"type", "schema_"}
 
 
 RESULT_KEPT_BACK = {
