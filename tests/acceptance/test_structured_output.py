@@ -95,10 +95,9 @@ async def test_a_bad_schema_is_refused_when_it_arrives_with_its_place(fleet: Fle
         assert error["reason"].startswith("#/properties/a/type: ")
 
 
-@pytest.mark.parametrize("pattern", ["(?P<name>x)", "\\_"])
-async def test_a_pattern_that_only_the_agent_can_judge_fails_with_its_words(fleet: Fleet, pattern: str) -> None:
+@pytest.mark.parametrize("pattern", [r"^\p{Lu}(?<=A)\u{42}?$", "(?<name>x)"])
+async def test_a_pattern_is_judged_as_the_agent_does(fleet: Fleet, pattern: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
-    body = {"prompt": "answer by schema", "output_format": {"type": "json_schema", "schema": schema}}
-    error = (await fleet[1].post("/query/single", body)).json()["error"]
-    assert error["code"] == "agent_start_failed"
-    assert "Invalid regular expression" in error["message"]
+    body = {"prompt": "say hello", "output_format": {"type": "json_schema", "schema": schema}}
+    answer = await fleet[1].post("/query/single", body)
+    assert answer.status_code == 200, answer.text
