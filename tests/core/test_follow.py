@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -94,7 +95,7 @@ async def test_readers_that_come_at_any_moment_see_all_events_once_and_in_order(
 async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
     reader = asyncio.create_task(read_to_done(relay, claim))
-    await until(lambda: relay.followers.count == 1)
+    await until(partial(somebody_listens, world, claim))
     await talk(writer, claim, 50, deltas=4)
     frames = await reader
     assert len([f for f in frames if f.part]) == 200
@@ -105,7 +106,7 @@ async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: Wor
 async def test_deltas_are_counted_on_over_what_is_stored_between_them(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
     reader = asyncio.create_task(read_to_done(relay, claim))
-    await until(lambda: relay.followers.count == 1)
+    await until(partial(somebody_listens, world, claim))
     for kind in ("task", "message", "done"):
         writer.delta("partial", claim.run_id, {"text": "word "})
         await writer.append(Event(kind, {}, claim.run_id))
@@ -474,6 +475,7 @@ async def test_readers_share_one_subscription_and_the_last_one_ends_it(world: Wo
     _, claim, writer = await world.owned(relay.publisher)
     leaving, staying = (asyncio.create_task(read_to_done(relay, claim)) for _ in range(2))
     await until(lambda: relay.followers.count == 2)
+    await until(partial(somebody_listens, world, claim))
     assert await subscribers(world, claim) == 1
     await asyncio.wait_for(tasks.end(leaving), PATIENCE)
     assert relay.followers.count == 1
@@ -482,6 +484,10 @@ async def test_readers_share_one_subscription_and_the_last_one_ends_it(world: Wo
     assert len(frames) == 13  # deltas too: the one that left did not take the subscription with it
     assert relay.followers.count == 0
     await until(lambda: nobody_subscribes(world, claim))
+
+
+async def somebody_listens(world: World, claim: Claim) -> bool:
+    return await subscribers(world, claim) > 0
 
 
 async def nobody_subscribes(world: World, claim: Claim) -> bool:
