@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "limits": {*FOUNDATION, "redis"},
     "core": {*FOUNDATION, "models", "db", "redis"},
     "runner": {*FOUNDATION, "core", "db", "redis", "machine"},
-    "http": {*FOUNDATION, "core", "auth", "limits", "db", "redis"},
-    "dialects": {"errors", "core", "auth", "keys", "http"},
+    "web": {*FOUNDATION, "core", "auth", "limits", "db", "redis"},
+    "dialects": {"errors", "core", "auth", "keys", "limits", "web"},
     "roles": {*FOUNDATION, "models"},
     "migrate": {*FOUNDATION, "db", "roles"},
     "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "roles", "runner", "spelling"},
@@ -49,13 +49,31 @@ WHY = {
     "core": "the domain knows no HTTP, no runner and no SDK, so that every surface can use it",
     "runner": "the runner meets HTTP only through PostgreSQL and Redis, so that it can live in another process",
     "dialects": "a dialect translates between HTTP and the core, and owns no storage",
-    "http": "shared plumbing of the dialects must know none of them",
+    "web": "shared plumbing of the dialects must know none of them",
 }
+
+ORDER = {
+    "core": (
+        {"codec", "pages", "lease", "tasks", "idempotency", "network"},
+        {"config"},
+        {"events"},
+        {"context"},
+        {"tenant"},
+        {"sessions"},
+        {"fleet"},
+    ),
+    "runner": ({"guard"}, {"agent"}, {"session"}, {"worker"}, {"upkeep"}),
+    "dialects": ({"compat", "native"},),
+}
+"""Rooms within rooms, the lowest first: each may import what is below it, never what is above."""
+
+MAX_ENTRIES = 12
+"""Files and folders at the top of core: more than a reader takes in at one look want a room of their own."""
 
 FORBIDDEN_IN_DIALECTS = {"sqlalchemy", "redis", "asyncpg", "claude_agent_sdk"}
 
 # Started with -I -S, before anything else exists: every import is time until an agent starts, or may be missing.
-STANDARD_LIBRARY_ONLY = ("apps.api.runner.cli_guard", "apps.api.dev.reaper")
+STANDARD_LIBRARY_ONLY = ("apps.api.runner.guard.program", "apps.api.dev.reaper")
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """`core` for apps.api.core.runs, `main` for apps.api.main, and `api` for apps/api/__init__.py."""
+        """`core` for apps.api.core.codec, `main` for apps.api.main, and `api` for apps/api/__init__.py."""
         parts = self.name.split(".")
         return parts[2] if len(parts) > 2 else parts[-1]
 
@@ -148,6 +166,55 @@ def test_rooms_import_only_what_they_may() -> None:
     assert not list(violations()), "\n".join(violations())
 
 
+def inner_room(name: str) -> tuple[str, str] | None:
+    """("core", "events") for apps.api.core.events.log; None for what is in no room with an order."""
+    parts = name.split(".")
+    return (parts[2], parts[3]) if len(parts) > 3 and parts[1] == "api" and parts[2] in ORDER else None
+
+
+def test_every_inner_room_has_its_place() -> None:
+    found = {room for module in api_modules() if (room := inner_room(module.name))}
+    assert found == {(outer, room) for outer, levels in ORDER.items() for level in levels for room in level}
+
+
+def test_inner_rooms_import_only_what_is_below_them() -> None:
+    level = {(outer, room): at for outer, levels in ORDER.items() for at, rooms in enumerate(levels) for room in rooms}
+    for module in api_modules():
+        own = inner_room(module.name)
+        for line, name in module.imports():
+            other = inner_room(name)
+            if own and other and own[0] == other[0]:
+                assert level[other] <= level[own], f"{module.path}:{line}: {own[1]} is below {other[1]}, see ORDER"
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, in whatever roundabout way, under TYPE_CHECKING and in functions."""
+    imports = {m.name: {name for _, name in m.imports() if name in module_names()} - {m.name} for m in modules()}
+    while True:  # what imports nothing that is left is in no circle, and neither is what nothing imports
+        free = {name for name, wanted in imports.items() if not wanted & imports.keys()}
+        free |= imports.keys() - set().union(*imports.values())
+        if not free:
+            return [[name, *sorted(wanted & imports.keys())] for name, wanted in sorted(imports.items())]
+        imports = {name: wanted for name, wanted in imports.items() if name not in free}
+
+
+def test_no_circle_of_imports() -> None:
+    assert not circles(), "each of these imports one of the others that imports it:\n" + "\n".join(map(str, circles()))
+
+
+def test_the_top_of_core_fits_one_look() -> None:
+    entries = [e.name for e in (APPS / "api" / "core").iterdir() if e.name not in ("__init__.py", "__pycache__")]
+    assert len(entries) <= MAX_ENTRIES, sorted(entries)
+
+
+def test_no_module_is_named_like_one_of_the_standard_library() -> None:
+    for module in modules():
+        own = module.name.rpartition(".")[2]
+        assert own not in sys.stdlib_module_names, (
+            f"{module.path}: whoever reads `import {own}` thinks of the other one"
+        )
+
+
 def test_dialects_do_not_import_each_other() -> None:
     for module in api_modules():
         if module.room != "dialects":
@@ -155,7 +222,7 @@ def test_dialects_do_not_import_each_other() -> None:
         own = ".".join(module.name.split(".")[:4])
         for line, name in module.imports():
             foreign = name.startswith("apps.api.dialects") and not f"{name}.".startswith(f"{own}.")
-            assert not foreign, f"{module.path}:{line}: what two dialects share belongs into http or core"
+            assert not foreign, f"{module.path}:{line}: what two dialects share belongs into web or core"
 
 
 def test_dialects_know_neither_storage_nor_the_sdk() -> None:
@@ -228,21 +295,21 @@ def test_no_function_is_too_long() -> None:
 
 
 OPENS_FILES = {
-    "core.files": "the way to what agents may have made",
-    "core.removal": "the way to remove it",
-    "core.workspaces": "directories above those of agents, and copies that are not theirs yet",
-    "core.profiles": "a file of the operator's",
-    "runner.scratch": "directories above those of agents' processes",
-    "runner.history": "a configuration of which no agent knows yet",
-    "runner.extensions": "what agents can only read",
-    "runner.guard": "the launcher, the CLI",
-    "runner.isolation": "what the machine itself offers",
-    "runner.clone": "links of a clone that no agent has seen, by descriptors of core.files",
-    "runner.patches": "copies of files, under numbers, in a directory of the server's own",
-    "runner.ports": "/proc",
-    "runner.processes": "/proc",
-    "runner.cli_guard": "runs in a process of its own, with the agent's rights once it is confined",
-    "runner.confinement": "the same",
+    "core.sessions.files": "the way to what agents may have made",
+    "core.sessions.removal": "the way to remove it",
+    "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
+    "core.config.profiles": "a file of the operator's",
+    "runner.agent.scratch": "directories above those of agents' processes",
+    "runner.agent.history": "a configuration of which no agent knows yet",
+    "runner.agent.extensions": "what agents can only read",
+    "runner.guard.launcher": "the launcher, the CLI",
+    "runner.guard.isolation": "what the machine itself offers",
+    "runner.agent.clone": "links of a clone that no agent has seen, by descriptors of core.sessions.files",
+    "runner.agent.patches": "copies of files, under numbers, in a directory of the server's own",
+    "runner.session.ports": "/proc",
+    "runner.guard.processes": "/proc",
+    "runner.guard.program": "runs in a process of its own, with the agent's rights once it is confined",
+    "runner.guard.confinement": "the same",
 }
 """Modules of core and runner that may open, look at, make or remove files themselves, and which ones."""
 
@@ -285,7 +352,7 @@ def test_only_few_modules_open_files() -> None:
         if module.room in ("core", "runner")
     }
     stray = [call for name, calls in found.items() if name not in OPENS_FILES for call in calls]
-    assert not stray, "what agents may have made is opened by core.files alone:\n" + "\n".join(stray)
+    assert not stray, "what agents may have made is opened by core.sessions.files alone:\n" + "\n".join(stray)
     assert not [name for name in OPENS_FILES if not found[name]], "take those out that open nothing any more"
 
 

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from apps.api.core.config import AgentConfig
+from apps.api.core.config.agent import AgentConfig
 from apps.api.db import Database
 from apps.api.errors import Unavailable
 from apps.api.logs import configure_logging, told

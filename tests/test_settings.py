@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from apps.api.core.aliases import current_model
+from apps.api.core.config.aliases import current_model
 from apps.api.settings import Settings
 
 KEY = "a-key-of-sixteen"

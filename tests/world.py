@@ -12,18 +12,20 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from apps.api.core import instances, queue, runs, sessions, tasks
-from apps.api.core.config import AgentConfig
+from apps.api.core import tasks
+from apps.api.core.codec import decode
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
-from apps.api.core.follow import Followers
-from apps.api.core.frames import decode
-from apps.api.core.instances import Lease
-from apps.api.core.log import Writer
-from apps.api.core.outbound import Outbound
-from apps.api.core.queue import Claim
-from apps.api.core.relay import Publisher, Subscriptions
-from apps.api.core.runs import Submitted
-from apps.api.core.sessions import Labels
+from apps.api.core.events.follow import Followers
+from apps.api.core.events.log import Writer
+from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.fleet import claims, instances
+from apps.api.core.fleet.claims import Claim
+from apps.api.core.lease import Lease
+from apps.api.core.network.outbound import Outbound
+from apps.api.core.sessions import prompts, runs, sessions
+from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.sessions.sessions import Labels
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
@@ -58,13 +60,13 @@ class World:
         tenant_id: UUID = await self.db.pool.fetchval("INSERT INTO tenants (name) VALUES ($1) RETURNING id", name)
         return tenant_id
 
-    async def session(self, labels: Labels = runs.NO_LABELS, **config: Any) -> UUID:
+    async def session(self, labels: Labels = prompts.NO_LABELS, **config: Any) -> UUID:
         async with self.db.transaction() as connection:
             return await sessions.insert(connection, self.tenant_id, AgentConfig(**config), labels)
 
     async def queue(self, session_id: UUID | None = None, prompt: Any = "say hello", **more: Any) -> Submitted:
-        request = runs.Request(prompt, 60, session_id, **more)
-        return await runs.submit(self.db, self.tenant_id, None, request, max_queued=100)
+        request = prompts.Request(prompt, 60, session_id, **more)
+        return await prompts.submit(self.db, self.tenant_id, None, request, max_queued=100)
 
     async def instance(self, seconds: float = 60, slots: int = 4) -> Lease:
         """A member of the fleet with a fresh lease."""
@@ -79,14 +81,14 @@ class World:
         )
 
     async def claim(self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()) -> Claim:
-        claim = await queue.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for))
+        claim = await claims.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for))
         assert claim is not None
         return claim
 
     async def claims_nothing(
         self, lease: Lease, *, may_take_new: bool = True, except_for: tuple[UUID, ...] = ()
     ) -> bool:
-        return await queue.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for)) is None
+        return await claims.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for)) is None
 
     def writer(
         self, lease: Lease, claim: Claim, publisher: Publisher | None = None, db: Database | None = None

@@ -21,10 +21,11 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from apps.api import __version__, auth, migrate
-from apps.api.core import default_model, profiles
+from apps.api.core.config import profiles
+from apps.api.core.network import default_model
 from apps.api.db import Database
 from apps.api.redis import open_redis
-from apps.api.runner import isolation
+from apps.api.runner.guard import isolation
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
 

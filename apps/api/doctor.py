@@ -15,11 +15,12 @@ import asyncpg
 from dotenv import dotenv_values
 
 from apps.api import migrate, roles
-from apps.api.core import default_model, profiles
+from apps.api.core.config import profiles
+from apps.api.core.network import default_model
 from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
-from apps.api.runner import isolation
-from apps.api.runner.guard import bundled_cli, landlock_abi
+from apps.api.runner.guard import isolation
+from apps.api.runner.guard.launcher import bundled_cli, landlock_abi
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
 

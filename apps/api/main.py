@@ -14,32 +14,35 @@ import structlog
 from fastapi import FastAPI
 
 from apps.api import __version__, auth, roles
-from apps.api.core import default_model, profiles, tasks
+from apps.api.core import tasks
+from apps.api.core.config import profiles
 from apps.api.core.context import Core
-from apps.api.core.deliveries import Deliveries
-from apps.api.core.follow import Followers
-from apps.api.core.instances import Lease
-from apps.api.core.outbound import Outbound
-from apps.api.core.relay import Publisher, Subscriptions
+from apps.api.core.events.follow import Followers
+from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.lease import Lease
+from apps.api.core.network import default_model
+from apps.api.core.network.outbound import Outbound
+from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
-from apps.api.dialects.chat_server import routes as chat_server
-from apps.api.dialects.code_server import routes as code_server
-from apps.api.dialects.execute_server import routes as execute_server
+from apps.api.dialects.compat.chat_server import routes as chat_server
+from apps.api.dialects.compat.code_server import routes as code_server
+from apps.api.dialects.compat.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
-from apps.api.http import errors, health, index, metrics, playground, preview
-from apps.api.http.middleware import BoundedBody, RequestContext
-from apps.api.http.route import Probe
-from apps.api.http.sse import EventStream, Streams
-from apps.api.http.ws import Socket
 from apps.api.limits import PromptLimits, public_limiter
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
-from apps.api.runner import background, isolation, ports
-from apps.api.runner.guard import bundled_cli
+from apps.api.runner.guard import isolation
+from apps.api.runner.guard.launcher import bundled_cli
+from apps.api.runner.session import watch
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
+from apps.api.web import errors, health, index, metrics, playground, ports
+from apps.api.web.middleware import BoundedBody, RequestContext
+from apps.api.web.route import Probe
+from apps.api.web.sse import EventStream, Streams
+from apps.api.web.ws import Socket
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if show_docs else None,
     )
     app.state.settings = settings
-    app.state.previews = preview.Connections()
+    app.state.previews = ports.Connections()
     app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
     app.state.prompt_limits = PromptLimits(settings)
     app.state.limiter, app.state.health = public_limiter, health.Dependents()
@@ -117,7 +120,7 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         root = DIALECTS[root_dialect]
         app.include_router(root.router, include_in_schema=False)
         app.state.error_shapes |= {"/api": errors.native, "/preview": errors.native, "": root.error_shape}
-    for router in (health.router, index.router, preview.router, *native):
+    for router in (health.router, index.router, ports.router, *native):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)
@@ -170,8 +173,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         model = default_model.Watch(settings)
         tasks.start("default-model", model.run())
         await worker.start()
-        loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": ports.watch(worker.executions)}
-        loops["background"] = background.watch(core, worker.executions)
+        loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": watch.watch_ports(worker.executions)}
+        loops["background"] = watch.watch_background(core, worker.executions)
         for name, work in loops.items():
             tasks.start(f"runner-{name}", work)
         await _admit_guests(app, core)

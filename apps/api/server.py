@@ -18,14 +18,14 @@ PING_INTERVAL = 15.0
 """Seconds between pings to a client of a WebSocket."""
 
 PING_TIMEOUT = 45.0
-"""Seconds for its pong. A slow reader is cut before (http/sse.py, WRITE_TIMEOUT), and told why."""
+"""Seconds for its pong. A slow reader is cut before (web/sse.py, WRITE_TIMEOUT), and told why."""
 
 CLOSE_SECONDS = 10.0
 """For a client to take what is left, and to say goodbye, when its WebSocket is closed."""
 
 
 KNOWN = "claude_agent_api.known"
-"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See http/ws.py."""
+"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See web/ws.py."""
 
 STRANGERS_BYTES = 4 * 1024
 """For what a client sends over a WebSocket before it is known who it is: the message with its key."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from apps.api.core.config import AgentConfig
+from apps.api.core.config.agent import AgentConfig
 from tests.acceptance.asking import ASKING, COMMAND, asked, decide
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Sse

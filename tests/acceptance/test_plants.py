@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apps.api.core import removal
+from apps.api.core.sessions import removal
 from apps.api.dev.unprivileged import UNSHARE
-from apps.api.runner.guard import landlock_abi
+from apps.api.runner.guard.launcher import landlock_abi
 from tests import plants
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance

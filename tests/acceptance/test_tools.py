@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.api.runner import seccomp
+from apps.api.runner.guard import seccomp
 from tests.fleet import Fleet, Sse
 
 

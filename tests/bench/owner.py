@@ -19,10 +19,10 @@ import orjson
 import structlog
 import uvloop
 
-from apps.api.core import instances
-from apps.api.core.instances import Lease
-from apps.api.core.log import Event, Writer
-from apps.api.core.relay import Publisher
+from apps.api.core.events.log import Event, Writer
+from apps.api.core.events.relay import Publisher
+from apps.api.core.fleet import instances
+from apps.api.core.lease import Lease
 from apps.api.db import Database
 from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings

@@ -25,13 +25,13 @@ from claude_agent_sdk import (
     ToolPermissionContext,
 )
 
-from apps.api.core import workspaces
-from apps.api.core.config import AgentConfig
-from apps.api.runner import options
-from apps.api.runner.extensions import Extensions, write_permissions
-from apps.api.runner.guard import bundled_cli
-from apps.api.runner.scratch import Scratch
-from apps.api.runner.transcripts import Transcripts
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.sessions import workspaces
+from apps.api.runner.agent import options
+from apps.api.runner.agent.extensions import Extensions, write_permissions
+from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.agent.transcripts import Transcripts
+from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.settings import Settings
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from apps.api import migrate
-from apps.api.core import sessions
-from apps.api.core.config import AgentConfig
-from apps.api.core.sessions import Labels
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.sessions import sessions
+from apps.api.core.sessions.sessions import Labels
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.settings import Settings

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from apps.api.core import sessions
-from apps.api.core.config import AgentConfig
-from apps.api.core.sessions import Labels
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.sessions import sessions
+from apps.api.core.sessions.sessions import Labels
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.bench import owner

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from apps.api.core import codec
-from apps.api.core.frames import Frame, Position, decode, encode
+from apps.api.core.codec import decode, encode
+from apps.api.core.events.frames import Frame, Position
 
 LINE_ENDS = [c for c in map(chr, range(0x11000)) if len(f"a{c}b".splitlines()) > 1]
 

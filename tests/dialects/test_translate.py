@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from apps.api.core.frames import Frame, Position, event_data
-from apps.api.dialects.code_server.translate import Lines
-from apps.api.dialects.execute_server import translate as execute_server
+from apps.api.core.events.frames import Frame, Position, event_data
+from apps.api.dialects.compat.code_server.translate import Lines
+from apps.api.dialects.compat.execute_server import translate as execute_server
 
 
 def frame(kind: str, part: int = 0, **fields: Any) -> Frame:

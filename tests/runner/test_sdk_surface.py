@@ -9,11 +9,20 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from claude_agent_sdk import AgentDefinition, ClaudeAgentOptions, ResultMessage, types
 
-from apps.api.core.config import AgentConfig
-from apps.api.core.parts import Beta, Effort, HookEvent, PermissionMode, Subagent, SubagentMode, TaskBudget, Thinking
-from apps.api.core.sdk_options import NOT_TAKEN, NOT_TAKEN_OF_SUBAGENTS, why_not
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.parts import (
+    Beta,
+    Effort,
+    HookEvent,
+    PermissionMode,
+    Subagent,
+    SubagentMode,
+    TaskBudget,
+    Thinking,
+)
+from apps.api.core.config.sdk_options import NOT_TAKEN, NOT_TAKEN_OF_SUBAGENTS, why_not
 from apps.api.dialects.native.schemas import PromptBody
-from apps.api.runner.messages import Meter, outcome
+from apps.api.runner.agent.messages import Meter, outcome
 
 
 def names(kind: Any) -> set[str]:

@@ -12,7 +12,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
+
+import orjson
+
+from apps.api.core import codec
 
 MAX_DEPTH = 100
 """Lists and objects inside one another. PostgreSQL, pydantic and orjson each give up somewhere above."""
@@ -181,3 +186,31 @@ def check(value: Any, *, storable: bool = False) -> None:
 
 def _refuse(place: tuple[str, ...], reason: str) -> NoReturn:
     raise Unsuitable(".".join(place), reason)
+
+
+def encode(value: Any) -> bytes:
+    """JSON on one line: see `codec.one_line`.
+
+    Falls back to escapes for what orjson refuses: lone surrogates and integers beyond 64 bits. What is then no JSON
+    still (NaN, nesting without an end) is cleaned.
+    """
+    try:
+        return codec.one_line(orjson.dumps(value))
+    except orjson.JSONEncodeError:
+        try:
+            return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            return json.dumps(codec.clean(value), separators=(",", ":")).encode()
+
+
+def decode(text: str | bytes) -> Any:
+    """What `encode` made, lone surrogates included, which orjson refuses. Raises ValueError when it is no JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
+
+
+def timestamp(moment: datetime) -> str:
+    """ISO 8601 in UTC with milliseconds, as everywhere in the API."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

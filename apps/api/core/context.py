@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from apps.api.core.follow import DELETED, Followers
-from apps.api.core.frames import Frame
-from apps.api.core.outbound import Outbound
-from apps.api.core.profiles import Profile
-from apps.api.core.relay import Publisher, Subscriptions
+from apps.api.core.config.profiles import Profile
+from apps.api.core.events.follow import DELETED, Followers
+from apps.api.core.events.frames import Frame
+from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.network.outbound import Outbound
 from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 from apps.api.settings import Settings
-
-if TYPE_CHECKING:  # the queue closes requests, and whoever answers them works with the whole core
-    from apps.api.core.queue import Orphan
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +48,6 @@ class Core:
         keys = self.redis.keys
         self.publisher.send(keys.stream(tenant_id, session_id), keys.channel(tenant_id, session_id), frames)
         self._forget_cached(tenant_id, session_id)
-
-    def orphaned(self, orphan: Orphan) -> None:
-        """Relay what ended an orphan's run, and wake who may run the session's next one."""
-        self.relay(orphan.tenant_id, orphan.session_id, orphan.frames)
-        self.publisher.command("DEL", self.redis.keys.active_session(orphan.session_id))
-        self.wake(orphan.tenant_id, orphan.session_id)
 
     def _forget_cached(self, tenant_id: UUID, session_id: UUID) -> None:
         self.publisher.command("SET", self.redis.keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core.frames import encode
+from apps.api.core.codec import encode
 from apps.api.db import Database
 from apps.api.errors import Conflict
 

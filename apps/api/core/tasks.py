@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 INSIST_AFTER = 1.0
@@ -26,3 +27,29 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
                 task.cancel()
             raise
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+POLL = 1.0
+"""Seconds between looks at the queue and the commands without a wake-up."""
+
+
+def jittered(seconds: float) -> float:
+    """About that many seconds, 20 % up or down."""
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+
+
+async def pause(seconds: float) -> None:
+    """Wait about that long."""
+    await asyncio.sleep(jittered(seconds))
+
+
+async def nap(wake: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most about that long; clears it."""
+    try:
+        # Not wait_for: until Python 3.12 it can swallow a cancellation that comes together with the event.
+        async with asyncio.timeout(jittered(seconds)):
+            await wake.wait()
+    except TimeoutError:
+        return
+    finally:
+        wake.clear()

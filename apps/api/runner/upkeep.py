@@ -12,13 +12,16 @@ from uuid import UUID
 
 import structlog
 
-from apps.api.core import deliveries, idempotency, instances, queue, sessions, workspaces
+from apps.api.core import idempotency
 from apps.api.core.context import Core
-from apps.api.core.log import Event
-from apps.api.core.queue import Waiting
+from apps.api.core.events.log import Event
+from apps.api.core.fleet import claims, instances, ownership
+from apps.api.core.fleet.claims import Waiting
+from apps.api.core.sessions import sessions, workspaces
+from apps.api.core.tasks import POLL, nap, pause
+from apps.api.core.tenant import deliveries
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner.pace import POLL, nap, pause
 from apps.api.runner.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -48,9 +51,9 @@ class Upkeep:
         while True:
             await pause(REAP_INTERVAL)
             try:
-                for orphan in await queue.reap(self._core.db):
+                for orphan in await ownership.reap(self._core.db):
                     log.warning("upkeep.reaped", session_id=str(orphan.session_id))
-                    self._core.orphaned(orphan)
+                    ownership.announce(self._core, orphan)
             except _PASSING as error:
                 log.warning("upkeep.reap_failed", error=type(error).__name__)
 
@@ -59,7 +62,7 @@ class Upkeep:
         while True:
             await nap(self._worker.left_waiting, POLL)
             try:
-                waiting = await queue.waiting(self._core.db, self._core.instance_id)
+                waiting = await claims.waiting(self._core.db, self._core.instance_id)
                 for run in waiting:
                     await self._announce(run)
                 if waiting and self._worker.is_full:
@@ -70,16 +73,16 @@ class Upkeep:
 
     async def _announce(self, run: Waiting) -> None:
         if run.owner_id is None:
-            frames = await queue.announce_unowned(self._core.db, run)
+            frames = await claims.announce_unowned(self._core.db, run)
             self._core.relay(run.tenant_id, run.session_id, frames)
             return
         execution = self._worker.executions.get(run.session_id)
-        if execution is not None and not execution.closing and await queue.mark_announced(self._core.db.pool, run):
+        if execution is not None and not execution.closing and await claims.mark_announced(self._core.db.pool, run):
             await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
 
     async def _yield_idle(self, wanted: set[UUID]) -> None:
         idle = [e for s, e in self._worker.executions.items() if s in wanted and e.idle]
-        if idle and await queue.free_slot_elsewhere(self._core.db, self._core.instance_id):
+        if idle and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[0].close("yielded")
 
     async def _sweep_loop(self) -> None:

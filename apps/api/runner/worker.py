@@ -15,16 +15,19 @@ from uuid import UUID
 import structlog
 
 from apps.api import __version__
-from apps.api.core import commands, instances, queue, workspaces
 from apps.api.core.context import Core
-from apps.api.core.instances import Lease, Owned
+from apps.api.core.fleet import claims, commands, instances, ownership
+from apps.api.core.fleet.instances import Owned
+from apps.api.core.lease import Lease
+from apps.api.core.sessions import workspaces
+from apps.api.core.tasks import POLL, jittered, nap
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.machine import cpus
-from apps.api.runner import catalog, orders
-from apps.api.runner.execution import Execution
-from apps.api.runner.pace import POLL, jittered, nap
-from apps.api.runner.scratch import Scratch
+from apps.api.runner.agent import catalog
+from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.session import orders
+from apps.api.runner.session.execution import Execution
 
 log = structlog.get_logger(__name__)
 
@@ -168,8 +171,8 @@ class Worker:
 
     async def _register_again(self) -> None:
         # The same process may go on under its id once every session that it owned has been taken from it.
-        for orphan in await queue.reap(self._core.db):
-            self._core.orphaned(orphan)
+        for orphan in await ownership.reap(self._core.db):
+            ownership.announce(self._core, orphan)
         await instances.revive(
             self._core.db,
             self._lease,
@@ -193,9 +196,9 @@ class Worker:
             if (session_id, generation) in ours:
                 self.executions[session_id].fence()
             else:
-                orphan = await queue.disown(self._core.db, self._lease.instance_id, session_id, generation)
+                orphan = await ownership.disown(self._core.db, self._lease.instance_id, session_id, generation)
                 if orphan is not None:
-                    self._core.orphaned(orphan)
+                    ownership.announce(self._core, orphan)
         self._suspects = suspects
 
     def _mark_active(self, session_id: UUID, generation: int) -> None:
@@ -228,13 +231,13 @@ class Worker:
             self._evict_one()
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
         try:
-            claim = await queue.claim(
+            claim = await claims.claim(
                 self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
             )
-        except queue.Unreadable as claimed:
+        except claims.Unreadable as claimed:
             log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=claimed.__cause__)
-            if orphan := await queue.refuse(self._core.db, self._lease.instance_id, claimed):
-                self._core.orphaned(orphan)
+            if orphan := await claims.refuse(self._core.db, self._lease.instance_id, claimed):
+                ownership.announce(self._core, orphan)
             return True
         if claim is None:
             return False

@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader
+from apps.api.web.callers import Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 

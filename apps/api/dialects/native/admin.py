@@ -9,13 +9,15 @@ from uuid import UUID
 from fastapi import Path, Query
 
 from apps.api import auth, keys
-from apps.api.core import instances, repair, runs
 from apps.api.core.context import Core
+from apps.api.core.fleet import instances, ownership, repair
+from apps.api.core.sessions import runs
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import PREFIX, Limit, RunId, errors
 from apps.api.errors import NotFound, ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Operator
+from apps.api.web.callers import Operator
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=f"{PREFIX}/admin", tags=["administration"])
 
@@ -126,7 +128,7 @@ async def repair_run(core: CoreDep, caller: Operator, run_id: RunId) -> wire.Rep
     409 `nothing_to_repair` says why the run is as it should be; nothing was changed then.
     """
     done = await repair.repair(core.db, run_id)
-    core.orphaned(done.orphan)
+    ownership.announce(core, done.orphan)
     state = await runs.get(core.db, done.orphan.tenant_id, run_id)
     return wire.RepairedRun.model_validate(
         {"run_id": run_id, "session_id": done.session_id, "status": state["status"], "action": done.action}

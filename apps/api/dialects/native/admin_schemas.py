@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from apps.api.core.names import Name, Text
-from apps.api.core.sessions import utc
+from apps.api.core.config.names import Name, Text
+from apps.api.core.pages import utc
 from apps.api.dialects.native.schemas import Closed
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]

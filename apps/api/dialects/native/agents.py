@@ -10,18 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as Invalid
 
 from apps.api.auth import Principal
-from apps.api.core import presets, secrets
-from apps.api.core.config import AgentConfig
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.names import Name, Text
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.names import Name, Text
-from apps.api.core.presets import Draft
+from apps.api.core.tenant import presets, vault
+from apps.api.core.tenant.presets import Draft
 from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, checked, errors
 from apps.api.dialects.native.schemas import described
 from apps.api.errors import ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import Configurer, CoreDep, Reader, policy_of
+from apps.api.web.callers import Configurer, Reader, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["agents"])
 
@@ -95,7 +96,7 @@ async def _state(core: Core, caller: Principal, agent: str) -> PresetState:
 
 async def _checked(core: Core, caller: Principal, body: PresetFields) -> AgentConfig:
     given = await checked(core, caller.tenant_id, body)
-    await secrets.require(core.db, caller.tenant_id, given.hook_secrets())
+    await vault.require(core.db, caller.tenant_id, given.hook_secrets())
     return given
 
 

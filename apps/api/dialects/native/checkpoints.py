@@ -9,8 +9,8 @@ from uuid import UUID
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core import checkpoints
 from apps.api.core.idempotency import Idempotency
+from apps.api.core.sessions import checkpoints
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
     PREFIX,
@@ -23,9 +23,11 @@ from apps.api.dialects.native.common import (
     send_change,
 )
 from apps.api.dialects.native.examples import IDS, MOMENT
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error
+from apps.api.web.answer import Json
+from apps.api.web.callers import Reader, Writer
+from apps.api.web.doors import Router
+from apps.api.web.following import finished, outcome_or_error
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 

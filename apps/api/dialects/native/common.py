@@ -10,19 +10,21 @@ from fastapi import Depends, Header, Path, Query
 from pydantic import BaseModel
 
 from apps.api.auth import Principal
-from apps.api.core import mcp, prompting, repositories, runs, skills
-from apps.api.core.config import AgentConfig
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
-from apps.api.core.frames import Position
+from apps.api.core.events.frames import Position
+from apps.api.core.fleet import dispatch
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pins import Choice
-from apps.api.core.runs import Submitted
-from apps.api.core.sessions import Labels
+from apps.api.core.sessions import prompts
+from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant import mcp, repositories, skills
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS
 from apps.api.dialects.native.stream import position
-from apps.api.http.answer import Json
-from apps.api.http.route import policy_of
+from apps.api.web.answer import Json
+from apps.api.web.callers import policy_of
 
 PREFIX = "/api/v1"
 
@@ -80,7 +82,7 @@ async def send_change(
     idempotency: Idempotency | None,
 ) -> Submitted:
     """Queue a change of a session that waits its turn as prompts do. Raises as `runs.submit`."""
-    asked = runs.Request(
+    asked = prompts.Request(
         wanted,
         core.settings.request_timeout,
         session_id,
@@ -88,7 +90,7 @@ async def send_change(
         kind=kind,
         choice=Choice(policy=policy_of(core, caller)),
     )
-    return await prompting.send(core, caller.tenant_id, caller.key_id, asked)
+    return await dispatch.send(core, caller.tenant_id, caller.key_id, asked)
 
 
 def answer(model: type[BaseModel], data: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:

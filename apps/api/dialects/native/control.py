@@ -8,18 +8,22 @@ from uuid import UUID
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core import cancellation, commands, control, pins, profiles, runs
-from apps.api.core.commands import Sent
-from apps.api.core.config import AgentConfig
+from apps.api.core.config import profiles
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.names import ModelName, Name
+from apps.api.core.config.parts import PermissionMode
+from apps.api.core.fleet import cancellation, commands, control
+from apps.api.core.fleet.commands import Sent
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.names import ModelName, Name
-from apps.api.core.parts import PermissionMode
+from apps.api.core.sessions import pins, runs
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import Unavailable
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer, finished, outcome_or_error, policy_of
+from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.following import finished, outcome_or_error
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from apps.api.core import forks, prompting
+from apps.api.core.fleet import dispatch
+from apps.api.core.sessions import forks
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, errors
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.prompts import leaving, run_request
 from apps.api.dialects.native.sessions import state_of
 from apps.api.dialects.native.stream import run_stream
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Prompter
+from apps.api.web.answer import Json
+from apps.api.web.callers import Prompter
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 
@@ -43,6 +45,6 @@ async def fork(
     if forked.run is None:
         state = await state_of(core, caller, forked.session_id)
         return Json(state.model_dump(mode="json"), status_code=201, headers=request.state.limit_headers)
-    await prompting.announce(core, caller.tenant_id, forked.run)
+    await dispatch.announce(core, caller.tenant_id, forked.run)
     left = leaving(core, caller, body, forked.run)
     return run_stream(request, core, caller.tenant_id, forked.run, partials=body.include_partial_messages, left=left)

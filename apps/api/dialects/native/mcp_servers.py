@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from apps.api.core import mcp
-from apps.api.core.names import Name
-from apps.api.core.parts import OwnServer
+from apps.api.core.config.names import Name
+from apps.api.core.config.parts import OwnServer
+from apps.api.core.tenant import mcp
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import Configurer, CoreDep, Reader
+from apps.api.web.answer import Json
+from apps.api.web.callers import Configurer, Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["MCP servers"])
 

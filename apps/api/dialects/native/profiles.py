@@ -8,13 +8,14 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api.auth import Principal
+from apps.api.core.config.names import Name
+from apps.api.core.config.parts import PermissionMode
 from apps.api.core.context import Core
-from apps.api.core.names import Name
-from apps.api.core.parts import PermissionMode
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.errors import NotFound
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, policy_of
+from apps.api.web.callers import Reader, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["profiles"])
 

@@ -9,21 +9,24 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import cancellation, forks, prompting, runs
-from apps.api.core.content import Block, texts
+from apps.api.core.config.content import Block, texts
 from apps.api.core.context import Core
+from apps.api.core.fleet import cancellation, dispatch
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pins import Choice
-from apps.api.core.runs import Submitted
+from apps.api.core.sessions import forks, prompts
+from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import Conflict, NotFound, StillRunning
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import WAIT_MARGIN, CoreDep, Prompter, finished, outcome_or_error, policy_of
-from apps.api.http.sse import EventStream, Leaving, unless_left
+from apps.api.web.answer import Json
+from apps.api.web.callers import Prompter, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error
+from apps.api.web.route import CoreDep
+from apps.api.web.sse import EventStream, Leaving, unless_left
 
 router = Router(prefix=PREFIX)
 
@@ -36,14 +39,14 @@ async def run_request(
     prompt: str | list[Block],
     session_id: UUID | None,
     idempotency_key: str | None,
-) -> runs.Request:
+) -> prompts.Request:
     """What a body asks to run. `path`: of the route, which an idempotency key belongs to.
 
     Raises ValidationError, Forbidden.
     """
-    prompting.check(core, texts(prompt))
+    dispatch.check(core, texts(prompt))
     asked = body.model_dump(mode="json", exclude_unset=True)
-    return runs.Request(
+    return prompts.Request(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
@@ -71,9 +74,9 @@ async def submit(
         cut = forks.Asked(asked, begins=True, message_uuid=body.resume_session_at)
         run = (await forks.fork(core, caller.tenant_id, caller.key_id, cut)).run
         assert run is not None  # noqa: S101 - for the type checker
-        await prompting.announce(core, caller.tenant_id, run)
+        await dispatch.announce(core, caller.tenant_id, run)
         return run
-    return await prompting.send(core, caller.tenant_id, caller.key_id, asked)
+    return await dispatch.send(core, caller.tenant_id, caller.key_id, asked)
 
 
 def leaving(core: Core, caller: Principal, body: wire.RunBody, run: Submitted) -> Leaving | None:

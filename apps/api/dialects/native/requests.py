@@ -10,15 +10,17 @@ from fastapi import Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apps.api.auth import Principal
-from apps.api.core import pins, requests
+from apps.api.core.config.names import Text
 from apps.api.core.context import Core
-from apps.api.core.names import Text
+from apps.api.core.fleet import answering
+from apps.api.core.sessions import pins, requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.dialects.native.examples import IDS
 from apps.api.errors import NotFound, ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer, policy_of
+from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 
@@ -131,7 +133,7 @@ async def decide(
     decision = body.model_dump(exclude_none=True)
     profile = await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     by = by_key(caller)
-    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by, profile)
+    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by, profile)
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
 
 
@@ -145,7 +147,7 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
     request_id = body.request_id or await _only_question(core, caller, session_id)
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
     decision = {"decision": "answered", "answers": answers}
-    sent = await requests.answer(core, caller.tenant_id, session_id, request_id, "question", decision, by_key(caller))
+    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "question", decision, by_key(caller))
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
 
 

@@ -8,14 +8,14 @@ from apps.api.dialects.native import (
     agents,
     checkpoints,
     control,
+    dry_run,
     forks,
     mcp_servers,
-    preview,
     profiles,
     prompts,
     requests,
     runs,
-    secrets,
+    secret_values,
     sessions,
     skills,
     usage,
@@ -24,5 +24,5 @@ from apps.api.dialects.native import (
 )
 
 _SESSIONS = (prompts, ws, sessions, forks, requests, control, checkpoints, runs)
-_RESOURCES = (agents, preview, profiles, mcp_servers, skills, secrets, webhooks, usage, account, admin)
+_RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

@@ -8,18 +8,21 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import log, runs, sessions
+from apps.api.core.codec import decode
 from apps.api.core.context import Core
-from apps.api.core.follow import Followed
-from apps.api.core.frames import Position, decode
+from apps.api.core.events import log
+from apps.api.core.events.follow import Followed
+from apps.api.core.events.frames import Position
+from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
 from apps.api.dialects.native.examples import FOLLOWED
 from apps.api.dialects.native.stream import OneRun, nothing_left, session_stream
 from apps.api.errors import NotFound
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader
+from apps.api.web.answer import Json
+from apps.api.web.callers import Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from apps.api.core.config import AgentConfig
-from apps.api.core.content import Content
-from apps.api.core.names import Name, Text
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.content import Content
+from apps.api.core.config.names import Name, Text
 from apps.api.dialects.native import examples
 
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]

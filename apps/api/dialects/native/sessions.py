@@ -9,11 +9,12 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core import previews, runs, sessions
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pins import Choice
-from apps.api.core.sessions import Filters, utc
+from apps.api.core.pages import utc
+from apps.api.core.sessions import ports, prompts, sessions
+from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.sessions import Filters
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
     PREFIX,
@@ -27,8 +28,9 @@ from apps.api.dialects.native.common import (
     labels,
 )
 from apps.api.errors import ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader, Writer, policy_of
+from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX)
 
@@ -42,7 +44,7 @@ async def create_session(
     idempotency = Idempotency.given(idempotency_key, request.url.path, asked)
     given = await checked(core, caller.tenant_id, body)
     choice = Choice(body.profile, policy_of(core, caller), body.agent)
-    session_id = await runs.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
+    session_id = await prompts.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
     return await state_of(core, caller, session_id)
 
 
@@ -134,6 +136,6 @@ async def list_ports(request: Request, core: CoreDep, caller: Writer, session_id
 
     Whoever has the link needs no key: hence the scope `write`.
     """
-    preview = await previews.get(core.db, caller.tenant_id, session_id)
+    preview = await ports.get(core.db, caller.tenant_id, session_id)
     urls = preview.urls(str(request.base_url).rstrip("/"))
     return wire.PortList(data=[wire.OpenPort(port=int(port), url=url) for port, url in urls.items()])

@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from apps.api.core import skills
-from apps.api.core.config import confined
-from apps.api.core.names import Name, Text
-from apps.api.core.skills import BODY, Skill
+from apps.api.core.config.agent import confined
+from apps.api.core.config.names import Name, Text
+from apps.api.core.tenant import skills
+from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed
-from apps.api.http.answer import Json
-from apps.api.http.doors import Router
-from apps.api.http.route import Configurer, CoreDep, Reader
+from apps.api.web.answer import Json
+from apps.api.web.callers import Configurer, Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["skills and commands"])
 

@@ -11,14 +11,14 @@ from uuid import UUID
 
 from fastapi import Header, Query, Request
 
-from apps.api.core import runs
 from apps.api.core.context import Core
-from apps.api.core.follow import KEEP_ALIVE_INTERVAL, Followed, SessionDeleted
-from apps.api.core.frames import Frame, Position, event_data, join
-from apps.api.core.runs import Submitted
+from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, Followed, SessionDeleted
+from apps.api.core.events.frames import Frame, Position, event_data, join
+from apps.api.core.sessions import runs
+from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RUN_FAILURES, ValidationError
-from apps.api.http.route import run_frames
-from apps.api.http.sse import EventStream, Leaving
+from apps.api.web.following import run_frames
+from apps.api.web.sse import EventStream, Leaving
 
 OneRun = tuple[UUID, int | None]
 """A run, and the number of its `done` if it is over."""

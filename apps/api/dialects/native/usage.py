@@ -9,15 +9,17 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from apps.api.core import sessions, usage
-from apps.api.core.names import ModelName
-from apps.api.core.usage import Group, Scope
+from apps.api.core.config.names import ModelName
+from apps.api.core.sessions import sessions
+from apps.api.core.tenant import usage
+from apps.api.core.tenant.usage import Group, Scope
 from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
 from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
 from apps.api.errors import ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import CoreDep, Reader
+from apps.api.web.callers import Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["usage"])
 

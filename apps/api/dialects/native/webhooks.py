@@ -9,16 +9,17 @@ from uuid import UUID
 from fastapi import Path, Request, Response
 from pydantic import BaseModel, Field
 
-from apps.api.core import deliveries, webhooks
+from apps.api.core.config.names import Text
+from apps.api.core.config.parts import Url
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.names import Text
-from apps.api.core.parts import Url
-from apps.api.core.webhooks import Changes, Told
+from apps.api.core.tenant import deliveries, webhooks
+from apps.api.core.tenant.webhooks import Changes, Told
 from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.route import Configurer, CoreDep, Reader
+from apps.api.web.callers import Configurer, Reader
+from apps.api.web.doors import Router
+from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["webhooks"])
 

@@ -17,10 +17,12 @@ from fastapi import WebSocket
 
 from apps.api import auth
 from apps.api.auth import Principal
-from apps.api.core import runs, sessions, tasks
+from apps.api.core import tasks
+from apps.api.core.codec import encode
 from apps.api.core.context import Core
-from apps.api.core.follow import Followed
-from apps.api.core.frames import Frame, Position, encode
+from apps.api.core.events.follow import Followed
+from apps.api.core.events.frames import Frame, Position
+from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import control, requests
 from apps.api.dialects.native import ws_messages as wire
 from apps.api.dialects.native.common import PREFIX
@@ -28,11 +30,12 @@ from apps.api.dialects.native.prompts import leaving, submit
 from apps.api.dialects.native.schemas import PromptBody
 from apps.api.dialects.native.stream import OneRun, run_batches, session_batches
 from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unauthorized, Unavailable, ValidationError
-from apps.api.http.doors import Router
-from apps.api.http.errors import error_response, from_exception
-from apps.api.http.route import core_of, count_prompt, may_touch, presented_key, probe_of
-from apps.api.http.sse import Leaving, Streams
-from apps.api.http.ws import (
+from apps.api.web.callers import count_prompt, may_touch, presented_key
+from apps.api.web.doors import Router
+from apps.api.web.errors import error_response, from_exception
+from apps.api.web.route import core_of, probe_of
+from apps.api.web.sse import Leaving, Streams
+from apps.api.web.ws import (
     AUTH_TIMEOUT,
     FAILED,
     FORBIDDEN,

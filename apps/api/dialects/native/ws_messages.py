@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from pydantic import ValidationError as PydanticError
 
 from apps.api.core import codec
-from apps.api.core.frames import Position
+from apps.api.core.events.frames import Position
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import BadRequest, ValidationError
-from apps.api.http.errors import from_validation
+from apps.api.web.errors import from_validation
 
 Ref = Annotated[str, Field(min_length=1, max_length=200)]
 _REF: TypeAdapter[str | None] = TypeAdapter(Ref | None)

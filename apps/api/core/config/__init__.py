@@ -1,0 +1,1 @@
+"""What an agent is configured with: values alone, no database."""

@@ -1,0 +1,69 @@
+"""What names and texts may look like: the types that configuration is built from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
+
+from apps.api.core import codec
+from apps.api.core.config import rules
+
+
+def storable(value: str) -> str:
+    """The text as given. Raises ValueError for what PostgreSQL cannot hold."""
+    if "\x00" in value:
+        raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must not contain half of a surrogate pair") from error
+    return value
+
+
+def _document(value: dict[str, Any]) -> dict[str, Any]:
+    codec.check(value, storable=True)
+    return value
+
+
+STORED: dict[str, Any] = {"stored": True}
+"""Context for validating what was stored, perhaps by a release that was less strict: see `unless_stored`."""
+
+
+def unless_stored(check: Callable[[str], str]) -> Callable[[str, ValidationInfo], str]:
+    """A check of what clients send. What is stored was judged when it came, and is judged again where it is used."""
+    return lambda value, info: value if info.context == STORED else check(value)
+
+
+class Part(BaseModel):
+    """A part of a configuration: refuses fields it does not know, and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Text = Annotated[str, AfterValidator(storable)]
+Document = Annotated[dict[str, Any], AfterValidator(_document)]
+"""An object whose fields are nobody's business here, and that is stored: see `codec.check`."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
+_Rule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
+ToolRule = Annotated[_Rule, AfterValidator(unless_stored(rules.check))]
+Denial = Annotated[_Rule, AfterValidator(unless_stored(rules.check_denial))]
+"""A rule of what never runs."""
+
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""Of an MCP server, a preset, a profile, a subagent, a skill or a command."""
+
+SkillName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:-]{0,127}$")]
+"""The name of a skill; `plugin:skill` for one of a plugin."""
+
+SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+SecretRef = Annotated[str, StringConstraints(pattern=r"^\$\{[A-Z][A-Z0-9_]{0,63}\}$")]
+"""`${NAME}`: the value of the tenant's secret of that name."""
+
+SECRET_REFS = re.compile(r"\$\{([A-Z][A-Z0-9_]{0,63})\}")
+"""Where a text refers to secrets."""

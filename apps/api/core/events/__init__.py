@@ -1,0 +1,1 @@
+"""What happens in a session: frames, the log that stores them, the relay that carries them."""

@@ -1,0 +1,113 @@
+"""One event as it travels: encoded once by the owner, then shared as bytes by everybody who reads it.
+
+A frame is an SSE message:
+
+    id: 12-3
+    event: partial
+    data: {"session_id":"…36…","run_id":"…36…","seq":12,"created_at":"…", …the event's own fields…}
+
+`12` is the number of the newest durable event, `-3` the third delta since the last message; a durable event has no
+`-k`. The four leading fields always stand in this order, so that a relay can tell the run without parsing JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from apps.api.core import codec
+from apps.api.core.codec import encode, timestamp
+
+_RUN_AT = len('{"session_id":"') + 36 + len('","run_id":')
+_POSITION = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,9}))?")
+
+
+class Position(NamedTuple):
+    """Where a reader stands: after durable event `seq`, and after delta `part` of those since the last message."""
+
+    seq: int
+    part: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """`"12"` or `"12-3"`. Raises ValueError otherwise."""
+        match = _POSITION.fullmatch(text)
+        if match is None:
+            raise ValueError("expected SEQ or SEQ-PART, for example 12 or 12-3")
+        return cls(int(match[1]), int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.seq}-{self.part}" if self.part else str(self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An encoded event. `part` is 0 for a durable event."""
+
+    seq: int
+    part: int
+    type: str
+    raw: bytes
+
+    @property
+    def position(self) -> Position:
+        return Position(self.seq, self.part)
+
+    @property
+    def data(self) -> bytes:
+        """The JSON object of the `data:` line."""
+        return self.raw[self.raw.index(b"\ndata: ") + 7 : -2]
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that the event belongs to, if any."""
+        at = self.raw.index(b"\ndata: ") + 7 + _RUN_AT
+        return self.raw[at + 1 : at + 37].decode() if self.raw[at : at + 1] == b'"' else None
+
+    def belongs_to(self, run_id: bytes) -> bool:
+        """Whether the event is one of this run, given as text in bytes. Asked for every frame and reader."""
+        return self.raw.startswith(run_id, self.raw.index(b"\ndata: ") + 7 + _RUN_AT + 1)
+
+    @classmethod
+    def build(cls, position: Position, type_: str, data: bytes) -> Frame:
+        """Wrap a complete `data` object, as `event_data()` makes it. Older versions stored them on several lines."""
+        data = codec.one_line(data)
+        raw = b"id: %s\nevent: %s\ndata: %s\n\n" % (str(position).encode(), type_.encode(), data)
+        return cls(position.seq, position.part, type_, raw)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Frame:
+        """The inverse of `build`: of exactly one frame."""
+        head, _, _ = raw.partition(b"\ndata: ")
+        ident, _, type_ = head.partition(b"\nevent: ")
+        seq, _, part = ident[4:].partition(b"-")
+        return cls(int(seq), int(part or 0), type_.decode(), raw)
+
+
+def event_data(
+    session_id: UUID, run_id: UUID | None, seq: int, created_at: datetime, fields: Mapping[str, Any]
+) -> bytes:
+    """The JSON of one event: the four common fields, then its own."""
+    run = b'"%s"' % str(run_id).encode() if run_id else b"null"
+    head = b'{"session_id":"%s","run_id":%s,"seq":%d,"created_at":"%s"' % (
+        str(session_id).encode(),
+        run,
+        seq,
+        timestamp(created_at).encode(),
+    )
+    body = encode(fields)
+    return head + (b"}" if body == b"{}" else b"," + body[1:])
+
+
+def split(payload: bytes) -> list[Frame]:
+    """The frames of one published batch. JSON holds no raw line break, so an empty line only ends a frame."""
+    return [Frame.parse(raw + b"\n\n") for raw in payload.split(b"\n\n") if raw]
+
+
+def join(frames: Iterable[Frame]) -> bytes:
+    """Frames as one write."""
+    return b"".join(frame.raw for frame in frames)

@@ -1,0 +1,284 @@
+"""The live relay: one publishing and one subscribing Redis connection per instance.
+
+Publishing may lose and so may pub/sub; both say so (`gap()`), and readers repair themselves from the session's
+stream or from PostgreSQL. Measured choices (docs/adr/0004-live-relay.md): the payload travels in the PUBLISH, one
+per session and flush; a flush happens at once when quiet and 2 ms apart when busy; a bare redis-py connection
+with hiredis' packer costs half of the client's pipeline object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+from hiredis import pack_command
+from redis.asyncio import Connection
+from redis.exceptions import ResponseError
+
+from apps.api.core import tasks
+from apps.api.core.events.frames import Frame, join
+from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis
+
+log = structlog.get_logger(__name__)
+
+BUSY_EVENTS_PER_SECOND = 1_000
+BUSY_FLUSH_GAP = 0.002
+"""Above that rate, wait this many seconds between flushes: fewer, larger writes."""
+
+MAX_PENDING_BYTES = 16 * 1024 * 1024
+"""What may wait for Redis in all. Beyond it everything pending is dropped; readers repair from PostgreSQL."""
+
+MAX_PENDING_COMMANDS = 10_000
+
+REPLY_TIMEOUT = 2.0
+"""Seconds for the replies to one flush."""
+
+PING_INTERVAL = 5.0
+"""Seconds between signs of life on the subscribing connection; three missed ones count as a dead connection."""
+
+
+class Listener(Protocol):
+    """Somebody who wants a channel. Both calls must return at once."""
+
+    def deliver(self, payload: bytes) -> None:
+        """A message arrived."""
+
+    def gap(self) -> None:
+        """Messages may have been lost since the last one."""
+
+
+def _pack(*words: str | bytes | int) -> bytes:
+    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub knows tuples of one only
+    return packed
+
+
+def _backoff(attempt: int) -> float:
+    return min(0.05 * float(2**attempt), 2.0) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+
+
+async def _keep_connected(
+    redis: Redis, name: str, work: Callable[[Connection], Awaitable[None]], lost: Callable[[], None]
+) -> None:
+    """Run `work` on a connection of its own, for ever; `lost` is called after each, and each failure to get one."""
+    attempt = 0
+    while True:
+        connection = redis.connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            attempt = 0
+            await work(connection)
+        except REDIS_ERRORS as error:
+            log.warning("relay.disconnected", connection=name, error=type(error).__name__, attempt=attempt)
+        finally:
+            await connection.disconnect(nowait=True)
+            lost()
+        await asyncio.sleep(_backoff(attempt))
+        attempt = min(attempt + 1, 8)
+
+
+class Publisher:
+    """Sends frames to a session's stream and channel, and plain messages to other channels, in order."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._streams: dict[tuple[str, str], list[Frame]] = {}
+        self._commands: list[bytes] = []
+        self._pending_bytes = 0
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.dropped = 0
+
+    def send(self, stream: str, channel: str, frames: Sequence[Frame]) -> None:
+        """Queue frames of one session. Never waits; may drop when Redis is away (counted in `dropped`)."""
+        if not frames:
+            return
+        queue = self._streams.setdefault((stream, channel), [])
+        for frame in frames:
+            queue.append(frame)
+            self._pending_bytes += len(frame.raw)
+        if self._pending_bytes > MAX_PENDING_BYTES:
+            self._drop()
+        self._wake()
+
+    def notify(self, channel: str, payload: str | bytes) -> None:
+        """Publish a small message. Only ever a wake-up: the receiver also polls."""
+        self.command("PUBLISH", channel, payload)
+
+    def command(self, *words: str | bytes | int) -> None:
+        """Queue a command that nobody waits for, such as dropping a cache entry."""
+        self._commands.append(_pack(*words))
+        if len(self._commands) > MAX_PENDING_COMMANDS:
+            self._commands.clear()
+        self._wake()
+
+    async def flushed(self, timeout: float = 2.0) -> None:
+        """Wait until nothing is pending, or `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+    def _wake(self) -> None:
+        self._idle.clear()
+        self._work.set()
+
+    def _drop(self) -> None:
+        self.dropped += sum(len(frames) for frames in self._streams.values())
+        self._streams.clear()
+        self._pending_bytes = 0
+
+    async def run(self) -> None:
+        """Flush until cancelled; reconnects for ever, with back-off and jitter."""
+        # What waited during an outage is stale for live readers, and they read it from PostgreSQL.
+        await _keep_connected(self._redis, "publisher", self._flush_loop, self._drop)
+
+    async def _flush_loop(self, connection: Connection) -> None:
+        window_started, window_events = time.monotonic(), 0
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            commands, events = self._take()
+            if commands:
+                await connection.send_packed_command(commands)
+                async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
+                    for _ in commands:
+                        await self._read_reply(connection)
+            if not self._work.is_set():
+                self._idle.set()
+            now = time.monotonic()
+            window_events += events
+            if now - window_started >= 0.1:
+                window_started, window_events = now, int(window_events * 0.1 / (now - window_started)) // 2
+            if window_events > BUSY_EVENTS_PER_SECOND * 0.1:
+                await asyncio.sleep(BUSY_FLUSH_GAP)
+
+    @staticmethod
+    async def _read_reply(connection: Connection) -> None:
+        try:
+            await connection.read_response(disable_decoding=True, timeout=math.inf)
+        except ResponseError as error:
+            # XADD refuses an id at or below the newest: a writer that is no longer the owner. Harmless: it is fenced.
+            log.warning("relay.refused", error=str(error)[:200])
+
+    def _take(self) -> tuple[list[bytes], int]:
+        streams, self._streams = self._streams, {}
+        plain, self._commands = self._commands, []
+        commands: list[bytes] = []
+        self._pending_bytes = 0
+        events = 0
+        for (stream, channel), frames in streams.items():
+            events += len(frames)
+            for frame in frames:
+                entry_id = f"{frame.seq}-{frame.part}"
+                commands.append(_pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, entry_id, "f", frame.raw))
+            commands.append(_pack("PUBLISH", channel, join(frames)))
+            if any(frame.part == 0 for frame in frames):
+                ttl = STREAM_TTL_AFTER_RUN if frames[-1].type == "done" else STREAM_TTL
+                commands.append(_pack("EXPIRE", stream, ttl))
+        # Events first: whoever a wake-up wakes finds them there.
+        return commands + plain, events
+
+
+class Subscriptions:
+    """Channels that this instance listens to, on one connection whatever their number."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._listeners: dict[bytes, list[Listener]] = {}
+        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._connection: Connection | None = None
+        self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(maxsize=100_000)
+        self.connected = False
+
+    async def subscribe(self, channel: str, listener: Listener, timeout: float = 1.0) -> None:
+        """Add a listener; returns when Redis confirmed, or after `timeout` seconds without that.
+
+        Without a confirmation the listener still gets `gap()` as soon as the connection is back.
+        """
+        name = channel.encode()
+        listeners = self._listeners.setdefault(name, [])
+        if listener not in listeners:
+            listeners.append(listener)
+        confirmed = self._confirmed.get(name)
+        if confirmed is None:
+            confirmed = self._confirmed[name] = asyncio.Event()
+            self._request("SUBSCRIBE", name)
+        if not confirmed.is_set() and self.connected:
+            try:
+                async with asyncio.timeout(timeout):
+                    await confirmed.wait()
+            except TimeoutError:
+                log.warning("relay.subscribe_not_confirmed")
+
+    def unsubscribe(self, channel: str, listener: Listener) -> None:
+        """Remove a listener; the last one ends the subscription."""
+        name = channel.encode()
+        listeners = self._listeners.get(name, [])
+        if listener in listeners:
+            listeners.remove(listener)
+        if not listeners:
+            self._listeners.pop(name, None)
+            self._confirmed.pop(name, None)
+            self._request("UNSUBSCRIBE", name)
+
+    def _request(self, command: str, channel: bytes) -> None:
+        # While disconnected the reconnect subscribes to whatever is wanted by then.
+        if self.connected and not self._outbox.full():
+            self._outbox.put_nowait((command, channel))
+
+    async def run(self) -> None:
+        """Read until cancelled; reconnects for ever, with back-off and jitter."""
+        await _keep_connected(self._redis, "subscriber", self._session, self._disconnected)
+
+    def _disconnected(self) -> None:
+        self.connected = False
+        for confirmed in self._confirmed.values():
+            confirmed.clear()
+        for listeners in tuple(self._listeners.values()):
+            for listener in tuple(listeners):
+                listener.gap()
+
+    async def _session(self, connection: Connection) -> None:
+        while not self._outbox.empty():
+            self._outbox.get_nowait()
+        self.connected = True
+        if self._listeners:
+            await connection.send_command("SUBSCRIBE", *self._listeners)
+        writer = asyncio.create_task(self._write(connection), name="relay-subscriber-write")
+        try:
+            await self._read(connection)
+        finally:
+            self.connected = False
+            await tasks.end(writer)
+
+    async def _write(self, connection: Connection) -> None:
+        # Never on a connection that is over: redis-py would silently open it again.
+        while self.connected:
+            try:
+                async with asyncio.timeout(PING_INTERVAL):
+                    command, channel = await self._outbox.get()
+            except TimeoutError:
+                await connection.send_command("PING")
+            else:
+                await connection.send_command(command, channel)
+
+    async def _read(self, connection: Connection) -> None:
+        while True:
+            reply = await connection.read_response(disable_decoding=True, timeout=3 * PING_INTERVAL)
+            if reply is None:  # how redis-py says that the timeout passed
+                raise TimeoutError("no sign of life from Redis")
+            kind, channel = reply[0], reply[1]
+            if kind == b"message":
+                for listener in tuple(self._listeners.get(channel, ())):
+                    listener.deliver(reply[2])
+            elif kind == b"subscribe" and channel in self._confirmed:
+                self._confirmed[channel].set()
+                for listener in tuple(self._listeners.get(channel, ())):
+                    listener.gap()

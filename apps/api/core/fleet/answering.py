@@ -1,0 +1,82 @@
+"""Answers to what an agent asks: the decision and the command to the owner are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core.codec import decode, encode
+from apps.api.core.config import profiles
+from apps.api.core.config.profiles import Problem, Profile
+from apps.api.core.context import Core
+from apps.api.core.fleet import commands
+from apps.api.core.fleet.commands import Sent
+from apps.api.core.sessions import requests, sessions
+from apps.api.errors import ValidationError
+
+
+def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
+    """The decision with the rules that it means. Raises ValidationError, Forbidden."""
+    questions = requests.questions_of(data)
+    for question in decision.get("answers", ()):
+        if question not in questions:
+            raise ValidationError.of("answers", f"this was not asked: {question[:200]}")
+    if "updated_input" in decision and profile is not None and profiles.limits_input(profile, data["tool_name"]):
+        reason = f"the profile forbids some uses of {data['tool_name']}, so its input cannot be changed"
+        profiles.refuse([Problem("updated_input", code="tool_not_permitted", reason=reason)])
+    if not decision.get("remember"):
+        return decision
+    rules = requests.Remembered.of(data, decision).told
+    profiles.refuse(profiles.rule_problems(profile, rules, "remember"))
+    return {**decision, "rules": [str(rule) for rule in rules]}
+
+
+async def answer(
+    core: Core,
+    tenant_id: UUID,
+    session_id: UUID,
+    request_id: UUID,
+    kind: str,
+    decision: Mapping[str, Any],
+    by: Mapping[str, Any],
+    profile: Profile | None = None,
+) -> Sent:
+    """Decide a request, once. `decision` is what runner/session/approvals.py understands; `by` says who decides.
+
+    Raises:
+        NotFound: `session_not_found`, `request_not_found`.
+        ValidationError: it is of another kind, or an answer is to a question that was not asked.
+        Forbidden: the decision would widen the session's `profile`.
+        Conflict: `request_resolved`, with how and by whom; `no_live_run` when nobody waits for it any more.
+    """
+    await sessions.require(core.db, tenant_id, session_id)
+    row = await requests.row_of(core.db, tenant_id, session_id, request_id)
+    if row["kind"] != kind:
+        raise ValidationError.of("request_id", f"is a {row['kind']}, not a {kind}")
+    if row["status"] != "open":
+        raise requests.already_resolved(row)
+    decision = _checked(decision, decode(row["data"]), profile)
+
+    async def decide(connection: asyncpg.Connection) -> None:
+        status = await connection.execute(
+            "UPDATE requests SET status = 'answered', decision = $2, resolved_by = $3, resolved_at = now()"
+            " WHERE id = $1 AND status = 'open'",
+            request_id,
+            encode(decision).decode(),
+            dict(by),
+        )
+        if status != "UPDATE 1":
+            raise _Late
+
+    payload = {"request_id": str(request_id)}
+    try:
+        return await commands.send(core, tenant_id, session_id, "answer", payload, any_run=True, with_it=decide)
+    except _Late:
+        raise requests.already_resolved(await requests.row_of(core.db, tenant_id, session_id, request_id)) from None
+
+
+class _Late(Exception):
+    """Somebody else has decided."""

@@ -1,0 +1,265 @@
+"""The queue: claiming runs, giving sessions back, and taking over from dead owners.
+
+A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
+of that session active, and the session owned by nobody or by the claimer already.
+
+Rows are locked FOR NO KEY UPDATE: whoever stores something that refers to them holds them FOR KEY SHARE, in an order
+of its own, and a stronger lock here would pass over their sessions, or deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core.codec import decode
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.profiles import Profile, clamp
+from apps.api.core.events.frames import Frame
+from apps.api.core.events.log import Event, append
+from apps.api.core.fleet.ownership import Orphan, disown
+from apps.api.core.lease import Lease
+from apps.api.db import Database
+
+_CLAIM = """
+WITH next AS (
+  SELECT s.id, r.id AS run_id
+  FROM runs r JOIN sessions s ON s.id = r.session_id
+  WHERE r.status = 'queued' AND s.deleted_at IS NULL AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $2))
+    AND s.id <> ALL($3::uuid[])
+    AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
+    AND NOT EXISTS (
+      SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
+    AND NOT EXISTS (
+      SELECT 1 FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' AND q.position < r.position)
+  ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+), owned AS (
+  UPDATE sessions s
+  SET owner_id = $1, generation = s.generation + (s.owner_id IS DISTINCT FROM $1)::int, last_active_at = now()
+  FROM next WHERE s.id = next.id
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
+)
+UPDATE runs r SET status = 'running', started_at = now(), first_seq = owned.last_seq + 1
+FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
+RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
+  coalesce(r.config, owned.config) AS config,
+  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
+  owned.profile,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM skills WHERE tenant_id = owned.tenant_id) AS skills,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM mcp_servers WHERE tenant_id = owned.tenant_id) AS servers,
+  (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
+"""
+
+
+NO_PROFILES: Mapping[str, Profile] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that this instance must execute now, and its session as the owner needs it.
+
+    Attributes:
+        config: the session's, clamped to what its profile allows today.
+        kind: `prompt`; or `rewind` or `reset`, whose `prompt` holds what to rewind to or how to reset.
+        expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        provisions: another value once the tenant has changed what its agents are given beside their configuration.
+    """
+
+    run_id: UUID
+    kind: str
+    prompt: Any
+    expand_prompt: bool
+    timeout_seconds: float
+    config: AgentConfig
+    session_id: UUID
+    tenant_id: UUID
+    generation: int
+    last_seq: int
+    sdk_session_id: UUID
+    profile: Profile | None = None
+    provisions: tuple[str, ...] = ()
+
+
+async def claim(
+    db: Database,
+    lease: Lease,
+    *,
+    may_take_new: bool,
+    except_for: list[UUID],
+    profiles: Mapping[str, Profile] = NO_PROFILES,
+) -> Claim | None:
+    """Claim the next run, if any.
+
+    Args:
+        may_take_new: whether a session that nobody owns may be taken, or only own ones.
+        except_for: sessions whose runs are not to be claimed now.
+        profiles: those of this instance, by name.
+
+    Raises:
+        LeaseLost: this instance may not claim.
+        Unreadable: it claimed a run that it cannot execute; pass it to `refuse`.
+    """
+    lease.require()
+    try:
+        row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
+    except asyncpg.UniqueViolationError:
+        return None  # a background turn of that session began after this statement had looked; the next look sees it
+    if row is None:
+        return None
+    fields = dict(row)
+    skills, servers, secrets = (fields.pop(name) for name in ("skills", "servers", "secrets"))
+    try:
+        fields["prompt"] = decode(row["prompt"])
+        fields["config"] = AgentConfig.stored(row["config"])
+    except ValueError as error:
+        raise Unreadable(row["session_id"], row["generation"]) from error
+    if row["profile"] is not None:
+        profile = fields["profile"] = profiles.get(row["profile"])
+        if profile is None:
+            raise Unreadable(row["session_id"], row["generation"], _no_profile(row["profile"]))
+        # The operator's file may have changed since the session was created.
+        fields["config"] = clamp(profile, fields["config"])
+        fields["expand_prompt"] = row["expand_prompt"] and profile.skills
+        fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
+    uses_servers = bool(fields["config"].servers())
+    fields["provisions"] = (skills, servers, secrets) if uses_servers else (skills,)
+    return Claim(**fields)
+
+
+class Unreadable(Exception):
+    """What is stored of a claimed run is not for this instance: another version or other settings made it."""
+
+    def __init__(self, session_id: UUID, generation: int, error: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"session {session_id}: its run cannot be read")
+        self.session_id, self.generation, self.error = session_id, generation, error or _UNREADABLE
+
+
+def _no_profile(name: str) -> dict[str, Any]:
+    message = f"The session was created under the profile {name}, which the operator has removed. Create a new session."
+    return {"code": "profile_removed", "message": message, "retryable": False}
+
+
+_UNREADABLE = {
+    "code": "agent_start_failed",
+    "message": "This instance is of a version that cannot read the configuration of this run.",
+    "retryable": True,
+}
+
+
+async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan | None:
+    """Fail a run that was claimed and cannot be executed here, and give its session back."""
+    return await disown(db, instance_id, claimed.session_id, claimed.generation, claimed.error)
+
+
+async def begin_background(
+    db: Database, session_id: UUID, tenant_id: UUID, generation: int, run_id: UUID, seconds: float
+) -> bool:
+    """Make a run for a turn that a background task of the agent began. False when the session has an active run.
+
+    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there.
+    """
+    try:
+        status = await db.pool.execute(
+            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
+            " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
+            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', $5, now(),"
+            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
+            session_id,
+            tenant_id,
+            generation,
+            run_id,
+            seconds,
+        )
+    except asyncpg.UniqueViolationError:
+        return False
+    return bool(status == "INSERT 0 1")
+
+
+async def kept_waiting(db: Database, session_id: UUID, seconds: float) -> bool:
+    """Whether a run of the session has been queued for so long."""
+    waits: bool = await db.pool.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued'"
+        " AND created_at <= now() - make_interval(secs => $2))",
+        session_id,
+        seconds,
+    )
+    return waits
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued run whose place in the queue has not been told yet."""
+
+    run_id: UUID
+    session_id: UUID
+    tenant_id: UUID
+    position: int
+    owner_id: UUID | None
+
+
+async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Waiting]:
+    """Queued runs with a new place, of sessions that this instance or nobody owns.
+
+    The place counts every run that is queued before it, 1 being next: slots are shared by all.
+    Runs younger than 0.15 s are left out, since most of them start at once.
+    """
+    rows = await db.pool.fetch(
+        """
+        SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
+          SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
+          FROM runs WHERE status = 'queued'
+        ) q JOIN sessions s ON s.id = q.session_id
+        WHERE q.place IS DISTINCT FROM q.announced_position AND q.created_at < now() - interval '0.15 seconds'
+          AND (s.owner_id = $1 OR s.owner_id IS NULL) AND s.deleted_at IS NULL
+        ORDER BY q.place LIMIT $2
+        """,
+        instance_id,
+        limit,
+    )
+    return [Waiting(**dict(row)) for row in rows]
+
+
+async def mark_announced(connection: asyncpg.Connection | asyncpg.Pool, run: Waiting) -> bool:
+    """Note that a place was told; False when somebody else told it or the run is not queued any more."""
+    status = await connection.execute(
+        "UPDATE runs SET announced_position = $2"
+        " WHERE id = $1 AND status = 'queued' AND announced_position IS DISTINCT FROM $2",
+        run.run_id,
+        run.position,
+    )
+    return bool(status == "UPDATE 1")
+
+
+async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
+    """Append the `queued` event to a session that nobody owns, by owning it for one transaction."""
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
+            " FOR NO KEY UPDATE SKIP LOCKED",
+            run.session_id,
+        )
+        if row is None or not await mark_announced(connection, run):
+            return []
+        generation = await connection.fetchval(
+            "UPDATE sessions SET generation = generation + 1 WHERE id = $1 RETURNING generation", run.session_id
+        )
+        event = Event("queued", {"position": run.position}, run.run_id)
+        return await append(connection, run.session_id, generation, row["last_seq"], [event])
+
+
+async def free_slot_elsewhere(db: Database, instance_id: UUID) -> bool:
+    """Whether another live instance has a free slot."""
+    free: bool = await db.pool.fetchval(
+        """
+        SELECT EXISTS (
+          SELECT 1 FROM instances i WHERE i.id <> $1 AND i.lease_expires_at > now() AND NOT i.draining AND i.slots > (
+            SELECT count(*) FROM sessions s JOIN runs r ON r.session_id = s.id
+            WHERE s.owner_id = i.id AND r.status = 'running' AND r.origin = 'client'))
+        """,
+        instance_id,
+    )
+    return free

@@ -1,0 +1,233 @@
+"""Commands: durable messages to the owner of a session. The row comes first, the wake-up second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import structlog
+
+from apps.api.core import codec
+from apps.api.core.codec import encode
+from apps.api.core.context import Core
+from apps.api.core.events.relay import Publisher
+from apps.api.db import Database
+from apps.api.errors import Conflict, NotFound
+from apps.api.redis import Redis
+
+log = structlog.get_logger(__name__)
+
+WAIT = 2.0
+"""Seconds that a request waits for its command to be applied before it answers `accepted`."""
+
+EXPIRY = 60.0
+"""Seconds after which nobody obeys a command any more. Whoever sent it was told after WAIT what became of it, and the
+owner gives each one 20."""
+
+MAX_PENDING = 20
+"""Commands of one session that its owner obeys at a time."""
+
+MAX_RESULT_BYTES = 4 * 1024 * 1024
+"""Size of what a command may answer."""
+
+MAX_STORED = 100
+"""Commands of one session that may wait for an owner that does not get to them. Answers are not counted: their requests
+are bounded."""
+
+_UNSTORABLE = {"code": "control_failed", "message": "What the agent answered cannot be stored."}
+
+_POLL = 0.25
+"""Seconds between looks at the row while waiting, for when the reply on Redis is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the owner is asked to do.
+
+    Attributes:
+        type: `cancel`, `answer`, `control`, `context` or `mcp`; see runner/session/orders.py.
+        run_id: the run that it is about, if it is about one.
+    """
+
+    id: UUID
+    session_id: UUID
+    run_id: UUID | None
+    type: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of a command: `applied`, with what the owner answered, or `accepted`: the owner has been told."""
+
+    status: str
+    run_id: UUID | None
+    result: dict[str, Any]
+
+
+class _Bell:
+    def __init__(self) -> None:
+        self.rung = asyncio.Event()
+
+    def deliver(self, payload: bytes) -> None:
+        self.rung.set()
+
+    def gap(self) -> None:
+        """A lost reply is found by polling."""
+
+
+# With the session's row locked: whoever takes the session from its owner does so before, and then nothing is stored,
+# or after, and then rejects what is. A command that nobody will ever answer must not be answered with "accepted".
+_STORE = """
+WITH target AS (
+  SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE
+), expired AS (
+  DELETE FROM commands
+  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at <= now() - make_interval(secs => $8)
+), waiting AS (
+  SELECT count(*) AS count FROM commands
+  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at > now() - make_interval(secs => $8)
+    AND type IN ('interrupt', 'cancel') = ($4 IN ('interrupt', 'cancel'))
+), stored AS (
+  INSERT INTO commands (id, session_id, run_id, type, payload)
+  SELECT $1, target.id, $3, $4, $5 FROM target, waiting
+  WHERE ($3::uuid IS NULL OR EXISTS (SELECT 1 FROM runs WHERE id = $3 AND finished_at IS NULL))
+    AND ($4 = 'answer' OR waiting.count < $7)
+  RETURNING id
+)
+SELECT EXISTS (SELECT 1 FROM stored) AS stored, count >= $7 AND $4 <> 'answer' AS full FROM waiting
+"""
+
+_TARGET = """
+SELECT s.deleted_at, i.id AS owner_id, r.id AS run_id FROM sessions s
+LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
+LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')
+WHERE s.id = $1 AND s.tenant_id = $2
+"""
+
+
+def not_live(message: str = "No run of this session is live.") -> Conflict:
+    """409 `no_live_run`."""
+    return Conflict(message, code="no_live_run")
+
+
+async def send(
+    core: Core,
+    tenant_id: UUID,
+    session_id: UUID,
+    type_: str,
+    payload: Mapping[str, Any] | None = None,
+    *,
+    run_id: UUID | None = None,
+    any_run: bool = False,
+    with_it: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+) -> Sent:
+    """Ask the owner of a session, and wait for its answer for at most WAIT seconds.
+
+    Args:
+        run_id: the run that it is about; the active one unless given.
+        any_run: it is about the session: a living owner is enough.
+        with_it: what else to store in the same transaction; what it raises leaves nothing stored.
+
+    Raises:
+        NotFound: no such session.
+        Conflict: `no_live_run`: nothing runs, or its owner is dead, or the run ended before the command arrived;
+            or the owner's own code, when it could not do it; `too_many_commands`: MAX_STORED wait already. Not for a
+            cancellation.
+    """
+    row = await core.db.pool.fetchrow(_TARGET, session_id, tenant_id)
+    if row is None:
+        raise NotFound.of("session")
+    if row["deleted_at"] is not None:
+        raise Conflict("This session has been deleted.", code="session_deleted")
+    about = run_id or (None if any_run else row["run_id"])
+    if row["owner_id"] is None or (about is None and not any_run):
+        raise not_live()
+    command = Command(uuid4(), session_id, about, type_, payload or {})
+    bell, reply = _Bell(), core.redis.keys.reply(command.id)
+    try:
+        await core.subscriptions.subscribe(reply, bell)
+        async with core.db.transaction() as connection:
+            fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
+            found = await connection.fetchrow(_STORE, *fields, MAX_STORED, EXPIRY)
+            if found["full"] and type_ in ("interrupt", "cancel"):
+                return Sent("accepted", about, {})  # one more would tell the owner nothing new
+            if found["full"]:
+                raise Conflict("The agent has not got to what was asked of it before.", code="too_many_commands")
+            if not found["stored"]:
+                raise not_live()
+            if with_it is not None:
+                await with_it(connection)
+        core.publisher.notify(core.redis.keys.instance(row["owner_id"]), f"command:{session_id}")
+        status, result = await _settled(core.db, command.id, bell)
+    finally:
+        core.subscriptions.unsubscribe(reply, bell)
+    if status == "rejected":
+        raise _rejection(result)
+    return Sent("applied" if status == "applied" else "accepted", about, result)
+
+
+def _rejection(result: Mapping[str, Any]) -> Conflict:
+    if "message" in result:
+        return Conflict(result["message"], code=result["code"])
+    return not_live("The run ended before the command reached it.")
+
+
+async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, dict[str, Any]]:
+    deadline = asyncio.get_running_loop().time() + WAIT
+    while (left := deadline - asyncio.get_running_loop().time()) > 0:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_POLL, left)):
+                await bell.rung.wait()
+        bell.rung.clear()
+        row = await db.pool.fetchrow("SELECT status, result FROM commands WHERE id = $1", command_id)
+        if row is None or row["status"] != "pending":
+            return ("rejected", {}) if row is None else (row["status"], row["result"] or {})
+    return "pending", {}
+
+
+# What asks nothing of the agent goes first: an interrupt must not wait behind questions to an agent that is stuck.
+_PENDING = """
+SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM sessions s CROSS JOIN LATERAL (
+  SELECT * FROM commands WHERE session_id = s.id AND status = 'pending'
+    AND (type = 'answer' OR created_at > now() - make_interval(secs => $2))
+  ORDER BY type IN ('interrupt', 'cancel', 'answer') DESC, created_at LIMIT $3
+) c WHERE s.owner_id = $1 ORDER BY c.created_at
+"""
+
+
+async def pending(db: Database, instance_id: UUID) -> list[Command]:
+    """Commands that wait for this instance, oldest first: at most MAX_PENDING of a session, and none that expired.
+
+    The answer to a request never expires: it is stored, and its tool call waits for it.
+    """
+    return [Command(**dict(row)) for row in await db.pool.fetch(_PENDING, instance_id, EXPIRY, MAX_PENDING)]
+
+
+async def settle(
+    db: Database, redis: Redis, publisher: Publisher, command: Command, *, applied: bool, result: Mapping[str, Any]
+) -> None:
+    """Record what came of a command, and tell who waits. A result that cannot be stored makes it a rejected one."""
+    told = codec.clean(result)
+    if len(encode(told)) > MAX_RESULT_BYTES:
+        applied, told = False, _UNSTORABLE
+    try:
+        await _record(db, command, applied, told)
+    except (asyncpg.DataError, asyncpg.StatementTooComplexError, ValueError, TypeError) as error:
+        log.warning("command.result_not_stored", command_type=command.type, error=type(error).__name__)
+        await _record(db, command, False, _UNSTORABLE)
+    publisher.notify(redis.keys.reply(command.id), "settled")
+
+
+async def _record(db: Database, command: Command, applied: bool, result: Mapping[str, Any]) -> None:
+    await db.pool.execute(
+        "UPDATE commands SET status = $2, applied_at = now(), result = $3 WHERE id = $1 AND status = 'pending'",
+        command.id,
+        "applied" if applied else "rejected",
+        result,
+    )

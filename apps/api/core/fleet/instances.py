@@ -1,0 +1,134 @@
+"""Instances: one row and one lease per server process, and what happens to the sessions of a dead one."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from apps.api.core.lease import Lease
+from apps.api.db import Database
+from apps.api.errors import LeaseLost
+from apps.api.settings import Settings
+
+
+def own_url(settings: Settings) -> str | None:
+    """Where other instances reach this one; None when that is unknown. May ask the resolver for this host's name."""
+    if settings.advertise_url or not settings.port:
+        return settings.advertise_url and settings.advertise_url.rstrip("/")
+    host = settings.host
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+        try:
+            host = socket.gethostbyname(settings.hostname)
+        except OSError:
+            return None
+        if host.startswith("127."):  # of use on this host only
+            return None
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+async def register(
+    db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
+) -> None:
+    """Insert this instance's row and start its lease."""
+    sent_at = time.monotonic()
+    await db.pool.execute(
+        "INSERT INTO instances (id, hostname, version, slots, lease_expires_at, url)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)",
+        lease.instance_id,
+        hostname,
+        version,
+        slots,
+        lease.seconds,
+        url,
+    )
+    lease.renewed(sent_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A session as the database says this instance owns it."""
+
+    session_id: UUID
+    generation: int
+
+
+async def renew(db: Database, lease: Lease) -> list[Owned]:
+    """Extend the lease; returns the sessions that this instance owns by the database's word.
+
+    Raises:
+        LeaseLost: the lease had run out, so the sessions may have been given to others.
+    """
+    sent_at = time.monotonic()
+    rows = await db.pool.fetch(
+        """
+        WITH me AS (
+          UPDATE instances SET lease_expires_at = now() + make_interval(secs => $2)
+          WHERE id = $1 AND lease_expires_at > now() RETURNING id
+        )
+        SELECT me.id AS instance_id, s.id, s.generation FROM me LEFT JOIN sessions s ON s.owner_id = me.id
+        """,
+        lease.instance_id,
+        lease.seconds,
+    )
+    if not rows:
+        lease.give_up()
+        raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
+    lease.renewed(sent_at)
+    return [Owned(row["id"], row["generation"]) for row in rows if row["id"] is not None]
+
+
+async def revive(
+    db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
+) -> None:
+    """After a lost lease: start a new one, as soon as no session is left that belonged to the old one."""
+    sent_at = time.monotonic()
+    status = await db.pool.execute(
+        "INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at, url)"
+        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)"
+        " ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at"
+        " WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)",
+        lease.instance_id,
+        hostname,
+        version,
+        slots,
+        lease.seconds,
+        url,
+    )
+    if status == "INSERT 0 1":
+        lease.renewed(sent_at)
+
+
+async def set_draining(db: Database, instance_id: UUID) -> None:
+    """Say that this instance takes no more runs."""
+    await db.pool.execute("UPDATE instances SET draining = true WHERE id = $1", instance_id)
+
+
+async def unregister(db: Database, instance_id: UUID) -> None:
+    """Remove the row. Sessions that it still owns, if any, are left for a reaper: the lease ends at once."""
+    await db.pool.execute("UPDATE instances SET lease_expires_at = now() WHERE id = $1", instance_id)
+    await db.pool.execute(
+        "DELETE FROM instances WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = $1)", instance_id
+    )
+
+
+async def forget_dead(db: Database) -> None:
+    """Remove rows of instances that died more than an hour ago and own nothing."""
+    await db.pool.execute(
+        "DELETE FROM instances i WHERE lease_expires_at < now() - interval '1 hour'"
+        " AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)"
+    )
+
+
+async def list_all(db: Database) -> list[dict[str, Any]]:
+    """All members of the fleet, dead ones that still have a row included, with what each owns and executes."""
+    rows = await db.pool.fetch(
+        "SELECT i.id, i.hostname, i.version, i.slots, i.draining, i.started_at, i.lease_expires_at,"
+        " i.lease_expires_at > now() AS alive, count(s.id) AS sessions,"
+        " count(r.id) AS running FROM instances i LEFT JOIN sessions s ON s.owner_id = i.id"
+        " LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')"
+        " GROUP BY i.id ORDER BY i.started_at, i.id"
+    )
+    return [dict(row) for row in rows]

@@ -1,0 +1,158 @@
+"""Who owns a session: giving it back, taking it from dead owners, and ending what they left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core.context import Core
+from apps.api.core.events.frames import Frame
+from apps.api.core.events.log import Event, append
+from apps.api.core.sessions import agent_tasks, requests
+from apps.api.core.sessions.outcome import FINISH_RUN
+from apps.api.db import Database
+
+
+async def release(db: Database, session_id: UUID, generation: int) -> bool | None:
+    """Give a session back, unless a run of it was claimed meanwhile.
+
+    Returns:
+        None when it was not given back; else whether runs of it wait, so that others should be woken.
+    """
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE",
+            session_id,
+            generation,
+        )
+        if row is None:
+            return False
+        # A second statement, because it must see a claim that committed while the first one waited for the row.
+        origin = await connection.fetchval(
+            "SELECT origin FROM runs WHERE session_id = $1 AND status IN ('running','requires_action')", session_id
+        )
+        if origin == "client":
+            return None
+        if origin == "background":
+            # Its end could not be stored. Left as it is it would block the session, and no reaper looks at free ones.
+            await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
+        else:
+            await connection.execute("UPDATE sessions SET owner_id = NULL, ports = '{}' WHERE id = $1", session_id)
+            await _reject_commands(connection, session_id, "no_live_run")
+        waiting: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
+        )
+        return waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A session that lost its owner, and the events that say so; they are to be relayed."""
+
+    session_id: UUID
+    tenant_id: UUID
+    frames: list[Frame]
+
+
+def announce(core: Core, orphan: Orphan) -> None:
+    """Relay what ended an orphan's run, and wake who may run the session's next one."""
+    core.relay(orphan.tenant_id, orphan.session_id, orphan.frames)
+    core.publisher.command("DEL", core.redis.keys.active_session(orphan.session_id))
+    core.wake(orphan.tenant_id, orphan.session_id)
+
+
+_LOST = {
+    "code": "owner_lost",
+    "message": "The instance that ran this prompt died or lost its lease. The conversation is kept; send it again.",
+    "retryable": True,
+}
+
+
+async def reap(db: Database, limit: int = 50) -> list[Orphan]:
+    """Take sessions from owners whose lease has run out, and end the runs that they left behind.
+
+    A run is not repeated: its tools may have had effects already.
+    """
+    dead = await db.pool.fetch(
+        "SELECT s.id FROM sessions s JOIN instances i ON i.id = s.owner_id WHERE i.lease_expires_at < now() LIMIT $1",
+        limit,
+    )
+    orphans = []
+    for row in dead:
+        async with db.transaction() as connection:
+            orphan = await _take_from_dead(connection, row["id"])
+        if orphan is not None:
+            orphans.append(orphan)
+    return orphans
+
+
+async def _take_from_dead(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
+    row = await connection.fetchrow(
+        "SELECT s.tenant_id, s.generation, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id"
+        " WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED",
+        session_id,
+    )
+    if row is None:
+        return None
+    return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _LOST)
+
+
+_UNFINISHED = {
+    "code": "storage_failed",
+    "message": "The end of this run could not be stored. The conversation is kept; send the prompt again.",
+    "retryable": True,
+}
+
+
+async def disown(
+    db: Database, instance_id: UUID, session_id: UUID, generation: int, error: Mapping[str, Any] = _UNFINISHED
+) -> Orphan | None:
+    """Give back a session that this instance owns on paper only, and fail the run that it may have left."""
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3"
+            " FOR NO KEY UPDATE",
+            session_id,
+            instance_id,
+            generation,
+        )
+        if row is None:
+            return None
+        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], error)
+
+
+async def abandon(
+    connection: asyncpg.Connection, session_id: UUID, tenant_id: UUID, last_seq: int, error: Mapping[str, Any]
+) -> Orphan:
+    """End a session's ownership, with its row locked: fence the owner, fail its active run with `error`."""
+    generation = await connection.fetchval(
+        "UPDATE sessions SET generation = generation + 1, owner_id = NULL, ports = '{}' WHERE id = $1"
+        " RETURNING generation",
+        session_id,
+    )
+    run_id = await connection.fetchval(
+        "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR NO KEY UPDATE",
+        session_id,
+    )
+    events = await requests.abandon(connection, session_id, str(error["code"]))
+    events += await agent_tasks.unfinished(connection, session_id, str(error["code"]))
+    if run_id is not None:
+        events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
+    frames = await append(connection, session_id, generation, last_seq, events) if events else []
+    if run_id is not None:
+        await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
+    await _reject_commands(connection, session_id, "owner_lost")
+    return Orphan(session_id, tenant_id, frames)
+
+
+async def _reject_commands(connection: asyncpg.Connection, session_id: UUID, code: str) -> None:
+    await connection.execute(
+        "UPDATE commands SET status = 'rejected', applied_at = now(), result = $2"
+        " WHERE session_id = $1 AND status = 'pending'",
+        session_id,
+        {"code": code},
+    )

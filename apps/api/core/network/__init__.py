@@ -1,0 +1,1 @@
+"""The way out: names, connections and requests to servers of others."""

@@ -1,0 +1,238 @@
+"""HTTP to addresses that tenants choose, without lending them the server's place in its network.
+
+A name is resolved here, every address that it has is checked, and the connection goes to an address that was checked:
+a name that answers differently the second time (DNS rebinding) gains nothing. Nothing is redirected, no proxy is used,
+and time and size are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from uuid import UUID
+
+import httpcore2
+
+from apps.api.core.network.resolver import Resolver, Unresolved
+
+MAX_ANSWER_BYTES = 64 * 1024
+
+MAX_ADDRESSES = 3
+"""Addresses of one name that are tried, one after the other, when they refuse the connection."""
+
+_GLOBAL_UNICAST = ip_network("2000::/3")
+_SPECIAL = tuple(
+    ip_network(block)
+    for block in (
+        # IANA's IPv4 special-purpose address registry, whole: blocks of it that are globally reachable are for one
+        # protocol only, and lead to whatever is nearest. Then multicast and what is reserved.
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        # The same registry for IPv6, as far as it lies in the one block that addresses are given from.
+        *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+        # Public by their number, but inside of a cloud they are its services for the machine: Azure's host agent, IBM's
+        # service endpoints. The metadata services of others lie in blocks above.
+        *("168.63.129.16/32", "161.26.0.0/16", "166.8.0.0/14"),
+    )
+)
+
+_HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
+
+
+class Refused(Exception):
+    """The target is not one that this server connects to. The message may be shown to tenants."""
+
+
+class Failed(Exception):
+    """No answer, or none that counts. The message may be shown to tenants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the target answered; `body` is at most MAX_ANSWER_BYTES."""
+
+    status: int
+    body: bytes
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it is a 2xx. A redirect is none."""
+        return 200 <= self.status < 300
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is one of the public internet: not private, loopback, link-local, shared (CGNAT), multicast,
+    reserved or of a cloud's own services, and no IPv6 form of an IPv4 address.
+
+    Sources: IANA's special-purpose address registries (RFC 6890) as of 2025; Azure's and IBM's lists of addresses.
+    """
+    if isinstance(address, IPv6Address) and (address not in _GLOBAL_UNICAST or address.scope_id is not None):
+        return False
+    return not any(address in block for block in _SPECIAL if block.version == address.version)
+
+
+class Outbound:
+    """The way out of one instance.
+
+    Args:
+        allow: exceptions, as in OUTBOUND_ALLOW: `host`, `host:port`, an address or a network (CIDR).
+        nameservers: `address` or `address:port` of each that is asked; without any those of the system.
+
+    Calls take the tenant whose target it is: how many names are looked up at the same time is bounded for each.
+    """
+
+    def __init__(self, allow: Iterable[str] = (), nameservers: Sequence[str] = ()) -> None:
+        self._resolver = Resolver(nameservers)
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        self._names: set[str] = set()
+        for entry in allow:
+            try:
+                self._networks.append(ip_network(entry, strict=False))
+            except ValueError:
+                self._names.add(entry.lower())
+        self._tls = ssl.create_default_context()
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await self._resolver.close()
+
+    async def check_url(self, url: str, tenant_id: UUID | None = None) -> None:
+        """Whether `post` would connect to this URL, without connecting. Raises Refused, Failed."""
+        parts = urlsplit(url)
+        await self.resolve(parts.hostname or "", _port(parts), tenant_id)
+
+    async def reach(self, url: str, timeout: float, tenant_id: UUID | None = None) -> None:
+        """Connect within `timeout` seconds, and hang up without a word.
+
+        Raises:
+            Refused: the target's address is not allowed.
+            Failed: no connection.
+        """
+        parts = urlsplit(url)
+        try:
+            async with asyncio.timeout(timeout):
+                stream = await _Guarded(self, tenant_id).connect_tcp(parts.hostname or "", _port(parts))
+                await stream.aclose()
+        except TimeoutError as error:
+            raise Failed(f"no connection within {timeout:g} s") from error
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, OSError) as error:
+            raise Failed(_reason(error)) from error
+
+    async def resolve(self, host: str, port: int, tenant_id: UUID | None = None) -> list[str]:
+        """Addresses of a host, all of which may be connected to.
+
+        Raises:
+            Refused: one of them is not allowed.
+            Failed: none was found within `resolver.SECONDS`.
+        """
+        try:
+            addresses = await self._resolver.addresses(host, tenant_id)
+        except Unresolved as error:
+            raise Failed("its name could not be resolved") from error
+        allowed = {host.lower(), f"{host}:{port}".lower(), f"[{host}]:{port}".lower()} & self._names
+        if not addresses or not (allowed or all(self._may_reach(ip_address(a)) for a in addresses)):
+            raise Refused("its address is not a public one; the operator may allow it by OUTBOUND_ALLOW")
+        return addresses
+
+    def _may_reach(self, address: IPv4Address | IPv6Address) -> bool:
+        return is_public(address) or any(address in network for network in self._networks)
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float, tenant_id: UUID | None = None
+    ) -> Answer:
+        """POST within `timeout` seconds, over a connection of its own. The URL was checked to be http or https.
+
+        Raises:
+            Refused: the target's address is not allowed.
+            Failed: no connection, no answer in time, or one that is too large.
+        """
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", _port(parts)
+        scheme = parts.scheme.encode()
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        request = httpcore2.Request(
+            "POST",
+            httpcore2.URL(scheme=scheme, host=host.encode(), port=port, target=target.encode()),
+            headers=list({"Host": parts.netloc, "Content-Length": str(len(body)), **_HEADERS, **headers}.items()),
+            content=body,
+        )
+        guarded = _Guarded(self, tenant_id)
+        connection = httpcore2.AsyncHTTPConnection(
+            httpcore2.Origin(scheme, host.encode(), port),
+            ssl_context=self._tls,
+            network_backend=guarded,
+        )
+        try:
+            async with asyncio.timeout(timeout), connection:
+                response = await connection.handle_async_request(request)
+                return Answer(response.status, await _read(response))
+        except TimeoutError as error:
+            raise Failed(f"no answer within {timeout:g} s") from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
+            raise Failed(_reason(error)) from error
+        finally:
+            await guarded.hang_up()
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+async def _read(response: httpcore2.Response) -> bytes:
+    body = b""
+    async for chunk in response.aiter_stream():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise Failed(f"its answer is larger than {MAX_ANSWER_BYTES} bytes")
+    return body
+
+
+def _reason(error: Exception) -> str:
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return "its TLS certificate is not valid for this name"
+    if isinstance(error, httpcore2.ConnectError):
+        return "no connection"
+    if isinstance(error, httpcore2.ProtocolError):
+        return "its answer is not HTTP"
+    return "the connection broke"
+
+
+class _Guarded(httpcore2.AsyncNetworkBackend):
+    """Connects to addresses that were checked a moment ago. TLS still asks for the host by its name."""
+
+    def __init__(self, outbound: Outbound, tenant_id: UUID | None) -> None:
+        self._outbound, self._tenant_id, self._inner = outbound, tenant_id, httpcore2.AnyIOBackend()
+        self._opened: httpcore2.AsyncNetworkStream | None = None
+
+    async def hang_up(self) -> None:
+        """Close what was opened: httpcore2 does not, when its time is over in the middle of a TLS handshake."""
+        if self._opened is not None:
+            await self._opened.aclose()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        addresses = (await self._outbound.resolve(host, port, self._tenant_id))[:MAX_ADDRESSES]
+        for address in addresses[:-1]:
+            try:
+                return await self._connect(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+        return await self._connect(addresses[-1], port, timeout, local_address, socket_options)
+
+    async def _connect(self, address: str, port: int, *how: Any) -> httpcore2.AsyncNetworkStream:
+        self._opened = await self._inner.connect_tcp(address, port, *how)
+        return self._opened

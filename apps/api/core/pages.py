@@ -1,0 +1,57 @@
+"""Pages of lists, and the cursors between them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from apps.api.errors import ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: rows as JSON-safe dicts, and the cursor of the next page, if there is one."""
+
+    data: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+_BAD_CURSOR = ("cursor", "not a cursor that this list gave")
+
+
+def write_cursor(created_at: datetime, id_: UUID) -> str:
+    """The cursor after a row of a list that is ordered by time and id."""
+    return base64.urlsafe_b64encode(f"{created_at.isoformat()}|{id_}".encode()).decode()
+
+
+def read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    """What `write_cursor` was given. Raises ValidationError."""
+    try:
+        moment, _, id_ = base64.urlsafe_b64decode(cursor.encode()).decode().partition("|")
+        return utc(datetime.fromisoformat(moment)), UUID(id_)
+    except (ValueError, binascii.Error) as error:
+        raise ValidationError.of(*_BAD_CURSOR) from error
+
+
+def utc(moment: datetime) -> datetime:
+    """The same moment in UTC. Raises ValueError without a time zone, and at the ends of the calendar."""
+    if moment.tzinfo is None:
+        raise ValueError("give a time zone, for example 2026-01-31T12:00:00Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("out of range") from error
+
+
+def number_of(cursor: str | None) -> int | None:
+    """The number that a cursor of a numbered list stands for. Raises ValidationError."""
+    if cursor is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", cursor):
+        raise ValidationError.of(*_BAD_CURSOR)
+    return int(cursor)

@@ -1,0 +1,1 @@
+"""Sessions and all that belongs to one of them."""

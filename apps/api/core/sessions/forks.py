@@ -1,0 +1,263 @@
+"""Forks: new sessions that begin with what another session has said, its files and its configuration.
+
+A fork holds copies of its own, so that neither session sees what becomes of the other. What was copied of the log keeps
+its numbers; its runs remain the parent's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import structlog
+
+from apps.api.core.codec import decode
+from apps.api.core.config import expansion
+from apps.api.core.context import Core
+from apps.api.core.idempotency import Idempotency, remember, repeated, reused
+from apps.api.core.sessions import files, prompts, sessions, workspaces
+from apps.api.core.sessions.pins import Pins, may_touch
+from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant import vault
+from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
+
+log = structlog.get_logger(__name__)
+
+LOOK_BACK = 50
+"""Messages before a cut among which one must be in the transcript: the newest of all may not have got there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to fork.
+
+    Attributes:
+        request: `session_id` is the parent's; its configuration and labels overlay the parent's.
+        at_seq: up to this event; `message_uuid`: up to and with this message. Neither: all of it.
+        begins: whether the request's prompt is to be run in the fork.
+    """
+
+    request: prompts.Request
+    begins: bool
+    at_seq: int | None = None
+    message_uuid: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The fork, and its first run if it began with a prompt."""
+
+    session_id: UUID
+    run: Submitted | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Events up to `seq`, and entries of the agent's conversation up to `entry`, are copied."""
+
+    seq: int
+    sdk_session_id: UUID
+    entry: int
+    whole: bool = False
+
+
+async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Asked) -> Forked:
+    """Make a session of another one, once per idempotency key; the caller then wakes the runners.
+
+    Raises:
+        NotFound: `session_not_found`, `message_not_found`.
+        Conflict: `session_busy`: a run is active in what is to be copied; `workspace_not_copied`,
+            `idempotency_key_reused`, `session_deleted`.
+        TooLarge: `workspace_too_large`.
+        ValidationError, Forbidden: as `runs.submit`.
+    """
+    parent_id = asked.request.session_id
+    assert parent_id is not None  # noqa: S101 - for the type checker
+    if asked.begins and asked.request.expand_prompt:
+        expansion.check(asked.request.prompt)
+    await vault.require(core.db, tenant_id, asked.request.config.hook_secrets())
+    async with core.db.transaction() as connection:
+        if before := await _before(connection, tenant_id, asked):
+            return before
+        parent = await _parent(connection, tenant_id, parent_id)
+        # What cannot be done is said before files are copied.
+        await prompts.reconfigured(connection, tenant_id, asked.request, parent)
+        cut = await _cut(connection, parent, asked)
+    session_id = uuid4()
+    conversations, limit = (cut.sdk_session_id, session_id), core.settings.max_workspace_copy_bytes
+    await _on_disk(core, parent_id, workspaces.copy, parent_id, session_id, conversations, limit)
+    try:
+        async with core.db.transaction() as connection:
+            if before := await _before(connection, tenant_id, asked):
+                return before
+            parent = await _parent(connection, tenant_id, parent_id)
+            forked = await _insert(core, connection, tenant_id, api_key_id, parent, cut, session_id, asked)
+            await _on_disk(core, parent_id, workspaces.adopt, session_id)
+        return forked
+    except BaseException:
+        await asyncio.to_thread(workspaces.remove, core.settings, session_id)
+        raise
+    finally:
+        await asyncio.to_thread(workspaces.discard, core.settings, session_id)
+
+
+async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Asked) -> Forked | None:
+    repeat: Idempotency | None = asked.request.idempotency
+    if repeat is None or (before := await repeated(connection, tenant_id, repeat)) is None:
+        return None
+    if before.session_id is None:
+        raise reused()
+    await may_touch(connection, tenant_id, asked.request.choice.policy, session_id=before.session_id)
+    run = await prompts.again(connection, before) if before.run_id else None
+    return Forked(before.session_id, run)
+
+
+# KEY SHARE keeps a deletion waiting, and lets the owner go on.
+_PARENT = """
+SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.last_seq, s.sdk_session_id, s.title, s.tags,
+  s.metadata, s.tools, s.permission_mode, s.deleted_at,
+  (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
+  (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS busy_from
+FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2 FOR KEY SHARE OF s
+"""
+
+
+async def _parent(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID) -> asyncpg.Record:
+    row = await connection.fetchrow(_PARENT, session_id, tenant_id)
+    if row is None:
+        raise NotFound.of("session")
+    if row["deleted_at"] is not None:
+        raise Conflict("This session has been deleted.", code="session_deleted")
+    return row
+
+
+_MESSAGE = """
+SELECT seq FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id IS NULL
+  AND strpos(data, $2) > 0 ORDER BY seq LIMIT 1
+"""
+
+_LAST_MESSAGES = """
+SELECT data FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id IS NULL AND seq <= $2
+  AND seq > coalesce((
+    SELECT max(seq) FROM events WHERE session_id = $1 AND type = 'status' AND seq <= $2
+      AND strpos(data, '"status":"reset","mode":"hard"') > 0), 0)
+ORDER BY seq DESC LIMIT $3
+"""
+
+_ENTRY = """
+SELECT id, sdk_session_id FROM transcript_entries
+WHERE session_id = $1 AND subpath = '' AND uuid = ANY($2::text[]) ORDER BY id DESC LIMIT 1
+"""
+
+
+async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Asked) -> _Cut:
+    seq: int = parent["last_seq"] if asked.at_seq is None else asked.at_seq
+    if asked.message_uuid is not None:
+        seq = await connection.fetchval(_MESSAGE, parent["id"], f'"uuid":"{asked.message_uuid}"')
+        if seq is None:
+            raise NotFound.of("message")
+    elif seq > parent["last_seq"]:
+        raise ValidationError.of("at_seq", f"the session's newest event is number {parent['last_seq']}")
+    whole = asked.at_seq is None and asked.message_uuid is None
+    if parent["busy_from"] is not None and (whole or seq >= parent["busy_from"]):
+        raise Conflict("A run of this session is active: fork at an event before it, or wait.", code="session_busy")
+    if whole:
+        return _Cut(seq, parent["sdk_session_id"], parent["entry"], whole=True)
+    rows = await connection.fetch(_LAST_MESSAGES, parent["id"], seq, LOOK_BACK)
+    uuids = [uuid for row in rows if (uuid := decode(row["data"]).get("uuid"))]
+    found = await connection.fetchrow(_ENTRY, parent["id"], uuids)
+    if found is None and uuids:
+        raise NotFound.of("message")
+    return _Cut(seq, UUID(found["sdk_session_id"]), found["id"]) if found else _Cut(seq, parent["sdk_session_id"], 0)
+
+
+async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *arguments: Any) -> None:
+    limit = core.settings.max_workspace_copy_bytes
+    try:
+        await asyncio.to_thread(work, core.settings, *arguments)
+    except files.TooMuch as error:
+        message = f"The session's files are more than {limit} bytes."
+        raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error
+    except OSError as error:
+        log.warning("forks.files_not_copied", session_id=str(parent_id), error=error)
+        raise Conflict("The session's files could not be copied.", code="workspace_not_copied") from error
+
+
+# The agent finds its conversation by its id and its working directory, and both are in what it has written. The key
+# that it makes of the directory is left to whoever starts it: see `Transcripts.adopt`.
+# What subagents have said is stored a moment after it was said, so there the time decides where to cut.
+_TIME = """substring(entry FROM '"timestamp":"([0-9T:.-]{10,30}Z)"') COLLATE "C\""""
+# What the model has signed it takes back word for word or not at all: there only the entry's own fields are changed. A
+# quote within a text is escaped, so that no text looks like a field.
+_SIGNED = """(strpos(entry, '"signature":"') > 0 OR strpos(entry, '"type":"redacted_thinking"') > 0)"""
+_COPY_TRANSCRIPT = f"""
+WITH cut AS (SELECT {_TIME} AS moment FROM transcript_entries WHERE id = $4 AND session_id = $1),
+begun AS (
+  SELECT DISTINCT subpath FROM transcript_entries, cut
+  WHERE session_id = $1 AND sdk_session_id = $3 AND subpath <> '' AND {_TIME} <= cut.moment
+)
+INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
+SELECT $2::uuid, '', $2::uuid::text, subpath, uuid, CASE WHEN {_SIGNED}
+  THEN regexp_replace(replace(entry, '"sessionId":"' || $3 || '"', '"sessionId":"' || $2::uuid::text || '"'),
+    '("cwd":"[^"]*)' || $1::uuid::text, '\\1' || $2::uuid::text, 'g')
+  ELSE replace(replace(entry, $3, $2::uuid::text), $1::uuid::text, $2::uuid::text) END
+FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $3 AND CASE WHEN $5 OR subpath = '' THEN id <= $4
+  ELSE subpath IN (SELECT subpath FROM begun) AND coalesce({_TIME} <= (SELECT moment FROM cut), true) END
+ORDER BY id
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - of constants
+
+_COPY_EVENTS = """
+INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, data, created_at)
+SELECT $2::uuid, seq, NULL, type, parent_tool_use_id, replace(data, $1::uuid::text, $2::uuid::text), created_at
+FROM events WHERE session_id = $1 AND seq <= $3
+"""
+
+_DESCEND = """
+UPDATE sessions SET parent_session_id = $2, last_seq = $3, tools = $4, permission_mode = $5 WHERE id = $1
+"""
+
+
+async def _insert(
+    core: Core,
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    api_key_id: UUID | None,
+    parent: asyncpg.Record,
+    cut: _Cut,
+    session_id: UUID,
+    asked: Asked,
+) -> Forked:
+    config = await prompts.reconfigured(connection, tenant_id, asked.request, parent)
+    pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
+    await sessions.insert(connection, tenant_id, config, _labels(asked.request.labels, parent), session_id, pins)
+    await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])
+    await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
+    await connection.execute(_COPY_EVENTS, parent["id"], session_id, cut.seq)
+    run = None
+    if asked.begins:
+        request = replace(asked.request, session_id=session_id, on_busy="enqueue")
+        limit = core.settings.max_queued_runs_per_session
+        run = await prompts.enqueue(connection, tenant_id, api_key_id, request, None, limit)
+    if asked.request.idempotency:
+        await remember(
+            connection,
+            tenant_id,
+            asked.request.idempotency,
+            session_id=session_id,
+            run_id=run.run_id if run else None,
+        )
+    return Forked(session_id, run)
+
+
+def _labels(given: Labels, parent: Any) -> Labels:
+    return Labels(
+        parent["title"] if given.title is None else given.title,
+        parent["tags"] if given.tags is None else given.tags,
+        parent["metadata"] if given.metadata is None else given.metadata,
+    )

@@ -1,0 +1,67 @@
+"""How a run ends: its last events, its row, its usage and the session's totals, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core.events.log import Event, Writer
+from apps.api.core.tenant import usage
+from apps.api.core.tenant.usage import ModelUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: `succeeded`, `failed` or `interrupted`.
+        result: the fields of the `result` event as JSON text, if the SDK gave a result.
+        error: `{"code", "message", "retryable"}` unless it succeeded.
+        cost_usd, usage, num_turns: this run's own share, as the SDK counted them; no cost when it told none.
+    """
+
+    status: str
+    result: str | None = None
+    error: dict[str, Any] | None = None
+    cost_usd: float | None = None
+    usage: Sequence[ModelUsage] = ()
+    num_turns: int = 0
+
+
+FINISH_RUN = """
+UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total_cost_usd = $5, last_seq = $6
+WHERE id = $1 AND status IN ('running','requires_action')
+"""
+
+
+_ADD_TOTALS = """
+UPDATE sessions SET
+  num_turns = num_turns + $2, total_cost_usd = total_cost_usd + $3, updated_at = now(), usage = usage || (
+    SELECT coalesce(jsonb_object_agg(key, coalesce((usage->>key)::bigint, 0) + value::bigint), '{}'::jsonb)
+    FROM jsonb_each_text($4::jsonb)
+  )
+WHERE id = $1
+"""
+
+
+async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event) -> None:
+    """Append the last events of a run; with them end it, record its usage and add up the session's totals.
+
+    Raises what `Writer.append` raises.
+    """
+
+    async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
+        await connection.execute(
+            FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
+        )
+        await connection.execute(
+            _ADD_TOTALS, writer.session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
+        )
+        await usage.record(connection, run_id, outcome.usage)
+
+    await writer.append(*events, also=end_run)

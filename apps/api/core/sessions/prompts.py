@@ -1,0 +1,307 @@
+"""Submitting prompts: what is checked, pinned and stored until a runner takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from apps.api.core.codec import encode
+from apps.api.core.config import expansion, profiles
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.profiles import Profile
+from apps.api.core.idempotency import Idempotency, Remembered, remember, repeated, reused
+from apps.api.core.sessions import pins, sessions
+from apps.api.core.sessions.pins import Choice, Pins
+from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant import variables, vault
+from apps.api.db import Database
+from apps.api.errors import Conflict, NotFound, ValidationError
+
+OnBusy = Literal["enqueue", "reject", "interrupt"]
+
+
+Prompt = str | list[dict[str, Any]] | dict[str, Any]
+
+
+NO_CHANGES = AgentConfig()
+
+
+NO_LABELS = Labels()
+
+
+NO_CHOICE = Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to run.
+
+    Attributes:
+        session_id: continue this session, or None to begin one.
+        config: for a new session its configuration; for an existing one what changes from here on.
+        on_busy: `interrupt` names the run that is active in `Submitted.busy_with`, for the caller to interrupt.
+        idempotency: the client's key and a fingerprint of its request, if it sent a key.
+        choice: for an existing session the same as at its creation, or nothing.
+        timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
+        kind: see `queue.Claim`.
+        expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
+    """
+
+    prompt: Prompt
+    timeout_seconds: float
+    session_id: UUID | None = None
+    config: AgentConfig = NO_CHANGES
+    labels: Labels = NO_LABELS
+    on_busy: OnBusy = "enqueue"
+    idempotency: Idempotency | None = None
+    choice: Choice = NO_CHOICE
+    timeout_asked: bool = False
+    kind: str = "prompt"
+    expand_prompt: bool = False
+    surface: str = "native"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is nothing but the next prompt of a session: then one statement is enough."""
+        asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
+        chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.model_fields_set
+        return not (self.session_id is None or asks_more or chooses)
+
+    @property
+    def asked_seconds(self) -> float | None:
+        """The timeout, if the client named it."""
+        return self.timeout_seconds if self.timeout_asked else None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A run in the queue. Its events come after `after`; `repeated` when an idempotency key found it."""
+
+    session_id: UUID
+    run_id: UUID
+    after: int
+    repeated: bool = False
+    busy_with: UUID | None = None
+
+
+_ENQUEUE = """
+WITH target AS (
+  SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
+    (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
+  FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
+), added AS (
+  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt)
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12
+  FROM target WHERE queued < $8 AND usable
+  RETURNING id
+)
+SELECT target.last_seq, target.profile, added.id AS run_id,
+  (SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action')) AS busy_with
+FROM target LEFT JOIN added ON true
+"""
+
+
+async def submit(
+    db: Database, tenant_id: UUID, api_key_id: UUID | None, request: Request, *, max_queued: int
+) -> Submitted:
+    """Queue a prompt; the caller then wakes the runners.
+
+    Raises:
+        NotFound: `session_not_found`.
+        Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
+        ValidationError: the configuration change is not possible for an existing session, or names a missing secret;
+            no such profile; a mention or command in the prompt is not possible.
+        Forbidden: the key may not use the session's profile, or the request would widen it.
+    """
+    if request.expand_prompt:
+        expansion.check(request.prompt)
+    await vault.require(db, tenant_id, request.config.hook_secrets())
+    if request.is_plain:
+        async with db.pool.acquire() as connection:
+            return await enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
+    async with db.transaction() as connection:
+        if request.idempotency and (before := await repeated(connection, tenant_id, request.idempotency)):
+            await pins.may_touch(connection, tenant_id, request.choice.policy, session_id=before.session_id)
+            return await again(connection, before)
+        changed = None
+        if request.session_id is None:
+            config, pinned = await pins.pin(
+                connection,
+                tenant_id,
+                request.choice,
+                request.config,
+                request.asked_seconds,
+                expand_prompt=request.expand_prompt,
+            )
+            session_id = await sessions.insert(
+                connection, tenant_id, config, request.labels, pins=pinned, surface=request.surface
+            )
+            request = replace(request, session_id=session_id, on_busy="enqueue")
+        else:
+            changed = await _prepare(connection, tenant_id, request)
+        submitted = await enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
+        if request.idempotency:
+            await remember(
+                connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+            )
+        return submitted
+
+
+async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted:
+    """The run that an idempotency key stands for. Raises Conflict when it stands for something else."""
+    if before.session_id is None or before.run_id is None:
+        raise reused()
+    # One statement: a run that starts between two would be followed from behind its first events.
+    after = await connection.fetchval(
+        "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
+        " WHERE r.id = $1",
+        before.run_id,
+    )
+    return Submitted(before.session_id, before.run_id, after, repeated=True)
+
+
+async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
+    row = await connection.fetchrow(
+        "SELECT config, profile, agent_id, agent_version FROM sessions"
+        " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
+        request.session_id,
+        tenant_id,
+    )
+    if row is None:
+        raise await _missing(connection, tenant_id, request.session_id)
+    # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
+    # granted sees what those have queued who had it before.
+    if request.on_busy == "reject" and await connection.fetchval(sessions.BUSY, request.session_id):
+        raise Conflict("Another run of this session is queued or running.", code="session_busy")
+    config = await reconfigured(connection, tenant_id, request, row)
+    labels = request.labels
+    await connection.execute(
+        "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
+        " metadata = coalesce($5, metadata), updated_at = now() WHERE id = $1",
+        request.session_id,
+        config.given(),
+        labels.title,
+        None if labels.tags is None else list(labels.tags),
+        None if labels.metadata is None else dict(labels.metadata),
+    )
+    # Runs that are queued already keep the configuration they were queued with.
+    await connection.execute(
+        "UPDATE runs SET config = $2 WHERE session_id = $1 AND status = 'queued' AND config IS NULL",
+        request.session_id,
+        row["config"],
+    )
+    return config
+
+
+async def reconfigured(
+    connection: asyncpg.Connection, tenant_id: UUID, request: Request, row: asyncpg.Record
+) -> AgentConfig:
+    """The configuration of a session with what a request changes.
+
+    Args:
+        row: `config`, `profile`, `agent_id` and `agent_version` of the session.
+
+    Raises:
+        ValidationError: a change is not possible for an existing session, or as `environment.check`.
+        Forbidden: the key may not use the session's profile, or the request would widen it.
+    """
+    if request.choice.agent is not None:
+        pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
+        await pins.require_same(connection, request.choice.agent, pinned)
+    profile = _profile(request, row["profile"])
+    changes = request.config
+    for name in ("cwd", "repository"):
+        if name in changes.model_fields_set and changes.given().get(name) != row["config"].get(name):
+            raise ValidationError.of(name, "is fixed when the session is created")
+    config = changes.over(row["config"])
+    await variables.check(connection, tenant_id, config)
+    return config if profile is None else profiles.clamp(profile, config)
+
+
+def _profile(request: Request, pinned: str | None) -> Profile | None:
+    """The profile that a session is pinned to, once the request is known to agree with it."""
+    policy = request.choice.policy
+    policy.require(pinned)
+    if request.choice.profile not in (None, pinned):
+        raise ValidationError.of("profile", f"is fixed when the session is created: {pinned or 'none'}")
+    if pinned is None:
+        return None
+    profile = policy.named(pinned)
+    wider = profiles.problems(profile, request.config, request.asked_seconds, expand_prompt=request.expand_prompt)
+    profiles.refuse(wider)
+    return profile
+
+
+async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
+    known = await connection.fetchval("SELECT 1 FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
+    if known:
+        return Conflict("This session has been deleted.", code="session_deleted")
+    return NotFound.of("session")
+
+
+async def enqueue(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    api_key_id: UUID | None,
+    request: Request,
+    config: AgentConfig | None,
+    max_queued: int,
+) -> Submitted:
+    """Queue a run of the session that the request names, with `config` instead of the session's. Raises as `submit`."""
+    assert request.session_id is not None  # noqa: S101 - for the type checker
+    run_id, policy = uuid4(), request.choice.policy
+    row = await connection.fetchrow(
+        _ENQUEUE,
+        request.session_id,
+        tenant_id,
+        run_id,
+        api_key_id,
+        encode(request.prompt).decode(),
+        config.given() if config else None,
+        request.timeout_seconds,
+        max_queued,
+        None if policy.bound is None else list(policy.bound),
+        policy.timeouts(),
+        request.kind,
+        request.expand_prompt,
+    )
+    if row is None:
+        raise await _missing(connection, tenant_id, request.session_id)
+    policy.require(row["profile"])
+    if row["run_id"] is None:
+        raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
+    busy_with = row["busy_with"] if request.on_busy == "interrupt" else None
+    return Submitted(request.session_id, run_id, row["last_seq"], busy_with=busy_with)
+
+
+async def create_session(
+    db: Database,
+    tenant_id: UUID,
+    config: AgentConfig,
+    labels: Labels,
+    idempotency: Idempotency | None,
+    choice: Choice = NO_CHOICE,
+) -> UUID:
+    """Create a session without a prompt, once per idempotency key.
+
+    Raises:
+        Conflict: the idempotency key was for another request.
+        ValidationError: a secret is missing, and as `pins.pin`.
+        Forbidden: as `pins.pin`.
+    """
+    await vault.require(db, tenant_id, config.hook_secrets())
+    async with db.transaction() as connection:
+        if idempotency and (before := await repeated(connection, tenant_id, idempotency)):
+            if before.session_id is None:
+                raise reused()
+            await pins.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
+            return before.session_id
+        config, pinned = await pins.pin(connection, tenant_id, choice, config)
+        session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pinned)
+        if idempotency:
+            await remember(connection, tenant_id, idempotency, session_id=session_id)
+        return session_id

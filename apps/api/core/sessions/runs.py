@@ -1,0 +1,116 @@
+"""Runs: submitting prompts, and reading what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core import pages
+from apps.api.core.codec import decode, timestamp
+from apps.api.core.pages import Page
+from apps.api.core.sessions import sessions
+from apps.api.db import Database
+from apps.api.errors import NotFound
+
+_COLUMNS = """
+SELECT id, session_id, kind, status, origin, position, first_seq, last_seq, error, result, total_cost_usd,
+  timeout_seconds, created_at, started_at, finished_at, (
+    SELECT json_agg(u ORDER BY u.model) FROM (
+      SELECT model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
+        web_search_requests, cost_usd
+      FROM usage WHERE run_id = runs.id
+    ) u) AS usage
+FROM runs
+"""
+
+
+def _optional_time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _run(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        "run_id": str(row["id"]),
+        "session_id": str(row["session_id"]),
+        "kind": row["kind"],
+        "status": row["status"],
+        "origin": row["origin"],
+        "error": row["error"],
+        "result": decode(row["result"]) if row["result"] else None,
+        "total_cost_usd": row["total_cost_usd"],
+        "usage": decode(row["usage"]) if row["usage"] else [],
+        "timeout_seconds": row["timeout_seconds"],
+        "first_seq": row["first_seq"],
+        "last_seq": row["last_seq"],
+        "created_at": timestamp(row["created_at"]),
+        "started_at": _optional_time(row["started_at"]),
+        "finished_at": _optional_time(row["finished_at"]),
+    }
+
+
+async def get(db: Database, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
+    """A run's state and, when it is over, its result or error. Raises NotFound."""
+    row = await db.pool.fetchrow(_COLUMNS + "WHERE id = $1 AND tenant_id = $2", run_id, tenant_id)
+    if row is None:
+        raise NotFound.of("run")
+    return _run(row)
+
+
+async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
+    """Runs of a session, newest first. Raises NotFound, ValidationError."""
+    await sessions.require(db, tenant_id, session_id)
+    rows = await db.pool.fetch(
+        _COLUMNS + "WHERE session_id = $1 AND tenant_id = $2 AND ($3::bigint IS NULL OR position < $3)"
+        " ORDER BY position DESC LIMIT $4",
+        session_id,
+        tenant_id,
+        pages.number_of(cursor),
+        limit + 1,
+    )
+    return Page([_run(row) for row in rows[:limit]], str(rows[limit - 1]["position"]) if len(rows) > limit else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the events of a run lie in its session's log, at one moment.
+
+    Attributes:
+        start: they come after this number.
+        end: the number of its `done`, once the run is over.
+        newest: the session's newest number.
+    """
+
+    session_id: UUID
+    start: int
+    end: int | None
+    newest: int
+
+
+async def extent(db: Database, tenant_id: UUID, run_id: UUID) -> Extent:
+    """Where to read a run's events. Raises NotFound when the run is unknown, or its session was deleted."""
+    row = await db.pool.fetchrow(
+        "SELECT s.id, coalesce(r.first_seq - 1, s.last_seq) AS start, s.last_seq AS newest, s.deleted_at,"
+        " CASE WHEN r.finished_at IS NOT NULL THEN r.last_seq END AS end"
+        " FROM runs r JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
+        run_id,
+        tenant_id,
+    )
+    if row is None:
+        raise NotFound.of("run")
+    if row["deleted_at"] is not None:
+        raise NotFound.of("session")
+    return Extent(row["id"], row["start"], row["end"], row["newest"])
+
+
+async def idle_since(db: Database, session_id: UUID) -> int | None:
+    """The session's newest number when no run of it is queued or active, else None."""
+    newest: int | None = await db.pool.fetchval(
+        "SELECT last_seq FROM sessions s WHERE id = $1"
+        " AND NOT EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND finished_at IS NULL)",
+        session_id,
+    )
+    return newest

@@ -1,0 +1,355 @@
+"""Sessions: durable conversations, each owned by one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+from sqlalchemy import Text, and_, cast, exists, func, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, array
+
+from apps.api.core.codec import clean_text, decode, timestamp
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.pages import Page, number_of, read_cursor, write_cursor
+from apps.api.core.sessions.pins import NO_PINS, Pins
+from apps.api.core.tenant.presets import split
+from apps.api.db import Database
+from apps.api.errors import Conflict, NotFound
+from apps.api.models import Agent, Instance, Run, Session
+from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
+
+BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a client hangs on a session for its own use. None means: leave as it is."""
+
+    title: str | None = None
+    tags: Sequence[str] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which sessions to list. Unset means any."""
+
+    status: str | None = None
+    tag: str | None = None
+    search: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    agent: str | None = None
+    profiles: Sequence[str] | None = None
+
+
+_STATE = """
+SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
+  s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
+  s.ports, s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
+  i.lease_expires_at > now() AS owner_alive,
+  (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
+  (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
+  (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued
+FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id LEFT JOIN agents a ON a.id = s.agent_id
+WHERE s.id = ANY($1::uuid[]) AND s.tenant_id = $2 AND s.deleted_at IS NULL
+"""
+
+
+def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
+    # "Running" needs a living owner: a dead one's run is about to be failed by a reaper.
+    running = row["run_status"] if row["run_id"] and row["owner_alive"] else None
+    config = AgentConfig.stored(row["config"])
+    return {
+        "session_id": str(row["id"]),
+        "status": running or ("queued" if row["queued"] else "idle"),
+        "active": bool(row["owner_alive"]),
+        "active_run_id": str(row["run_id"]) if running else None,
+        "queued_runs": row["queued"],
+        "title": row["title"],
+        "tags": row["tags"],
+        "metadata": row["metadata"],
+        "model": config.model or default_model,
+        "permission_mode": config.permission_mode or row["permission_mode"] or "default",
+        "tools": config.tools if config.tools is not None else row["tools"],
+        "agent": _agent(row),
+        "profile": row["profile"],
+        "surface": row["surface"],
+        "config": config.public(),
+        "num_turns": row["num_turns"],
+        "total_cost_usd": row["total_cost_usd"],
+        "usage": row["usage"],
+        "last_seq": row["last_seq"],
+        "parent_session_id": str(row["parent_session_id"]) if row["parent_session_id"] else None,
+        "owner": str(row["owner_id"]) if row["owner_alive"] else None,
+        "ports": row["ports"] if row["owner_alive"] else [],
+        "created_at": timestamp(row["created_at"]),
+        "updated_at": timestamp(row["updated_at"]),
+        "last_active_at": timestamp(row["last_active_at"]),
+    }
+
+
+def _agent(row: asyncpg.Record) -> dict[str, Any] | None:
+    id_ = row["agent_id"]
+    return id_ and {"id": str(id_), "name": row["agent_name"], "version": row["agent_version"]}
+
+
+async def insert(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    config: AgentConfig,
+    labels: Labels,
+    session_id: UUID | None = None,
+    pins: Pins = NO_PINS,
+    surface: str = "native",
+) -> UUID:
+    """Create a session; nothing is started. Returns its id. The SDK's is made when an agent starts."""
+    session_id = session_id or uuid4()
+    await connection.execute(
+        "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
+        " agent_version, surface) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10)",
+        session_id,
+        tenant_id,
+        labels.title,
+        list(labels.tags or ()),
+        dict(labels.metadata or {}),
+        config.given(),
+        pins.profile,
+        pins.agent_id,
+        pins.agent_version,
+        surface,
+    )
+    return session_id
+
+
+async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, default_model: str) -> dict[str, Any]:
+    """A session's state, from the cache when it is there.
+
+    Raises:
+        NotFound: no such session of this tenant, or deleted.
+    """
+    key = redis.keys.session(tenant_id, session_id)
+    cached = await redis.attempt(lambda: redis.client.get(key))
+    if cached:
+        state: dict[str, Any] = orjson.loads(cached)
+        return state
+    row = await db.pool.fetchrow(_STATE, [session_id], tenant_id)
+    if row is None:
+        raise NotFound.of("session")
+    state = _state(row, default_model)
+    # NX: a tombstone, left by a write, keeps a reader that began before the write from storing what it saw.
+    await redis.attempt(lambda: redis.client.set(key, orjson.dumps(state), ex=SESSION_CACHE_TTL, nx=True))
+    return state
+
+
+async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
+    """Invalidate the cached state after a write."""
+    with suppress(*REDIS_ERRORS):  # tried in any case: a stale entry would be served for its whole life
+        await redis.client.set(redis.keys.session(tenant_id, session_id), b"", px=TOMBSTONE_TTL_MS)
+
+
+async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
+    """The session's `last_seq`. Raises NotFound for an unknown, foreign or deleted session."""
+    last_seq: int | None = await db.pool.fetchval(
+        "SELECT last_seq FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL", session_id, tenant_id
+    )
+    if last_seq is None:
+        raise NotFound.of("session")
+    return last_seq
+
+
+async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, labels: Labels) -> None:
+    """Change title, tags or metadata (which are replaced whole). Raises NotFound."""
+    status = await db.pool.execute(
+        "UPDATE sessions SET title = coalesce($3, title), tags = coalesce($4, tags),"
+        " metadata = coalesce($5, metadata), updated_at = now()"
+        " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL",
+        session_id,
+        tenant_id,
+        labels.title,
+        None if labels.tags is None else list(labels.tags),
+        None if labels.metadata is None else dict(labels.metadata),
+    )
+    if status != "UPDATE 1":
+        raise NotFound.of("session")
+    await forget_cached(redis, tenant_id, session_id)
+
+
+async def begin_anew(connection: asyncpg.Connection, session_id: UUID, sdk_session_id: UUID) -> None:
+    """Let the next prompt begin a conversation without history, under a new id of the SDK's."""
+    await connection.execute("UPDATE sessions SET sdk_session_id = $2 WHERE id = $1", session_id, sdk_session_id)
+
+
+async def reconfigure(
+    connection: asyncpg.Connection | asyncpg.Pool, session_id: UUID, owner_id: UUID | None, changes: Mapping[str, Any]
+) -> bool:
+    """Change the configuration while `owner_id` owns the session (None: nobody). False when somebody else does."""
+    status = await connection.execute(
+        "UPDATE sessions SET config = config || $3, updated_at = now()"
+        " WHERE id = $1 AND owner_id IS NOT DISTINCT FROM $2 AND deleted_at IS NULL",
+        session_id,
+        owner_id,
+        dict(changes),
+    )
+    return bool(status == "UPDATE 1")
+
+
+async def list_page(
+    db: Database, tenant_id: UUID, filters: Filters, *, limit: int, cursor: str | None, default_model: str
+) -> Page:
+    """Sessions of a tenant, newest first."""
+    query = select(Session.id, Session.created_at).where(Session.tenant_id == tenant_id, Session.deleted_at.is_(None))
+    if filters.tag is not None:
+        query = query.where(Session.tags.contains(cast(array([filters.tag]), ARRAY(Text))))
+    if filters.metadata:
+        query = query.where(Session.meta.contains(dict(filters.metadata)))
+    if filters.search:
+        query = query.where(func.strpos(func.lower(Session.title), filters.search.lower()) > 0)
+    if filters.created_after is not None:
+        query = query.where(Session.created_at > filters.created_after)
+    if filters.profiles is not None:
+        query = query.where(Session.profile.in_(filters.profiles))
+    if filters.agent is not None:
+        query = query.where(*_of_agent(tenant_id, filters.agent))
+    if filters.status is not None:
+        query = query.where(_STATUS_FILTERS[filters.status])
+    if cursor is not None:
+        query = query.where(tuple_(Session.created_at, Session.id) < tuple_(*read_cursor(cursor)))
+    query = query.order_by(Session.created_at.desc(), Session.id.desc()).limit(limit + 1)
+    async with db.connect() as connection:
+        found = (await connection.execute(query)).all()
+    rows = await db.pool.fetch(_STATE, [row.id for row in found[:limit]], tenant_id)
+    states = {row["id"]: _state(row, default_model) for row in rows}
+    data = [states[row.id] for row in found[:limit] if row.id in states]
+    return Page(data, write_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None)
+
+
+def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
+    id_, name, version = split(reference)
+    is_it = Agent.id == id_ if id_ else Agent.name == name
+    found = [Session.agent_id.in_(select(Agent.id).where(Agent.tenant_id == tenant_id, is_it))]
+    return found if version is None else [*found, Session.agent_version == version]
+
+
+def _has_run(*statuses: str) -> Any:
+    return exists().where(Run.session_id == Session.id, Run.status.in_(statuses))
+
+
+_OWNER_LIVES = exists().where(Instance.id == Session.owner_id, Instance.lease_expires_at > func.now())
+_ACTIVE = and_(_has_run("running", "requires_action"), _OWNER_LIVES)
+_STATUS_FILTERS: dict[str, Any] = {  # what `_state` says
+    "idle": and_(~_has_run("queued"), ~_ACTIVE),
+    "queued": and_(_has_run("queued"), ~_ACTIVE),
+    "running": and_(_has_run("running"), _OWNER_LIVES),
+    "requires_action": and_(_has_run("requires_action"), _OWNER_LIVES),
+}
+
+
+async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy: bool = False) -> UUID | None:
+    """Remove a session's content and leave a tombstone; its runs keep only what usage reports need.
+
+    The new generation fences the owner, which kills its CLI as soon as it hears or notices.
+
+    Returns the owner at that moment, if any.
+
+    Raises:
+        NotFound: no such session of this tenant.
+        Conflict: `session_deleted`, deleted before; `session_busy` if `unless_busy` and something is queued or runs.
+    """
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT owner_id, deleted_at FROM sessions WHERE id = $1 AND tenant_id = $2 FOR UPDATE",
+            session_id,
+            tenant_id,
+        )
+        if row is None:
+            raise NotFound.of("session")
+        if row["deleted_at"] is not None:
+            raise Conflict("This session has been deleted.", code="session_deleted")
+        if unless_busy and await connection.fetchval(BUSY, session_id):
+            raise Conflict("A run of this session is queued or running.", code="session_busy")
+        await connection.execute(
+            "UPDATE sessions SET deleted_at = now(), updated_at = now(), generation = generation + 1, owner_id = NULL,"
+            " title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
+            session_id,
+        )
+        error = {"code": "session_deleted", "message": "The session was deleted.", "retryable": False}
+        await connection.execute(
+            "UPDATE runs SET status = 'interrupted', finished_at = now(), error = $2"
+            " WHERE session_id = $1 AND finished_at IS NULL",
+            session_id,
+            error,
+        )
+        await connection.execute(
+            "UPDATE runs SET prompt = NULL, result = NULL, config = NULL WHERE session_id = $1", session_id
+        )
+        for table in ("events", "transcript_entries", "commands", "requests", "idempotency_keys"):
+            await connection.execute(f"DELETE FROM {table} WHERE session_id = $1", session_id)  # noqa: S608
+        owner: UUID | None = row["owner_id"]
+        return owner
+
+
+async def deleted_among(db: Database, session_ids: list[UUID]) -> list[UUID]:
+    """Which of these are deleted or unknown."""
+    rows = await db.pool.fetch(
+        "SELECT given.id FROM unnest($1::uuid[]) AS given(id) LEFT JOIN sessions s ON s.id = given.id"
+        " WHERE s.id IS NULL OR s.deleted_at IS NOT NULL",
+        session_ids,
+    )
+    return [row["id"] for row in rows]
+
+
+_MESSAGES = """
+SELECT e.seq, e.data FROM events e JOIN sessions s ON s.id = e.session_id
+WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = 'message' AND e.parent_tool_use_id IS NULL AND e.seq > $3
+ORDER BY e.seq LIMIT $4
+"""
+
+_NESTED = """
+SELECT data FROM events
+WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id = ANY($2::text[]) ORDER BY seq LIMIT $3
+"""
+
+MAX_SUBAGENT_MESSAGES = 1_000
+"""Messages of subagents that one page carries. `subagent_messages_omitted` says where some were left out."""
+
+
+async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
+    """The conversation, oldest first; a subagent's messages stand under the message that called it.
+
+    Raises:
+        NotFound: no such session.
+        ValidationError: the cursor is not one of this list.
+    """
+    await require(db, tenant_id, session_id)
+    rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
+    data = [_shown(row) for row in rows[:limit]]
+    callers, room = _callers(data), MAX_SUBAGENT_MESSAGES
+    while callers and room > 0:  # one round for each level of subagents
+        nested = [*map(_shown, await db.pool.fetch(_NESTED, session_id, [*map(clean_text, callers)], room + 1))]
+        for message in nested[room:]:
+            callers[message["parent_tool_use_id"]]["subagent_messages_omitted"] = True
+        for message in nested[:room]:
+            callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
+        callers, room = _callers(nested[:room]), room - len(nested)
+    return Page(data, str(rows[limit - 1]["seq"]) if len(rows) > limit else None)
+
+
+def _shown(row: asyncpg.Record) -> dict[str, Any]:
+    return {**decode(row["data"]), "subagent_messages": [], "subagent_messages_omitted": False}
+
+
+def _callers(messages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        block["id"]: message
+        for message in messages
+        if isinstance(message["content"], list)
+        for block in message["content"]
+        if block.get("type") == "tool_use" and isinstance(block["id"], str)
+    }

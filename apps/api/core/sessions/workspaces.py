@@ -1,0 +1,245 @@
+"""The directories of a session, below `WORKSPACES_DIR`, at the same path on every host.
+
+| directory | what is in it |
+|---|---|
+| `<session id>` | the workspace: its files |
+| `.homes/<session id>` | HOME of its agents |
+| `.outputs/<session id>` | what their tools and tasks have put out, too long for the conversation |
+| `.checkpoints/<session id>` | copies of files that rewinding needs |
+| `.configs/<session id>` | a link to the configuration of the agent process that runs, or was the last to run |
+
+Agents write to the first four, so nothing below them is opened but through `files` and `removal`. The fifth gives the
+texts of a conversation a path that stays, while each process gets a configuration of its own: see
+`runner.agent.scratch`.
+
+Copies are made aside, so that they are there as a whole or not at all: clones of repositories in `.clones`, forks in
+`.forks`. What is to be removed goes to `.removed` first, so that what resists is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from uuid import UUID, uuid4
+
+import structlog
+
+from apps.api.core.sessions import files, removal
+from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+FORGOTTEN_AGE = 6 * 3600.0
+"""Seconds after which a copy that is not finished belongs to nobody any more, and removing is tried again."""
+
+MAX_LISTED = 100_000
+"""Names that one look into a directory takes."""
+
+MAX_TOUCHED = 1_000
+"""Conversations whose copies of files are kept from being cleared up by the CLI."""
+
+_PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".checkpoints"}
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A session's directories; inside of the first the agent's working directory, and `more` of the like."""
+
+    root: Path
+    cwd: Path
+    history: Path
+    home: Path
+    output: Path
+    more: tuple[Path, ...] = field(default=(), kw_only=True)
+
+
+def _places(settings: Settings, session_id: UUID) -> dict[str, Path]:
+    return {part: settings.workspaces_root / above / str(session_id) for part, above in _PARTS.items()}
+
+
+def root_of(settings: Settings, session_id: UUID) -> Path:
+    """Where a session's files are, or would be."""
+    return settings.workspaces_root / str(session_id)
+
+
+def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:
+    """An empty directory to clone a session's repository into; None when its workspace has anything in it already."""
+    if not files.is_empty(root_of(settings, session_id)):
+        return None
+    made = settings.workspaces_root / ".clones" / f"{session_id}-{generation}"
+    put_away(settings, made)
+    files.make_directory(made)
+    return made
+
+
+def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
+    """Make a finished clone the session's workspace. Raises OSError when there are files in it by now."""
+    clone.rename(root_of(settings, session_id))
+
+
+def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
+    """Make a session's directories, if they are not there. Raises ValueError when `cwd`, or one of `more`, leads out of
+    the workspace by a link, OSError."""
+    places = _places(settings, session_id)
+    for directory in places.values():
+        files.make_directory(directory)
+    inside, *beside = (files.make_way(places["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
+    files.touch_all(places["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
+    return Workspace(places["files"], inside, places["history"], places["home"], places["output"], more=tuple(beside))
+
+
+def link_results(workspace: Workspace, conversation: UUID, project: Path) -> None:
+    """Let what the tools of a conversation put out come to the session's own directory for it.
+
+    Args:
+        project: where the CLI will keep the conversation, a directory of which the next process knows nothing.
+
+    Raises OSError.
+    """
+    results = files.make_real(workspace.output, str(conversation))
+    above = project / str(conversation)
+    above.mkdir(mode=0o700, parents=True)
+    (above / "tool-results").symlink_to(results)
+
+
+def point(settings: Settings, session_id: UUID, config: Path) -> Path:
+    """The path that stays, from now on for `config`, the configuration of the agent process that is to start."""
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    files.make_directory(link.parent)
+    draft = link.with_name(f".{uuid4().hex}")
+    draft.symlink_to(config)
+    draft.replace(link)
+    return link
+
+
+# --- removing ------------------------------------------------------------------------------------------------------
+
+
+def put_away(settings: Settings, path: Path) -> None:
+    """Remove whatever is at `path`, if anything. What cannot be removed is out of the way: see `discard_forgotten`.
+
+    Raises OSError when it cannot even be moved."""
+    grave = settings.workspaces_root / ".removed" / uuid4().hex
+    try:
+        files.make_directory(grave.parent)
+        path.rename(grave)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    _bury(grave)
+
+
+def _bury(grave: Path) -> None:
+    try:
+        removal.remove(grave)
+    except Exception as error:
+        log.warning("workspaces.not_removed", path=str(grave), error=repr(error)[:300])
+        with suppress(OSError):
+            grave.rename(grave.with_name(f"later-{time.time() + FORGOTTEN_AGE:.0f}-{uuid4().hex}"))
+
+
+def remove(settings: Settings, session_id: UUID) -> None:
+    """Remove a session's directories, if they are on this host. Raises OSError when one cannot be put away."""
+    clones = settings.workspaces_root / ".clones"
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
+    for path in (*_places(settings, session_id).values(), link, *mine):
+        put_away(settings, path)
+
+
+def discard_forgotten(settings: Settings) -> None:
+    """Remove unfinished copies of instances that have died over them, and what could not be removed before."""
+    for above in (settings.workspaces_root / name for name in (".forks", ".clones")):
+        for draft in (above / name for name in _names(above)):
+            try:
+                if time.time() - draft.lstat().st_mtime > FORGOTTEN_AGE:
+                    put_away(settings, draft)
+            except OSError as error:
+                log.warning("workspaces.not_removed", path=str(draft), error=repr(error)[:300])
+    graves = settings.workspaces_root / ".removed"
+    for name in _names(graves):
+        first, _, rest = name.partition("-")
+        if first != "later" or not (until := rest.partition("-")[0]).isdigit() or int(until) < time.time():
+            _bury(graves / name)
+
+
+def present(settings: Settings) -> list[UUID]:
+    """Sessions that have a directory on this host."""
+    found = set()
+    for above in {*_PARTS.values(), ".configs"}:
+        for name in _names(settings.workspaces_root / above):
+            with suppress(ValueError):
+                found.add(UUID(name))
+    return sorted(found)
+
+
+def _names(directory: Path) -> Iterator[str]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        yield from [entry.name for _, entry in zip(range(MAX_LISTED), entries, strict=False)]
+
+
+# --- forks ---------------------------------------------------------------------------------------------------------
+
+
+def _draft(settings: Settings, session_id: UUID) -> Path:
+    return settings.workspaces_root / ".forks" / str(session_id)
+
+
+def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UUID, UUID], limit: int) -> None:
+    """Copy a session's directories aside for a session that is to be made of it.
+
+    Args:
+        conversations: under which ids the two sessions' agents keep copies of files and what tools have put out.
+        limit: bytes.
+
+    Raises `files.TooMuch`, OSError; then nothing is left.
+    """
+    draft, budget = _draft(settings, target), files.Budget(limit)
+    theirs, ours = _places(settings, source), _places(settings, target)
+    moved = {theirs[part]: ours[part] for part in _PARTS}
+    try:
+        files.make_directory(draft)
+        for part, place in theirs.items():
+            if files.is_directory(place):
+                files.copy_tree(place, draft / part, budget, moved)
+            elif part != "files":  # whose absence tells that they are missing
+                files.make_directory(draft / part)
+        _rename(draft / "history", str(conversations[0]), str(conversations[1]))
+        _rename_outputs(draft / "output", (source, target), conversations)
+    except BaseException:
+        discard(settings, target)
+        raise
+
+
+def _rename(directory: Path, before: str, after: str) -> None:
+    if files.is_directory(directory / before):
+        (directory / before).rename(directory / after)
+
+
+def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tuple[UUID, UUID]) -> None:
+    """Give what a fork's tools and tasks have put out the paths that its conversation names."""
+    before, after = (str(conversation) for conversation in conversations)
+    _rename(output, before, after)
+    for tasks in (output / name for name in _names(output) if name.startswith("claude-")):
+        for key in _names(tasks) if files.is_directory(tasks) else ():
+            if files.is_directory(tasks / key):
+                _rename(tasks / key, before, after)
+            _rename(tasks, key, key.replace(str(sessions[0]), str(sessions[1])))
+
+
+def adopt(settings: Settings, session_id: UUID) -> None:
+    """Make what `copy` has copied the session's own. Raises OSError."""
+    draft = _draft(settings, session_id)
+    for part, place in _places(settings, session_id).items():
+        if files.is_directory(draft / part):
+            files.make_directory(place.parent)
+            (draft / part).rename(place)
+    draft.rmdir()
+
+
+def discard(settings: Settings, session_id: UUID) -> None:
+    """Remove what `copy` has copied."""
+    put_away(settings, _draft(settings, session_id))

@@ -1,0 +1,1 @@
+"""What a tenant keeps beside its sessions."""

@@ -1,0 +1,314 @@
+"""Deliveries: messages to webhooks, from the outbox in PostgreSQL to the endpoint, at least once.
+
+The rows are written by triggers, in the transaction of the change that they tell (docs/adr/0010-outbox-by-trigger.md).
+Every instance sends: a claim moves `next_attempt_at` behind the longest attempt, so what a killed instance had claimed
+is due again soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from apps.api import __version__
+from apps.api.core import pages, tasks
+from apps.api.core.codec import decode, encode, timestamp
+from apps.api.core.network.outbound import Failed, Outbound, Refused
+from apps.api.core.pages import Page
+from apps.api.core.tenant import signing, vault, webhooks
+from apps.api.db import CONNECTION_ERRORS, Database
+from apps.api.errors import Conflict, NotFound, Unavailable
+from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+TIMEOUT = 15.0
+"""Seconds for one attempt."""
+
+LEASE = 60.0
+"""Seconds that a claimed delivery is left to who claimed it: more than an attempt and the notes about it take."""
+
+BACKOFF: tuple[float, ...] = (5, 60, 300, 1800, 3600, 7200, 14400, *[28800] * 5)
+"""Seconds before the second attempt and those after it: 13 attempts in two days. Each is varied by a tenth."""
+
+DISABLE_AFTER_DAYS = 5
+"""Days of nothing but failures after which an endpoint is disabled."""
+
+KEEP_DAYS = 7
+"""Days that deliveries stay in the log."""
+
+AT_ONCE = 32
+AT_ONCE_PER_WEBHOOK = 4
+"""Attempts of this instance at the same time: a slow endpoint must not hold up the others."""
+
+POLL = 1.0
+GONE = 410
+
+_CLAIM = """
+WITH due AS (
+  SELECT d.id FROM webhooks w CROSS JOIN LATERAL (
+    SELECT id FROM webhook_deliveries
+    WHERE webhook_id = w.id AND status = 'pending' AND next_attempt_at <= now()
+    ORDER BY next_attempt_at LIMIT $4 FOR UPDATE SKIP LOCKED
+  ) d WHERE w.disabled_at IS NULL AND w.id <> ALL ($3::uuid[]) LIMIT $1
+)
+UPDATE webhook_deliveries d
+SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
+FROM due, webhooks w WHERE d.id = due.id AND w.id = d.webhook_id
+RETURNING d.id, w.tenant_id, d.webhook_id, d.type, d.payload, d.attempts, d.created_at, w.url, w.secret,
+  CASE WHEN w.previous_secret_expires_at > now() THEN w.previous_secret END AS previous_secret
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message that this instance sends now. Secrets are sealed."""
+
+    id: UUID
+    tenant_id: UUID
+    webhook_id: UUID
+    type: str
+    payload: str
+    attempts: int
+    created_at: datetime
+    url: str
+    secret: str
+    previous_secret: str | None
+
+    def body(self) -> bytes:
+        """The message, the same in every attempt: `{"id", "type", "created_at", "data"}`."""
+        created_at = timestamp(self.created_at)
+        return encode({"id": str(self.id), "type": self.type, "created_at": created_at, "data": decode(self.payload)})
+
+
+class Deliveries:
+    """The sender of one instance.
+
+    Attributes:
+        sent: messages delivered since the start.
+        failed: attempts that failed since the start.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        settings: Settings,
+        outbound: Outbound,
+        *,
+        backoff: Sequence[float] = BACKOFF,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._db, self._settings, self._outbound = db, settings, outbound
+        self._backoff, self._timeout = backoff, timeout
+        self._sending: set[asyncio.Task[None]] = set()
+        self._busy: Counter[UUID] = Counter()
+        self._free = asyncio.Event()
+        self.sent = self.failed = 0
+
+    async def run(self) -> None:
+        """Send what is due, for ever."""
+        try:
+            while True:
+                if not await self._start_due():
+                    self._free.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                            await self._free.wait()
+        finally:
+            await tasks.end(*self._sending)  # what was under way is due again when its lease is over
+
+    async def send_due(self) -> None:
+        """Send what is due now, and wait until it was sent."""
+        while await self._start_due() or self._sending:
+            await asyncio.wait(self._sending)
+
+    async def _start_due(self) -> int:
+        room = AT_ONCE - len(self._sending)
+        if room <= 0:
+            return 0
+        crowded = [webhook_id for webhook_id, count in self._busy.items() if count >= AT_ONCE_PER_WEBHOOK]
+        try:
+            rows = await self._db.pool.fetch(_CLAIM, room, LEASE, crowded, AT_ONCE_PER_WEBHOOK)
+        except CONNECTION_ERRORS as error:
+            log.warning("webhook.claim_failed", error=type(error).__name__)
+            return 0
+        for row in rows:
+            claimed = Claimed(**dict(row))
+            self._busy[claimed.webhook_id] += 1
+            task = asyncio.create_task(self._send(claimed), name=f"webhook-{claimed.id}")
+            self._sending.add(task)
+            task.add_done_callback(partial(self._ended, claimed.webhook_id))
+        return len(rows)
+
+    def _ended(self, webhook_id: UUID, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._busy[webhook_id] -= 1
+        if not self._busy[webhook_id]:
+            del self._busy[webhook_id]
+        self._free.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("webhook.attempt_broke", error=error, exc_info=error)
+
+    async def _send(self, claimed: Claimed) -> None:
+        status: int | None = None
+        try:
+            status = await self._post(claimed)
+            failure = None if 200 <= status < 300 else f"it answered {status}"
+        except (Failed, Refused) as error:
+            failure = str(error)
+        except Unavailable as error:
+            failure = error.message
+        try:
+            async with self._db.transaction() as connection:
+                if failure is None:
+                    await _note_success(connection, claimed, status)
+                else:
+                    await self._note_failure(connection, claimed, status, failure)
+        except CONNECTION_ERRORS as error:
+            # The lease brings it back. At worst it is sent twice, under the same id.
+            log.warning("webhook.outcome_not_noted", delivery_id=str(claimed.id), error=type(error).__name__)
+            return
+        self.sent, self.failed = self.sent + (failure is None), self.failed + (failure is not None)
+
+    async def _post(self, claimed: Claimed) -> int:
+        sealed = [s for s in (claimed.secret, claimed.previous_secret) if s is not None]
+        body = claimed.body()
+        signed = signing.headers(
+            [vault.unseal(self._settings, s) for s in sealed], str(claimed.id), int(time.time()), body
+        )
+        headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}", **signed}
+        return (await self._outbound.post(claimed.url, headers, body, self._timeout, claimed.tenant_id)).status
+
+    async def _note_failure(
+        self, connection: asyncpg.Connection, claimed: Claimed, status: int | None, failure: str
+    ) -> None:
+        # The endpoint's row first, here and where it is disabled: two attempts in opposite order would wait for ever.
+        failing_too_long = await connection.fetchval(
+            "UPDATE webhooks SET failing_since = coalesce(failing_since, now()) WHERE id = $1"
+            " RETURNING failing_since < now() - make_interval(days => $2)",
+            claimed.webhook_id,
+            DISABLE_AFTER_DAYS,
+        )
+        over = claimed.attempts > len(self._backoff)
+        wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        await connection.execute(
+            "UPDATE webhook_deliveries SET status = $2, next_attempt_at = now() + make_interval(secs => $3),"
+            " last_status = $4, last_error = $5 WHERE id = $1 AND status = 'pending' AND attempts = $6",
+            claimed.id,
+            "failed" if over else "pending",
+            wait,
+            status,
+            failure,
+            claimed.attempts,
+        )
+        if status == GONE or failing_too_long:
+            reason = "it answered 410" if status == GONE else f"it has failed for {DISABLE_AFTER_DAYS} days"
+            await webhooks.disable(connection, claimed.webhook_id, reason)
+            log.warning("webhook.disabled", webhook_id=str(claimed.webhook_id), reason=reason)
+
+
+async def _note_success(connection: asyncpg.Connection, claimed: Claimed, status: int | None) -> None:
+    await connection.execute(
+        "UPDATE webhooks SET failing_since = NULL WHERE id = $1 AND failing_since IS NOT NULL", claimed.webhook_id
+    )
+    await connection.execute(
+        "UPDATE webhook_deliveries SET status = 'delivered', delivered_at = now(), last_status = $2, last_error = NULL"
+        " WHERE id = $1 AND attempts = $3",  # a redelivery that was asked for meanwhile counts anew, and is sent
+        claimed.id,
+        status,
+        claimed.attempts,
+    )
+
+
+_COLUMNS = """
+SELECT d.id, d.webhook_id, d.position, d.type, d.payload, d.status, d.attempts, d.next_attempt_at, d.last_status,
+  d.last_error, d.created_at, d.delivered_at FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id
+WHERE d.webhook_id = $1 AND w.tenant_id = $2
+"""
+
+
+def _delivery(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        "delivery_id": str(row["id"]),
+        "webhook_id": str(row["webhook_id"]),
+        "type": row["type"],
+        "data": decode(row["payload"]),
+        "status": row["status"],
+        "attempts": row["attempts"],
+        "next_attempt_at": timestamp(row["next_attempt_at"]) if row["status"] == "pending" else None,
+        "last_status": row["last_status"],
+        "last_error": row["last_error"],
+        "created_at": timestamp(row["created_at"]),
+        "delivered_at": timestamp(row["delivered_at"]) if row["delivered_at"] else None,
+    }
+
+
+async def list_page(db: Database, tenant_id: UUID, webhook_id: UUID, *, limit: int, cursor: str | None) -> Page:
+    """The log of a webhook, newest first. Raises NotFound, ValidationError."""
+    await webhooks.get(db, tenant_id, webhook_id)
+    rows = await db.pool.fetch(
+        _COLUMNS + "AND ($3::bigint IS NULL OR d.position < $3) ORDER BY d.position DESC LIMIT $4",
+        webhook_id,
+        tenant_id,
+        pages.number_of(cursor),
+        limit + 1,
+    )
+    more = len(rows) > limit
+    return Page([_delivery(row) for row in rows[:limit]], str(rows[limit - 1]["position"]) if more else None)
+
+
+async def _require_enabled(db: Database, tenant_id: UUID, webhook_id: UUID) -> None:
+    if not (await webhooks.get(db, tenant_id, webhook_id))["enabled"]:
+        raise Conflict("This webhook is disabled. Enable it first.", code="webhook_disabled")
+
+
+async def redeliver(db: Database, tenant_id: UUID, webhook_id: UUID, delivery_id: UUID) -> dict[str, Any]:
+    """Send a message again, under the same id and with all attempts. Raises NotFound, Conflict `webhook_disabled`."""
+    await _require_enabled(db, tenant_id, webhook_id)
+    await db.pool.execute(
+        "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_attempt_at = now(), delivered_at = NULL"
+        " WHERE id = $1 AND webhook_id = $2",
+        delivery_id,
+        webhook_id,
+    )
+    row = await db.pool.fetchrow(_COLUMNS + "AND d.id = $3", webhook_id, tenant_id, delivery_id)
+    if row is None:
+        raise NotFound.of("delivery")
+    return _delivery(row)
+
+
+async def ping(db: Database, tenant_id: UUID, webhook_id: UUID) -> dict[str, Any]:
+    """Queue a message of type `webhook.test`. Raises NotFound, Conflict `webhook_disabled`."""
+    await _require_enabled(db, tenant_id, webhook_id)
+    delivery_id = await db.pool.fetchval(
+        "INSERT INTO webhook_deliveries (webhook_id, type, payload) SELECT id, 'webhook.test', '{}' FROM webhooks"
+        " WHERE id = $1 AND tenant_id = $2 RETURNING id",
+        webhook_id,
+        tenant_id,
+    )
+    row = await db.pool.fetchrow(_COLUMNS + "AND d.id = $3", webhook_id, tenant_id, delivery_id)
+    if row is None:
+        raise NotFound.of("webhook")
+    return _delivery(row)
+
+
+async def forget_old(db: Database, limit: int = 10_000) -> None:
+    """Remove deliveries from the log whose time is over, at most `limit` of them."""
+    await db.pool.execute(
+        "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries"
+        " WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)",
+        KEEP_DAYS,
+        limit,
+    )

@@ -1,0 +1,226 @@
+"""Presets: named, versioned configurations of agents.
+
+A version never changes. A session keeps the configuration that it was created with, so a new version of a preset, or
+its removal, changes no session that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api.core import idempotency
+from apps.api.core.codec import timestamp
+from apps.api.core.config import profiles
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.profiles import Policy
+from apps.api.core.idempotency import Idempotency
+from apps.api.core.pages import Page, number_of
+from apps.api.core.tenant import variables
+from apps.api.db import Database
+from apps.api.errors import Conflict, NotFound, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A preset as a client gives it, or a version of it as it is stored."""
+
+    description: str | None
+    profile: str | None
+    config: AgentConfig
+
+    @classmethod
+    def merged(cls, before: Draft, changes: Mapping[str, Any]) -> Draft:
+        """The draft with these fields changed; None takes a field away. Raises ValueError (pydantic's)."""
+        fields = {**before.config.given(), "description": before.description, "profile": before.profile, **changes}
+        description, profile = fields.pop("description"), fields.pop("profile")
+        given = {name: value for name, value in fields.items() if value is not None}
+        return cls(description, profile, AgentConfig.stored(given))
+
+
+def check(draft: Draft, policy: Policy) -> None:
+    """Raises ValidationError for a profile that does not exist, Forbidden for a draft that would widen its profile."""
+    if draft.profile is not None:
+        profile = policy.named(draft.profile)
+        policy.require(draft.profile)
+        profiles.refuse(profiles.problems(profile, draft.config))
+
+
+async def create(
+    db: Database, tenant_id: UUID, name: str, draft: Draft, policy: Policy, repeat: Idempotency | None = None
+) -> UUID:
+    """Store a preset's first version; returns its id.
+
+    Raises:
+        ValidationError: the name looks like an id.
+        Conflict: `name_in_use`, `idempotency_key_reused`.
+        ValidationError, Forbidden: as `check` and `environment.check`.
+    """
+    if as_id(name) is not None:
+        raise ValidationError.of("name", "must not look like an id")
+    check(draft, policy)
+    try:
+        async with db.transaction() as connection:
+            await variables.check(connection, tenant_id, draft.config)
+            if repeat and (before := await idempotency.repeated(connection, tenant_id, repeat)):
+                if before.object_id is None:
+                    raise idempotency.reused()
+                return before.object_id
+            agent_id: UUID = await connection.fetchval(
+                "INSERT INTO agents (tenant_id, name, description) VALUES ($1, $2, $3) RETURNING id",
+                tenant_id,
+                name,
+                draft.description,
+            )
+            await _add_version(connection, agent_id, 1, draft)
+            if repeat:
+                await idempotency.remember(connection, tenant_id, repeat, object_id=agent_id)
+            return agent_id
+    except asyncpg.UniqueViolationError as error:
+        raise Conflict(f"A preset of the name {name} exists.", code="name_in_use") from error
+
+
+async def _add_version(connection: asyncpg.Connection, agent_id: UUID, version: int, draft: Draft) -> None:
+    await connection.execute(
+        "INSERT INTO agent_versions (agent_id, version, profile, config) VALUES ($1, $2, $3, $4)",
+        agent_id,
+        version,
+        draft.profile,
+        draft.config.given(),
+    )
+
+
+async def revise(
+    db: Database, tenant_id: UUID, reference: str, changes: Mapping[str, Any], policy: Policy, *, whole: bool
+) -> None:
+    """Add a version: the newest with these changes, or with `whole` nothing but them.
+
+    Raises:
+        NotFound: no such preset.
+        ValidationError, Forbidden: as `check` and `environment.check`.
+    """
+    async with db.transaction() as connection:
+        id_, name, _ = split(reference)
+        row = await connection.fetchrow(
+            "SELECT id, version, description FROM agents WHERE tenant_id = $1"
+            " AND (id = $2 OR ($2 IS NULL AND name = $3)) AND deleted_at IS NULL FOR NO KEY UPDATE",
+            tenant_id,
+            id_,
+            name,
+        )
+        if row is None:
+            raise NotFound.of("agent")
+        newest = await connection.fetchrow(
+            "SELECT profile, config FROM agent_versions WHERE agent_id = $1 AND version = $2", row["id"], row["version"]
+        )
+        before = Draft(None, None, AgentConfig())
+        if not whole:
+            before = Draft(row["description"], newest["profile"], AgentConfig.stored(newest["config"]))
+        draft = Draft.merged(before, changes)
+        check(draft, policy)
+        await variables.check(connection, tenant_id, draft.config)
+        await _add_version(connection, row["id"], row["version"] + 1, draft)
+        await connection.execute(
+            "UPDATE agents SET version = version + 1, description = $2, updated_at = now() WHERE id = $1",
+            row["id"],
+            draft.description,
+        )
+
+
+async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
+    """Remove a preset. Sessions that began with it keep what they have. Raises NotFound."""
+    id_, name, _ = split(reference)
+    status = await db.pool.execute(
+        "UPDATE agents SET deleted_at = now() WHERE tenant_id = $1 AND (id = $2 OR ($2 IS NULL AND name = $3))"
+        " AND deleted_at IS NULL",
+        tenant_id,
+        id_,
+        name,
+    )
+    if status != "UPDATE 1":
+        raise NotFound.of("agent")
+
+
+def _shown(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        "id": str(row["id"]),
+        "name": row["name"],
+        "description": row["description"],
+        "version": row["version"],
+        "newest_version": row["newest"],
+        "profile": row["profile"],
+        "config": AgentConfig.stored(row["config"]).public(),
+        "created_at": timestamp(row["created_at"]),
+        "updated_at": timestamp(row["updated_at"]),
+    }
+
+
+async def get(db: Database, tenant_id: UUID, reference: str) -> dict[str, Any]:
+    """A preset's version, the newest unless the reference names one. Raises NotFound."""
+    return _shown(await find(db.pool, tenant_id, reference))
+
+
+async def list_page(db: Database, tenant_id: UUID, search: str | None, *, limit: int, cursor: str | None) -> Page:
+    """Presets with their newest versions, by name. `search`: part of name or description, any case."""
+    rows = await db.pool.fetch(
+        "SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,"
+        " v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id AND v.version = a.version"
+        " WHERE a.tenant_id = $1 AND a.deleted_at IS NULL"
+        " AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)"
+        ' AND ($3::text IS NULL OR a.name COLLATE "C" > $3) ORDER BY a.name COLLATE "C" LIMIT $4',
+        tenant_id,
+        search,
+        cursor,
+        limit + 1,
+    )
+    return Page([_shown(row) for row in rows[:limit]], rows[limit - 1]["name"] if len(rows) > limit else None)
+
+
+async def versions(db: Database, tenant_id: UUID, reference: str, *, limit: int, cursor: str | None) -> Page:
+    """All versions of a preset, newest first. Raises NotFound, ValidationError."""
+    found = await find(db.pool, tenant_id, reference.partition("@")[0])
+    rows = await db.pool.fetch(
+        "SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,"
+        " v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id"
+        " WHERE a.id = $1 AND a.tenant_id = $2 AND ($3::bigint IS NULL OR v.version < $3)"
+        " ORDER BY v.version DESC LIMIT $4",
+        found["id"],
+        tenant_id,
+        number_of(cursor),
+        limit + 1,
+    )
+    return Page([_shown(row) for row in rows[:limit]], str(rows[limit - 1]["version"]) if len(rows) > limit else None)
+
+
+def split(reference: str) -> tuple[UUID | None, str, int | None]:
+    """Id, name and version of a reference: `name` or `id`, perhaps with `@version`. The name of an id is its text."""
+    named, _, version = reference.partition("@")
+    return as_id(named), named, int(version) if version else None
+
+
+def as_id(text: Any) -> UUID | None:
+    """The id that this text is, if it is one."""
+    try:
+        return UUID(text)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+_FIND = """
+SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,
+  v.created_at AS updated_at
+FROM agents a JOIN agent_versions v ON v.agent_id = a.id AND v.version = coalesce($4, a.version)
+WHERE a.tenant_id = $1 AND (a.id = $2 OR ($2 IS NULL AND a.name = $3)) AND a.deleted_at IS NULL
+"""
+
+
+async def find(connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, reference: str) -> asyncpg.Record:
+    """A preset's version. Raises NotFound `agent_not_found`."""
+    row = await connection.fetchrow(_FIND, tenant_id, *split(reference))
+    if row is None:
+        raise NotFound.of("agent")
+    return row

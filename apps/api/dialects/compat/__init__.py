@@ -1,0 +1,1 @@
+"""Dialects of older servers, and what they share."""

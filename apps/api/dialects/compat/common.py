@@ -1,0 +1,225 @@
+"""What the dialects of older servers share: errors as `{"detail": …}`, session ids, sending and stopping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Path, Request
+from pydantic import AfterValidator, BaseModel, Field
+
+from apps.api.auth import Principal
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.names import Text, ToolRule
+from apps.api.core.context import Core
+from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
+from apps.api.core.events.frames import Frame
+from apps.api.core.fleet import cancellation, dispatch
+from apps.api.core.sessions import prompts, runs
+from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.prompts import OnBusy, Submitted
+from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed, StillRunning
+from apps.api.limits import PUBLIC_LIMIT, public_limiter
+from apps.api.web.callers import policy_of
+from apps.api.web.following import WAIT_MARGIN, finished, run_frames
+from apps.api.web.sse import EventStream
+
+STOP_SECONDS = 20.0
+"""Seconds that a request waits for a run that it stops: an agent that does not end is killed after 5."""
+
+public = public_limiter.limit(PUBLIC_LIMIT)
+"""Decorates routes that need no key."""
+
+
+class Detail(BaseModel):
+    """An error, as the originals told it."""
+
+    detail: str = Field(description="What went wrong.", examples=["Session not found"])
+
+
+class Found(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str] = Field(description="Where.")
+    msg: str = Field(description="What.")
+    type: str
+
+
+class Details(BaseModel):
+    """A request that is not valid, as FastAPI tells it."""
+
+    detail: str | list[Found] = Field(description="What is wrong, field by field.")
+
+
+_INVALID = [{"loc": ["body", "prompt"], "msg": "must not be empty", "type": "value_error"}]
+_WHY: dict[int | str, tuple[str, Any]] = {
+    "default": ("Any other error.", "Method Not Allowed"),
+    400: ("The request is not valid.", "prompt: must not be empty"),
+    401: ("No key, or one that is unknown, revoked or expired.", "This API key is not valid."),
+    403: ("The key may not do this.", "This key lacks the scope 'write'."),
+    404: ("No such session, or it belongs to another tenant.", "Session not found"),
+    409: ("Too many prompts wait in this session.", "This session has 100 queued runs already."),
+    413: ("The body is too large.", "The body is larger than 1500000 bytes."),
+    422: ("The request is not valid.", _INVALID),
+    429: ("The key has used up its prompts per minute.", "This key may send 10 prompts per minute."),
+    500: ("The run failed, or the server.", "The run took longer than its timeout."),
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route documents: these statuses, and those that every route may answer."""
+    answered: list[int | str] = [*sorted({401, 403, 500, *statuses}), "default"]
+    return {
+        status: {
+            "model": Details if status == 422 else Detail,
+            "description": _WHY[status][0],
+            "content": {"application/json": {"example": {"detail": _WHY[status][1]}}},
+        }
+        for status in answered
+    }
+
+
+def status_and_detail(error: ApiError) -> tuple[int, str]:
+    """How the originals would have told this error: they knew a session, or did not, and had 500 for all failures."""
+    if error.code in ("session_not_found", "session_deleted"):
+        return 404, "Session not found"
+    return 500 if isinstance(error, RunFailed) else min(error.status, 500), error.message
+
+
+def fastapi_shape(error: ApiError, request_id: str) -> tuple[int, Any]:
+    """`{"detail": …}`; for a request that is not valid 422 with a list, as FastAPI's own servers say it."""
+    status, detail = status_and_detail(error)
+    if isinstance(error, BadRequest) and error.code == "invalid_json":
+        status, error.details = 422, {"errors": [{"field": "", "reason": detail}]}
+    if status != 422 or "errors" not in error.details:
+        return status, {"detail": detail}
+    found = [
+        {"loc": ["body", *filter(None, e["field"].split("."))], "msg": e["reason"], "type": "value_error"}
+        for e in error.details["errors"]
+    ]
+    return status, {"detail": found}
+
+
+def _session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> UUID:
+    try:
+        return UUID(session_id)
+    except ValueError as error:
+        raise NotFound.of("session") from error
+
+
+def _says_something(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Prompt = Annotated[Text, AfterValidator(_says_something)]
+ModelName = Annotated[str, Field(max_length=200)]
+Rules = Annotated[list[ToolRule], Field(max_length=200)]
+
+SessionId = Annotated[UUID, Depends(_session_id)]
+"""A session's id in the path; what is none is a session that does not exist."""
+
+
+async def send(
+    core: Core,
+    caller: Principal,
+    prompt: str,
+    *,
+    session_id: UUID | None = None,
+    begin: Mapping[str, Any] | None = None,
+    on_busy: OnBusy = "enqueue",
+) -> Submitted:
+    """Send a prompt to a session, or to a new one with the options and the `surface` in `begin`.
+
+    In these dialects nobody can be asked, so what needs a person's permission is refused, as in the originals.
+    """
+    dispatch.check(core, [prompt])
+    options = dict(begin or {})
+    surface = options.pop("surface", "native")
+    request = prompts.Request(
+        prompt=prompt,
+        timeout_seconds=core.settings.request_timeout,
+        session_id=session_id,
+        config=AgentConfig(**options, unattended=True) if begin else prompts.NO_CHANGES,
+        choice=Choice(policy=policy_of(core, caller)),
+        surface=surface,
+        on_busy=on_busy,
+    )
+    return await dispatch.send(core, caller.tenant_id, caller.key_id, request)
+
+
+async def ended(core: Core, tenant_id: UUID, run: Submitted) -> dict[str, Any]:
+    """The run as stored, once it is over. Raises StillRunning, RunFailed when the session was deleted."""
+    state = await finished(core, tenant_id, run, core.settings.request_timeout + WAIT_MARGIN)
+    if state is None:
+        raise StillRunning("The run is still queued or running.", details={"run_id": str(run.run_id)})
+    return state
+
+
+async def stop(core: Core, tenant_id: UUID, run_id: UUID) -> None:
+    """Cancel a run and wait for its end; nothing happens when it is over already.
+
+    Raises:
+        NotFound: no such run.
+        Conflict: `session_deleted`.
+        StillRunning: it has not ended after STOP_SECONDS.
+    """
+    try:
+        if (await cancellation.cancel(core, tenant_id, run_id)).status == "applied":
+            return
+    except Conflict as conflict:
+        if conflict.code != "no_live_run":
+            raise
+        return
+    lies = await runs.extent(core.db, tenant_id, run_id)
+    if await finished(core, tenant_id, Submitted(lies.session_id, run_id, lies.start), STOP_SECONDS) is None:
+        raise StillRunning("The run has been told to stop, and goes on for now.", details={"run_id": str(run_id)})
+
+
+async def unfinished(core: Core, tenant_id: UUID, session_id: UUID) -> list[UUID]:
+    """Runs of a session that are queued or active, the newest first. Raises NotFound."""
+    limit = core.settings.max_queued_runs_per_session + 1
+    page = await runs.list_page(core.db, tenant_id, session_id, limit=limit, cursor=None)
+    return [UUID(run["run_id"]) for run in page.data if run["finished_at"] is None]
+
+
+async def _chunks(
+    core: Core, tenant_id: UUID, run: Submitted, translate: Callable[[Frame], bytes], first: bytes, deleted: bytes
+) -> AsyncGenerator[bytes]:
+    if first:
+        yield first
+    batches, told = run_frames(core, tenant_id, run, gapless=True), time.monotonic()
+    try:
+        async with aclosing(batches):
+            async for batch in batches:
+                text = b"".join(map(translate, batch))
+                if text or not batch or time.monotonic() - told >= KEEP_ALIVE_INTERVAL:
+                    yield text
+                    told = time.monotonic()
+    except SessionDeleted:
+        yield deleted
+
+
+def stream(
+    request: Request,
+    core: Core,
+    caller: Principal,
+    run: Submitted,
+    translate: Callable[[Frame], bytes],
+    *,
+    deleted: bytes,
+    first: bytes = b"",
+) -> EventStream:
+    """The events of one run as a dialect tells them.
+
+    Args:
+        translate: the bytes for an event, empty for what the dialect does not tell; must end with the run's `done`.
+        deleted: the end of the stream when the session is deleted meanwhile.
+        first: what the stream begins with, before there is any event.
+    """
+    chunks = _chunks(core, caller.tenant_id, run, translate, first, deleted)
+    return EventStream(chunks, request.app.state.streams, headers=getattr(request.state, "limit_headers", {}))

@@ -1,0 +1,171 @@
+"""`POST /agents/preview`: what a request would run, without running it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apps.api.core.config import content
+from apps.api.core.config.parts import PermissionMode
+from apps.api.core.sessions import dry_run
+from apps.api.core.sessions.dry_run import Finding, Wanted
+from apps.api.core.sessions.pins import Choice
+from apps.api.dialects.native import examples
+from apps.api.dialects.native import schemas as wire
+from apps.api.dialects.native.common import PREFIX, answer, config, errors
+from apps.api.errors import BadRequest
+from apps.api.errors import ValidationError as Refused
+from apps.api.web.callers import Writer, policy_of
+from apps.api.web.doors import Router
+from apps.api.web.errors import findings
+from apps.api.web.route import CoreDep
+
+router = Router(prefix=PREFIX, tags=["agents"])
+
+_SIZE = {"characters": 40, "bytes": 40}
+_EXAMPLE: dict[str, Any] = {
+    "ok": False,
+    "problems": [
+        {"field": "tools", "code": "tool_not_permitted", "reason": "Bash is not among the profile's tools"},
+        {"field": "hooks.Stop.0.url", "code": "target_unreachable", "reason": "no connection"},
+    ],
+    "agent": {"id": examples.AGENT_ID, "version": 3},
+    "profile": "readonly",
+    "model": "claude-sonnet-5-5",
+    "permission_mode": "dontAsk",
+    "tools": ["Glob", "Grep", "Read"],
+    "allowed_tools": ["Glob", "Grep", "Read"],
+    "disallowed_tools": [],
+    "mcp_servers": [
+        {"name": "git", "agent": "reviewer", "type": "http", "allowed": True, "reachable": True, "reason": ""}
+    ],
+    "hooks": [{"event": "Stop", "url": "https://example.org/", "reachable": False, "reason": "no connection"}],
+    "missing_secrets": ["HOOK_SECRET"],
+    "output_schema": "valid",
+    "prompt_size": {
+        "system_prompt": _SIZE,
+        "prompt": _SIZE,
+        "output_schema": {"characters": 0, "bytes": 0},
+        "subagents": {"characters": 0, "bytes": 0},
+        "total": {"characters": 80, "bytes": 80},
+    },
+    "config": {"permission_mode": "dontAsk", "tools": ["Glob", "Grep", "Read"]},
+}
+
+
+class Problem(BaseModel):
+    field: str
+    code: str
+    reason: str
+
+
+class PreviewedAgent(BaseModel):
+    id: str
+    version: int
+
+
+class PreviewedServer(BaseModel):
+    name: str
+    agent: str | None = Field(description="The subagent that it is for; null for the session's.")
+    type: str | None = Field(description="Null for a registered server that does not exist.")
+    allowed: bool
+    reachable: bool | None = Field(description="Whether a connection came about; null for `stdio`.")
+    reason: str | None
+
+
+class PreviewedHook(BaseModel):
+    event: str
+    url: str
+    reachable: bool
+    reason: str | None
+
+
+class Size(BaseModel):
+    characters: int
+    bytes: int = Field(description="In UTF-8.")
+
+
+class PromptSize(BaseModel):
+    """What the request adds. The agent's own system prompt and its tools' descriptions come on top."""
+
+    system_prompt: Size
+    prompt: Size
+    output_schema: Size
+    subagents: Size
+    total: Size
+
+
+class Preview(BaseModel):
+    """What would run. With problems: what would run without what they name."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    ok: bool = Field(description="Whether there are no problems.")
+    problems: list[Problem] = Field(description="All of them; `code` is that of the error which the request would get.")
+    agent: PreviewedAgent | None
+    profile: str | None
+    model: str
+    permission_mode: PermissionMode
+    tools: list[str] = Field(description="Built-in tools after policy.")
+    allowed_tools: list[str]
+    disallowed_tools: list[str]
+    mcp_servers: list[PreviewedServer]
+    hooks: list[PreviewedHook]
+    missing_secrets: list[str]
+    output_schema: Literal["valid", "invalid"] | None
+    prompt_size: PromptSize
+    config: dict[str, Any] = Field(description="The options in effect, with the profile's defaults.")
+
+
+_PLACEHOLDER = {"prompt": "-"}
+_BODY = {
+    "required": True,
+    "description": "The body of `POST /query`; `prompt` may be left out.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PromptBody"}}},
+}
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    # Not by FastAPI: it would refuse what is to be listed.
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("The body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise Refused.of("body", "send a JSON object, with Content-Type: application/json")
+    return body
+
+
+@router.post(
+    "/agents/preview", response_model=Preview, openapi_extra={"requestBody": _BODY}, responses=errors(400, 413)
+)
+async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str, Any], Depends(_object)]) -> Response:
+    """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
+
+    Answers 200 with every problem at once, also those for which the request itself would be refused with 422, 403
+    or 404. Addresses of MCP servers and hooks are connected to and sent nothing.
+    """
+    wanted, found = _understood(body)
+    text = "".join(content.texts(wanted.prompt))
+    if wanted.session_id is not None:
+        found.append(Finding("session_id", "validation_error", "a preview is of a new session"))
+    choice = Choice(wanted.profile, policy_of(core, caller), wanted.agent)
+    prompt = text if "prompt" in body else None
+    asked = Wanted(choice, config(wanted), prompt, wanted.timeout_seconds, wanted.expand_prompt, found)
+    return answer(Preview, await dry_run.preview(core, caller.tenant_id, asked))
+
+
+def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Finding]]:
+    """The body without the fields that are wrong, and what is wrong with them."""
+    given, found = {**_PLACEHOLDER, **body}, list[Finding]()
+    while True:
+        try:
+            return wire.PromptBody.model_validate(given), found
+        except ValidationError as error:
+            problems = error.errors()
+            found += [Finding(f["field"], "validation_error", f["reason"]) for f in findings(problems)]
+            wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]} & set(given)
+            given = {name: value for name, value in given.items() if name not in wrong} if wrong else {}
+            given.setdefault("prompt", _PLACEHOLDER["prompt"])

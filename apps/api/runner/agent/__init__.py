@@ -1,0 +1,1 @@
+"""One agent process: what it is given, how it starts, what it says."""

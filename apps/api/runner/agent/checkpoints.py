@@ -1,0 +1,172 @@
+"""Rewinding an agent's files: by the CLI's own checkpoints, with a diff of what that would change.
+
+The CLI keeps copies of files under `file-history/<its session id>`, and says in the transcript which copy stands for
+which file at which message: `file-history-snapshot` when a user's message comes in, `file-history-delta` when a file is
+changed for the first time. Seen with the bundled CLI 2.1.332.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from apps.api.core.sessions import files
+from apps.api.core.sessions.workspaces import Workspace
+from apps.api.runner.agent.patches import Change, patches
+from apps.api.runner.agent.process import Agent
+from apps.api.runner.agent.transcripts import Transcripts
+
+log = structlog.get_logger(__name__)
+
+MAX_FILES = 1_000
+"""Files that an answer names."""
+
+MAX_DIFFED_FILES, MAX_DIFFED_BYTES, MAX_DIFF_CHARS = 50, 65_536, 100_000
+"""Bounds of a diff: files, bytes of one file, characters in all. What is beyond is left out."""
+
+_COPY = re.compile(r"[0-9a-f]{16}@v[0-9]{1,9}")
+
+
+class CannotRewind(Exception):
+    """The CLI refuses. Its message is for the client; `code` is one of RUN_FAILURES."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def obey(
+    agent: Agent, workspace: Workspace, store: Transcripts, sdk_session_id: UUID, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore the files, or with `dry_run` only say what that would change: the fields of the run's result.
+
+    Raises:
+        CannotRewind: as `rewind`.
+    """
+    message_id = UUID(asked["checkpoint_id"])
+    if not asked["dry_run"]:
+        return await rewind(agent, workspace, message_id)
+    found = await look(agent, workspace, message_id)
+    history = await store.file_history(sdk_session_id)
+    shown, omitted = await diff(workspace, sdk_session_id, history, message_id, found["files_changed"])
+    return {**found, "not_restored": [], "diff": shown, "diff_omitted": omitted}
+
+
+async def look(agent: Agent, workspace: Workspace, message_id: UUID) -> dict[str, Any]:
+    """What rewinding would change: `files_changed` (paths in the workspace), `insertions` and `deletions` (lines).
+
+    Raises:
+        CannotRewind: `checkpoint_not_found`.
+    """
+    said = await agent.rewind(message_id, dry_run=True)
+    if not said.get("canRewind"):
+        raise CannotRewind("checkpoint_not_found", "The agent's conversation has no checkpoint of this message.")
+    changed = [_inside(workspace, path) for path in said.get("filesChanged") or ()]
+    return {
+        "files_changed": sorted(changed)[:MAX_FILES],
+        "insertions": said.get("insertions") or 0,
+        "deletions": said.get("deletions") or 0,
+    }
+
+
+async def rewind(agent: Agent, workspace: Workspace, message_id: UUID) -> dict[str, Any]:
+    """Restore the files. Returns what `look` said before, and `not_restored`: files that still differ.
+
+    Raises:
+        CannotRewind: `checkpoint_not_found`, `rewind_failed`.
+    """
+    before = await look(agent, workspace, message_id)
+    try:
+        said = await agent.rewind(message_id, dry_run=False)
+    except Exception as error:  # the SDK raises a bare Exception with the CLI's own words
+        raise CannotRewind("rewind_failed", f"The agent could not restore the files: {str(error)[:300]}") from error
+    if not said.get("canRewind"):
+        raise CannotRewind("rewind_failed", f"The agent could not restore the files: {str(said.get('error'))[:300]}")
+    # It says nothing of files that it could not restore: a second look does.
+    return {**before, "not_restored": (await look(agent, workspace, message_id))["files_changed"]}
+
+
+def _inside(workspace: Workspace, path: str) -> str:
+    pure = PurePosixPath(path)
+    return str(pure.relative_to(workspace.root)) if pure.is_relative_to(workspace.root) else path
+
+
+async def diff(
+    workspace: Workspace,
+    sdk_session_id: UUID,
+    entries: Iterable[Mapping[str, Any]],
+    message_id: UUID,
+    changed: list[str],
+) -> tuple[str, bool]:
+    """A patch for `git apply`, from the files as they are to what they were, and whether something of it was left out.
+
+    Args:
+        entries: the `file-history-…` entries of the transcript.
+        changed: files, as `look` named them.
+    """
+    copies = {_inside(workspace, str(workspace.cwd / p)): c for p, c in _copies(entries, str(message_id)).items()}
+    directory = workspace.history / str(sdk_session_id)
+    return await asyncio.to_thread(_diff, workspace.root, directory, copies, changed)
+
+
+def _copies(entries: Iterable[Mapping[str, Any]], message_id: str) -> dict[str, str | None]:
+    """Path → name of the copy that stands for the file at that message; None where there was no file."""
+    snapshots: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if entry["type"] == "file-history-snapshot":
+            snapshots[entry["snapshot"]["messageId"]] = dict(entry["snapshot"]["trackedFileBackups"])
+        elif entry["snapshotMessageId"] in snapshots:
+            snapshots[entry["snapshotMessageId"]][entry["trackingPath"]] = entry["backup"]
+    first: dict[str, Any] = {}
+    for snapshot in snapshots.values():
+        for path, copy in snapshot.items():
+            if copy.get("version") == 1:
+                first.setdefault(path, copy)
+    return {path: copy["backupFileName"] for path, copy in {**first, **snapshots.get(message_id, {})}.items()}
+
+
+def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed: list[str]) -> tuple[str, bool]:
+    changes, omitted = [], len(changed) > MAX_DIFFED_FILES
+    for path in changed[:MAX_DIFFED_FILES]:
+        copy = copies.get(path, "")
+        is_there, was_there = _exists(root, path), copy is not None
+        now = _content(root, path) if is_there else None
+        then = _content(directory, copy) if copy is not None and _COPY.fullmatch(copy) else None
+        if (is_there and now is None) or (was_there and then is None):
+            omitted = True
+        else:
+            changes.append(Change(path, now, then))
+    try:
+        made = patches(changes)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        log.warning("checkpoints.no_diff", error=repr(error)[:300])
+        return "", True
+    parts, left = [], MAX_DIFF_CHARS
+    for part in made:
+        if len(part) > left:
+            omitted = True
+            continue
+        parts.append(part)
+        left -= len(part)
+    return "".join(parts), omitted
+
+
+def _exists(root: Path, path: str) -> bool:
+    try:
+        return files.exists(root, PurePosixPath(path))
+    except ValueError:
+        return True
+
+
+def _content(root: Path, path: str) -> bytes | None:
+    try:
+        return files.read(root, PurePosixPath(path), MAX_DIFFED_BYTES)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,176 @@
+"""One agent process: the SDK's client, and the guard's process behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+import structlog
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIJSONDecodeError, HookMatcher, Message
+from claude_agent_sdk.types import HookEvent
+
+log = structlog.get_logger(__name__)
+
+START_TIMEOUT = 60.0
+"""Seconds for a CLI to start and load its history."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds that an interrupted turn gets to hand over its result, and an idle CLI to exit, before it is killed."""
+
+
+class StartFailed(Exception):
+    """The CLI did not start. Its message is for operators: the last lines that the CLI wrote."""
+
+
+class CannotStart(StartFailed):
+    """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
+
+
+def why_it_ended(failure: Exception | None) -> tuple[str, str]:
+    """Code and message for the run of an agent whose messages have ended without a result."""
+    if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
+        return "agent_message_too_large", "One message of the agent process, such as a tool's result, is too large."
+    return "agent_crashed", "The agent process ended without a result."
+
+
+class Agent:
+    """A started CLI. Whoever starts it also closes it, in the same task; `messages` may be read in another."""
+
+    def __init__(self, session_id: UUID, client: ClaudeSDKClient) -> None:
+        self._session_id, self.client = session_id, client
+        self._reader: asyncio.Task[None] | None = None
+        self.turns = 0
+
+    @classmethod
+    async def start(cls, session_id: UUID, options: ClaudeAgentOptions, stderr: list[str], timeout: float) -> Agent:
+        """Start the CLI within `timeout` seconds, at most START_TIMEOUT. Raises StartFailed; then nothing is left."""
+        agent = cls(session_id, ClaudeSDKClient(options))
+        try:
+            async with asyncio.timeout(min(START_TIMEOUT, timeout)):
+                await agent.client.connect()
+        except Exception as error:
+            await agent.close()
+            if refused := next((line for line in stderr if "--json-schema" in line), None):
+                raise CannotStart(f"output_format: {refused}") from error  # a pattern that JavaScript cannot read
+            raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
+        return agent
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its messages are still being read: they end with the process."""
+        return self._reader is not None and not self._reader.done()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the guard, above all that the agent has started; None when it has ended. Private attributes: see kill."""
+        process = getattr(getattr(self.client, "_transport", None), "_process", None)
+        return process.pid if process is not None and process.returncode is None else None
+
+    def read(
+        self, handle: Callable[[Message], Awaitable[None]], ended: Callable[[Agent, Exception | None], Any]
+    ) -> None:
+        """Hand every message to `handle`, in order, and then call `ended` once, with what ended it, if not the CLI."""
+
+        async def reading() -> None:
+            failure: Exception | None = None
+            try:
+                async for message in self.client.receive_messages():
+                    await handle(message)
+            except Exception as error:  # a dead CLI raises a bare Exception
+                failure = error
+            await ended(self, failure)
+
+        self._reader = asyncio.create_task(reading(), name=f"read-{self._session_id}")
+
+    async def send(self, message_id: UUID, content: Any, *, expand: bool = False) -> None:
+        """Give the agent a user's message, a string or content blocks, under an id of ours.
+
+        `expand`: slash commands and `@file` mentions in it mean something; else it is taken as it is.
+        """
+
+        async def prompt() -> AsyncIterator[dict[str, Any]]:
+            message = {"role": "user", "content": content}
+            yield {
+                "type": "user",
+                "uuid": str(message_id),
+                "message": message,
+                "parent_tool_use_id": None,
+                "client_composed": not expand,
+            }
+
+        await self.client.query(prompt())
+        self.turns += 1
+
+    async def interrupt(self) -> None:
+        """Ask the current turn to end; kill the process when it does not take the request."""
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self.client.interrupt()
+        except Exception as error:
+            log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=error)
+            self.kill()
+
+    async def change(self, changes: Mapping[str, Any]) -> None:
+        """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words."""
+        if "model" in changes:
+            await self.client.set_model(changes["model"])
+        if "permission_mode" in changes:
+            await self.client.set_permission_mode(changes["permission_mode"])
+
+    async def context(self) -> dict[str, Any]:
+        """How full the context window is, in the SDK's own figures."""
+        return dict(await self.client.get_context_usage())
+
+    async def mcp_status(self) -> dict[str, Any]:
+        """`{"mcp_servers": [...]}`: name, status and tools of each, without what may hold secrets."""
+        status = await self.client.get_mcp_status()
+        shown = ("name", "status", "serverInfo", "error", "tools")
+        return {"mcp_servers": [{k: v for k, v in s.items() if k in shown} for s in status["mcpServers"]]}
+
+    async def rewind(self, message_id: UUID, *, dry_run: bool) -> dict[str, Any]:
+        """Restore tracked files as they were before a user's message; with `dry_run` only say what that would change.
+
+        Returns `{"canRewind", "error"?}`, of a dry run also `filesChanged` (absolute paths), `insertions`, `deletions`
+        (lines). Raises Exception with the CLI's words. The SDK's own method has no dry run: hence the private one.
+        """
+        asked = {"subtype": "rewind_files", "user_message_id": str(message_id), "dry_run": dry_run}
+        answer: dict[str, Any] = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
+        return answer
+
+    def kill(self) -> None:
+        """End the process and all that it started, now. The guard does it when it is told to end.
+
+        The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
+        private attributes; the SDK's version is pinned.
+        """
+        pid = self.pid
+        if pid is not None:
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                return
+
+    async def close(self) -> None:
+        """Let an idle CLI exit and its transcript be stored; kill one that does not."""
+        closing = asyncio.create_task(self.client.disconnect(), name=f"disconnect-{self._session_id}")
+        done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
+        if not done:
+            self.kill()
+            await asyncio.wait({closing}, timeout=2 * STOP_TIMEOUT)
+        if closing.done() and (error := closing.exception()):
+            log.warning("agent.close_failed", session_id=str(self._session_id), error=error)
+        reader = self._reader
+        if reader is not None and reader is not asyncio.current_task():
+            # It ends by itself with the stream. Cancelled in a write, it would leave the writer's position in doubt.
+            done, _ = await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+            if not done:
+                reader.cancel()
+                await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
+
+
+HookMatchers = dict[HookEvent, list[HookMatcher]]
+"""The SDK's `hooks` option."""

@@ -1,0 +1,233 @@
+"""The SDK's SessionStore on PostgreSQL: fenced, deduplicated, and indifferent to what the entries hold.
+
+One store serves one (session, generation). Entries are kept as text, since jsonb refuses NUL and lone
+surrogates; the SDK only needs them back deep-equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
+
+from apps.api.core import codec
+from apps.api.core.codec import decode, encode
+from apps.api.core.lease import Lease
+from apps.api.db import CONNECT_TIMEOUT, Database, retrying
+from apps.api.errors import LeaseLost
+
+# FOR SHARE makes a reaper that takes the session wait for this statement: no entry slips in behind its back.
+_APPEND = """
+WITH pen AS (
+  SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
+), added AS (
+  INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
+  SELECT pen.id, $3, $4, $5, e.uuid, e.entry
+  FROM pen, unnest($6::text[], $7::text[]) WITH ORDINALITY AS e(uuid, entry, place) ORDER BY e.place
+  ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM pen
+"""
+
+_PAGES = """
+SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
+"""
+
+MAX_PART = 400
+"""Characters of a part of a key; a row of an index takes 2704 bytes. Paths that the CLI makes have fewer than 200."""
+
+PAGE = 50
+"""Entries that are read at a time: one may have megabytes."""
+
+# Everything after the prompt is about it: one session has one turn at a time.
+_FORGET = """
+WITH pen AS (
+  SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
+), prompt AS (
+  SELECT min(t.id) AS id FROM transcript_entries t, pen WHERE t.session_id = pen.id AND t.subpath = '' AND t.uuid = $3
+), gone AS (
+  DELETE FROM transcript_entries t USING prompt
+  WHERE t.session_id = $1 AND t.subpath = '' AND t.id >= prompt.id RETURNING t.id
+)
+SELECT (SELECT count(*) FROM pen) AS held, (SELECT count(*) FROM gone) AS gone
+"""
+
+_KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a conversation, as it was stored; `subpath` names the subagent's transcript that it is of, if any."""
+
+    subpath: str
+    text: str
+
+
+class Transcripts:
+    """Transcripts of one session, written as the owner of `generation`.
+
+    The SDK appends a batch at least once and drops it after three failures, so `append` itself outlasts a short
+    outage of the database, as long as the lease does.
+    """
+
+    def __init__(self, db: Database, lease: Lease, session_id: UUID, generation: int) -> None:
+        self._db, self._lease = db, lease
+        self._session_id, self._generation = session_id, generation
+        self._forgetful = False
+
+    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+        """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
+        if not entries or self._forgetful:
+            return
+        uuids = [_uuid(entry.get("uuid")) for entry in entries]
+        texts = [encode(entry).decode() for entry in entries]
+
+        async def attempt() -> int:
+            self._lease.require()
+            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                held: int = await connection.fetchval(
+                    _APPEND,
+                    self._session_id,
+                    self._generation,
+                    *_parts(key),
+                    uuids,
+                    texts,
+                )
+                return held
+
+        if await retrying(attempt, until=self._lease.is_over) == 0:
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not store transcripts")
+
+    async def forget(self, prompt: UUID) -> bool:
+        """Take a prompt and all that came after it out of the conversation; returns whether it was there.
+
+        What the process goes on to say of it is not stored either: the next one, for which `adopt` is called, knows
+        nothing of it. Raises LeaseLost when fenced, Unavailable when the database stays away.
+        """
+        self._forgetful = True
+
+        async def attempt() -> asyncpg.Record:
+            self._lease.require()
+            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                return await connection.fetchrow(_FORGET, self._session_id, self._generation, str(prompt))
+
+        found = await retrying(attempt, until=self._lease.is_over)
+        if found["held"] == 0:
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not change transcripts")
+        self._forgetful = found["gone"] > 0
+        return self._forgetful
+
+    async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
+        """All entries of a transcript in order, or None when there are none."""
+        rows = await self._db.pool.fetch(
+            f"SELECT entry FROM transcript_entries WHERE {_KEY} AND subpath = $4 ORDER BY id",  # noqa: S608
+            self._session_id,
+            *_parts(key),
+        )
+        return [decode(row["entry"]) for row in rows] or None
+
+    async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
+        """Paths of the subagents' transcripts."""
+        rows = await self._db.pool.fetch(
+            f"SELECT DISTINCT subpath FROM transcript_entries WHERE {_KEY} AND subpath <> ''",  # noqa: S608
+            self._session_id,
+            _storable(key["project_key"]),
+            _storable(key["session_id"]),
+        )
+        return [row["subpath"] for row in rows]
+
+    async def delete(self, key: SessionKey) -> None:
+        """Remove one subagent's transcript, or without a subpath all of the conversation's."""
+        await self._db.pool.execute(
+            f"DELETE FROM transcript_entries WHERE {_KEY} AND ($4::text IS NULL OR subpath = $4)",  # noqa: S608
+            self._session_id,
+            *_parts(key)[:2],
+            None if key.get("subpath") is None else _storable(key["subpath"]),
+        )
+
+    async def adopt(self, sdk_session_id: UUID, project_key: str) -> None:
+        """Begin a new process: entries that a fork began with get the key under which the SDK will look for them."""
+        self._forgetful = False
+        await self._db.pool.execute(
+            "UPDATE transcript_entries SET project_key = $3"
+            " WHERE session_id = $1 AND project_key = '' AND sdk_session_id = $2"
+            " AND EXISTS (SELECT 1 FROM sessions WHERE id = $1 AND generation = $4)",
+            self._session_id,
+            str(sdk_session_id),
+            project_key,
+            self._generation,
+        )
+
+    async def file_history(self, sdk_session_id: UUID) -> list[SessionStoreEntry]:
+        """What the conversation says of copies of files, in order. See `checkpoints`."""
+        rows = await self._db.pool.fetch(
+            "SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = ''"
+            ' AND entry LIKE \'{"type":"file-history-%\' ORDER BY id',
+            self._session_id,
+            str(sdk_session_id),
+        )
+        return [decode(row["entry"]) for row in rows]
+
+    async def pages(self, sdk_session_id: UUID) -> AsyncGenerator[list[Entry]]:
+        """All entries of a conversation in order, its subagents' among them, whatever directory it was held in."""
+        async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection, connection.transaction():
+            cursor = await connection.cursor(_PAGES, self._session_id, str(sdk_session_id))
+            while rows := await cursor.fetch(PAGE):
+                yield [Entry(row["subpath"], row["entry"]) for row in rows]
+
+    async def exists(self, sdk_session_id: UUID) -> bool:
+        """Whether there is a conversation to resume: a message, and not only what the CLI notes before the first one.
+
+        Only messages have a uuid. The CLI refuses to resume without any.
+        """
+        found: bool = await self._db.pool.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM transcript_entries"
+            " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)",
+            self._session_id,
+            str(sdk_session_id),
+        )
+        return found
+
+    async def has_any(self) -> bool:
+        """Whether an agent has ever said anything in this session."""
+        found: bool = await self._db.pool.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)", self._session_id
+        )
+        return found
+
+    async def begin(self) -> UUID:
+        """The id of a new conversation, noted before anything of it is stored. Raises LeaseLost when fenced.
+
+        Each process that has nothing to resume is given a new one: an earlier process may have used the last one and
+        left something of it behind, here or on a disk, without a message.
+        """
+        fresh = uuid4()
+        status = await self._db.pool.execute(
+            "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2",
+            self._session_id,
+            self._generation,
+            fresh,
+        )
+        if status != "UPDATE 1":
+            raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not begin a conversation")
+        return fresh
+
+
+def _storable(part: str) -> str:
+    """A part of a key, all of which an agent's process may have made up, as an index of PostgreSQL can hold it."""
+    text = codec.clean_text(part)
+    return text if len(text) <= MAX_PART else f"{text[:100]}-{sha256(text.encode()).hexdigest()}"
+
+
+def _parts(key: SessionKey) -> tuple[str, str, str]:
+    return _storable(key["project_key"]), _storable(key["session_id"]), _storable(key.get("subpath") or "")
+
+
+def _uuid(uuid: Any) -> str | None:
+    """The id of an entry; None for one without, which is stored each time that it comes."""
+    return _storable(uuid) if isinstance(uuid, str) else None

@@ -1,0 +1,118 @@
+"""The server's side of the guard: the launcher that the SDK starts in place of the CLI, and what it is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from apps.api.runner.guard.confinement import landlock_abi
+from apps.api.runner.guard.program import SESSION_PREFIX
+
+__all__ = ["bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
+
+_PACKAGE = Path(__file__).parent
+
+
+def install_guard(directory: Path, *, python: str = sys.executable) -> Path:
+    """Write the launcher, an executable file `claude` that only this user may run, and return its path.
+
+    Args:
+        directory: an existing directory, on a file system that is not mounted noexec.
+        python: the interpreter that runs the guard, 3.11 or later.
+
+    Raises OSError when the file cannot be written.
+    """
+    # Appended, so that no module beside the package hides one of the standard library. Imported, not run as a
+    # script, since only imported modules are kept compiled.
+    where, name = str(_PACKAGE.parent), _PACKAGE.name
+    code = f"import sys; sys.path.append({where!r}); from {name}.program import main; main()"
+    launcher = directory / "claude"
+    draft = directory / f".claude.{os.getpid()}"
+    draft.touch(mode=0o700)
+    draft.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} -I -S -c {shlex.quote(code)} "$@"\n')
+    draft.replace(launcher)
+    return launcher
+
+
+def bundled_cli() -> Path:
+    """The CLI inside the installed claude-agent-sdk. Raises FileNotFoundError when it is not there."""
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("claude-agent-sdk is not installed")
+    cli = Path(spec.origin).parent / "_bundled" / "claude"
+    if not cli.is_file():
+        raise FileNotFoundError(f"claude-agent-sdk was installed without its CLI: {cli}")
+    return cli
+
+
+def guard_environment(
+    *,
+    workspace: Path,
+    file_history: Path,
+    home: Path,
+    output: Path,
+    config_dir: Path,
+    tmp_dir: Path,
+    given: Path,
+    isolation: Literal["auto", "require", "off"],
+    seccomp: Literal["on", "off"],
+    read_paths: Sequence[Path],
+    cli: Path,
+    session_env: Mapping[str, str],
+) -> dict[str, str]:
+    """Variables for `ClaudeAgentOptions.env` when `cli_path` is the launcher. Call it in the process that connects.
+
+    Args:
+        workspace, home, output, file_history: existing directories of this session alone, which outlive the process.
+            `home` is HOME, so that no dotfile of the server's user is read. `output` is CLAUDE_CODE_TMPDIR, where the
+            CLI keeps what background tasks put out (and `cc-socks`, as long as the socket's path has at most 103
+            bytes; the CLI does without that socket when it cannot make it). In `file_history` it keeps the files of
+            its checkpoints.
+        config_dir, tmp_dir: existing, empty directories of this process alone, or links to them: CLAUDE_CONFIG_DIR,
+            TMPDIR.
+        given: a directory of this process alone that its agent may only read. The CLI is told to look there, and not
+            in HOME, for what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
+        isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
+            start there (exit status 78), `off` leaves files as they are.
+        seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; a machine that
+            cannot filter them is treated as `isolation` says of a kernel without Landlock.
+        read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,
+            `ps` works, and agents see the command lines of every process on the host.
+        cli: the CLI to run, see `bundled_cli`.
+        session_env: the session's own variables. They reach the CLI, but neither the launcher nor the guard, and
+            never under a name that the guard lets through from the server. Do not put them into `env` as well.
+
+    The model's credential (ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in `env`) comes to the CLI through a pipe: no
+    environment below the guard holds it.
+
+    Raises:
+        ValueError: a path contains os.pathsep, so that it would be read as two.
+    """
+    own = {SESSION_PREFIX + name: value for name, value in session_env.items()}
+    return own | {
+        "CLI_GUARD_CLI": str(cli.absolute()),
+        "CLI_GUARD_PARENT": str(os.getpid()),
+        "CLI_GUARD_LANDLOCK": isolation,
+        "CLI_GUARD_SECCOMP": seccomp,
+        "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), given, *read_paths)),
+        "CLI_GUARD_WRITE": _joined((workspace, home, output, file_history, config_dir, tmp_dir)),
+        "CLI_GUARD_FILE_HISTORY": str(file_history.absolute()),
+        "CLAUDE_CONFIG_DIR": str(config_dir.absolute()),
+        "ANTHROPIC_CONFIG_DIR": str(given.absolute() / "anthropic"),
+        "HOME": str(home.absolute()),
+        "CLAUDE_CODE_TMPDIR": str(output.absolute()),
+        "TMPDIR": str(tmp_dir.absolute()),
+    }
+
+
+def _joined(paths: Iterable[Path]) -> str:
+    absolute = [str(path.absolute()) for path in paths]
+    for path in absolute:
+        if os.pathsep in path:
+            raise ValueError(f"a path with {os.pathsep!r} in it cannot be isolated: {path}")
+    return os.pathsep.join(absolute)

@@ -1,0 +1,253 @@
+"""The process between the server and one Claude CLI, started by the launcher that `launcher.install_guard` writes.
+
+It gives the CLI an allow-listed environment and a confined view of the machine, keeps the model's credential out of
+what the agent's tools can print, and makes the CLI and all that it started end together: when the CLI ends, when the
+guard is told to end (SIGTERM, SIGINT, SIGHUP), and when the server dies, however.
+
+Every start of a CLI waits for this file: it needs the standard library only, and of that as little as possible. It is
+told what to do by the variables of `launcher.guard_environment`.
+
+Exit status: that of the CLI, by the same signal if one killed it; 78 when the isolation that was asked for is not to
+be had, or the server is gone; 126 when the CLI cannot be started. A CLI whose guard is killed by SIGKILL dies too,
+but tools in sessions of their own then live on.
+
+Sources: prctl(2), wait(2), and the bundled CLI 2.1.332 for the two *_FILE_DESCRIPTOR variables.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+
+# Relative, because the launcher imports this package without `apps.api`, which takes longer than the whole guard.
+from . import confinement, processes, seccomp
+
+TYPE_CHECKING = False  # importing `typing` or `signal` takes as long as the rest of the guard
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterable, Mapping
+    from typing import NoReturn
+else:
+    import _signal as signal
+
+EX_NOEXEC, EX_CONFIG = 126, 78
+KILL_SECONDS = 5.0
+SESSION_PREFIX = "CLI_GUARD_ENV_"
+
+_ALLOWED = frozenset(
+    "PATH HOME PWD TMPDIR TERM TZ LANG LANGUAGE SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS "  # noqa: SIM905
+    "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy ANTHROPIC_API_KEY ANTHROPIC_BASE_URL "
+    "ANTHROPIC_CONFIG_DIR API_TIMEOUT_MS IS_SANDBOX CLAUDE_CONFIG_DIR CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS "
+    "DISABLE_AUTOUPDATER DISABLE_ERROR_REPORTING DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
+)
+_ALLOWED_PREFIXES = ("LC_", "CLAUDE_CODE_", "CLAUDE_AGENT_SDK_")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
+_CREDENTIALS = {
+    "ANTHROPIC_API_KEY": "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
+    "CLAUDE_CODE_OAUTH_TOKEN": "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
+}
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_WAKING = {signal.SIGCHLD, signal.SIGALRM}
+
+
+def main() -> NoReturn:
+    """Start the CLI of CLI_GUARD_CLI with this process's arguments, and stay until all that it started has ended."""
+    server, guard = int(os.environ["CLI_GUARD_PARENT"]), os.getpid()
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # some systems discard a blocked one without a handler
+    inherited = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING | _WAKING)
+    if confinement.LINUX:
+        confinement.prctl(confinement.PR_SET_PDEATHSIG, signal.SIGTERM)
+        confinement.prctl(confinement.PR_SET_CHILD_SUBREAPER, 1)
+        # This environment holds the server's own secrets: no process of the same user may look into it.
+        confinement.prctl(confinement.PR_SET_DUMPABLE, 0)
+    # For good: tools could have the CLI write its memory, with the model's credential, into the workspace.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if os.getppid() != server:
+        _refuse("the server has ended")
+    abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
+    if os.getpgrp() != guard:
+        os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
+    cli = os.fork()
+    if cli == 0:
+        _become_cli(guard, abi, filtered, inherited)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    # With copies of the CLI's pipes here, neither side would see the other close its end.
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    status = _wait(cli, server)
+    _kill_descendants()
+    _exit_as(status)
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What of the guard's environment the CLI gets, and the session's own variables under their own names.
+
+    A session's variable never takes a name of the allow-list: it could send the model's credential elsewhere.
+    """
+    kept = {name: value for name, value in given.items() if _allowed(name)}
+    for name, value in given.items():
+        own = name.removeprefix(SESSION_PREFIX)
+        if own != name and not _allowed(own):
+            kept[own] = value
+    return kept
+
+
+def _allowed(name: str) -> bool:
+    return name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+
+
+def _isolation(wanted: str) -> int:
+    """The version of Landlock to confine with; 0 for no confinement."""
+    if wanted == "off":
+        return 0
+    abi = confinement.landlock_abi()
+    if abi:
+        confinement.pin_machine_files()
+    else:
+        _lacking("this kernel offers no Landlock", "the agent can reach every file that the server can")
+    return abi
+
+
+def _filtered(wanted: str) -> bool:
+    """Whether to filter system calls."""
+    if wanted == "off":
+        return False
+    found = seccomp.available()
+    if not found:
+        _lacking("this machine has no seccomp", "the agent's tools can reach the memory of the server's processes")
+    return found
+
+
+def _lacking(what: str, so: str) -> None:
+    if os.environ["CLI_GUARD_LANDLOCK"] == "require":
+        _refuse(f"isolation is required, and {what}")
+    _say(f"{what}: {so}")
+
+
+def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> NoReturn:
+    try:
+        os.setsid()
+        cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
+        if confinement.LINUX:
+            confinement.prctl(confinement.PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != guard:
+                os._exit(EX_CONFIG)
+            _hide_credentials(env)
+            confinement.end_first()
+        _keep_file_history(env["CLAUDE_CONFIG_DIR"])
+        if abi:
+            certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
+            readable = [os.path.dirname(cli), *certificates, *_paths("CLI_GUARD_READ")]
+            # A resume from a SessionStore has a config directory of the SDK's choosing.
+            writable = [*_paths("CLI_GUARD_WRITE"), env["CLAUDE_CONFIG_DIR"]]
+            confinement.confine(readable, writable, abi)
+            # A program in a directory that is closed now would hide its namesake that can be run.
+            env["PATH"] = os.pathsep.join(filter(_listable, env.get("PATH", os.defpath).split(os.pathsep)))
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if filtered:
+            seccomp.install()
+        os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606
+    except OSError as error:
+        _say(f"cannot start the CLI: {error}")
+        os._exit(EX_NOEXEC)
+
+
+def _keep_file_history(config_dir: str) -> None:
+    try:
+        os.symlink(os.environ["CLI_GUARD_FILE_HISTORY"], os.path.join(config_dir, "file-history"))
+    except FileExistsError:  # an earlier process of this session has made it
+        return
+
+
+def _hide_credentials(env: dict[str, str]) -> None:
+    # Tools could print the CLI's environment. It empties these pipes when it starts, and withholds the variables.
+    for name, descriptor_name in _CREDENTIALS.items():
+        env.pop(descriptor_name, None)
+        if value := env.pop(name, ""):
+            reader, writer = os.pipe()
+            os.write(writer, os.fsencode(value))
+            os.close(writer)
+            os.set_inheritable(reader, True)
+            env[descriptor_name] = str(reader)
+
+
+def _paths(name: str) -> list[str]:
+    return [path for path in os.environ.get(name, "").split(os.pathsep) if path]
+
+
+def _listable(directory: str) -> bool:
+    try:
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:
+        return False
+    return True
+
+
+def _wait(cli: int, server: int) -> int:
+    """Wait for the CLI or a reason to end it. Returns the wait status to end with."""
+    if not confinement.LINUX:
+        _tick(0.5)  # nothing but the parent's pid tells there that the server has died
+    ended: dict[int, int] = {}
+    while _reap(ended) and cli not in ended:
+        if os.getppid() != server:
+            return signal.SIGTERM
+        number = signal.sigwait(_ENDING | _WAKING)
+        if number in _ENDING:
+            return number  # as a wait status: killed by it
+    return ended[cli]
+
+
+def _kill_descendants() -> None:
+    """Kill them all, again while there are new ones, for at most KILL_SECONDS."""
+    deadline = time.monotonic() + KILL_SECONDS
+    _tick(0.02)
+    while _reap({}) and time.monotonic() < deadline:
+        for pid in processes.below(os.getpid()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        signal.sigwait(_WAKING)
+
+
+def _reap(ended: dict[int, int]) -> bool:
+    """Add the wait statuses of children that have ended, by pid. Returns whether any child is left.
+
+    On Linux orphaned descendants are children, too.
+    """
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if pid == 0:
+            return True
+        ended[pid] = status
+
+
+def _exit_as(status: int) -> NoReturn:
+    if os.WIFEXITED(status):
+        os._exit(os.WEXITSTATUS(status))
+    number = os.WTERMSIG(status)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+
+def _tick(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+
+
+def _say(text: str) -> None:
+    os.write(2, f"cli_guard: {text}\n".encode())
+
+
+def _refuse(reason: str) -> NoReturn:
+    _say(f"{reason}: not starting")
+    os._exit(EX_CONFIG)

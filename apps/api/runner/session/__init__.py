@@ -1,0 +1,1 @@
+"""One live session: its turns, approvals, hooks and ports."""

@@ -1,0 +1,207 @@
+"""What the agent of one session asks a person: requests that are opened here and answered on any instance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from claude_agent_sdk import PermissionResult, PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
+from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
+
+from apps.api.core import codec
+from apps.api.core.config.profiles import Profile
+from apps.api.core.config.rules import Rule
+from apps.api.core.events.log import Writer
+from apps.api.core.sessions import requests
+from apps.api.core.sessions.requests import Asked, Remembered
+from apps.api.db import Database
+
+QUESTION = "AskUserQuestion"
+"""The tool by which an agent asks a question; the CLI offers it only where somebody can be asked."""
+
+LAST_MOMENT = 30.0
+"""Seconds that a request whose time is over waits for the answer that was stored just before."""
+
+
+@dataclass(slots=True)
+class _Open:
+    asked: Asked
+    tool_name: str
+    tool_input: dict[str, Any]
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    decision: dict[str, Any] | None = None
+
+
+class Approvals:
+    """The open requests of one session.
+
+    Args:
+        run_of: the run that an agent (None: the main one; else a subagent's id) works for now, if any.
+        reason: why the agent drops what it asks, when it does.
+        shown: awaited with the id of a tool call before it is asked for, so that clients see the call first.
+        changed: called whenever a request was opened or resolved.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        writer: Writer,
+        tenant_id: UUID,
+        seconds: float,
+        *,
+        run_of: Callable[[str | None], UUID | None],
+        reason: Callable[[], str],
+        shown: Callable[[str], Awaitable[None]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._db, self._writer, self._tenant_id, self._seconds = db, writer, tenant_id, seconds
+        self._run_of, self._reason, self._shown, self._changed = run_of, reason, shown, changed
+        self._remembered: list[Remembered] = []
+        self._open: dict[UUID, _Open] = {}
+        self._closing: set[asyncio.Task[bool]] = set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a person must answer something."""
+        return bool(self._open)
+
+    def hold(self, run_id: UUID) -> bool:
+        """Whether a run waits for a person."""
+        return any(mine.asked.run_id == run_id for mine in self._open.values())
+
+    async def can_use_tool(
+        self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResult:
+        """The SDK's callback: ask, and wait for the decision, the end of the request's time, or a cancellation."""
+        if any(before.covers(tool_name, tool_input) for before in self._remembered):
+            return PermissionResultAllow()
+        await self._shown(context.tool_use_id or "")
+        mine = _Open(self._asked(tool_name, tool_input, context), tool_name, tool_input)
+        self._open[mine.asked.id] = mine  # before it can be answered
+        self._changed()
+        try:
+            await self._writer.append(mine.asked.event(), also=self._insert(mine.asked))
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await mine.settled.wait()
+            except TimeoutError:
+                if not await self._close(mine.asked, "expired"):
+                    async with asyncio.timeout(LAST_MOMENT):
+                        await mine.settled.wait()
+        except asyncio.CancelledError:
+            # Shielded: the CLI has dropped its question, and the request must not stay open.
+            closing = asyncio.create_task(self._close(mine.asked, self._reason()), name=f"close-{mine.asked.id}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+            raise
+        finally:
+            self._open.pop(mine.asked.id, None)
+            self._changed()
+        return self._result(mine)
+
+    async def recall(self, profile: Profile | None) -> list[Rule]:
+        """Before a process starts: the rules that persons have allowed for the rest of the session."""
+        self._remembered = await requests.remembered(self._db, self._writer.session_id, profile)
+        return [rule for before in self._remembered for rule in before.rules]
+
+    def _asked(self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Asked:
+        expires_at = datetime.now(UTC) + timedelta(seconds=self._seconds)
+        ids = {"tool_use_id": context.tool_use_id, "agent_id": context.agent_id}
+        run_id = self._run_of(context.agent_id)
+        if tool_name == QUESTION:
+            fields = {"questions": codec.clean(tool_input.get("questions", [])), **ids}
+            return Asked(uuid4(), "question", run_id, expires_at, fields)
+        fields = {
+            "tool_name": tool_name,
+            "input": tool_input,
+            "suggestions": [update.to_dict() for update in context.suggestions],
+            "title": context.title,
+            "description": context.description,
+            "reason": context.decision_reason,
+            "blocked_path": context.blocked_path,
+            **ids,
+        }
+        return Asked(uuid4(), "permission", run_id, expires_at, fields)
+
+    def _insert(self, asked: Asked) -> Callable[[asyncpg.Connection, int], Awaitable[None]]:
+        async def insert(connection: asyncpg.Connection, _seq: int) -> None:
+            await requests.insert(connection, self._tenant_id, self._writer.session_id, asked)
+
+        return insert
+
+    def _result(self, mine: _Open) -> PermissionResult:
+        decision = mine.decision
+        if decision is None:
+            return PermissionResultDeny(message="Nobody answered in time.")
+        if decision["decision"] == "deny":
+            message = decision.get("message") or "The user refused this."
+            return PermissionResultDeny(message=message, interrupt=bool(decision.get("interrupt")))
+        if decision["decision"] == "answered":
+            answers = _in_its_words(mine.tool_input, decision["answers"])
+            return PermissionResultAllow(updated_input={**mine.tool_input, "answers": answers})
+        granted = Remembered.of(mine.asked.fields, decision).rules if decision.get("remember") else ()
+        rules = [PermissionRuleValue(tool_name=rule.tool, rule_content=rule.content) for rule in granted]
+        update = PermissionUpdate(type="addRules", rules=rules, behavior="allow", destination="session")
+        return PermissionResultAllow(
+            updated_input=decision.get("updated_input"), updated_permissions=[update] if rules else None
+        )
+
+    async def answer(self, request_id: UUID) -> bool:
+        """Take the decision that was stored for a request; False when its tool call does not wait any more."""
+        found = await requests.decision_of(self._db, request_id)
+        if found is None:
+            return False
+        decision, by = found
+        mine = self._open.get(request_id)
+        run_id = mine.asked.run_id if mine else self._run_of(None)
+        more = {name: decision[name] for name in ("answers", "message", "rules") if decision.get(name)}
+
+        async def also(connection: asyncpg.Connection, _seq: int) -> None:
+            await requests.go_on(connection, run_id)
+
+        event = requests.resolved(request_id, run_id, decision["decision"], by, **more)
+        await self._writer.append(event, also=also)
+        if mine is None or request_id not in self._open:
+            return False
+        if decision.get("remember"):
+            self._remembered.append(Remembered.of(mine.asked.fields, decision))
+        mine.decision = decision
+        mine.settled.set()
+        return True
+
+    async def close_all(self, reason: str, run_id: UUID | None = None) -> None:
+        """Close what is open, or only what a run asked: the agent that asked is gone, or the run is over."""
+        for mine in [m for m in self._open.values() if run_id in (None, m.asked.run_id)]:
+            await self._close(mine.asked, reason)
+            mine.settled.set()
+
+    async def _close(self, asked: Asked, reason: str) -> bool:
+        """Close a request; False when it was resolved before."""
+
+        async def also(connection: asyncpg.Connection, _seq: int) -> None:
+            if not await requests.close(connection, asked.id, reason):
+                raise _Resolved
+            await requests.go_on(connection, asked.run_id)
+
+        event = requests.resolved(asked.id, asked.run_id, "closed", requests.by_system(reason))
+        try:
+            await self._writer.append(event, also=also)
+        except _Resolved:
+            return False
+        return True
+
+
+def _in_its_words(tool_input: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """Answers by the questions as the agent wrote them; persons were told what can be stored of those."""
+    said = {text: codec.clean_text(text) for text in requests.questions_of(tool_input)}
+    return {text: answers[told] for text, told in said.items() if told in answers}
+
+
+class _Resolved(Exception):
+    """Somebody was faster."""

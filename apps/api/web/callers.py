@@ -1,0 +1,139 @@
+"""Who asks, and what that key may do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import HTTPConnection
+
+from apps.api import auth
+from apps.api.auth import Principal
+from apps.api.core.config.profiles import Policy
+from apps.api.core.context import Core
+from apps.api.core.sessions import pins
+from apps.api.core.tenant import presets
+from apps.api.limits import PromptLimits
+from apps.api.web.route import core_of
+
+_api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
+
+
+_bearer = HTTPBearer(auto_error=False, description="Your API key as a bearer token.")
+
+
+def presented_key(connection: HTTPConnection) -> str | None:
+    """The key as sent: `X-API-Key`, or `Authorization: Bearer`. Never from the query string, which gets logged."""
+    direct = connection.headers.get("x-api-key")
+    if direct:
+        return direct
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+async def identify(request: Request, *, guests: bool) -> Principal:
+    """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one.
+
+    Raises:
+        Unauthorized: it is nobody.
+        Forbidden: as `may_touch`.
+    """
+    core, key = core_of(request), presented_key(request)
+    if not key and guests and request.app.state.anonymous:
+        caller = await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
+    else:
+        caller = await auth.authenticate(core.db, core.redis, key)
+    await may_touch(core, caller, request.path_params)
+    request.state.caller = caller
+    return caller
+
+
+async def _caller(
+    request: Request,
+    _documented_key: Annotated[str | None, Depends(_api_key)] = None,
+    _documented_bearer: Annotated[Any, Depends(_bearer)] = None,
+) -> Principal:
+    caller: Principal = request.state.caller  # web/doors.py has asked, before it read the body
+    return caller
+
+
+async def may_touch(core: Core, caller: Principal, named: Mapping[str, Any]) -> None:
+    """Whether the caller's key may use the session or the run that a request names: here for every route, so that none
+    can forget it. Raises Forbidden `profile_not_permitted`."""
+    session_id, run_id = presets.as_id(named.get("session_id")), presets.as_id(named.get("run_id"))
+    await pins.may_touch(core.db.pool, caller.tenant_id, policy_of(core, caller), session_id=session_id, run_id=run_id)
+
+
+async def admit_guests() -> None:
+    """For routers of dialects whose originals knew no keys: their routes serve ANONYMOUS_TENANT, if there is one."""
+
+
+async def visitor(request: Request) -> Principal | None:
+    """Who asks at a route of such a dialect that needs no key, if it is somebody."""
+    known = presented_key(request) or request.app.state.anonymous
+    return await identify(request, guests=True) if known else None
+
+
+async def reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who may read."""
+    caller.require("read")
+    return caller
+
+
+async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who may change things."""
+    caller.require("write")
+    return caller
+
+
+async def configurer(caller: Annotated[Principal, Depends(writer)]) -> Principal:
+    """A caller who may change what all keys of the tenant use."""
+    caller.require_unbound()
+    return caller
+
+
+async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    """A caller who administers the server: keys and tenants of everybody."""
+    caller.require("admin")
+    caller.require_unbound()
+    return caller
+
+
+async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
+    """Count a prompt against the key's rate limit; returns the RateLimit headers. Raises RateLimited."""
+    limits: PromptLimits = connection.app.state.prompt_limits
+    return await limits.hit(caller.key_id, caller.prompts_per_minute)
+
+
+async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
+    """A caller who may send a prompt now: counted against the key's rate limit."""
+    headers = await count_prompt(request, caller)
+    response.headers.update(headers)
+    request.state.limit_headers = headers
+    return caller
+
+
+def policy_of(core: Core, caller: Principal) -> Policy:
+    """Which profiles this caller may use."""
+    return Policy(core.profiles, caller.profiles, core.settings.default_profile)
+
+
+SCOPES = {reader: "read", writer: "write", operator: "admin"}
+"""What the routes that depend on these ask of a key."""
+
+
+Reader = Annotated[Principal, Depends(reader)]
+
+
+Writer = Annotated[Principal, Depends(writer)]
+
+
+Configurer = Annotated[Principal, Depends(configurer)]
+
+
+Operator = Annotated[Principal, Depends(operator)]
+
+
+Prompter = Annotated[Principal, Depends(prompter)]

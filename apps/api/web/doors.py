@@ -1,0 +1,66 @@
+"""Routes that know who asks before they read what is asked, and read JSON as `core/codec.py` does.
+
+By itself FastAPI reads and parses a body before it looks at its dependencies, so that strangers decide what a server
+holds in memory and for how long it is busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from json import JSONDecodeError
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from apps.api.core import codec
+from apps.api.errors import ValidationError
+from apps.api.web.callers import SCOPES, admit_guests, identify
+from apps.api.web.errors import Refused
+
+
+class JsonRequest(Request):
+    """A request whose JSON means the same to every reader, or is refused."""
+
+    async def json(self) -> Any:
+        """The body. Raises JSONDecodeError, which FastAPI tells as a body that is no JSON; Refused with its field."""
+        if not hasattr(self, "_json"):
+            try:
+                self._json = await codec.read(await self.body())
+            except codec.NotJson as error:
+                raise JSONDecodeError(str(error), "", 0) from error
+            except codec.Unsuitable as error:
+                raise Refused(ValidationError.of(error.field or "body", error.reason)) from error
+        return self._json
+
+
+class Route(APIRoute):
+    """A route whose caller is known, and may do what it is for, before its body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        calls = set(_calls(self.dependant))
+        scopes, guests = [scope for call, scope in SCOPES.items() if call in calls], admit_guests in calls
+
+        async def known_first(request: Request) -> Response:
+            if scopes:
+                caller = await identify(request, guests=guests)
+                for scope in scopes:
+                    caller.require(scope)
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return known_first
+
+
+class Router(APIRouter):
+    """FastAPI's, whose routes are of the kind above."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(route_class=Route, **options)
+
+
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    yield dependant.call
+    for inner in dependant.dependencies:
+        yield from _calls(inner)

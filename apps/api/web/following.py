@@ -1,0 +1,69 @@
+"""Following one run until it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from uuid import UUID
+
+from apps.api.core.context import Core
+from apps.api.core.events.follow import Followed, SessionDeleted
+from apps.api.core.events.frames import Frame, Position
+from apps.api.core.sessions import runs
+from apps.api.core.sessions.prompts import Submitted
+from apps.api.errors import RunFailed
+
+WAIT_MARGIN = 600.0
+"""Seconds on top of a run's timeout that a waiting request allows for the queue."""
+
+
+async def run_frames(
+    core: Core, tenant_id: UUID, run: Submitted, *, gapless: bool = False
+) -> AsyncGenerator[list[Frame]]:
+    """Events of one run, up to and with its `done`; empty batches are ticks of silence. `gapless`: see `follow`.
+
+    Raises:
+        SessionDeleted: the session was deleted meanwhile.
+    """
+    followed = Followed(tenant_id, run.session_id)
+    batches = core.followers.follow(followed, Position(run.after), run_id=run.run_id, gapless=gapless)
+    async with aclosing(batches):
+        async for frames in batches:
+            yield frames
+            if any(frame.type == "done" for frame in frames):
+                return
+
+
+async def finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: float) -> dict[str, Any] | None:
+    """The run as stored once it is over, or None when it is not after `wait_seconds`.
+
+    Raises:
+        RunFailed: the session was deleted meanwhile.
+    """
+    frames = run_frames(core, tenant_id, run)
+    try:
+        async with asyncio.timeout(wait_seconds), aclosing(frames):
+            async for _ in frames:
+                continue
+    except TimeoutError:
+        return None
+    except SessionDeleted as error:
+        ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
+        raise RunFailed("session_deleted", "The session was deleted.", ids) from error
+    return await runs.get(core.db, tenant_id, run.run_id)
+
+
+def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished run, flat, with its ids.
+
+    Raises:
+        RunFailed: it did not succeed; the details hold the ids and the result, if the SDK gave one.
+    """
+    ids = {"session_id": run["session_id"], "run_id": run["run_id"]}
+    if run["status"] != "succeeded":
+        error = run["error"] or {"code": "execution_error", "message": "The run failed."}
+        details = {**ids, "result": run["result"]}
+        raise RunFailed(error["code"], error["message"], details, error.get("retry_after_seconds"))
+    return {**ids, **(run["result"] or {})}

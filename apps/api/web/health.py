@@ -1,0 +1,152 @@
+"""Health and metrics: the only routes that need no key.
+
+Health is never limited: a load balancer asks for all, and whoever shares its address could take the fleet down. Asking
+the databases is bounded instead, however often it is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+
+from apps.api import __version__
+from apps.api.core.context import Core
+from apps.api.core.network.default_model import Answer
+from apps.api.db import CONNECTION_ERRORS
+from apps.api.limits import PUBLIC_LIMIT, public_limiter
+from apps.api.redis import REDIS_ERRORS
+from apps.api.web import metrics
+from apps.api.web.route import Probe, core_of, probe_of
+
+router = APIRouter(tags=["health"])
+
+PROBE_TIMEOUT = 2.0
+"""Seconds for each dependency to answer."""
+
+CACHE_SECONDS = 1.0
+"""Seconds for which its answer holds."""
+
+State = Literal["ok", "unavailable"]
+
+
+class Dependencies(BaseModel):
+    postgres: State
+    redis: State
+    claude_cli: State
+
+
+class Health(BaseModel):
+    """`degraded`: Redis is away, so live deltas are missing and latency is higher, but nothing is lost; or the model
+    API does not have DEFAULT_MODEL (`missing`) or refuses the key of the server (`unauthorized`), so that runs fail.
+    """
+
+    status: Literal["ok", "degraded", "unhealthy"] = Field(examples=["ok"])
+    version: str = Field(examples=[__version__])
+    instance_id: UUID
+    draining: bool
+    dependencies: Dependencies
+    default_model: Answer = Field(
+        description="Whether the model API has DEFAULT_MODEL; `unknown` as long as it gave no answer."
+    )
+    warnings: list[str] = Field(description="Every way in which this instance does not fully confine its agents.")
+
+
+async def _postgres(core: Core) -> State:
+    try:
+        await asyncio.wait_for(core.db.pool.fetchval("SELECT 1"), PROBE_TIMEOUT)
+    except CONNECTION_ERRORS:
+        return "unavailable"
+    return "ok"
+
+
+async def _redis(core: Core) -> State:
+    try:
+        await asyncio.wait_for(core.redis.client.ping(), PROBE_TIMEOUT)
+    except REDIS_ERRORS:
+        return "unavailable"
+    return "ok"
+
+
+class Dependents:
+    """What the databases answered last, asked at most once in CACHE_SECONDS by all requests together."""
+
+    def __init__(self) -> None:
+        self._lock, self._asked_at = asyncio.Lock(), -CACHE_SECONDS
+        self._answers: tuple[State, State] = "unavailable", "unavailable"
+
+    async def states(self, core: Core) -> tuple[State, State]:
+        """Of PostgreSQL and of Redis."""
+        async with self._lock:
+            if time.monotonic() - self._asked_at >= CACHE_SECONDS:
+                postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
+                self._answers = postgres, redis
+                self._asked_at = time.monotonic()
+            return self._answers
+
+
+async def examine(request: Request) -> Health:
+    """The state of this instance, and of what it depends on."""
+    core, probe, dependents = core_of(request), probe_of(request), request.app.state.health
+    postgres, redis = await dependents.states(core)
+    cli: State = "ok" if probe.cli_present() else "unavailable"
+    ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
+    model = probe.default_model()
+    impaired = redis != "ok" or model in ("missing", "unauthorized")
+    return Health(
+        status="unhealthy" if not ok else "degraded" if impaired else "ok",
+        version=__version__,
+        instance_id=core.instance_id,
+        draining=probe.draining(),
+        dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
+        default_model=model,
+        warnings=probe.warnings,
+    )
+
+
+ProbeOf = Annotated[Probe, Depends(probe_of)]
+
+
+@router.get("/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}})
+@router.get(
+    "/api/v1/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}}
+)
+async def health(request: Request, response: Response) -> Health:
+    """200 while this instance works, if only in part; 503 when it is `unhealthy`."""
+    state = await examine(request)
+    if state.status == "unhealthy":
+        response.status_code = 503
+    return state
+
+
+@router.get("/health/live", summary="Whether the process is alive", status_code=200)
+async def live() -> dict[str, str]:
+    """Asks nothing but the event loop: a database that is away is no reason to restart this process."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", summary="Whether this instance should get traffic", responses={503: {"model": Health}})
+async def ready(request: Request, response: Response) -> Health:
+    """503 while draining, or without PostgreSQL, the agent CLI or a valid lease."""
+    state = await examine(request)
+    if state.status == "unhealthy" or state.draining:
+        response.status_code = 503
+    return state
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={429: {"description": "More than 600 requests a minute from this address."}},
+)
+@public_limiter.limit(PUBLIC_LIMIT)
+async def prometheus(request: Request, probe: ProbeOf) -> Response:
+    """Counters and gauges of this instance in the Prometheus text format. Keep it off the public network."""
+    probe.measure()
+    return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)

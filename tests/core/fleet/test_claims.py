@@ -1,0 +1,538 @@
+"""The queue: who may run what, and what becomes of the sessions of the dead."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.events.log import Event
+from apps.api.core.fleet import claims as queue
+from apps.api.core.fleet import commands, instances, ownership
+from apps.api.core.fleet.claims import Claim, Unreadable
+from apps.api.core.lease import Lease
+from apps.api.core.sessions import outcome, sessions
+from apps.api.core.sessions.outcome import Outcome
+from apps.api.errors import LeaseLost
+from tests.world import PATIENCE, World, administrator
+
+
+@pytest.fixture
+def world(lone_world: World) -> World:
+    return lone_world
+
+
+async def session_row(world: World, session_id: UUID) -> dict[str, Any]:
+    return dict(await world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", session_id))
+
+
+async def finish(world: World, lease: Lease, claim: Claim) -> None:
+    done = Event("done", {"status": "succeeded"}, claim.run_id)
+    await outcome.finish(world.writer(lease, claim), claim.run_id, Outcome("succeeded"), done)
+
+
+# --- claiming ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_oldest_run_is_claimed_first_across_sessions_and_tenants(world: World) -> None:
+    first = await world.queue(prompt="one")
+    elsewhere = World(world.settings, world.db, world.redis, await world.other_tenant())
+    second = await elsewhere.queue(prompt="two")
+    third = await world.queue(prompt="three")
+    lease = await world.instance()
+    claims = [await world.claim(lease) for _ in range(3)]
+    assert [c.run_id for c in claims] == [first.run_id, second.run_id, third.run_id]
+    assert [c.tenant_id for c in claims] == [world.tenant_id, elsewhere.tenant_id, world.tenant_id]
+    assert await world.claims_nothing(lease)
+
+
+async def test_a_claim_tells_what_the_run_needs_and_marks_it_running(world: World) -> None:
+    session_id = await world.session(model="claude-x", env={"A": "1"})
+    prompt = [{"type": "text", "text": "NUL \x00, half a pair \ud83d"}]
+    run = await world.queue(session_id, prompt)
+    claim = await world.claim(await world.instance())
+    assert claim.prompt == prompt
+    assert claim.config == AgentConfig(model="claude-x", env={"A": "1"})
+    assert (claim.session_id, claim.sdk_session_id, claim.last_seq, claim.timeout_seconds) == (
+        session_id,
+        session_id,
+        0,
+        60,
+    )
+    state = await world.run(run.run_id)
+    assert (state["status"], state["first_seq"]) == ("running", 1)
+    assert state["started_at"] is not None
+
+
+async def test_runs_of_one_session_are_claimed_one_after_the_other_in_order(world: World) -> None:
+    session_id = await world.session()
+    queued = [await world.queue(session_id, f"say {n}") for n in range(3)]
+    lease, seen = await world.instance(), []
+    for _ in queued:
+        claim = await world.claim(lease)
+        assert await world.claims_nothing(lease)
+        seen.append(claim.run_id)
+        await finish(world, lease, claim)
+    assert seen == [run.run_id for run in queued]
+
+
+async def test_of_twenty_instances_one_gets_the_session_and_its_first_run(world: World) -> None:
+    session_id = await world.session()
+    queued = [await world.queue(session_id) for _ in range(20)]
+    leases = [await world.instance() for _ in range(20)]
+    for _ in range(5):
+        claims = await asyncio.gather(
+            *(queue.claim(world.db, lease, may_take_new=True, except_for=[]) for lease in leases)
+        )
+        winners = [(lease, claim) for lease, claim in zip(leases, claims, strict=True) if claim]
+        assert len(winners) == 1
+        lease, claim = winners[0]
+        assert claim.run_id == queued[0].run_id
+        row = await session_row(world, session_id)
+        assert (row["owner_id"], row["generation"]) == (lease.instance_id, claim.generation)
+        active = "SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'running'"
+        assert await world.one(active, session_id) == 1
+        await finish(world, lease, claim)
+        await ownership.release(world.db, session_id, claim.generation)
+        queued.pop(0)
+
+
+async def test_twenty_instances_share_twenty_sessions_without_a_double(world: World) -> None:
+    queued = [await world.queue() for _ in range(20)]
+    leases = [await world.instance() for _ in range(20)]
+    claims = await asyncio.gather(*(world.claim(lease) for lease in leases))
+    assert sorted(c.run_id for c in claims) == sorted(run.run_id for run in queued)
+    owners = await world.db.pool.fetch("SELECT owner_id FROM sessions")
+    assert sorted(row["owner_id"] for row in owners) == sorted(lease.instance_id for lease in leases)
+
+
+async def test_only_the_owner_claims_the_next_run_of_its_session(world: World) -> None:
+    owner, other = await world.instance(), await world.instance()
+    session_id = (await world.queue()).session_id
+    first = await world.claim(owner)
+    await finish(world, owner, first)
+    await world.queue(session_id)
+    assert await world.claims_nothing(other)
+    second = await world.claim(owner)
+    assert second.generation == first.generation  # a warm session: the writer goes on
+
+
+async def test_an_instance_without_room_claims_runs_of_its_own_sessions_only(world: World) -> None:
+    lease = await world.instance()
+    mine = (await world.queue()).session_id
+    await finish(world, lease, await world.claim(lease))
+    await world.queue()
+    assert await world.claims_nothing(lease, may_take_new=False)
+    wanted = await world.queue(mine)
+    assert (await world.claim(lease, may_take_new=False)).run_id == wanted.run_id
+
+
+async def test_excepted_sessions_are_passed_over(world: World) -> None:
+    lease = await world.instance()
+    first, second = await world.queue(), await world.queue()
+    assert (await world.claim(lease, except_for=(first.session_id,))).run_id == second.run_id
+    assert await world.claims_nothing(lease, except_for=(first.session_id,))
+
+
+async def test_a_session_that_changes_hands_gets_a_new_generation(world: World) -> None:
+    one, two = await world.instance(), await world.instance()
+    session_id = (await world.queue()).session_id
+    first = await world.claim(one)
+    await finish(world, one, first)
+    assert await ownership.release(world.db, session_id, first.generation) is False
+    await world.queue(session_id)
+    second = await world.claim(two)
+    assert second.generation > first.generation
+    assert second.last_seq == 1
+    with pytest.raises(LeaseLost):
+        await world.writer(one, first).append(Event("status"))
+
+
+async def test_instances_that_drain_are_dead_or_unknown_claim_nothing(world: World) -> None:
+    await world.queue()
+    draining, dead = await world.instance(), await world.instance()
+    await instances.set_draining(world.db, draining.instance_id)
+    await world.expire(dead)
+    unknown = Lease(uuid4(), 60)
+    unknown.renewed(asyncio.get_running_loop().time())
+    for lease in (draining, dead, unknown):
+        assert await world.claims_nothing(lease)
+    fenced = await world.instance()
+    fenced.give_up()
+    with pytest.raises(LeaseLost):
+        await world.claim(fenced)
+    assert await world.claim(await world.instance())
+
+
+async def test_runs_of_a_deleted_session_are_not_claimed(world: World) -> None:
+    run = await world.queue()
+    await sessions.delete(world.db, world.tenant_id, run.session_id)
+    assert await world.claims_nothing(await world.instance())
+
+
+async def test_a_session_that_somebody_refers_to_at_this_moment_is_claimed_all_the_same(world: World) -> None:
+    """Storing a command or an event holds the session by its foreign key; a claim must not skip it for that."""
+    run = await world.queue()
+    async with administrator(world.settings) as other, other.transaction():
+        await other.execute("SELECT 1 FROM sessions WHERE id = $1 FOR KEY SHARE", run.session_id)
+        assert (await world.claim(await world.instance())).run_id == run.run_id
+
+
+async def test_a_run_that_this_version_cannot_read_fails_and_frees_its_session(world: World) -> None:
+    run = await world.queue()
+    future = {"model": "claude-x", "from_the_future": True}
+    await world.db.pool.execute("UPDATE sessions SET config = $2 WHERE id = $1", run.session_id, future)
+    lease = await world.instance()
+    with pytest.raises(Unreadable) as caught:
+        await world.claim(lease)
+    orphan = await queue.refuse(world.db, lease.instance_id, caught.value)
+    assert orphan is not None
+    assert [frame.type for frame in orphan.frames] == ["error", "done"]
+    state = await world.run(run.run_id)
+    assert (state["status"], state["error"]["code"]) == ("failed", "agent_start_failed")
+    assert (await session_row(world, run.session_id))["owner_id"] is None
+    assert await world.claims_nothing(lease)
+
+
+# --- giving back ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_released_session_is_free_and_says_whether_runs_wait(world: World) -> None:
+    one, two = await world.instance(), await world.instance()
+    session_id = (await world.queue()).session_id
+    claim = await world.claim(one)
+    await finish(world, one, claim)
+    waiting = await world.queue(session_id)
+    assert await ownership.release(world.db, session_id, claim.generation) is True
+    assert (await world.claim(two)).run_id == waiting.run_id
+
+
+async def test_a_session_with_an_active_run_is_not_released(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    assert await ownership.release(world.db, claim.session_id, claim.generation) is None
+    assert (await session_row(world, claim.session_id))["owner_id"] == lease.instance_id
+
+
+async def test_a_zombie_cannot_release_its_successors_session(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await finish(world, lease, claim)
+    assert await ownership.release(world.db, claim.session_id, claim.generation - 1) is False
+    assert (await session_row(world, claim.session_id))["owner_id"] == lease.instance_id
+
+
+async def test_release_and_claim_at_the_same_moment_agree_on_who_owns_the_session(world: World) -> None:
+    lease = await world.instance()
+    session_id = await world.session()
+    await world.queue(session_id)
+    claim = await world.claim(lease)
+    outcomes = set()
+    for _ in range(60):
+        await finish(world, lease, claim)
+        await world.queue(session_id)
+        released, won = await asyncio.gather(
+            ownership.release(world.db, session_id, claim.generation),
+            queue.claim(world.db, lease, may_take_new=True, except_for=[]),
+        )
+        row = await session_row(world, session_id)
+        if won is None:  # the claim passed over the locked row
+            assert (released, row["owner_id"]) == (True, None)
+            won = await world.claim(lease)
+        else:
+            assert (row["owner_id"], row["generation"]) == (lease.instance_id, won.generation)
+            # Given back: then the claim began a new ownership. Kept: then the old one goes on.
+            assert (released is None) == (won.generation == claim.generation)
+        outcomes.add(released)
+        claim = won
+    assert outcomes <= {None, True}
+
+
+async def test_a_release_leaves_no_background_run_behind_as_running(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await finish(world, lease, claim)
+    run_id = uuid4()
+    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id, 60)
+    await ownership.release(world.db, claim.session_id, claim.generation)
+    assert (await world.run(run_id))["status"] == "failed"
+    assert [type_ for _, type_, data in await world.events(claim.session_id) if data["run_id"] == str(run_id)] == [
+        "error",
+        "done",
+    ]
+    wanted = await world.queue(claim.session_id)
+    assert (await world.claim(lease)).run_id == wanted.run_id
+
+
+async def test_tasks_that_an_owner_left_at_work_are_told_to_have_ended(lone_world: World) -> None:
+    lease, claim, writer = await lone_world.owned()
+    started, ended = (
+        Event("task", {"task_id": name, "status": status, "description": f"work {name}"}, claim.run_id)
+        for name, status in (("a", "started"), ("b", "started"))
+    )
+    await writer.append(started, ended, Event("task", {"task_id": "b", "status": "completed"}))
+    await lone_world.expire(lease)
+    await ownership.reap(lone_world.db)
+    told = [data for _, kind, data in await lone_world.events(claim.session_id) if kind == "task"][3:]
+    assert [(t["task_id"], t["status"], t["reason"], t["description"]) for t in told] == [
+        ("a", "stopped", "owner_lost", "work a")
+    ]
+
+
+# --- background runs -----------------------------------------------------------------------------------------------
+
+
+async def test_a_background_run_begins_only_when_nothing_of_the_session_is_active(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    begin = (world.db, claim.session_id, world.tenant_id, claim.generation)
+    assert not await queue.begin_background(*begin, uuid4(), 60)
+    await finish(world, lease, claim)
+    run_id = uuid4()
+    assert await queue.begin_background(*begin, run_id, 60)
+    assert not await queue.begin_background(*begin, uuid4(), 60)
+    state = await world.run(run_id)
+    assert (state["status"], state["origin"], state["first_seq"]) == ("running", "background", 2)
+
+
+async def test_a_zombie_cannot_begin_a_background_run(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await finish(world, lease, claim)
+    before = claim.generation - 1
+    assert not await queue.begin_background(world.db, claim.session_id, world.tenant_id, before, uuid4(), 60)
+
+
+# --- dead owners ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_owners_run_fails_in_the_log_and_its_session_is_free(world: World) -> None:
+    lease, claim, writer = await world.owned()
+    await writer.append(Event("init", {}, claim.run_id))
+    await world.expire(lease)
+    [orphan] = await ownership.reap(world.db)
+    assert (orphan.session_id, orphan.tenant_id) == (claim.session_id, world.tenant_id)
+    stored = await world.events(claim.session_id)
+    assert [(seq, type_) for seq, type_, _ in stored] == [(1, "init"), (2, "error"), (3, "done")]
+    assert stored[1][2]["code"] == "owner_lost"
+    assert stored[1][2]["retryable"] is True
+    assert stored[2][2]["status"] == "failed"
+    assert [(frame.seq, frame.run_id) for frame in orphan.frames] == [(2, str(claim.run_id)), (3, str(claim.run_id))]
+    state = await world.run(claim.run_id)
+    assert (state["status"], state["error"]["code"], state["last_seq"]) == ("failed", "owner_lost", 3)
+    row = await session_row(world, claim.session_id)
+    assert (row["owner_id"], row["last_seq"]) == (None, 3)
+    assert row["generation"] > claim.generation
+
+
+async def test_a_reaped_owner_that_still_lives_can_write_nothing_more(world: World) -> None:
+    lease, claim, zombie = await world.owned()
+    await world.expire(lease)
+    await ownership.reap(world.db)
+    assert lease.remaining() > 0  # its own clock says that all is well
+    with pytest.raises(LeaseLost):
+        await zombie.append(Event("message"))
+    with pytest.raises(LeaseLost):
+        await outcome.finish(zombie, claim.run_id, Outcome("succeeded"), Event("done"))
+    assert len(await world.events(claim.session_id)) == 2
+    assert (await world.run(claim.run_id))["status"] == "failed"
+
+
+async def test_commands_to_a_dead_owner_are_rejected(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    command_id = uuid4()
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, run_id, type) VALUES ($1, $2, $3, 'interrupt')",
+        command_id,
+        claim.session_id,
+        claim.run_id,
+    )
+    assert [c.id for c in await commands.pending(world.db, lease.instance_id)] == [command_id]
+    await world.expire(lease)
+    await ownership.reap(world.db)
+    row = await world.db.pool.fetchrow("SELECT * FROM commands WHERE id = $1", command_id)
+    assert (row["status"], row["result"]) == ("rejected", {"code": "owner_lost"})
+    assert await commands.pending(world.db, lease.instance_id) == []
+
+
+async def test_queued_runs_of_a_dead_owner_go_to_another_instance(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    waiting = await world.queue(claim.session_id)
+    other = await world.instance()
+    assert await world.claims_nothing(other)
+    await world.expire(lease)
+    await ownership.reap(world.db)
+    assert (await world.claim(other)).run_id == waiting.run_id
+
+
+async def test_an_idle_session_of_a_dead_owner_is_freed_without_an_event(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await finish(world, lease, claim)
+    await world.expire(lease)
+    [orphan] = await ownership.reap(world.db)
+    assert orphan.frames == []
+    assert len(await world.events(claim.session_id)) == 1
+    assert (await session_row(world, claim.session_id))["owner_id"] is None
+
+
+async def test_sessions_of_the_living_are_left_alone(world: World) -> None:
+    lease, claim, writer = await world.owned()
+    assert await ownership.reap(world.db) == []
+    await writer.append(Event("init"))
+    assert (await session_row(world, claim.session_id))["owner_id"] == lease.instance_id
+
+
+async def test_many_reapers_end_each_run_once(world: World) -> None:
+    dead = await world.instance()
+    for _ in range(8):
+        await world.queue()
+        await world.claim(dead)
+    await world.expire(dead)
+    found = await asyncio.gather(*(ownership.reap(world.db) for _ in range(6)))
+    assert len([orphan for orphans in found for orphan in orphans]) == 8
+    assert await world.one("SELECT count(*) FROM events WHERE type = 'done'") == 8
+    assert await world.one("SELECT count(*) FROM runs WHERE status <> 'failed'") == 0
+
+
+async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being_stored(world: World) -> None:
+    """Its foreign keys lock the run first and the session second, against the reaper's order."""
+    lease, claim, _ = await world.owned()
+    await world.expire(lease)
+    async with administrator(world.settings) as other, other.transaction():
+        await other.execute("SELECT 1 FROM runs WHERE id = $1 FOR KEY SHARE", claim.run_id)
+        await other.execute("SELECT 1 FROM sessions WHERE id = $1 FOR KEY SHARE", claim.session_id)
+        [orphan] = await asyncio.wait_for(ownership.reap(world.db), PATIENCE)
+    assert orphan.session_id == claim.session_id
+
+
+async def test_a_lease_that_ran_out_cannot_be_renewed(world: World) -> None:
+    lease, _, _ = await world.owned()
+    assert [owned.generation for owned in await instances.renew(world.db, lease)] == [1]
+    await world.expire(lease)
+    with pytest.raises(LeaseLost):
+        await instances.renew(world.db, lease)
+    assert lease.is_over()
+    assert len(await ownership.reap(world.db)) == 1
+
+
+async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await world.expire(lease)
+    with pytest.raises(LeaseLost):
+        await instances.renew(world.db, lease)
+    await instances.revive(world.db, lease, hostname="test", version="0", slots=4)
+    assert lease.is_over()
+    await ownership.reap(world.db)
+    await instances.revive(world.db, lease, hostname="test", version="0", slots=4)
+    assert not lease.is_over()
+    waiting = await world.queue(claim.session_id)
+    again = await world.claim(lease)
+    assert again.run_id == waiting.run_id
+    assert again.generation > claim.generation
+
+
+async def test_an_instance_that_leaves_in_order_leaves_nothing_for_others_to_wait_for(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    await instances.unregister(world.db, lease.instance_id)
+    [orphan] = await ownership.reap(world.db)
+    assert orphan.session_id == claim.session_id
+    await instances.unregister(world.db, lease.instance_id)
+    assert await world.one("SELECT count(*) FROM instances") == 0
+
+
+async def test_disown_gives_back_what_is_owned_on_paper_only(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    other = await world.instance()
+    assert await ownership.disown(world.db, other.instance_id, claim.session_id, claim.generation) is None
+    assert await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation + 1) is None
+    assert (await world.run(claim.run_id))["status"] == "running"
+    orphan = await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation)
+    assert orphan is not None
+    assert [frame.type for frame in orphan.frames] == ["error", "done"]
+    assert (await world.run(claim.run_id))["error"]["code"] == "storage_failed"
+    assert (await session_row(world, claim.session_id))["owner_id"] is None
+    assert await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation) is None
+
+
+# --- places in the queue -------------------------------------------------------------------------------------------
+
+
+async def age(world: World) -> None:
+    """Runs that wait longer than the moment in which most of them start."""
+    await world.db.pool.execute("UPDATE runs SET created_at = created_at - interval '1 second'")
+
+
+async def test_places_count_all_queued_runs_from_one(world: World) -> None:
+    lease, claim, _ = await world.owned()
+    behind_mine = await world.queue(claim.session_id)
+    unowned = await world.queue()
+    theirs_lease = await world.instance()
+    theirs = await world.claim(theirs_lease)
+    assert theirs.run_id == unowned.run_id
+    behind_theirs = await world.queue(theirs.session_id)
+    new = await world.queue()
+    await age(world)
+    seen = [(w.run_id, w.position, w.owner_id) for w in await queue.waiting(world.db, lease.instance_id)]
+    assert seen == [(behind_mine.run_id, 1, lease.instance_id), (new.run_id, 3, None)]
+    others = [(w.run_id, w.position) for w in await queue.waiting(world.db, theirs_lease.instance_id)]
+    assert others == [(behind_theirs.run_id, 2), (new.run_id, 3)]
+
+
+async def test_a_run_that_was_queued_this_moment_is_not_announced_yet(world: World) -> None:
+    lease = await world.instance()
+    await world.queue()
+    await world.db.pool.execute("UPDATE runs SET created_at = now() + interval '1 minute'")
+    assert await queue.waiting(world.db, lease.instance_id) == []
+
+
+async def test_a_place_is_told_once_by_one_instance_and_again_when_it_changes(world: World) -> None:
+    lease = await world.instance()
+    first, second = await world.queue(), await world.queue()
+    await age(world)
+    told = await queue.waiting(world.db, lease.instance_id)
+    frames = await asyncio.gather(*(queue.announce_unowned(world.db, run) for run in (*told, *told, *told)))
+    assert sorted(f.type for batch in frames for f in batch) == ["queued", "queued"]
+    assert [(t, d["position"]) for _, t, d in await world.events(second.session_id)] == [("queued", 2)]
+    assert await queue.waiting(world.db, lease.instance_id) == []
+    for run in told:
+        assert await queue.announce_unowned(world.db, run) == []
+    assert (await world.claim(lease)).run_id == first.run_id
+    [moved] = await queue.waiting(world.db, lease.instance_id)
+    assert (moved.run_id, moved.position) == (second.run_id, 1)
+    await queue.announce_unowned(world.db, moved)
+    assert [(n, d["position"]) for n, _, d in await world.events(second.session_id)] == [(1, 2), (2, 1)]
+
+
+async def test_a_place_is_not_told_to_a_session_that_was_claimed_or_deleted_meanwhile(world: World) -> None:
+    lease = await world.instance()
+    claimed, deleted = await world.queue(), await world.queue()
+    await age(world)
+    told = await queue.waiting(world.db, lease.instance_id)
+    assert len(told) == 2
+    await world.claim(lease)
+    await sessions.delete(world.db, world.tenant_id, deleted.session_id)
+    for run in told:
+        assert await queue.announce_unowned(world.db, run) == []
+    assert await world.events(claimed.session_id) == []
+
+
+async def test_a_claim_after_an_announcement_numbers_on_from_it(world: World) -> None:
+    run = await world.queue()
+    await age(world)
+    lease = await world.instance()
+    [waiting] = await queue.waiting(world.db, lease.instance_id)
+    await queue.announce_unowned(world.db, waiting)
+    claim = await world.claim(lease)
+    await world.writer(lease, claim).append(Event("init"))
+    assert [(n, t) for n, t, _ in await world.events(run.session_id)] == [(1, "queued"), (2, "init")]
+    assert (await world.run(run.run_id))["first_seq"] == 2
+
+
+async def test_free_slots_are_those_of_other_living_instances(world: World) -> None:
+    me, other = await world.instance(slots=9), await world.instance(slots=1)
+    assert await queue.free_slot_elsewhere(world.db, me.instance_id)
+    await world.queue()
+    claim = await world.claim(other)
+    assert not await queue.free_slot_elsewhere(world.db, me.instance_id)
+    await finish(world, other, claim)
+    assert await queue.free_slot_elsewhere(world.db, me.instance_id)
+    await instances.set_draining(world.db, other.instance_id)
+    assert not await queue.free_slot_elsewhere(world.db, me.instance_id)

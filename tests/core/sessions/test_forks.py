@@ -1,0 +1,150 @@
+"""Forks: what is copied, where it is cut, and what is left when it fails."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from apps.api.core.events.log import Event
+from apps.api.core.sessions import forks, prompts, workspaces
+from apps.api.core.sessions.forks import Asked, Forked
+from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.errors import ApiError, Conflict, NotFound, TooLarge, ValidationError
+from tests.world import World, core_of
+
+MESSAGES = [str(UUID(int=number)) for number in range(1, 5)]
+
+
+async def fork(world: World, parent: UUID, *, begins: bool = False, **cut: Any) -> Forked:
+    return await forks.fork(
+        core_of(world), world.tenant_id, None, Asked(prompts.Request("say hello", 60, parent), begins, **cut)
+    )
+
+
+def entry(session_id: UUID, uuid: str) -> str:
+    return f'{{"in":"{session_id}","timestamp":"2026-01-31T12:00:0{uuid[-1]}.000Z"}}'
+
+
+async def talked(world: World) -> UUID:
+    """A session of two runs, each of a prompt and its answer, with its transcript; nothing is active."""
+    lease = await world.instance()
+    session_id = await world.session()
+    for number in (0, 2):
+        await world.queue(session_id)
+        claim = await world.claim(lease)
+        writer = world.writer(lease, claim)
+        for uuid in MESSAGES[number : number + 2]:
+            text = entry(session_id, uuid)
+            await world.db.pool.execute(
+                "INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)"
+                " VALUES ($1, $2, $3, '', $4, $5), ($1, $2, $3, 'subagents/a', $4, $5)",
+                session_id,
+                f"-workspaces-{session_id}",
+                str(claim.sdk_session_id),
+                uuid,
+                text,
+            )
+            await writer.append(Event("message", {"role": "user", "content": [], "uuid": uuid}, claim.run_id))
+        await finish(writer, claim.run_id, Outcome("succeeded"), Event("done", {"status": "succeeded"}, claim.run_id))
+    return session_id
+
+
+async def entries(world: World, session_id: UUID) -> list[tuple[str, str, str]]:
+    rows = await world.db.pool.fetch(
+        "SELECT subpath, uuid, entry, sdk_session_id, project_key FROM transcript_entries WHERE session_id = $1"
+        " ORDER BY id",
+        session_id,
+    )
+    assert {(r["sdk_session_id"], r["project_key"]) for r in rows} <= {(str(session_id), "")}
+    return [(r["subpath"], r["uuid"], r["entry"]) for r in rows]
+
+
+async def test_events_and_entries_up_to_a_message_are_copied_under_the_new_id(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    child = (await fork(lone_world, parent, message_uuid=UUID(MESSAGES[1]))).session_id
+    assert await entries(lone_world, child) == [
+        (subpath, uuid, entry(child, uuid)) for uuid in MESSAGES[:2] for subpath in ("", "subagents/a")
+    ]
+    copied = await lone_world.events(child)
+    assert [(seq, kind, data["session_id"]) for seq, kind, data in copied] == [
+        (1, "message", str(child)),
+        (2, "message", str(child)),
+    ]
+    assert await lone_world.one("SELECT last_seq FROM sessions WHERE id = $1", child) == 2
+    assert await lone_world.one("SELECT count(*) FROM events WHERE session_id = $1 AND run_id IS NOT NULL", child) == 0
+    whole = (await fork(lone_world, parent)).session_id
+    assert len(await entries(lone_world, whole)) == 8
+    assert len(await lone_world.events(whole)) == 6
+
+
+async def test_what_another_tenant_has_cannot_be_forked(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    stranger = replace(lone_world, tenant_id=await lone_world.other_tenant())
+    with pytest.raises(NotFound):
+        await fork(stranger, parent)
+
+
+async def test_a_message_whose_entry_was_lost_is_not_silently_forgotten(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    await lone_world.db.pool.execute("DELETE FROM transcript_entries")
+    with pytest.raises(NotFound, match="message"):
+        await fork(lone_world, parent, at_seq=2)
+    with pytest.raises(ValidationError):
+        await fork(lone_world, parent, at_seq=7)
+
+
+async def test_an_active_run_can_only_be_forked_before(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    await lone_world.queue(parent)
+    await lone_world.db.pool.execute(
+        "UPDATE runs SET status = 'running', started_at = now(), first_seq = 7 WHERE status = 'queued'"
+    )
+    with pytest.raises(Conflict):
+        await fork(lone_world, parent)
+    assert await fork(lone_world, parent, at_seq=6)
+
+
+@pytest.mark.parametrize(("limit", "error"), [(10_000, TooLarge), (1 << 20, Conflict)])
+async def test_nothing_is_left_of_a_fork_whose_files_could_not_be_copied(
+    lone_world: World, limit: int, error: type[ApiError]
+) -> None:
+    settings = lone_world.settings.model_copy(update={"max_workspace_copy_bytes": limit})
+    world = replace(lone_world, settings=settings)
+    parent = await talked(world)
+    root = workspaces.create(settings, parent, None).root
+    (root / "big").write_bytes(b"x" * 20_000)
+    kept = settings.workspaces_root / ".checkpoints"
+    (kept / str(parent)).rmdir()
+    kept.rmdir()
+    kept.touch()  # so that the new session's directory cannot be made there
+    with pytest.raises(error):
+        await fork(world, parent, begins=True)
+    above = settings.workspaces_root
+    assert [name for name in os.listdir(above) if not name.startswith(".")] == [str(parent)]
+    assert not [name for part in (".forks", ".removed") if (above / part).exists() for name in os.listdir(above / part)]
+    assert [os.listdir(above / part) for part in (".homes", ".outputs")] == [[str(parent)], [str(parent)]]
+    assert await world.one("SELECT count(*) FROM sessions") == 1
+    assert await world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
+
+
+async def test_what_an_instance_left_of_a_fork_is_removed_when_it_is_old(lone_world: World) -> None:
+    drafts = lone_world.settings.workspaces_root / ".forks"
+    for name, age in (("old", workspaces.FORGOTTEN_AGE + 60), ("young", 0)):
+        (drafts / name / "files").mkdir(parents=True)
+        moment = (drafts / name).stat().st_mtime - age
+        os.utime(drafts / name, (moment, moment))
+    workspaces.discard_forgotten(lone_world.settings)
+    assert os.listdir(drafts) == ["young"]
+
+
+async def test_what_the_model_has_signed_is_copied_word_for_word(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    thought = f'"message":{{"content":[{{"type":"thinking","thinking":"in /w/{parent}/a \\"cwd\\"","signature":"x"}}]}}'
+    own = f'"cwd":"/w/{{0}}/sub","sessionId":"{{0}}",{thought.replace("{", "{{").replace("}", "}}")}'
+    await lone_world.db.pool.execute("UPDATE transcript_entries SET entry = $1", "{" + own.format(parent) + "}")
+    child = (await fork(lone_world, parent)).session_id
+    assert {text for _, _, text in await entries(lone_world, child)} == {"{" + own.format(child) + "}"}

@@ -1,0 +1,163 @@
+"""Usage: recorded with the end of a run, once, and summed up in every grouping."""
+
+from __future__ import annotations
+
+from datetime import date
+from itertools import combinations
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from apps.api.auth import create_key
+from apps.api.core.events.log import Event
+from apps.api.core.sessions import prompts, sessions
+from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.core.tenant import usage
+from apps.api.core.tenant.usage import GROUPS, ModelUsage, Scope
+from apps.api.errors import LeaseLost
+from tests.world import World
+
+BIG, SMALL = ModelUsage("big", 100, 10, 50, 5, 1, 0.5), ModelUsage("small", 7, 3, cost_usd=0.25)
+LAST_DAY = date(2026, 1, 31)
+
+
+async def spend(
+    world: World, *used: ModelUsage, session_id: UUID | None = None, key_id: UUID | None = None, day: date | None = None
+) -> tuple[UUID, UUID]:
+    """A run that used this; returns its session and itself."""
+    lease = await world.instance()
+    submitted = await prompts.submit(
+        world.db, world.tenant_id, key_id, prompts.Request("say x", 60, session_id), max_queued=100
+    )
+    claim = await world.claim(lease)
+    assert claim.run_id == submitted.run_id
+    outcome = Outcome("succeeded", cost_usd=sum(model.cost_usd for model in used), usage=used, num_turns=1)
+    await finish(world.writer(lease, claim), claim.run_id, outcome, Event("done", {}, claim.run_id))
+    await world.db.pool.execute("UPDATE sessions SET owner_id = NULL WHERE id = $1", claim.session_id)
+    if day is not None:
+        await world.db.pool.execute("UPDATE usage SET day = $2 WHERE run_id = $1", claim.run_id, day)
+    return claim.session_id, claim.run_id
+
+
+async def rows(world: World, *groups: Any, **scope: Any) -> list[dict[str, Any]]:
+    page = await usage.report(world.db, world.tenant_id, Scope(**scope), groups, limit=200, cursor=None)
+    return page.data
+
+
+async def test_a_run_tells_what_it_used_by_model(world: World) -> None:
+    _, run_id = await spend(world, SMALL, BIG)
+    assert (await world.run(run_id))["usage"] == [
+        {
+            "model": "big",
+            "input_tokens": 100,
+            "output_tokens": 10,
+            "cache_read_input_tokens": 50,
+            "cache_creation_input_tokens": 5,
+            "web_search_requests": 1,
+            "cost_usd": 0.5,
+        },
+        {
+            "model": "small",
+            "input_tokens": 7,
+            "output_tokens": 3,
+            "cache_read_input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+            "web_search_requests": 0,
+            "cost_usd": 0.25,
+        },
+    ]
+
+
+async def test_every_grouping_adds_up_to_the_same(world: World) -> None:
+    key = await create_key(world.db, tenant=f"usage-{uuid4()}", name="robot")
+    await world.db.pool.execute("UPDATE api_keys SET tenant_id = $1 WHERE id = $2", world.tenant_id, key.id)
+    session_id, _ = await spend(world, BIG, SMALL, key_id=key.id, day=LAST_DAY)
+    await spend(world, BIG, session_id=session_id)
+    await spend(world, SMALL, key_id=key.id)
+    total = (await rows(world))[0]
+    assert total == {
+        "runs": 3,
+        "input_tokens": 214,
+        "output_tokens": 26,
+        "cache_read_input_tokens": 100,
+        "cache_creation_input_tokens": 10,
+        "web_search_requests": 2,
+        "cost_usd": 1.5,
+    }
+    for size in range(1, len(GROUPS) + 1):
+        for groups in combinations(GROUPS, size):
+            found = await rows(world, *groups)
+            for name in usage.FIGURES:
+                assert sum(row[name] for row in found) == total[name], groups
+    by_key = {row["key_name"]: (row["runs"], row["cost_usd"]) for row in await rows(world, "key")}
+    assert by_key == {"robot": (2, 1.0), None: (1, 0.5)}
+    by_model = {row["model"]: (row["runs"], row["input_tokens"]) for row in await rows(world, "model")}
+    assert by_model == {"big": (2, 200), "small": (2, 14)}
+    assert len(await rows(world, "day", "session", "model")) == 4
+
+
+async def test_a_report_covers_its_first_and_its_last_day(world: World) -> None:
+    await spend(world, BIG, day=LAST_DAY)
+    await spend(world, SMALL, day=date(2026, 1, 1))
+    january = {"first": date(2026, 1, 1), "last": LAST_DAY}
+    assert [row["day"] for row in await rows(world, "day", **january)] == ["2026-01-01", "2026-01-31"]
+    assert (await rows(world, first=date(2026, 1, 2), last=date(2026, 1, 30)))[0]["runs"] == 0
+    assert (await rows(world, first=LAST_DAY, last=LAST_DAY))[0]["cost_usd"] == 0.5
+
+
+async def test_a_report_can_be_about_one_session_key_or_model(world: World) -> None:
+    session_id, _ = await spend(world, BIG, SMALL)
+    await spend(world, BIG)
+    assert (await rows(world, session_id=session_id))[0]["cost_usd"] == 0.75
+    assert (await rows(world, model="big"))[0]["cost_usd"] == 1.0
+    assert (await rows(world, key_id=uuid4()))[0]["runs"] == 0
+
+
+async def test_a_report_is_paged(world: World) -> None:
+    for number in range(5):
+        await spend(world, ModelUsage(f"m{number}", 1))
+    seen, cursor = [], None
+    while True:
+        page = await usage.report(world.db, world.tenant_id, Scope(), ["model"], limit=2, cursor=cursor)
+        seen += [row["model"] for row in page.data]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == ["m0", "m1", "m2", "m3", "m4"]
+
+
+async def test_usage_outlives_its_session(world: World) -> None:
+    session_id, run_id = await spend(world, BIG)
+    await sessions.delete(world.db, world.tenant_id, session_id)
+    assert (await rows(world, "session"))[0]["session_id"] == str(session_id)
+    assert (await world.run(run_id))["usage"][0]["input_tokens"] == 100
+
+
+async def test_nobody_sees_the_usage_of_another_tenant(world: World) -> None:
+    session_id, _ = await spend(world, BIG)
+    scope, other = Scope(session_id=session_id), await world.other_tenant()
+    assert (await usage.report(world.db, other, scope, ["session"], limit=10, cursor=None)).data == []
+    assert await usage.unmeasured(world.db, other, Scope()) == 0
+
+
+async def test_a_writer_that_lost_the_session_records_nothing(world: World) -> None:
+    _, claim, writer = await world.owned()
+    await world.db.pool.execute("UPDATE sessions SET generation = generation + 1 WHERE id = $1", claim.session_id)
+    with pytest.raises(LeaseLost):
+        await finish(writer, claim.run_id, Outcome("succeeded", cost_usd=0.5, usage=[BIG]), Event("done"))
+    assert (await rows(world))[0]["runs"] == 0
+
+
+async def test_runs_without_figures_are_counted_and_not_estimated(world: World) -> None:
+    _, claim, writer = await world.owned()
+    await finish(writer, claim.run_id, Outcome("failed", error={"code": "agent_crashed"}), Event("done"))
+    await spend(world, BIG)
+    run = await world.run(claim.run_id)
+    assert (run["total_cost_usd"], run["usage"]) == (None, [])
+    today = await world.one("SELECT (now() AT TIME ZONE 'UTC')::date")
+    assert await usage.unmeasured(world.db, world.tenant_id, Scope()) == 1
+    assert await usage.unmeasured(world.db, world.tenant_id, Scope(today, today)) == 1
+    assert await usage.unmeasured(world.db, world.tenant_id, Scope(LAST_DAY, LAST_DAY)) == 0
+    assert await usage.unmeasured(world.db, world.tenant_id, Scope(session_id=uuid4())) == 0
+    assert (await rows(world))[0]["runs"] == 1

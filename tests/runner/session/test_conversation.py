@@ -1,0 +1,102 @@
+"""What the turns of an agent cost, and which run it is counted for."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from claude_agent_sdk import ResultMessage, SystemMessage
+
+from apps.api.core.events.log import Writer
+from apps.api.core.fleet.claims import Claim
+from apps.api.core.tenant import usage
+from apps.api.core.tenant.usage import Scope
+from apps.api.runner.session.conversation import Conversation
+from apps.api.runner.session.turn import Turn
+from tests.core.conftest import neighbourhood, world
+from tests.world import World, core_of
+
+__all__ = ["neighbourhood", "world"]
+
+MODEL = "claude-sonnet-5-5"
+
+
+def begins(claim: Claim, *uuids: str) -> SystemMessage:
+    told = {"session_id": str(claim.sdk_session_id), "user_message_uuids": list(uuids)}
+    return SystemMessage("init", told)
+
+
+def ends(claim: Claim, cost: float, tokens: int) -> ResultMessage:
+    """A result with what the process has used so far."""
+    figures: dict[str, Any] = {MODEL: {"inputTokens": tokens, "outputTokens": 1, "costUSD": cost}}
+    return ResultMessage("success", 1, 1, False, 1, str(claim.sdk_session_id), total_cost_usd=cost, model_usage=figures)
+
+
+def talk_of(world: World, writer: Writer, claim: Claim) -> Conversation:
+    async def worked(_began: bool) -> None:
+        """Nobody looks for ports here."""
+
+    async def forget(_prompt: UUID) -> bool:
+        return False
+
+    return Conversation(
+        core_of(world),
+        writer,
+        claim,
+        kill=lambda: None,
+        changed=lambda: None,
+        worked=worked,
+        forget=forget,
+    )
+
+
+async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: World) -> None:
+    _, claim, writer = await world.owned()
+    talk = talk_of(world, writer, claim)
+    talk.current = Turn(claim.run_id, claim)
+    for message in (begins(claim), ends(claim, 1.0, 100), begins(claim, str(claim.run_id)), ends(claim, 3.0, 300)):
+        await talk.handle(message)
+    run = await world.run(claim.run_id)
+    assert (run["status"], run["total_cost_usd"]) == ("succeeded", 3.0)
+    assert [(row["cost_usd"], row["input_tokens"]) for row in run["usage"]] == [(3.0, 300)]
+    assert await world.one("SELECT total_cost_usd FROM sessions WHERE id = $1", claim.session_id) == 3.0
+
+
+async def test_it_is_counted_also_when_the_agent_dies_before_the_runs_own_turn(world: World) -> None:
+    _, claim, writer = await world.owned()
+    talk = talk_of(world, writer, claim)
+    turn = talk.current = Turn(claim.run_id, claim)
+    turn.begun = True
+    await talk.handle(begins(claim))
+    await talk.handle(ends(claim, 1.0, 100))
+    await talk.fail(turn, "agent_crashed", "It is gone.")
+    run = await world.run(claim.run_id)
+    assert (run["status"], run["total_cost_usd"], run["usage"][0]["input_tokens"]) == ("failed", 1.0, 100)
+
+
+async def test_a_background_turn_between_runs_is_a_run_with_a_cost_of_its_own(world: World) -> None:
+    _, claim, writer = await world.owned()
+    talk = talk_of(world, writer, claim)
+    talk.current = Turn(claim.run_id, claim)
+    await talk.handle(begins(claim, str(claim.run_id)))
+    await talk.handle(ends(claim, 1.0, 100))
+    talk.current = None
+    await talk.handle(begins(claim))
+    await talk.handle(ends(claim, 1.5, 120))
+    rows = await world.db.pool.fetch(
+        "SELECT origin, total_cost_usd FROM runs WHERE session_id = $1 ORDER BY position", claim.session_id
+    )
+    assert [tuple(row) for row in rows] == [("client", 1.0), ("background", 0.5)]
+    page = await usage.report(world.db, world.tenant_id, Scope(), [], limit=1, cursor=None)
+    assert (page.data[0]["runs"], page.data[0]["input_tokens"], page.data[0]["cost_usd"]) == (2, 120, 1.5)
+
+
+async def test_a_run_whose_agent_never_started_cost_nothing_and_a_killed_one_tells_nothing(world: World) -> None:
+    for begun, cost in ((False, 0.0), (True, None)):
+        _, claim, writer = await world.owned()
+        talk = talk_of(world, writer, claim)
+        turn = talk.current = Turn(claim.run_id, claim)
+        turn.begun = begun
+        await talk.fail(turn, "agent_crashed" if begun else "agent_start_failed")
+        assert (await world.run(claim.run_id))["total_cost_usd"] == cost
+    assert await usage.unmeasured(world.db, world.tenant_id, Scope()) == 1

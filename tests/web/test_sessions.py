@@ -1,0 +1,529 @@
+"""Sessions over HTTP: created, described, listed, read page by page, deleted, and asked for twice with one key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import pairwise
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from apps.api.core.config.agent import DEFAULT_TOOLS
+from apps.api.db import Database
+from apps.api.settings import Settings
+from tests.fleet import Fleet, Instance, Sse, events_of
+from tests.world import until
+
+BYPASS = {"permission_mode": "bypassPermissions"}
+
+
+@pytest.fixture(scope="module")
+async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
+    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+        yield db
+
+
+@pytest.fixture
+def tag() -> str:
+    """A tag for the sessions of one test, since all tests share the tenant."""
+    return uuid4().hex
+
+
+async def state_of(instance: Instance, session_id: str) -> dict[str, Any]:
+    response = await instance.get(f"/sessions/{session_id}")
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def listed(instance: Instance, **params: Any) -> list[str]:
+    """Ids of a list that fits on one page."""
+    response = await instance.get("/sessions", params={"limit": 200, **params})
+    assert response.status_code == 200, response.text
+    assert response.json()["next_cursor"] is None
+    return [session["session_id"] for session in response.json()["data"]]
+
+
+async def pages(instance: Instance, path: str, limit: int, **params: Any) -> list[list[Any]]:
+    """All pages of a list."""
+    found: list[list[Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        response = await instance.get(path, params={**params, **cursor, "limit": limit})
+        assert response.status_code == 200, response.text
+        found.append(response.json()["data"])
+        if response.json()["next_cursor"] is None:
+            return found
+        cursor = {"cursor": response.json()["next_cursor"]}
+
+
+async def posted(instance: Instance, path: str, body: dict[str, Any], **headers: str) -> tuple[Any, list[Sse]]:
+    """Headers and events of a prompt's stream."""
+    async with instance.client.stream("POST", f"/api/v1{path}", json=body, headers=headers) as response:
+        assert response.status_code == 200, (await response.aread()).decode()
+        return response.headers, [event async for event in events_of(response)]
+
+
+async def hanging(instance: Instance) -> tuple[str, str]:
+    """A session whose run does not end by itself, and the run."""
+    session_id = await instance.session()
+    run_id = await instance.prompt(session_id, "hang after 1 words")
+    async with instance.stream(f"/runs/{run_id}/events") as events:
+        async for event in events:
+            if event.event == "partial":
+                return session_id, run_id
+    raise AssertionError("the run ended")
+
+
+async def stop(instance: Instance, session_id: str) -> None:
+    assert (await instance.post(f"/sessions/{session_id}/interrupt")).status_code == 200
+
+
+# --- one session ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_session_is_idle_and_the_same_on_every_instance(fleet: Fleet) -> None:
+    body = {"title": "Weekly report", "tags": ["a", "b"], "metadata": {"customer": "42"}, "model": "claude-opus-5-5"}
+    made = (await fleet[0].post("/sessions", body)).json()
+    assert await state_of(fleet[1], made["session_id"]) == made
+    assert made["created_at"].endswith("Z")
+    assert made["created_at"] == made["updated_at"] == made["last_active_at"]
+    told = {name: value for name, value in made.items() if not name.endswith("_at")}
+    assert told == {
+        "session_id": made["session_id"],
+        "status": "idle",
+        "active": False,
+        "active_run_id": None,
+        "queued_runs": 0,
+        "title": "Weekly report",
+        "tags": ["a", "b"],
+        "metadata": {"customer": "42"},
+        "model": "claude-opus-5-5",
+        "permission_mode": "default",
+        "tools": None,
+        "agent": None,
+        "profile": None,
+        "config": {"model": "claude-opus-5-5"},
+        "num_turns": 0,
+        "total_cost_usd": 0.0,
+        "usage": {},
+        "last_seq": 0,
+        "parent_session_id": None,
+        "owner": None,
+        "surface": "native",
+        "ports": [],
+    }
+
+
+async def test_values_of_environment_variables_are_not_shown(fleet: Fleet, tag: str) -> None:
+    made = await fleet[0].post("/sessions", {"tags": [tag], "env": {"TOKEN": "s3cret"}})
+    shown = await fleet[1].get(f"/sessions/{made.json()['session_id']}")
+    found = await fleet[2].get("/sessions", params={"tag": tag})
+    for answer in (made, shown, found):
+        assert '"TOKEN":"***"' in answer.text
+        assert "s3cret" not in answer.text
+
+
+async def test_a_change_is_seen_at_once_on_every_instance(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(title="before", tags=["a"], metadata={"k": "v"})
+    for instance in fleet.instances:
+        await state_of(instance, session_id)  # so that it is cached
+    answer = await fleet[1].client.patch(f"/api/v1/sessions/{session_id}", json={"title": "after"})
+    assert answer.json()["title"] == "after"
+    for instance in fleet.instances:
+        state = await state_of(instance, session_id)
+        assert (state["title"], state["tags"], state["metadata"]) == ("after", ["a"], {"k": "v"})
+        assert state["updated_at"] >= state["created_at"]
+
+
+async def test_tags_and_metadata_are_replaced_whole(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(title="t", tags=["a", "b"], metadata={"k": "v", "l": "w"})
+    path = f"/api/v1/sessions/{session_id}"
+    state = (await fleet[0].client.patch(path, json={"tags": ["c"], "metadata": {"k": "x"}})).json()
+    assert (state["title"], state["tags"], state["metadata"]) == ("t", ["c"], {"k": "x"})
+    state = (await fleet[0].client.patch(path, json={"tags": [], "metadata": {}})).json()
+    assert (state["title"], state["tags"], state["metadata"]) == ("t", [], {})
+
+
+async def test_a_run_is_counted_in_its_sessions_state(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    first = await fleet[0].ask(session_id, "run echo hi")
+    state = await state_of(fleet[1], session_id)
+    assert (state["status"], state["active"], state["active_run_id"], state["queued_runs"]) == ("idle", True, None, 0)
+    assert state["owner"] in [instance.id for instance in fleet.instances]
+    assert state["num_turns"] == first["num_turns"] == 2
+    assert state["total_cost_usd"] == pytest.approx(first["total_cost_usd"])
+    assert state["total_cost_usd"] > 0
+    assert state["usage"]["input_tokens"] > 0
+    assert state["usage"]["output_tokens"] > 0
+    assert {"Bash", "Read"} <= set(state["tools"]) <= set(DEFAULT_TOOLS)
+    assert state["permission_mode"] == "bypassPermissions"
+    assert state["last_active_at"] > state["created_at"]
+
+    second = await fleet[2].ask(session_id, "say more")
+    after = await state_of(fleet[1], session_id)
+    assert after["num_turns"] == first["num_turns"] + second["num_turns"]
+    assert after["total_cost_usd"] == pytest.approx(first["total_cost_usd"] + second["total_cost_usd"])
+    assert after["usage"]["input_tokens"] > state["usage"]["input_tokens"]
+    assert after["last_seq"] > state["last_seq"]
+
+
+# --- lists ---------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_are_listed_newest_first_without_gap_or_repeat(fleet: Fleet, tag: str) -> None:
+    made = [await fleet[n % 3].session(tags=[tag]) for n in range(7)]
+    for limit, sizes in ((3, [3, 3, 1]), (7, [7]), (1, [1] * 7)):
+        found = await pages(fleet[1], "/sessions", limit, tag=tag)
+        assert [len(page) for page in found] == sizes
+        assert [session["session_id"] for page in found for session in page] == made[::-1]
+
+
+async def test_sessions_of_the_same_moment_are_paged_without_gap_or_repeat(
+    fleet: Fleet, fleet_db: Database, tag: str
+) -> None:
+    made = [await fleet[0].session(tags=[tag]) for _ in range(6)]
+    moment = datetime(2020, 1, 31, tzinfo=UTC)
+    await fleet_db.pool.execute("UPDATE sessions SET created_at = $2 WHERE tags = ARRAY[$1]", tag, moment)
+    found = await pages(fleet[1], "/sessions", 2, tag=tag)
+    assert [len(page) for page in found] == [2, 2, 2]
+    assert sorted(session["session_id"] for page in found for session in page) == sorted(made)
+
+
+async def test_what_is_created_or_deleted_meanwhile_does_not_shift_the_next_page(fleet: Fleet, tag: str) -> None:
+    made = [await fleet[0].session(tags=[tag]) for _ in range(4)]
+    first = (await fleet[0].get("/sessions", params={"tag": tag, "limit": 2})).json()
+    await fleet[0].session(tags=[tag])
+    await fleet[0].client.delete(f"/api/v1/sessions/{made[3]}")
+    rest = {"tag": tag, "limit": 2, "cursor": first["next_cursor"]}
+    second = (await fleet[0].get("/sessions", params=rest)).json()
+    assert [s["session_id"] for s in first["data"] + second["data"]] == made[::-1]
+
+
+async def test_a_list_shows_the_same_state_as_the_session_itself(fleet: Fleet, tag: str) -> None:
+    session_id = await fleet[0].session(tags=[tag], title="t")
+    await fleet[0].ask(session_id, "say hi")
+    page = (await fleet[1].get("/sessions", params={"tag": tag})).json()
+    assert page["data"] == [await state_of(fleet[1], session_id)]
+
+
+async def test_sessions_are_found_by_tag(fleet: Fleet, tag: str) -> None:
+    both, one, _ = [await fleet[0].session(tags=tags) for tags in ([tag, f"{tag}-x"], [tag], [f"{tag}-y"])]
+    assert await listed(fleet[1], tag=tag) == [one, both]
+    assert await listed(fleet[1], tag=f"{tag}-x") == [both]
+    assert await listed(fleet[1], tag=tag[:-1]) == []
+
+
+async def test_sessions_are_found_by_a_part_of_the_title(fleet: Fleet, tag: str) -> None:
+    percent, under, plain = [
+        await fleet[0].session(title=title, tags=[tag]) for title in ("100% ÄPFEL", "a_b", "axb äpfel")
+    ]
+    await fleet[0].session(tags=[tag])  # without a title
+    for search, found in (
+        ("%", [percent]),
+        ("a_b", [under]),
+        ("äpfel", [plain, percent]),
+        ("ÄPFEL", [plain, percent]),
+        ("A", [plain, under]),
+        ("nothing", []),
+    ):
+        assert await listed(fleet[1], tag=tag, search=search) == found, search
+
+
+async def test_sessions_are_found_by_metadata(fleet: Fleet, tag: str) -> None:
+    one, other = [
+        await fleet[0].session(tags=[tag], metadata={"customer": "42", "where.is-it": where}) for where in ("x", "y")
+    ]
+    assert await listed(fleet[1], **{"metadata.customer": "42", "tag": tag}) == [other, one]
+    assert await listed(fleet[1], **{"metadata.customer": "42", "metadata.where.is-it": "x", "tag": tag}) == [one]
+    assert await listed(fleet[1], **{"metadata.customer": "4", "tag": tag}) == []
+    assert await listed(fleet[1], **{"metadata.other": "42", "tag": tag}) == []
+
+
+async def test_sessions_are_found_by_the_time_of_their_creation(fleet: Fleet, fleet_db: Database, tag: str) -> None:
+    made = [await fleet[0].session(tags=[tag]) for _ in range(3)]
+    noon = datetime(2020, 1, 31, 12, tzinfo=UTC)
+    for hours, session_id in enumerate(made):
+        moment = noon + timedelta(hours=hours)
+        await fleet_db.pool.execute("UPDATE sessions SET created_at = $2 WHERE id = $1", UUID(session_id), moment)
+    for after, found in (
+        ("2020-01-31T11:59:59Z", made[::-1]),
+        ("2020-01-31T12:00:00Z", made[:0:-1]),
+        ("2020-01-31T14:00:00+01:00", [made[2]]),
+        ("2020-01-31T15:00:00.000+00:00", []),
+    ):
+        assert await listed(fleet[1], tag=tag, created_after=after) == found, after
+
+
+async def test_sessions_are_found_by_what_they_do(fleet: Fleet, tag: str) -> None:
+    idle = await fleet[0].session(tags=[tag])
+    busy, run_id = await hanging(fleet[0])
+    await fleet[0].client.patch(f"/api/v1/sessions/{busy}", json={"tags": [tag]})
+    await fleet[1].prompt(busy, "say later")
+    state = await state_of(fleet[2], busy)
+    assert (state["status"], state["active_run_id"], state["queued_runs"]) == ("running", run_id, 1)
+    for status, found in (("running", [busy]), ("idle", [idle]), ("queued", []), ("requires_action", [])):
+        assert await listed(fleet[1], tag=tag, status=status) == found, status
+    await stop(fleet[2], busy)
+
+    async def is_idle() -> bool:
+        return await listed(fleet[1], tag=tag, status="idle") == [busy, idle]
+
+    await until(is_idle)
+
+
+# --- deleting ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_session_is_gone_on_every_instance(fleet: Fleet, tag: str) -> None:
+    session_id = await fleet[0].session(tags=[tag])
+    run_id = (await fleet[0].ask(session_id, "say hi"))["run_id"]
+    for instance in fleet.instances:
+        await state_of(instance, session_id)
+    assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+
+    async def forgotten(instance: Instance) -> bool:
+        return (await instance.get(f"/sessions/{session_id}")).status_code == 404
+
+    for instance in fleet.instances:
+        await until(partial(forgotten, instance))
+        for path in ("/messages", "/events", "/runs"):
+            gone = await instance.get(f"/sessions/{session_id}{path}")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "session_not_found"), path
+        assert (await instance.get(f"/runs/{run_id}/events")).status_code == 404
+        for path in (f"/sessions/{session_id}/query", f"/sessions/{session_id}/resume"):
+            refused = await instance.post(path, {"prompt": "say hi"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_deleted"), path
+    assert await listed(fleet[2], tag=tag) == []
+    again = await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "session_deleted")
+    assert (await fleet[2].client.patch(f"/api/v1/sessions/{session_id}", json={"title": "x"})).status_code == 404
+
+
+async def test_nothing_of_the_conversation_is_left_after_a_deletion(fleet: Fleet, fleet_db: Database) -> None:
+    session_id = await fleet[0].session(title="s3cret-title", env={"TOKEN": "s3cret-env"})
+    await fleet[0].ask(session_id, "say s3cret-word")
+
+    async def stored() -> str:
+        tables = await fleet_db.pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        rows = [await fleet_db.pool.fetch(f'SELECT t::text FROM "{table["tablename"]}" t') for table in tables]
+        return "\n".join(str(row[0]) for found in rows for row in found)
+
+    for word in ("s3cret-title", "s3cret-env", "s3cret-word"):
+        assert word in await stored()
+    await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")
+
+    async def no_secret() -> bool:
+        return "s3cret-" not in await stored()
+
+    await until(no_secret)
+
+
+async def test_a_deletion_ends_the_run_and_tells_who_follows_it(fleet: Fleet) -> None:
+    session_id, run_id = await hanging(fleet[0])
+    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
+        assert (await anext(events)).event in ("queued", "init", "message")
+        assert (await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        last = [event async for event in events][-1]
+    assert (last.event, last.data["code"], last.data["retryable"]) == ("error", "session_deleted", False)
+    run = (await fleet[2].get(f"/runs/{run_id}")).json()
+    assert (run["status"], run["error"]["code"], run["result"]) == ("interrupted", "session_deleted", None)
+
+
+# --- the same key twice --------------------------------------------------------------------------------------------
+
+
+async def test_one_key_creates_one_session_however_often_it_is_sent(fleet: Fleet, tag: str) -> None:
+    headers, body = {"Idempotency-Key": tag}, {"tags": [tag], "title": "once"}
+    answers = await asyncio.gather(*(fleet[n % 3].post("/sessions", body, headers=headers) for n in range(6)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["session_id"] for answer in answers}) == 1
+    assert len(await listed(fleet[0], tag=tag)) == 1
+
+
+async def test_a_key_stands_for_one_request_only(fleet: Fleet, tag: str) -> None:
+    headers = {"Idempotency-Key": tag}
+    assert (await fleet[0].post("/sessions", {"title": "one"}, headers=headers)).status_code == 201
+    for path, body in (("/sessions", {"title": "other"}), ("/query", {"prompt": "say hi"})):
+        refused = await fleet[1].post(path, body, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("continued", [False, True], ids=["new session", "session that exists"])
+async def test_one_key_streams_one_run_however_often_it_is_sent(fleet: Fleet, tag: str, continued: bool) -> None:
+    body: dict[str, Any] = {"prompt": "say hi then say ho", "tags": [tag]}
+    if continued:
+        body["session_id"] = await fleet[0].session()
+        await fleet[0].ask(body["session_id"], "say something before")
+    first, told = await posted(fleet[0], "/query", body, **{"Idempotency-Key": tag})
+    second, again = await posted(fleet[1], "/query", body, **{"Idempotency-Key": tag})
+    for name in ("X-Run-ID", "X-Session-ID"):
+        assert first[name] == second[name]
+    assert {event.data["run_id"] for event in told} == {first["X-Run-ID"]}
+    assert [e for e in again if e.event != "partial"] == [e for e in told if e.event != "partial"]
+    assert again[-1].event == "done"
+    runs = (await fleet[2].get(f"/sessions/{first['X-Session-ID']}/runs")).json()["data"]
+    assert runs[0]["run_id"] == first["X-Run-ID"]
+    assert len(runs) == (2 if continued else 1)
+
+
+async def test_requests_with_one_key_at_the_same_moment_get_the_same_result(fleet: Fleet, tag: str) -> None:
+    body, headers = {"prompt": "say hi", "tags": [tag]}, {"Idempotency-Key": tag}
+    answers = await asyncio.gather(
+        *(instance.post("/query/single", body, headers=headers) for instance in fleet.instances)
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+    assert len(await listed(fleet[0], tag=tag)) == 1
+
+
+async def test_without_a_key_every_request_is_another_run(fleet: Fleet) -> None:
+    one, other = [(await fleet[n].post("/query/single", {"prompt": "say hi"})).json() for n in range(2)]
+    assert one["run_id"] != other["run_id"]
+    assert one["session_id"] != other["session_id"]
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_prompt_is_streamed_from_its_beginning_to_its_done(fleet: Fleet) -> None:
+    headers, events = await posted(fleet[0], "/query", {"prompt": "stream 5 words"})
+    assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Accel-Buffering"] == "no"
+    durable = [event for event in events if event.event != "partial"]
+    assert [event.data["seq"] for event in durable] == list(range(1, len(durable) + 1))
+    assert [event.id for event in durable] == [str(n) for n in range(1, len(durable) + 1)]
+    kinds = [event.event for event in durable]
+    assert kinds[-2:] == ["result", "done"]
+    assert kinds.index("init") < kinds.index("result")
+    assert durable[-1].data["status"] == "succeeded"
+    text = "".join(event.data["delta"]["text"] for event in events if event.event == "partial")
+    assert text == durable[-2].data["result"]
+
+
+async def test_a_client_that_wants_no_deltas_gets_none(fleet: Fleet) -> None:
+    body = {"prompt": "stream 5 words", "include_partial_messages": False}
+    _, events = await posted(fleet[0], "/query", body)
+    kinds = [event.event for event in events]
+    assert "partial" not in kinds
+    assert kinds[-1] == "done"
+
+
+async def test_a_session_is_continued_on_another_instance(fleet: Fleet) -> None:
+    headers, _ = await posted(fleet[0], "/query", {"prompt": "remember the number 7"})
+    _, events = await posted(fleet[1], f"/sessions/{headers['X-Session-ID']}/resume", {"prompt": "recall"})
+    assert "the number 7" in next(event.data["result"] for event in events if event.event == "result")
+
+
+async def test_a_wait_answers_with_the_result_or_with_the_run(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    path = f"/sessions/{session_id}/query"
+    waited = await fleet[0].post(path, {"prompt": "say hi"}, params={"wait": 60})
+    assert waited.status_code == 200
+    assert waited.json()["result"].endswith("hi")
+    too_short = await fleet[1].post(path, {"prompt": "hang"}, params={"wait": 0.05})
+    assert too_short.status_code == 202
+    assert too_short.json() == {
+        "session_id": session_id,
+        "run_id": too_short.json()["run_id"],
+        "status": "accepted",
+    }
+    assert (await fleet[0].get(f"/runs/{too_short.json()['run_id']}")).json()["status"] in ("queued", "running")
+    refused = await fleet[2].post(path, {"prompt": "say hi", "on_busy": "reject"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_busy")
+    await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")
+
+
+async def test_nothing_is_interrupted_where_nothing_runs(fleet: Fleet) -> None:
+    refused = await fleet[0].post(f"/sessions/{await fleet[0].session()}/interrupt")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
+
+
+# --- what was said -------------------------------------------------------------------------------------------------
+
+
+async def test_stored_events_are_read_page_by_page_as_they_were_streamed(fleet: Fleet) -> None:
+    headers, streamed = await posted(fleet[0], "/query", {"prompt": "run echo hi", **BYPASS})
+    path = f"/sessions/{headers['X-Session-ID']}/events"
+    found: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = await fleet[1].get(path, params={"limit": 3, **after}, headers={"Accept": "application/json"})
+        assert page.headers["Content-Type"] == "application/json"
+        found += page.json()["data"]
+        if page.json()["next_cursor"] is None:
+            break
+        assert len(page.json()["data"]) == 3
+        after = {"after": page.json()["next_cursor"]}
+    durable = [event for event in streamed if event.event != "partial"]
+    assert len(durable) > 3
+    assert found == [{"id": event.id, "event": event.event, "data": event.data} for event in durable]
+
+
+async def test_events_of_one_run_leave_out_the_others(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    runs = [(await fleet[0].ask(session_id, f"say {n}"))["run_id"] for n in range(2)]
+    accept = {"Accept": "application/json"}
+    for run_id in runs:
+        by_session = await fleet[1].get(f"/sessions/{session_id}/events", params={"run_id": run_id}, headers=accept)
+        by_run = await fleet[2].get(f"/runs/{run_id}/events", headers=accept)
+        assert by_session.json() == by_run.json()
+        assert {event["data"]["run_id"] for event in by_run.json()["data"]} == {run_id}
+        assert by_run.json()["data"][-1]["event"] == "done"
+
+
+async def test_a_stream_goes_on_after_the_position_that_is_asked_for(fleet: Fleet) -> None:
+    headers, streamed = await posted(fleet[0], "/query", {"prompt": "say hi"})
+    durable = [event for event in streamed if event.event != "partial"]
+    for n, event in enumerate(durable):
+        rest = await fleet[1].follow(headers["X-Run-ID"], headers={"Last-Event-ID": event.id})
+        assert [e for e in rest if e.event != "partial"] == durable[n + 1 :]
+
+
+async def test_runs_are_listed_newest_first_page_by_page(fleet: Fleet) -> None:
+    session_id = await fleet[0].session()
+    runs = [(await fleet[0].ask(session_id, f"say {n}"))["run_id"] for n in range(3)]
+    found = await pages(fleet[1], f"/sessions/{session_id}/runs", 2)
+    assert [[run["run_id"] for run in page] for page in found] == [[runs[2], runs[1]], [runs[0]]]
+    one = (await fleet[2].get(f"/runs/{runs[0]}")).json()
+    assert one == found[1][0]
+    assert (one["status"], one["origin"], one["error"]) == ("succeeded", "client", None)
+    assert one["created_at"] <= one["started_at"] <= one["finished_at"]
+    extents = [(run["first_seq"], run["last_seq"]) for run in (found[1][0], found[0][1], found[0][0])]
+    assert all(before[1] < after[0] for before, after in pairwise(extents))
+
+
+async def test_messages_of_a_subagent_stand_under_their_caller(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    await fleet[0].ask(session_id, 'delegate to general-purpose: "run echo deep then say hi"')
+    await fleet[0].ask(session_id, "say goodbye")
+    page = (await fleet[1].get(f"/sessions/{session_id}/messages")).json()
+    assert page["next_cursor"] is None
+    messages = page["data"]
+    assert all(message["parent_tool_use_id"] is None for message in messages)
+    assert [message["seq"] for message in messages] == sorted(message["seq"] for message in messages)
+    assert messages[0]["role"] == "user"
+    assert messages[0]["content"][0]["text"].startswith("delegate to")
+    assert messages[-1]["role"] == "assistant"
+    assert messages[-1]["content"][0]["text"].endswith("goodbye")
+
+    [caller] = [message for message in messages if message["subagent_messages"]]
+    [call] = [block for block in caller["content"] if block["type"] == "tool_use"]
+    nested = caller["subagent_messages"]
+    assert {message["parent_tool_use_id"] for message in nested} == {call["id"]}
+    assert nested[0]["role"] == "user"
+    assert nested[0]["content"] == [{"type": "text", "text": "run echo deep then say hi"}]
+    blocks = [block for message in nested[1:] for block in message["content"]]
+    assert [block["input"]["command"] for block in blocks if block["type"] == "tool_use"] == ["echo deep"]
+    assert [block["content"] for block in blocks if block["type"] == "tool_result"] == ["deep"]
+    assert [block["text"] for block in blocks if block["type"] == "text"][-1].endswith("hi")
+    assert not {message["seq"] for message in nested} & {message["seq"] for message in messages}
+
+    paged = await pages(fleet[2], f"/sessions/{session_id}/messages", 1)
+    assert [len(part) for part in paged] == [1] * len(messages)
+    assert [message for part in paged for message in part] == messages
