@@ -122,7 +122,7 @@ def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
     assert [secret for secret in secrets for text in texts if secret in text] == []
     assert [p for p in one.children() if any(secret in command_line(p) for secret in secrets)] == []
     # An agent can read the environment of every process of its user, but for those that hide it: servers and guards.
-    others = [p for p in one.children() if not any(word in command_line(p) for word in (" serve ", "cli_guard"))]
+    others = [p for p in one.children() if not any(word in command_line(p) for word in (" serve ", "guard.program"))]
     assert len(others) >= 3
     assert [p for p in others if any(secret in str(p.environ()) for secret in secrets)] == []
 

@@ -17,8 +17,6 @@ from typing import Any, NoReturn
 
 import orjson
 
-from apps.api.core import codec
-
 MAX_DEPTH = 100
 """Lists and objects inside one another. PostgreSQL, pydantic and orjson each give up somewhere above."""
 
@@ -188,19 +186,22 @@ def _refuse(place: tuple[str, ...], reason: str) -> NoReturn:
     raise Unsuitable(".".join(place), reason)
 
 
+# --- our own JSON ---------------------------------------------------------------------------------------------------
+
+
 def encode(value: Any) -> bytes:
-    """JSON on one line: see `codec.one_line`.
+    """JSON on one line: see `one_line`.
 
     Falls back to escapes for what orjson refuses: lone surrogates and integers beyond 64 bits. What is then no JSON
     still (NaN, nesting without an end) is cleaned.
     """
     try:
-        return codec.one_line(orjson.dumps(value))
+        return one_line(orjson.dumps(value))
     except orjson.JSONEncodeError:
         try:
             return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
         except (ValueError, RecursionError):
-            return json.dumps(codec.clean(value), separators=(",", ":")).encode()
+            return json.dumps(clean(value), separators=(",", ":")).encode()
 
 
 def decode(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Ending tasks for certain."""
+"""How loops wait, never all instances at the same moment, and ending tasks for certain."""
 
 from __future__ import annotations
 

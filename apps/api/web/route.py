@@ -1,4 +1,4 @@
-"""What routes of every dialect share: the core, the caller, and a run followed to its end."""
+"""What routes of every dialect share: the core, and what they may ask of the runner."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
 
 
 async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID) -> list[Frame]:
-    # Whoever owns a session for one transaction may write its events: see `queue.announce_unowned`.
+    # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
     async with db.transaction() as connection:
         last_seq = await connection.fetchval(
             "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL FOR NO KEY UPDATE",

@@ -1,4 +1,4 @@
-"""The queue: claiming runs, giving sessions back, and taking over from dead owners.
+"""The queue: claiming runs, and telling those that wait their place. How sessions change owners: `ownership`.
 
 A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
 of that session active, and the session owned by nobody or by the claimer already.

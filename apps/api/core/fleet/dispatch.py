@@ -20,7 +20,7 @@ def check(core: Core, texts: Iterable[str]) -> None:
 
 
 async def send(core: Core, tenant_id: UUID, api_key_id: UUID, request: Request) -> Submitted:
-    """Queue a prompt and announce it. Raises as `runs.submit`."""
+    """Queue a prompt and announce it. Raises as `prompts.submit`."""
     limit = core.settings.max_queued_runs_per_session
     run = await prompts.submit(core.db, tenant_id, api_key_id, request, max_queued=limit)
     await announce(core, tenant_id, run)

@@ -74,7 +74,7 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
         Conflict: `session_busy`: a run is active in what is to be copied; `workspace_not_copied`,
             `idempotency_key_reused`, `session_deleted`.
         TooLarge: `workspace_too_large`.
-        ValidationError, Forbidden: as `runs.submit`.
+        ValidationError, Forbidden: as `prompts.submit`.
     """
     parent_id = asked.request.session_id
     assert parent_id is not None  # noqa: S101 - for the type checker

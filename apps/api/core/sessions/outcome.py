@@ -38,7 +38,6 @@ UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total
 WHERE id = $1 AND status IN ('running','requires_action')
 """
 
-
 _ADD_TOTALS = """
 UPDATE sessions SET
   num_turns = num_turns + $2, total_cost_usd = total_cost_usd + $3, updated_at = now(), usage = usage || (

@@ -21,17 +21,10 @@ from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 
 OnBusy = Literal["enqueue", "reject", "interrupt"]
-
-
 Prompt = str | list[dict[str, Any]] | dict[str, Any]
 
-
 NO_CHANGES = AgentConfig()
-
-
 NO_LABELS = Labels()
-
-
 NO_CHOICE = Choice()
 
 
@@ -46,7 +39,7 @@ class Request:
         idempotency: the client's key and a fingerprint of its request, if it sent a key.
         choice: for an existing session the same as at its creation, or nothing.
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
-        kind: see `queue.Claim`.
+        kind: see `claims.Claim`.
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
     """
@@ -206,7 +199,7 @@ async def reconfigured(
         row: `config`, `profile`, `agent_id` and `agent_version` of the session.
 
     Raises:
-        ValidationError: a change is not possible for an existing session, or as `environment.check`.
+        ValidationError: a change is not possible for an existing session, or as `variables.check`.
         Forbidden: the key may not use the session's profile, or the request would widen it.
     """
     if request.choice.agent is not None:

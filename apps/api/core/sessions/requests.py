@@ -1,6 +1,6 @@
 """Requests: what an agent asks a person. The row is the truth; whoever changes it from `open` first has decided.
 
-The owner opens them, and closes those that nobody will answer; any instance takes an answer.
+The owner opens them, and closes those that nobody will answer; any instance takes an answer: `fleet/answering.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs: submitting prompts, and reading what became of them."""
+"""Runs: reading what became of prompts."""
 
 from __future__ import annotations
 

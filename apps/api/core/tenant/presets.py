@@ -58,7 +58,7 @@ async def create(
     Raises:
         ValidationError: the name looks like an id.
         Conflict: `name_in_use`, `idempotency_key_reused`.
-        ValidationError, Forbidden: as `check` and `environment.check`.
+        ValidationError, Forbidden: as `check` and `variables.check`.
     """
     if as_id(name) is not None:
         raise ValidationError.of("name", "must not look like an id")
@@ -101,7 +101,7 @@ async def revise(
 
     Raises:
         NotFound: no such preset.
-        ValidationError, Forbidden: as `check` and `environment.check`.
+        ValidationError, Forbidden: as `check` and `variables.check`.
     """
     async with db.transaction() as connection:
         id_, name, _ = split(reference)

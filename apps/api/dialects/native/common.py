@@ -81,7 +81,7 @@ async def send_change(
     wanted: dict[str, Any],
     idempotency: Idempotency | None,
 ) -> Submitted:
-    """Queue a change of a session that waits its turn as prompts do. Raises as `runs.submit`."""
+    """Queue a change of a session that waits its turn as prompts do. Raises as `prompts.submit`."""
     asked = prompts.Request(
         wanted,
         core.settings.request_timeout,

@@ -15,6 +15,9 @@ from claude_agent_sdk.types import HookEvent
 
 log = structlog.get_logger(__name__)
 
+HookMatchers = dict[HookEvent, list[HookMatcher]]
+"""The SDK's `hooks` option."""
+
 START_TIMEOUT = 60.0
 """Seconds for a CLI to start and load its history."""
 
@@ -170,7 +173,3 @@ class Agent:
             if not done:
                 reader.cancel()
                 await asyncio.wait({reader}, timeout=STOP_TIMEOUT)
-
-
-HookMatchers = dict[HookEvent, list[HookMatcher]]
-"""The SDK's `hooks` option."""

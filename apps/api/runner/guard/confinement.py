@@ -1,6 +1,6 @@
 """What the guard takes from a process that is about to become a Claude CLI: files, signals, capabilities.
 
-Part of the guard's start: standard library only, and of that as little as possible (see cli_guard.py).
+Part of the guard's start: standard library only, and of that as little as possible (see program.py).
 
 Landlock denies every path without a rule, also to root. What it does not cover: the network, unix sockets with a
 path, CPU and memory, and what can be done to a file without opening it (stat, chmod, inotify); before kernel 6.2

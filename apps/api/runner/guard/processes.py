@@ -1,6 +1,6 @@
 """The processes of this machine, as a tree by parent pid.
 
-Part of the guard's start: standard library only, and of that as little as possible (see cli_guard.py).
+Part of the guard's start: standard library only, and of that as little as possible (see program.py).
 
 Source: proc_pid_stat(5).
 """

@@ -4,7 +4,7 @@ Landlock closes files. This closes what leads around it (memory, descriptors, li
 of the same user, which the server and other tenants' agents are), and the parts of the kernel that no tool of an agent
 needs and that most holes were found in. A process that starts a filter cannot end it, nor can what it starts.
 
-Part of the guard's start: standard library only, and of that as little as possible (see cli_guard.py). libseccomp's
+Part of the guard's start: standard library only, and of that as little as possible (see program.py). libseccomp's
 bindings would need its shared library on every host, and more time than the whole guard.
 
 Sources: seccomp(2), bpf(4), linux/seccomp.h, linux/filter.h, linux/audit.h, the tables of system calls of Linux 6.18,

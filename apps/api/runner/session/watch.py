@@ -23,12 +23,10 @@ log = structlog.get_logger(__name__)
 BACKGROUND_LOOK_SECONDS = 1.0
 """Between two looks at the turns in the background."""
 
-
-_TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, LeaseLost, Unavailable, TimeoutError)
-
-
 PORTS_LOOK_SECONDS = 2.0
 """Between two looks while nothing else tells that a port may have been opened."""
+
+_TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, LeaseLost, Unavailable)
 
 
 async def watch_ports(executions: Mapping[UUID, Execution]) -> None:
