@@ -10,8 +10,7 @@ import pytest
 
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims as queue
-from apps.api.core.fleet import commands, instances, ownership
+from apps.api.core.fleet import claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Claim, Unreadable
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import outcome, sessions
@@ -43,9 +42,9 @@ async def test_the_oldest_run_is_claimed_first_across_sessions_and_tenants(world
     second = await elsewhere.queue(prompt="two")
     third = await world.queue(prompt="three")
     lease = await world.instance()
-    claims = [await world.claim(lease) for _ in range(3)]
-    assert [c.run_id for c in claims] == [first.run_id, second.run_id, third.run_id]
-    assert [c.tenant_id for c in claims] == [world.tenant_id, elsewhere.tenant_id, world.tenant_id]
+    claimed = [await world.claim(lease) for _ in range(3)]
+    assert [c.run_id for c in claimed] == [first.run_id, second.run_id, third.run_id]
+    assert [c.tenant_id for c in claimed] == [world.tenant_id, elsewhere.tenant_id, world.tenant_id]
     assert await world.claims_nothing(lease)
 
 
@@ -84,10 +83,10 @@ async def test_of_twenty_instances_one_gets_the_session_and_its_first_run(world:
     queued = [await world.queue(session_id) for _ in range(20)]
     leases = [await world.instance() for _ in range(20)]
     for _ in range(5):
-        claims = await asyncio.gather(
-            *(queue.claim(world.db, lease, may_take_new=True, except_for=[]) for lease in leases)
+        claimed = await asyncio.gather(
+            *(claims.claim(world.db, lease, may_take_new=True, except_for=[]) for lease in leases)
         )
-        winners = [(lease, claim) for lease, claim in zip(leases, claims, strict=True) if claim]
+        winners = [(lease, claim) for lease, claim in zip(leases, claimed, strict=True) if claim]
         assert len(winners) == 1
         lease, claim = winners[0]
         assert claim.run_id == queued[0].run_id
@@ -103,8 +102,8 @@ async def test_of_twenty_instances_one_gets_the_session_and_its_first_run(world:
 async def test_twenty_instances_share_twenty_sessions_without_a_double(world: World) -> None:
     queued = [await world.queue() for _ in range(20)]
     leases = [await world.instance() for _ in range(20)]
-    claims = await asyncio.gather(*(world.claim(lease) for lease in leases))
-    assert sorted(c.run_id for c in claims) == sorted(run.run_id for run in queued)
+    claimed = await asyncio.gather(*(world.claim(lease) for lease in leases))
+    assert sorted(c.run_id for c in claimed) == sorted(run.run_id for run in queued)
     owners = await world.db.pool.fetch("SELECT owner_id FROM sessions")
     assert sorted(row["owner_id"] for row in owners) == sorted(lease.instance_id for lease in leases)
 
@@ -188,7 +187,7 @@ async def test_a_run_that_this_version_cannot_read_fails_and_frees_its_session(w
     lease = await world.instance()
     with pytest.raises(Unreadable) as caught:
         await world.claim(lease)
-    orphan = await queue.refuse(world.db, lease.instance_id, caught.value)
+    orphan = await claims.refuse(world.db, lease.instance_id, caught.value)
     assert orphan is not None
     assert [frame.type for frame in orphan.frames] == ["error", "done"]
     state = await world.run(run.run_id)
@@ -234,7 +233,7 @@ async def test_release_and_claim_at_the_same_moment_agree_on_who_owns_the_sessio
         await world.queue(session_id)
         released, won = await asyncio.gather(
             ownership.release(world.db, session_id, claim.generation),
-            queue.claim(world.db, lease, may_take_new=True, except_for=[]),
+            claims.claim(world.db, lease, may_take_new=True, except_for=[]),
         )
         row = await session_row(world, session_id)
         if won is None:  # the claim passed over the locked row
@@ -253,7 +252,7 @@ async def test_a_release_leaves_no_background_run_behind_as_running(world: World
     lease, claim, _ = await world.owned()
     await finish(world, lease, claim)
     run_id = uuid4()
-    assert await queue.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id, 60)
+    assert await claims.begin_background(world.db, claim.session_id, world.tenant_id, claim.generation, run_id, 60)
     await ownership.release(world.db, claim.session_id, claim.generation)
     assert (await world.run(run_id))["status"] == "failed"
     assert [type_ for _, type_, data in await world.events(claim.session_id) if data["run_id"] == str(run_id)] == [
@@ -285,11 +284,11 @@ async def test_tasks_that_an_owner_left_at_work_are_told_to_have_ended(lone_worl
 async def test_a_background_run_begins_only_when_nothing_of_the_session_is_active(world: World) -> None:
     lease, claim, _ = await world.owned()
     begin = (world.db, claim.session_id, world.tenant_id, claim.generation)
-    assert not await queue.begin_background(*begin, uuid4(), 60)
+    assert not await claims.begin_background(*begin, uuid4(), 60)
     await finish(world, lease, claim)
     run_id = uuid4()
-    assert await queue.begin_background(*begin, run_id, 60)
-    assert not await queue.begin_background(*begin, uuid4(), 60)
+    assert await claims.begin_background(*begin, run_id, 60)
+    assert not await claims.begin_background(*begin, uuid4(), 60)
     state = await world.run(run_id)
     assert (state["status"], state["origin"], state["first_seq"]) == ("running", "background", 2)
 
@@ -298,7 +297,7 @@ async def test_a_zombie_cannot_begin_a_background_run(world: World) -> None:
     lease, claim, _ = await world.owned()
     await finish(world, lease, claim)
     before = claim.generation - 1
-    assert not await queue.begin_background(world.db, claim.session_id, world.tenant_id, before, uuid4(), 60)
+    assert not await claims.begin_background(world.db, claim.session_id, world.tenant_id, before, uuid4(), 60)
 
 
 # --- dead owners ---------------------------------------------------------------------------------------------------
@@ -470,9 +469,9 @@ async def test_places_count_all_queued_runs_from_one(world: World) -> None:
     behind_theirs = await world.queue(theirs.session_id)
     new = await world.queue()
     await age(world)
-    seen = [(w.run_id, w.position, w.owner_id) for w in await queue.waiting(world.db, lease.instance_id)]
+    seen = [(w.run_id, w.position, w.owner_id) for w in await claims.waiting(world.db, lease.instance_id)]
     assert seen == [(behind_mine.run_id, 1, lease.instance_id), (new.run_id, 3, None)]
-    others = [(w.run_id, w.position) for w in await queue.waiting(world.db, theirs_lease.instance_id)]
+    others = [(w.run_id, w.position) for w in await claims.waiting(world.db, theirs_lease.instance_id)]
     assert others == [(behind_theirs.run_id, 2), (new.run_id, 3)]
 
 
@@ -480,24 +479,24 @@ async def test_a_run_that_was_queued_this_moment_is_not_announced_yet(world: Wor
     lease = await world.instance()
     await world.queue()
     await world.db.pool.execute("UPDATE runs SET created_at = now() + interval '1 minute'")
-    assert await queue.waiting(world.db, lease.instance_id) == []
+    assert await claims.waiting(world.db, lease.instance_id) == []
 
 
 async def test_a_place_is_told_once_by_one_instance_and_again_when_it_changes(world: World) -> None:
     lease = await world.instance()
     first, second = await world.queue(), await world.queue()
     await age(world)
-    told = await queue.waiting(world.db, lease.instance_id)
-    frames = await asyncio.gather(*(queue.announce_unowned(world.db, run) for run in (*told, *told, *told)))
+    told = await claims.waiting(world.db, lease.instance_id)
+    frames = await asyncio.gather(*(claims.announce_unowned(world.db, run) for run in (*told, *told, *told)))
     assert sorted(f.type for batch in frames for f in batch) == ["queued", "queued"]
     assert [(t, d["position"]) for _, t, d in await world.events(second.session_id)] == [("queued", 2)]
-    assert await queue.waiting(world.db, lease.instance_id) == []
+    assert await claims.waiting(world.db, lease.instance_id) == []
     for run in told:
-        assert await queue.announce_unowned(world.db, run) == []
+        assert await claims.announce_unowned(world.db, run) == []
     assert (await world.claim(lease)).run_id == first.run_id
-    [moved] = await queue.waiting(world.db, lease.instance_id)
+    [moved] = await claims.waiting(world.db, lease.instance_id)
     assert (moved.run_id, moved.position) == (second.run_id, 1)
-    await queue.announce_unowned(world.db, moved)
+    await claims.announce_unowned(world.db, moved)
     assert [(n, d["position"]) for n, _, d in await world.events(second.session_id)] == [(1, 2), (2, 1)]
 
 
@@ -505,12 +504,12 @@ async def test_a_place_is_not_told_to_a_session_that_was_claimed_or_deleted_mean
     lease = await world.instance()
     claimed, deleted = await world.queue(), await world.queue()
     await age(world)
-    told = await queue.waiting(world.db, lease.instance_id)
+    told = await claims.waiting(world.db, lease.instance_id)
     assert len(told) == 2
     await world.claim(lease)
     await sessions.delete(world.db, world.tenant_id, deleted.session_id)
     for run in told:
-        assert await queue.announce_unowned(world.db, run) == []
+        assert await claims.announce_unowned(world.db, run) == []
     assert await world.events(claimed.session_id) == []
 
 
@@ -518,8 +517,8 @@ async def test_a_claim_after_an_announcement_numbers_on_from_it(world: World) ->
     run = await world.queue()
     await age(world)
     lease = await world.instance()
-    [waiting] = await queue.waiting(world.db, lease.instance_id)
-    await queue.announce_unowned(world.db, waiting)
+    [waiting] = await claims.waiting(world.db, lease.instance_id)
+    await claims.announce_unowned(world.db, waiting)
     claim = await world.claim(lease)
     await world.writer(lease, claim).append(Event("init"))
     assert [(n, t) for n, t, _ in await world.events(run.session_id)] == [(1, "queued"), (2, "init")]
@@ -528,11 +527,11 @@ async def test_a_claim_after_an_announcement_numbers_on_from_it(world: World) ->
 
 async def test_free_slots_are_those_of_other_living_instances(world: World) -> None:
     me, other = await world.instance(slots=9), await world.instance(slots=1)
-    assert await queue.free_slot_elsewhere(world.db, me.instance_id)
+    assert await claims.free_slot_elsewhere(world.db, me.instance_id)
     await world.queue()
     claim = await world.claim(other)
-    assert not await queue.free_slot_elsewhere(world.db, me.instance_id)
+    assert not await claims.free_slot_elsewhere(world.db, me.instance_id)
     await finish(world, other, claim)
-    assert await queue.free_slot_elsewhere(world.db, me.instance_id)
+    assert await claims.free_slot_elsewhere(world.db, me.instance_id)
     await instances.set_draining(world.db, other.instance_id)
-    assert not await queue.free_slot_elsewhere(world.db, me.instance_id)
+    assert not await claims.free_slot_elsewhere(world.db, me.instance_id)
