@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -69,6 +68,12 @@ def in_order(frames: list[Frame]) -> bool:
     return positions == sorted(set(positions))
 
 
+async def there(writer: Writer, claim: Claim, reading: list[Frame]) -> None:
+    """Come back when a reader has begun to follow, and has told one message: what comes now is live for it."""
+    await writer.append(Event("message", {}, claim.run_id))
+    await until(lambda: bool(reading))
+
+
 async def talk(writer: Writer, claim: Claim, count: int, text: str = "word ", deltas: int = 3) -> None:
     """A run of so many messages, each after some deltas, and its end."""
     for n in range(count):
@@ -98,23 +103,25 @@ async def test_readers_that_come_at_any_moment_see_all_events_once_and_in_order(
 
 async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    reader = asyncio.create_task(read_to_done(relay, claim))
-    await until(partial(somebody_listens, world, claim))
+    seen: list[Frame] = []
+    reader = asyncio.create_task(read_to_done(relay, claim, into=seen))
+    await there(writer, claim, seen)
     await talk(writer, claim, 50, deltas=4)
     frames = await reader
     assert len([f for f in frames if f.part]) == 200
-    assert [f.position for f in frames[:6]] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1)]
+    assert [f.position for f in frames[1:7]] == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 0), (2, 1)]
     assert in_order(frames)
 
 
 async def test_deltas_are_counted_on_over_what_is_stored_between_them(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    reader = asyncio.create_task(read_to_done(relay, claim))
-    await until(partial(somebody_listens, world, claim))
+    seen: list[Frame] = []
+    reader = asyncio.create_task(read_to_done(relay, claim, into=seen))
+    await there(writer, claim, seen)
     for kind in ("task", "message", "done"):
         writer.delta("partial", claim.run_id, {"text": "word "})
         await writer.append(Event(kind, {}, claim.run_id))
-    assert [f.position for f in await reader] == [(0, 1), (1, 0), (1, 2), (2, 0), (2, 1), (3, 0)]
+    assert [f.position for f in await reader] == [(1, 0), (1, 1), (2, 0), (2, 2), (3, 0), (3, 1), (4, 0)]
 
 
 async def test_a_reader_resumes_in_the_middle_of_deltas(world: World, relay: Relay) -> None:
@@ -477,21 +484,19 @@ async def subscribers(world: World, claim: Claim) -> int:
 
 async def test_readers_share_one_subscription_and_the_last_one_ends_it(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    leaving, staying = (asyncio.create_task(read_to_done(relay, claim)) for _ in range(2))
+    seen: list[list[Frame]] = [[], []]
+    leaving, staying = (asyncio.create_task(read_to_done(relay, claim, into=frames)) for frames in seen)
     await until(lambda: relay.followers.count == 2)
-    await until(partial(somebody_listens, world, claim))
+    await there(writer, claim, seen[0])
+    await until(lambda: bool(seen[1]))
     assert await subscribers(world, claim) == 1
     await asyncio.wait_for(tasks.end(leaving), PATIENCE)
     assert relay.followers.count == 1
     await talk(writer, claim, 3)
     frames = await staying
-    assert len(frames) == 13  # deltas too: the one that left did not take the subscription with it
+    assert len(frames) == 14  # deltas too: the one that left did not take the subscription with it
     assert relay.followers.count == 0
     await until(lambda: nobody_subscribes(world, claim))
-
-
-async def somebody_listens(world: World, claim: Claim) -> bool:
-    return await subscribers(world, claim) > 0
 
 
 async def nobody_subscribes(world: World, claim: Claim) -> bool:
