@@ -21,13 +21,15 @@ async def all_asked(
 ) -> list[Sse]:
     """The first `count` requests in a stream."""
     found: list[Sse] = []
-    async with asyncio.timeout(30), instance.stream(path, **more) as events:
+    last = None
+    async with asyncio.timeout(90), instance.stream(path, **more) as events:
         async for sse in events:
+            last = sse
             if sse.event == event:
                 found.append(sse)
                 if len(found) == count:
                     return found
-    raise AssertionError(f"the stream has ended after {found}")
+    raise AssertionError(f"the stream has ended after {found} with {last}")
 
 
 def path_of(request: Sse) -> str:

@@ -135,7 +135,8 @@ async def test_an_interrupt_while_waiting_closes_the_request(fleet: Fleet) -> No
 
 
 async def test_twenty_requests_at_once_are_each_answered_once_from_another_instance(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(3, RUNNER_SLOTS="4")
+    # Twenty agents start at once: on a busy machine that takes longer than the short lease of other tests.
+    fleet = await start_fleet(3, RUNNER_SLOTS="4", INSTANCE_LEASE_SECONDS="30")
     sessions = [await fleet[0].session(**ASKING) for _ in range(20)]
     runs = await asyncio.gather(*(fleet[n % 3].prompt(sessions[n], COMMAND) for n in range(20)))
     requests = await asyncio.gather(*(asked(fleet[(n + 1) % 3], runs[n]) for n in range(20)))
