@@ -111,7 +111,7 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "WORKSPACES_DIR": str(directory / "workspaces"),
                 "RATE_LIMIT_QUERY_PER_MINUTE": "0",
                 "RUNNER_SLOTS": "4",
-                "INSTANCE_LEASE_SECONDS": "3",
+                "INSTANCE_LEASE_SECONDS": "5",
                 "SHUTDOWN_GRACE_SECONDS": "20",
                 "LOG_LEVEL": "INFO",
                 "OUTBOUND_ALLOW": "127.0.0.0/8",
