@@ -125,15 +125,7 @@ SCOPES = {reader: "read", writer: "write", operator: "admin"}
 
 
 Reader = Annotated[Principal, Depends(reader)]
-
-
 Writer = Annotated[Principal, Depends(writer)]
-
-
 Configurer = Annotated[Principal, Depends(configurer)]
-
-
 Operator = Annotated[Principal, Depends(operator)]
-
-
 Prompter = Annotated[Principal, Depends(prompter)]

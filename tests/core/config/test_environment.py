@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from apps.api.core.sessions.pins import Choice
 from apps.api.core.tenant import mcp, presets
 from apps.api.core.tenant.presets import Draft
 from apps.api.errors import ValidationError
-from tests.world import World
+from tests.world import World, core_of
 
 STDIO = StdioServer(type="stdio", command="serve")
 NAMED = RegisteredServer(type="registered", name="steered")
@@ -57,8 +58,7 @@ def test_other_names_are_free() -> None:
 @pytest.fixture
 def core(world: World) -> Core:
     settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve",),)})
-    no: Any = None
-    return Core(settings, no, world.db, world.redis, no, no, no, outbound=Outbound(["127.0.0.1"]), profiles={})
+    return replace(core_of(world), settings=settings, outbound=Outbound(["127.0.0.1"]))
 
 
 def config(**fields: Any) -> AgentConfig:

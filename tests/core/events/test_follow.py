@@ -68,10 +68,14 @@ def in_order(frames: list[Frame]) -> bool:
     return positions == sorted(set(positions))
 
 
-async def there(writer: Writer, claim: Claim, reading: list[Frame]) -> None:
-    """Come back when a reader has begun to follow, and has told one message: what comes now is live for it."""
+async def live_readers(relay: Relay, writer: Writer, claim: Claim, count: int) -> list[asyncio.Task[list[Frame]]]:
+    """Readers that have begun to follow, and have each been told one message: what comes now is live for them."""
+    seen: list[list[Frame]] = [[] for _ in range(count)]
+    readers = [asyncio.create_task(read_to_done(relay, claim, into=frames)) for frames in seen]
+    await until(lambda: relay.followers.count == count)
     await writer.append(Event("message", {}, claim.run_id))
-    await until(lambda: bool(reading))
+    await until(lambda: all(seen))
+    return readers
 
 
 async def talk(writer: Writer, claim: Claim, count: int, text: str = "word ", deltas: int = 3) -> None:
@@ -103,9 +107,7 @@ async def test_readers_that_come_at_any_moment_see_all_events_once_and_in_order(
 
 async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    seen: list[Frame] = []
-    reader = asyncio.create_task(read_to_done(relay, claim, into=seen))
-    await there(writer, claim, seen)
+    [reader] = await live_readers(relay, writer, claim, 1)
     await talk(writer, claim, 50, deltas=4)
     frames = await reader
     assert len([f for f in frames if f.part]) == 200
@@ -115,9 +117,7 @@ async def test_a_reader_that_is_there_from_the_start_sees_every_delta(world: Wor
 
 async def test_deltas_are_counted_on_over_what_is_stored_between_them(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    seen: list[Frame] = []
-    reader = asyncio.create_task(read_to_done(relay, claim, into=seen))
-    await there(writer, claim, seen)
+    [reader] = await live_readers(relay, writer, claim, 1)
     for kind in ("task", "message", "done"):
         writer.delta("partial", claim.run_id, {"text": "word "})
         await writer.append(Event(kind, {}, claim.run_id))
@@ -484,11 +484,7 @@ async def subscribers(world: World, claim: Claim) -> int:
 
 async def test_readers_share_one_subscription_and_the_last_one_ends_it(world: World, relay: Relay) -> None:
     _, claim, writer = await world.owned(relay.publisher)
-    seen: list[list[Frame]] = [[], []]
-    leaving, staying = (asyncio.create_task(read_to_done(relay, claim, into=frames)) for frames in seen)
-    await until(lambda: relay.followers.count == 2)
-    await there(writer, claim, seen[0])
-    await until(lambda: bool(seen[1]))
+    leaving, staying = await live_readers(relay, writer, claim, 2)
     assert await subscribers(world, claim) == 1
     await asyncio.wait_for(tasks.end(leaving), PATIENCE)
     assert relay.followers.count == 1

@@ -13,7 +13,7 @@ from apps.api.core.context import Core
 from apps.api.core.network.outbound import Outbound
 from apps.api.core.tenant import mcp, vault
 from apps.api.errors import ApiError, Forbidden, NotFound, Unavailable, ValidationError
-from tests.world import World
+from tests.world import World, core_of
 
 REMOTE = RemoteServer(type="http", url="http://127.0.0.1/a?t=${TOKEN}", headers={"X": "v ${TOKEN}"})
 
@@ -22,8 +22,7 @@ REMOTE = RemoteServer(type="http", url="http://127.0.0.1/a?t=${TOKEN}", headers=
 def core(world: World) -> Core:
     """As much of it as MCP servers need."""
     settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve", "-m"),)})
-    no: Any = None
-    return Core(settings, no, world.db, world.redis, no, no, no, outbound=Outbound(["127.0.0.1"]), profiles={})
+    return replace(core_of(world), settings=settings, outbound=Outbound(["127.0.0.1"]))
 
 
 async def resolve(core: Core, world: World, server: Any) -> dict[str, Any]:
