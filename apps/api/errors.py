@@ -9,7 +9,7 @@ ApiError
 │                               key_is_bound, mcp_command_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
-│                               workspace_not_copied
+│                               workspace_not_copied, preset_busy
 ├── TooLarge                413 body_too_large, workspace_too_large
 ├── RateLimited             429 rate_limited
 ├── RunFailed               a run ended without success: the status follows its code
@@ -20,7 +20,9 @@ LeaseLost                   not for clients: this writer is no longer the owner
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -67,6 +69,20 @@ class ValidationError(ApiError):
         return cls(f"{field}: {reason}", details={"errors": [{"field": field, "reason": reason}]})
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with what a caller wants: where, the code of the error for it, and why."""
+
+    field: str
+    code: str
+    reason: str
+
+    def listed(self) -> dict[str, str]:
+        """As an entry of an error's `details.errors`, where a plain validation error has no code of its own."""
+        told = {"field": self.field, "code": self.code, "reason": self.reason}
+        return {name: text for name, text in told.items() if text != ValidationError.code}
+
+
 class BadRequest(ApiError):
     status, code = 400, "bad_request"
 
@@ -108,6 +124,43 @@ class StillRunning(ApiError):
 
 class Unavailable(ApiError):
     status, code = 503, "dependency_unavailable"
+
+
+def problems_in(error: ApiError, field: str) -> list[Problem]:
+    """An error as problems; those without a field of their own stand at `field`."""
+    if listed := error.details.get("errors"):
+        return [Problem(e["field"], e.get("code", ValidationError.code), e["reason"]) for e in listed]
+    return [Problem(error.details.get("field", field), error.code, error.message)]
+
+
+@contextmanager
+def noting(found: list[Problem], field: str) -> Iterator[None]:
+    """Add to `found` what is raised about the caller's request, instead of raising it."""
+    try:
+        yield
+    except (ValidationError, Forbidden, NotFound) as error:
+        found += problems_in(error, field)
+
+
+def refuse(found: Sequence[Problem]) -> None:
+    """Raise what the first problem calls for, with all of them, unless there are none.
+
+    Raises:
+        ValidationError: its code is `validation_error`.
+        NotFound: it ends with `_not_found`.
+        Forbidden: any other. `tool_not_permitted` comes before all else that a policy says.
+    """
+    if not found:
+        return
+    first = found[0]
+    listed = {"errors": [problem.listed() for problem in dict.fromkeys(found)]}
+    message = "; ".join(f"{problem.field}: {problem.reason}" for problem in found[:3])
+    if first.code == ValidationError.code:
+        raise ValidationError(message, details=listed)
+    if first.code.endswith("_not_found"):
+        raise NotFound(first.reason, code=first.code, details=listed if len(found) > 1 else {})
+    code = next((problem.code for problem in found if problem.code == "tool_not_permitted"), first.code)
+    raise Forbidden(message, code=code, details=listed)
 
 
 RUN_FAILURES: dict[str, tuple[int, bool]] = {

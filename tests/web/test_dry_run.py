@@ -27,8 +27,8 @@ async def preview(instance: Instance, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def problems(answer: dict[str, Any]) -> set[tuple[str, str]]:
-    return {(problem["field"], problem["code"]) for problem in answer["problems"]}
+def problems(answer: dict[str, Any], kind: str = "problems") -> set[tuple[str, str]]:
+    return {(problem["field"], problem["code"]) for problem in answer[kind]}
 
 
 async def test_problems_of_every_kind_are_found_at_once_and_nothing_is_made(fleet: Fleet) -> None:
@@ -51,7 +51,6 @@ async def test_problems_of_every_kind_are_found_at_once_and_nothing_is_made(flee
         ("max_turns", "validation_error"),
         ("colour", "validation_error"),
         ("output_format.schema", "validation_error"),
-        ("hooks.PreToolUse.0.url", "target_not_permitted"),
         ("hooks.PreToolUse.0.secret", "validation_error"),
         ("mcp_servers.git.command", "mcp_command_not_permitted"),
         ("mcp_servers.git", "option_not_permitted"),
@@ -59,6 +58,7 @@ async def test_problems_of_every_kind_are_found_at_once_and_nothing_is_made(flee
         ("skills", "option_not_permitted"),
         ("cwd", "validation_error"),
     }
+    assert problems(answer, "warnings") == {("hooks.PreToolUse.0.url", "target_not_permitted")}
     assert answer["missing_secrets"] == ["NO_SUCH_SECRET"]
     assert answer["output_schema"] == "invalid"
     assert (answer["tools"], answer["permission_mode"]) == (["Read"], "dontAsk")
@@ -139,7 +139,8 @@ async def test_addresses_are_connected_to_and_sent_nothing(
             "local": {"type": "stdio", "command": "allowed"},
         },
     )
-    assert problems(answer) == {
+    assert answer["ok"], "nothing that would be refused"
+    assert problems(answer, "warnings") == {
         ("hooks.Stop.1.url", "target_unreachable"),
         ("mcp_servers.away.url", "target_unreachable"),
     }

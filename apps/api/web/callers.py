@@ -13,7 +13,7 @@ from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
-from apps.api.core.sessions import pins
+from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
 from apps.api.limits import PromptLimits
 from apps.api.web.route import core_of
@@ -63,7 +63,9 @@ async def may_touch(core: Core, caller: Principal, named: Mapping[str, Any]) -> 
     """Whether the caller's key may use the session or the run that a request names: here for every route, so that none
     can forget it. Raises Forbidden `profile_not_permitted`."""
     session_id, run_id = presets.as_id(named.get("session_id")), presets.as_id(named.get("run_id"))
-    await pins.may_touch(core.db.pool, caller.tenant_id, policy_of(core, caller), session_id=session_id, run_id=run_id)
+    await admission.may_touch(
+        core.db.pool, caller.tenant_id, policy_of(core, caller), session_id=session_id, run_id=run_id
+    )
 
 
 async def admit_guests() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -13,13 +12,12 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.parts import RegisteredServer, StdioServer
 from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.context import Core
-from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import prompts
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.admission import Choice, judge_preset
 from apps.api.core.tenant import mcp, presets
 from apps.api.core.tenant.presets import Draft
 from apps.api.errors import ValidationError
-from tests.world import World, core_of
+from tests.world import World
 
 STDIO = StdioServer(type="stdio", command="serve")
 NAMED = RegisteredServer(type="registered", name="steered")
@@ -57,8 +55,7 @@ def test_other_names_are_free() -> None:
 
 @pytest.fixture
 def core(world: World) -> Core:
-    settings = world.settings.model_copy(update={"mcp_stdio_commands": (("serve",),)})
-    return replace(core_of(world), settings=settings, outbound=Outbound(["127.0.0.1"]))
+    return world.core(mcp_stdio_commands=(("serve",),))
 
 
 def config(**fields: Any) -> AgentConfig:
@@ -72,8 +69,8 @@ STEERED = config(env={"npm_config_registry": "http://127.0.0.1/"})
 async def test_a_stdio_server_takes_no_variable_that_steers_it(core: Core, world: World) -> None:
     steered = STDIO.model_copy(update={"env": {"npm_config_registry": "http://127.0.0.1/"}})
     for field, judged in (
-        ("mcp_servers.x.env", mcp.check(core, world.tenant_id, {"mcp_servers.x": steered})),
-        ("agents.a.mcp_servers.x.env", mcp.check(core, world.tenant_id, {"agents.a.mcp_servers.x": steered})),
+        ("mcp_servers.x.env", mcp.check(core, world.tenant_id, "mcp_servers.x", steered)),
+        ("agents.a.mcp_servers.x.env", mcp.check(core, world.tenant_id, "agents.a.mcp_servers.x", steered)),
         ("env", mcp.put(core, world.tenant_id, "x", steered)),
         ("mcp_servers.x.env", mcp.resolve(core, world.tenant_id, {"mcp_servers.x": steered})),
     ):
@@ -101,11 +98,14 @@ async def test_a_stdio_server_inherits_no_variable_that_steers_it(
 
     async def session(given: AgentConfig, agent: str | None = None) -> UUID:
         return await prompts.create_session(
-            world.db, world.tenant_id, given, prompts.NO_LABELS, None, Choice(agent=agent, policy=UNRESTRICTED)
+            core, world.tenant_id, given, prompts.NO_LABELS, None, Choice(agent=agent, policy=UNRESTRICTED)
         )
 
+    async def judge(draft: Draft) -> None:
+        await judge_preset(core, world.tenant_id, draft, UNRESTRICTED)
+
     async def preset(name: str, given: AgentConfig) -> UUID:
-        return await presets.create(world.db, world.tenant_id, name, Draft(None, None, given), UNRESTRICTED)
+        return await presets.create(world.db, world.tenant_id, name, Draft(None, None, given), judge)
 
     with refused:
         await session(both)
@@ -118,9 +118,7 @@ async def test_a_stdio_server_inherits_no_variable_that_steers_it(
     with refused:
         await session(STEERED, "serving")
     with refused:
-        await presets.revise(world.db, world.tenant_id, "serving", {"env": STEERED.env}, UNRESTRICTED, whole=False)
+        await presets.revise(world.db, world.tenant_id, "serving", {"env": STEERED.env}, judge, whole=False)
     session_id = await session(STEERED)
     with refused:
-        await prompts.submit(
-            world.db, world.tenant_id, None, prompts.Request("hello", 60, session_id, config=serving), max_queued=9
-        )
+        await prompts.submit(core, world.tenant_id, None, prompts.Request("hello", 60, session_id, config=serving))

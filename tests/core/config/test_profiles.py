@@ -9,8 +9,8 @@ import pytest
 
 from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.profiles import BadProfiles, Policy, Profile, clamp, load, narrow, permits, problems
-from apps.api.errors import Forbidden, ValidationError
+from apps.api.core.config.profiles import BadProfiles, Policy, Profile, clamp, load, permits, problems
+from apps.api.errors import Forbidden, ValidationError, refuse
 
 PACKAGED = load(None)
 HOOK = {"url": "https://example.org/hook", "secret": "${HOOK_SECRET}"}
@@ -105,6 +105,12 @@ NARROWER: list[dict[str, Any]] = [
     {"task_budget": {"total": 30_000}, "betas": ["context-1m-2025-08-07"], "add_dirs": ["other"]},
     {"system_prompt": "x", "effort": "low", "cwd": "sub", "enable_file_checkpointing": True},
 ]
+
+
+def narrow(profile: Profile, config: AgentConfig) -> AgentConfig:
+    """As a new session would begin. Raises Forbidden for what would widen the profile."""
+    refuse(problems(profile, config))
+    return clamp(profile, config)
 
 
 @pytest.mark.parametrize(("field", "code", "config"), WIDER, ids=lambda value: str(value)[:60])

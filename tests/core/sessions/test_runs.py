@@ -107,7 +107,7 @@ async def test_a_full_queue_takes_no_more(world: World) -> None:
 
     async def submit(**more: Any) -> Submitted:
         request = Request("say hello", 60, session_id, **more)
-        return await prompts.submit(world.db, world.tenant_id, None, request, max_queued=2)
+        return await prompts.submit(world.core(max_queued_runs_per_session=2), world.tenant_id, None, request)
 
     await submit()
     await world.claim(lease)  # what runs does not wait
@@ -186,7 +186,7 @@ async def test_a_key_that_made_a_session_cannot_start_a_run(world: World) -> Non
 
 
 async def _create(world: World, idempotency: Idempotency | None) -> UUID:
-    return await prompts.create_session(world.db, world.tenant_id, AgentConfig(), Labels(), idempotency)
+    return await prompts.create_session(world.core(), world.tenant_id, AgentConfig(), Labels(), idempotency)
 
 
 async def test_twenty_creations_at_once_with_one_key_make_one_session(world: World) -> None:

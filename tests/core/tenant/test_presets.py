@@ -13,10 +13,10 @@ from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import UNRESTRICTED, Policy
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.sessions import prompts, sessions
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions import admission, prompts, sessions
+from apps.api.core.sessions.admission import Choice
 from apps.api.core.tenant import presets
-from apps.api.core.tenant.presets import Draft
+from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.errors import ApiError, Conflict, Forbidden, NotFound, ValidationError
 from tests.world import World
 
@@ -28,12 +28,16 @@ def draft(profile: str | None = None, **config: Any) -> Draft:
 
 
 async def made(world: World, name: str = "reviewer", policy: Policy = PACKAGED, **more: Any) -> UUID:
-    return await presets.create(world.db, world.tenant_id, name, draft(**more), policy)
+    return await presets.create(world.db, world.tenant_id, name, draft(**more), judge(world, policy))
+
+
+def judge(world: World, policy: Policy = UNRESTRICTED) -> Judge:
+    return lambda draft: admission.judge_preset(world.core(), world.tenant_id, draft, policy)
 
 
 async def session_with(world: World, choice: Choice, **config: Any) -> dict[str, Any]:
     session_id = await prompts.create_session(
-        world.db, world.tenant_id, AgentConfig(**config), prompts.NO_LABELS, None, choice
+        world.core(), world.tenant_id, AgentConfig(**config), prompts.NO_LABELS, None, choice
     )
     return await sessions.get(world.db, world.redis, world.tenant_id, session_id, "default")
 
@@ -41,7 +45,7 @@ async def session_with(world: World, choice: Choice, **config: Any) -> dict[str,
 async def test_a_session_keeps_the_version_that_it_began_with(world: World) -> None:
     agent_id = await made(world, max_turns=3, tools=["Read"])
     before = await session_with(world, Choice(agent="reviewer"))
-    await presets.revise(world.db, world.tenant_id, "reviewer", {"max_turns": 5}, PACKAGED, whole=False)
+    await presets.revise(world.db, world.tenant_id, "reviewer", {"max_turns": 5}, judge(world, PACKAGED), whole=False)
     after = await session_with(world, Choice(agent="reviewer"))
     pinned = await session_with(world, Choice(agent="reviewer@1"))
     assert before["agent"] == {"id": str(agent_id), "name": "reviewer", "version": 1}
@@ -77,11 +81,11 @@ async def test_a_preset_widens_no_profile(world: World) -> None:
 async def test_a_change_takes_away_what_is_null_and_a_replacement_all_that_is_not_named(world: World) -> None:
     await made(world, max_turns=3, model="small", env={"A": "1", "B": "2"})
     change = {"model": None, "env": {"C": "3"}, "description": "new", "profile": "dev"}
-    await presets.revise(world.db, world.tenant_id, "reviewer", change, PACKAGED, whole=False)
+    await presets.revise(world.db, world.tenant_id, "reviewer", change, judge(world, PACKAGED), whole=False)
     changed = await presets.get(world.db, world.tenant_id, "reviewer")
     assert changed["config"] == {"max_turns": 3, "env": {"C": "***"}}
     assert (changed["description"], changed["profile"], changed["version"]) == ("new", "dev", 2)
-    await presets.revise(world.db, world.tenant_id, "reviewer", {"effort": "low"}, PACKAGED, whole=True)
+    await presets.revise(world.db, world.tenant_id, "reviewer", {"effort": "low"}, judge(world, PACKAGED), whole=True)
     replaced = await presets.get(world.db, world.tenant_id, "reviewer")
     assert (replaced["config"], replaced["description"], replaced["profile"]) == ({"effort": "low"}, None, None)
     first = await presets.get(world.db, world.tenant_id, "reviewer@1")
@@ -95,7 +99,7 @@ async def test_changes_at_the_same_moment_make_a_version_each(world: World) -> N
     await made(world)
     changes: list[dict[str, Any]] = [{"max_turns": 1}, {"effort": "low"}, {"model": "small"}]
     await asyncio.gather(
-        *(presets.revise(world.db, world.tenant_id, "reviewer", c, UNRESTRICTED, whole=False) for c in changes)
+        *(presets.revise(world.db, world.tenant_id, "reviewer", c, judge(world), whole=False) for c in changes)
     )
     newest = await presets.get(world.db, world.tenant_id, "reviewer")
     assert newest["version"] == 4
@@ -118,7 +122,7 @@ async def test_a_later_prompt_names_the_same_preset_or_none(world: World) -> Non
     agent_id = await made(world)
     state = await session_with(world, Choice(agent="reviewer"))
     session_id = UUID(state["session_id"])
-    await presets.revise(world.db, world.tenant_id, "reviewer", {"max_turns": 9}, UNRESTRICTED, whole=False)
+    await presets.revise(world.db, world.tenant_id, "reviewer", {"max_turns": 9}, judge(world), whole=False)
     for same in ("reviewer", "reviewer@1", str(agent_id), f"{agent_id}@1"):
         await world.queue(session_id, choice=Choice(agent=same))
     for other in ("reviewer@2", "someone", str(uuid4())):
@@ -135,7 +139,7 @@ async def test_another_tenants_preset_does_not_exist(world: World) -> None:
         for attempt in (
             presets.get(stranger.db, stranger.tenant_id, reference),
             presets.delete(stranger.db, stranger.tenant_id, reference),
-            presets.revise(stranger.db, stranger.tenant_id, reference, {}, UNRESTRICTED, whole=False),
+            presets.revise(stranger.db, stranger.tenant_id, reference, {}, judge(stranger), whole=False),
             presets.versions(stranger.db, stranger.tenant_id, reference, limit=5, cursor=None),
             session_with(stranger, Choice(agent=reference)),
         ):
@@ -150,21 +154,21 @@ async def test_names_are_unique_no_ids_and_once_per_idempotency_key(world: World
     with pytest.raises(ValidationError):
         await made(world, str(uuid4()))
     once = Idempotency.of("key", "body")
-    create = [presets.create(world.db, world.tenant_id, "one", draft(), UNRESTRICTED, once) for _ in range(3)]
+    create = [presets.create(world.db, world.tenant_id, "one", draft(), judge(world), once) for _ in range(3)]
     assert len(set(await asyncio.gather(*create))) == 1
     for key, name in (("other key", "one"), ("key", "two")):
         repeat = Idempotency.of(key, "body" if name == "one" else "another")
         with pytest.raises(Conflict) as caught:
-            await presets.create(world.db, world.tenant_id, name, draft(), UNRESTRICTED, repeat)
+            await presets.create(world.db, world.tenant_id, name, draft(), judge(world), repeat)
         assert caught.value.code in ("name_in_use", "idempotency_key_reused")
     with pytest.raises(ApiError):
-        await prompts.create_session(world.db, world.tenant_id, AgentConfig(), prompts.NO_LABELS, once)
+        await prompts.create_session(world.core(), world.tenant_id, AgentConfig(), prompts.NO_LABELS, once)
 
 
 async def test_presets_are_listed_by_name_page_by_page_and_found_by_words(world: World) -> None:
     for name in ("b", "C", "a"):
         await made(world, name)
-    await presets.revise(world.db, world.tenant_id, "b", {"description": "Writes Poems"}, UNRESTRICTED, whole=False)
+    await presets.revise(world.db, world.tenant_id, "b", {"description": "Writes Poems"}, judge(world), whole=False)
     first = await presets.list_page(world.db, world.tenant_id, None, limit=2, cursor=None)
     second = await presets.list_page(world.db, world.tenant_id, None, limit=2, cursor=first.next_cursor)
     assert [row["name"] for row in (*first.data, *second.data)] == ["C", "a", "b"]
@@ -175,7 +179,7 @@ async def test_presets_are_listed_by_name_page_by_page_and_found_by_words(world:
 async def test_sessions_are_found_by_their_preset(world: World) -> None:
     agent_id = await made(world)
     one = await session_with(world, Choice(agent="reviewer"))
-    await presets.revise(world.db, world.tenant_id, "reviewer", {}, UNRESTRICTED, whole=False)
+    await presets.revise(world.db, world.tenant_id, "reviewer", {}, judge(world), whole=False)
     two = await session_with(world, Choice(agent="reviewer"))
     await world.session()
     for reference, wanted in (

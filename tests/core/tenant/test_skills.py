@@ -9,7 +9,7 @@ import pytest
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.tenant import skills
 from apps.api.core.tenant.skills import BODY, Kind, Skill
-from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
+from apps.api.errors import ApiError, Conflict, NotFound
 from tests.world import World
 
 
@@ -27,9 +27,9 @@ async def test_another_tenants_skill_is_not_found_not_listed_and_not_given(world
     assert await skills.own(world.db, stranger) == []
     assert all(row["source"] == "image" for row in await skills.offered(world.db, stranger, "skill"))
     assert await skills.own(world.db, world.tenant_id) == [skill()]
-    with pytest.raises(ValidationError):
-        await skills.check(world.db, stranger, AgentConfig(skills=["tenant:report"]))
-    await skills.check(world.db, world.tenant_id, AgentConfig(skills=["tenant:report"]))
+    named = AgentConfig(skills=["tenant:report"])
+    assert [problem.field for problem in await skills.problems(world.db, stranger, named)] == ["skills"]
+    assert await skills.problems(world.db, world.tenant_id, named) == []
 
 
 async def test_a_tenant_has_a_bounded_number_of_them_also_when_they_come_at_once(world: World) -> None:
@@ -53,7 +53,7 @@ async def test_one_name_is_not_taken_twice_by_two_kinds_at_once(world: World) ->
 
 async def test_the_catalog_is_stored_once_per_version_and_judges_names(lone_world: World) -> None:
     db, tenant = lone_world.db, lone_world.tenant_id
-    await skills.check(db, tenant, AgentConfig(skills=["verify", "whatever"]))
+    assert await skills.problems(db, tenant, AgentConfig(skills=["verify", "whatever"])) == []
     commands = [{"name": n, "description": n, "argument_hint": ""} for n in ("verify", "clear")]
     data = {"skills": ["verify"], "commands": commands, "models": []}
     await skills.store_catalog(db, "1.0", data)
@@ -62,6 +62,5 @@ async def test_the_catalog_is_stored_once_per_version_and_judges_names(lone_worl
     assert not await skills.is_catalogued(db, "1.1")
     assert [row["name"] for row in await skills.offered(db, tenant, "skill")] == ["verify"]
     assert [row["name"] for row in await skills.offered(db, tenant, "command")] == ["clear"]
-    await skills.check(db, tenant, AgentConfig(skills=["verify"]))
-    with pytest.raises(ValidationError, match="whatever"):
-        await skills.check(db, tenant, AgentConfig(skills=["whatever"]))
+    [problem] = await skills.problems(db, tenant, AgentConfig(skills=["verify", "whatever"]))
+    assert "whatever" in problem.reason

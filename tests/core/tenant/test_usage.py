@@ -27,9 +27,8 @@ async def spend(
 ) -> tuple[UUID, UUID]:
     """A run that used this; returns its session and itself."""
     lease = await world.instance()
-    submitted = await prompts.submit(
-        world.db, world.tenant_id, key_id, prompts.Request("say x", 60, session_id), max_queued=100
-    )
+    request = prompts.Request("say x", 60, session_id)
+    submitted = await prompts.submit(world.core(), world.tenant_id, key_id, request)
     claim = await world.claim(lease)
     assert claim.run_id == submitted.run_id
     outcome = Outcome("succeeded", cost_usd=sum(model.cost_usd for model in used), usage=used, num_turns=1)

@@ -122,17 +122,18 @@ Block = Annotated[
 Blocks = Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS)]
 
 
-def texts(prompt: str | Iterable[TextBlock | ImageBlock | DocumentBlock]) -> list[str]:
-    """All words in a prompt, those of documents included."""
+def texts(prompt: str | Iterable[TextBlock | ImageBlock | DocumentBlock | dict[str, Any]]) -> list[str]:
+    """All words in a prompt, those of documents included. Of blocks, or of what they are as JSON."""
     if isinstance(prompt, str):
         return [prompt]
     found: list[str] = []
     for block in prompt:
-        if isinstance(block, TextBlock):
-            found.append(block.text)
-        elif isinstance(block, DocumentBlock):
-            data = block.source.data if isinstance(block.source, TextSource) else None
-            found += filter(None, (block.title, block.context, data))
+        part = block if isinstance(block, dict) else block.model_dump()
+        if part["type"] == "text":
+            found.append(part["text"])
+        elif part["type"] == "document":
+            data = part["source"]["data"] if part["source"]["type"] == "text" else None
+            found += filter(None, (part.get("title"), part.get("context"), data))
     return found
 
 

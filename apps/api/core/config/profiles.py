@@ -19,13 +19,15 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from apps.api import errors
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import Denial, ModelName, Name, Part, Text, ToolName, ToolRule
-from apps.api.core.config.parts import McpServer, PermissionMode, Subagent
+from apps.api.core.config.parts import McpServer, PermissionMode, RegisteredServer, Subagent
 from apps.api.core.config.rules import Rule, parse
+from apps.api.errors import Problem
 
 PACKAGED = Path(__file__).parents[2] / "profiles.toml"
 """The profiles of a server that has no PROFILES_FILE."""
 
 Number = TypeVar("Number", int, float)
+NOTHING_KNOWN: Mapping[str, str] = {}
 
 _ALIASES = {"Agent": "Task", "KillShell": "TaskStop", "KillBash": "TaskStop"}
 _FAMILIES = {"Edit": ("Edit", "Write", "NotebookEdit"), "Read": ("Read", "Glob", "Grep")}
@@ -99,15 +101,6 @@ def load(path: Path | None, default: str | None = None) -> dict[str, Profile]:
     return profiles
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something in a configuration that a profile does not allow."""
-
-    field: str
-    code: Literal["tool_not_permitted", "option_not_permitted"]
-    reason: str
-
-
 def _split(rule: str) -> tuple[str, str | None]:
     """Tool and pattern of a rule; None for a rule of the whole tool. Raises ValueError for what is not one rule."""
     return _named(parse(rule))
@@ -170,10 +163,16 @@ def _covers(allowed: tuple[str, str | None], rule: tuple[str, str | None]) -> bo
 
 
 def problems(
-    profile: Profile, config: AgentConfig, timeout_seconds: float | None = None, *, expand_prompt: bool = False
+    profile: Profile,
+    config: AgentConfig,
+    timeout_seconds: float | None = None,
+    *,
+    expand_prompt: bool = False,
+    registered: Mapping[str, str] = NOTHING_KNOWN,
 ) -> list[Problem]:
-    """Everything that a client asks for and that would widen the profile."""
-    found = [*_tool_problems(profile, config), *_option_problems(profile, config)]
+    """Everything that a client asks for and that would widen the profile. `registered`: kinds of MCP servers that the
+    tenant has registered, by name."""
+    found = [*_tool_problems(profile, config), *_option_problems(profile, config, registered)]
     if reason := _unless_within(timeout_seconds, profile.timeout_seconds):
         found.append(Problem("timeout_seconds", code="option_not_permitted", reason=reason))
     # A command of the image may allow tools while it runs, and a mention reads a file without a tool.
@@ -198,7 +197,7 @@ def rule_problems(profile: Profile | None, rules: Iterable[str | Rule], field: s
     return [Problem(field, code="tool_not_permitted", reason=f"{r} is more than the profile allows") for r in refused]
 
 
-def _option_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]:
+def _option_problems(profile: Profile, config: AgentConfig, registered: Mapping[str, str]) -> Iterator[Problem]:
     for field, reason in (
         ("permission_mode", _unless_among(config.permission_mode, profile.permission_modes)),
         ("model", _unless_among(config.model, profile.models)),
@@ -209,21 +208,24 @@ def _option_problems(profile: Profile, config: AgentConfig) -> Iterator[Problem]
         ("agents", _unless_open(config.agents, profile.subagents)),
         ("skills", _unless_open(config.skills, profile.skills)),
         ("env", _unless_open(config.env, profile.env)),
-        *_inner_options(profile, config),
+        *_inner_options(profile, config, registered),
     ):
         if reason:
             yield Problem(field, code="option_not_permitted", reason=reason)
 
 
-def _inner_options(profile: Profile, config: AgentConfig) -> Iterator[tuple[str, str | None]]:
+def _inner_options(
+    profile: Profile, config: AgentConfig, registered: Mapping[str, str]
+) -> Iterator[tuple[str, str | None]]:
     for name, agent in (config.agents or {}).items():
         yield f"agents.{name}.model", _unless_among(_own_model(agent), profile.models)
         yield f"agents.{name}.max_turns", _unless_within(agent.max_turns, profile.max_turns)
         yield f"agents.{name}.permission_mode", _unless_among(agent.permission_mode, profile.permission_modes)
         yield f"agents.{name}.skills", _unless_open(agent.skills, profile.skills)
     for field, server in config.servers().items():
-        if not permits_server(profile, server):
-            yield field, f"the profile allows no {server.type} server"
+        kind = registered.get(server.name) if isinstance(server, RegisteredServer) else server.type
+        if not permits_kind(profile, kind):
+            yield field, f"the profile allows no {kind or server.type} server"
 
 
 def _own_model(agent: Subagent) -> str | None:
@@ -304,21 +306,6 @@ def _open_agents(profile: Profile, agents: dict[str, Subagent] | None) -> dict[s
         )
         for name, agent in agents.items()
     }
-
-
-def refuse(found: list[Problem]) -> None:
-    """Raises Forbidden with all of them, `tool_not_permitted` if one is about a tool, unless there are none."""
-    if found:
-        code = next((problem.code for problem in found if problem.code == "tool_not_permitted"), found[0].code)
-        listed = [{"field": p.field, "code": p.code, "reason": p.reason} for p in found]
-        message = "; ".join(f"{p.field}: {p.reason}" for p in found[:3])
-        raise errors.Forbidden(message, code=code, details={"errors": listed})
-
-
-def narrow(profile: Profile, config: AgentConfig) -> AgentConfig:
-    """The configuration under the profile, with its defaults. Raises Forbidden for what would widen it, all at once."""
-    refuse(problems(profile, config))
-    return clamp(profile, config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import asyncpg
 
 from apps.api.core.codec import decode, encode
 from apps.api.core.config import profiles
-from apps.api.core.config.profiles import Problem, Profile
+from apps.api.core.config.profiles import Profile
 from apps.api.core.context import Core
 from apps.api.core.fleet import commands
 from apps.api.core.fleet.commands import Sent
 from apps.api.core.sessions import requests, sessions
-from apps.api.errors import ValidationError
+from apps.api.errors import Problem, ValidationError, refuse
 
 
 def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
@@ -26,11 +26,11 @@ def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Prof
             raise ValidationError.of("answers", f"this was not asked: {question[:200]}")
     if "updated_input" in decision and profile is not None and profiles.limits_input(profile, data["tool_name"]):
         reason = f"the profile forbids some uses of {data['tool_name']}, so its input cannot be changed"
-        profiles.refuse([Problem("updated_input", code="tool_not_permitted", reason=reason)])
+        refuse([Problem("updated_input", code="tool_not_permitted", reason=reason)])
     if not decision.get("remember"):
         return decision
     rules = requests.Remembered.of(data, decision).told
-    profiles.refuse(profiles.rule_problems(profile, rules, "remember"))
+    refuse(profiles.rule_problems(profile, rules, "remember"))
     return {**decision, "rules": [str(rule) for rule in rules]}
 
 

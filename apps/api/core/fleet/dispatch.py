@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from uuid import UUID
 
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation
-from apps.api.core.sessions import prompts
+from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.prompts import Request, Submitted
-from apps.api.errors import Conflict, ValidationError
-
-
-def check(core: Core, texts: Iterable[str]) -> None:
-    """Raises ValidationError when these texts of a prompt are too long together."""
-    if sum(map(len, texts)) > core.settings.max_prompt_chars:
-        raise ValidationError.of("prompt", f"longer than {core.settings.max_prompt_chars} characters")
+from apps.api.errors import Conflict
 
 
 async def send(core: Core, tenant_id: UUID, api_key_id: UUID, request: Request) -> Submitted:
     """Queue a prompt and announce it. Raises as `prompts.submit`."""
-    limit = core.settings.max_queued_runs_per_session
-    run = await prompts.submit(core.db, tenant_id, api_key_id, request, max_queued=limit)
-    await announce(core, tenant_id, run)
+    run = await prompts.submit(core, tenant_id, api_key_id, request)
+    await _announce(core, tenant_id, run)
     return run
 
 
-async def announce(core: Core, tenant_id: UUID, run: Submitted) -> None:
+async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: forks.Asked) -> forks.Forked:
+    """Fork a session, and announce the first run of the fork if it has one. Raises as `forks.fork`."""
+    forked = await forks.fork(core, tenant_id, api_key_id, asked)
+    if forked.run is not None:
+        await _announce(core, tenant_id, forked.run)
+    return forked
+
+
+async def _announce(core: Core, tenant_id: UUID, run: Submitted) -> None:
     """Wake who may execute a run that was queued, and interrupt the one that is in its way, if it says so."""
     if not run.repeated:
         core.wake(tenant_id, run.session_id)

@@ -16,14 +16,12 @@ import asyncpg
 import structlog
 
 from apps.api.core.codec import decode
-from apps.api.core.config import expansion
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Idempotency, remember, repeated, reused
-from apps.api.core.sessions import files, prompts, sessions, workspaces
-from apps.api.core.sessions.pins import Pins, may_touch
+from apps.api.core.idempotency import remember, reused
+from apps.api.core.sessions import admission, files, prompts, sessions, workspaces
+from apps.api.core.sessions.admission import Pins, Wanted
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
-from apps.api.core.tenant import vault
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
 
 log = structlog.get_logger(__name__)
@@ -46,6 +44,11 @@ class Asked:
     begins: bool
     at_seq: int | None = None
     message_uuid: UUID | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is judged of it."""
+        return self.request.wanted if self.begins else replace(self.request.wanted, prompt=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +81,13 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
     """
     parent_id = asked.request.session_id
     assert parent_id is not None  # noqa: S101 - for the type checker
-    if asked.begins and asked.request.expand_prompt:
-        expansion.check(asked.request.prompt)
-    await vault.require(core.db, tenant_id, asked.request.config.hook_secrets())
+    found = await admission.problems_of_change(core, tenant_id, asked.wanted)
     async with core.db.transaction() as connection:
         if before := await _before(connection, tenant_id, asked):
             return before
         parent = await _parent(connection, tenant_id, parent_id)
         # What cannot be done is said before files are copied.
-        await prompts.reconfigured(connection, tenant_id, asked.request, parent)
+        await admission.judge_change(connection, tenant_id, asked.wanted, parent, found)
         cut = await _cut(connection, parent, asked)
     session_id = uuid4()
     conversations, limit = (cut.sdk_session_id, session_id), core.settings.max_workspace_copy_bytes
@@ -107,12 +108,11 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
 
 
 async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Asked) -> Forked | None:
-    repeat: Idempotency | None = asked.request.idempotency
-    if repeat is None or (before := await repeated(connection, tenant_id, repeat)) is None:
+    before = await prompts.repetition(connection, tenant_id, asked.request)
+    if before is None:
         return None
     if before.session_id is None:
         raise reused()
-    await may_touch(connection, tenant_id, asked.request.choice.policy, session_id=before.session_id)
     run = await prompts.again(connection, before) if before.run_id else None
     return Forked(before.session_id, run)
 
@@ -233,7 +233,7 @@ async def _insert(
     session_id: UUID,
     asked: Asked,
 ) -> Forked:
-    config = await prompts.reconfigured(connection, tenant_id, asked.request, parent)
+    config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
     await sessions.insert(connection, tenant_id, config, _labels(asked.request.labels, parent), session_id, pins)
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])
@@ -242,8 +242,7 @@ async def _insert(
     run = None
     if asked.begins:
         request = replace(asked.request, session_id=session_id, on_busy="enqueue")
-        limit = core.settings.max_queued_runs_per_session
-        run = await prompts.enqueue(connection, tenant_id, api_key_id, request, None, limit)
+        run = await prompts.enqueue(core, connection, tenant_id, api_key_id, request, None)
     if asked.request.idempotency:
         await remember(
             connection,

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID, uuid4
 
 import asyncpg
 
 from apps.api.core.codec import encode
-from apps.api.core.config import expansion, profiles
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.profiles import Profile
+from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency, Remembered, remember, repeated, reused
-from apps.api.core.sessions import pins, sessions
-from apps.api.core.sessions.pins import Choice, Pins
+from apps.api.core.sessions import admission, sessions
+from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
 from apps.api.core.sessions.sessions import Labels
-from apps.api.core.tenant import variables, vault
-from apps.api.db import Database
-from apps.api.errors import Conflict, NotFound, ValidationError
+from apps.api.errors import Conflict, NotFound, Problem, refuse
 
 OnBusy = Literal["enqueue", "reject", "interrupt"]
-Prompt = str | list[dict[str, Any]] | dict[str, Any]
 
-NO_CHANGES = AgentConfig()
 NO_LABELS = Labels()
-NO_CHOICE = Choice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +59,10 @@ class Request:
         return not (self.session_id is None or asks_more or chooses)
 
     @property
-    def asked_seconds(self) -> float | None:
-        """The timeout, if the client named it."""
-        return self.timeout_seconds if self.timeout_asked else None
+    def wanted(self) -> Wanted:
+        """What is judged of it."""
+        asked = self.timeout_seconds if self.timeout_asked else None
+        return Wanted(self.config, self.choice, self.prompt, asked, self.expand_prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,50 +93,58 @@ FROM target LEFT JOIN added ON true
 """
 
 
-async def submit(
-    db: Database, tenant_id: UUID, api_key_id: UUID | None, request: Request, *, max_queued: int
-) -> Submitted:
+async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
     """Queue a prompt; the caller then wakes the runners.
 
     Raises:
-        NotFound: `session_not_found`.
+        NotFound: `session_not_found`, `agent_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
-        ValidationError: the configuration change is not possible for an existing session, or names a missing secret;
-            no such profile; a mention or command in the prompt is not possible.
-        Forbidden: the key may not use the session's profile, or the request would widen it.
+        ValidationError, Forbidden: as `admission.judge`, and `admission.judge_change` for an existing session.
     """
-    if request.expand_prompt:
-        expansion.check(request.prompt)
-    await vault.require(db, tenant_id, request.config.hook_secrets())
+    if request.session_id is None:
+        return await _begin(core, tenant_id, api_key_id, request)
+    found = await admission.problems_of_change(core, tenant_id, request.wanted)
     if request.is_plain:
-        async with db.pool.acquire() as connection:
-            return await enqueue(connection, tenant_id, api_key_id, request, None, max_queued)
-    async with db.transaction() as connection:
-        if request.idempotency and (before := await repeated(connection, tenant_id, request.idempotency)):
-            await pins.may_touch(connection, tenant_id, request.choice.policy, session_id=before.session_id)
+        refuse(found)
+        async with core.db.pool.acquire() as connection:
+            return await enqueue(core, connection, tenant_id, api_key_id, request, None)
+    async with core.db.transaction() as connection:
+        if before := await repetition(connection, tenant_id, request):
             return await again(connection, before)
-        changed = None
-        if request.session_id is None:
-            config, pinned = await pins.pin(
-                connection,
-                tenant_id,
-                request.choice,
-                request.config,
-                request.asked_seconds,
-                expand_prompt=request.expand_prompt,
-            )
-            session_id = await sessions.insert(
-                connection, tenant_id, config, request.labels, pins=pinned, surface=request.surface
-            )
-            request = replace(request, session_id=session_id, on_busy="enqueue")
-        else:
-            changed = await _prepare(connection, tenant_id, request)
-        submitted = await enqueue(connection, tenant_id, api_key_id, request, changed, max_queued)
+        changed = await _prepare(connection, tenant_id, request, found)
+        submitted = await enqueue(core, connection, tenant_id, api_key_id, request, changed)
         if request.idempotency:
             await remember(
                 connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
             )
         return submitted
+
+
+async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
+    judged = await admission.judge(core, tenant_id, request.wanted)
+    async with core.db.transaction() as connection:
+        # Whoever repeats a request is answered as before, whatever has become of what it names.
+        if before := await repetition(connection, tenant_id, request):
+            return await again(connection, before)
+        refuse(judged.problems)
+        session_id = await sessions.insert(
+            connection, tenant_id, judged.config, request.labels, pins=judged.pins, surface=request.surface
+        )
+        request = replace(request, session_id=session_id, on_busy="enqueue")
+        submitted = await enqueue(core, connection, tenant_id, api_key_id, request, None)
+        if request.idempotency:
+            await remember(
+                connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+            )
+        return submitted
+
+
+async def repetition(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> Remembered | None:
+    """What the request's idempotency key stands for. Raises Conflict, Forbidden."""
+    if request.idempotency is None or (before := await repeated(connection, tenant_id, request.idempotency)) is None:
+        return None
+    await admission.may_touch(connection, tenant_id, request.choice.policy, session_id=before.session_id)
+    return before
 
 
 async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted:
@@ -157,7 +160,9 @@ async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted
     return Submitted(before.session_id, before.run_id, after, repeated=True)
 
 
-async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> AgentConfig:
+async def _prepare(
+    connection: asyncpg.Connection, tenant_id: UUID, request: Request, found: list[Problem]
+) -> AgentConfig:
     row = await connection.fetchrow(
         "SELECT config, profile, agent_id, agent_version FROM sessions"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
@@ -170,7 +175,7 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     # granted sees what those have queued who had it before.
     if request.on_busy == "reject" and await connection.fetchval(sessions.BUSY, request.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
-    config = await reconfigured(connection, tenant_id, request, row)
+    config = await admission.judge_change(connection, tenant_id, request.wanted, row, found)
     labels = request.labels
     await connection.execute(
         "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
@@ -190,45 +195,6 @@ async def _prepare(connection: asyncpg.Connection, tenant_id: UUID, request: Req
     return config
 
 
-async def reconfigured(
-    connection: asyncpg.Connection, tenant_id: UUID, request: Request, row: asyncpg.Record
-) -> AgentConfig:
-    """The configuration of a session with what a request changes.
-
-    Args:
-        row: `config`, `profile`, `agent_id` and `agent_version` of the session.
-
-    Raises:
-        ValidationError: a change is not possible for an existing session, or as `variables.check`.
-        Forbidden: the key may not use the session's profile, or the request would widen it.
-    """
-    if request.choice.agent is not None:
-        pinned = Pins(row["profile"], row["agent_id"], row["agent_version"])
-        await pins.require_same(connection, request.choice.agent, pinned)
-    profile = _profile(request, row["profile"])
-    changes = request.config
-    for name in ("cwd", "repository"):
-        if name in changes.model_fields_set and changes.given().get(name) != row["config"].get(name):
-            raise ValidationError.of(name, "is fixed when the session is created")
-    config = changes.over(row["config"])
-    await variables.check(connection, tenant_id, config)
-    return config if profile is None else profiles.clamp(profile, config)
-
-
-def _profile(request: Request, pinned: str | None) -> Profile | None:
-    """The profile that a session is pinned to, once the request is known to agree with it."""
-    policy = request.choice.policy
-    policy.require(pinned)
-    if request.choice.profile not in (None, pinned):
-        raise ValidationError.of("profile", f"is fixed when the session is created: {pinned or 'none'}")
-    if pinned is None:
-        return None
-    profile = policy.named(pinned)
-    wider = profiles.problems(profile, request.config, request.asked_seconds, expand_prompt=request.expand_prompt)
-    profiles.refuse(wider)
-    return profile
-
-
 async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
     known = await connection.fetchval("SELECT 1 FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
     if known:
@@ -237,16 +203,16 @@ async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: 
 
 
 async def enqueue(
+    core: Core,
     connection: asyncpg.Connection,
     tenant_id: UUID,
     api_key_id: UUID | None,
     request: Request,
     config: AgentConfig | None,
-    max_queued: int,
 ) -> Submitted:
     """Queue a run of the session that the request names, with `config` instead of the session's. Raises as `submit`."""
     assert request.session_id is not None  # noqa: S101 - for the type checker
-    run_id, policy = uuid4(), request.choice.policy
+    run_id, policy, max_queued = uuid4(), request.choice.policy, core.settings.max_queued_runs_per_session
     row = await connection.fetchrow(
         _ENQUEUE,
         request.session_id,
@@ -272,7 +238,7 @@ async def enqueue(
 
 
 async def create_session(
-    db: Database,
+    core: Core,
     tenant_id: UUID,
     config: AgentConfig,
     labels: Labels,
@@ -283,18 +249,17 @@ async def create_session(
 
     Raises:
         Conflict: the idempotency key was for another request.
-        ValidationError: a secret is missing, and as `pins.pin`.
-        Forbidden: as `pins.pin`.
+        NotFound, ValidationError, Forbidden: as `admission.judge`.
     """
-    await vault.require(db, tenant_id, config.hook_secrets())
-    async with db.transaction() as connection:
+    judged = await admission.judge(core, tenant_id, Wanted(config, choice))
+    async with core.db.transaction() as connection:
         if idempotency and (before := await repeated(connection, tenant_id, idempotency)):
             if before.session_id is None:
                 raise reused()
-            await pins.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
+            await admission.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
             return before.session_id
-        config, pinned = await pins.pin(connection, tenant_id, choice, config)
-        session_id = await sessions.insert(connection, tenant_id, config, labels, pins=pinned)
+        refuse(judged.problems)
+        session_id = await sessions.insert(connection, tenant_id, judged.config, labels, pins=judged.pins)
         if idempotency:
             await remember(connection, tenant_id, idempotency, session_id=session_id)
         return session_id

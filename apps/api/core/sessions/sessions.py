@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.pages import Page, number_of, read_cursor, write_cursor
-from apps.api.core.sessions.pins import NO_PINS, Pins
+from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.tenant.presets import split
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
 
+import asyncpg
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Misfit
 
@@ -24,7 +25,7 @@ from apps.api.core.context import Core
 from apps.api.core.network import outbound
 from apps.api.core.tenant import vault
 from apps.api.db import Database
-from apps.api.errors import Conflict, Forbidden, NotFound, ValidationError
+from apps.api.errors import Conflict, Forbidden, NotFound, Problem, ValidationError, noting
 from apps.api.settings import Settings
 
 Servers = Mapping[str, McpServer]
@@ -39,26 +40,33 @@ _OWN: TypeAdapter[OwnServer] = TypeAdapter(OwnServer)
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
-async def check(core: Core, tenant_id: UUID, servers: Servers) -> None:
-    """Judge the servers of a request.
+async def problems(core: Core, tenant_id: UUID, servers: Servers) -> list[Problem]:
+    """What is wrong with the servers of a request: with a command line, an address, or a secret or registered server
+    that is missing."""
+    named = {server.name for server in servers.values() if isinstance(server, RegisteredServer)}
+    there = await kinds(core.db.pool, tenant_id, named)
+
+    async def of(field: str, server: McpServer) -> list[Problem]:
+        found = list[Problem]()
+        with noting(found, field):
+            if not isinstance(server, RegisteredServer):
+                await check(core, tenant_id, field, server)
+            elif server.name not in there:
+                raise _unregistered(field, server.name)
+        return found
+
+    # At once: each may wait for its name.
+    found = await asyncio.gather(*(of(field, server) for field, server in servers.items()))
+    return [problem for listed in found for problem in listed]
+
+
+async def check(core: Core, tenant_id: UUID, field: str, server: OwnServer) -> None:
+    """Judge one server, which stands at `field` of a request, or is all of it ("").
 
     Raises:
         Forbidden: `mcp_command_not_permitted`.
-        ValidationError: naming the server and what is wrong with it, or which secret or registered server is missing.
+        ValidationError: naming what is wrong with it, or which secret is missing.
     """
-    # At once: each may wait for its name.
-    await asyncio.gather(*(_check(core, tenant_id, field, server) for field, server in servers.items()))
-
-
-async def _check(core: Core, tenant_id: UUID, field: str, server: McpServer) -> None:
-    if isinstance(server, RegisteredServer):
-        await _require_registered(core.db, tenant_id, field, server.name)
-    else:
-        await check_own(core, tenant_id, field, server)
-
-
-async def check_own(core: Core, tenant_id: UUID, field: str, server: OwnServer) -> None:
-    """Judge one server, which stands at `field` of a request, or is all of it (""). Raises what `check` raises."""
     if isinstance(server, StdioServer):
         _permit(core.settings, field, server)
     else:
@@ -118,7 +126,7 @@ async def put(core: Core, tenant_id: UUID, name: str, server: OwnServer) -> bool
         Conflict: `too_many_mcp_servers`.
         Forbidden, ValidationError: as `check`.
     """
-    await check_own(core, tenant_id, "", server)
+    await check(core, tenant_id, "", server)
     spec = server.model_dump()
     values = spec[_holder(spec)]
     sealed = vault.seal(core.settings, json.dumps(values)) if values else None
@@ -164,10 +172,14 @@ async def delete(db: Database, tenant_id: UUID, name: str) -> None:
         raise NotFound.of("mcp_server")
 
 
-async def _require_registered(db: Database, tenant_id: UUID, field: str, name: str) -> None:
-    query = "SELECT EXISTS (SELECT 1 FROM mcp_servers WHERE tenant_id = $1 AND name = $2)"
-    if not await db.pool.fetchval(query, tenant_id, name):
-        raise _unregistered(field, name)
+async def kinds(
+    connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, names: Collection[str]
+) -> dict[str, str]:
+    """What kind of server each of these names stands for; without those that nothing is registered as."""
+    if not names:
+        return {}
+    query = "SELECT name, spec->>'type' AS kind FROM mcp_servers WHERE tenant_id = $1 AND name = ANY($2)"
+    return {row["name"]: row["kind"] for row in await connection.fetch(query, tenant_id, list(names))}
 
 
 def _unregistered(field: str, name: str) -> ValidationError:

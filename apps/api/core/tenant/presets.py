@@ -6,7 +6,7 @@ its removal, changes no session that exists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -15,14 +15,14 @@ import asyncpg
 
 from apps.api.core import idempotency
 from apps.api.core.codec import timestamp
-from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.profiles import Policy
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page, number_of
-from apps.api.core.tenant import variables
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
+
+ATTEMPTS = 20
+"""To add a version while others do; one of those who try at the same moment always succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +42,25 @@ class Draft:
         return cls(description, profile, AgentConfig.stored(given))
 
 
-def check(draft: Draft, policy: Policy) -> None:
-    """Raises ValidationError for a profile that does not exist, Forbidden for a draft that would widen its profile."""
-    if draft.profile is not None:
-        profile = policy.named(draft.profile)
-        policy.require(draft.profile)
-        profiles.refuse(profiles.problems(profile, draft.config))
+Judge = Callable[[Draft], Awaitable[None]]
+"""Whether a caller may store a draft: raises ValidationError, Forbidden. It may ask the network for names."""
 
 
 async def create(
-    db: Database, tenant_id: UUID, name: str, draft: Draft, policy: Policy, repeat: Idempotency | None = None
+    db: Database, tenant_id: UUID, name: str, draft: Draft, judge: Judge, repeat: Idempotency | None = None
 ) -> UUID:
     """Store a preset's first version; returns its id.
 
     Raises:
         ValidationError: the name looks like an id.
         Conflict: `name_in_use`, `idempotency_key_reused`.
-        ValidationError, Forbidden: as `check` and `variables.check`.
+        ValidationError, Forbidden: as `judge`.
     """
     if as_id(name) is not None:
         raise ValidationError.of("name", "must not look like an id")
-    check(draft, policy)
+    await judge(draft)
     try:
         async with db.transaction() as connection:
-            await variables.check(connection, tenant_id, draft.config)
             if repeat and (before := await idempotency.repeated(connection, tenant_id, repeat)):
                 if before.object_id is None:
                     raise idempotency.reused()
@@ -95,40 +90,35 @@ async def _add_version(connection: asyncpg.Connection, agent_id: UUID, version: 
 
 
 async def revise(
-    db: Database, tenant_id: UUID, reference: str, changes: Mapping[str, Any], policy: Policy, *, whole: bool
+    db: Database, tenant_id: UUID, reference: str, changes: Mapping[str, Any], judge: Judge, *, whole: bool
 ) -> None:
     """Add a version: the newest with these changes, or with `whole` nothing but them.
 
     Raises:
         NotFound: no such preset.
-        ValidationError, Forbidden: as `check` and `variables.check`.
+        Conflict: `preset_busy`, others go on changing it.
+        ValidationError, Forbidden: as `judge`.
     """
-    async with db.transaction() as connection:
-        id_, name, _ = split(reference)
-        row = await connection.fetchrow(
-            "SELECT id, version, description FROM agents WHERE tenant_id = $1"
-            " AND (id = $2 OR ($2 IS NULL AND name = $3)) AND deleted_at IS NULL FOR NO KEY UPDATE",
-            tenant_id,
-            id_,
-            name,
-        )
-        if row is None:
-            raise NotFound.of("agent")
-        newest = await connection.fetchrow(
-            "SELECT profile, config FROM agent_versions WHERE agent_id = $1 AND version = $2", row["id"], row["version"]
-        )
+    for _ in range(ATTEMPTS):
+        newest = await find(db.pool, tenant_id, reference.partition("@")[0])
         before = Draft(None, None, AgentConfig())
         if not whole:
-            before = Draft(row["description"], newest["profile"], AgentConfig.stored(newest["config"]))
+            before = Draft(newest["description"], newest["profile"], AgentConfig.stored(newest["config"]))
         draft = Draft.merged(before, changes)
-        check(draft, policy)
-        await variables.check(connection, tenant_id, draft.config)
-        await _add_version(connection, row["id"], row["version"] + 1, draft)
-        await connection.execute(
-            "UPDATE agents SET version = version + 1, description = $2, updated_at = now() WHERE id = $1",
-            row["id"],
-            draft.description,
-        )
+        await judge(draft)
+        async with db.transaction() as connection:
+            # Whoever changed it meanwhile has made another draft of this one.
+            follows = await connection.fetchval(_FOLLOW, newest["id"], newest["version"], draft.description)
+            if follows is not None:
+                await _add_version(connection, newest["id"], follows, draft)
+                return
+    raise Conflict("Others are changing this preset at this moment; send it again.", code="preset_busy")
+
+
+_FOLLOW = """
+UPDATE agents SET version = version + 1, description = $3, updated_at = now()
+WHERE id = $1 AND version = $2 AND deleted_at IS NULL RETURNING version
+"""
 
 
 async def delete(db: Database, tenant_id: UUID, reference: str) -> None:

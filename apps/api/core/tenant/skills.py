@@ -12,7 +12,7 @@ from uuid import UUID
 from apps.api.core.codec import decode, encode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.db import Database
-from apps.api.errors import Conflict, NotFound, ValidationError
+from apps.api.errors import Conflict, NotFound, Problem
 
 Kind = Literal["skill", "command"]
 
@@ -132,19 +132,8 @@ async def offered(db: Database, tenant_id: UUID, kind: Kind) -> list[dict[str, A
     return [_listed(row["name"], row["description"]) for row in rows] + sorted(image, key=lambda s: str(s["name"]))
 
 
-async def check(db: Database, tenant_id: UUID, config: AgentConfig) -> None:
-    """Raises ValidationError when a skill is named that sessions of this tenant do not have."""
-    for field, name in await unknown(db, tenant_id, config):
-        raise ValidationError.of(field, no_skill(name))
-
-
-def no_skill(name: str) -> str:
-    """Why a skill cannot be named."""
-    return f"there is no skill named {name}; GET /skills lists them"
-
-
-async def unknown(db: Database, tenant_id: UUID, config: AgentConfig) -> list[tuple[str, str]]:
-    """Fields, and what skills they name that sessions of this tenant do not have."""
+async def problems(db: Database, tenant_id: UUID, config: AgentConfig) -> list[Problem]:
+    """Skills that are named and that sessions of this tenant do not have."""
     named = [(field, name) for field, names in config.skill_names().items() for name in names]
     if not named:
         return []
@@ -154,7 +143,8 @@ async def unknown(db: Database, tenant_id: UUID, config: AgentConfig) -> list[tu
     known |= {f"{PLUGIN}:{row['name']}" for row in rows}
     # An empty catalog means that no runner has filled it yet: then only the tenant's own can be judged.
     judged = [(field, name) for field, name in named if found["skills"] or name.startswith(f"{PLUGIN}:")]
-    return [(field, name) for field, name in judged if name not in known]
+    why = "there is no skill named {}; GET /skills lists them"
+    return [Problem(field, "validation_error", why.format(name)) for field, name in judged if name not in known]
 
 
 async def catalog(db: Database) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation, dispatch
 from apps.api.core.sessions import prompts, runs
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.admission import NO_CHANGES, Choice
 from apps.api.core.sessions.prompts import OnBusy, Submitted
 from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
@@ -137,14 +137,13 @@ async def send(
 
     In these dialects nobody can be asked, so what needs a person's permission is refused, as in the originals.
     """
-    dispatch.check(core, [prompt])
     options = dict(begin or {})
     surface = options.pop("surface", "native")
     request = prompts.Request(
         prompt=prompt,
         timeout_seconds=core.settings.request_timeout,
         session_id=session_id,
-        config=AgentConfig(**options, unattended=True) if begin else prompts.NO_CHANGES,
+        config=AgentConfig(**options, unattended=True) if begin else NO_CHANGES,
         choice=Choice(policy=policy_of(core, caller)),
         surface=surface,
         on_busy=on_busy,

@@ -14,10 +14,11 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import Name, Text
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.tenant import presets, vault
-from apps.api.core.tenant.presets import Draft
+from apps.api.core.sessions import admission
+from apps.api.core.tenant import presets
+from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native import examples
-from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, checked, errors
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import described
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Configurer, Reader, policy_of
@@ -94,10 +95,8 @@ async def _state(core: Core, caller: Principal, agent: str) -> PresetState:
     return PresetState.model_validate(await presets.get(core.db, caller.tenant_id, agent))
 
 
-async def _checked(core: Core, caller: Principal, body: PresetFields) -> AgentConfig:
-    given = await checked(core, caller.tenant_id, body)
-    await vault.require(core.db, caller.tenant_id, given.hook_secrets())
-    return given
+def _judge(core: Core, caller: Principal) -> Judge:
+    return lambda draft: admission.judge_preset(core, caller.tenant_id, draft, policy_of(core, caller))
 
 
 @router.post("/agents", status_code=201, responses=errors(400, 409, 413))
@@ -107,8 +106,8 @@ async def create_agent(
     """Create a preset, version 1. 409 `name_in_use`; 403 when it would widen its profile."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     repeat = Idempotency.given(idempotency_key, request.url.path, asked)
-    draft = Draft(body.description, body.profile, await _checked(core, caller, body))
-    agent_id = await presets.create(core.db, caller.tenant_id, body.name, draft, policy_of(core, caller), repeat)
+    draft = Draft(body.description, body.profile, config(body))
+    agent_id = await presets.create(core.db, caller.tenant_id, body.name, draft, _judge(core, caller), repeat)
     return await _state(core, caller, str(agent_id))
 
 
@@ -149,10 +148,9 @@ async def patch_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: P
 
 
 async def _revise(core: Core, caller: Principal, agent: str, body: PresetFields, *, whole: bool) -> PresetState:
-    await _checked(core, caller, body)
     changes = body.model_dump(exclude_unset=True, by_alias=True)
     try:
-        await presets.revise(core.db, caller.tenant_id, agent, changes, policy_of(core, caller), whole=whole)
+        await presets.revise(core.db, caller.tenant_id, agent, changes, _judge(core, caller), whole=whole)
     except Invalid as error:
         first = error.errors()[0]
         raise ValidationError.of(".".join(str(part) for part in first["loc"]), first["msg"]) from error

@@ -16,10 +16,9 @@ from apps.api.core.events.frames import Position
 from apps.api.core.fleet import dispatch
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import prompts
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
-from apps.api.core.tenant import mcp, repositories, skills
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS
 from apps.api.dialects.native.stream import position
@@ -57,15 +56,6 @@ def config(body: AgentConfig) -> AgentConfig:
     return AgentConfig.model_validate(
         body.model_dump(include=set(AgentConfig.model_fields), exclude_unset=True, by_alias=True)
     )
-
-
-async def checked(core: Core, tenant_id: UUID, body: AgentConfig) -> AgentConfig:
-    """The configuration in a body, once what it names is there and allowed. Raises ValidationError, Forbidden."""
-    given = config(body)
-    await skills.check(core.db, tenant_id, given)
-    await mcp.check(core, tenant_id, given.servers())
-    repositories.check(core.settings, given.repository)
-    return given
 
 
 def labels(body: wire.LabelFields) -> Labels:

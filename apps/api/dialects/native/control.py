@@ -15,11 +15,11 @@ from apps.api.core.config.parts import PermissionMode
 from apps.api.core.fleet import cancellation, commands, control
 from apps.api.core.fleet.commands import Sent
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.sessions import pins, runs
+from apps.api.core.sessions import admission, runs
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.dialects.native.examples import IDS
-from apps.api.errors import Unavailable
+from apps.api.errors import Unavailable, refuse
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import Router
 from apps.api.web.following import finished, outcome_or_error
@@ -132,11 +132,11 @@ async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, 
     `permission_mode` and `model` must be within the session's profile (403). They hold from now on, and also where no
     agent is live. The others need a live agent (409 `no_live_run`); what it refuses is 409 `control_failed`.
     """
-    profile = await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    profile = await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     asked = body.model_dump(exclude_none=True)
     changes: dict[str, Any] = {name: asked.pop(name) for name in ("permission_mode", "model") if name in asked}
     if profile is not None:
-        profiles.refuse(profiles.problems(profile, AgentConfig.model_validate(changes)))
+        refuse(profiles.problems(profile, AgentConfig.model_validate(changes)))
     sent = Sent("applied", None, {})
     if changes:
         sent = await control.reconfigure(core, caller.tenant_id, session_id, changes)

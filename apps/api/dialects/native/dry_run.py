@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apps.api.core.config import content
 from apps.api.core.config.parts import PermissionMode
 from apps.api.core.sessions import dry_run
-from apps.api.core.sessions.dry_run import Finding, Wanted
-from apps.api.core.sessions.pins import Choice
 from apps.api.dialects.native import examples
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, answer, config, errors
-from apps.api.errors import BadRequest
+from apps.api.dialects.native.common import PREFIX, answer, errors
+from apps.api.dialects.native.prompts import run_request
+from apps.api.errors import BadRequest, Problem
 from apps.api.errors import ValidationError as Refused
-from apps.api.web.callers import Writer, policy_of
+from apps.api.web.callers import Writer
 from apps.api.web.doors import Router
 from apps.api.web.errors import findings
 from apps.api.web.route import CoreDep
@@ -29,8 +28,8 @@ _EXAMPLE: dict[str, Any] = {
     "ok": False,
     "problems": [
         {"field": "tools", "code": "tool_not_permitted", "reason": "Bash is not among the profile's tools"},
-        {"field": "hooks.Stop.0.url", "code": "target_unreachable", "reason": "no connection"},
     ],
+    "warnings": [{"field": "hooks.Stop.0.url", "code": "target_unreachable", "reason": "no connection"}],
     "agent": {"id": examples.AGENT_ID, "version": 3},
     "profile": "readonly",
     "model": "claude-sonnet-5-5",
@@ -53,12 +52,6 @@ _EXAMPLE: dict[str, Any] = {
     },
     "config": {"permission_mode": "dontAsk", "tools": ["Glob", "Grep", "Read"]},
 }
-
-
-class Problem(BaseModel):
-    field: str
-    code: str
-    reason: str
 
 
 class PreviewedAgent(BaseModel):
@@ -102,8 +95,9 @@ class Preview(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    ok: bool = Field(description="Whether there are no problems.")
+    ok: bool = Field(description="Whether the request would be accepted: there are no problems.")
     problems: list[Problem] = Field(description="All of them; `code` is that of the error which the request would get.")
+    warnings: list[Problem] = Field(description="What does not answer now, for which the request is not refused.")
     agent: PreviewedAgent | None
     profile: str | None
     model: str
@@ -144,28 +138,27 @@ async def _object(request: Request) -> dict[str, Any]:
 async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str, Any], Depends(_object)]) -> Response:
     """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
 
-    Answers 200 with every problem at once, also those for which the request itself would be refused with 422, 403
-    or 404. Addresses of MCP servers and hooks are connected to and sent nothing.
+    Answers 200 with every problem at once: those for which the request itself would be refused with 422, 403 or 404.
+    Addresses of MCP servers and hooks are connected to and sent nothing.
     """
-    wanted, found = _understood(body)
-    text = "".join(content.texts(wanted.prompt))
-    if wanted.session_id is not None:
-        found.append(Finding("session_id", "validation_error", "a preview is of a new session"))
-    choice = Choice(wanted.profile, policy_of(core, caller), wanted.agent)
-    prompt = text if "prompt" in body else None
-    asked = Wanted(choice, config(wanted), prompt, wanted.timeout_seconds, wanted.expand_prompt, found)
-    return answer(Preview, await dry_run.preview(core, caller.tenant_id, asked))
+    understood, found = _understood(body)
+    if understood.session_id is not None:
+        found.append(Problem("session_id", "validation_error", "a preview is of a new session"))
+    wanted = run_request("", core, caller, understood, understood.prompt, None, None).wanted
+    if "prompt" not in body:
+        wanted = replace(wanted, prompt=None)
+    return answer(Preview, await dry_run.preview(core, caller.tenant_id, wanted, found))
 
 
-def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Finding]]:
+def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Problem]]:
     """The body without the fields that are wrong, and what is wrong with them."""
-    given, found = {**_PLACEHOLDER, **body}, list[Finding]()
+    given, found = {**_PLACEHOLDER, **body}, list[Problem]()
     while True:
         try:
             return wire.PromptBody.model_validate(given), found
         except ValidationError as error:
             problems = error.errors()
-            found += [Finding(f["field"], "validation_error", f["reason"]) for f in findings(problems)]
+            found += [Problem(f["field"], "validation_error", f["reason"]) for f in findings(problems)]
             wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]} & set(given)
             given = {name: value for name, value in given.items() if name not in wrong} if wrong else {}
             given.setdefault("prompt", _PLACEHOLDER["prompt"])

@@ -39,12 +39,11 @@ async def fork(
     201 with the new session; with `prompt` a stream of its first run. Files are copied as they are now. 409
     `session_busy` while a run is active in what is to be copied. A fork counts as a prompt of the key.
     """
-    asked = await run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
+    asked = run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
     cut = forks.Asked(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
-    forked = await forks.fork(core, caller.tenant_id, caller.key_id, cut)
+    forked = await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)
     if forked.run is None:
         state = await state_of(core, caller, forked.session_id)
         return Json(state.model_dump(mode="json"), status_code=201, headers=request.state.limit_headers)
-    await dispatch.announce(core, caller.tenant_id, forked.run)
     left = leaving(core, caller, body, forked.run)
     return run_stream(request, core, caller.tenant_id, forked.run, partials=body.include_partial_messages, left=left)

@@ -9,15 +9,15 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
-from apps.api.core.config.content import Block, texts
+from apps.api.core.config.content import Block
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation, dispatch
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import forks, prompts
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, checked, errors, labels
+from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, config, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import Conflict, NotFound, StillRunning
@@ -31,7 +31,7 @@ from apps.api.web.sse import EventStream, Leaving, unless_left
 router = Router(prefix=PREFIX)
 
 
-async def run_request(
+def run_request(
     path: str,
     core: Core,
     caller: Principal,
@@ -40,17 +40,13 @@ async def run_request(
     session_id: UUID | None,
     idempotency_key: str | None,
 ) -> prompts.Request:
-    """What a body asks to run. `path`: of the route, which an idempotency key belongs to.
-
-    Raises ValidationError, Forbidden.
-    """
-    dispatch.check(core, texts(prompt))
+    """What a body asks to run. `path`: of the route, which an idempotency key belongs to."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     return prompts.Request(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
-        config=await checked(core, caller.tenant_id, body),
+        config=config(body),
         labels=labels(body),
         on_busy=body.on_busy,
         expand_prompt=body.expand_prompt,
@@ -69,12 +65,11 @@ async def submit(
     idempotency_key: str | None,
 ) -> Submitted:
     """Queue a prompt, of a fork if the body says so. `path`: see `run_request`."""
-    asked = await run_request(path, core, caller, body, body.prompt, session_id, idempotency_key)
+    asked = run_request(path, core, caller, body, body.prompt, session_id, idempotency_key)
     if isinstance(body, wire.PromptBody) and body.fork_session:
         cut = forks.Asked(asked, begins=True, message_uuid=body.resume_session_at)
-        run = (await forks.fork(core, caller.tenant_id, caller.key_id, cut)).run
+        run = (await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)).run
         assert run is not None  # noqa: S101 - for the type checker
-        await dispatch.announce(core, caller.tenant_id, run)
         return run
     return await dispatch.send(core, caller.tenant_id, caller.key_id, asked)
 

@@ -13,7 +13,7 @@ from apps.api.auth import Principal
 from apps.api.core.config.names import Text
 from apps.api.core.context import Core
 from apps.api.core.fleet import answering
-from apps.api.core.sessions import pins, requests
+from apps.api.core.sessions import admission, requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.dialects.native.examples import IDS
@@ -131,7 +131,7 @@ async def decide(
     `request_resolved`, whose details say what was decided and by whom.
     """
     decision = body.model_dump(exclude_none=True)
-    profile = await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    profile = await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     by = by_key(caller)
     sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by, profile)
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
@@ -143,7 +143,7 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
 
     A question that was not asked is 422; one that is left out stays without an answer.
     """
-    await pins.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     request_id = body.request_id or await _only_question(core, caller, session_id)
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
     decision = {"decision": "answered", "answers": answers}

@@ -13,7 +13,7 @@ from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import utc
 from apps.api.core.sessions import ports, prompts, sessions
-from apps.api.core.sessions.pins import Choice
+from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Filters
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
@@ -23,7 +23,7 @@ from apps.api.dialects.native.common import (
     Limit,
     SessionId,
     answer,
-    checked,
+    config,
     errors,
     labels,
 )
@@ -42,9 +42,8 @@ async def create_session(
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
     idempotency = Idempotency.given(idempotency_key, request.url.path, asked)
-    given = await checked(core, caller.tenant_id, body)
     choice = Choice(body.profile, policy_of(core, caller), body.agent)
-    session_id = await prompts.create_session(core.db, caller.tenant_id, given, labels(body), idempotency, choice)
+    session_id = await prompts.create_session(core, caller.tenant_id, config(body), labels(body), idempotency, choice)
     return await state_of(core, caller, session_id)
 
 
