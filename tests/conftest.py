@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from apps.api import migrate
+from apps.api import auth, migrate
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
@@ -20,6 +21,8 @@ from apps.demo_model.server import serving
 from tests.fleet import API_KEY, Fleet
 from tests.mcp_things import COMMAND_LINE, PROGRAM
 from tests.recorder import Recorder
+
+NewKey = Callable[..., Awaitable[dict[str, str]]]
 
 _numbers = itertools.count(1)
 TEMPLATE = "template_app"
@@ -142,3 +145,21 @@ async def fleet(
     """Three instances that all tests share; nobody kills them."""
     async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
         yield await start(3, DEBUG="true")
+
+
+@pytest.fixture(scope="session")
+async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
+    """For what has no route."""
+    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+        yield db
+
+
+@pytest.fixture(scope="session")
+def new_key(fleet_db: Database) -> NewKey:
+    """Headers of a new key of the fleet; of a new tenant unless one is named."""
+
+    async def make(tenant: str | None = None, **more: Any) -> dict[str, str]:
+        made = await auth.create_key(fleet_db, tenant=tenant or f"t{uuid4().hex}", name="k", **more)
+        return {"X-API-Key": made.secret}
+
+    return make

@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.dialects.conftest import NewKey, shaped
+from tests.conftest import NewKey
+from tests.dialects.conftest import shaped
 from tests.fleet import HEADERS, Fleet, Instance
 from tests.git_server import GitServer, git_serving
 from tests.mcp_things import COMMAND_LINE

@@ -14,8 +14,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.conftest import StartFleet
-from tests.dialects.conftest import NewKey, shaped
+from tests.conftest import NewKey, StartFleet
+from tests.dialects.conftest import shaped
 from tests.fleet import API_KEY, HEADERS, Fleet, Instance
 
 PREFIX = "/compat/code-server"

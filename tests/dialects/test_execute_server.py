@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from apps.api.db import Database
-from tests.conftest import StartFleet
-from tests.dialects.conftest import NewKey, shaped
+from tests.conftest import NewKey, StartFleet
+from tests.dialects.conftest import shaped
 from tests.fleet import API_KEY, HEADERS, Fleet, Instance
 
 PREFIX = "/compat/execute-server"

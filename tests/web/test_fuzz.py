@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import re
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from apps.api.web.ws import TOO_LARGE, UNAUTHORIZED
-from tests.fleet import API_KEY, Fleet
+from tests.conftest import NewKey
+from tests.fleet import Fleet
 from tests.sockets import open_socket
 
 TEXTS = [
@@ -221,15 +222,13 @@ async def document(fleet: Fleet) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-async def secret(fleet: Fleet) -> None:
-    """The one that CONFIG names."""
-    answer = await fleet[0].client.put("/api/v1/secrets/A_SECRET", json={"value": "x" * 32})
-    assert answer.status_code < 300, answer.text
-
-
-def client_of(fleet: Fleet) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=fleet[0].url, headers={"X-API-Key": API_KEY}, timeout=60)
+@pytest.fixture
+async def client(fleet: Fleet, new_key: NewKey) -> AsyncIterator[httpx.AsyncClient]:
+    """One of a tenant of its own, which has the secret that CONFIG names: other tests see nothing of what is left."""
+    async with httpx.AsyncClient(base_url=fleet[0].url, headers=await new_key(), timeout=60) as client:
+        answer = await client.put("/api/v1/secrets/A_SECRET", json={"value": "x" * 32})
+        assert answer.status_code < 300, answer.text
+        yield client
 
 
 def test_every_route_with_a_body_is_tried(document: dict[str, Any]) -> None:
@@ -237,42 +236,37 @@ def test_every_route_with_a_body_is_tried(document: dict[str, Any]) -> None:
     assert found == {*BODIES, *STARTS_AN_AGENT}
 
 
-async def test_what_is_changed_here_is_taken_as_it_is(fleet: Fleet) -> None:
-    async with client_of(fleet) as client:
-        for path in ("/sessions", "/agents", "/webhooks"):
-            answer = await client.post(f"/api/v1{path}", json=BODIES["post", f"/api/v1{path}"])
-            assert answer.status_code < 300, answer.text
-        for path in ("/mcp-servers/{name}", "/skills/{name}", "/commands/{name}", "/secrets/{name}"):
-            answer = await client.put(
-                f"/api/v1{path.format(name=name_for(path))}", json=BODIES["put", f"/api/v1{path}"]
-            )
-            assert answer.status_code < 300, answer.text
+async def test_what_is_changed_here_is_taken_as_it_is(client: httpx.AsyncClient) -> None:
+    for path in ("/sessions", "/agents", "/webhooks"):
+        answer = await client.post(f"/api/v1{path}", json=BODIES["post", f"/api/v1{path}"])
+        assert answer.status_code < 300, answer.text
+    for path in ("/mcp-servers/{name}", "/skills/{name}", "/commands/{name}", "/secrets/{name}"):
+        answer = await client.put(f"/api/v1{path.format(name=name_for(path))}", json=BODIES["put", f"/api/v1{path}"])
+        assert answer.status_code < 300, answer.text
 
 
-async def test_no_text_makes_a_route_fail_or_comes_back_changed(fleet: Fleet) -> None:
-    async with client_of(fleet) as client:
-        send = Sender(client)
-        await all_of(
-            (
-                send(method, path, json.dumps(changed(body, place, text)), place, text)
-                for (method, path), body in BODIES.items()
-                for place in leaves(body)
-                for text in TEXTS
-            )
+async def test_no_text_makes_a_route_fail_or_comes_back_changed(client: httpx.AsyncClient) -> None:
+    send = Sender(client)
+    await all_of(
+        (
+            send(method, path, json.dumps(changed(body, place, text)), place, text)
+            for (method, path), body in BODIES.items()
+            for place in leaves(body)
+            for text in TEXTS
         )
+    )
     assert send.sent > 500
     assert send.taken > 50
 
 
-async def test_no_number_and_no_key_makes_a_route_fail(fleet: Fleet) -> None:
-    async with client_of(fleet) as client:
-        send = Sender(client)
-        for (method, path), body in BODIES.items():
-            free = [place for place in leaves(body) if {"schema", "updated_input", "metadata", "env"} & set(place)]
-            texts = [json.dumps(changed(body, place, "@@")) for place in {*free, *[*leaves(body)][:1]}]
-            numbers = [text.replace('"@@"', number) for text in texts for number in NUMBERS]
-            keys = [text.replace('"@@"', f"{{{key}}}") for text in texts[-3:] for key in KEYS]
-            await all_of(send(method, path, text) for text in numbers + keys)
+async def test_no_number_and_no_key_makes_a_route_fail(client: httpx.AsyncClient) -> None:
+    send = Sender(client)
+    for (method, path), body in BODIES.items():
+        free = [place for place in leaves(body) if {"schema", "updated_input", "metadata", "env"} & set(place)]
+        texts = [json.dumps(changed(body, place, "@@")) for place in {*free, *[*leaves(body)][:1]}]
+        numbers = [text.replace('"@@"', number) for text in texts for number in NUMBERS]
+        keys = [text.replace('"@@"', f"{{{key}}}") for text in texts[-3:] for key in KEYS]
+        await all_of(send(method, path, text) for text in numbers + keys)
     assert send.sent > 300
 
 
@@ -295,26 +289,26 @@ FREE = {
 @pytest.mark.parametrize(
     "value", [*(n for n in NUMBERS if n != "-0"), '{"a":1,"a":2}', '{"b":[NaN]}'], ids=lambda v: v[:20]
 )
-async def test_a_free_document_that_json_does_not_know_is_refused_by_its_field(fleet: Fleet, value: str) -> None:
-    async with client_of(fleet) as client:
-        for (method, path), body in FREE.items():
-            headers = {"Content-Type": "application/json"}
-            answer = await client.request(method, path, content=body.replace("@", value), headers=headers)
-            assert answer.status_code == 422, (path, answer.text)
-            [problem] = answer.json()["error"]["details"]["errors"]
-            assert problem["field"].startswith(("output_format.schema.default", "updated_input.default"))
+async def test_a_free_document_that_json_does_not_know_is_refused_by_its_field(
+    client: httpx.AsyncClient, value: str
+) -> None:
+    for (method, path), body in FREE.items():
+        headers = {"Content-Type": "application/json"}
+        answer = await client.request(method, path, content=body.replace("@", value), headers=headers)
+        assert answer.status_code == 422, (path, answer.text)
+        [problem] = answer.json()["error"]["details"]["errors"]
+        assert problem["field"].startswith(("output_format.schema.default", "updated_input.default"))
 
 
-async def test_no_text_makes_a_route_fail_that_starts_an_agent(fleet: Fleet) -> None:
-    async with client_of(fleet) as client:
-        send = Sender(client)
-        await all_of(
-            send(method, path, json.dumps({**dict.fromkeys(body, 1), name: changed(body, place, text)[name]}))
-            for (method, path), body in STARTS_AN_AGENT.items()
-            for place in leaves(body)
-            for name in [str(place[0])]
-            for text in TEXTS
-        )
+async def test_no_text_makes_a_route_fail_that_starts_an_agent(client: httpx.AsyncClient) -> None:
+    send = Sender(client)
+    await all_of(
+        send(method, path, json.dumps({**dict.fromkeys(body, 1), name: changed(body, place, text)[name]}))
+        for (method, path), body in STARTS_AN_AGENT.items()
+        for place in leaves(body)
+        for name in [str(place[0])]
+        for text in TEXTS
+    )
     assert send.sent > 200
     assert not send.succeeded
 
@@ -323,28 +317,27 @@ def written(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-async def test_no_parameter_makes_a_route_fail(fleet: Fleet, document: dict[str, Any]) -> None:
-    async with client_of(fleet) as client:
-        send = Sender(client)
-        asked = []
-        for path, methods in document["paths"].items():
-            for method, operation in methods.items():
-                if (method, path) in STARTS_AN_AGENT:
-                    continue
-                content = json.dumps(BODIES[method, path]) if (method, path) in BODIES else None
-                for parameter in operation.get("parameters", ()):
-                    # All of them where one type of parameter after another is read; few where these come again.
-                    for text in (*TEXTS[:7], *TEXTS[8:]) if method == "get" else ("a\x00b", "\ud83d", "../../x"):
-                        put = quote(written(text), safe="")
-                        if parameter["in"] == "path":
-                            asked.append((method, path.replace(f"{{{parameter['name']}}}", put), content))
-                        elif parameter["in"] == "query":
-                            asked.append((method, f"{path}?{parameter['name']}={put}", content))
-        await all_of(send(*one) for one in asked)
+async def test_no_parameter_makes_a_route_fail(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    send = Sender(client)
+    asked = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if (method, path) in STARTS_AN_AGENT:
+                continue
+            content = json.dumps(BODIES[method, path]) if (method, path) in BODIES else None
+            for parameter in operation.get("parameters", ()):
+                # All of them where one type of parameter after another is read; few where these come again.
+                for text in (*TEXTS[:7], *TEXTS[8:]) if method == "get" else ("a\x00b", "\ud83d", "../../x"):
+                    put = quote(written(text), safe="")
+                    if parameter["in"] == "path":
+                        asked.append((method, path.replace(f"{{{parameter['name']}}}", put), content))
+                    elif parameter["in"] == "query":
+                        asked.append((method, f"{path}?{parameter['name']}={put}", content))
+    await all_of(send(*one) for one in asked)
     assert send.sent > 500
 
 
-async def test_no_header_makes_a_route_fail(fleet: Fleet, document: dict[str, Any]) -> None:
+async def test_no_header_makes_a_route_fail(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
     # HTTP itself lets no NUL and no end of a line stand in a header, and a server reads only so much of them.
     texts = [written(text[:2000]) for text in TEXTS if not {"\x00", "\n"} & set(text)]
     asked = [("get", "/api/v1/sessions", name) for name in ("X-Request-ID", "X-API-Key", "Authorization")]
@@ -354,14 +347,13 @@ async def test_no_header_makes_a_route_fail(fleet: Fleet, document: dict[str, An
                 names = [p["name"] for p in operation.get("parameters", ()) if p["in"] == "header"]
                 asked += [(method, path, name) for name in names]
     assert {"idempotency-key", "last-event-id"} <= {name.lower() for _, _, name in asked}
-    async with client_of(fleet) as client:
-        send = Sender(client)
-        await all_of(
-            send(method, path, content, headers={name: text})
-            for method, path, name in asked
-            for content in [json.dumps(BODIES[method, path]) if (method, path) in BODIES else None]
-            for text in texts
-        )
+    send = Sender(client)
+    await all_of(
+        send(method, path, content, headers={name: text})
+        for method, path, name in asked
+        for content in [json.dumps(BODIES[method, path]) if (method, path) in BODIES else None]
+        for text in texts
+    )
 
 
 async def test_no_text_of_a_message_makes_a_websocket_fail(fleet: Fleet) -> None:

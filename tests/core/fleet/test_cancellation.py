@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from apps.api.core.fleet import cancellation
+from apps.api.core.fleet import cancellation, dispatch
+from apps.api.core.sessions.prompts import Request
 from apps.api.errors import Conflict, NotFound
 from tests.world import World, core_of
 
@@ -23,6 +24,17 @@ async def test_an_interrupt_ends_the_queued_run_that_is_first(world: World) -> N
     with pytest.raises(Conflict) as caught:
         await cancellation.interrupt(core_of(world), world.tenant_id, first.session_id)
     assert caught.value.code == "no_live_run"
+
+
+async def test_a_prompt_that_interrupts_ends_the_one_that_nobody_has_begun(world: World) -> None:
+    first, second = await world.queue(), None
+    core = core_of(world)
+    for _ in range(2):
+        request = Request("say next", 60, first.session_id, on_busy="interrupt")
+        before, second = second or first, await dispatch.send(core, world.tenant_id, None, request)
+        assert (await world.run(before.run_id))["status"] == "interrupted"
+    assert second is not None
+    assert (await world.run(second.run_id))["status"] == "queued"
 
 
 async def test_another_tenant_interrupts_nothing(world: World) -> None:

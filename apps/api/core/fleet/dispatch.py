@@ -12,7 +12,7 @@ from apps.api.core.sessions.prompts import Request, Submitted
 from apps.api.errors import Conflict
 
 
-async def send(core: Core, tenant_id: UUID, api_key_id: UUID, request: Request) -> Submitted:
+async def send(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
     """Queue a prompt and announce it. Raises as `prompts.submit`."""
     run = await prompts.submit(core, tenant_id, api_key_id, request)
     await _announce(core, tenant_id, run)

@@ -29,7 +29,8 @@ class Request:
     Attributes:
         session_id: continue this session, or None to begin one.
         config: for a new session its configuration; for an existing one what changes from here on.
-        on_busy: `interrupt` names the run that is active in `Submitted.busy_with`, for the caller to interrupt.
+        on_busy: `interrupt` names the run that is in its way in `Submitted.busy_with`, for the caller to interrupt: the
+            active one; where none has begun, the one that is queued first.
         idempotency: the client's key and a fingerprint of its request, if it sent a key.
         choice: for an existing session the same as at its creation, or nothing.
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
@@ -88,7 +89,8 @@ WITH target AS (
   RETURNING id
 )
 SELECT target.last_seq, target.profile, added.id AS run_id,
-  (SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action')) AS busy_with
+  (SELECT id FROM runs WHERE session_id = $1 AND finished_at IS NULL
+    ORDER BY status = 'queued', position LIMIT 1) AS busy_with
 FROM target LEFT JOIN added ON true
 """
 

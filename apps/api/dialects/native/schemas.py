@@ -86,8 +86,8 @@ class RunBody(SessionBody):
     )
     on_busy: Literal["enqueue", "reject", "interrupt"] = Field(
         "enqueue",
-        description="When a run of the session is queued or active: wait behind it, answer 409, or interrupt the"
-        " active one and wait behind the queued ones.",
+        description="When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the"
+        " active one; where none has begun, the one queued first) and wait behind the others.",
     )
     on_disconnect: Literal["continue", "interrupt"] = Field(
         "continue", description="When the client leaves before the run is over: let it go on, or cancel it."
