@@ -143,7 +143,7 @@ def serve(
     if failures:
         _fail(f"cannot start: {migrate.reason(failures[0])}")
     # An instance that lost a background task stops itself; who supervises it must see that as a failure.
-    if not server.started or getattr(application.state, "failed", None):
+    if not server.started or application.state.instance.failed():
         sys.exit(1)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,7 +29,7 @@ from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
-from apps.api.limits import PromptLimits, public_limiter
+from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
@@ -40,7 +41,7 @@ from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
 from apps.api.web import errors, health, index, metrics, playground, ports
 from apps.api.web.middleware import BoundedBody, RequestContext
-from apps.api.web.route import Probe
+from apps.api.web.route import ErrorShape, Instance, Probe
 from apps.api.web.sse import EventStream, Streams
 from apps.api.web.ws import Socket
 
@@ -62,9 +63,9 @@ connection. See docs/websocket.md.
 class Tasks:
     """The named background tasks of the instance. One that ends by itself takes the process down."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
+    def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
+        self.failed: str | None = None
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)
@@ -74,8 +75,8 @@ class Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        self._app.state.failed = name = task.get_name()
-        log.critical("instance.task_ended", task=name, error=task.exception(), exc_info=task.exception())
+        self.failed = task.get_name()
+        log.critical("instance.task_ended", task=self.failed, error=task.exception(), exc_info=task.exception())
         # An instance without one of its loops would keep its lease and do half of its work.
         signal.raise_signal(signal.SIGTERM)
 
@@ -93,48 +94,47 @@ def create_app(settings: Settings) -> FastAPI:
         title="Claude Agent API",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan,
+        lifespan=partial(_lifespan, settings),
         docs_url="/docs" if show_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if show_docs else None,
     )
-    app.state.settings = settings
-    app.state.previews = ports.Connections()
-    app.state.streams, app.state.sockets = Streams[EventStream](), Streams[Socket]()
-    app.state.prompt_limits = PromptLimits(settings)
-    app.state.limiter, app.state.health = public_limiter, health.Dependents()
-    app.state.drain = app.state.failed = app.state.anonymous = None
     errors.install(app)
     _mount(app, settings.root_dialect)
     if settings.playground:
-        playground.install(app, [dialect.PREFIX for dialect in DIALECTS.values()])
+        app.include_router(playground.router)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app
 
 
 def _mount(app: FastAPI, root_dialect: str | None) -> None:
-    app.state.error_shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
     if root_dialect is not None:
         # First, for its own /health; the native API's other paths are none of any dialect's.
-        root = DIALECTS[root_dialect]
-        app.include_router(root.router, include_in_schema=False)
-        app.state.error_shapes |= {"/api": errors.native, "/preview": errors.native, "": root.error_shape}
+        app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
     for router in (health.router, index.router, ports.router, *native):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)
 
 
-async def _admit_guests(app: FastAPI, core: Core) -> None:
+def _error_shapes(root_dialect: str | None) -> dict[str, ErrorShape]:
+    shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
+    if root_dialect is not None:
+        shapes |= {"/api": errors.native, "/preview": errors.native, "": DIALECTS[root_dialect].error_shape}
+    return shapes
+
+
+async def _admit_guests(core: Core) -> str | None:
     tenant = core.settings.anonymous_tenant
-    if tenant is not None:
-        app.state.anonymous = await auth.ensure_anonymous_key(core.db, tenant)
-        log.warning(
-            "anonymous.admitted",
-            tenant=tenant,
-            warning="Whoever reaches this port acts for this tenant on the paths of the older servers, without a key.",
-        )
+    if tenant is None:
+        return None
+    log.warning(
+        "anonymous.admitted",
+        tenant=tenant,
+        warning="Whoever reaches this port acts for this tenant on the paths of the older servers, without a key.",
+    )
+    return await auth.ensure_anonymous_key(core.db, tenant)
 
 
 async def _look_at_role(db: Database, settings: Settings) -> None:
@@ -145,15 +145,15 @@ async def _look_at_role(db: Database, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    settings: Settings = app.state.settings
+async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     known = profiles.load(settings.profiles_file, settings.default_profile)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.open(settings))
         await db.check_schema()
         await _look_at_role(db, settings)
         redis = await stack.enter_async_context(open_redis(settings))
-        stack.push_async_callback(app.state.prompt_limits.close)
+        prompt_limits = PromptLimits(settings)
+        stack.push_async_callback(prompt_limits.close)
         if settings.api_key is not None:
             await auth.ensure_first_key(db, settings.api_key.get_secret_value())
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
@@ -164,36 +164,38 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         deliveries = Deliveries(db, settings, outbound)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
-        tasks = Tasks(app)
-        stack.push_async_callback(tasks.stop)
-        tasks.start("relay-publisher", publisher.run())
-        tasks.start("relay-subscriber", subscriptions.run())
-        tasks.start("followers", followers.run())
-        tasks.start("webhook-deliveries", deliveries.run())
+        loops = Tasks()
+        stack.push_async_callback(loops.stop)
+        loops.start("relay-publisher", publisher.run())
+        loops.start("relay-subscriber", subscriptions.run())
+        loops.start("followers", followers.run())
+        loops.start("webhook-deliveries", deliveries.run())
         model = default_model.Watch(settings)
-        tasks.start("default-model", model.run())
+        loops.start("default-model", model.run())
         await worker.start()
-        loops = {**worker.loops(), **Upkeep(core, worker).loops(), "ports": watch.watch_ports(worker.executions)}
-        loops["background"] = watch.watch_background(core, worker.executions)
-        for name, work in loops.items():
-            tasks.start(f"runner-{name}", work)
-        await _admit_guests(app, core)
-        app.state.core, app.state.probe = core, _probe(app, worker, lease, publisher, deliveries, model)
-        drained = asyncio.Event()
-
-        async def drain() -> None:
-            if not drained.is_set():
-                drained.set()
-                log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
-                for open_ones in (app.state.streams, app.state.sockets):
-                    open_ones.end(only_endless=True)
-                await worker.drain(settings.shutdown_grace_seconds)
-                await publisher.flushed()
-                for open_ones in (app.state.streams, app.state.sockets):
-                    open_ones.end(only_endless=False)
-
-        app.state.drain = drain
-        for warning in app.state.probe.warnings:
+        for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
+            loops.start(f"runner-{name}", work)
+        loops.start("runner-ports", watch.watch_ports(worker.executions))
+        loops.start("runner-background", watch.watch_background(core, worker.executions))
+        streams, sockets = Streams[EventStream](), Streams[Socket]()
+        probe = _probe(settings, worker, lease, model)
+        _measure(core, worker, lease, streams, sockets, deliveries)
+        drain = _draining(core, worker, streams, sockets)
+        app.state.instance = Instance(
+            core,
+            probe,
+            prompt_limits,
+            streams,
+            sockets,
+            databases=health.Dependents(core).states,
+            enter_preview=ports.Connections().enter,
+            anonymous=await _admit_guests(core),
+            drain=drain,
+            failed=lambda: loops.failed,
+            error_shapes=_error_shapes(settings.root_dialect),
+            playground=playground.render(dialect.PREFIX for dialect in DIALECTS.values()),
+        )
+        for warning in probe.warnings:
             log.warning("agents.not_confined", warning=warning)
         log.info("instance.ready", instance_id=str(core.instance_id), slots=settings.runner_slots)
         try:
@@ -205,35 +207,54 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             log.info("instance.stopped", instance_id=str(core.instance_id))
 
 
-def _probe(
-    app: FastAPI,
+def _draining(
+    core: Core, worker: Worker, streams: Streams[EventStream], sockets: Streams[Socket]
+) -> Callable[[], Awaitable[None]]:
+    drained = asyncio.Event()
+
+    async def drain() -> None:
+        if not drained.is_set():
+            drained.set()
+            log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
+            streams.end(only_endless=True)
+            sockets.end(only_endless=True)
+            await worker.drain(core.settings.shutdown_grace_seconds)
+            await core.publisher.flushed()
+            streams.end(only_endless=False)
+            sockets.end(only_endless=False)
+
+    return drain
+
+
+def _measure(
+    core: Core,
     worker: Worker,
     lease: Lease,
-    publisher: Publisher,
+    streams: Streams[EventStream],
+    sockets: Streams[Socket],
     deliveries: Deliveries,
-    model: default_model.Watch,
-) -> Probe:
-    def measure() -> None:
-        metrics.RUNNING.set(worker.running)
-        metrics.SLOTS.set(app.state.settings.runner_slots)
-        metrics.LIVE.set(worker.live)
-        metrics.STREAMS.set(app.state.streams.count)
-        metrics.WEBHOOKS_SENT.value = deliveries.sent
-        metrics.WEBHOOKS_FAILED.value = deliveries.failed
-        metrics.SOCKETS.set(app.state.sockets.count)
-        metrics.DROPPED.value = publisher.dropped
-        metrics.LEASE.set(max(lease.remaining(), 0))
+) -> None:
+    metrics.SLOTS.set(core.settings.runner_slots)
+    metrics.RUNNING.set_function(lambda: worker.running)
+    metrics.LIVE.set_function(lambda: worker.live)
+    metrics.STREAMS.set_function(lambda: streams.count)
+    metrics.SOCKETS.set_function(lambda: sockets.count)
+    metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
+    metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
+    metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed
+    metrics.DROPPED.read = lambda: core.publisher.dropped
 
+
+def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch) -> Probe:
     async def address_of(session_id: UUID, port: int) -> str | None:
         execution = worker.executions.get(session_id)
         return await execution.ports.address(port) if execution else None
 
     return Probe(
-        warnings=isolation.warnings(app.state.settings),
+        warnings=isolation.warnings(settings),
         cli_present=bundled_cli().is_file,
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,
         default_model=lambda: model.answer,
-        measure=measure,
         address_of=address_of,
     )

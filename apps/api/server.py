@@ -122,7 +122,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain_then_exit(self) -> None:
         try:
-            await self._app.state.drain()
+            await self._app.state.instance.drain()
         finally:
             self.should_exit = True
 

@@ -15,8 +15,7 @@ from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
 from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
-from apps.api.limits import PromptLimits
-from apps.api.web.route import core_of
+from apps.api.web.route import core_of, instance_of
 
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
 
@@ -40,9 +39,9 @@ async def identify(request: Request, *, guests: bool) -> Principal:
         Unauthorized: it is nobody.
         Forbidden: as `may_touch`.
     """
-    core, key = core_of(request), presented_key(request)
-    if not key and guests and request.app.state.anonymous:
-        caller = await auth.anonymous(core.db, core.redis, request.app.state.anonymous)
+    core, key, anonymous = core_of(request), presented_key(request), instance_of(request).anonymous
+    if not key and guests and anonymous:
+        caller = await auth.anonymous(core.db, core.redis, anonymous)
     else:
         caller = await auth.authenticate(core.db, core.redis, key)
     await may_touch(core, caller, request.path_params)
@@ -74,7 +73,7 @@ async def admit_guests() -> None:
 
 async def visitor(request: Request) -> Principal | None:
     """Who asks at a route of such a dialect that needs no key, if it is somebody."""
-    known = presented_key(request) or request.app.state.anonymous
+    known = presented_key(request) or instance_of(request).anonymous
     return await identify(request, guests=True) if known else None
 
 
@@ -105,8 +104,7 @@ async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
 
 async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
     """Count a prompt against the key's rate limit; returns the RateLimit headers. Raises RateLimited."""
-    limits: PromptLimits = connection.app.state.prompt_limits
-    return await limits.hit(caller.key_id, caller.prompts_per_minute)
+    return await instance_of(connection).prompt_limits.hit(caller.key_id, caller.prompts_per_minute)
 
 
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from apps.api.core.config import sdk_options
 from apps.api.db import CONNECTION_ERRORS, is_connection_error
 from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
 from apps.api.web.answer import Json
+from apps.api.web.route import Instance
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +32,6 @@ class Refused(HTTPException):
         self.error = error
 
 
-ErrorShape = Callable[[ApiError, str], tuple[int, Any]]
-"""Error and request id → status and body."""
-
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -44,8 +42,8 @@ def native(error: ApiError, request_id: str) -> tuple[int, Any]:
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer that a client of this path understands."""
-    shapes: dict[str, ErrorShape] = getattr(scope["app"].state, "error_shapes", {}) if "app" in scope else {}
-    path = scope["path"]
+    instance: Instance | None = getattr(scope["app"].state, "instance", None) if "app" in scope else None
+    path, shapes = scope["path"], instance.error_shapes if instance else {}
     shape = next((s for prefix, s in shapes.items() if path == prefix or path.startswith(f"{prefix}/")), native)
     request_id = str(scope.get("state", {}).get("request_id", ""))
     status, body = shape(error, request_id)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
@@ -22,7 +22,7 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 from apps.api.redis import REDIS_ERRORS
 from apps.api.web import metrics
-from apps.api.web.route import Probe, core_of, probe_of
+from apps.api.web.route import State, instance_of
 
 router = APIRouter(tags=["health"])
 
@@ -31,8 +31,6 @@ PROBE_TIMEOUT = 2.0
 
 CACHE_SECONDS = 1.0
 """Seconds for which its answer holds."""
-
-State = Literal["ok", "unavailable"]
 
 
 class Dependencies(BaseModel):
@@ -76,15 +74,15 @@ async def _redis(core: Core) -> State:
 class Dependents:
     """What the databases answered last, asked at most once in CACHE_SECONDS by all requests together."""
 
-    def __init__(self) -> None:
-        self._lock, self._asked_at = asyncio.Lock(), -CACHE_SECONDS
+    def __init__(self, core: Core) -> None:
+        self._core, self._lock, self._asked_at = core, asyncio.Lock(), -CACHE_SECONDS
         self._answers: tuple[State, State] = "unavailable", "unavailable"
 
-    async def states(self, core: Core) -> tuple[State, State]:
+    async def states(self) -> tuple[State, State]:
         """Of PostgreSQL and of Redis."""
         async with self._lock:
             if time.monotonic() - self._asked_at >= CACHE_SECONDS:
-                postgres, redis = await asyncio.gather(_postgres(core), _redis(core))
+                postgres, redis = await asyncio.gather(_postgres(self._core), _redis(self._core))
                 self._answers = postgres, redis
                 self._asked_at = time.monotonic()
             return self._answers
@@ -92,8 +90,9 @@ class Dependents:
 
 async def examine(request: Request) -> Health:
     """The state of this instance, and of what it depends on."""
-    core, probe, dependents = core_of(request), probe_of(request), request.app.state.health
-    postgres, redis = await dependents.states(core)
+    instance = instance_of(request)
+    probe = instance.probe
+    postgres, redis = await instance.databases()
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
     model = probe.default_model()
@@ -101,15 +100,12 @@ async def examine(request: Request) -> Health:
     return Health(
         status="unhealthy" if not ok else "degraded" if impaired else "ok",
         version=__version__,
-        instance_id=core.instance_id,
+        instance_id=instance.core.instance_id,
         draining=probe.draining(),
         dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
         default_model=model,
         warnings=probe.warnings,
     )
-
-
-ProbeOf = Annotated[Probe, Depends(probe_of)]
 
 
 @router.get("/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}})
@@ -146,7 +142,6 @@ async def ready(request: Request, response: Response) -> Health:
     responses={429: {"description": "More than 600 requests a minute from this address."}},
 )
 @public_limiter.limit(PUBLIC_LIMIT)
-async def prometheus(request: Request, probe: ProbeOf) -> Response:
+async def prometheus(request: Request) -> Response:
     """Counters and gauges of this instance in the Prometheus text format. Keep it off the public network."""
-    probe.measure()
     return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)

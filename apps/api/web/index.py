@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from apps.api import __version__
+from apps.api.web.route import core_of
 
 router = APIRouter()
 
@@ -15,7 +16,7 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """Needs no key and says nothing that `/health` does not."""
-    settings = request.app.state.settings
+    settings = core_of(request).settings
     if settings.playground and "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("/playground")
     places = {"name": "Claude Agent API", "version": __version__, "api": "/api/v1", "health": "/health"}

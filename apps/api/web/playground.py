@@ -9,9 +9,10 @@ from hashlib import sha256
 from html import escape
 from importlib import resources
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
+from apps.api.web.route import instance_of
 
 router = APIRouter()
 
@@ -56,15 +57,8 @@ def render(dialects: Iterable[str]) -> Response:
     )
 
 
-def install(app: FastAPI, dialects: Iterable[str]) -> None:
-    """Serve the page at `/playground`. `dialects`: the paths at which this server has some."""
-    app.state.playground = render(dialects)
-    app.include_router(router)
-
-
 @router.get("/playground", include_in_schema=False)
 @public_limiter.limit(PUBLIC_LIMIT)
 async def playground(request: Request) -> Response:
     """A page for people, which is no part of the API's document."""
-    page: Response = request.app.state.playground
-    return page
+    return instance_of(request).playground

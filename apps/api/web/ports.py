@@ -23,7 +23,7 @@ from apps.api.web.callers import presented_key
 from apps.api.web.errors import error_response
 from apps.api.web.origins import Origin
 from apps.api.web.proxy import Upstream, relay, relay_socket
-from apps.api.web.route import core_of, probe_of
+from apps.api.web.route import core_of, instance_of
 from apps.api.web.ws import known
 
 router = APIRouter(include_in_schema=False)
@@ -120,7 +120,7 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
     """
     preview, port, target = to.preview, to.port, _target(connection, to)
     if preview.owner == core_of(connection).instance_id:
-        address = await probe_of(connection).address_of(preview.session_id, port)
+        address = await instance_of(connection).probe.address_of(preview.session_id, port)
         if address is None:
             raise NotFound.of("port")
         return Upstream("http", address, port, f"localhost:{port}", target, [])
@@ -159,8 +159,7 @@ async def preview(request: Request, session_id: UUID, port: Port, path: str) -> 
     to = await _admit(request, session_id, port, path)
     if to.by_link and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
         return Response(status_code=204, headers=_OPEN)
-    connections: Connections = request.app.state.previews
-    leave = connections.enter(session_id)
+    leave = instance_of(request).enter_preview(session_id)
     try:
         upstream = await _upstream(request, to)
         answer = await relay(request, upstream, leave)
@@ -177,11 +176,10 @@ async def preview(request: Request, session_id: UUID, port: Port, path: str) -> 
 @router.websocket(PATH)
 async def preview_socket(websocket: WebSocket, session_id: UUID, port: Port, path: str) -> None:
     """The same for a WebSocket."""
-    connections: Connections = websocket.app.state.previews
     try:
         to = await _admit(websocket, session_id, port, path)
         known(websocket)
-        leave = connections.enter(session_id)
+        leave = instance_of(websocket).enter_preview(session_id)
         try:
             await relay_socket(websocket, await _upstream(websocket, to))
         finally:

@@ -1,17 +1,27 @@
-"""What routes of every dialect share: the core, and what they may ask of the runner."""
+"""What routes of every dialect share: the parts of the instance, and what they may ask of the runner."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
 from apps.api.core.context import Core
 from apps.api.core.network.default_model import Answer
+from apps.api.errors import ApiError
+from apps.api.limits import PromptLimits
+from apps.api.web.sse import EventStream, Streams
+from apps.api.web.ws import Socket
+
+State = Literal["ok", "unavailable"]
+
+ErrorShape = Callable[[ApiError, str], tuple[int, Any]]
+"""Error and request id → status and body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +38,47 @@ class Probe:
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]
     default_model: Callable[[], Answer]
-    measure: Callable[[], None]
     address_of: Callable[[UUID, int], Awaitable[str | None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The parts of one running instance that its routes use. The lifespan builds it before the first request.
+
+    Attributes:
+        databases: whether PostgreSQL and Redis answer.
+        enter_preview: counts a preview of a session as being served; returns what to call at its end. Raises
+            RateLimited.
+        anonymous: what stands for the key of callers without a key, if there may be some.
+        drain: ends what this instance does in order; returns when that is done.
+        failed: the name of a background task that ended by itself, if one has.
+        error_shapes: how the paths below a prefix tell errors, the first that fits; others in the native shape.
+        playground: the page, which not every server shows.
+    """
+
+    core: Core
+    probe: Probe
+    prompt_limits: PromptLimits
+    streams: Streams[EventStream]
+    sockets: Streams[Socket]
+    databases: Callable[[], Awaitable[tuple[State, State]]]
+    enter_preview: Callable[[UUID], Callable[[], None]]
+    anonymous: str | None
+    drain: Callable[[], Awaitable[None]]
+    failed: Callable[[], str | None]
+    error_shapes: Mapping[str, ErrorShape]
+    playground: Response
+
+
+def instance_of(connection: HTTPConnection) -> Instance:
+    """The instance that serves this connection."""
+    instance: Instance = connection.app.state.instance
+    return instance
+
+
 def core_of(connection: HTTPConnection) -> Core:
-    """The instance's core, as the lifespan built it."""
-    core: Core = connection.app.state.core
-    return core
-
-
-def probe_of(connection: HTTPConnection) -> Probe:
-    """The instance's probe."""
-    probe: Probe = connection.app.state.probe
-    return probe
+    """The instance's core."""
+    return instance_of(connection).core
 
 
 CoreDep = Annotated[Core, Depends(core_of)]

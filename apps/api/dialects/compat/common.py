@@ -25,6 +25,7 @@ from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed,
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 from apps.api.web.callers import policy_of
 from apps.api.web.following import WAIT_MARGIN, finished, run_frames
+from apps.api.web.route import instance_of
 from apps.api.web.sse import EventStream
 
 STOP_SECONDS = 20.0
@@ -221,4 +222,4 @@ def stream(
         first: what the stream begins with, before there is any event.
     """
     chunks = _chunks(core, caller.tenant_id, run, translate, first, deleted)
-    return EventStream(chunks, request.app.state.streams, headers=getattr(request.state, "limit_headers", {}))
+    return EventStream(chunks, instance_of(request).streams, headers=getattr(request.state, "limit_headers", {}))

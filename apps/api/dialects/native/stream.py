@@ -18,6 +18,7 @@ from apps.api.core.sessions import runs
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RUN_FAILURES, ValidationError
 from apps.api.web.following import run_frames
+from apps.api.web.route import instance_of
 from apps.api.web.sse import EventStream, Leaving
 
 OneRun = tuple[UUID, int | None]
@@ -92,7 +93,7 @@ def run_stream(
         **getattr(request.state, "limit_headers", {}),
     }
     chunks = _chunks(run_batches(core, tenant_id, run, partials))
-    return EventStream(chunks, request.app.state.streams, headers=headers, left=left)
+    return EventStream(chunks, instance_of(request).streams, headers=headers, left=left)
 
 
 async def session_batches(
@@ -168,5 +169,5 @@ def session_stream(
     chunks = _chunks(batches, b": connected\n\n")
     endless = not until_idle and run is None
     return EventStream(
-        chunks, request.app.state.streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}
+        chunks, instance_of(request).streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}
     )

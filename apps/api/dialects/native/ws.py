@@ -33,7 +33,7 @@ from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unautho
 from apps.api.web.callers import count_prompt, may_touch, presented_key
 from apps.api.web.doors import Router
 from apps.api.web.errors import error_response, from_exception
-from apps.api.web.route import core_of, probe_of
+from apps.api.web.route import instance_of
 from apps.api.web.sse import Leaving, Streams
 from apps.api.web.ws import (
     AUTH_TIMEOUT,
@@ -82,10 +82,10 @@ def event_text(frame: Frame) -> str:
 @router.websocket("/query/ws")
 async def query_ws(websocket: WebSocket) -> None:
     """Accept a client with a valid key, or one that will show its key; refuse others with the HTTP error."""
-    core, key = core_of(websocket), presented_key(websocket)
-    sockets: Streams[Socket] = websocket.app.state.sockets
+    instance, key = instance_of(websocket), presented_key(websocket)
+    core, sockets = instance.core, instance.sockets
     try:
-        if probe_of(websocket).draining():
+        if instance.probe.draining():
             raise Unavailable("This instance is stopping; connect again.", code="shutdown")
         key_id = None if key is None else (await _authenticated(core, key)).key_id
         _check_room(sockets, key_id)
@@ -220,7 +220,7 @@ class Connection:
                 raise Unauthorized('Send {"type": "auth", "api_key": …} first.')
             self._key = wire.checked(wire.Auth, message).api_key
             caller = await _authenticated(self._core, self._key)
-            _check_room(self._websocket.app.state.sockets, caller.key_id)
+            _check_room(instance_of(self._websocket).sockets, caller.key_id)
             self._socket.key_id = caller.key_id
             known(self._websocket)
         except Exception as error:
