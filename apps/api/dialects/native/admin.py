@@ -14,6 +14,7 @@ from apps.api.core.fleet import instances, ownership, repair
 from apps.api.core.sessions import runs
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import PREFIX, Limit, RunId, errors
+from apps.api.dialects.native.schemas import Page
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web.callers import Operator
 from apps.api.web.doors import Router
@@ -31,11 +32,11 @@ async def list_tenants(
     caller: Operator,
     limit: Limit = 50,
     cursor: Annotated[wire.TenantName | None, Query(description="`next_cursor` of the page before.")] = None,
-) -> wire.TenantList:
+) -> Page[wire.TenantState]:
     """All tenants, by name."""
     found = [asdict(tenant) for tenant in await keys.list_tenants(core.db, limit=limit + 1, after=cursor)]
     more = found[limit - 1]["name"] if len(found) > limit else None
-    return wire.TenantList.model_validate({"data": found[:limit], "next_cursor": more})
+    return Page[wire.TenantState].model_validate({"data": found[:limit], "next_cursor": more})
 
 
 @router.post("/tenants", status_code=201, responses=errors(400, 409, 413))
@@ -51,11 +52,11 @@ async def list_keys(
     tenant: Annotated[wire.TenantName | None, Query(description="Only this tenant's.")] = None,
     limit: Limit = 50,
     cursor: After = None,
-) -> wire.KeyList:
+) -> Page[wire.KeyState]:
     """Keys of all tenants, or of one, oldest first; revoked ones included. Never their secrets."""
     found = await auth.list_keys(core.db, tenant, limit=limit + 1, after=cursor)
     data = [wire.KeyState.model_validate(key) for key in found[:limit]]
-    return wire.KeyList(data=data, next_cursor=str(found[limit - 1].id) if len(found) > limit else None)
+    return Page[wire.KeyState](data=data, next_cursor=str(found[limit - 1].id) if len(found) > limit else None)
 
 
 @router.post("/keys", status_code=201, responses=errors(400, 404, 413))
@@ -116,9 +117,9 @@ async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.Key
 
 
 @router.get("/instances", responses=errors())
-async def list_instances(core: CoreDep, caller: Operator) -> wire.InstanceList:
+async def list_instances(core: CoreDep, caller: Operator) -> Page[wire.InstanceState]:
     """All server processes, with their leases and what they execute; dead ones for up to an hour."""
-    return wire.InstanceList.model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
+    return Page[wire.InstanceState].model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
 
 
 @router.post("/runs/{run_id}/repair", responses=errors(404, 409))

@@ -71,11 +71,6 @@ class TenantState(BaseModel):
     keys: int = Field(description="How many of its keys are valid.")
 
 
-class TenantList(BaseModel):
-    data: list[TenantState]
-    next_cursor: str | None
-
-
 class KeyFields(Closed):
     """What can be changed about a key."""
 
@@ -136,11 +131,6 @@ class KeyState(BaseModel):
     previous_expires_at: datetime | None = Field(description="Until when the secret before the last rotation is valid.")
 
 
-class KeyList(BaseModel):
-    data: list[KeyState]
-    next_cursor: str | None
-
-
 class KeySecret(KeyState):
     """A key with its secret, which is shown this once."""
 
@@ -172,11 +162,6 @@ class InstanceState(BaseModel):
     sessions: int
     started_at: datetime
     lease_expires_at: datetime
-
-
-class InstanceList(BaseModel):
-    data: list[InstanceState]
-    next_cursor: str | None = Field(examples=[None])
 
 
 class RepairedRun(BaseModel):

@@ -19,7 +19,7 @@ from apps.api.core.tenant import presets
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
-from apps.api.dialects.native.schemas import described
+from apps.api.dialects.native.schemas import Page, described
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Configurer, Reader, policy_of
 from apps.api.web.doors import Router
@@ -80,11 +80,6 @@ class PresetState(BaseModel):
     updated_at: datetime = Field(description="When this version was made.")
 
 
-class PresetList(BaseModel):
-    data: list[PresetState]
-    next_cursor: str | None
-
-
 AgentId = Annotated[
     str,
     Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="The preset's name or id.", examples=["reviewer"]),
@@ -118,10 +113,10 @@ async def list_agents(
     search: Annotated[Text | None, Query(max_length=200, description="Part of name or description, any case.")] = None,
     limit: Limit = 50,
     cursor: Annotated[Name | None, Query(description="`next_cursor` of the page before.")] = None,
-) -> PresetList:
+) -> Page[PresetState]:
     """The tenant's presets in their newest versions, by name."""
     page = await presets.list_page(core.db, caller.tenant_id, search, limit=limit, cursor=cursor)
-    return PresetList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return Page[PresetState].of(page)
 
 
 @router.get("/agents/{agent}", responses=errors(404))
@@ -171,7 +166,7 @@ async def list_versions(
     agent: AgentId,
     limit: Limit = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")] = None,
-) -> PresetList:
+) -> Page[PresetState]:
     """All versions of a preset, newest first."""
     page = await presets.versions(core.db, caller.tenant_id, agent, limit=limit, cursor=cursor)
-    return PresetList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return Page[PresetState].of(page)

@@ -70,15 +70,6 @@ class Checkpoint(BaseModel):
     prompt: str = Field(description="The first 200 characters of the prompt.")
 
 
-class CheckpointList(BaseModel):
-    """A page of checkpoints."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"data": [_CHECKPOINT], "next_cursor": "3"}]})
-
-    data: list[Checkpoint]
-    next_cursor: str | None
-
-
 class RewindBody(wire.Closed):
     """Which message to go back to; one of the two names it."""
 
@@ -116,14 +107,14 @@ class Rewound(BaseModel):
 
 
 @router.get(
-    "/sessions/{session_id}/checkpoints", tags=["sessions"], response_model=CheckpointList, responses=errors(404)
+    "/sessions/{session_id}/checkpoints", tags=["sessions"], response_model=wire.Page[Checkpoint], responses=errors(404)
 )
 async def list_checkpoints(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """Checkpoints of the session's conversation, one for each prompt, oldest first."""
     page = await checkpoints.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return answer(CheckpointList, {"data": page.data, "next_cursor": page.next_cursor})
+    return answer(wire.Page[Checkpoint], page)
 
 
 @router.post(

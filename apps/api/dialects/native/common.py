@@ -15,6 +15,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.frames import Position
 from apps.api.core.fleet import dispatch
 from apps.api.core.idempotency import Idempotency
+from apps.api.core.pages import Page
 from apps.api.core.sessions import prompts
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.prompts import Submitted
@@ -83,8 +84,10 @@ async def send_change(
     return await dispatch.send(core, caller.tenant_id, caller.key_id, asked)
 
 
-def answer(model: type[BaseModel], data: dict[str, Any], headers: Mapping[str, str] | None = None) -> Json:
+def answer(model: type[BaseModel], data: dict[str, Any] | Page, headers: Mapping[str, str] | None = None) -> Json:
     """The data as it is, once its shape has been checked."""
+    if isinstance(data, Page):
+        data = {"data": data.data, "next_cursor": data.next_cursor}
     # Pydantic checks the shape, but does not write what agents said: it refuses lone surrogates.
     model.model_validate(data)
     return Json(data, headers=headers)

@@ -12,7 +12,7 @@ from apps.api.core.config.names import Name
 from apps.api.core.config.parts import OwnServer
 from apps.api.core.tenant import mcp
 from apps.api.dialects.native.common import PREFIX, errors
-from apps.api.dialects.native.schemas import Closed
+from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import Router
@@ -80,14 +80,7 @@ class McpServerState(BaseModel):
     updated_at: datetime
 
 
-class McpServerList(BaseModel):
-    """All of them, by name. `next_cursor` is always null."""
-
-    data: list[McpServerState]
-    next_cursor: None = None
-
-
-@router.get("/mcp-servers", responses=errors(), response_model=McpServerList)
+@router.get("/mcp-servers", responses=errors(), response_model=Page[McpServerState])
 async def list_mcp_servers(core: CoreDep, caller: Reader) -> Json:
     """The tenant's registered MCP servers."""
     return Json({"data": await mcp.list_all(core.db, caller.tenant_id), "next_cursor": None})

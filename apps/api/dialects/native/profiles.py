@@ -12,6 +12,7 @@ from apps.api.core.config.names import Name
 from apps.api.core.config.parts import PermissionMode
 from apps.api.core.context import Core
 from apps.api.dialects.native.common import PREFIX, errors
+from apps.api.dialects.native.schemas import Page
 from apps.api.errors import NotFound
 from apps.api.web.callers import Reader, policy_of
 from apps.api.web.doors import Router
@@ -68,11 +69,6 @@ class ProfileState(BaseModel):
     )
 
 
-class ProfileList(BaseModel):
-    data: list[ProfileState]
-    next_cursor: str | None = Field(examples=[None])
-
-
 def _state(core: Core, caller: Principal, name: str) -> ProfileState:
     policy, profile = policy_of(core, caller), core.profiles[name]
     state = {"name": name, "usable": policy.may_use(name), "default": policy.usual == name, **profile.model_dump()}
@@ -80,9 +76,9 @@ def _state(core: Core, caller: Principal, name: str) -> ProfileState:
 
 
 @router.get("/profiles", responses=errors())
-async def list_profiles(core: CoreDep, caller: Reader) -> ProfileList:
+async def list_profiles(core: CoreDep, caller: Reader) -> Page[ProfileState]:
     """All profiles of this server: what each allows, and whether this key may use it."""
-    return ProfileList(data=[_state(core, caller, name) for name in core.profiles], next_cursor=None)
+    return Page[ProfileState](data=[_state(core, caller, name) for name in core.profiles], next_cursor=None)
 
 
 @router.get("/profiles/{name}", responses=errors(404))

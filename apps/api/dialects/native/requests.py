@@ -106,11 +106,6 @@ class RequestState(BaseModel):
     resolved_at: datetime | None = None
 
 
-class RequestList(BaseModel):
-    data: list[RequestState]
-    next_cursor: str | None
-
-
 def by_key(caller: Principal) -> dict[str, Any]:
     """Who answers, as others may see it."""
     return {"type": "key", "key_id": str(caller.key_id), "key_name": caller.key_name}
@@ -161,7 +156,9 @@ async def _only_question(core: Core, caller: Principal, session_id: UUID) -> UUI
     return UUID(questions[0]["request_id"])
 
 
-@router.get("/sessions/{session_id}/requests", tags=["requests"], response_model=RequestList, responses=errors(404))
+@router.get(
+    "/sessions/{session_id}/requests", tags=["requests"], response_model=wire.Page[RequestState], responses=errors(404)
+)
 async def session_requests(
     core: CoreDep,
     caller: Reader,
@@ -174,7 +171,7 @@ async def session_requests(
     return await _list(core, caller, session_id, status, limit, cursor)
 
 
-@router.get("/requests", tags=["requests"], response_model=RequestList, responses=errors())
+@router.get("/requests", tags=["requests"], response_model=wire.Page[RequestState], responses=errors())
 async def inbox(
     core: CoreDep, caller: Reader, status: Status = "open", limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -189,4 +186,4 @@ async def _list(
     page = await requests.list_page(
         core.db, caller.tenant_id, session_id, status=wanted, limit=limit, cursor=cursor, profiles=caller.profiles
     )
-    return answer(RequestList, {"data": page.data, "next_cursor": page.next_cursor})
+    return answer(wire.Page[RequestState], page)

@@ -81,13 +81,15 @@ async def _events(
     return session_stream(request, core, followed, start, newest, until_idle=until_idle, run=run)
 
 
-@router.get("/sessions/{session_id}/runs", tags=["runs"], response_model=wire.RunList, responses=errors(404))
+@router.get(
+    "/sessions/{session_id}/runs", tags=["runs"], response_model=wire.Page[wire.RunState], responses=errors(404)
+)
 async def list_runs(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """Runs of a session, newest first, queued ones included."""
     page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return answer(wire.RunList, {"data": page.data, "next_cursor": page.next_cursor})
+    return answer(wire.Page[wire.RunState], page)
 
 
 @router.get("/runs/{run_id}", tags=["runs"], response_model=wire.RunState, responses=errors(404))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from apps.api.core import pages
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.content import Content
 from apps.api.core.config.names import Name, Text
@@ -41,6 +42,21 @@ class Closed(BaseModel):
     """A body that refuses fields it does not know."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    """One page of a list. `next_cursor` is null where there is no further one."""
+
+    data: list[T]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: pages.Page) -> Self:
+        """A page as the core found it."""
+        return cls.model_validate({"data": page.data, "next_cursor": page.next_cursor})
 
 
 class LabelFields(Closed):
@@ -202,11 +218,6 @@ class SessionState(BaseModel):
     last_active_at: datetime
 
 
-class SessionList(BaseModel):
-    data: list[SessionState]
-    next_cursor: str | None
-
-
 class RunError(BaseModel):
     code: str = Field(examples=["owner_lost"])
     message: str
@@ -271,11 +282,6 @@ class RunState(BaseModel):
     finished_at: datetime | None
 
 
-class RunList(BaseModel):
-    data: list[RunState]
-    next_cursor: str | None
-
-
 class Result(BaseModel):
     """The outcome of a run that succeeded. Figures are the SDK's own."""
 
@@ -308,7 +314,7 @@ class Accepted(BaseModel):
     status: Literal["accepted"] = "accepted"
 
 
-class MessageList(BaseModel):
+class MessageList(Page[dict[str, Any]]):
     """Messages as their events' `data`, each with `subagent_messages`."""
 
     model_config = ConfigDict(
@@ -317,11 +323,8 @@ class MessageList(BaseModel):
         },
     )
 
-    data: list[dict[str, Any]]
-    next_cursor: str | None
 
-
-class EventList(BaseModel):
+class EventList(Page[dict[str, Any]]):
     """Stored events, each with the `id`, `event` and `data` that it has on a stream."""
 
     model_config = ConfigDict(
@@ -329,9 +332,6 @@ class EventList(BaseModel):
             "examples": [{"data": [{"id": "2", "event": "message", "data": examples.MESSAGE}], "next_cursor": "2"}],
         },
     )
-
-    data: list[dict[str, Any]]
-    next_cursor: str | None
 
 
 class Whoami(BaseModel):

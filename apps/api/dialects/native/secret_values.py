@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from apps.api.core.config.names import SecretName, Text
 from apps.api.core.tenant import vault
 from apps.api.dialects.native.common import PREFIX, Limit, errors
-from apps.api.dialects.native.schemas import Closed
+from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import Router
 from apps.api.web.route import CoreDep
@@ -37,11 +37,6 @@ class SecretState(BaseModel):
     updated_at: datetime = Field(examples=["2026-01-31T12:00:00.000Z"])
 
 
-class SecretList(BaseModel):
-    data: list[SecretState]
-    next_cursor: str | None = Field(examples=[None])
-
-
 @router.put(
     "/secrets/{name}",
     responses={201: {"model": SecretState, "description": "It is new."}, **errors(400, 404, 413)},
@@ -65,10 +60,10 @@ async def list_secrets(
     caller: Reader,
     limit: Limit = 50,
     cursor: Annotated[SecretName | None, Query(description="`next_cursor` of the page before.")] = None,
-) -> SecretList:
+) -> Page[SecretState]:
     """Names of the tenant's secrets, in alphabetical order. Values are never shown."""
     page = await vault.list_page(core.db, caller.tenant_id, limit=limit, cursor=cursor)
-    return SecretList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return Page[SecretState].of(page)
 
 
 @router.delete("/secrets/{name}", status_code=204, responses=errors(404))

@@ -69,7 +69,7 @@ async def list_sessions(
     created_after: Annotated[datetime | None, Query(description="A moment with its time zone.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> wire.SessionList:
+) -> wire.Page[wire.SessionState]:
     """Sessions of the tenant, newest first. Filter by metadata with `metadata.KEY=VALUE`."""
     wanted = {
         key.removeprefix("metadata."): value
@@ -92,7 +92,7 @@ async def list_sessions(
         cursor=cursor,
         default_model=core.settings.default_model,
     )
-    return wire.SessionList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return wire.Page[wire.SessionState].of(page)
 
 
 @router.get("/sessions/{session_id}", tags=["sessions"], responses=errors(404))
@@ -126,7 +126,7 @@ async def list_messages(
 ) -> Response:
     """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
     page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return answer(wire.MessageList, {"data": page.data, "next_cursor": page.next_cursor})
+    return answer(wire.MessageList, page)
 
 
 @router.get("/sessions/{session_id}/ports", tags=["sessions"], responses=errors(404))

@@ -13,7 +13,7 @@ from apps.api.core.config.names import Name, Text
 from apps.api.core.tenant import skills
 from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.dialects.native.common import PREFIX, errors
-from apps.api.dialects.native.schemas import Closed
+from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import Router
@@ -89,13 +89,6 @@ class Listed(BaseModel):
     argument_hint: str | None = Field(None, description="What may follow the command's name.")
 
 
-class ListOfThem(BaseModel):
-    """All of them: the tenant's own first. `next_cursor` is always null."""
-
-    data: list[Listed]
-    next_cursor: None = None
-
-
 class CommandState(Listed):
     """One of the tenant's own commands."""
 
@@ -120,7 +113,7 @@ def _created(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {201: {"model": model, "description": "It is new."}}
 
 
-@router.get("/skills", responses=errors(), response_model=ListOfThem)
+@router.get("/skills", responses=errors(), response_model=Page[Listed])
 async def list_skills(core: CoreDep, caller: Reader) -> Json:
     """Skills that sessions of this tenant may use, by the option `skills`.
 
@@ -153,7 +146,7 @@ async def delete_skill(core: CoreDep, caller: Configurer, name: SkillName) -> Re
     return Response(status_code=204)
 
 
-@router.get("/commands", responses=errors(), response_model=ListOfThem)
+@router.get("/commands", responses=errors(), response_model=Page[Listed])
 async def list_commands(core: CoreDep, caller: Reader) -> Json:
     """Slash commands for prompts with `expand_prompt: true`. Skills are commands, too, and listed with the skills."""
     return Json({"data": await skills.offered(core.db, caller.tenant_id, "command"), "next_cursor": None})

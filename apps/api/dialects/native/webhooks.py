@@ -15,7 +15,7 @@ from apps.api.core.idempotency import Idempotency
 from apps.api.core.tenant import deliveries, webhooks
 from apps.api.core.tenant.webhooks import Changes, Told
 from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
-from apps.api.dialects.native.schemas import Closed
+from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import Router
@@ -98,11 +98,6 @@ class WebhookWithSecret(WebhookState):
     }
 
 
-class WebhookList(BaseModel):
-    data: list[WebhookState]
-    next_cursor: str | None
-
-
 class Delivery(BaseModel):
     """One message to one webhook, and how its delivery went."""
 
@@ -139,11 +134,6 @@ class Delivery(BaseModel):
     }
 
 
-class DeliveryList(BaseModel):
-    data: list[Delivery]
-    next_cursor: str | None
-
-
 @router.post("/webhooks", status_code=201, responses=errors(400, 409, 413))
 async def create_webhook(
     request: Request, core: CoreDep, caller: Configurer, body: WebhookBody, idempotency_key: IdempotencyKey = None
@@ -161,10 +151,10 @@ async def create_webhook(
 
 
 @router.get("/webhooks", responses=errors())
-async def list_webhooks(core: CoreDep, caller: Reader) -> WebhookList:
+async def list_webhooks(core: CoreDep, caller: Reader) -> Page[WebhookState]:
     """All webhooks of the tenant, oldest first; there are at most 20, so this is one page."""
     data = await webhooks.list_all(core.db, caller.tenant_id)
-    return WebhookList.model_validate({"data": data, "next_cursor": None})
+    return Page[WebhookState].model_validate({"data": data, "next_cursor": None})
 
 
 @router.get("/webhooks/{webhook_id}", responses=errors(404))
@@ -206,10 +196,10 @@ async def ping_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId)
 @router.get("/webhooks/{webhook_id}/deliveries", responses=errors(404))
 async def list_deliveries(
     core: CoreDep, caller: Reader, webhook_id: WebhookId, limit: Limit = 50, cursor: Cursor = None
-) -> DeliveryList:
+) -> Page[Delivery]:
     """What the webhook was told in the last seven days, newest first, and how that went."""
     page = await deliveries.list_page(core.db, caller.tenant_id, webhook_id, limit=limit, cursor=cursor)
-    return DeliveryList.model_validate({"data": page.data, "next_cursor": page.next_cursor})
+    return Page[Delivery].of(page)
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses=errors(404, 409))
