@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from apps.api import auth, migrate
+from apps.api import keys, migrate
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
@@ -159,7 +159,8 @@ def new_key(fleet_db: Database) -> NewKey:
     """Headers of a new key of the fleet; of a new tenant unless one is named."""
 
     async def make(tenant: str | None = None, **more: Any) -> dict[str, str]:
-        made = await auth.create_key(fleet_db, tenant=tenant or f"t{uuid4().hex}", name="k", **more)
+        given = {"scopes": keys.USUAL_SCOPES, **more}
+        made = await keys.create_key(fleet_db, tenant=tenant or f"t{uuid4().hex}", name="k", **given)
         return {"X-API-Key": made.secret}
 
     return make

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "migrate": {*FOUNDATION, "db", "roles"},
     "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "roles", "runner", "spelling"},
     "server": {"settings"},
-    "dev": {*FOUNDATION, "db", "redis", "auth", "migrate", "spelling"},
+    "dev": {*FOUNDATION, "db", "redis", "auth", "keys", "migrate", "spelling"},
     "openapi": {"main", "settings"},
 }
 ENTRIES = {"main", "cli"}

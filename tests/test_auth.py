@@ -10,10 +10,10 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from apps.api import auth
-from apps.api.auth import Principal, authenticate, create_key, ensure_first_key, list_keys, revoke_key
+from apps.api.auth import SCOPES, Principal, authenticate
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
+from apps.api.keys import DEFAULT_TENANT, create_key, ensure_first_key, list_keys, revoke_key
 from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings
 from tests.proxy import changed
@@ -57,35 +57,35 @@ async def test_a_new_key_is_let_in_as_what_it_was_made(db: Database, redis: Redi
 
 
 async def test_the_cache_gives_the_same_principal_as_the_database(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="ci", expires_in_days=1)
+    created = await create_key(db, tenant="acme", name="ci", scopes=SCOPES, expires_in_days=1)
     looked_up = await authenticate(db, redis, created.secret)
     assert len(await cached_keys(redis)) == 1
     assert await authenticate(db, redis, created.secret) == looked_up
 
 
 async def test_keys_are_long_and_never_the_same(db: Database) -> None:
-    secrets = {(await create_key(db, tenant="acme", name="k")).secret for _ in range(20)}
+    secrets = {(await create_key(db, tenant="acme", name="k", scopes=SCOPES)).secret for _ in range(20)}
     assert len(secrets) == 20
     assert all(secret.startswith("cak_") and len(secret) == 47 for secret in secrets)
 
 
 async def test_keys_of_one_tenant_share_it_and_others_do_not(db: Database, redis: Redis) -> None:
     callers = [
-        await authenticate(db, redis, (await create_key(db, tenant=tenant, name="k")).secret)
+        await authenticate(db, redis, (await create_key(db, tenant=tenant, name="k", scopes=SCOPES)).secret)
         for tenant in ("acme", "acme", "other")
     ]
     assert callers[0].tenant_id == callers[1].tenant_id != callers[2].tenant_id
 
 
 async def test_the_use_of_a_key_is_noted(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k")
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     assert (await list_keys(db))[0].last_used_at is None
     await authenticate(db, redis, created.secret)
     assert (await list_keys(db))[0].last_used_at is not None
 
 
 async def test_keys_work_without_redis(db: Database, no_redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k")
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     assert (await authenticate(db, no_redis, created.secret)).key_id == created.id
     assert await revoke_key(db, no_redis, created.id)
     assert await refused(db, no_redis, created.secret) == "invalid_api_key"
@@ -94,7 +94,7 @@ async def test_keys_work_without_redis(db: Database, no_redis: Redis) -> None:
 async def test_a_tenant_needs_a_plain_name(db: Database) -> None:
     for name in ("", "a b", "-a", ".", "ä", "a/b", "x" * 64, "a\n", "a;b"):
         with pytest.raises(ValueError, match="tenant"):
-            await create_key(db, tenant=name, name="k")
+            await create_key(db, tenant=name, name="k", scopes=SCOPES)
     assert await db.pool.fetchval("SELECT count(*) FROM tenants") == 0
 
 
@@ -106,9 +106,9 @@ async def test_a_key_needs_scopes_that_exist(db: Database) -> None:
 
 
 async def test_a_secret_belongs_to_one_key_only(db: Database, redis: Redis) -> None:
-    await create_key(db, tenant="acme", name="k", secret=API_KEY)
+    await create_key(db, tenant="acme", name="k", scopes=SCOPES, secret=API_KEY)
     with pytest.raises(ValueError, match="already"):
-        await create_key(db, tenant="other", name="k", secret=API_KEY)
+        await create_key(db, tenant="other", name="k", scopes=SCOPES, secret=API_KEY)
     assert (await authenticate(db, redis, API_KEY)).tenant == "acme"
     assert await db.pool.fetchval("SELECT count(*) FROM tenants") == 1
 
@@ -122,14 +122,14 @@ async def test_without_a_key_one_is_asked_for(db: Database, redis: Redis) -> Non
 
 
 async def test_an_unknown_key_is_refused(db: Database, redis: Redis) -> None:
-    await create_key(db, tenant="acme", name="k")
+    await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     for secret in ("cak_unknown", " ", "\x00", "ÿ" * 10_000, "' OR 1=1 --", "*"):
         assert await refused(db, redis, secret) == "invalid_api_key"
     assert await cached_keys(redis) == []
 
 
 async def test_nothing_but_the_exact_key_is_let_in(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k")
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     stored = await db.pool.fetchval("SELECT secret_hash FROM api_keys")
     near = (created.secret[:-1], created.secret + "x", created.secret.upper(), created.prefix, stored, str(created.id))
     for secret in near:
@@ -137,7 +137,7 @@ async def test_nothing_but_the_exact_key_is_let_in(db: Database, redis: Redis) -
 
 
 async def test_a_revoked_key_is_refused_at_once_although_it_was_cached(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k")
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     await authenticate(db, redis, created.secret)
     assert len(await cached_keys(redis)) == 1
     assert await revoke_key(db, redis, created.id)
@@ -147,14 +147,14 @@ async def test_a_revoked_key_is_refused_at_once_although_it_was_cached(db: Datab
 
 async def test_a_request_that_meets_the_revocation_does_not_bring_the_key_back(db: Database, redis: Redis) -> None:
     for _ in range(30):
-        created = await create_key(db, tenant="acme", name="k")
+        created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
         meeting = [authenticate(db, redis, created.secret) for _ in range(3)]
         await asyncio.gather(*meeting, revoke_key(db, redis, created.id), return_exceptions=True)
         assert await refused(db, redis, created.secret) == "invalid_api_key"
 
 
 async def test_revoking_again_keeps_the_first_moment(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k")
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     await revoke_key(db, redis, created.id)
     first = (await list_keys(db))[0].revoked_at
     assert first is not None
@@ -163,20 +163,20 @@ async def test_revoking_again_keeps_the_first_moment(db: Database, redis: Redis)
 
 
 async def test_revoking_one_key_leaves_the_others(db: Database, redis: Redis) -> None:
-    one, other = [await create_key(db, tenant="acme", name="k") for _ in range(2)]
+    one, other = [await create_key(db, tenant="acme", name="k", scopes=SCOPES) for _ in range(2)]
     await revoke_key(db, redis, one.id)
     assert (await authenticate(db, redis, other.secret)).key_id == other.id
     assert not await revoke_key(db, redis, uuid4())
 
 
 async def test_an_expired_key_is_refused(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k", expires_in_days=0)
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES, expires_in_days=0)
     assert await refused(db, redis, created.secret) == "invalid_api_key"
     assert await refused(db, redis, created.secret) == "invalid_api_key"
 
 
 async def test_a_key_that_expires_while_it_is_cached_is_refused(db: Database, redis: Redis) -> None:
-    created = await create_key(db, tenant="acme", name="k", expires_in_days=1)
+    created = await create_key(db, tenant="acme", name="k", scopes=SCOPES, expires_in_days=1)
     await authenticate(db, redis, created.secret)
     [name] = [key async for key in redis.client.scan_iter(f"{redis.keys.prefix}key:*")]
     entry = orjson.loads(await redis.client.get(name) or "")
@@ -201,7 +201,7 @@ async def test_a_key_that_expires_while_it_is_cached_is_refused(db: Database, re
 )
 def test_a_wider_scope_holds_the_narrower_ones(scopes: tuple[str, ...], may: set[str]) -> None:
     caller = Principal(uuid4(), "acme", uuid4(), "k", "cak_", scopes, None)
-    for scope in auth.SCOPES:
+    for scope in SCOPES:
         if scope in may:
             caller.require(scope)
             continue
@@ -215,7 +215,9 @@ def test_a_wider_scope_holds_the_narrower_ones(scopes: tuple[str, ...], may: set
 
 
 async def test_keys_are_listed_by_tenant_or_all_oldest_first(db: Database, redis: Redis) -> None:
-    made = [await create_key(db, tenant=t, name=f"key {n}") for n, t in enumerate(("acme", "other", "acme"))]
+    made = [
+        await create_key(db, tenant=t, name=f"key {n}", scopes=SCOPES) for n, t in enumerate(("acme", "other", "acme"))
+    ]
     await revoke_key(db, redis, made[0].id)
     assert [(key.tenant, key.name) for key in await list_keys(db)] == [
         ("acme", "key 0"),
@@ -229,8 +231,8 @@ async def test_keys_are_listed_by_tenant_or_all_oldest_first(db: Database, redis
 
 async def test_a_key_is_kept_nowhere_in_clear(db: Database, redis: Redis) -> None:
     secrets = [
-        (await create_key(db, tenant="acme", name="k")).secret,
-        (await create_key(db, tenant="acme", name="k", secret=API_KEY)).secret,
+        (await create_key(db, tenant="acme", name="k", scopes=SCOPES)).secret,
+        (await create_key(db, tenant="acme", name="k", scopes=SCOPES, secret=API_KEY)).secret,
     ]
     for secret in secrets:
         await authenticate(db, redis, secret)
@@ -265,14 +267,14 @@ async def test_ten_instances_that_start_at_once_make_the_first_key_once(
     assert len(made) == 1
     assert [key.id for key in await list_keys(db)] == made
     caller = await authenticate(db, redis, API_KEY)
-    assert (caller.tenant, caller.scopes) == (auth.DEFAULT_TENANT, auth.SCOPES)
+    assert (caller.tenant, caller.scopes) == (DEFAULT_TENANT, SCOPES)
 
 
 async def test_a_chosen_key_is_made_valid_beside_others(db: Database, redis: Redis) -> None:
-    await create_key(db, tenant="acme", name="k")
+    await create_key(db, tenant="acme", name="k", scopes=SCOPES)
     assert await ensure_first_key(db, API_KEY) is not None
     assert await ensure_first_key(db, API_KEY) is None
-    assert (await authenticate(db, redis, API_KEY)).tenant == auth.DEFAULT_TENANT
+    assert (await authenticate(db, redis, API_KEY)).tenant == DEFAULT_TENANT
     assert len(await list_keys(db)) == 2
 
 
@@ -287,6 +289,6 @@ async def test_a_chosen_key_that_was_revoked_stays_so_after_a_restart(db: Databa
 async def test_without_a_chosen_key_one_is_minted_only_if_there_is_none(db: Database, redis: Redis) -> None:
     created = await ensure_first_key(db, None)
     assert created is not None
-    assert (await authenticate(db, redis, created.secret)).tenant == auth.DEFAULT_TENANT
+    assert (await authenticate(db, redis, created.secret)).tenant == DEFAULT_TENANT
     assert await ensure_first_key(db, None) is None
     assert len(await list_keys(db)) == 1

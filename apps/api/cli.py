@@ -20,7 +20,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from apps.api import __version__, auth, migrate
+from apps.api import __version__, keys, migrate
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import Database
@@ -49,8 +49,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Claude Agent API: a self-hosted HTTP backend for Claude agents.",
 )
-keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys.")
-app.add_typer(keys, name="keys")
+keys_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys.")
+app.add_typer(keys_app, name="keys")
 
 DataDir = Annotated[
     Path, typer.Option(help="Data directory of a running `dev`, used where DATABASE_URL or REDIS_URL is not set.")
@@ -167,7 +167,7 @@ def doctor(data_dir: DataDir = Path(".data")) -> None:
     sys.exit(1 if failed else 0)
 
 
-@keys.command("create")
+@keys_app.command("create")
 def create(
     tenant: Annotated[str, typer.Option(help="Owner of everything made with the key; new names make new tenants.")],
     name: Annotated[str, typer.Option(help="For your own listings.")],
@@ -185,17 +185,17 @@ def create(
 ) -> None:
     """Create a key. Its secret goes to standard output, once."""
 
-    async def work() -> auth.CreatedKey:
+    async def work() -> keys.CreatedKey:
         settings = _settings(data_dir)
         known = profiles.load(settings.profiles_file, settings.default_profile)
         if unknown := [name for name in profile or () if name not in known]:
             raise ValueError(f"no profile {unknown[0]}; there are: {', '.join(known)}")
         async with Database.open(settings) as db:
-            return await auth.create_key(
+            return await keys.create_key(
                 db,
                 tenant=tenant,
                 name=name,
-                scopes=scope or auth.USUAL_SCOPES,
+                scopes=scope or keys.USUAL_SCOPES,
                 expires_in_days=expires_in_days,
                 profiles=profile,
                 prompts_per_minute=prompts_per_minute,
@@ -209,16 +209,16 @@ def create(
     typer.echo(created.secret)
 
 
-@keys.command("list")
+@keys_app.command("list")
 def list_(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
     data_dir: DataDir = Path(".data"),
 ) -> None:
     """List keys, without their secrets."""
 
-    async def work() -> list[auth.KeyInfo]:
+    async def work() -> list[keys.KeyInfo]:
         async with Database.open(_settings(data_dir)) as db:
-            return await auth.list_keys(db, tenant)
+            return await keys.list_keys(db, tenant)
 
     rows: list[tuple[str, ...]] = [
         ("ID", "TENANT", "NAME", "PREFIX", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "REVOKED")
@@ -232,14 +232,14 @@ def list_(
         typer.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
 
 
-@keys.command("revoke")
+@keys_app.command("revoke")
 def revoke(key_id: Annotated[UUID, typer.Argument(metavar="ID")], data_dir: DataDir = Path(".data")) -> None:
     """Make a key invalid, on all instances."""
 
     async def work() -> bool:
         settings = _settings(data_dir)
         async with Database.open(settings) as db, open_redis(settings) as redis:
-            return await auth.revoke_key(db, redis, key_id)
+            return await keys.revoke_key(db, redis, key_id)
 
     if not asyncio.run(work()):
         _fail(f"no key has the id {key_id}")

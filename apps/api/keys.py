@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api import auth
-from apps.api.auth import CreatedKey
+from apps.api.auth import SCOPES, forget_cached, hash_of
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
 
-MAX_OVERLAP_SECONDS = 30 * 86_400
+USUAL_SCOPES = ("write", "read")
+"""Of a key that is made without saying which."""
+
+DEFAULT_TENANT = "default"
 
 _COLUMNS = ("name", "scopes", "profiles", "prompts_per_minute", "expires_at")
 
@@ -58,24 +61,201 @@ async def require_tenant(db: Database, name: str) -> None:
         raise NotFound.of("tenant")
 
 
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A new key, or a new secret of one. `secret` is shown once and kept nowhere."""
+
+    id: UUID
+    tenant: str
+    prefix: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """A key as operators may see it."""
+
+    id: UUID
+    tenant: str
+    name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+    profiles: tuple[str, ...] | None
+    prompts_per_minute: int | None
+    previous_expires_at: datetime | None
+
+
+def new_secret() -> str:
+    """A secret that nobody has."""
+    return f"cak_{secrets.token_urlsafe(32)}"
+
+
+def prefix_of(secret: str) -> str:
+    """What is shown of a secret."""
+    return secret[: min(8, len(secret) // 4)]
+
+
+_TENANT = "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id"
+
+
+async def create_key(
+    db: Database,
+    *,
+    tenant: str,
+    name: str,
+    scopes: Sequence[str],
+    expires_in_days: int | None = None,
+    expires_at: datetime | None = None,
+    profiles: Sequence[str] | None = None,
+    prompts_per_minute: int | None = None,
+    secret: str | None = None,
+) -> CreatedKey:
+    """Make a key, and its tenant if it is new.
+
+    Raises:
+        ValueError: an unknown scope, a tenant name that the table refuses, or a secret that is a key already.
+    """
+    unknown = set(scopes) - set(SCOPES)
+    if unknown or not scopes:
+        raise ValueError(f"scopes must be some of {', '.join(SCOPES)}")
+    secret, key_id = secret or new_secret(), uuid4()
+    prefix = prefix_of(secret)
+    if expires_in_days is not None:
+        expires_at = datetime.now(UTC) + timedelta(days=expires_in_days)
+    try:
+        async with db.transaction() as connection:
+            tenant_id = await connection.fetchval(_TENANT, tenant)
+            await connection.execute(
+                "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at, profiles,"
+                " prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                key_id,
+                tenant_id,
+                name,
+                prefix,
+                hash_of(secret),
+                list(scopes),
+                expires_at,
+                list(profiles) if profiles else None,
+                prompts_per_minute,
+            )
+    except asyncpg.CheckViolationError as error:
+        raise ValueError("a tenant's name is 1 to 63 letters, digits, dots, dashes or underscores") from error
+    except asyncpg.UniqueViolationError as error:
+        raise ValueError("this secret is a key already") from error
+    return CreatedKey(key_id, tenant, prefix, secret)
+
+
+async def ensure_first_key(db: Database, secret: str | None) -> CreatedKey | None:
+    """With `secret` (API_KEY): make sure that it is a key. Without: mint one if there is no key at all yet."""
+    if secret is not None:
+        known = await db.pool.fetchval("SELECT 1 FROM api_keys WHERE secret_hash = $1", hash_of(secret))
+        if known:
+            return None
+    elif await db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM api_keys)"):
+        return None
+    try:
+        return await create_key(db, tenant=DEFAULT_TENANT, name="first key", scopes=SCOPES, secret=secret)
+    except ValueError:
+        if secret is None:
+            raise
+        return None  # another instance was faster
+
+
+async def ensure_anonymous_key(db: Database, tenant: str) -> str:
+    """The key of callers without a key, made when it is not there, with its tenant. Returns what stands for its secret.
+
+    Nobody can present it: what is stored as the hash of its secret is no hash. It is revoked and bound to profiles and
+    limits like every key.
+    """
+    async with db.transaction() as connection:
+        tenant_id = await connection.fetchval(_TENANT, tenant)
+        no_hash = f"anonymous:{tenant_id}".ljust(64, ":")
+        await connection.execute(
+            "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)"
+            " VALUES ($1, $2, 'anonymous', '-', $3, $4) ON CONFLICT (secret_hash) DO NOTHING",
+            uuid4(),
+            tenant_id,
+            no_hash,
+            list(USUAL_SCOPES),
+        )
+    return no_hash
+
+
+async def list_keys(
+    db: Database, tenant: str | None = None, *, limit: int | None = None, after: UUID | None = None
+) -> list[KeyInfo]:
+    """Keys of one tenant or of all, oldest first, those after the key `after`."""
+    return await _keys(
+        db,
+        "($1::text IS NULL OR t.name = $1) AND ($2::uuid IS NULL OR"
+        " (k.created_at, k.id) > (SELECT created_at, id FROM api_keys WHERE id = $2))"
+        " ORDER BY k.created_at, k.id LIMIT $3",
+        tenant,
+        after,
+        limit,
+    )
+
+
+async def get_key(db: Database, key_id: UUID) -> KeyInfo:
+    """One key. Raises NotFound `key_not_found`."""
+    found = await _keys(db, "k.id = $1", key_id)
+    if not found:
+        raise NotFound.of("key")
+    return found[0]
+
+
+async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInfo]:
+    rows = await db.pool.fetch(
+        "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"  # noqa: S608 - ours
+        " k.revoked_at, k.profiles, k.prompts_per_minute, k.previous_expires_at"
+        f" FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE {condition}",
+        *arguments,
+    )
+    return [_info(dict(row)) for row in rows]
+
+
+def _info(fields: dict[str, Any]) -> KeyInfo:
+    profiles = fields["profiles"]
+    lists = {"scopes": tuple(fields["scopes"]), "profiles": None if profiles is None else tuple(profiles)}
+    return KeyInfo(**{**fields, **lists})
+
+
+async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
+    """Make a key invalid, at once where Redis can be reached, else within KEY_CACHE_TTL. False when unknown."""
+    row = await db.pool.fetchrow(
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1"
+        " RETURNING secret_hash, previous_hash",
+        key_id,
+    )
+    if row is None:
+        return False
+    await forget_cached(redis, *row.values())
+    return True
+
+
 async def change_key(db: Database, redis: Redis, key_id: UUID, changes: Mapping[str, Any]) -> None:
-    """Change some of name, scopes, profiles, prompts_per_minute and expires_at of a key that is not revoked.
+    """Change some, at least one, of name, scopes, profiles, prompts_per_minute and expires_at of a key that is not
+    revoked.
 
     Raises:
         NotFound: `key_not_found`.
         Conflict: `key_revoked`.
     """
     fields = [name for name in _COLUMNS if name in changes]
-    sets = "".join(f", {name} = ${number}" for number, name in enumerate(fields, 2))
+    sets = ", ".join(f"{name} = ${number}" for number, name in enumerate(fields, 2))
     row = await db.pool.fetchrow(
-        f"UPDATE api_keys SET id = id{sets} WHERE id = $1 AND revoked_at IS NULL"  # noqa: S608 - our names
+        f"UPDATE api_keys SET {sets} WHERE id = $1 AND revoked_at IS NULL"  # noqa: S608 - our names
         " RETURNING secret_hash, previous_hash",
         key_id,
         *(changes[name] for name in fields),
     )
     if row is None:
         raise await _missing(db, key_id)
-    await auth.forget_cached(redis, *row.values())
+    await forget_cached(redis, *row.values())
 
 
 async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: float) -> CreatedKey:
@@ -85,7 +265,7 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
         NotFound: `key_not_found`.
         Conflict: `key_revoked`.
     """
-    secret = auth.new_secret()
+    secret = new_secret()
     async with db.transaction() as connection:
         before = await connection.fetchrow(
             "SELECT secret_hash, previous_hash FROM api_keys WHERE id = $1 AND revoked_at IS NULL FOR UPDATE", key_id
@@ -96,14 +276,14 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
                 " previous_expires_at = now() + make_interval(secs => $4) WHERE id = $1"
                 " RETURNING (SELECT name FROM tenants WHERE id = tenant_id)",
                 key_id,
-                auth.hash_of(secret),
-                auth.prefix_of(secret),
+                hash_of(secret),
+                prefix_of(secret),
                 overlap_seconds,
             )
     if before is None:
         raise await _missing(db, key_id)
-    await auth.forget_cached(redis, *before.values())
-    return CreatedKey(key_id, tenant, auth.prefix_of(secret), secret)
+    await forget_cached(redis, *before.values())
+    return CreatedKey(key_id, tenant, prefix_of(secret), secret)
 
 
 async def _missing(db: Database, key_id: UUID) -> Exception:

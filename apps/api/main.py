@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import FastAPI
 
-from apps.api import __version__, auth, roles
+from apps.api import __version__, keys, roles
 from apps.api.core import tasks
 from apps.api.core.config import profiles
 from apps.api.core.context import Core
@@ -134,7 +134,7 @@ async def _admit_guests(core: Core) -> str | None:
         tenant=tenant,
         warning="Whoever reaches this port acts for this tenant on the paths of the older servers, without a key.",
     )
-    return await auth.ensure_anonymous_key(core.db, tenant)
+    return await keys.ensure_anonymous_key(core.db, tenant)
 
 
 async def _look_at_role(db: Database, settings: Settings) -> None:
@@ -155,7 +155,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         prompt_limits = PromptLimits(settings)
         stack.push_async_callback(prompt_limits.close)
         if settings.api_key is not None:
-            await auth.ensure_first_key(db, settings.api_key.get_secret_value())
+            await keys.ensure_first_key(db, settings.api_key.get_secret_value())
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api import auth
+from apps.api import keys
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.fleet import Fleet, Instance
@@ -17,7 +17,7 @@ from tests.fleet import Fleet, Instance
 async def stranger(fleet: Fleet) -> dict[str, str]:
     """Headers of a key of another tenant."""
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        made = await auth.create_key(db, tenant=f"t-{uuid4().hex}", name="stranger")
+        made = await keys.create_key(db, tenant=f"t-{uuid4().hex}", name="stranger", scopes=keys.USUAL_SCOPES)
     return {"X-API-Key": made.secret}
 
 

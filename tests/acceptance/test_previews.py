@@ -13,7 +13,7 @@ import httpx
 import pytest
 import websockets
 
-from apps.api import auth
+from apps.api import keys
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.fleet import Fleet, Instance
@@ -110,7 +110,7 @@ async def served(fleet: Fleet) -> Served:
 @pytest.fixture
 async def stranger(fleet: Fleet) -> AsyncIterator[dict[str, str]]:
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        made = await auth.create_key(db, tenant=f"t{uuid4().hex}", name="k")
+        made = await keys.create_key(db, tenant=f"t{uuid4().hex}", name="k", scopes=keys.USUAL_SCOPES)
         yield {"X-API-Key": made.secret}
 
 

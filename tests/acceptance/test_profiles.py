@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api import auth
+from apps.api import keys
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.conftest import StartFleet
@@ -25,7 +25,8 @@ async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
 
 async def key(db: Database, *profiles: str, **more: Any) -> dict[str, str]:
     """Headers of a new key of the fleet's tenant, bound to these profiles."""
-    made = await auth.create_key(db, tenant="default", name=uuid4().hex, profiles=profiles, **more)
+    given = {"scopes": keys.USUAL_SCOPES, **more}
+    made = await keys.create_key(db, tenant="default", name=uuid4().hex, profiles=profiles, **given)
     return {"X-API-Key": made.secret}
 
 

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from apps.api import auth
+from apps.api import keys
 from apps.api.core import codec
 from apps.api.db import Database
 from apps.api.settings import Settings
@@ -38,7 +38,7 @@ async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
 
 async def key(db: Database, tenant: str = "default", **more: Any) -> dict[str, str]:
     """Headers of a new key."""
-    made = await auth.create_key(db, tenant=tenant, name=uuid4().hex, **more)
+    made = await keys.create_key(db, tenant=tenant, name=uuid4().hex, **{"scopes": keys.USUAL_SCOPES, **more})
     return {"X-API-Key": made.secret}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from apps.api.auth import create_key
 from apps.api.db import Database
+from apps.api.keys import USUAL_SCOPES, create_key
 from apps.api.settings import Settings
 from tests.fleet import Fleet, Instance
 from tests.world import until
@@ -101,7 +101,7 @@ async def test_the_agents_of_another_tenant_are_not_given_them(fleet: Fleet, ski
 async def stranger(fleet: Fleet) -> AsyncIterator[Instance]:
     """An instance as a client of another tenant sees it."""
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        key = await create_key(db, tenant="strangers", name="k")
+        key = await create_key(db, tenant="strangers", name="k", scopes=USUAL_SCOPES)
     async with httpx.AsyncClient(base_url=fleet[1].url, headers={"X-API-Key": key.secret}, timeout=60) as client:
         yield replace(fleet[1], client=client)
 

@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 from websockets.asyncio.client import connect
 
-from apps.api import auth
+from apps.api import keys
+from apps.api.auth import SCOPES
 from apps.api.db import Database
 from apps.api.main import create_app
 from apps.api.settings import Settings
@@ -45,7 +46,7 @@ class Wall:
 async def wall(fleet: Fleet) -> Wall:
     """A key that is bound to one profile, and a session of no profile."""
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        key = await auth.create_key(db, tenant="default", name=uuid4().hex, profiles=["readonly"])
+        key = await keys.create_key(db, tenant="default", name=uuid4().hex, scopes=SCOPES, profiles=["readonly"])
     session_id = await fleet[0].session(title="foreign")
     done = await fleet[0].ask(session_id, "say foreign")
     return Wall({"X-API-Key": key.secret}, session_id, done["run_id"])

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from apps.api import auth
+from apps.api import keys
 from apps.api.db import Database
 from apps.api.settings import Settings
 from tests.conftest import StartFleet
@@ -96,7 +96,9 @@ async def test_unknown_presets_and_profiles_and_foreign_ones_are_problems(fleet:
         ("profile", "validation_error"),
     }
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        bound = await auth.create_key(db, tenant="default", name="bound", profiles=["readonly"])
+        bound = await keys.create_key(
+            db, tenant="default", name="bound", scopes=keys.USUAL_SCOPES, profiles=["readonly"]
+        )
     body = {"profile": "dev", "session_id": str(uuid4())}
     answer = await fleet[1].post("/agents/preview", body, headers={"X-API-Key": bound.secret})
     assert problems(answer.json()) == {("profile", "profile_not_permitted"), ("session_id", "validation_error")}

@@ -14,8 +14,8 @@ import httpx
 import orjson
 import pytest
 
-from apps.api.auth import create_key
 from apps.api.db import Database
+from apps.api.keys import USUAL_SCOPES, create_key
 from apps.api.main import create_app
 from apps.api.settings import Settings
 from tests.fleet import API_KEY, Fleet, Sse, events_of
@@ -68,7 +68,7 @@ def owner(fleet: Fleet) -> Caller:
 @pytest.fixture(scope="module")
 async def stranger(fleet: Fleet, fleet_db: Database) -> Caller:
     """Somebody of another tenant, who may do everything there."""
-    return Caller(fleet, (await create_key(fleet_db, tenant="strangers", name="k")).secret)
+    return Caller(fleet, (await create_key(fleet_db, tenant="strangers", name="k", scopes=USUAL_SCOPES)).secret)
 
 
 @pytest.fixture(scope="module")

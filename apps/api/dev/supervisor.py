@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.api import auth, migrate
+from apps.api import keys, migrate
+from apps.api.auth import SCOPES
 from apps.api.db import Database
 from apps.api.dev import console, postgres, valkey
 from apps.api.dev.console import complain, say
@@ -171,16 +172,17 @@ class _Supervisor:
 
     async def _provide_key(self, db: Database, settings: Settings) -> Path | None:
         path, given = self._home.api_key, settings.api_key
-        created = await auth.ensure_first_key(db, given.get_secret_value() if given else None)
+        created = await keys.ensure_first_key(db, given.get_secret_value() if given else None)
         if given is not None:
             write_secret(path, given.get_secret_value())
         elif created is not None:
             write_secret(path, created.secret)
-        elif not _is_one_of(await auth.list_keys(db), path):
+        elif not _is_one_of(await keys.list_keys(db), path):
             # The file was lost. On a database of our own a new key harms nobody; elsewhere keys are the owner's affair.
             if "DATABASE_URL" not in self._overrides:
                 return None
-            write_secret(path, (await auth.create_key(db, tenant=auth.DEFAULT_TENANT, name="dev")).secret)
+            made = await keys.create_key(db, tenant=keys.DEFAULT_TENANT, name="dev", scopes=SCOPES)
+            write_secret(path, made.secret)
         return path
 
     def _start_demo_model(self, stack: AsyncExitStack, reaper: Reaper) -> None:
@@ -222,10 +224,10 @@ class _Supervisor:
         raise DevError("every server has ended; the reason is in " + console.shown(self._home.logs))
 
 
-def _is_one_of(keys: list[auth.KeyInfo], path: Path) -> bool:
+def _is_one_of(known: list[keys.KeyInfo], path: Path) -> bool:
     """Whether the key in this file seems to be one of the database's: its start is all that can be compared."""
     try:
         secret = path.read_text().strip()
     except FileNotFoundError:
         return False
-    return any(secret.startswith(key.prefix) and key.revoked_at is None for key in keys)
+    return any(secret.startswith(key.prefix) and key.revoked_at is None for key in known)

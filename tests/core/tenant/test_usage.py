@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from apps.api.auth import create_key
 from apps.api.core.events.log import Event
 from apps.api.core.sessions import prompts, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import GROUPS, ModelUsage, Scope
 from apps.api.errors import LeaseLost
+from apps.api.keys import USUAL_SCOPES, create_key
 from tests.world import World
 
 BIG, SMALL = ModelUsage("big", 100, 10, 50, 5, 1, 0.5), ModelUsage("small", 7, 3, cost_usd=0.25)
@@ -69,7 +69,7 @@ async def test_a_run_tells_what_it_used_by_model(world: World) -> None:
 
 
 async def test_every_grouping_adds_up_to_the_same(world: World) -> None:
-    key = await create_key(world.db, tenant=f"usage-{uuid4()}", name="robot")
+    key = await create_key(world.db, tenant=f"usage-{uuid4()}", name="robot", scopes=USUAL_SCOPES)
     await world.db.pool.execute("UPDATE api_keys SET tenant_id = $1 WHERE id = $2", world.tenant_id, key.id)
     session_id, _ = await spend(world, BIG, SMALL, key_id=key.id, day=LAST_DAY)
     await spend(world, BIG, session_id=session_id)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import Path, Query
 
-from apps.api import auth, keys
+from apps.api import keys
 from apps.api.core.context import Core
 from apps.api.core.fleet import instances, ownership, repair
 from apps.api.core.sessions import runs
@@ -54,7 +54,7 @@ async def list_keys(
     cursor: After = None,
 ) -> Page[wire.KeyState]:
     """Keys of all tenants, or of one, oldest first; revoked ones included. Never their secrets."""
-    found = await auth.list_keys(core.db, tenant, limit=limit + 1, after=cursor)
+    found = await keys.list_keys(core.db, tenant, limit=limit + 1, after=cursor)
     data = [wire.KeyState.model_validate(key) for key in found[:limit]]
     return Page[wire.KeyState](data=data, next_cursor=str(found[limit - 1].id) if len(found) > limit else None)
 
@@ -65,11 +65,11 @@ async def create_key(core: CoreDep, caller: Operator, body: wire.KeyBody) -> wir
     the key. 404 `tenant_not_found`."""
     _check_profiles(core, body)
     await keys.require_tenant(core.db, body.tenant)
-    made = await auth.create_key(
+    made = await keys.create_key(
         core.db,
         tenant=body.tenant,
         name=body.name,
-        scopes=body.scopes or auth.USUAL_SCOPES,
+        scopes=body.scopes or keys.USUAL_SCOPES,
         expires_at=body.expires_at,
         profiles=body.profiles,
         prompts_per_minute=body.prompts_per_minute,
@@ -83,23 +83,25 @@ def _check_profiles(core: Core, body: wire.KeyFields) -> None:
             raise ValidationError.of("profiles", f"no profile {name}; there are: {', '.join(core.profiles)}")
 
 
-async def _with_secret(core: Core, made: auth.CreatedKey) -> wire.KeySecret:
-    state = wire.KeyState.model_validate(await auth.get_key(core.db, made.id))
+async def _with_secret(core: Core, made: keys.CreatedKey) -> wire.KeySecret:
+    state = wire.KeyState.model_validate(await keys.get_key(core.db, made.id))
     return wire.KeySecret(**state.model_dump(), secret=made.secret)
 
 
 @router.get("/keys/{key_id}", responses=errors(404))
 async def get_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeyState:
     """One key, without its secret."""
-    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+    return wire.KeyState.model_validate(await keys.get_key(core.db, key_id))
 
 
 @router.patch("/keys/{key_id}", responses=errors(400, 404, 409, 413))
 async def patch_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.KeyPatch) -> wire.KeyState:
     """Change a key, on all instances at once; with Redis away within 30 s. 409 `key_revoked`."""
+    if not body.model_fields_set:
+        raise ValidationError.of("body", "must change something")
     _check_profiles(core, body)
     await keys.change_key(core.db, core.redis, key_id, body.model_dump(exclude_unset=True))
-    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+    return wire.KeyState.model_validate(await keys.get_key(core.db, key_id))
 
 
 @router.post("/keys/{key_id}/rotate", responses=errors(400, 404, 409, 413))
@@ -111,9 +113,9 @@ async def rotate_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.
 @router.post("/keys/{key_id}/revoke", responses=errors(404))
 async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeyState:
     """Make a key invalid for good, on all instances at once; with Redis away within 30 s. Its runs go on."""
-    if not await auth.revoke_key(core.db, core.redis, key_id):
+    if not await keys.revoke_key(core.db, core.redis, key_id):
         raise NotFound.of("key")
-    return wire.KeyState.model_validate(await auth.get_key(core.db, key_id))
+    return wire.KeyState.model_validate(await keys.get_key(core.db, key_id))
 
 
 @router.get("/instances", responses=errors())
