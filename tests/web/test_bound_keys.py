@@ -3,23 +3,62 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from fastapi import routing
+from fastapi.dependencies.models import Dependant
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from apps.api import keys
 from apps.api.auth import SCOPES
 from apps.api.db import Database
+from apps.api.dialects.native.ws import KINDS
 from apps.api.main import create_app
 from apps.api.settings import Settings
 from tests.fleet import Fleet
 
-PATHS: dict[str, dict[str, Any]] = create_app(Settings(_env_file=None)).openapi()["paths"]
-METHODS = {"get", "post", "put", "patch", "delete"}
-OPERATIONS = [(method, path) for path, found in PATHS.items() for method in found if method in METHODS]
+NAMES = {"session_id", "run_id"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A route, the sessions and runs that a request to it may name, and where: `path`, `query` or `body`."""
+
+    method: str
+    path: str
+    names: dict[str, str]
+
+
+def _query(dependant: Dependant) -> set[str]:
+    own = {field.alias for field in dependant.query_params}
+    return own.union(*map(_query, dependant.dependencies))
+
+
+def _named(method: str, route: Any) -> Named:
+    body = getattr(route, "body_field", None)
+    fields = getattr(body.field_info.annotation, "model_fields", {}) if body else {}
+    places = {"body": fields, "query": _query(route.dependant)}
+    names = {name: place for place, found in places.items() for name in NAMES & set(found)}
+    return Named(method, route.path, names | {n: "path" for n in NAMES if f"{{{n}}}" in route.path})
+
+
+def _all_routes() -> Iterator[Named]:
+    app = create_app(Settings(_env_file=None))
+    # Releases of FastAPI differ in whether the routes of a router that was included are the app's own.
+    for route in getattr(routing, "iter_route_contexts", iter)(app.routes):
+        if hasattr(route, "dependant"):
+            for method in sorted(getattr(route, "methods", None) or {"WEBSOCKET"}):
+                yield _named(method, route)
+
+
+ROUTES = list(_all_routes())
+NAMING = [(route.method, route.path, name, where) for route in ROUTES for name, where in sorted(route.names.items())]
 
 OWN = {
     "/api/v1/query",
@@ -38,56 +77,80 @@ OWN = {
 @dataclass(frozen=True)
 class Wall:
     headers: dict[str, str]
-    session_id: str
-    run_id: str
+    foreign: dict[str, str]
+    own: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 async def wall(fleet: Fleet) -> Wall:
-    """A key that is bound to one profile, and a session of no profile."""
+    """A key that is bound to one profile, a session of no profile, and one of the key's own."""
     async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
         key = await keys.create_key(db, tenant="default", name=uuid4().hex, scopes=SCOPES, profiles=["readonly"])
+    headers = {"X-API-Key": key.secret}
     session_id = await fleet[0].session(title="foreign")
     done = await fleet[0].ask(session_id, "say foreign")
-    return Wall({"X-API-Key": key.secret}, session_id, done["run_id"])
+    own = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]
+    return Wall(headers, {"session_id": session_id, "run_id": done["run_id"]}, {"session_id": own})
 
 
-def filled(path: str, wall: Wall) -> str:
-    known = {"session_id": wall.session_id, "run_id": wall.run_id, "port": "8000"}
-    parts = (part[1:-1] if part.startswith("{") else None for part in path.split("/"))
-    named = [known.get(name, str(uuid4())) if name else text for name, text in zip(parts, path.split("/"), strict=True)]
-    return "/".join(named)
+def filled(path: str, known: dict[str, str]) -> str:
+    return re.sub(r"{(\w+)(:\w+)?}", lambda found: {"port": "8000", **known}.get(found[1]) or str(uuid4()), path)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [(m, p) for m, p in OPERATIONS if "{session_id}" in p or ("{run_id}" in p and "/preview/" not in p)],
-)
+def test_the_walk_sees_every_kind_of_route() -> None:
+    assert {where for *_, where in NAMING} == {"path", "query", "body"}
+    named = {path for _, path, *_ in NAMING}
+    for prefix in ("/api/v1/runs/", "/preview/", *(f"/compat/{name}-server/" for name in ("chat", "code", "execute"))):
+        assert any(path.startswith(prefix) for path in named), prefix
+    assert {method for method, *_ in NAMING} > {"GET", "POST", "PATCH", "DELETE", "WEBSOCKET"}
+
+
+@pytest.mark.parametrize(("method", "path", "name", "where"), NAMING)
 async def test_a_session_of_another_profile_is_closed_to_every_route(
-    fleet: Fleet, wall: Wall, method: str, path: str
+    fleet: Fleet, wall: Wall, method: str, path: str, name: str, where: str
 ) -> None:
-    answer = await fleet[1].client.request(method, filled(path, wall), headers=wall.headers, json={})
-    assert answer.status_code == 403, answer.text
-    if path.startswith("/api/v1") and "/admin/" not in path:
-        assert answer.json()["error"]["code"] == "profile_not_permitted"
+    foreign = {name: wall.foreign[name]}
+    url = filled(path, {**wall.own, **(foreign if where == "path" else {})})
+    if method == "WEBSOCKET":
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(fleet[1].url.replace("http", "ws") + url, additional_headers=wall.headers)
+        status, text = refused.value.response.status_code, bytes(refused.value.response.body or b"").decode()
+    else:
+        body = {"prompt": "say no", **foreign} if where == "body" else {}
+        params = foreign if where == "query" else {}
+        answer = await fleet[1].client.request(method, url, headers=wall.headers, json=body, params=params)
+        status, text = answer.status_code, answer.text
+    assert status == 403, text
+    if method != "HEAD" and not path.startswith("/compat/"):
+        assert json.loads(text)["error"]["code"] == "profile_not_permitted"
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [(m, p) for m, p in OPERATIONS if m != "get" and "{session_id}" not in p and "{run_id}" not in p and p not in OWN],
+    [
+        (route.method, route.path)
+        for route in ROUTES
+        if route.method not in ("GET", "WEBSOCKET") and "path" not in route.names.values() and route.path not in OWN
+    ],
 )
 async def test_what_all_keys_of_a_tenant_use_is_not_changed_by_a_bound_key(
     fleet: Fleet, wall: Wall, method: str, path: str
 ) -> None:
-    answer = await fleet[1].client.request(method, filled(path, wall), headers=wall.headers, json={})
+    answer = await fleet[1].client.request(method, filled(path, {}), headers=wall.headers, json={})
     assert answer.status_code == 403, answer.text
     assert answer.json()["error"]["code"] == "key_is_bound"
 
 
+async def test_no_fork_is_made_of_a_session_of_another_profile(fleet: Fleet, wall: Wall) -> None:
+    body = {"prompt": "say no", "session_id": wall.foreign["session_id"], "fork_session": True}
+    answer = await fleet[1].post("/query", body, headers=wall.headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "profile_not_permitted")
+
+
 async def test_the_session_is_as_it_was_and_its_own_keys_use_it(fleet: Fleet, wall: Wall) -> None:
-    state = (await fleet[1].get(f"/sessions/{wall.session_id}")).json()
+    state = (await fleet[1].get(f"/sessions/{wall.foreign['session_id']}")).json()
     assert (state["title"], state["num_turns"]) == ("foreign", 1)
-    assert "mine" in (await fleet[1].ask(wall.session_id, "say mine"))["result"]
+    assert "mine" in (await fleet[1].ask(wall.foreign["session_id"], "say mine"))["result"]
 
 
 async def test_lists_leave_out_what_a_bound_key_cannot_use(fleet: Fleet, wall: Wall) -> None:
@@ -97,6 +160,22 @@ async def test_lists_leave_out_what_a_bound_key_cannot_use(fleet: Fleet, wall: W
     assert {session["profile"] for session in listed} == {"readonly"}
     assert (await fleet[1].get("/requests?status=all", headers=wall.headers)).json()["data"] == []
     assert (await fleet[1].get("/agents", headers=wall.headers)).status_code == 200
+
+
+async def test_usage_by_session_is_of_the_sessions_that_a_bound_key_may_use(fleet: Fleet, wall: Wall) -> None:
+    await fleet[0].ask((await fleet[0].post("/sessions", {}, headers=wall.headers)).json()["session_id"], "say mine")
+
+    async def sessions_of(**headers: str) -> tuple[set[str], int]:
+        report = (await fleet[1].get("/usage?group_by=session&limit=200", headers=headers)).json()
+        return {row["session_id"] for row in report["data"]}, report["totals"]["runs"]
+
+    seen, runs = await sessions_of(**wall.headers)
+    everything, all_runs = await sessions_of()
+    assert seen < everything
+    assert wall.foreign["session_id"] in everything - seen
+    assert 0 < runs < all_runs
+    sums = [(await fleet[1].get("/usage", headers=headers)).json()["totals"] for headers in (wall.headers, {})]
+    assert sums[0] == sums[1], "the tenant's sums are everybody's"
 
 
 async def test_a_clean_up_of_a_bound_key_leaves_the_sessions_of_others(fleet: Fleet, wall: Wall) -> None:
@@ -120,18 +199,21 @@ async def test_an_idempotency_key_opens_no_session_of_another_profile(fleet: Fle
 
 
 async def test_a_websocket_is_no_way_around(fleet: Fleet, wall: Wall) -> None:
-    ids = {"session_id": wall.session_id}
+    ids = {"session_id": wall.foreign["session_id"]}
     url = fleet[1].url.replace("http", "ws") + "/api/v1/query/ws"
+    messages: list[dict[str, Any]] = [
+        {"type": "prompt", "prompt": "say no", **ids},
+        {"type": "follow", **ids},
+        {"type": "follow", **wall.own, "run_id": wall.foreign["run_id"]},
+        {"type": "unfollow", **ids},
+        {"type": "interrupt", **ids},
+        {"type": "control", "model": "x", **ids},
+        {"type": "answer", "answers": {"a": "b"}, **ids},
+        {"type": "answer", "decision": "allow", "request_id": str(uuid4()), **ids},
+    ]
+    assert {message["type"] for message in messages} == set(KINDS) - {"ping"}
     async with connect(url, additional_headers=wall.headers) as socket:
-        for message in (
-            {"type": "prompt", "prompt": "say no", **ids},
-            {"type": "follow", **ids},
-            {"type": "follow", "run_id": wall.run_id, **ids},
-            {"type": "interrupt", **ids},
-            {"type": "control", "model": "x", **ids},
-            {"type": "answer", "answers": {"a": "b"}, **ids},
-            {"type": "answer", "decision": "allow", "request_id": str(uuid4()), **ids},
-        ):
+        for message in messages:
             await socket.send(json.dumps(message))
             answer = json.loads(await socket.recv())
             assert (answer["type"], answer["error"]["code"]) == ("error", "profile_not_permitted"), message

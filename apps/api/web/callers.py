@@ -44,7 +44,7 @@ async def identify(request: Request, *, guests: bool) -> Principal:
         caller = await auth.anonymous(core.db, core.redis, anonymous)
     else:
         caller = await auth.authenticate(core.db, core.redis, key)
-    await may_touch(core, caller, request.path_params)
+    await may_touch(core, caller, {**request.query_params, **request.path_params})
     request.state.caller = caller
     return caller
 

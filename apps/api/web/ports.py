@@ -19,7 +19,7 @@ from apps.api import auth
 from apps.api.core.sessions import ports
 from apps.api.core.sessions.ports import Preview
 from apps.api.errors import ApiError, NotFound, RateLimited, Unavailable
-from apps.api.web.callers import presented_key
+from apps.api.web.callers import may_touch, presented_key
 from apps.api.web.errors import error_response
 from apps.api.web.origins import Origin
 from apps.api.web.proxy import Upstream, relay, relay_socket
@@ -97,6 +97,7 @@ async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: 
         return Admitted(preview, port, f"{prefix}/~{ticket}")
     caller = await auth.authenticate(core.db, core.redis, presented_key(connection))
     caller.require("read" if connection.scope.get("method") in ("GET", "HEAD") else "write")
+    await may_touch(core, caller, connection.path_params)
     preview = await ports.get(core.db, caller.tenant_id, session_id)
     return Admitted(preview, port, prefix)
 

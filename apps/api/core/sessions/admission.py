@@ -223,9 +223,9 @@ async def _of_options(
 # --- sessions that exist -------------------------------------------------------------------------------------------
 
 
-_PROFILE = """
+_PROFILES = """
 SELECT profile FROM sessions
-WHERE tenant_id = $1 AND id = coalesce($2, (SELECT session_id FROM runs WHERE id = $3 AND tenant_id = $1))
+WHERE tenant_id = $1 AND id IN ($2, (SELECT session_id FROM runs WHERE id = $3 AND tenant_id = $1))
 """
 
 
@@ -246,8 +246,7 @@ async def may_touch(
     """
     if policy.bound is None or (session_id is None and run_id is None):
         return
-    row = await connection.fetchrow(_PROFILE, tenant_id, session_id, run_id)
-    if row is not None:
+    for row in await connection.fetch(_PROFILES, tenant_id, session_id, run_id):
         policy.require(row["profile"])
 
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import distinct, func, select
+from sqlalchemy import Select, distinct, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from apps.api.core.pages import Page, number_of
 from apps.api.db import Database
-from apps.api.models import ApiKey, Run, Usage
+from apps.api.models import ApiKey, Run, Session, Usage
 
 Group = Literal["day", "key", "model", "session"]
 
@@ -62,6 +62,7 @@ class Scope:
 
     Attributes:
         first, last: days in UTC, both included.
+        profiles: only sessions that have one of these.
     """
 
     first: date | None = None
@@ -69,6 +70,11 @@ class Scope:
     session_id: UUID | None = None
     key_id: UUID | None = None
     model: str | None = None
+    profiles: tuple[str, ...] | None = None
+
+    def sessions(self, tenant_id: UUID) -> Select[Any]:
+        """The sessions that have one of the profiles, deleted ones included."""
+        return select(Session.id).where(Session.tenant_id == tenant_id, Session.profile.in_(self.profiles or ()))
 
     def conditions(self, tenant_id: UUID) -> list[ColumnElement[bool]]:
         """What holds for a row of `usage`."""
@@ -84,6 +90,8 @@ class Scope:
         ):
             if value is not None:
                 wanted.append(column == value)
+        if self.profiles is not None:
+            wanted.append(Usage.session_id.in_(self.sessions(tenant_id)))
         return wanted
 
 
@@ -146,5 +154,7 @@ async def unmeasured(db: Database, tenant_id: UUID, scope: Scope) -> int:
         query = query.where(Run.session_id == scope.session_id)
     if scope.key_id is not None:
         query = query.where(Run.api_key_id == scope.key_id)
+    if scope.profiles is not None:
+        query = query.where(Run.session_id.in_(scope.sessions(tenant_id)))
     async with db.connect() as connection:
         return int((await connection.execute(query)).scalar_one())

@@ -152,8 +152,9 @@ async def get_usage(
     agent began itself counts for the key of the session's last prompt.
     """
     first, last = _days(first, last)
-    scope = Scope(first, last, session_id, key_id, model)
     groups: list[Group] = [name for name in usage.GROUPS if name in group_by.split(",")]
+    # A key that is bound to profiles reads the tenant's sums; of sessions it sees those that it may use.
+    scope = Scope(first, last, session_id, key_id, model, caller.profiles if "session" in groups else None)
     page = await usage.report(core.db, caller.tenant_id, scope, groups, limit=limit, cursor=cursor)
     totals = await usage.report(core.db, caller.tenant_id, scope, (), limit=1, cursor=None)
     answered = {

@@ -246,9 +246,9 @@ class Connection:
 
     async def _obey(self, message: dict[str, Any]) -> None:
         caller = await self._caller()
-        kind = _KINDS.get(message["type"])
+        kind = KINDS.get(message["type"])
         if kind is None:
-            known = ", ".join(_KINDS)
+            known = ", ".join(KINDS)
             raise BadRequest(f"No such type of message. There are: {known}.", code="unknown_message")
         await may_touch(self._core, caller, message)
         if not kind.waits:
@@ -385,7 +385,7 @@ class _Kind:
     waits: bool = False
 
 
-_KINDS = {
+KINDS = {
     "prompt": _Kind(Connection._prompt),
     "follow": _Kind(Connection._follow),
     "unfollow": _Kind(Connection._stop_following),
