@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
@@ -34,9 +34,7 @@ async def whoami(caller: Reader) -> wire.Whoami:
 class Model(BaseModel):
     """A model that the operator offers."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "claude-sonnet-5-5", "default": True}]})
-
-    id: str
+    id: str = Field(examples=["claude-sonnet-5-5"])
     default: bool = Field(description="Whether sessions that name none use it.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
@@ -18,41 +18,6 @@ Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
 Profiles = Annotated[list[Name], Field(min_length=1, max_length=50)]
 Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
-_KEY: dict[str, Any] = {
-    "id": "6b373fcf-bc92-4f5f-9232-b0983fa46d9c",
-    "tenant": "acme",
-    "name": "backend",
-    "prefix": "cak_o3Qr",
-    "scopes": ["write"],
-    "profiles": ["readonly"],
-    "prompts_per_minute": 60,
-    "created_at": "2026-01-31T12:00:00.000Z",
-    "expires_at": "2027-01-31T12:00:00.000Z",
-    "last_used_at": "2026-01-31T12:00:00.000Z",
-    "revoked_at": "2026-01-31T12:00:00.000Z",
-    "previous_expires_at": "2026-01-31T12:00:00.000Z",
-}
-
-
-_TENANT: dict[str, Any] = {
-    "id": "be4a7faf-fa7d-4b2f-a272-1e04e454320b",
-    "name": "acme",
-    "created_at": "2026-01-31T12:00:00.000Z",
-    "keys": 2,
-}
-_INSTANCE: dict[str, Any] = {
-    "id": "51336823-854a-48a5-b188-c855626b041f",
-    "hostname": "api-1",
-    "version": "0.1.0",
-    "alive": True,
-    "draining": False,
-    "slots": 4,
-    "running": 2,
-    "sessions": 5,
-    "started_at": "2026-01-31T12:00:00.000Z",
-    "lease_expires_at": "2026-01-31T13:00:00.000Z",
-}
-
 
 class TenantBody(Closed):
     """A new tenant."""
@@ -62,8 +27,6 @@ class TenantBody(Closed):
 
 class TenantState(BaseModel):
     """A tenant."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_TENANT]})
 
     id: UUID
     name: str = Field(examples=["acme"])
@@ -115,14 +78,14 @@ class KeyBody(KeyFields):
 class KeyState(BaseModel):
     """A key, without its secret."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_KEY]}, from_attributes=True)
+    model_config = ConfigDict(from_attributes=True)
 
     id: UUID
-    tenant: str
-    name: str
-    prefix: str = Field(description="How its secret begins.")
+    tenant: str = Field(examples=["acme"])
+    name: str = Field(examples=["backend"])
+    prefix: str = Field(description="How its secret begins.", examples=["cak_o3Qr"])
     scopes: list[Scope]
-    profiles: list[str] | None
+    profiles: list[str] | None = Field(examples=[["readonly"]])
     prompts_per_minute: int | None
     created_at: datetime
     expires_at: datetime | None
@@ -134,9 +97,7 @@ class KeyState(BaseModel):
 class KeySecret(KeyState):
     """A key with its secret, which is shown this once."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**_KEY, "secret": "cak_o3Qr..."}]})
-
-    secret: str
+    secret: str = Field(examples=["cak_o3Qr..."])
 
 
 class RotateBody(Closed):
@@ -149,8 +110,6 @@ class RotateBody(Closed):
 
 class InstanceState(BaseModel):
     """A server process. `sessions` are owned by it, `running` of them execute a run."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_INSTANCE]})
 
     id: UUID
     hostname: str = Field(examples=["api-1"])

@@ -17,7 +17,6 @@ from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
 from apps.api.core.tenant.presets import Draft, Judge
-from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import Page, described
 from apps.api.errors import ValidationError
@@ -28,17 +27,6 @@ from apps.api.web.route import CoreDep
 router = Router(prefix=PREFIX, tags=["agents"])
 
 _CONFIG = {"system_prompt_append": "You review code.", "tools": ["Glob", "Grep", "Read"], "max_turns": 20}
-_EXAMPLE: dict[str, Any] = {
-    "id": examples.AGENT_ID,
-    "name": "reviewer",
-    "description": "Reviews a change and says what is wrong.",
-    "version": 3,
-    "newest_version": 3,
-    "profile": "readonly",
-    "config": _CONFIG,
-    "created_at": examples.MOMENT,
-    "updated_at": examples.MOMENT,
-}
 
 
 class PresetFields(AgentConfig):
@@ -67,15 +55,13 @@ class PresetBody(PresetFields):
 class PresetState(BaseModel):
     """A preset in one version. `config` shows names, not values, of `env` and headers."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
-
-    id: str
-    name: str
-    description: str | None
+    id: str = Field(examples=["b1f0c8de-6c0c-4a0e-9a41-0a9f3a0f7c55"])
+    name: str = Field(examples=["reviewer"])
+    description: str | None = Field(examples=["Reviews a change and says what is wrong."])
     version: int
     newest_version: int
-    profile: str | None
-    config: dict[str, Any]
+    profile: str | None = Field(examples=["readonly"])
+    config: dict[str, Any] = Field(examples=[_CONFIG])
     created_at: datetime = Field(description="Of the preset.")
     updated_at: datetime = Field(description="When this version was made.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 from fastapi import Request, Response
@@ -22,7 +22,7 @@ from apps.api.dialects.native.common import (
     errors,
     send_change,
 )
-from apps.api.dialects.native.examples import IDS, MOMENT
+from apps.api.dialects.native.examples import IDS
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer
 from apps.api.web.doors import Router
@@ -34,32 +34,9 @@ router = Router(prefix=PREFIX)
 REWIND_WAIT = 30.0
 """Seconds that a rewind is waited for: for the runs before it, and for an agent to start."""
 
-_CHECKPOINT: dict[str, Any] = {
-    **IDS,
-    "seq": 3,
-    "created_at": MOMENT,
-    "checkpoint_id": IDS["run_id"],
-    "user_message_uuid": IDS["run_id"],
-    "prompt": "Rename the function.",
-}
-_REWOUND: dict[str, Any] = {
-    **IDS,
-    "status": "succeeded",
-    "checkpoint_id": IDS["run_id"],
-    "dry_run": True,
-    "files_changed": ["app.py"],
-    "not_restored": [],
-    "insertions": 1,
-    "deletions": 1,
-    "diff": "diff --git a/app.py b/app.py\n--- a/app.py\n+++ b/app.py\n@@ -1 +1 @@\n-def new():\n+def old():\n",
-    "diff_omitted": False,
-}
-
 
 class Checkpoint(BaseModel):
     """A prompt before which the files can be brought back."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_CHECKPOINT]})
 
     session_id: UUID
     run_id: UUID | None = Field(description="The prompt's run; in a fork perhaps one of its parent's.")
@@ -67,7 +44,7 @@ class Checkpoint(BaseModel):
     created_at: datetime
     checkpoint_id: UUID
     user_message_uuid: UUID = Field(description="`uuid` of the prompt's message; the same as `checkpoint_id`.")
-    prompt: str = Field(description="The first 200 characters of the prompt.")
+    prompt: str = Field(description="The first 200 characters of the prompt.", examples=["Rename the function."])
 
 
 class RewindBody(wire.Closed):
@@ -91,18 +68,20 @@ class RewindBody(wire.Closed):
 class Rewound(BaseModel):
     """What was changed, or would be."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_REWOUND]})
-
     session_id: UUID
     run_id: UUID
     status: Literal["succeeded"]
     checkpoint_id: UUID
     dry_run: bool
-    files_changed: list[str] = Field(description="Paths in the workspace, at most 1,000.")
+    files_changed: list[str] = Field(description="Paths in the workspace, at most 1,000.", examples=[["app.py"]])
     not_restored: list[str] = Field(description="Those that could not be brought back.")
     insertions: int = Field(description="Lines that are added by it.")
     deletions: int = Field(description="Lines that are taken away by it.")
-    diff: str | None = Field(None, description="Of a dry run: a patch for `git apply`, from now to then.")
+    diff: str | None = Field(
+        None,
+        description="Of a dry run: a patch for `git apply`, from now to then.",
+        examples=["diff --git a/app.py b/app.py\n--- a/app.py\n+++ b/app.py\n@@ -1 +1 @@\n-def new():\n+def old():\n"],
+    )
     diff_omitted: bool = Field(False, description="Whether large or binary files were left out of the diff.")
 
 

@@ -18,7 +18,6 @@ from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission, runs
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
-from apps.api.dialects.native.examples import IDS
 from apps.api.errors import Unavailable, refuse
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import Router
@@ -71,11 +70,9 @@ class ResetBody(wire.Closed):
 class Applied(wire.Closed):
     """`applied`: it has happened. `accepted`: the owner has been told and did not answer yet."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**IDS, "status": "applied"}]})
-
     session_id: UUID
     run_id: UUID | None
-    status: Literal["applied", "accepted"]
+    status: Literal["applied", "accepted"] = Field(examples=["applied"])
 
 
 class ContextUse(BaseModel):
@@ -89,11 +86,7 @@ class ContextUse(BaseModel):
 class McpStatus(wire.Closed):
     """Status of the session's MCP servers, as the live agent reports it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"mcp_servers": [{"name": "github", "status": "connected", "tools": []}]}]}
-    )
-
-    mcp_servers: list[dict[str, Any]]
+    mcp_servers: list[dict[str, Any]] = Field(examples=[[{"name": "github", "status": "connected", "tools": []}]])
 
 
 def _applied(session_id: UUID, sent: Sent) -> Applied:

@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from apps.api.core.config.parts import PermissionMode
 from apps.api.core.sessions import dry_run
-from apps.api.dialects.native import examples
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, answer, errors
 from apps.api.dialects.native.prompts import run_request
@@ -22,36 +21,6 @@ from apps.api.web.errors import findings
 from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["agents"])
-
-_SIZE = {"characters": 40, "bytes": 40}
-_EXAMPLE: dict[str, Any] = {
-    "ok": False,
-    "problems": [
-        {"field": "tools", "code": "tool_not_permitted", "reason": "Bash is not among the profile's tools"},
-    ],
-    "warnings": [{"field": "hooks.Stop.0.url", "code": "target_unreachable", "reason": "no connection"}],
-    "agent": {"id": examples.AGENT_ID, "version": 3},
-    "profile": "readonly",
-    "model": "claude-sonnet-5-5",
-    "permission_mode": "dontAsk",
-    "tools": ["Glob", "Grep", "Read"],
-    "allowed_tools": ["Glob", "Grep", "Read"],
-    "disallowed_tools": [],
-    "mcp_servers": [
-        {"name": "git", "agent": "reviewer", "type": "http", "allowed": True, "reachable": True, "reason": ""}
-    ],
-    "hooks": [{"event": "Stop", "url": "https://example.org/", "reachable": False, "reason": "no connection"}],
-    "missing_secrets": ["HOOK_SECRET"],
-    "output_schema": "valid",
-    "prompt_size": {
-        "system_prompt": _SIZE,
-        "prompt": _SIZE,
-        "output_schema": {"characters": 0, "bytes": 0},
-        "subagents": {"characters": 0, "bytes": 0},
-        "total": {"characters": 80, "bytes": 80},
-    },
-    "config": {"permission_mode": "dontAsk", "tools": ["Glob", "Grep", "Read"]},
-}
 
 
 class PreviewedAgent(BaseModel):
@@ -93,21 +62,19 @@ class PromptSize(BaseModel):
 class Preview(BaseModel):
     """What would run. With problems: what would run without what they name."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
-
     ok: bool = Field(description="Whether the request would be accepted: there are no problems.")
     problems: list[Problem] = Field(description="All of them; `code` is that of the error which the request would get.")
     warnings: list[Problem] = Field(description="What does not answer now, for which the request is not refused.")
     agent: PreviewedAgent | None
-    profile: str | None
-    model: str
+    profile: str | None = Field(examples=["readonly"])
+    model: str = Field(examples=["claude-sonnet-5-5"])
     permission_mode: PermissionMode
-    tools: list[str] = Field(description="Built-in tools after policy.")
+    tools: list[str] = Field(description="Built-in tools after policy.", examples=[["Glob", "Grep", "Read"]])
     allowed_tools: list[str]
     disallowed_tools: list[str]
     mcp_servers: list[PreviewedServer]
     hooks: list[PreviewedHook]
-    missing_secrets: list[str]
+    missing_secrets: list[str] = Field(examples=[["HOOK_SECRET"]])
     output_schema: Literal["valid", "invalid"] | None
     prompt_size: PromptSize
     config: dict[str, Any] = Field(description="The options in effect, with the profile's defaults.")

@@ -24,13 +24,6 @@ ServerName = Annotated[Name, Path(description="The server's name in the registry
 
 _OWN: TypeAdapter[OwnServer] = TypeAdapter(OwnServer)
 _REMOTE: dict[str, Any] = {"type": "http", "url": "https://tickets.example.com/mcp"}
-_SHOWN: dict[str, Any] = {
-    "name": "tickets",
-    **_REMOTE,
-    "headers": {"Authorization": "***"},
-    "created_at": "2026-01-31T12:00:00.000Z",
-    "updated_at": "2026-01-31T12:00:00.000Z",
-}
 
 
 class McpServerBody(Closed):
@@ -67,15 +60,13 @@ class McpServerBody(Closed):
 class McpServerState(BaseModel):
     """A registered MCP server; the values of `env` and `headers` are `***`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_SHOWN]})
-
-    name: str
+    name: str = Field(examples=["tickets"])
     type: Literal["stdio", "http", "sse"]
     command: str | None = None
     args: list[str] | None = None
     env: dict[str, str] | None = None
-    url: str | None = None
-    headers: dict[str, str] | None = None
+    url: str | None = Field(None, examples=["https://tickets.example.com/mcp"])
+    headers: dict[str, str] | None = Field(None, examples=[{"Authorization": "***"}])
     created_at: datetime
     updated_at: datetime
 

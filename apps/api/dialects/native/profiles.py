@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from apps.api.auth import Principal
 from apps.api.core.config.names import Name
@@ -20,35 +20,12 @@ from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["profiles"])
 
-_EXAMPLE: dict[str, Any] = {
-    "name": "readonly",
-    "description": "Reads the files of its workspace. No changes, no commands, no network.",
-    "usable": True,
-    "default": False,
-    "tools": ["Glob", "Grep", "Read"],
-    "allow": ["Glob", "Grep", "Read"],
-    "never": [],
-    "permission_modes": ["dontAsk", "default", "plan"],
-    "models": ["claude-sonnet-5-5"],
-    "max_turns": 100,
-    "max_budget_usd": 20.0,
-    "timeout_seconds": 3600.0,
-    "mcp": [],
-    "hooks": True,
-    "subagents": False,
-    "skills": False,
-    "env": False,
-    "isolation": "require",
-}
-
 
 class ProfileState(BaseModel):
     """A profile. Null means: not restricted."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
-
-    name: str
-    description: str
+    name: str = Field(examples=["readonly"])
+    description: str = Field(examples=["Reads the files of its workspace. No changes, no commands, no network."])
     usable: bool = Field(description="Whether this key may use it.")
     default: bool = Field(description="Whether a session of this key runs under it when the request names none.")
     tools: list[str] | None = Field(description="Built-in tools that may exist; all of them unless `tools` says less.")

@@ -16,7 +16,6 @@ from apps.api.core.fleet import answering
 from apps.api.core.sessions import admission, requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
-from apps.api.dialects.native.examples import IDS
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import Router
@@ -28,18 +27,6 @@ RequestId = Annotated[UUID, Path(description="`request_id` of the event.")]
 Status = Annotated[
     Literal["open", "answered", "closed", "all"], Query(description="Open ones only, unless something else is said.")
 ]
-
-_EXAMPLE: dict[str, Any] = {
-    "request_id": "0f8b1c52-6a7e-4d0c-9c55-1d5f5d0f7a11",
-    **IDS,
-    "type": "permission",
-    "status": "open",
-    "tool_name": "Bash",
-    "input": {"command": "npm install"},
-    "suggestions": [],
-    "created_at": "2026-01-31T12:00:00.000Z",
-    "expires_at": "2026-01-31T13:00:00.000Z",
-}
 
 
 class DecisionBody(wire.Closed):
@@ -78,27 +65,21 @@ class AnswerBody(wire.Closed):
 class Answered(BaseModel):
     """`applied`: the agent goes on with it. `accepted`: it is stored, and the agent has not taken it yet."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"request_id": _EXAMPLE["request_id"], "session_id": IDS["session_id"], "status": "applied"}]
-        }
-    )
-
     request_id: UUID
     session_id: UUID
-    status: Literal["applied", "accepted"]
+    status: Literal["applied", "accepted"] = Field(examples=["applied"])
 
 
 class RequestState(BaseModel):
     """What an agent asks, with the fields of its event, and what came of it."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(extra="allow")
 
     request_id: UUID
     session_id: UUID
     run_id: UUID | None = Field(description="Null when a background task asked between two runs.")
     type: Literal["permission", "question"]
-    status: Literal["open", "answered", "closed"]
+    status: Literal["open", "answered", "closed"] = Field(examples=["open"])
     decision: str | None = Field(None, description="`allow`, `deny`, `answered` or `closed`.")
     resolved_by: dict[str, Any] | None = Field(None, description="A key, or why the system closed it.")
     created_at: datetime

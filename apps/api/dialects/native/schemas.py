@@ -189,21 +189,19 @@ class PinnedAgent(BaseModel):
 class SessionState(BaseModel):
     """A session as it is now. `config.env` shows names only."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.SESSION]})
-
     session_id: UUID
     status: Literal["idle", "queued", "running", "requires_action"]
     active: bool = Field(description="Whether an instance keeps an agent process for it.")
     active_run_id: UUID | None
     queued_runs: int
-    title: str | None
-    tags: list[str]
-    metadata: dict[str, str]
-    model: str
-    permission_mode: str
-    tools: list[str] | None = Field(description="Tools of the agent; null before the first run.")
+    title: str | None = Field(examples=["Weekly report"])
+    tags: list[str] = Field(examples=[["reports"]])
+    metadata: dict[str, str] = Field(examples=[{"customer": "42"}])
+    model: str = Field(examples=["claude-sonnet-5-5"])
+    permission_mode: str = Field(examples=["acceptEdits"])
+    tools: list[str] | None = Field(description="Tools of the agent; null before the first run.", examples=[["Read"]])
     agent: PinnedAgent | None
-    profile: str | None = Field(description="The profile that it was created under.")
+    profile: str | None = Field(description="The profile that it was created under.", examples=["dev"])
     surface: str = Field(description="What it was made through: `native`, or one of the dialects of older servers.")
     config: dict[str, Any] = Field(description="Its options, with the profile's defaults.")
     num_turns: int
@@ -255,13 +253,11 @@ class UsageFigures(BaseModel):
 class UsageOfModel(UsageFigures):
     """What a run used of one model."""
 
-    model: str
+    model: str = Field(examples=["claude-sonnet-5-5"])
 
 
 class RunState(BaseModel):
     """A run: the execution of one prompt."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.RUN]})
 
     run_id: UUID
     session_id: UUID
@@ -270,7 +266,8 @@ class RunState(BaseModel):
     origin: Literal["client", "background"]
     error: RunError | None
     result: dict[str, Any] | None = Field(
-        description="The fields of its `result` event, once it has one; of a rewind what it changed."
+        description="The fields of its `result` event, once it has one; of a rewind what it changed.",
+        examples=[{"status": "failed", "is_error": True, "terminal_reason": "max_turns"}],
     )
     total_cost_usd: float | None = Field(description="USD as the SDK counted them; null until it has told any.")
     usage: list[UsageOfModel] = Field(description="What it used, by model; empty until it is over.")
@@ -285,33 +282,29 @@ class RunState(BaseModel):
 class Result(BaseModel):
     """The outcome of a run that succeeded. Figures are the SDK's own."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, **examples.RESULT}]})
-
     session_id: UUID
     run_id: UUID
     status: Literal["succeeded"]
-    result: str | None
-    structured_output: Any | None
+    result: str | None = Field(examples=["Here are the Python files: app.py, test_app.py."])
+    structured_output: Any | None = Field(examples=[{"files": ["app.py", "test_app.py"]}])
     is_error: bool
-    stop_reason: str | None
-    terminal_reason: str | None = None
+    stop_reason: str | None = Field(examples=["end_turn"])
+    terminal_reason: str | None = Field(None, examples=["completed"])
     num_turns: int
     duration_ms: int
     duration_api_ms: int
     total_cost_usd: float
-    usage: dict[str, Any] | None
-    model_usage: dict[str, Any]
+    usage: dict[str, Any] | None = Field(examples=[{"input_tokens": 5200, "output_tokens": 96}])
+    model_usage: dict[str, Any] = Field(examples=[{"claude-sonnet-5-5": {"inputTokens": 5200, "costUSD": 0.0231}}])
     permission_denials: list[Any]
 
 
 class Accepted(BaseModel):
     """The run is queued; follow its events or ask for it by id."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**examples.IDS, "status": "accepted"}]})
-
     session_id: UUID
     run_id: UUID
-    status: Literal["accepted"] = "accepted"
+    status: Literal["accepted"] = Field("accepted", examples=["accepted"])
 
 
 class MessageList(Page[dict[str, Any]]):

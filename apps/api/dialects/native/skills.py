@@ -34,13 +34,6 @@ _EXAMPLE: dict[str, Any] = {
     "description": "How to write the weekly report",
     "content": "Write three sentences. See style.md for the tone.",
 }
-_LISTED: dict[str, Any] = {
-    "name": "report",
-    "qualified_name": "tenant:report",
-    "description": "How to write the weekly report",
-    "source": "tenant",
-}
-_TIMES = {"created_at": "2026-01-31T12:00:00.000Z", "updated_at": "2026-01-31T12:00:00.000Z"}
 
 
 class CommandBody(Closed):
@@ -80,11 +73,9 @@ class SkillBody(CommandBody):
 class Listed(BaseModel):
     """A skill or command that sessions may use."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_LISTED]})
-
-    name: str
+    name: str = Field(examples=["report"])
     qualified_name: str = Field(description="The name in the option `skills`, and after the slash in a prompt.")
-    description: str
+    description: str = Field(examples=["How to write the weekly report"])
     source: Literal["image", "tenant"] = Field(description="Of the agent's program, or the tenant's own.")
     argument_hint: str | None = Field(None, description="What may follow the command's name.")
 
@@ -92,19 +83,13 @@ class Listed(BaseModel):
 class CommandState(Listed):
     """One of the tenant's own commands."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**_LISTED, **_TIMES, "content": "Say hello."}]})
-
-    content: str
+    content: str = Field(examples=["Say hello."])
     created_at: datetime
     updated_at: datetime
 
 
 class SkillState(CommandState):
     """One of the tenant's own skills."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{**_LISTED, **_TIMES, "content": _EXAMPLE["content"], "files": {}}]}
-    )
 
     files: dict[str, str]
 

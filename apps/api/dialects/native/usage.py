@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from apps.api.core.config.names import ModelName
 from apps.api.core.sessions import sessions
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Group, Scope
-from apps.api.dialects.native import examples
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
 from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
 from apps.api.errors import ValidationError
@@ -25,17 +24,6 @@ router = Router(prefix=PREFIX, tags=["usage"])
 
 MAX_DAYS = 366
 DEFAULT_DAYS = 30
-
-_FIGURES: dict[str, Any] = {
-    "runs": 3,
-    "input_tokens": 5200,
-    "output_tokens": 96,
-    "cache_read_input_tokens": 0,
-    "cache_creation_input_tokens": 0,
-    "web_search_requests": 0,
-    "cost_usd": 0.0231,
-}
-_MODEL = "claude-sonnet-5-5"
 
 
 class UsageSums(UsageFigures):
@@ -50,27 +38,12 @@ class UsageRow(UsageSums):
     day: date | None = Field(None, description="Day in UTC on which the runs ended.")
     key_id: UUID | None = Field(None, description="The API key; null when it is gone.")
     key_name: str | None = None
-    model: str | None = None
+    model: str | None = Field(None, examples=["claude-sonnet-5-5"])
     session_id: UUID | None = Field(None, description="Also of sessions that were deleted since.")
 
 
 class UsageReport(BaseModel):
     """Groups in the order day, key, model, session; and the sums of all groups, on this page or not."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "from": "2026-01-01",
-                    "to": "2026-01-31",
-                    "data": [{"day": "2026-01-31", "model": _MODEL, **_FIGURES}],
-                    "totals": _FIGURES,
-                    "unmeasured_runs": 0,
-                    "next_cursor": "100",
-                }
-            ]
-        },
-    )
 
     first: date = Field(alias="from", description="First day, in UTC.")
     last: date = Field(alias="to", description="Last day, in UTC, included.")
@@ -83,33 +56,17 @@ class UsageReport(BaseModel):
     next_cursor: str | None
 
 
+class UsageModelRow(UsageSums, UsageOfModel):
+    """Sums of one model."""
+
+
 class SessionUsage(BaseModel):
     """What a session has used since its creation, by model."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "session_id": examples.IDS["session_id"],
-                    "data": [{"model": _MODEL, **_FIGURES}],
-                    "totals": _FIGURES,
-                    "unmeasured_runs": 0,
-                }
-            ]
-        },
-    )
 
     session_id: UUID
     data: list[UsageModelRow]
     totals: UsageSums
     unmeasured_runs: int = Field(description="Runs that ended without figures.")
-
-
-class UsageModelRow(UsageSums, UsageOfModel):
-    """Sums of one model."""
-
-
-SessionUsage.model_rebuild()
 
 
 def _days(first: date | None, last: date | None) -> tuple[date, date]:

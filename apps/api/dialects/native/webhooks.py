@@ -28,21 +28,6 @@ DeliveryId = Annotated[UUID, Path(description="The delivery's id, which is the m
 Description = Annotated[Text, Field(max_length=500)]
 Events = Annotated[list[Told], Field(min_length=1, max_length=20)]
 
-_MOMENT = "2026-01-31T12:00:00.000Z"
-_WEBHOOK: dict[str, Any] = {
-    "webhook_id": "4be8dc4b-3f2e-4c59-8b7a-8f6a3f6f0c52",
-    "url": "https://example.com/webhooks",
-    "description": "Tells the billing service.",
-    "events": ["run.succeeded", "run.failed"],
-    "enabled": False,
-    "disabled_at": _MOMENT,
-    "disabled_reason": "it answered 410",
-    "failing_since": _MOMENT,
-    "previous_secret_expires_at": _MOMENT,
-    "created_at": _MOMENT,
-    "updated_at": _MOMENT,
-}
-
 
 class WebhookBody(Closed):
     """A webhook to register."""
@@ -74,28 +59,22 @@ class WebhookState(BaseModel):
     """A webhook. Its secret is shown when it is made, and when it is rotated."""
 
     webhook_id: UUID
-    url: str
-    description: str | None
+    url: str = Field(examples=["https://example.com/webhooks"])
+    description: str | None = Field(examples=["Tells the billing service."])
     events: list[Told]
     enabled: bool
     disabled_at: datetime | None
-    disabled_reason: str | None
+    disabled_reason: str | None = Field(examples=["it answered 410"])
     failing_since: datetime | None = Field(description="Since when it has done nothing but fail.")
     previous_secret_expires_at: datetime | None = Field(description="Until when the previous secret signs too.")
     created_at: datetime
     updated_at: datetime
 
-    model_config = {"json_schema_extra": {"examples": [_WEBHOOK]}}
-
 
 class WebhookWithSecret(WebhookState):
     """A webhook, and the secret that signs its messages."""
 
-    secret: str = Field(description="Keep it: it is not shown again.")
-
-    model_config = {
-        "json_schema_extra": {"examples": [{**_WEBHOOK, "secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"}]}
-    }
+    secret: str = Field(description="Keep it: it is not shown again.", examples=["whsec_C2FVsBQIhrscChlQIMV+b5sS"])
 
 
 class Delivery(BaseModel):
@@ -104,34 +83,14 @@ class Delivery(BaseModel):
     delivery_id: UUID
     webhook_id: UUID
     type: Told | Literal["webhook.test"]
-    data: dict[str, Any]
+    data: dict[str, Any] = Field(examples=[{"session_id": "6975080a-…", "run_id": "74fc4ab6-…", "status": "failed"}])
     status: Literal["pending", "delivered", "failed"]
     attempts: int
     next_attempt_at: datetime | None
     last_status: int | None = Field(description="HTTP status of the last answer, if there was one.")
-    last_error: str | None
+    last_error: str | None = Field(examples=["it answered 500"])
     created_at: datetime
     delivered_at: datetime | None
-
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "delivery_id": "0f4bbd1f-71f5-4b0c-9b8f-7a0c8f4b4c3e",
-                    "webhook_id": _WEBHOOK["webhook_id"],
-                    "type": "run.failed",
-                    "data": {"session_id": "6975080a-…", "run_id": "74fc4ab6-…", "status": "failed"},
-                    "status": "delivered",
-                    "attempts": 2,
-                    "next_attempt_at": _MOMENT,
-                    "last_status": 200,
-                    "last_error": "it answered 500",
-                    "created_at": _MOMENT,
-                    "delivered_at": _MOMENT,
-                }
-            ]
-        }
-    }
 
 
 @router.post("/webhooks", status_code=201, responses=errors(400, 409, 413))
