@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib.util
-import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
@@ -28,9 +27,6 @@ from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 PR_SET_DUMPABLE = 4
 """From linux/prctl.h."""
@@ -135,13 +131,15 @@ def serve(
     from apps.api.server import build_server
 
     application = create_app(settings)
-    failures = _watch_lifespan(application, show_traces=settings.debug)
     server = build_server(application, settings, host=settings.host, port=settings.port)
     # SystemExit: uvicorn's own after a failed start, or ours for the signal that it raises again at its end.
-    with suppress(SystemExit):
-        server.run()
-    if failures:
-        _fail(f"cannot start: {migrate.reason(failures[0])}")
+    try:
+        with suppress(SystemExit):
+            server.run()
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exception(error)
+        _fail(f"cannot {'stop in order' if server.started else 'start'}: {migrate.reason(error)}")
     # An instance that lost a background task stops itself; who supervises it must see that as a failure.
     if not server.started or application.state.instance.failed():
         sys.exit(1)
@@ -265,29 +263,6 @@ def _settings(data_dir: Path) -> Settings:
         given |= {"database_owner_url"}  # the two name one database
     values: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
     return Settings(**{name: value for name, value in values.items() if name not in given})
-
-
-def _watch_lifespan(application: FastAPI, *, show_traces: bool) -> list[Exception]:
-    """The list that will hold what made the application's start fail. Its traceback is for DEBUG only."""
-    failures: list[Exception] = []
-    original = application.router.lifespan_context
-
-    @asynccontextmanager
-    async def watched(app: FastAPI) -> AsyncIterator[Any]:
-        entered = False
-        try:
-            async with original(app) as state:
-                entered = True
-                yield state
-        except Exception as error:
-            if not entered:
-                failures.append(error)
-            raise
-
-    application.router.lifespan_context = watched
-    if not show_traces:
-        logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Traceback"))
-    return failures
 
 
 def _environment() -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from types import FrameType
 from typing import Any
 
@@ -107,8 +108,17 @@ class DrainingServer(uvicorn.Server):
         self._signalled = False
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Raises whatever made the application's start fail, of which uvicorn would only log the traceback."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._app.router.lifespan_context(self._app))
+            await super().startup(sockets=sockets)  # type: ignore[arg-type]
+            self._running = stack.pop_all()
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
+        if not self.force_exit:
+            await self._running.aclose()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._signalled or self._loop is None or not self.started:
@@ -135,6 +145,7 @@ def build_server(app: FastAPI, settings: Settings, *, host: str, port: int) -> D
         port=port,
         loop="uvloop",
         http="httptools",
+        lifespan="off",  # see DrainingServer.startup
         ws=WebSockets,
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=PING_INTERVAL,
