@@ -15,6 +15,7 @@ from apps.api.auth import SCOPES, forget_cached, hash_of
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
+from apps.api.settings import TENANT_NAME as TENANT_NAME
 
 USUAL_SCOPES = ("write", "read")
 """Of a key that is made without saying which."""

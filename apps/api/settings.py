@@ -13,11 +13,11 @@ import socket
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from apps.api.machine import cpus
@@ -26,6 +26,15 @@ TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 ENV_FILE = Path(".env")
 """Where settings are read that the environment does not have; in the directory in which a command is started."""
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+T = TypeVar("T")
+CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
+"""Written with commas in between."""
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -46,7 +55,7 @@ class Settings(BaseSettings):
     )
 
     api_key: SecretStr | None = None
-    encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    encryption_keys: CommaList[SecretStr] = ()
     database_url: SecretStr = SecretStr("postgresql+asyncpg://postgres:postgres@localhost:53432/claude_agent_api")
     database_owner_url: SecretStr | None = None
     database_statement_cache: bool = True
@@ -58,7 +67,7 @@ class Settings(BaseSettings):
     claude_code_oauth_token: SecretStr | None = None
     default_model: str = "claude-sonnet-5-5"
     model_silence_seconds: int = Field(300, ge=10, le=1800)
-    models: Annotated[tuple[str, ...], NoDecode] = ()
+    models: CommaList[str] = ()
     model_aliases: str = "*sonnet*=claude-sonnet-5-5,*haiku*=claude-haiku-5-5,*opus*=claude-opus-5-5"
 
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens to its network
@@ -79,7 +88,7 @@ class Settings(BaseSettings):
     max_agent_message_bytes: int = Field(128_000_000, ge=1_000_000)
     max_prompt_chars: int = Field(400_000, ge=1)
     max_queued_runs_per_session: int = Field(100, ge=1)
-    outbound_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    outbound_allow: CommaList[str] = ()
 
     profiles_file: Path | None = None
     default_profile: str | None = None
@@ -98,7 +107,7 @@ class Settings(BaseSettings):
     agent_isolation: Literal["auto", "require", "off"] = "require"
     agent_seccomp: Literal["on", "off"] = "on"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
-    repository_hosts: Annotated[tuple[str, ...], NoDecode] = (
+    repository_hosts: CommaList[str] = (
         "github.com",
         "gitlab.com",
         "bitbucket.org",
@@ -124,11 +133,6 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _split_models(cls, value: object) -> object:
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-
     @field_validator("agent_read_paths", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
@@ -139,11 +143,6 @@ class Settings(BaseSettings):
     def _split_command_lines(cls, value: object) -> object:
         lines = re.split(r"[;\n]", value) if isinstance(value, str) else ()
         return tuple(tuple(shlex.split(line)) for line in lines if line.strip()) if isinstance(value, str) else value
-
-    @field_validator("encryption_keys", "outbound_allow", "repository_hosts", mode="before")
-    @classmethod
-    def _split_commas(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("outbound_allow", mode="after")
     @classmethod

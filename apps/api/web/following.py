@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from starlette.requests import Request
+
+from apps.api.core import tasks
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followed, SessionDeleted
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RunFailed
+from apps.api.web.sse import Leaving, disconnected
+
+T = TypeVar("T")
 
 WAIT_MARGIN = 600.0
 """Seconds on top of a run's timeout that a waiting request allows for the queue."""
@@ -67,3 +73,19 @@ def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:
         details = {**ids, "result": run["result"]}
         raise RunFailed(error["code"], error["message"], details, error.get("retry_after_seconds"))
     return {**ids, **(run["result"] or {})}
+
+
+async def unless_left(request: Request, waiting: Coroutine[Any, Any, T], left: Leaving | None) -> T | None:
+    """Wait for something on behalf of a client. None when the client has gone away, after `left` was called."""
+    if left is None:
+        return await waiting
+    work = asyncio.create_task(waiting, name="wait")
+    gone = asyncio.create_task(disconnected(request.receive), name="wait-disconnect")
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        await left()
+        return None
+    finally:
+        await tasks.end(work, gone)

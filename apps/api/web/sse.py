@@ -7,11 +7,10 @@ docs/adr/0004-live-relay.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
 
 import structlog
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -33,9 +32,6 @@ HEADERS = {
 
 Leaving = Callable[[], Awaitable[None]]
 """What to do when a client leaves before it has all that it came for."""
-
-
-T = TypeVar("T")
 
 
 class Stream(Protocol):
@@ -105,7 +101,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         writer = asyncio.create_task(self._write(send), name="event-stream")
-        gone = asyncio.create_task(_disconnected(receive), name="event-stream-disconnect")
+        gone = asyncio.create_task(disconnected(receive), name="event-stream-disconnect")
         self._ended = asyncio.get_running_loop().create_future()
         self._streams.add(self)
         try:
@@ -136,22 +132,7 @@ class _Unread(Exception):
     """The client does not read what is sent."""
 
 
-async def unless_left(request: Request, waiting: Coroutine[Any, Any, T], left: Leaving | None) -> T | None:
-    """Wait for something on behalf of a client. None when the client has gone away, after `left` was called."""
-    if left is None:
-        return await waiting
-    work = asyncio.create_task(waiting, name="wait")
-    gone = asyncio.create_task(_disconnected(request.receive), name="wait-disconnect")
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        await left()
-        return None
-    finally:
-        await tasks.end(work, gone)
-
-
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         continue

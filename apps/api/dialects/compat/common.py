@@ -93,13 +93,14 @@ def status_and_detail(error: ApiError) -> tuple[int, str]:
 def fastapi_shape(error: ApiError, request_id: str) -> tuple[int, Any]:
     """`{"detail": …}`; for a request that is not valid 422 with a list, as FastAPI's own servers say it."""
     status, detail = status_and_detail(error)
+    errors = error.details.get("errors")
     if isinstance(error, BadRequest) and error.code == "invalid_json":
-        status, error.details = 422, {"errors": [{"field": "", "reason": detail}]}
-    if status != 422 or "errors" not in error.details:
+        status, errors = 422, [{"field": "", "reason": detail}]
+    if status != 422 or errors is None:
         return status, {"detail": detail}
     found = [
         {"loc": ["body", *filter(None, e["field"].split("."))], "msg": e["reason"], "type": "value_error"}
-        for e in error.details["errors"]
+        for e in errors
     ]
     return status, {"detail": found}
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from apps.api.core.config.names import Name, Text
 from apps.api.core.pages import utc
 from apps.api.dialects.native.schemas import Closed
+from apps.api.keys import TENANT_NAME
 
-TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+TenantName = Annotated[str, StringConstraints(pattern=TENANT_NAME)]
 Scope = Literal["admin", "write", "read"]
 Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
 Profiles = Annotated[list[Name], Field(min_length=1, max_length=50)]

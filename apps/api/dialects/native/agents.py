@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic import ValidationError as Invalid
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apps.api.auth import Principal
 from apps.api.core.config.agent import AgentConfig
@@ -19,9 +18,9 @@ from apps.api.core.tenant import presets
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import Page, described
-from apps.api.errors import ValidationError
 from apps.api.web.callers import Configurer, Reader, policy_of
 from apps.api.web.doors import Router
+from apps.api.web.errors import from_validation
 from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["agents"])
@@ -66,10 +65,7 @@ class PresetState(BaseModel):
     updated_at: datetime = Field(description="When this version was made.")
 
 
-AgentId = Annotated[
-    str,
-    Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="The preset's name or id.", examples=["reviewer"]),
-]
+AgentId = Annotated[Name, Path(description="The preset's name or id.", examples=["reviewer"])]
 
 
 async def _state(core: Core, caller: Principal, agent: str) -> PresetState:
@@ -132,9 +128,8 @@ async def _revise(core: Core, caller: Principal, agent: str, body: PresetFields,
     changes = body.model_dump(exclude_unset=True, by_alias=True)
     try:
         await presets.revise(core.db, caller.tenant_id, agent, changes, _judge(core, caller), whole=whole)
-    except Invalid as error:
-        first = error.errors()[0]
-        raise ValidationError.of(".".join(str(part) for part in first["loc"]), first["msg"]) from error
+    except ValidationError as error:
+        raise from_validation(error) from error
     return await _state(core, caller, agent)
 
 

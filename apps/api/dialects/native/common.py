@@ -54,9 +54,8 @@ After = Annotated[Position | None, Depends(position)]
 
 def config(body: AgentConfig) -> AgentConfig:
     """The configuration in a body that holds more than that. What was given as null is still known to be given."""
-    return AgentConfig.model_validate(
-        body.model_dump(include=set(AgentConfig.model_fields), exclude_unset=True, by_alias=True)
-    )
+    given = body.model_fields_set & AgentConfig.model_fields.keys()
+    return AgentConfig.model_construct(given, **{name: getattr(body, name) for name in AgentConfig.model_fields})
 
 
 def labels(body: wire.LabelFields) -> Labels:
@@ -74,9 +73,9 @@ async def send_change(
 ) -> Submitted:
     """Queue a change of a session that waits its turn as prompts do. Raises as `prompts.submit`."""
     asked = prompts.Request(
-        wanted,
-        core.settings.request_timeout,
-        session_id,
+        prompt=wanted,
+        timeout_seconds=core.settings.request_timeout,
+        session_id=session_id,
         idempotency=idempotency,
         kind=kind,
         choice=Choice(policy=policy_of(core, caller)),

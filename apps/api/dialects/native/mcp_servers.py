@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from apps.api.core.config.names import Name
 from apps.api.core.config.parts import OwnServer
@@ -42,19 +42,22 @@ class McpServerBody(Closed):
         None, description="Sent with every request; values may refer to secrets as `${NAME}`, and are never shown."
     )
 
+    _server: OwnServer = PrivateAttr()
+
     @model_validator(mode="after")
     def _is_a_server(self) -> McpServerBody:
         try:
-            self.server()
+            self._server = _OWN.validate_python(self.model_dump(exclude_none=True))
         except ValidationError as error:
             found = error.errors()[0]
             where = ".".join(str(part) for part in found["loc"][1:])
             raise ValueError(f"{where}: {found['msg']}") from None
         return self
 
+    @property
     def server(self) -> OwnServer:
         """What the body says."""
-        return _OWN.validate_python(self.model_dump(exclude_none=True))
+        return self._server
 
 
 class McpServerState(BaseModel):
@@ -95,7 +98,7 @@ async def put_mcp_server(core: CoreDep, caller: Configurer, name: ServerName, bo
     `mcp_command_not_permitted` for a command that the operator does not allow; 503 `encryption_not_configured` when
     there are values to encrypt and the server has no ENCRYPTION_KEYS.
     """
-    new = await mcp.put(core, caller.tenant_id, name, body.server())
+    new = await mcp.put(core, caller.tenant_id, name, body.server)
     return Json(await mcp.get(core.db, caller.tenant_id, name), status_code=201 if new else 200)
 
 

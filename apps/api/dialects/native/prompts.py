@@ -24,9 +24,9 @@ from apps.api.errors import Conflict, NotFound, StillRunning
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, policy_of
 from apps.api.web.doors import Router
-from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error
+from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error, unless_left
 from apps.api.web.route import CoreDep
-from apps.api.web.sse import EventStream, Leaving, unless_left
+from apps.api.web.sse import EventStream, Leaving
 
 router = Router(prefix=PREFIX)
 

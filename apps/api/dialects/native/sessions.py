@@ -87,7 +87,15 @@ async def list_sessions(
     page = await sessions.list_page(
         core.db,
         caller.tenant_id,
-        Filters(status, tag, search, wanted, created_after, agent, caller.profiles),
+        Filters(
+            status=status,
+            tag=tag,
+            search=search,
+            metadata=wanted,
+            created_after=created_after,
+            agent=agent,
+            profiles=caller.profiles,
+        ),
         limit=limit,
         cursor=cursor,
         default_model=core.settings.default_model,
