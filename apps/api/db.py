@@ -264,5 +264,5 @@ async def retrying(attempt: Callable[[], Awaitable[T]], *, until: Callable[[], b
         except CONNECTION_ERRORS as error:
             if until():
                 raise Unavailable("The database did not answer in time.") from error
-        await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        await asyncio.sleep(delay * random.uniform(0.5, 1.5))
         delay = min(delay * 2, 0.5)

@@ -118,7 +118,7 @@ async def _connected(settings: Settings, wait: float) -> AsyncIterator[asyncpg.C
             if time.monotonic() - started > wait:
                 raise TimeoutError(f"PostgreSQL did not answer within {wait:.0f} s ({reason(error)}).") from error
             logger.debug("waiting for PostgreSQL: %s", reason(error))
-        await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        await asyncio.sleep(delay * random.uniform(0.5, 1.5))
         delay = min(delay * 2, 2.0)
     try:
         yield connection
@@ -142,7 +142,7 @@ async def _locked(connection: asyncpg.Connection, wait: float) -> AsyncIterator[
                 return
         if time.monotonic() - started > wait:
             raise TimeoutError(f"Another migration did not end within {wait:.0f} s.")
-        await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter, not a secret
+        await asyncio.sleep(random.uniform(0.1, 0.3))
 
 
 def reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ POLL = 1.0
 
 def jittered(seconds: float) -> float:
     """About that many seconds, 20 % up or down."""
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    return seconds * random.uniform(0.8, 1.2)
 
 
 async def pause(seconds: float) -> None:

@@ -154,7 +154,7 @@ class Worker:
             except _TRANSIENT as error:
                 log.warning("worker.heartbeat_failed", error=type(error).__name__, left=self._lease.remaining())
                 wait = min(interval, 0.5)
-            await asyncio.sleep(wait * random.uniform(0.9, 1.0))  # noqa: S311 - jitter, not a secret
+            await asyncio.sleep(wait * random.uniform(0.9, 1.0))
 
     async def _fence_loop(self) -> None:
         """Kill every CLI before the lease can have lapsed, whatever the heartbeat is waiting for."""

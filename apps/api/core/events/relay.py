@@ -58,7 +58,7 @@ def _pack(*words: str | bytes | int) -> bytes:
 
 
 def _backoff(attempt: int) -> float:
-    return min(0.05 * float(2**attempt), 2.0) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+    return min(0.05 * float(2**attempt), 2.0) * random.uniform(0.5, 1.5)
 
 
 async def _keep_connected(

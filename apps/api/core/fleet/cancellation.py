@@ -98,7 +98,7 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
         except Conflict as conflict:
             if conflict.code != "no_live_run" or asyncio.get_running_loop().time() > until:
                 raise
-        await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter, not a secret
+        await asyncio.sleep(random.uniform(0.1, 0.3))
 
 
 async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID) -> list[Frame]:

@@ -38,4 +38,4 @@ async def reconfigure(core: Core, tenant_id: UUID, session_id: UUID, changes: Ma
                 return Sent("applied", None, {})
             if asyncio.get_running_loop().time() > until:
                 raise
-        await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter, not a secret
+        await asyncio.sleep(random.uniform(0.1, 0.3))

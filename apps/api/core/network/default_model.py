@@ -119,7 +119,7 @@ class Watch:
         while True:
             await self.look()
             seconds = ASK_AGAIN if self.answer == "unknown" else ASK_EVERY
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
 
     async def look(self) -> None:
         """Ask once, and say it loudly when runs are going to fail."""

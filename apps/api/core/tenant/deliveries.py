@@ -124,7 +124,7 @@ class Deliveries:
                 if not await self._start_due():
                     self._free.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                        async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):
                             await self._free.wait()
         finally:
             await tasks.end(*self._sending)  # what was under way is due again when its lease is over
@@ -202,7 +202,7 @@ class Deliveries:
             DISABLE_AFTER_DAYS,
         )
         over = claimed.attempts > len(self._backoff)
-        wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)
         await connection.execute(
             "UPDATE webhook_deliveries SET status = $2, next_attempt_at = now() + make_interval(secs => $3),"
             " last_status = $4, last_error = $5 WHERE id = $1 AND status = 'pending' AND attempts = $6",
