@@ -134,9 +134,6 @@ class OutputFormat(Part):
         return value
 
 
-EnvValue = Annotated[Text, Field(max_length=8000)]
-
-
 class StdioServer(Part):
     """An MCP server that is started inside the agent's confinement. The operator allows its command."""
 
