@@ -100,7 +100,7 @@ StartFleet = Callable[..., Awaitable[Fleet]]
 async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIterator[StartFleet]:
     async with AsyncExitStack() as stack:
 
-        async def start(count: int, servers: Servers = shared, **more: str) -> Fleet:
+        async def start(count: int, servers: Servers = shared, *, forked: bool = True, **more: str) -> Fleet:
             name = f"fleet_{os.getpid()}_{next(_numbers)}"
             await servers.create_database(name, TEMPLATE)
             env = {
@@ -123,7 +123,7 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 "AGENT_READ_PATHS": str(PROGRAM),
                 **more,
             }
-            fleet = Fleet(env, directory)
+            fleet = Fleet(env, directory, forked=forked)
             stack.push_async_callback(fleet.stop)
             await fleet.start(count)
             return fleet
@@ -142,9 +142,9 @@ async def start_fleet(servers: Servers, template: str, model_url: str, tmp_path:
 async def fleet(
     servers: Servers, template: str, model_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Fleet]:
-    """Three instances that all tests share; nobody kills them."""
+    """Three instances that all tests share, and programs of their own; nobody kills them."""
     async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
-        yield await start(3, DEBUG="true")
+        yield await start(3, forked=False, DEBUG="true")
 
 
 @pytest.fixture(scope="session")

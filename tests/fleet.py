@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import orjson
 import psutil
+
+from tests.forked import Forked, fork
 
 API_KEY = "test-key-of-the-acceptance-tests"
 HEADERS = {"X-API-Key": API_KEY}
@@ -53,7 +55,7 @@ class Instance:
     """One server process."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
     client: httpx.AsyncClient
     id: str = ""
@@ -117,12 +119,18 @@ class Instance:
 
 @dataclass
 class Fleet:
-    """Server processes on one database, one Redis and one demo model. `prefix`: words before their commands."""
+    """Server processes on one database, one Redis and one demo model.
+
+    Attributes:
+        prefix: words before their commands.
+        forked: they begin as copies of one process, see `tests.forked`; else as programs, as those with a prefix do.
+    """
 
     env: Mapping[str, str]
     directory: Path
     instances: list[Instance] = field(default_factory=list)
     prefix: Sequence[str] = ()
+    forked: bool = True
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
@@ -139,16 +147,19 @@ class Fleet:
             port = probe.getsockname()[1]
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*self.prefix, str(PROGRAM), "serve", "--host", "127.0.0.1", "--port", str(port)],
-                env={**os.environ, **env},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]
+            process = self._begin(arguments, {**os.environ, **env}, output)
         url = f"http://127.0.0.1:{port}"
         client = httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=60)
         return Instance(url, process, log, client)
+
+    def _begin(
+        self, arguments: list[str], env: Mapping[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[bytes] | Forked:
+        if self.forked and not self.prefix:
+            return fork(arguments, env, output)
+        command = [*self.prefix, str(PROGRAM), *arguments]
+        return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     async def _ready(self, instance: Instance) -> None:
         async with asyncio.timeout(START_SECONDS):
