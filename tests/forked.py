@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache
 from typing import IO, NoReturn
 
-BOUND = 60.0
+BOUND = 180.0
 """Seconds for the first of a process, which imports what all need."""
 
 

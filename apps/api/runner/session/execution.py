@@ -111,8 +111,8 @@ class Execution:
     @property
     def at_work(self) -> bool:
         """Whether the agent does what no client waits for. How long a task counts: see BACKGROUND_TASK_SECONDS."""
-        since = time.monotonic() - self._core.settings.background_task_seconds
-        return self.in_background is not None or (self.last_used > since and self._talk.tasks.begun_since(since))
+        tasks, since = self._talk.tasks, time.monotonic() - self._core.settings.background_task_seconds
+        return self.in_background is not None or tasks.news or (self.last_used > since and tasks.begun_since(since))
 
     @property
     def tasks(self) -> frozenset[str]:
