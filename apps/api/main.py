@@ -248,7 +248,7 @@ def _measure(
 def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch) -> Probe:
     async def address_of(session_id: UUID, port: int) -> str | None:
         execution = worker.executions.get(session_id)
-        return await execution.ports.address(port) if execution else None
+        return await execution.ports.address(execution.agent, port) if execution else None
 
     return Probe(
         warnings=isolation.warnings(settings),

@@ -310,7 +310,7 @@ class Worker:
             log.warning("worker.drain_unannounced", error=type(error).__name__)
         until = asyncio.get_running_loop().time() + grace
         while (left := until - asyncio.get_running_loop().time()) > 0:
-            in_background = [e for e in self.executions.values() if e.in_background]
+            in_background = [e for e in self.executions.values() if e.turns.in_background]
             self._close_all(but=in_background)
             if not in_background:
                 await self._until_empty(left)

@@ -15,7 +15,7 @@ from apps.api.runner.agent import messages
 from apps.api.runner.agent.hearsay import MAX_COST_USD, MAX_COUNT, told_of_itself
 from apps.api.runner.agent.messages import Meter
 from tests.core.conftest import neighbourhood, world
-from tests.runner.session.test_conversation import talk_of
+from tests.runner.session.test_conversation import Talk
 from tests.world import World
 
 __all__ = ["neighbourhood", "world"]
@@ -51,9 +51,9 @@ async def test_a_session_notes_what_it_can_of_a_forged_beginning(
     world: World, data: dict[str, Any], mode: str | None, tools: list[str] | None
 ) -> None:
     _, claim, writer = await world.owned()
-    talk = talk_of(world, writer, claim)
+    talk = Talk(world, writer, claim)
     assert told_of_itself(data).session_id is None
-    await talk._note(SystemMessage("init", data))
+    await talk.conversation._note(talk.agent, SystemMessage("init", data))
     row = await world.db.pool.fetchrow(
         "SELECT permission_mode, tools, sdk_session_id FROM sessions WHERE id = $1", claim.session_id
     )

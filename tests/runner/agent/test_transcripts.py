@@ -50,7 +50,7 @@ async def store_of(world: World, lease: Lease | None = None, session_id: UUID | 
     """The owner's store: of a new session, unless one is given."""
     session_id = session_id or await world.session()
     generation = await world.one("SELECT generation FROM sessions WHERE id = $1", session_id)
-    return Transcripts(world.db, lease or valid_lease(), session_id, generation)
+    return Transcripts(world.db, lease or valid_lease(), session_id, generation, uuid4())
 
 
 async def count(world: World) -> int:
@@ -215,7 +215,7 @@ async def test_the_store_of_an_old_generation_stores_nothing(world: World) -> No
 
 
 async def test_a_generation_that_does_not_exist_yet_stores_nothing(world: World) -> None:
-    store = Transcripts(world.db, valid_lease(), await world.session(), 1)
+    store = Transcripts(world.db, valid_lease(), await world.session(), 1, uuid4())
     with pytest.raises(LeaseLost):
         await store.append(KEY, entries(1))
     assert await count(world) == 0

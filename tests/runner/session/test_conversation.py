@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
+from uuid import uuid4
 
-from claude_agent_sdk import ResultMessage, SystemMessage
+from claude_agent_sdk import ClaudeSDKClient, Message, ResultMessage, SystemMessage
 
 from apps.api.core.events.log import Writer
 from apps.api.core.fleet.claims import Claim
+from apps.api.core.lease import Lease
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Scope
+from apps.api.runner.agent.process import Agent
+from apps.api.runner.agent.transcripts import Transcripts
+from apps.api.runner.session.approvals import Approvals
+from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
-from apps.api.runner.session.turn import Turn
+from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, core_of
 
@@ -32,30 +38,26 @@ def ends(claim: Claim, cost: float, tokens: int) -> ResultMessage:
     return ResultMessage("success", 1, 1, False, 1, str(claim.sdk_session_id), total_cost_usd=cost, model_usage=figures)
 
 
-def talk_of(world: World, writer: Writer, claim: Claim) -> Conversation:
-    async def worked(_began: bool) -> None:
-        """Nobody looks for ports here."""
+class Talk:
+    """A conversation without an agent that lives, and the turns that it ends."""
 
-    async def forget(_prompt: UUID) -> bool:
-        return False
+    def __init__(self, world: World, writer: Writer, claim: Claim) -> None:
+        core, self.turns, tasks = core_of(world), Turns(lambda: None), Tasks()
+        store = Transcripts(core.db, Lease(uuid4(), 60), claim.session_id, claim.generation, claim.sdk_session_id)
+        approvals, ports = Approvals(core, writer, self.turns, tasks), Ports(writer, self.turns)
+        self.conversation = Conversation(core, writer, store, self.turns, tasks, approvals, ports)
+        self.agent = Agent(claim, ClaudeSDKClient())
 
-    return Conversation(
-        core_of(world),
-        writer,
-        claim,
-        kill=lambda: None,
-        changed=lambda: None,
-        worked=worked,
-        forget=forget,
-    )
+    async def hear(self, *messages: Message) -> None:
+        for message in messages:
+            await self.conversation.hear(self.agent, message)
 
 
 async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: World) -> None:
     _, claim, writer = await world.owned()
-    talk = talk_of(world, writer, claim)
-    talk.current = Turn(claim.run_id, claim)
-    for message in (begins(claim), ends(claim, 1.0, 100), begins(claim, str(claim.run_id)), ends(claim, 3.0, 300)):
-        await talk.handle(message)
+    talk = Talk(world, writer, claim)
+    talk.turns.assign(claim)
+    await talk.hear(begins(claim), ends(claim, 1.0, 100), begins(claim, str(claim.run_id)), ends(claim, 3.0, 300))
     run = await world.run(claim.run_id)
     assert (run["status"], run["total_cost_usd"]) == ("succeeded", 3.0)
     assert [(row["cost_usd"], row["input_tokens"]) for row in run["usage"]] == [(3.0, 300)]
@@ -64,25 +66,22 @@ async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: Wor
 
 async def test_it_is_counted_also_when_the_agent_dies_before_the_runs_own_turn(world: World) -> None:
     _, claim, writer = await world.owned()
-    talk = talk_of(world, writer, claim)
-    turn = talk.current = Turn(claim.run_id, claim)
-    turn.begun = True
-    await talk.handle(begins(claim))
-    await talk.handle(ends(claim, 1.0, 100))
-    await talk.fail(turn, "agent_crashed", "It is gone.")
+    talk = Talk(world, writer, claim)
+    turn = talk.turns.assign(claim)
+    turn.begin()
+    await talk.hear(begins(claim), ends(claim, 1.0, 100))
+    await talk.conversation.fail(turn, "agent_crashed", "It is gone.")
     run = await world.run(claim.run_id)
     assert (run["status"], run["total_cost_usd"], run["usage"][0]["input_tokens"]) == ("failed", 1.0, 100)
 
 
 async def test_a_background_turn_between_runs_is_a_run_with_a_cost_of_its_own(world: World) -> None:
     _, claim, writer = await world.owned()
-    talk = talk_of(world, writer, claim)
-    talk.current = Turn(claim.run_id, claim)
-    await talk.handle(begins(claim, str(claim.run_id)))
-    await talk.handle(ends(claim, 1.0, 100))
-    talk.current = None
-    await talk.handle(begins(claim))
-    await talk.handle(ends(claim, 1.5, 120))
+    talk = Talk(world, writer, claim)
+    talk.turns.assign(claim)
+    await talk.hear(begins(claim, str(claim.run_id)), ends(claim, 1.0, 100))
+    talk.turns.leave()
+    await talk.hear(begins(claim), ends(claim, 1.5, 120))
     rows = await world.db.pool.fetch(
         "SELECT origin, total_cost_usd FROM runs WHERE session_id = $1 ORDER BY position", claim.session_id
     )
@@ -94,9 +93,10 @@ async def test_a_background_turn_between_runs_is_a_run_with_a_cost_of_its_own(wo
 async def test_a_run_whose_agent_never_started_cost_nothing_and_a_killed_one_tells_nothing(world: World) -> None:
     for begun, cost in ((False, 0.0), (True, None)):
         _, claim, writer = await world.owned()
-        talk = talk_of(world, writer, claim)
-        turn = talk.current = Turn(claim.run_id, claim)
-        turn.begun = begun
-        await talk.fail(turn, "agent_crashed" if begun else "agent_start_failed")
+        talk = Talk(world, writer, claim)
+        turn = talk.turns.assign(claim)
+        if begun:
+            turn.begin()
+        await talk.conversation.fail(turn, "agent_crashed" if begun else "agent_start_failed")
         assert (await world.run(claim.run_id))["total_cost_usd"] == cost
     assert await usage.unmeasured(world.db, world.tenant_id, Scope()) == 1

@@ -141,7 +141,7 @@ class Writer:
         self._stream = redis.keys.stream(tenant_id, session_id)
         self._channel = redis.keys.channel(tenant_id, session_id)
         self._cached = redis.keys.session(tenant_id, session_id)
-        self.session_id, self.generation, self.last_seq = session_id, generation, last_seq
+        self.tenant_id, self.session_id, self.generation, self.last_seq = tenant_id, session_id, generation, last_seq
         self._part = 0
         self._lock = asyncio.Lock()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIJSONDecodeError, HookMatcher, Message
 from claude_agent_sdk.types import HookEvent
+
+from apps.api.core.fleet.claims import Claim
 
 log = structlog.get_logger(__name__)
 
@@ -33,27 +35,56 @@ class CannotStart(StartFailed):
     """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
 
 
+class TranscriptLost(Exception):
+    """The SDK could not store what the agent has said."""
+
+
+class Owner(Protocol):
+    """Who has an agent, as what works for it knows it: to tell it this, and to call nothing else of it."""
+
+    async def heard(self, agent: Agent, message: Message) -> None:
+        """The agent's next message. What this raises ends the reading, and is told to `ended`."""
+
+    async def ended(self, agent: Agent, failure: Exception | None) -> None:
+        """There are no more messages; `failure` ended them, if not the CLI."""
+
+    def lost(self, error: Exception) -> None:
+        """The session is somebody else's, or may be soon."""
+
+
+RECYCLE_AFTER_TURNS = 100
+"""A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
+
+
 def why_it_ended(failure: Exception | None) -> tuple[str, str]:
     """Code and message for the run of an agent whose messages have ended without a result."""
     if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
         return "agent_message_too_large", "One message of the agent process, such as a tool's result, is too large."
+    if isinstance(failure, TranscriptLost):
+        return "storage_failed", ""
     return "agent_crashed", "The agent process ended without a result."
 
 
 class Agent:
-    """A started CLI. Whoever starts it also closes it, in the same task; `messages` may be read in another."""
+    """A started CLI. Whoever starts it also closes it, in the same task; its messages are read in another.
 
-    def __init__(self, session_id: UUID, client: ClaudeSDKClient) -> None:
-        self._session_id, self.client = session_id, client
+    Attributes:
+        config: what it was started with, and changed to since.
+    """
+
+    def __init__(self, claim: Claim, client: ClaudeSDKClient) -> None:
+        """`claim`: the run for which it is started."""
+        self._session_id, self.client = claim.session_id, client
+        self.config, self._provisions = claim.config, claim.provisions
         self._reader: asyncio.Task[None] | None = None
-        self.turns = 0
+        self._turns, self._used_up = 0, False
 
     @classmethod
-    async def start(cls, session_id: UUID, options: ClaudeAgentOptions, stderr: list[str], timeout: float) -> Agent:
-        """Start the CLI within `timeout` seconds, at most START_TIMEOUT. Raises StartFailed; then nothing is left."""
-        agent = cls(session_id, ClaudeSDKClient(options))
+    async def start(cls, claim: Claim, options: ClaudeAgentOptions, stderr: list[str]) -> Agent:
+        """Start the CLI within the run's timeout, at most START_TIMEOUT. Raises StartFailed; then nothing is left."""
+        agent = cls(claim, ClaudeSDKClient(options))
         try:
-            async with asyncio.timeout(min(START_TIMEOUT, timeout)):
+            async with asyncio.timeout(min(START_TIMEOUT, claim.timeout_seconds)):
                 await agent.client.connect()
         except Exception as error:
             await agent.close()
@@ -73,19 +104,34 @@ class Agent:
         process = getattr(getattr(self.client, "_transport", None), "_process", None)
         return process.pid if process is not None and process.returncode is None else None
 
-    def read(
-        self, handle: Callable[[Message], Awaitable[None]], ended: Callable[[Agent, Exception | None], Any]
-    ) -> None:
-        """Hand every message to `handle`, in order, and then call `ended` once, with what ended it, if not the CLI."""
+    def unfit(self, claim: Claim, *, tasks: bool, at_work: bool) -> str | None:
+        """Why this agent is not for that run, if it is not.
+
+        `tasks`: whether any of its own are left. They outweigh what the tenant has changed meanwhile, not what the
+        client asks for; those that are still `at_work` also outweigh its size.
+        """
+        if not self.is_alive:
+            return "agent_ended"
+        if claim.config != self.config or (claim.provisions != self._provisions and not tasks):
+            return "reconfigured"
+        return "recycled" if self._used_up or (self._turns >= RECYCLE_AFTER_TURNS and not at_work) else None
+
+    def use_up(self) -> None:
+        """Let no later turn come into the process: it has spent its budget, knows what it should not, or has left its
+        conversation for a new one."""
+        self._used_up = True
+
+    def read(self, owner: Owner) -> None:
+        """Hand every message to the owner, in order, and say once that they have ended."""
 
         async def reading() -> None:
             failure: Exception | None = None
             try:
                 async for message in self.client.receive_messages():
-                    await handle(message)
+                    await owner.heard(self, message)
             except Exception as error:  # a dead CLI raises a bare Exception
                 failure = error
-            await ended(self, failure)
+            await owner.ended(self, failure)
 
         self._reader = asyncio.create_task(reading(), name=f"read-{self._session_id}")
 
@@ -106,7 +152,7 @@ class Agent:
             }
 
         await self.client.query(prompt())
-        self.turns += 1
+        self._turns += 1
 
     async def interrupt(self) -> None:
         """Ask the current turn to end; kill the process when it does not take the request."""
@@ -121,8 +167,10 @@ class Agent:
         """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words."""
         if "model" in changes:
             await self.client.set_model(changes["model"])
+            self.config = self.config.model_copy(update={"model": changes["model"]})
         if "permission_mode" in changes:
             await self.client.set_permission_mode(changes["permission_mode"])
+            self.config = self.config.model_copy(update={"permission_mode": changes["permission_mode"]})
 
     async def context(self) -> dict[str, Any]:
         """How full the context window is, in the SDK's own figures."""

@@ -73,12 +73,20 @@ class Transcripts:
 
     The SDK appends a batch at least once and drops it after three failures, so `append` itself outlasts a short
     outage of the database, as long as the lease does.
+
+    Attributes:
+        conversation: the one that goes on, by the SDK's id of it.
     """
 
-    def __init__(self, db: Database, lease: Lease, session_id: UUID, generation: int) -> None:
+    def __init__(self, db: Database, lease: Lease, session_id: UUID, generation: int, conversation: UUID) -> None:
         self._db, self._lease = db, lease
         self._session_id, self._generation = session_id, generation
+        self.conversation = conversation
         self._forgetful = False
+
+    def follow(self, conversation: UUID) -> None:
+        """Another conversation is the one that goes on; its id has been stored, or will be."""
+        self.conversation = conversation
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
@@ -215,6 +223,7 @@ class Transcripts:
         )
         if status != "UPDATE 1":
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not begin a conversation")
+        self.conversation = fresh
         return fresh
 
 

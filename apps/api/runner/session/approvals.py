@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,16 +18,21 @@ from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
 from apps.api.core import codec
 from apps.api.core.config.profiles import Profile
 from apps.api.core.config.rules import Rule
+from apps.api.core.context import Core
 from apps.api.core.events.log import Writer
 from apps.api.core.sessions import requests
 from apps.api.core.sessions.requests import Asked, Remembered
-from apps.api.db import Database
+from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.turn import Turns
 
 QUESTION = "AskUserQuestion"
 """The tool by which an agent asks a question; the CLI offers it only where somebody can be asked."""
 
 LAST_MOMENT = 30.0
 """Seconds that a request whose time is over waits for the answer that was stored just before."""
+
+SHOWN_SECONDS = 1.0
+"""For the message that shows a tool call, before a person is asked for it."""
 
 
 @dataclass(slots=True)
@@ -38,41 +45,27 @@ class _Open:
 
 
 class Approvals:
-    """The open requests of one session.
+    """The open requests of one session. The clocks of the runs that wait for them stand still."""
 
-    Args:
-        run_of: the run that an agent (None: the main one; else a subagent's id) works for now, if any.
-        reason: why the agent drops what it asks, when it does.
-        shown: awaited with the id of a tool call before it is asked for, so that clients see the call first.
-        changed: called whenever a request was opened or resolved.
-    """
-
-    def __init__(
-        self,
-        db: Database,
-        writer: Writer,
-        tenant_id: UUID,
-        seconds: float,
-        *,
-        run_of: Callable[[str | None], UUID | None],
-        reason: Callable[[], str],
-        shown: Callable[[str], Awaitable[None]],
-        changed: Callable[[], None],
-    ) -> None:
-        self._db, self._writer, self._tenant_id, self._seconds = db, writer, tenant_id, seconds
-        self._run_of, self._reason, self._shown, self._changed = run_of, reason, shown, changed
+    def __init__(self, core: Core, writer: Writer, turns: Turns, tasks: Tasks) -> None:
+        self._db, self._writer, self._turns, self._tasks = core.db, writer, turns, tasks
+        self._seconds = core.settings.action_timeout_seconds
         self._remembered: list[Remembered] = []
         self._open: dict[UUID, _Open] = {}
         self._closing: set[asyncio.Task[bool]] = set()
+        self._calls: deque[str] = deque(maxlen=200)
+        self._called = asyncio.Condition()
 
     @property
     def waiting(self) -> bool:
         """Whether a person must answer something."""
         return bool(self._open)
 
-    def hold(self, run_id: UUID) -> bool:
-        """Whether a run waits for a person."""
-        return any(mine.asked.run_id == run_id for mine in self._open.values())
+    async def saw(self, calls: Iterable[str]) -> None:
+        """Clients were shown the tool calls with these ids."""
+        async with self._called:
+            self._calls.extend(calls)
+            self._called.notify_all()
 
     async def can_use_tool(
         self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
@@ -95,7 +88,9 @@ class Approvals:
                         await mine.settled.wait()
         except asyncio.CancelledError:
             # Shielded: the CLI has dropped its question, and the request must not stay open.
-            closing = asyncio.create_task(self._close(mine.asked, self._reason()), name=f"close-{mine.asked.id}")
+            turn = self._turns.of(None)
+            reason = (turn.stopping if turn else None) or "withdrawn"
+            closing = asyncio.create_task(self._close(mine.asked, reason), name=f"close-{mine.asked.id}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
             await asyncio.shield(closing)
@@ -109,6 +104,20 @@ class Approvals:
         """Before a process starts: the rules that persons have allowed for the rest of the session."""
         self._remembered = await requests.remembered(self._db, self._writer.session_id, profile)
         return [rule for before in self._remembered for rule in before.rules]
+
+    async def _shown(self, tool_use_id: str) -> None:
+        # The SDK hands over what a tool call asks, and the message that shows the call, by two ways.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHOWN_SECONDS), self._called:
+                await self._called.wait_for(lambda: tool_use_id in self._calls)
+
+    def _changed(self) -> None:
+        self._turns.hold({mine.asked.run_id for mine in self._open.values()})
+
+    def _run_of(self, agent_id: str | None) -> UUID | None:
+        """The run that an agent (None: the main one; else a subagent's id) works for now, if any."""
+        # A background task outlives the run that began it, and no run waits for what it asks.
+        return None if agent_id in self._tasks.outlasting else self._turns.run_id
 
     def _asked(self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Asked:
         expires_at = datetime.now(UTC) + timedelta(seconds=self._seconds)
@@ -131,7 +140,7 @@ class Approvals:
 
     def _insert(self, asked: Asked) -> Callable[[asyncpg.Connection, int], Awaitable[None]]:
         async def insert(connection: asyncpg.Connection, _seq: int) -> None:
-            await requests.insert(connection, self._tenant_id, self._writer.session_id, asked)
+            await requests.insert(connection, self._writer.tenant_id, self._writer.session_id, asked)
 
         return insert
 

@@ -6,11 +6,11 @@ A webhook that fails never hangs the agent, and never passes for one that has ag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 from claude_agent_sdk import HookMatcher
@@ -29,7 +29,8 @@ from apps.api.core.network.outbound import Failed, Refused
 from apps.api.core.tenant import signing, vault
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import ApiError, LeaseLost, Unavailable
-from apps.api.runner.agent.process import HookMatchers
+from apps.api.runner.agent.process import HookMatchers, Owner
+from apps.api.runner.session.turn import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -129,24 +130,10 @@ def _denies(event: str, hook: Hook) -> bool:
 
 
 class Hooks:
-    """The hooks of one agent process.
+    """The hooks of one session's agents."""
 
-    Args:
-        writer: of the session, for the `hook` events.
-        run: the id of the run that is going on, if one is.
-        lose: called when the session turns out to be lost.
-    """
-
-    def __init__(
-        self,
-        core: Core,
-        tenant_id: UUID,
-        writer: Writer,
-        run: Callable[[], UUID | None],
-        lose: Callable[[Exception], None],
-    ) -> None:
-        self._core, self._tenant_id, self._session_id = core, tenant_id, writer.session_id
-        self._writer, self._run, self._lose = writer, run, lose
+    def __init__(self, core: Core, writer: Writer, turns: Turns, owner: Owner) -> None:
+        self._core, self._writer, self._turns, self._owner = core, writer, turns, owner
 
     def matchers(self, config: AgentConfig) -> HookMatchers | None:
         """What the SDK is to call for this configuration."""
@@ -178,7 +165,9 @@ class Hooks:
                 if _denies(event, hook):
                     answer = HookAnswer(decision="deny", reason=f"The hook that decides on this failed: {failure}.")
                 host = urlsplit(hook.url).hostname
-                log.warning("hook.failed", session_id=str(self._session_id), event_name=event, host=host, error=failure)
+                log.warning(
+                    "hook.failed", session_id=str(self._writer.session_id), event_name=event, host=host, error=failure
+                )
             told = {
                 "hook_event": event,
                 "decision": decision,
@@ -196,17 +185,17 @@ class Hooks:
 
     async def _tell(self, fields: Mapping[str, Any]) -> None:
         try:
-            await self._writer.append(Event("hook", fields, self._run()))
+            await self._writer.append(Event("hook", fields, self._turns.run_id))
         except (LeaseLost, Unavailable) as error:
-            self._lose(error)
+            self._owner.lost(error)
             raise
 
     async def _ask(self, event: HookEvent, hook: Hook, given: Mapping[str, Any]) -> HookAnswer:
         """Send the event and read the answer. Raises Failed, Refused."""
-        now, run_id, message_id = datetime.now(UTC), self._run(), str(uuid4())
+        now, run_id, message_id = datetime.now(UTC), self._turns.run_id, str(uuid4())
         data = {
             "hook_event": event,
-            "session_id": str(self._session_id),
+            "session_id": str(self._writer.session_id),
             "run_id": run_id and str(run_id),
             **{name: value for name, value in given.items() if name not in _WITHHELD},
         }
@@ -217,7 +206,7 @@ class Hooks:
             headers |= signing.headers([secret], message_id, int(now.timestamp()), body)
         except ValueError as error:
             raise Failed(f"its secret cannot sign: {error}") from error
-        got = await self._core.outbound.post(hook.url, headers, body, hook.timeout_seconds, self._tenant_id)
+        got = await self._core.outbound.post(hook.url, headers, body, hook.timeout_seconds, self._writer.tenant_id)
         if not got.accepted:
             raise Failed(f"it answered {got.status}")
         try:
@@ -234,7 +223,7 @@ class Hooks:
     async def _secret(self, reference: str) -> str:
         name = reference[2:-1]
         try:
-            found = await vault.resolve(self._core.db, self._core.settings, self._tenant_id, [name])
+            found = await vault.resolve(self._core.db, self._core.settings, self._writer.tenant_id, [name])
         except ApiError as error:
             raise Failed(error.message) from error
         except CONNECTION_ERRORS as error:

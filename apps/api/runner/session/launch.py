@@ -1,10 +1,9 @@
-"""The start of one agent process: its directories, what it is given, the conversation so far, and then the CLI."""
+"""The start of an agent process: its directories, what it is given, the conversation so far, and then the CLI."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import structlog
 from claude_agent_sdk import project_key_for_directory
@@ -13,75 +12,100 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import files, workspaces
-from apps.api.runner.agent import extensions, history, options
+from apps.api.runner.agent import clone, extensions, history, options
 from apps.api.runner.agent.process import Agent, StartFailed
-from apps.api.runner.agent.scratch import Place
+from apps.api.runner.agent.scratch import Place, Scratch
 from apps.api.runner.agent.transcripts import Transcripts
-from apps.api.runner.session.conversation import Conversation
+from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.hooks import Hooks
 
 log = structlog.get_logger(__name__)
 
 
-async def tell_missing_files(core: Core, store: Transcripts, writer: Writer, claim: Claim) -> None:
-    """Say that a session in which an agent has been at work has no files on this host."""
-    root = workspaces.root_of(core.settings, claim.session_id)
-    if not await asyncio.to_thread(files.is_directory, root) and await store.has_any():
-        log.warning("launch.workspace_missing", session_id=str(claim.session_id))
-        await writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
-
-
-@dataclass(frozen=True, slots=True)
 class Launch:
-    """What a process of a session is started with. `place`: fresh directories of that process alone."""
+    """What the processes of a session are started with, one after the other."""
 
-    core: Core
-    launcher: Path
-    place: Place
-    store: Transcripts
-    talk: Conversation
-    hooks: Hooks
+    def __init__(
+        self,
+        core: Core,
+        scratch: Scratch,
+        gate: asyncio.Semaphore,
+        writer: Writer,
+        store: Transcripts,
+        approvals: Approvals,
+        hooks: Hooks,
+    ) -> None:
+        """`gate`: how many may start on this instance at a time."""
+        self._core, self._scratch, self._gate, self._writer = core, scratch, gate, writer
+        self._store, self._approvals, self._hooks = store, approvals, hooks
+        self._place: Place | None = None
 
-    async def start(self, claim: Claim) -> Agent:
-        """Start an agent that knows the conversation so far. Raises StartFailed, LeaseLost, what the
-        database raises."""
-        settings = self.core.settings
-        if not await self.store.exists(self.talk.sdk_session_id):
-            self.talk.sdk_session_id = await self.store.begin()
-        conversation = self.talk.sdk_session_id
+    async def start(self, claim: Claim, seconds: float, stopped: Callable[[], bool]) -> Agent:
+        """Start an agent that knows the conversation so far, in a workspace with its repository.
+
+        `seconds`: for the repository; `stopped` tells whether to leave off with that.
+
+        Raises:
+            CloneFailed, Stopped, StartFailed, LeaseLost, what the database raises.
+        """
+        await self._tell_missing_files(claim)
+        await clone.provide(self._core, claim, self._writer, seconds, stopped)
+        async with self._gate:
+            self.clear()  # of one that did not start
+            self._place = await asyncio.to_thread(self._scratch.make)
+            return await self._process(claim, self._place)
+
+    def clear(self) -> None:
+        """Remove the directories of the process alone: it has ended, or was not started."""
+        if self._place is not None:
+            self._scratch.forget(self._place)
+            self._place = None
+
+    async def _tell_missing_files(self, claim: Claim) -> None:
+        """Say that a session in which an agent has been at work has no files on this host."""
+        root = workspaces.root_of(self._core.settings, claim.session_id)
+        if not await asyncio.to_thread(files.is_directory, root) and await self._store.has_any():
+            log.warning("launch.workspace_missing", session_id=str(claim.session_id))
+            await self._writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
+
+    async def _process(self, claim: Claim, place: Place) -> Agent:
+        settings = self._core.settings
+        if not await self._store.exists(self._store.conversation):
+            await self._store.begin()
+        conversation = self._store.conversation
         try:
             wanted = (claim.config.cwd, claim.config.add_dirs)
             workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, *wanted)
-            config_dir = await asyncio.to_thread(workspaces.point, settings, claim.session_id, self.place.config)
+            config_dir = await asyncio.to_thread(workspaces.point, settings, claim.session_id, place.config)
             key = await asyncio.to_thread(project_key_for_directory, workspace.cwd)
-            project = self.place.config / "projects" / key
+            project = place.config / "projects" / key
             await asyncio.to_thread(workspaces.link_results, workspace, conversation, project)
-            resume = await history.write(self.store, conversation, project)
+            resume = await history.write(self._store, conversation, project)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
-        given = await extensions.prepare(self.core, claim, self.place.given)
-        allowed = [*await self.talk.approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
+        given = await extensions.prepare(self._core, claim, place.given)
+        allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
         permissions = await asyncio.to_thread(
-            extensions.write_permissions, self.place.given / "permissions.json", claim.config, allowed
+            extensions.write_permissions, place.given / "permissions.json", claim.config, allowed
         )
-        await self.store.adopt(conversation, key)
+        await self._store.adopt(conversation, key)
         process = options.Process(
             workspace=workspace,
             extensions=given,
-            place=self.place,
+            place=place,
             config_dir=config_dir,
-            launcher=self.launcher,
-            store=self.store,
+            launcher=self._scratch.launcher,
+            store=self._store,
             sdk_session_id=conversation,
             resume=resume,
-            hooks=self.hooks.matchers(claim.config),
-            can_use_tool=self.talk.approvals.can_use_tool,
+            hooks=self._hooks.matchers(claim.config),
+            can_use_tool=self._approvals.can_use_tool,
             permissions=permissions,
             profile=claim.profile,
         )
         built = options.build(settings, claim.config, process)
         try:
             options.check_size(built)
-            return await Agent.start(claim.session_id, built, process.stderr, claim.timeout_seconds)
+            return await Agent.start(claim, built, process.stderr)
         finally:
             await asyncio.to_thread(given.forget_secrets)

@@ -56,7 +56,7 @@ async def _obey(execution: Execution, command: Command) -> Settled:
         return False, _NO_AGENT
     match command.type:
         case "control":
-            if payload.get("stop_task", "") not in ("", *execution.tasks):
+            if payload.get("stop_task", "") not in ("", *execution.tasks.ids):
                 return False, _failed("No such task is at work.")  # the agent would say that it stopped it
             return await _checked(_control(agent, payload))
         case "context":

@@ -10,14 +10,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from uuid import UUID
 
 import asyncpg
 
 from apps.api.core.events.log import Event, Writer
+from apps.api.runner.agent.process import Agent
 from apps.api.runner.guard import processes
+from apps.api.runner.session.turn import Turns
 
 SETTLE_LOOKS, SETTLE_SECONDS = 5, 0.2
 """For a program in the background that opens its port after its turn has ended, in the eyes of its client."""
@@ -40,15 +40,15 @@ class Ports:
         asked_at: when somebody has last asked for an address, in monotonic seconds.
     """
 
-    def __init__(self, writer: Writer, run_of: Callable[[], UUID | None], pid_of: Callable[[], int | None]) -> None:
-        """`run_of`: the run that is active now; `pid_of`: of the agent's process, while it lives."""
-        self._writer, self._run_of, self._pid_of = writer, run_of, pid_of
+    def __init__(self, writer: Writer, turns: Turns) -> None:
+        self._writer, self._turns = writer, turns
         self.open: dict[int, str] = {}
         self.asked_at = float("-inf")
 
-    async def look(self, tree: Tree | None = None) -> None:
-        """Look below the agent's process, and tell what has changed. Raises what `Writer.append` raises."""
-        pid = self._pid_of()
+    async def look(self, agent: Agent | None, tree: Tree | None = None) -> None:
+        """Look below the process of the agent, if one lives, and tell what has changed. Raises what `Writer.append`
+        raises."""
+        pid = agent.pid if agent else None
         found = await asyncio.to_thread(listening, pid, tree) if pid else {}
         found = dict(sorted(found.items())[:MAX_PORTS])
         before, self.open = self.open, found
@@ -60,22 +60,22 @@ class Ports:
                 "UPDATE sessions SET ports = $2 WHERE id = $1", self._writer.session_id, list(found)
             )
 
-        event = Event("status", {"status": "ports", "ports": list(found)}, self._run_of())
+        event = Event("status", {"status": "ports", "ports": list(found)}, self._turns.run_id)
         await self._writer.append(event, also=store)
 
-    async def settle(self, began: bool) -> None:
+    async def settle(self, agent: Agent, *, began: bool) -> None:
         """Look at the end of a turn; a moment longer when it `began` programs, which may not listen yet."""
         before = list(self.open)
         for _ in range(SETTLE_LOOKS if began else 1):
-            await self.look()
+            await self.look(agent)
             if list(self.open) != before or not began:
                 return
             await asyncio.sleep(SETTLE_SECONDS)
 
-    async def address(self, port: int) -> str | None:
+    async def address(self, agent: Agent | None, port: int) -> str | None:
         """Where a port is open at this moment; None when it is not, or is somebody else's."""
         self.asked_at = time.monotonic()
-        pid = self._pid_of()
+        pid = agent.pid if agent else None
         return (await asyncio.to_thread(listening, pid)).get(port) if pid else None
 
 

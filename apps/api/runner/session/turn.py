@@ -1,9 +1,10 @@
-"""One turn of an agent, and its deadline, which stands still while a person must answer."""
+"""The turns of an agent, and the deadline of each, which stands still while a person must answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 from apps.api.core.fleet.claims import Claim
@@ -37,6 +38,11 @@ class Turn:
         self._since: float | None = self.began
         self._clock: asyncio.Timeout | None = None
 
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for a person."""
+        return self._since is None
+
     def end(self) -> None:
         """Let go who waits for it."""
         self.taken_up.set()
@@ -55,6 +61,14 @@ class Turn:
         """An agent is given the prompt."""
         self.begun = True
         self._left_alone.clear()
+
+    def take_up(self) -> None:
+        """The agent is in this turn."""
+        self.taken_up.set()
+
+    def stop(self, reason: str) -> None:
+        """Note why it is interrupted; the first reason counts."""
+        self.stopping = self.stopping or reason
 
     def seconds_left(self) -> float:
         """Until its deadline; negative after it."""
@@ -90,3 +104,74 @@ class Turn:
         """Until it has ended or is lost. Raises TimeoutError at its deadline."""
         async with asyncio.timeout(None if self._since is None else self.seconds_left()) as self._clock:
             await self._left_alone.wait()
+
+
+class Turns:
+    """The turns of one session. All its parts read them; they begin and end by what is called here, and nowhere else.
+
+    Attributes:
+        current: the turn of the client's run that is being executed.
+        active: the turn that the agent is in, which may be one of a background task.
+    """
+
+    def __init__(self, freed: Callable[[], None]) -> None:
+        """`freed` is called whenever a run may have ceased to need its slot: it is over, or waits for a person."""
+        self._freed = freed
+        self.current: Turn | None = None
+        self.active: Turn | None = None
+
+    @property
+    def all(self) -> list[Turn]:
+        """Those that there are, the client's first."""
+        return list(dict.fromkeys(turn for turn in (self.current, self.active) if turn is not None))
+
+    @property
+    def run_id(self) -> UUID | None:
+        """The run that is active now; before the turn's `init`, the prompt is its run's already."""
+        turn = self.active or self.current
+        return turn.run_id if turn and not turn.ended.is_set() else None
+
+    @property
+    def in_background(self) -> Turn | None:
+        """The turn that the agent is in, if no client has asked for it."""
+        return self.active if self.active is not None and self.active.claim is None else None
+
+    def of(self, run_id: UUID | None) -> Turn | None:
+        """The turn of a run, or whichever there is."""
+        return next((turn for turn in self.all if run_id in (None, turn.run_id)), None)
+
+    def assign(self, claim: Claim) -> Turn:
+        """A client's run is to be executed: from now on it can be stopped."""
+        self.current = Turn(claim.run_id, claim)
+        return self.current
+
+    def leave(self) -> None:
+        """The client's run has been executed."""
+        self.current = None
+        self._freed()
+
+    def enter(self, turn: Turn | None) -> None:
+        """The agent is in this turn now, or in none."""
+        self.active = turn
+
+    def end(self, turn: Turn) -> None:
+        """A turn is over."""
+        if self.active is turn:
+            self.active = None
+        turn.end()
+
+    def end_all(self) -> None:
+        """Nobody will write how the turns end: let go who waits for it."""
+        for turn in self.all:
+            turn.end()
+
+    def lose(self) -> list[Turn]:
+        """The agent has died. Returns what it takes with it: what it has begun, and not what the next one may do."""
+        taken = [turn for turn in self.all if turn is self.active or (turn.begun and not turn.lose())]
+        return [turn for turn in taken if not turn.guest]
+
+    def hold(self, run_ids: Collection[UUID | None]) -> None:
+        """Stop the clocks of the runs that wait for a person, and let the others go on."""
+        for turn in self.all:
+            turn.pause() if turn.run_id in run_ids else turn.resume()
+        self._freed()

@@ -37,7 +37,7 @@ async def watch_ports(executions: Mapping[UUID, Execution]) -> None:
         for execution in list(executions.values()):
             if execution.agent is not None and not execution.closing:
                 try:
-                    await execution.ports.look(tree)
+                    await execution.ports.look(execution.agent, tree)
                 except _TRANSIENT as error:
                     log.warning("ports.untold", session_id=str(execution.session_id), error=type(error).__name__)
 
@@ -46,7 +46,8 @@ async def watch_background(core: Core, executions: Mapping[UUID, Execution]) -> 
     """Stop what turns of this instance are in the background for too long, for ever."""
     while True:
         await pause(BACKGROUND_LOOK_SECONDS)
-        looks = [_look(core, e, e.in_background) for e in executions.values() if e.in_background and not e.closing]
+        turns = [(e, e.turns.in_background) for e in executions.values() if not e.closing]
+        looks = [_look(core, execution, turn) for execution, turn in turns if turn is not None]
         if looks:
             await asyncio.gather(*looks)
 
@@ -54,7 +55,7 @@ async def watch_background(core: Core, executions: Mapping[UUID, Execution]) -> 
 async def _look(core: Core, execution: Execution, turn: Turn) -> None:
     """Stop a turn that is over its deadline, or keeps a client's prompt waiting; not one that waits for a person."""
     patience = core.settings.background_patience_seconds
-    if execution.approvals.hold(turn.run_id):
+    if turn.paused:
         return
     try:
         if turn.guest:  # the prompt is with the agent already, behind it
