@@ -22,7 +22,7 @@ from apps.api.core.config.parts import (
 )
 from apps.api.core.config.sdk_options import NOT_TAKEN, NOT_TAKEN_OF_SUBAGENTS, why_not
 from apps.api.dialects.native.schemas import PromptBody
-from apps.api.runner.agent.messages import Meter, outcome
+from apps.api.runner.agent.outcome import Meter, outcome_of
 
 
 def names(kind: Any) -> set[str]:
@@ -89,7 +89,7 @@ def result(**more: Any) -> ResultMessage:
 
 
 def test_every_field_of_the_sdks_result_is_told_or_has_a_reason_why_not() -> None:
-    told = set(outcome(result(), Meter())[1][0].fields)
+    told = set(outcome_of(result(), Meter())[1][0].fields)
     assert names(ResultMessage) - told == set(RESULT_KEPT_BACK)
     assert told - names(ResultMessage) == {"status"}
 
@@ -97,7 +97,7 @@ def test_every_field_of_the_sdks_result_is_told_or_has_a_reason_why_not() -> Non
 def test_the_result_tells_which_messages_it_answers_and_what_each_model_can_take() -> None:
     figures = dict.fromkeys(names(types.ModelUsage), 1) | {"contextWindow": 200_000, "maxOutputTokens": 64_000}
     message = result(user_message_uuids=["one", "two"], model_usage={"claude-x": figures})
-    fields = outcome(message, Meter())[1][0].fields
+    fields = outcome_of(message, Meter())[1][0].fields
     assert fields["user_message_uuids"] == ["one", "two"]
     assert fields["model_usage"] == {"claude-x": figures}
 

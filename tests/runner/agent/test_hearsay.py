@@ -13,7 +13,7 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import finish
 from apps.api.runner.agent import messages
 from apps.api.runner.agent.hearsay import MAX_COST_USD, MAX_COUNT, told_of_itself
-from apps.api.runner.agent.messages import Meter
+from apps.api.runner.agent.outcome import Meter, outcome_of
 from tests.core.conftest import neighbourhood, world
 from tests.runner.session.test_conversation import Talk
 from tests.world import World
@@ -30,7 +30,7 @@ FORGED: Any = {
 async def test_forged_figures_end_a_run_like_any_others(world: World, cost: Any) -> None:
     _, claim, writer = await world.owned()
     forged = ResultMessage("success", 1, 1, False, 2**80, "s", total_cost_usd=cost, model_usage=FORGED)
-    outcome, last = messages.outcome(forged, Meter())
+    outcome, last = outcome_of(forged, Meter())
     await finish(writer, claim.run_id, outcome, *last, Event("done"))
     state = await world.run(claim.run_id)
     assert state["status"] == "succeeded"

@@ -1,4 +1,4 @@
-"""From the SDK's messages to events, and from its result to the outcome of a run. Pure functions."""
+"""From the SDK's messages to events. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from claude_agent_sdk import (
     ContentBlock,
     Message,
     RateLimitEvent,
-    ResultMessage,
     ServerToolResultBlock,
     ServerToolUseBlock,
     StreamEvent,
@@ -27,14 +26,8 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
-from apps.api.core import codec
-from apps.api.core.codec import encode
 from apps.api.core.config.content import without_data
 from apps.api.core.events.log import Event
-from apps.api.core.sessions.outcome import Outcome
-from apps.api.core.tenant.usage import ModelUsage
-from apps.api.errors import RUN_FAILURES
-from apps.api.runner.agent import hearsay, model_failures
 
 _DELTAS = {
     "text_delta": ("text", "text"),
@@ -189,158 +182,3 @@ def init(data: Mapping[str, Any]) -> dict[str, Any]:
         "agents": data.get("agents", []),
         "sdk_session_id": data.get("session_id"),
     }
-
-
-def error(code: str, message: str) -> dict[str, Any]:
-    """The fields of the `error` event; the code says whether a retry makes sense.
-
-    The text may quote the model's endpoint, and is also stored as jsonb: the end of a run must not fail for that.
-    """
-    return {"code": code, "message": codec.clean_text(message), "retryable": RUN_FAILURES[code][1]}
-
-
-class Meter:
-    """Turns the SDK's cumulative figures into one run's share, by subtraction: the SDK counts per CLI process.
-
-    What results of several turns told is kept together until a run takes it: a background turn that is shown inside
-    a run is a part of what that run costs.
-    """
-
-    def __init__(self) -> None:
-        self._cost = 0.0
-        self._models: dict[str, dict[str, Any]] = {}
-        self._due: tuple[float, dict[str, dict[str, Any]]] | None = None
-
-    def begin(self) -> None:
-        """Another process counts, from zero."""
-        self._cost, self._models = 0.0, {}
-
-    def read(self, result: ResultMessage) -> None:
-        """Count what was used since the previous result."""
-        total = hearsay.figure(result.total_cost_usd, hearsay.MAX_COST_USD)
-        totals = {
-            codec.clean_text(str(name)): hearsay.figures(figures)
-            for name, figures in (result.model_usage or {}).items()
-        }
-        if total < self._cost:  # `/clear` makes the CLI count from zero again
-            self.begin()
-        due_cost, due = self._due or (0.0, {})
-        for name, figures in totals.items():
-            before, so_far = self._models.get(name, {}), due.get(name, {})
-            share = {k: max(v - before.get(k, 0), 0) if k in hearsay.CUMULATIVE else v for k, v in figures.items()}
-            if any(share.get(k) for k in hearsay.CUMULATIVE):
-                due[name] = {k: v + so_far.get(k, 0) if k in hearsay.CUMULATIVE else v for k, v in share.items()}
-        self._due = due_cost + total - self._cost, due
-        self._cost, self._models = total, totals
-
-    def take(self) -> tuple[float | None, dict[str, dict[str, Any]]]:
-        """Cost in USD and usage by model since the last run; no cost when no result came since."""
-        cost, models = self._due or (None, {})
-        self._due = None
-        return cost, models
-
-
-def used(models: Mapping[str, Mapping[str, Any]]) -> list[ModelUsage]:
-    """The SDK's figures as they are stored."""
-    return [
-        ModelUsage(
-            model=name,
-            input_tokens=int(figures.get("inputTokens") or 0),
-            output_tokens=int(figures.get("outputTokens") or 0),
-            cache_read_input_tokens=int(figures.get("cacheReadInputTokens") or 0),
-            cache_creation_input_tokens=int(figures.get("cacheCreationInputTokens") or 0),
-            web_search_requests=int(figures.get("webSearchRequests") or 0),
-            cost_usd=float(figures.get("costUSD") or 0),
-        )
-        for name, figures in models.items()
-    ]
-
-
-_STOPPED = {
-    "interrupted": ("interrupted", "The run was interrupted."),
-    "timeout": ("failed", "The run took longer than its timeout."),
-    "shutdown": ("failed", "The instance shut down before the run was done. The conversation is kept; send it again."),
-    "storage_failed": ("failed", "The conversation could not be stored, so it cannot be relied on."),
-}
-
-
-def stopped(code: str, text: str = "") -> tuple[str, dict[str, Any]]:
-    """Status and error of a run that we ended ourselves, or that ended without a result."""
-    status, reason = _STOPPED.get(code, ("failed", text))
-    return status, error(code, reason)
-
-
-def outcome(
-    message: ResultMessage,
-    meter: Meter,
-    stopping: str | None = None,
-    *,
-    structured: bool = False,
-    told: model_failures.Told | None = None,
-) -> tuple[Outcome, list[Event]]:
-    """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
-
-    `stopping` is our reason for having interrupted it, if we have: a turn that succeeded nevertheless has succeeded.
-    `structured`: it had to give a structured output. The CLI asks the model for it once more, and then succeeds
-    without. A prompt that the model never saw (`/clear`, or a hook has blocked it) has none.
-    `told`: what the CLI has said of the model in this turn.
-
-    `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
-    `subtype="success"`.
-    """
-    meter.read(message)
-    cost, models = meter.take()
-    status, failure = _verdict(message, told or model_failures.Told())
-    if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
-        text = "The model answered without the structured output that output_format asks for."
-        status, failure = "failed", error("structured_output_missing", text)
-    if stopping and status != "succeeded":
-        status, failure = stopped(stopping)
-    fields = {
-        "status": status,
-        "result": message.result,
-        "structured_output": message.structured_output,
-        "is_error": message.is_error,
-        "stop_reason": message.stop_reason,
-        "terminal_reason": message.terminal_reason,
-        "num_turns": message.num_turns,
-        "duration_ms": message.duration_ms,
-        "duration_api_ms": message.duration_api_ms,
-        "total_cost_usd": cost,
-        "usage": message.usage,
-        "model_usage": models,
-        "permission_denials": message.permission_denials or [],
-        "user_message_uuids": message.user_message_uuids or [],
-    }
-    ended = Outcome(
-        status=status,
-        result=encode(fields).decode(),
-        error=failure,
-        cost_usd=cost,
-        usage=used(models),
-        num_turns=int(hearsay.figure(message.num_turns)),
-    )
-    last = [Event("result", fields)]
-    if failure is not None and status == "failed":
-        last.append(Event("error", failure))
-    return ended, last
-
-
-def _verdict(message: ResultMessage, told: model_failures.Told) -> tuple[str, dict[str, Any] | None]:
-    reason = message.terminal_reason or ""
-    if reason.startswith("aborted"):
-        return "interrupted", error("interrupted", "The run was interrupted.")
-    if message.subtype == "error_max_turns":
-        return "failed", error("max_turns_exceeded", "The agent used up max_turns before it was done.")
-    if message.subtype == "error_max_budget_usd":
-        return "failed", error("max_budget_exceeded", "The agent used up max_budget_usd before it was done.")
-    if message.subtype == "error_max_structured_output_retries":
-        text = "; ".join(message.errors or []) or "None of the model's structured outputs matched the schema."
-        return "failed", error("structured_output_invalid", text)
-    if not message.is_error:
-        return "succeeded", None
-    if code := model_failures.code_of(message, told.kind):
-        failure = error(code, message.result or "The model gave no answer.")
-        return "failed", model_failures.with_advice(failure, told)
-    text = message.result or "; ".join(message.errors or []) or "The agent failed."
-    return "failed", error("execution_error", text)

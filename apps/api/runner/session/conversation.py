@@ -16,6 +16,7 @@ from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
 from apps.api.runner.agent.options import keeps_checkpoints
+from apps.api.runner.agent.outcome import Meter, outcome_of, stopped, used
 from apps.api.runner.agent.process import Agent, TranscriptLost
 from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.approvals import Approvals
@@ -42,7 +43,7 @@ class Conversation:
         self._core, self._writer, self._store, self._turns = core, writer, store, turns
         self._tasks, self._approvals, self._ports = tasks, approvals, ports
         self._used_tools = self._left_task = False
-        self._meter = messages.Meter()
+        self._meter = Meter()
         self._model_told = model_failures.Told()
         self._noted: tuple[Any, ...] = ()
 
@@ -52,12 +53,12 @@ class Conversation:
 
     async def fail(self, turn: Turn, code: str, text: str = "") -> None:
         """End a run that got no result."""
-        status, failure = messages.stopped(code, text)
+        status, failure = stopped(code, text)
         events = [] if status == "interrupted" else [Event("error", failure)]
         cost, models = self._meter.take()
         if not turn.begun:
             cost = cost or 0.0  # the model was never asked
-        await self.finish(turn, Outcome(status, error=failure, cost_usd=cost, usage=messages.used(models)), events)
+        await self.finish(turn, Outcome(status, error=failure, cost_usd=cost, usage=used(models)), events)
 
     async def finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
         """End a run with its last events."""
@@ -156,9 +157,7 @@ class Conversation:
             self._meter.read(message)
             return
         structured = turn.claim is not None and turn.claim.config.output_format is not None
-        outcome, last = messages.outcome(
-            message, self._meter, turn.stopping, structured=structured, told=self._model_told
-        )
+        outcome, last = outcome_of(message, self._meter, turn.stopping, structured=structured, told=self._model_told)
         code = outcome.error["code"] if outcome.error else None
         if code == "max_budget_exceeded":
             agent.use_up()
