@@ -29,6 +29,34 @@ TEMPLATE = "template_app"
 ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 
 
+STARTS_PROGRAMS = frozenset({"model_url", "own_servers"})
+"""Fixtures of tests that start servers of ours, which need a model, or databases of their own."""
+
+SLOW = (
+    "tests/dev/",
+    "tests/test_examples.py",
+    "tests/test_bootstrap.py",
+    "tests/acceptance/",
+    "tests/demo_model/test_with_cli.py",
+)
+"""Tests that start whole installations, or agents."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out every test that starts a server or an agent")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fast"):
+        return
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        slow = item.nodeid.startswith(SLOW) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ()))
+        (left_out if slow else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with Servers(tmp_path_factory.mktemp("servers"), ephemeral=True) as running:
