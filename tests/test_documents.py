@@ -194,6 +194,23 @@ def test_the_page_about_the_api_explains_every_error_code_and_no_other() -> None
     assert documented - codes_in_the_code() == set(), "docs/api.md explains what no code sends"
 
 
+def events_in_the_code() -> set[str]:
+    """What is appended by name as `Event("…", …)`, and what is not stored."""
+    found = {"partial", "resync"}
+    for path in (ROOT / "apps/api").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name(id="Event"), args=[ast.Constant(value=str(name)), *_]):
+                    found.add(name)
+    return found
+
+
+def test_the_page_about_the_api_explains_every_event() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    table = page[page.index("| event | when | fields |") :].split("\n\n", 1)[0]
+    assert events_in_the_code() <= set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+
+
 def test_the_page_about_the_api_gives_every_failure_of_a_run_its_status_and_retry() -> None:
     text = API.read_text(encoding="utf-8")
     for code, (status, retryable) in RUN_FAILURES.items():
