@@ -142,7 +142,7 @@ def test_the_configuration_page_has_every_setting_in_the_order_of_the_code_with_
 
 
 def codes_in_the_code() -> set[str]:
-    """Class attributes `code`, keywords `code=`, tables of codes, and nouns given to `NotFound.of`."""
+    """Class attributes `code`, keywords `code=`, keys `"code"`, tables of codes, and nouns given to `NotFound.of`."""
     found = set(RUN_FAILURES)
     for path in (ROOT / "apps/api").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -164,6 +164,10 @@ def _codes(node: ast.AST) -> Iterator[str]:
             name = ast.unparse(node.func)
             if name == "NotFound.of" and isinstance(node.args[0], ast.Constant):
                 yield f"{ast.literal_eval(node.args[0])}_not_found"
+        case ast.Dict():
+            for key, said in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "code" and isinstance(said, ast.Constant):
+                    yield str(said.value)
         case ast.Assign(targets=[ast.Name(id="_HTTP_CODES")], value=ast.Dict(values=values)):
             yield from (str(ast.literal_eval(value)) for value in values if isinstance(value, ast.Constant))
 
