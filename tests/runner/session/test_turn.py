@@ -18,10 +18,7 @@ def turns() -> Turns:
 
 
 def background() -> Turn:
-    turn = Turn(uuid4(), None, seconds=60)
-    turn.begin()
-    turn.take_up()
-    return turn
+    return Turn(uuid4(), None, seconds=60)
 
 
 def test_a_prompt_that_no_agent_has_is_not_taken_along_by_one_that_dies() -> None:

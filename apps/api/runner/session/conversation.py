@@ -103,7 +103,6 @@ class Conversation:
             current = None
         if current is not None and str(current.run_id) in uuids:
             self._turns.enter(current)
-            current.take_up()
             assert current.claim is not None  # noqa: S101 - for the type checker
             shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
             told = [*messages.events(message, current.run_id), shown]
@@ -121,10 +120,7 @@ class Conversation:
         elif await claims.begin_background(
             self._core.db, writer.session_id, writer.tenant_id, writer.generation, run_id, seconds
         ):
-            turn = Turn(run_id, None, seconds=seconds)
-            turn.begin()
-            turn.take_up()
-            self._turns.enter(turn)
+            self._turns.enter(Turn(run_id, None, seconds=seconds))
             await self._writer.append(*messages.events(message, run_id))
 
     async def _note(self, agent: Agent, message: SystemMessage) -> None:

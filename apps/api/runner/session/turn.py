@@ -64,6 +64,7 @@ class Turn:
 
     def take_up(self) -> None:
         """The agent is in this turn."""
+        self.begun = True
         self.taken_up.set()
 
     def stop(self, reason: str) -> None:
@@ -153,6 +154,8 @@ class Turns:
     def enter(self, turn: Turn | None) -> None:
         """The agent is in this turn now, or in none."""
         self.active = turn
+        if turn is not None:
+            turn.take_up()
 
     def end(self, turn: Turn) -> None:
         """A turn is over."""
