@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ MAX_ENTRIES = 12
 """Files and folders at the top of core: more than a reader takes in at one look want a room of their own."""
 
 FORBIDDEN_IN_DIALECTS = {"sqlalchemy", "redis", "asyncpg", "claude_agent_sdk"}
+
+STATEMENT = re.compile(r"\b(SELECT .+ FROM|INSERT INTO|UPDATE \w+ SET|DELETE FROM) ", re.DOTALL)
 
 # Started with -I -S, before anything else exists: every import is time until an agent starts, or may be missing.
 STANDARD_LIBRARY_ONLY = ("apps.api.runner.guard.program", "apps.api.dev.reaper")
@@ -232,6 +235,16 @@ def test_dialects_know_neither_storage_nor_the_sdk() -> None:
                 assert name.split(".")[0] not in FORBIDDEN_IN_DIALECTS, (
                     f"{module.path}:{line}: {name}: {WHY['dialects']}"
                 )
+
+
+def test_tables_are_the_cores() -> None:
+    """Whoever asks what writes a table finds it in one room; web asks only whether the database answers."""
+    for module in api_modules():
+        if module.room not in ("runner", "web", "dialects"):
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not STATEMENT.search(node.value), f"{module.path}:{node.lineno}: SQL belongs into core"
 
 
 def test_only_the_runner_imports_the_sdk() -> None:

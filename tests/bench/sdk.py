@@ -27,10 +27,10 @@ from claude_agent_sdk import (
 
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.sessions import workspaces
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.runner.agent import options
 from apps.api.runner.agent.extensions import Extensions, write_permissions
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.settings import Settings
 

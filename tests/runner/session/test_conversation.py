@@ -10,10 +10,10 @@ from claude_agent_sdk import ClaudeSDKClient, Message, ResultMessage, SystemMess
 from apps.api.core.events.log import Writer
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Scope
 from apps.api.runner.agent.process import Agent
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation

@@ -8,9 +8,9 @@ from unittest.mock import Mock
 
 import pytest
 
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.runner.agent.process import StartFailed
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.launch import Launch
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, until

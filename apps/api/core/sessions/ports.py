@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
 from apps.api.db import Database
 from apps.api.errors import NotFound, Unauthorized
 
@@ -89,15 +91,21 @@ def refused() -> Unauthorized:
     return Unauthorized("This preview link is not valid, or not any more.", code="preview_link_invalid")
 
 
+_GET = """
+SELECT s.preview_key, s.ports, i.id AS owner, i.url, i.forward_key
+FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
+WHERE s.id = $1 AND s.tenant_id = $2 AND s.deleted_at IS NULL
+"""
+
+
+async def store(connection: asyncpg.Connection, session_id: UUID, ports: Iterable[int]) -> None:
+    """Note which ports of a session are open, for its owner: in the transaction that tells of them."""
+    await connection.execute("UPDATE sessions SET ports = $2 WHERE id = $1", session_id, list(ports))
+
+
 async def get(db: Database, tenant_id: UUID, session_id: UUID) -> Preview:
     """The previews of a session. Raises NotFound."""
-    row = await db.pool.fetchrow(
-        "SELECT s.preview_key, s.ports, i.id AS owner, i.url, i.forward_key FROM sessions s"
-        " LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()"
-        " WHERE s.id = $1 AND s.tenant_id = $2 AND s.deleted_at IS NULL",
-        session_id,
-        tenant_id,
-    )
+    row = await db.pool.fetchrow(_GET, session_id, tenant_id)
     if row is None:
         raise NotFound.of("session")
     ports = row["ports"] if row["owner"] else []

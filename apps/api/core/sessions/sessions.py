@@ -186,6 +186,23 @@ async def begin_anew(connection: asyncpg.Connection, session_id: UUID, sdk_sessi
     await connection.execute("UPDATE sessions SET sdk_session_id = $2 WHERE id = $1", session_id, sdk_session_id)
 
 
+_NOTE_AGENT = """
+UPDATE sessions SET permission_mode = $3, tools = $4, sdk_session_id = $5 WHERE id = $1 AND generation = $2
+"""
+
+
+async def note_agent(
+    db: Database,
+    session_id: UUID,
+    generation: int,
+    permission_mode: str | None,
+    tools: Sequence[str] | None,
+    sdk_session_id: UUID,
+) -> None:
+    """Note what the agent says of itself, for the owner of `generation`. Nothing happens when it is not any more."""
+    await db.pool.execute(_NOTE_AGENT, session_id, generation, permission_mode, tools, sdk_session_id)
+
+
 async def reconfigure(
     connection: asyncpg.Connection | asyncpg.Pool, session_id: UUID, owner_id: UUID | None, changes: Mapping[str, Any]
 ) -> bool:

@@ -18,10 +18,10 @@ from uuid import UUID
 import structlog
 
 from apps.api.core.sessions import files
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.patches import Change, patches
 from apps.api.runner.agent.process import Agent
-from apps.api.runner.agent.transcripts import Transcripts
 
 log = structlog.get_logger(__name__)
 

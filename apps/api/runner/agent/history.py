@@ -18,7 +18,7 @@ from uuid import UUID
 import structlog
 
 from apps.api.core.codec import decode, encode
-from apps.api.runner.agent.transcripts import Entry, Transcripts
+from apps.api.core.sessions.transcripts import Entry, Transcripts
 
 log = structlog.get_logger(__name__)
 

@@ -17,11 +17,11 @@ from apps.api.core.config.agent import AgentConfig, tools_of
 from apps.api.core.config.parts import Subagent, Thinking
 from apps.api.core.config.profiles import Profile
 from apps.api.core.config.rules import Rule
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.extensions import Extensions
 from apps.api.runner.agent.process import CannotStart, HookMatchers
 from apps.api.runner.agent.scratch import Place
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.guard.launcher import bundled_cli, guard_environment
 from apps.api.settings import Settings
 

@@ -12,13 +12,14 @@ from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamE
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet import claims
+from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
 from apps.api.runner.agent.options import keeps_checkpoints
 from apps.api.runner.agent.outcome import Meter, outcome_of, stopped, used
 from apps.api.runner.agent.process import Agent, TranscriptLost
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.ports import Ports
@@ -134,13 +135,7 @@ class Conversation:
         if noted == self._noted:
             return
         try:
-            await self._core.db.pool.execute(
-                "UPDATE sessions SET permission_mode = $3, tools = $4, sdk_session_id = $5"
-                " WHERE id = $1 AND generation = $2",
-                self._writer.session_id,
-                self._writer.generation,
-                *noted,
-            )
+            await sessions.note_agent(self._core.db, self._writer.session_id, self._writer.generation, *noted)
         except CONNECTION_ERRORS as error:  # no reason to end the run: the next turn notes it
             log.warning("execution.mode_not_noted", session_id=str(self._writer.session_id), error=type(error).__name__)
         else:

@@ -29,12 +29,12 @@ from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import sessions, workspaces
 from apps.api.core.sessions.outcome import Outcome
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent import checkpoints, clone, options
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, CannotStart, StartFailed, why_it_ended
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation

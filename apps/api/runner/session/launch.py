@@ -12,10 +12,10 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import files, workspaces
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.runner.agent import clone, extensions, history, options
 from apps.api.runner.agent.process import Agent, StartFailed
 from apps.api.runner.agent.scratch import Place, Scratch
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.hooks import Hooks
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import asyncpg
 
 from apps.api.core.events.log import Event, Writer
+from apps.api.core.sessions import ports
 from apps.api.runner.agent.process import Agent
 from apps.api.runner.guard import processes
 from apps.api.runner.session.turn import Turns
@@ -56,9 +57,7 @@ class Ports:
             return
 
         async def store(connection: asyncpg.Connection, _seq: int) -> None:
-            await connection.execute(
-                "UPDATE sessions SET ports = $2 WHERE id = $1", self._writer.session_id, list(found)
-            )
+            await ports.store(connection, self._writer.session_id, found)
 
         event = Event("status", {"status": "ports", "ports": list(found)}, self._turns.run_id)
         await self._writer.append(event, also=store)

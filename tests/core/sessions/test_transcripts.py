@@ -15,10 +15,10 @@ from claude_agent_sdk.testing import run_session_store_conformance
 
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import sessions
+from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import Database
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.redis import Redis
-from apps.api.runner.agent.transcripts import Transcripts
 from apps.api.settings import Settings
 from tests.world import World, administrator, terminate_backends, until, waiting_for_locks
 
@@ -157,7 +157,7 @@ async def test_many_batches_are_read_back_in_the_order_of_their_appends(world: W
         await store.append(SUBAGENT, entries(start))
     loaded = await store.load(KEY)
     assert loaded is not None
-    assert [found["n"] for found in loaded] == numbers  # type: ignore[typeddict-item]
+    assert [found["n"] for found in loaded] == numbers
 
 
 async def test_a_large_batch_is_stored_whole(world: World) -> None:

@@ -1,19 +1,18 @@
-"""The SDK's SessionStore on PostgreSQL: fenced, deduplicated, and indifferent to what the entries hold.
+"""Conversations as the agent's program writes them, on PostgreSQL: fenced, deduplicated, whatever the entries hold.
 
-One store serves one (session, generation). Entries are kept as text, since jsonb refuses NUL and lone
-surrogates; the SDK only needs them back deep-equal.
+`Transcripts` is what the SDK calls a SessionStore. One serves one (session, generation). Entries are kept as text:
+jsonb refuses NUL and lone surrogates, and the SDK only needs them back deep-equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 from uuid import UUID, uuid4
 
 import asyncpg
-from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry
 
 from apps.api.core import codec
 from apps.api.core.codec import decode, encode
@@ -32,10 +31,6 @@ WITH pen AS (
   ON CONFLICT DO NOTHING
 )
 SELECT count(*) FROM pen
-"""
-
-_PAGES = """
-SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
 """
 
 MAX_PART = 400
@@ -57,7 +52,56 @@ WITH pen AS (
 SELECT (SELECT count(*) FROM pen) AS held, (SELECT count(*) FROM gone) AS gone
 """
 
-_KEY = "session_id = $1 AND project_key = $2 AND sdk_session_id = $3"
+_LOAD = """
+SELECT entry FROM transcript_entries
+WHERE session_id = $1 AND project_key = $2 AND sdk_session_id = $3 AND subpath = $4 ORDER BY id
+"""
+
+_SUBKEYS = """
+SELECT DISTINCT subpath FROM transcript_entries
+WHERE session_id = $1 AND project_key = $2 AND sdk_session_id = $3 AND subpath <> ''
+"""
+
+_DELETE = """
+DELETE FROM transcript_entries
+WHERE session_id = $1 AND project_key = $2 AND sdk_session_id = $3 AND ($4::text IS NULL OR subpath = $4)
+"""
+
+_ADOPT = """
+UPDATE transcript_entries SET project_key = $3 WHERE session_id = $1 AND project_key = '' AND sdk_session_id = $2
+  AND EXISTS (SELECT 1 FROM sessions WHERE id = $1 AND generation = $4)
+"""
+
+_FILE_HISTORY = """
+SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = ''
+  AND entry LIKE '{"type":"file-history-%' ORDER BY id
+"""
+
+_PAGES = """
+SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
+"""
+
+_RESUMABLE = """
+SELECT EXISTS (SELECT 1 FROM transcript_entries
+  WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)
+"""
+
+_ANY = "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)"
+
+_BEGIN = "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2"
+
+
+class ConversationKey(TypedDict):
+    """What the SDK names a conversation by: a text that it makes of the working directory, and its own id of it."""
+
+    project_key: str
+    session_id: str
+
+
+class Key(ConversationKey):
+    """What the SDK names one transcript of a conversation by; without `subpath` the main one."""
+
+    subpath: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +132,7 @@ class Transcripts:
         """Another conversation is the one that goes on; its id has been stored, or will be."""
         self.conversation = conversation
 
-    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+    async def append(self, key: Key, entries: Sequence[Mapping[str, Any]]) -> None:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
         if not entries or self._forgetful:
             return
@@ -98,14 +142,8 @@ class Transcripts:
         async def attempt() -> int:
             self._lease.require()
             async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                held: int = await connection.fetchval(
-                    _APPEND,
-                    self._session_id,
-                    self._generation,
-                    *_parts(key),
-                    uuids,
-                    texts,
-                )
+                given = (self._session_id, self._generation, *_parts(key), uuids, texts)
+                held: int = await connection.fetchval(_APPEND, *given)
                 return held
 
         if await retrying(attempt, until=self._lease.is_over) == 0:
@@ -130,29 +168,22 @@ class Transcripts:
         self._forgetful = found["gone"] > 0
         return self._forgetful
 
-    async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
+    async def load(self, key: Key) -> list[Any] | None:
         """All entries of a transcript in order, or None when there are none."""
-        rows = await self._db.pool.fetch(
-            f"SELECT entry FROM transcript_entries WHERE {_KEY} AND subpath = $4 ORDER BY id",  # noqa: S608
-            self._session_id,
-            *_parts(key),
-        )
+        rows = await self._db.pool.fetch(_LOAD, self._session_id, *_parts(key))
         return [decode(row["entry"]) for row in rows] or None
 
-    async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
+    async def list_subkeys(self, key: ConversationKey) -> list[str]:
         """Paths of the subagents' transcripts."""
         rows = await self._db.pool.fetch(
-            f"SELECT DISTINCT subpath FROM transcript_entries WHERE {_KEY} AND subpath <> ''",  # noqa: S608
-            self._session_id,
-            _storable(key["project_key"]),
-            _storable(key["session_id"]),
+            _SUBKEYS, self._session_id, _storable(key["project_key"]), _storable(key["session_id"])
         )
         return [row["subpath"] for row in rows]
 
-    async def delete(self, key: SessionKey) -> None:
+    async def delete(self, key: Key) -> None:
         """Remove one subagent's transcript, or without a subpath all of the conversation's."""
         await self._db.pool.execute(
-            f"DELETE FROM transcript_entries WHERE {_KEY} AND ($4::text IS NULL OR subpath = $4)",  # noqa: S608
+            _DELETE,
             self._session_id,
             *_parts(key)[:2],
             None if key.get("subpath") is None else _storable(key["subpath"]),
@@ -161,24 +192,11 @@ class Transcripts:
     async def adopt(self, sdk_session_id: UUID, project_key: str) -> None:
         """Begin a new process: entries that a fork began with get the key under which the SDK will look for them."""
         self._forgetful = False
-        await self._db.pool.execute(
-            "UPDATE transcript_entries SET project_key = $3"
-            " WHERE session_id = $1 AND project_key = '' AND sdk_session_id = $2"
-            " AND EXISTS (SELECT 1 FROM sessions WHERE id = $1 AND generation = $4)",
-            self._session_id,
-            str(sdk_session_id),
-            project_key,
-            self._generation,
-        )
+        await self._db.pool.execute(_ADOPT, self._session_id, str(sdk_session_id), project_key, self._generation)
 
-    async def file_history(self, sdk_session_id: UUID) -> list[SessionStoreEntry]:
+    async def file_history(self, sdk_session_id: UUID) -> list[Any]:
         """What the conversation says of copies of files, in order. See `checkpoints`."""
-        rows = await self._db.pool.fetch(
-            "SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = ''"
-            ' AND entry LIKE \'{"type":"file-history-%\' ORDER BY id',
-            self._session_id,
-            str(sdk_session_id),
-        )
+        rows = await self._db.pool.fetch(_FILE_HISTORY, self._session_id, str(sdk_session_id))
         return [decode(row["entry"]) for row in rows]
 
     async def pages(self, sdk_session_id: UUID) -> AsyncGenerator[list[Entry]]:
@@ -193,19 +211,12 @@ class Transcripts:
 
         Only messages have a uuid. The CLI refuses to resume without any.
         """
-        found: bool = await self._db.pool.fetchval(
-            "SELECT EXISTS (SELECT 1 FROM transcript_entries"
-            " WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)",
-            self._session_id,
-            str(sdk_session_id),
-        )
+        found: bool = await self._db.pool.fetchval(_RESUMABLE, self._session_id, str(sdk_session_id))
         return found
 
     async def has_any(self) -> bool:
         """Whether an agent has ever said anything in this session."""
-        found: bool = await self._db.pool.fetchval(
-            "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)", self._session_id
-        )
+        found: bool = await self._db.pool.fetchval(_ANY, self._session_id)
         return found
 
     async def begin(self) -> UUID:
@@ -215,12 +226,7 @@ class Transcripts:
         left something of it behind, here or on a disk, without a message.
         """
         fresh = uuid4()
-        status = await self._db.pool.execute(
-            "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2",
-            self._session_id,
-            self._generation,
-            fresh,
-        )
+        status = await self._db.pool.execute(_BEGIN, self._session_id, self._generation, fresh)
         if status != "UPDATE 1":
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not begin a conversation")
         self.conversation = fresh
@@ -233,7 +239,7 @@ def _storable(part: str) -> str:
     return text if len(text) <= MAX_PART else f"{text[:100]}-{sha256(text.encode()).hexdigest()}"
 
 
-def _parts(key: SessionKey) -> tuple[str, str, str]:
+def _parts(key: Key) -> tuple[str, str, str]:
     return _storable(key["project_key"]), _storable(key["session_id"]), _storable(key.get("subpath") or "")
 
 
