@@ -14,7 +14,7 @@ from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 
 BYPASS = {"permission_mode": "bypassPermissions"}
-STREAM = "stream 400 words every 20 ms"
+STREAM = "stream 4000 words every 20 ms"
 OTHER_MODEL = "claude-opus-5-5"
 
 
