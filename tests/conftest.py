@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -175,20 +176,26 @@ async def fleet(
         yield await start(3, forked=False, DEBUG="true")
 
 
+def database_of(fleet: Fleet) -> AbstractAsyncContextManager[Database]:
+    """For what has no route."""
+    return Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"]))
+
+
+async def make_key(db: Database, tenant: str | None = None, **more: Any) -> dict[str, str]:
+    """Headers of a new key; of a new tenant unless one is named."""
+    given = {"scopes": keys.USUAL_SCOPES, **more}
+    made = await keys.create_key(db, tenant=tenant or f"t{uuid4().hex}", name="k", **given)
+    return {"X-API-Key": made.secret}
+
+
 @pytest.fixture(scope="session")
 async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
-    """For what has no route."""
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+    """The database of the shared fleet."""
+    async with database_of(fleet) as db:
         yield db
 
 
 @pytest.fixture(scope="session")
 def new_key(fleet_db: Database) -> NewKey:
-    """Headers of a new key of the fleet; of a new tenant unless one is named."""
-
-    async def make(tenant: str | None = None, **more: Any) -> dict[str, str]:
-        given = {"scopes": keys.USUAL_SCOPES, **more}
-        made = await keys.create_key(fleet_db, tenant=tenant or f"t{uuid4().hex}", name="k", **given)
-        return {"X-API-Key": made.secret}
-
-    return make
+    """See `make_key`; of the shared fleet."""
+    return partial(make_key, fleet_db)

@@ -28,25 +28,23 @@ class Forked:
 
     def __init__(self, pid: int, ended: int) -> None:
         """`ended`: a pipe from which the exit code can be read once there is one."""
-        self.pid, self.returncode = pid, None
-        self._ended = ended
-
-    returncode: int | None
+        self.pid, self._ended = pid, ended
+        self._code: int | None = None
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
         with suppress(subprocess.TimeoutExpired):
             self.wait(0)
-        return self.returncode
+        return self._code
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code. Raises subprocess.TimeoutExpired."""
-        if self.returncode is None:
+        if self._code is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("claude-agent-api", timeout or 0)
-            self.returncode = int(os.read(self._ended, 16))
+            self._code = int(os.read(self._ended, 16))
             os.close(self._ended)
-        return self.returncode
+        return self._code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

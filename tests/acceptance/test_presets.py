@@ -7,18 +7,14 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api import keys
-from apps.api.db import Database
-from apps.api.settings import Settings
+from tests.conftest import NewKey
 from tests.fleet import Fleet, Instance
 
 
 @pytest.fixture(scope="module")
-async def stranger(fleet: Fleet) -> dict[str, str]:
+async def stranger(new_key: NewKey) -> dict[str, str]:
     """Headers of a key of another tenant."""
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        made = await keys.create_key(db, tenant=f"t-{uuid4().hex}", name="stranger", scopes=keys.USUAL_SCOPES)
-    return {"X-API-Key": made.secret}
+    return await new_key()
 
 
 @pytest.fixture

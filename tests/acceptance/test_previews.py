@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
 import websockets
 
-from apps.api import keys
-from apps.api.db import Database
-from apps.api.settings import Settings
+from tests.conftest import NewKey
 from tests.fleet import Fleet, Instance
 
 SERVER = r"""
@@ -107,13 +103,6 @@ async def served(fleet: Fleet) -> Served:
     return await serving(fleet, fleet[0])
 
 
-@pytest.fixture
-async def stranger(fleet: Fleet) -> AsyncIterator[dict[str, str]]:
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        made = await keys.create_key(db, tenant=f"t{uuid4().hex}", name="k", scopes=keys.USUAL_SCOPES)
-        yield {"X-API-Key": made.secret}
-
-
 async def link(instance: Instance, served: Served) -> str:
     """Of the port, without the instance's own address."""
     listed = (await instance.get(f"/sessions/{served.session_id}/ports")).json()["data"]
@@ -184,7 +173,8 @@ async def test_web_sockets_pass_with_a_key_and_by_link(served: Served) -> None:
                         assert await connection.recv() == message
 
 
-async def test_strangers_and_spoilt_links_are_turned_away(served: Served, stranger: dict[str, str]) -> None:
+async def test_strangers_and_spoilt_links_are_turned_away(served: Served, new_key: NewKey) -> None:
+    stranger = await new_key()
     path = await link(served.owner, served)
     for instance in (served.owner, served.others[0]):
         assert (await instance.client.get(f"{served.path}/", headers=stranger)).status_code == 404

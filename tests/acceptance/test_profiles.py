@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
-import pytest
 
-from apps.api import keys
-from apps.api.db import Database
-from apps.api.settings import Settings
-from tests.conftest import StartFleet
+from tests.conftest import NewKey, StartFleet
 from tests.fleet import Fleet, Instance
-
-
-@pytest.fixture(scope="module")
-async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        yield db
-
-
-async def key(db: Database, *profiles: str, **more: Any) -> dict[str, str]:
-    """Headers of a new key of the fleet's tenant, bound to these profiles."""
-    given = {"scopes": keys.USUAL_SCOPES, **more}
-    made = await keys.create_key(db, tenant="default", name=uuid4().hex, profiles=profiles, **given)
-    return {"X-API-Key": made.secret}
 
 
 async def elsewhere(fleet: Fleet, session_id: str, **more: Any) -> tuple[Instance, Instance]:
@@ -88,8 +69,8 @@ async def test_a_later_prompt_can_neither_leave_nor_widen_the_profile(fleet: Fle
     assert (await other.get(f"/sessions/{session_id}")).json()["profile"] == "readonly"
 
 
-async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: Fleet, fleet_db: Database) -> None:
-    bound = await key(fleet_db, "readonly")
+async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: Fleet, new_key: NewKey) -> None:
+    bound = await new_key("default", profiles=["readonly"])
     foreign = await fleet[0].session()
     _, other = await elsewhere(fleet, foreign)
     for body in (
@@ -119,8 +100,8 @@ async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: 
     assert listed["readonly"]["default"]
 
 
-async def test_a_key_may_have_a_limit_of_its_own(fleet: Fleet, fleet_db: Database) -> None:
-    limited = await key(fleet_db, prompts_per_minute=1)
+async def test_a_key_may_have_a_limit_of_its_own(fleet: Fleet, new_key: NewKey) -> None:
+    limited = await new_key("default", prompts_per_minute=1)
     first = await fleet[0].post("/query/single", {"prompt": "say one"}, headers=limited)
     assert (first.status_code, first.headers["RateLimit-Limit"]) == (200, "1")
     assert refusal(await fleet[1].post("/query", {"prompt": "say two"}, headers=limited)) == (429, "rate_limited")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import orjson
-import pytest
 
-from apps.api import keys
 from apps.api.core import codec
-from apps.api.db import Database
-from apps.api.settings import Settings
 from tests.acceptance.asking import (
     ASKING,
     COMMAND,
@@ -26,20 +20,8 @@ from tests.acceptance.asking import (
     request_state,
     resolutions,
 )
-from tests.conftest import StartFleet
+from tests.conftest import NewKey, StartFleet, database_of, make_key
 from tests.fleet import Fleet, Sse, events_of
-
-
-@pytest.fixture(scope="module")
-async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        yield db
-
-
-async def key(db: Database, tenant: str = "default", **more: Any) -> dict[str, str]:
-    """Headers of a new key."""
-    made = await keys.create_key(db, tenant=tenant, name=uuid4().hex, **{"scopes": keys.USUAL_SCOPES, **more})
-    return {"X-API-Key": made.secret}
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
@@ -306,8 +288,8 @@ async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFl
     file = tmp_path / "profiles.toml"
     file.write_text(LIMITED)
     fleet = await start_fleet(2, PROFILES_FILE=str(file))
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        bound = await key(db, profiles=["other"])
+    async with database_of(fleet) as db:
+        bound = await make_key(db, "default", profiles=["other"])
     session_id = await fleet[0].session(profile="limited")
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
@@ -371,9 +353,9 @@ async def test_a_permission_is_not_answered_like_a_question(fleet: Fleet) -> Non
     assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
 
 
-async def test_requests_belong_to_their_tenant_and_only_writers_decide(fleet: Fleet, fleet_db: Database) -> None:
-    stranger = await key(fleet_db, tenant=f"tenant-{uuid4().hex}")
-    reader = await key(fleet_db, scopes=["read"])
+async def test_requests_belong_to_their_tenant_and_only_writers_decide(fleet: Fleet, new_key: NewKey) -> None:
+    stranger = await new_key()
+    reader = await new_key("default", scopes=["read"])
     session_id = await fleet[0].session(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)

@@ -10,9 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from apps.api.db import Database
-from apps.api.keys import USUAL_SCOPES, create_key
-from apps.api.settings import Settings
+from tests.conftest import NewKey
 from tests.fleet import Fleet, Instance
 from tests.world import until
 
@@ -88,21 +86,19 @@ async def test_the_agent_can_read_its_skills_and_not_write_them(fleet: Fleet, sk
     assert said.count("Permission denied") >= 2
 
 
-async def test_the_agents_of_another_tenant_are_not_given_them(fleet: Fleet, skills: None) -> None:
+async def test_the_agents_of_another_tenant_are_not_given_them(fleet: Fleet, skills: None, new_key: NewKey) -> None:
     ours = await init_of(fleet[1], await fleet[0].session(skills="all"))
     assert "tenant:report" in ours["skills"]
-    async with stranger(fleet) as theirs:
+    async with stranger(fleet, await new_key()) as theirs:
         init = await init_of(theirs, await theirs.session(skills="all"))
         assert not [name for name in (*init["skills"], *init["commands"]) if name.startswith("tenant:")]
         assert not [name for name in await listed(theirs, "/skills") if name.startswith("tenant:")]
 
 
 @asynccontextmanager
-async def stranger(fleet: Fleet) -> AsyncIterator[Instance]:
+async def stranger(fleet: Fleet, headers: dict[str, str]) -> AsyncIterator[Instance]:
     """An instance as a client of another tenant sees it."""
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        key = await create_key(db, tenant="strangers", name="k", scopes=USUAL_SCOPES)
-    async with httpx.AsyncClient(base_url=fleet[1].url, headers={"X-API-Key": key.secret}, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=fleet[1].url, headers=headers, timeout=60) as client:
         yield replace(fleet[1], client=client)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from apps.api.db import Database
 from apps.api.keys import USUAL_SCOPES, create_key
-from apps.api.settings import Settings
+from tests.conftest import database_of
 from tests.fleet import Fleet, Instance
 from tests.world import until
 
@@ -19,7 +18,7 @@ BYPASS = {"permission_mode": "bypassPermissions"}
 
 async def key_of(fleet: Fleet, tenant: str) -> tuple[str, str]:
     """Secret and id of a new key."""
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
+    async with database_of(fleet) as db:
         key = await create_key(db, tenant=tenant, name="accountant", scopes=USUAL_SCOPES)
     return key.secret, str(key.id)
 

@@ -11,9 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from apps.api.db import Database
-from apps.api.settings import Settings
-from tests.conftest import StartFleet
+from tests.conftest import StartFleet, database_of
 from tests.fleet import Fleet, Instance
 from tests.receiver import Received, Receiver, Reply, receiving
 
@@ -98,8 +96,7 @@ async def test_what_an_instance_was_sending_when_it_was_killed_is_sent_by_anothe
     never.set()
     log = await left.get(f"/webhooks/{webhook['webhook_id']}/deliveries")
     assert [(entry["status"], entry["attempts"]) for entry in log.json()["data"]] == [("pending", 1)]
-    settings = Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])
-    async with Database.open(settings) as db:  # instead of waiting for the minute that the dead one's claim holds
+    async with database_of(fleet) as db:  # instead of waiting for the minute that the dead one's claim holds
         await db.pool.execute("UPDATE webhook_deliveries SET next_attempt_at = now()")
     _, second = await receiver.until(lambda got: len(got) == 2)
     assert (second.id, second.body) == (first.id, first.body)

@@ -15,12 +15,11 @@ from fastapi.dependencies.models import Dependant
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from apps.api import keys
 from apps.api.auth import SCOPES
-from apps.api.db import Database
 from apps.api.dialects.native.ws import KINDS
 from apps.api.main import create_app
 from apps.api.settings import Settings
+from tests.conftest import NewKey
 from tests.fleet import Fleet
 
 NAMES = {"session_id", "run_id"}
@@ -82,11 +81,9 @@ class Wall:
 
 
 @pytest.fixture(scope="module")
-async def wall(fleet: Fleet) -> Wall:
+async def wall(fleet: Fleet, new_key: NewKey) -> Wall:
     """A key that is bound to one profile, a session of no profile, and one of the key's own."""
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        key = await keys.create_key(db, tenant="default", name=uuid4().hex, scopes=SCOPES, profiles=["readonly"])
-    headers = {"X-API-Key": key.secret}
+    headers = await new_key("default", scopes=SCOPES, profiles=["readonly"])
     session_id = await fleet[0].session(title="foreign")
     done = await fleet[0].ask(session_id, "say foreign")
     own = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]

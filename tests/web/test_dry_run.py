@@ -10,10 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from apps.api import keys
-from apps.api.db import Database
-from apps.api.settings import Settings
-from tests.conftest import StartFleet
+from tests.conftest import NewKey, StartFleet
 from tests.fleet import Fleet, Instance
 
 HOOK = {"url": "http://169.254.169.254/hook", "secret": "${NO_SUCH_SECRET}"}
@@ -90,17 +87,14 @@ async def test_a_configuration_without_problems_says_what_would_run(fleet: Fleet
     assert listed["data"] == []
 
 
-async def test_unknown_presets_and_profiles_and_foreign_ones_are_problems(fleet: Fleet) -> None:
+async def test_unknown_presets_and_profiles_and_foreign_ones_are_problems(fleet: Fleet, new_key: NewKey) -> None:
     assert problems(await preview(fleet[0], agent="nobody", profile="yolo")) == {
         ("agent", "agent_not_found"),
         ("profile", "validation_error"),
     }
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        bound = await keys.create_key(
-            db, tenant="default", name="bound", scopes=keys.USUAL_SCOPES, profiles=["readonly"]
-        )
+    bound = await new_key("default", profiles=["readonly"])
     body = {"profile": "dev", "session_id": str(uuid4())}
-    answer = await fleet[1].post("/agents/preview", body, headers={"X-API-Key": bound.secret})
+    answer = await fleet[1].post("/agents/preview", body, headers=bound)
     assert problems(answer.json()) == {("profile", "profile_not_permitted"), ("session_id", "validation_error")}
 
 

@@ -14,10 +14,9 @@ import httpx
 import orjson
 import pytest
 
-from apps.api.db import Database
-from apps.api.keys import USUAL_SCOPES, create_key
 from apps.api.main import create_app
 from apps.api.settings import Settings
+from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet, Sse, events_of
 
 LONG_AGO, FAR_AWAY = "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
@@ -55,26 +54,20 @@ class Caller:
 
 
 @pytest.fixture(scope="module")
-async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        yield db
-
-
-@pytest.fixture(scope="module")
 def owner(fleet: Fleet) -> Caller:
     return Caller(fleet, API_KEY)
 
 
 @pytest.fixture(scope="module")
-async def stranger(fleet: Fleet, fleet_db: Database) -> Caller:
+async def stranger(fleet: Fleet, new_key: NewKey) -> Caller:
     """Somebody of another tenant, who may do everything there."""
-    return Caller(fleet, (await create_key(fleet_db, tenant="strangers", name="k", scopes=USUAL_SCOPES)).secret)
+    return Caller(fleet, (await new_key("strangers"))["X-API-Key"])
 
 
 @pytest.fixture(scope="module")
-async def onlooker(fleet: Fleet, fleet_db: Database) -> Caller:
+async def onlooker(fleet: Fleet, new_key: NewKey) -> Caller:
     """Somebody of our tenant who may only read."""
-    return Caller(fleet, (await create_key(fleet_db, tenant="default", name="k", scopes=("read",))).secret)
+    return Caller(fleet, (await new_key("default", scopes=("read",)))["X-API-Key"])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -14,17 +13,10 @@ import pytest
 
 from apps.api.core.config.agent import DEFAULT_TOOLS
 from apps.api.db import Database
-from apps.api.settings import Settings
 from tests.fleet import Fleet, Instance, Sse, events_of
 from tests.world import until
 
 BYPASS = {"permission_mode": "bypassPermissions"}
-
-
-@pytest.fixture(scope="module")
-async def fleet_db(fleet: Fleet) -> AsyncIterator[Database]:
-    async with Database.open(Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"])) as db:
-        yield db
 
 
 @pytest.fixture
