@@ -33,14 +33,8 @@ ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 STARTS_PROGRAMS = frozenset({"model_url", "own_servers"})
 """Fixtures of tests that start servers of ours, which need a model, or databases of their own."""
 
-SLOW = (
-    "tests/dev/",
-    "tests/test_examples.py",
-    "tests/test_bootstrap.py",
-    "tests/acceptance/",
-    "tests/demo_model/test_with_cli.py",
-)
-"""Tests that start whole installations, or agents."""
+SLOW = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "tests/demo_model/test_with_cli.py")
+"""Tests that start whole installations, or agents, by themselves."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
