@@ -13,6 +13,7 @@ from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import Event, append
 from apps.api.core.fleet import commands
 from apps.api.core.fleet.commands import Sent, not_live
+from apps.api.core.sessions import sessions
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 
@@ -44,12 +45,9 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int) -> None:
         raise NotQueued
 
 
-_CURRENT = """
-SELECT s.deleted_at, (
-    SELECT id FROM runs WHERE session_id = s.id AND finished_at IS NULL ORDER BY status = 'queued', position LIMIT 1
-  ) AS run_id
-FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2
-"""
+_CURRENT = f"""
+SELECT s.deleted_at, ({sessions.CURRENT}) AS run_id FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2
+"""  # noqa: S608 - ours
 
 
 async def interrupt(core: Core, tenant_id: UUID, session_id: UUID) -> Sent:

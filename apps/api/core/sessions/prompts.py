@@ -77,7 +77,7 @@ class Submitted:
     busy_with: UUID | None = None
 
 
-_ENQUEUE = """
+_ENQUEUE = f"""
 WITH target AS (
   SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued
@@ -88,11 +88,9 @@ WITH target AS (
   FROM target WHERE queued < $8 AND usable
   RETURNING id
 )
-SELECT target.last_seq, target.profile, added.id AS run_id,
-  (SELECT id FROM runs WHERE session_id = $1 AND finished_at IS NULL
-    ORDER BY status = 'queued', position LIMIT 1) AS busy_with
-FROM target LEFT JOIN added ON true
-"""
+SELECT s.last_seq, s.profile, added.id AS run_id, ({sessions.CURRENT}) AS busy_with
+FROM target s LEFT JOIN added ON true
+"""  # noqa: S608 - ours
 
 
 async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:

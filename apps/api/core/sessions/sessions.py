@@ -26,6 +26,11 @@ from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Re
 
 BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
 
+CURRENT = """
+SELECT id FROM runs WHERE session_id = s.id AND finished_at IS NULL ORDER BY status = 'queued', position LIMIT 1
+"""
+"""What a session `s` does: the run that is active; where none is, the one that is queued first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
