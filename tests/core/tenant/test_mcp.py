@@ -57,7 +57,8 @@ async def test_what_is_registered_is_encrypted_and_another_tenants_is_not_found(
     stranger = await world.other_tenant()
     with pytest.raises(ApiError, match="one"):
         await mcp.resolve(core, stranger, {"x": named})
-    assert [problem.field for problem in await mcp.problems(core, stranger, {"x": named})] == ["x"]
+    kinds = await mcp.kinds(core.db.pool, stranger, {"x": named})
+    assert [problem.field for problem in await mcp.problems(core, stranger, {"x": named}, kinds)] == ["x"]
     with pytest.raises(NotFound):
         await mcp.get(world.db, stranger, "one")
     with pytest.raises(NotFound):

@@ -108,8 +108,7 @@ async def judge(core: Core, tenant_id: UUID, wanted: Wanted) -> Judged:
         if name := wanted.choice.policy.choose(named):
             profile, pins = wanted.choice.policy.profiles[name], Pins(name, pins.agent_id, pins.agent_version)
     found += _of_prompt(core, wanted)
-    found += await _of_names(core, tenant_id, config)
-    found += await _of_options(core.db.pool, tenant_id, config, config, profile, wanted)
+    found += await _of_all(core, tenant_id, config, profile, wanted)
     return Judged(profiles.clamp(profile, config) if profile else config, config, pins, found)
 
 
@@ -121,14 +120,14 @@ async def judge_preset(core: Core, tenant_id: UUID, draft: Draft, policy: Policy
         with noting(found, "profile"):
             profile = policy.named(draft.profile)
             policy.require(draft.profile)
-    found += await _of_names(core, tenant_id, draft.config)
-    found += await _of_options(core.db.pool, tenant_id, draft.config, draft.config, profile, Wanted())
+    found += await _of_all(core, tenant_id, draft.config, profile, Wanted())
     refuse(found)
 
 
 async def problems_of_change(core: Core, tenant_id: UUID, wanted: Wanted) -> list[Problem]:
     """What is wrong with changes of an existing session whatever it is now: the part that may ask the network."""
-    return [*_of_prompt(core, wanted), *await _of_names(core, tenant_id, wanted.config)]
+    kinds = await mcp.kinds(core.db.pool, tenant_id, wanted.config.servers())
+    return [*_of_prompt(core, wanted), *await _of_names(core, tenant_id, wanted.config, kinds)]
 
 
 async def judge_change(
@@ -162,7 +161,8 @@ async def judge_change(
             before.append(Problem(name, "validation_error", "is fixed when the session is created"))
     profile = policy.named(pinned.profile) if pinned.profile else None
     config = changes.over(row["config"])
-    refuse([*before, *found, *await _of_options(connection, tenant_id, config, changes, profile, wanted)])
+    kinds = await mcp.kinds(connection, tenant_id, config.servers())
+    refuse([*before, *found, *_of_options(config, changes, profile, wanted, kinds)])
     return config if profile is None else profiles.clamp(profile, config)
 
 
@@ -188,10 +188,19 @@ def _of_prompt(core: Core, wanted: Wanted) -> Iterable[Problem]:
     return found
 
 
-async def _of_names(core: Core, tenant_id: UUID, config: AgentConfig) -> list[Problem]:
-    """What options name must be there and allowed."""
+async def _of_all(
+    core: Core, tenant_id: UUID, config: AgentConfig, profile: Profile | None, wanted: Wanted
+) -> list[Problem]:
+    """Of a configuration that no session has yet."""
+    kinds = await mcp.kinds(core.db.pool, tenant_id, config.servers())
+    found = await _of_names(core, tenant_id, config, kinds)
+    return [*found, *_of_options(config, config, profile, wanted, kinds)]
+
+
+async def _of_names(core: Core, tenant_id: UUID, config: AgentConfig, kinds: Mapping[str, str]) -> list[Problem]:
+    """What options name must be there and allowed. `kinds`: of the registered MCP servers among them."""
     found = await skills.problems(core.db, tenant_id, config)
-    found += await mcp.problems(core, tenant_id, config.servers())
+    found += await mcp.problems(core, tenant_id, config.servers(), kinds)
     with noting(found, "repository"):
         repositories.check(core.settings, config.repository)
     with noting(found, "hooks"):
@@ -199,17 +208,15 @@ async def _of_names(core: Core, tenant_id: UUID, config: AgentConfig) -> list[Pr
     return found
 
 
-async def _of_options(
-    connection: asyncpg.Connection | asyncpg.Pool,
-    tenant_id: UUID,
+def _of_options(
     config: AgentConfig,
     given: AgentConfig,
     profile: Profile | None,
     wanted: Wanted,
+    kinds: Mapping[str, str],
 ) -> list[Problem]:
-    """What depends on the whole configuration or on the profile. `given`: what the profile is asked about."""
-    registered = {server.name for server in config.servers().values() if isinstance(server, RegisteredServer)}
-    kinds = await mcp.kinds(connection, tenant_id, registered)
+    """What depends on the whole configuration or on the profile. `given`: what the profile is asked about; `kinds`: of
+    the registered MCP servers."""
     own = {server.type for server in config.servers().values() if not isinstance(server, RegisteredServer)}
     found = list[Problem]()
     with noting(found, "env"):

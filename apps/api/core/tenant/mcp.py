@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -40,18 +40,16 @@ _OWN: TypeAdapter[OwnServer] = TypeAdapter(OwnServer)
 # --- judging -------------------------------------------------------------------------------------------------------
 
 
-async def problems(core: Core, tenant_id: UUID, servers: Servers) -> list[Problem]:
+async def problems(core: Core, tenant_id: UUID, servers: Servers, registered: Mapping[str, str]) -> list[Problem]:
     """What is wrong with the servers of a request: with a command line, an address, or a secret or registered server
-    that is missing."""
-    named = {server.name for server in servers.values() if isinstance(server, RegisteredServer)}
-    there = await kinds(core.db.pool, tenant_id, named)
+    that is missing. `registered`: their `kinds`."""
 
     async def of(field: str, server: McpServer) -> list[Problem]:
         found = list[Problem]()
         with noting(found, field):
             if not isinstance(server, RegisteredServer):
                 await check(core, tenant_id, field, server)
-            elif server.name not in there:
+            elif server.name not in registered:
                 raise _unregistered(field, server.name)
         return found
 
@@ -172,10 +170,9 @@ async def delete(db: Database, tenant_id: UUID, name: str) -> None:
         raise NotFound.of("mcp_server")
 
 
-async def kinds(
-    connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, names: Collection[str]
-) -> dict[str, str]:
-    """What kind of server each of these names stands for; without those that nothing is registered as."""
+async def kinds(connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, servers: Servers) -> dict[str, str]:
+    """What kind of server each registered one among these is, by its name; without those that are not there."""
+    names = {server.name for server in servers.values() if isinstance(server, RegisteredServer)}
     if not names:
         return {}
     query = "SELECT name, spec->>'type' AS kind FROM mcp_servers WHERE tenant_id = $1 AND name = ANY($2)"
