@@ -4,29 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from claude_agent_sdk import SystemMessage, TaskNotificationMessage, TaskStartedMessage
+from claude_agent_sdk import Message, ResultMessage, SystemMessage, TaskNotificationMessage, TaskStartedMessage
 
 from apps.api.runner.session.background import Tasks
 
 OF_ALL: dict[str, Any] = {"data": {}, "task_id": "t", "uuid": "u", "session_id": "s"}
 STARTED = TaskStartedMessage("task_started", description="d", **OF_ALL)
 ENDED = TaskNotificationMessage("task_notification", status="completed", output_file="", summary="s", **OF_ALL)
-INIT = SystemMessage("init", {})
+RESULT = ResultMessage("success", 1, 1, False, 1, "s")
+OUTLASTS = SystemMessage("background_tasks_changed", {"tasks": [{"task_id": "t"}]})
+NONE_OUTLASTS = SystemMessage("background_tasks_changed", {"tasks": []})
+
+
+def after(*messages: Message) -> Tasks:
+    tasks = Tasks()
+    for message in messages:
+        tasks.take(message)
+    return tasks
 
 
 def test_a_task_that_has_ended_is_news_until_the_agent_is_in_the_turn_that_tells_it() -> None:
-    tasks = Tasks()
-    tasks.take(STARTED)
+    tasks = after(OUTLASTS, STARTED)
     assert (set(tasks.ids), tasks.news) == ({"t"}, False)
-    tasks.take(ENDED)
-    assert (set(tasks.ids), tasks.news) == (set(), True)
-    tasks.take(INIT)
+    for message in (ENDED, NONE_OUTLASTS, SystemMessage("init", {}), RESULT):  # of a client's turn, for example
+        tasks.take(message)
+        assert (set(tasks.ids), tasks.news) == (set(), True)
+    tasks.told()
     assert not tasks.news
 
 
+def test_a_task_that_ends_within_its_turn_is_no_news() -> None:
+    assert not after(STARTED, ENDED).news
+
+
 def test_news_dies_with_its_process() -> None:
-    tasks = Tasks()
-    for message in (STARTED, ENDED):
-        tasks.take(message)
+    tasks = after(OUTLASTS, STARTED, ENDED)
+    assert tasks.news
     assert tasks.end("killed") == []
     assert not tasks.news

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
-from claude_agent_sdk import ClaudeSDKClient, Message, ResultMessage, SystemMessage
+from claude_agent_sdk import (
+    ClaudeSDKClient,
+    Message,
+    ResultMessage,
+    SystemMessage,
+)
 
 from apps.api.core.events.log import Writer
 from apps.api.core.fleet.claims import Claim
@@ -20,7 +26,8 @@ from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
-from tests.world import World, core_of
+from tests.runner.session.test_background import ENDED, OUTLASTS
+from tests.world import World, administrator, core_of, until, waiting_for_locks
 
 __all__ = ["neighbourhood", "world"]
 
@@ -42,10 +49,10 @@ class Talk:
     """A conversation without an agent that lives, and the turns that it ends."""
 
     def __init__(self, world: World, writer: Writer, claim: Claim) -> None:
-        core, self.turns, tasks = core_of(world), Turns(lambda: None), Tasks()
+        core, self.turns, self.tasks = core_of(world), Turns(lambda: None), Tasks()
         store = Transcripts(core.db, Lease(uuid4(), 60), claim.session_id, claim.generation, claim.sdk_session_id)
-        approvals, ports = Approvals(core, writer, self.turns, tasks), Ports(writer, self.turns)
-        self.conversation = Conversation(core, writer, store, self.turns, tasks, approvals, ports)
+        approvals, ports = Approvals(core, writer, self.turns, self.tasks), Ports(writer, self.turns)
+        self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports)
         self.agent = Agent(claim, ClaudeSDKClient())
 
     async def hear(self, *messages: Message) -> None:
@@ -88,6 +95,25 @@ async def test_a_background_turn_between_runs_is_a_run_with_a_cost_of_its_own(wo
     assert [tuple(row) for row in rows] == [("client", 1.0), ("background", 0.5)]
     page = await usage.report(world.db, world.tenant_id, Scope(), [], limit=1, cursor=None)
     assert (page.data[0]["runs"], page.data[0]["input_tokens"], page.data[0]["cost_usd"]) == (2, 120, 1.5)
+
+
+async def test_a_session_has_news_or_a_turn_while_the_turn_that_tells_of_a_task_begins(world: World) -> None:
+    """Else it counts as idle meanwhile, and is given back under its agent."""
+    _, claim, writer = await world.owned()
+    talk = Talk(world, writer, claim)
+    talk.turns.assign(claim)
+    await talk.hear(begins(claim, str(claim.run_id)), OUTLASTS, ends(claim, 1.0, 100))
+    talk.turns.leave()
+    await talk.hear(ENDED)
+    async with administrator(world.settings) as admin:
+        await admin.execute("BEGIN; LOCK TABLE runs")
+        beginning = asyncio.create_task(talk.hear(begins(claim)))
+        await until(lambda: waiting_for_locks(admin, 1))
+        assert (talk.tasks.news, talk.turns.in_background) == (True, None)
+        await admin.execute("COMMIT")
+    await beginning
+    assert not talk.tasks.news
+    assert talk.turns.in_background is not None
 
 
 async def test_a_run_whose_agent_never_started_cost_nothing_and_a_killed_one_tells_nothing(world: World) -> None:

@@ -42,7 +42,11 @@ class Tasks:
 
     @property
     def news(self) -> bool:
-        """Whether one has ended just now, and the agent will begin a turn for it, but has not yet."""
+        """Whether one that outlasted its turn has ended just now, and the agent is not in the turn that tells of it.
+
+        The CLI says that it has ended before it says that it is in the background no more. It may tell of it inside a
+        client's turn too, so that no turn of its own follows.
+        """
         return self._ended_at is not None and time.monotonic() - self._ended_at < NEWS_SECONDS
 
     def take(self, message: Message) -> bool:
@@ -52,17 +56,19 @@ class Tasks:
                 self._began[message.task_id] = time.monotonic(), message.data
             case TaskNotificationMessage():
                 self._began.pop(message.task_id, None)
-                self._ended_at = time.monotonic()
-            case SystemMessage(subtype="init"):
-                self._ended_at = None
+                if message.task_id in self.outlasting:
+                    self._ended_at = time.monotonic()
             case SystemMessage(subtype="background_tasks_changed"):
                 before, told = self.outlasting, (message.data.get("tasks") or ())[:MAX_TASKS]
                 self.outlasting = frozenset(str(task.get("task_id")) for task in told)
                 return bool(self.outlasting - before)
             case ResultMessage():  # a turn is over, and with it what it has waited for
-                self._ended_at = None
                 self._began = {i: began for i, began in self._began.items() if i in self.outlasting}
         return False
+
+    def told(self) -> None:
+        """The agent is in the turn that tells of those that have ended."""
+        self._ended_at = None
 
     def end(self, reason: str) -> list[Event]:
         """Their process has ended: none is at work any more. Returns the events that say so."""

@@ -117,11 +117,13 @@ class Conversation:
         writer, run_id, seconds = self._writer, uuid4(), self._core.settings.background_turn_seconds
         if current is not None:
             self._turns.enter(Turn(current.run_id, None, guest=True))
+            self._tasks.told()
             await self._writer.append(Event("status", {"status": "background_turn"}, current.run_id))
         elif await claims.begin_background(
             self._core.db, writer.session_id, writer.tenant_id, writer.generation, run_id, seconds
         ):
             self._turns.enter(Turn(run_id, None, seconds=seconds))
+            self._tasks.told()  # not before: a session that has neither news nor a turn is given back as idle
             await self._writer.append(*messages.events(message, run_id))
 
     async def _note(self, agent: Agent, message: SystemMessage) -> None:
