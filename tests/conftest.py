@@ -12,11 +12,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from claude_agent_sdk._cli_version import __cli_version__
 
 from apps.api import keys, migrate
+from apps.api.core.tenant import skills
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
+from apps.api.runner.agent.catalog import ask
+from apps.api.runner.agent.scratch import Scratch
 from apps.api.settings import Settings
 from apps.demo_model.server import serving
 from tests.fleet import API_KEY, Fleet
@@ -117,10 +121,23 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+async def catalog(servers: Servers, model_url: str) -> dict[str, Any]:
+    """What the CLI says that it offers. An instance whose database does not have it asks a CLI, which costs a core one
+    second: all but the shared fleet are given it."""
+    scratch, settings = Scratch(), settings_for(servers, "", anthropic_base_url=model_url, anthropic_api_key="none")
+    try:
+        return await ask(settings, scratch)
+    finally:
+        scratch.close()
+
+
 StartFleet = Callable[..., Awaitable[Fleet]]
 
 
-async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIterator[StartFleet]:
+async def _fleets(
+    shared: Servers, model_url: str, directory: Path, catalog: dict[str, Any] | None = None
+) -> AsyncIterator[StartFleet]:
     async with AsyncExitStack() as stack:
 
         async def start(count: int, servers: Servers = shared, *, forked: bool = True, **more: str) -> Fleet:
@@ -147,6 +164,9 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
                 **more,
             }
             fleet = Fleet(env, directory, forked=forked)
+            if catalog is not None:
+                async with database_of(fleet) as db:
+                    await skills.store_catalog(db, __cli_version__, catalog)
             stack.push_async_callback(fleet.stop)
             await fleet.start(count)
             return fleet
@@ -155,9 +175,11 @@ async def _fleets(shared: Servers, model_url: str, directory: Path) -> AsyncIter
 
 
 @pytest.fixture
-async def start_fleet(servers: Servers, template: str, model_url: str, tmp_path: Path) -> AsyncIterator[StartFleet]:
+async def start_fleet(
+    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path: Path
+) -> AsyncIterator[StartFleet]:
     """Start fleets that end with the test: for tests that kill something."""
-    async for start in _fleets(servers, model_url, tmp_path):
+    async for start in _fleets(servers, model_url, tmp_path, catalog):
         yield start
 
 

@@ -15,6 +15,7 @@ from apps.api.core.sessions.workspaces import Workspace
 from apps.api.core.tenant import skills
 from apps.api.runner.agent.options import environment
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -27,17 +28,18 @@ async def fill(core: Core, scratch: Scratch) -> None:
     try:
         if not await skills.is_catalogued(core.db, __cli_version__):
             async with asyncio.timeout(TIMEOUT):
-                await skills.store_catalog(core.db, __cli_version__, await _ask(core, scratch))
+                await skills.store_catalog(core.db, __cli_version__, await ask(core.settings, scratch))
     except Exception as error:
         log.warning("catalog.not_filled", error=error)
 
 
-async def _ask(core: Core, scratch: Scratch) -> dict[str, Any]:
+async def ask(settings: Settings, scratch: Scratch) -> dict[str, Any]:
+    """What the bundled CLI offers: `skills` (names), `commands`, `models`. Raises what the SDK does."""
     place = await asyncio.to_thread(scratch.make)
     workspace = Workspace(*[place.tmp] * 5)
     options = ClaudeAgentOptions(
         cwd=workspace.cwd,
-        env=environment(core.settings, AgentConfig(), workspace, place, place.config),
+        env=environment(settings, AgentConfig(), workspace, place, place.config),
         cli_path=scratch.launcher,
         tools=["Skill"],
         setting_sources=[],
