@@ -8,14 +8,18 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
-from apps.api.db import create_engine
+from apps.api.db import REVISIONS, create_engine
 from apps.api.models import Base
 from apps.api.settings import Settings
 
 
 def _run(connection: Connection) -> None:
     context.configure(
-        connection=connection, target_metadata=Base.metadata, compare_type=True, transaction_per_migration=True
+        connection=connection,
+        target_metadata=Base.metadata,
+        version_table=REVISIONS,
+        compare_type=True,
+        transaction_per_migration=True,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -33,7 +37,9 @@ async def _run_with_settings() -> None:
 
 given: Connection | None = context.config.attributes.get("connection")
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
+    context.configure(
+        dialect_name="postgresql", target_metadata=Base.metadata, version_table=REVISIONS, literal_binds=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 elif given is not None:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
 from apps.api import migrate
-from apps.api.db import SCHEMA_REVISION, Database, SchemaMissing, create_engine
+from apps.api.db import REVISIONS, SCHEMA_REVISION, Database, SchemaMissing, SchemaUnreleased, create_engine
 from apps.api.dev.embedded import Servers
 from apps.api.models import Base
 from apps.api.settings import Settings
@@ -88,7 +88,7 @@ def tables(description: list[tuple[str, ...]]) -> set[str]:
 async def test_an_upgrade_makes_every_table_of_the_models(empty: Settings) -> None:
     assert await migrate.state(empty) == "empty"
     await migrate.upgrade(empty)
-    assert tables(await described(empty)) == OURS | {"alembic_version"}
+    assert tables(await described(empty)) == OURS | {REVISIONS}
     assert await migrate.state(empty) == "current"
 
 
@@ -102,7 +102,7 @@ async def test_a_downgrade_leaves_nothing_and_an_upgrade_makes_the_same_again(em
     await migrate.upgrade(empty)
     before = await described(empty)
     await alembic(empty, lambda config: command.downgrade(config, "base"))
-    left = [row for row in await described(empty) if not row[1].startswith("alembic_version")]
+    left = [row for row in await described(empty) if not row[1].startswith(REVISIONS)]
     assert left == untouched
     assert await migrate.state(empty) == "empty"
     await migrate.upgrade(empty)
@@ -129,7 +129,7 @@ async def test_an_upgrade_of_a_current_database_changes_nothing(empty: Settings)
 async def test_instances_that_start_at_once_migrate_once(empty: Settings) -> None:
     await asyncio.gather(*(migrate.upgrade(empty) for _ in range(5)))
     assert await migrate.state(empty) == "current"
-    assert tables(await described(empty)) == OURS | {"alembic_version"}
+    assert tables(await described(empty)) == OURS | {REVISIONS}
 
 
 async def test_somebody_elses_migration_is_not_waited_for_for_ever(empty: Settings) -> None:
@@ -179,7 +179,7 @@ async def test_a_current_database_is_taken(db: Database) -> None:
 
 async def revise(settings: Settings, revision: str) -> None:
     async with administrator(settings) as admin:
-        await admin.execute("UPDATE alembic_version SET version_num = $1", revision)
+        await admin.execute("UPDATE schema_revision SET version_num = $1", revision)
 
 
 async def test_a_database_that_a_newer_release_has_migrated_is_taken(settings: Settings, db: Database) -> None:
@@ -192,3 +192,20 @@ async def test_an_older_database_is_refused(settings: Settings, db: Database) ->
     await revise(settings, "0000")
     with pytest.raises(SchemaMissing, match="0000"):
         await db.check_schema()
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+async def test_a_database_from_before_the_first_release_is_refused_with_what_to_do(
+    empty: Settings, revision: str
+) -> None:
+    async with administrator(empty) as admin:
+        await admin.execute("CREATE TABLE alembic_version (version_num text PRIMARY KEY)")
+        await admin.execute("INSERT INTO alembic_version VALUES ($1)", revision)
+    before = await described(empty)
+    assert await migrate.state(empty) == "unreleased"
+    async with Database.open(empty) as db:
+        with pytest.raises(SchemaUnreleased, match="new, empty database"):
+            await db.check_schema()
+    with pytest.raises(migrate.ERRORS, match="throw the data directory away"):
+        await migrate.upgrade(empty)
+    assert await described(empty) == before

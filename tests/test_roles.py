@@ -74,8 +74,8 @@ FORBIDDEN = {
     "no table": "DROP TABLE events",
     "no rows": "TRUNCATE events CASCADE",
     "a rule": "CREATE RULE mine AS ON INSERT TO runs DO INSTEAD NOTHING",
-    "a revision": "UPDATE alembic_version SET version_num = '0000'",
-    "no revision": "DELETE FROM alembic_version",
+    "a revision": "UPDATE schema_revision SET version_num = '0000'",
+    "no revision": "DELETE FROM schema_revision",
     "a role": "CREATE ROLE mine SUPERUSER",
     "more of itself": "ALTER ROLE CURRENT_USER SUPERUSER",
     "the owner": "SET ROLE postgres",
@@ -119,7 +119,7 @@ async def test_it_may_do_all_to_rows_and_only_read_the_revision(serving: asyncpg
         """
     )
     expected = {table: ["SELECT", "INSERT", "UPDATE", "DELETE"] for table in Base.metadata.tables}
-    assert {row["relname"]: row["may"] for row in rows} == expected | {"alembic_version": ["SELECT"]}
+    assert {row["relname"]: row["may"] for row in rows} == expected | {"schema_revision": ["SELECT"]}
 
 
 async def test_fleets_of_the_tests_run_with_it(fleet: Fleet) -> None:

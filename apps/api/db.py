@@ -47,8 +47,11 @@ A statement, because PgBouncer refuses it among the parameters of a connection."
 RENEWAL_PAUSE = 1.0
 """Seconds between two replacements of all connections, so that a server that stays read-only is not stormed."""
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0001"
 """The newest migration; a test compares it with migrations/versions."""
+
+REVISIONS = "schema_revision"
+"""The table with the revision of a database. Before the first release it was Alembic's own `alembic_version`."""
 
 CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     OSError,
@@ -66,7 +69,17 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
 
 
 class SchemaMissing(Exception):
-    """The database lacks migrations."""
+    """The database lacks migrations. The message says what to do."""
+
+
+class SchemaUnreleased(SchemaMissing):
+    """The database is from before the first release: its tables have other columns, and no migration changes them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database is from before the first release, and no migration leads from there. Name a new, empty"
+            " database; in the local mode throw the data directory away, or name another with `--data-dir`."
+        )
 
 
 def _json(value: Any) -> str:
@@ -218,10 +231,7 @@ class Database:
 
     async def check_schema(self) -> None:
         """Raises SchemaMissing unless the migrations up to SCHEMA_REVISION have run."""
-        try:
-            revision = await self.pool.fetchval("SELECT version_num FROM alembic_version")
-        except asyncpg.UndefinedTableError:
-            revision = None
+        revision = await schema_revision(self.pool)
         if revision is None or revision < SCHEMA_REVISION:  # a newer one is a rolling update under way
             raise SchemaMissing(
                 f"The database is at revision {revision or 'none'}, this version needs {SCHEMA_REVISION}:"
@@ -239,6 +249,15 @@ class Database:
         """One transaction on the SQLAlchemy engine."""
         async with self.engine.begin() as connection:
             yield connection
+
+
+async def schema_revision(on: asyncpg.Connection | asyncpg.Pool) -> str | None:
+    """The revision that a database is at; None before the first migration. Raises SchemaUnreleased."""
+    ours, former = await on.fetchrow("SELECT to_regclass($1), to_regclass('alembic_version')", REVISIONS)
+    if former is not None:
+        raise SchemaUnreleased
+    revision: str | None = None if ours is None else await on.fetchval(f"SELECT version_num FROM {REVISIONS}")  # noqa: S608
+    return revision
 
 
 def is_connection_error(error: BaseException) -> bool:

@@ -122,6 +122,7 @@ async def _schema(settings: Settings) -> Check:
     findings = {
         "current": "up to date",
         "empty": "no tables yet: run `claude-agent-api migrate`",
+        "unreleased": "from before the first release: name a new, empty database, or a new data directory",
         "behind": "out of date: run `claude-agent-api migrate`",
         "ahead": "migrated by a newer release: install that one",
     }

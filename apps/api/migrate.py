@@ -14,14 +14,21 @@ from typing import Literal
 import asyncpg
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from apps.api import roles
-from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, connect, create_engine
+from apps.api.db import (
+    CONNECT_TIMEOUT,
+    CONNECTION_ERRORS,
+    SCHEMA_REVISION,
+    SchemaUnreleased,
+    connect,
+    create_engine,
+    schema_revision,
+)
 from apps.api.settings import Settings
 
 WAIT = 60.0
@@ -36,11 +43,12 @@ ERRORS: tuple[type[Exception], ...] = (
     asyncpg.PostgresError,
     SQLAlchemyError,
     CommandError,
+    SchemaUnreleased,
     roles.RoleUnavailable,
 )
 """What the functions here raise: the database is out of reach or refuses, or a migration does not apply."""
 
-State = Literal["current", "empty", "behind", "ahead"]
+State = Literal["current", "empty", "unreleased", "behind", "ahead"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +64,12 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
 
     Raises:
         ERRORS: `TimeoutError` when the database did not answer, or another migration did not end, in time;
-            else its refusal. `reason()` has it in one line.
+            `SchemaUnreleased` when no migration leads from what it holds; else its refusal. `reason()` has it in one
+            line.
     """
     owner = settings.as_owner
     async with _connected(owner, wait) as guard, _locked(guard, wait):
+        await schema_revision(guard)
         # A connection of its own for Alembic: its commits and failures must not touch the lock.
         alone = owner.model_copy(update={"database_statement_cache": False})
         engine = create_engine(alone, statement_timeout=None, poolclass=NullPool)
@@ -73,22 +83,23 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
 
 
 async def state(settings: Settings, wait: float = WAIT) -> State:
-    """How the schema relates to this code. `ahead`: a newer release has migrated it already.
+    """How the schema relates to this code.
+
+    `ahead`: a newer release has migrated it already. `unreleased`: it is from before the first release.
 
     Raises:
         ERRORS: as `upgrade`.
     """
     async with _connected(settings, wait) as connection:
-        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-            return "empty"
-        found = {row["version_num"] for row in await connection.fetch("SELECT version_num FROM alembic_version")}
-    if not found:
+        try:
+            revision = await schema_revision(connection)
+        except SchemaUnreleased:
+            return "unreleased"
+    if revision is None:
         return "empty"
-    scripts = ScriptDirectory.from_config(_config())
-    if found == set(scripts.get_heads()):
+    if revision == SCHEMA_REVISION:
         return "current"
-    known = {script.revision for script in scripts.walk_revisions()}
-    return "behind" if found <= known else "ahead"
+    return "behind" if revision < SCHEMA_REVISION else "ahead"
 
 
 def _upgrade(connection: Connection) -> None:

@@ -66,8 +66,8 @@ async def provide(owner: asyncpg.Connection, settings: Settings) -> None:
     tables = ", ".join(f"{schema}.{quoted(table)}" for table in Base.metadata.tables)
     for statement in (
         f"GRANT {ROWS} ON {tables} TO {role}",
-        f"REVOKE ALL ON {schema}.alembic_version FROM {role}",
-        f"GRANT SELECT ON {schema}.alembic_version TO {role}",
+        f"REVOKE ALL ON {schema}.schema_revision FROM {role}",
+        f"GRANT SELECT ON {schema}.schema_revision TO {role}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT {ROWS} ON TABLES TO {role}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT USAGE ON SEQUENCES TO {role}",
     ):

@@ -195,7 +195,10 @@ class Run(Base):
 
 
 class Event(Base):
-    """What clients read: append-only, numbered without a gap within its session. `data` is the JSON sent."""
+    """What clients read: append-only, numbered without a gap within its session. `data` is the JSON sent.
+
+    `subject`: what it is about, for those that are looked for by it, see `core/events/log.py`.
+    """
 
     __tablename__ = "events"
     __table_args__ = (
@@ -216,6 +219,7 @@ class Event(Base):
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     type: Mapped[str]
     parent_tool_use_id: Mapped[str | None]
+    subject: Mapped[str | None]
     data: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -241,7 +245,10 @@ class Command(Base):
 
 
 class Request(Base):
-    """What an agent asks a person: may this tool run, or which answer. `run_id` is null between two runs."""
+    """What an agent asks a person: may this tool run, or which answer. `run_id` is null between two runs.
+
+    `remember`: the call was allowed for the rest of the session.
+    """
 
     __tablename__ = "requests"
     __table_args__ = (
@@ -251,6 +258,7 @@ class Request(Base):
         ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
         Index("requests_inbox_idx", "tenant_id", "created_at", "id", postgresql_where=text("status = 'open'")),
         Index("requests_session_idx", "session_id", "created_at"),
+        Index("requests_remembered_idx", "session_id", "resolved_at", postgresql_where=text("remember")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -261,6 +269,7 @@ class Request(Base):
     data: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=text("'open'"))
     decision: Mapped[str | None]
+    remember: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     resolved_by: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     expires_at: Mapped[datetime]
@@ -268,7 +277,10 @@ class Request(Base):
 
 
 class TranscriptEntry(Base):
-    """One line of the SDK's own transcript, from which any instance resumes the conversation."""
+    """One line of the SDK's own transcript, from which any instance resumes the conversation.
+
+    `type` and `said_at` are the entry's own; null where it has none.
+    """
 
     __tablename__ = "transcript_entries"
     __table_args__ = (
@@ -291,6 +303,8 @@ class TranscriptEntry(Base):
     sdk_session_id: Mapped[str]
     subpath: Mapped[str] = mapped_column(server_default=text("''"))
     uuid: Mapped[str | None]
+    type: Mapped[str | None]
+    said_at: Mapped[datetime | None]
     entry: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

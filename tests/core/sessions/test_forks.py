@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,7 @@ async def fork(world: World, parent: UUID, *, begins: bool = False, **cut: Any) 
 
 
 def entry(session_id: UUID, uuid: str) -> str:
-    return f'{{"in":"{session_id}","timestamp":"2026-01-31T12:00:0{uuid[-1]}.000Z"}}'
+    return f'{{"in":"{session_id}","id":"{uuid}"}}'
 
 
 async def talked(world: World) -> UUID:
@@ -40,13 +41,15 @@ async def talked(world: World) -> UUID:
         for uuid in MESSAGES[number : number + 2]:
             text = entry(session_id, uuid)
             await world.db.pool.execute(
-                "INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)"
-                " VALUES ($1, $2, $3, '', $4, $5), ($1, $2, $3, 'subagents/a', $4, $5)",
+                "INSERT INTO transcript_entries"
+                " (session_id, project_key, sdk_session_id, subpath, uuid, entry, said_at)"
+                " VALUES ($1, $2, $3, '', $4, $5, $6), ($1, $2, $3, 'subagents/a', $4, $5, $6)",
                 session_id,
                 f"-workspaces-{session_id}",
                 str(claim.sdk_session_id),
                 uuid,
                 text,
+                datetime(2026, 1, 31, 12, 0, int(uuid[-1]), tzinfo=UTC),
             )
             await writer.append(Event("message", {"role": "user", "content": [], "uuid": uuid}, claim.run_id))
         await finish(writer, claim.run_id, Outcome("succeeded"), Event("done", {"status": "succeeded"}, claim.run_id))

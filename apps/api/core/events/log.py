@@ -29,10 +29,10 @@ WITH pen AS (
   WHERE id = $1 AND generation = $2 AND last_seq = $3
   RETURNING id
 )
-INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, data, created_at)
-SELECT pen.id, e.seq, e.run_id, e.type, e.parent, e.data, e.created_at
-FROM pen, unnest($5::bigint[], $6::uuid[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
-  AS e(seq, run_id, type, parent, data, created_at)
+INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, subject, data, created_at)
+SELECT pen.id, e.seq, e.run_id, e.type, e.parent, e.subject, e.data, e.created_at
+FROM pen, unnest($5::bigint[], $6::uuid[], $7::text[], $8::text[], $9::text[], $10::text[], $11::timestamptz[])
+  AS e(seq, run_id, type, parent, subject, data, created_at)
 """
 
 _READ = """
@@ -52,6 +52,9 @@ SELECT * FROM (
 ENDS_OF_DELTAS = frozenset({"message", "done"})
 """After these deltas are counted from 1 again; what else is stored between them does not hide that some are missing."""
 
+SUBJECTS = {"message": "uuid", "checkpoint": "checkpoint_id", "action_resolved": "request_id", "status": "mode"}
+"""The field that says what an event of a type is about; of a `status` only a reset has one. Queries read the column."""
+
 Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
 """What else to store in the transaction of an append; it is given the number of the last event."""
 
@@ -66,8 +69,15 @@ class Event:
 
     @property
     def parent_tool_use_id(self) -> str | None:
-        parent = self.fields.get("parent_tool_use_id")
-        return codec.clean_text(parent) if isinstance(parent, str) else None
+        return self._column("parent_tool_use_id")
+
+    @property
+    def subject(self) -> str | None:
+        return self._column(SUBJECTS.get(self.type, ""))
+
+    def _column(self, name: str) -> str | None:
+        value = self.fields.get(name)
+        return codec.clean_text(value) if isinstance(value, str) else None
 
 
 async def append(
@@ -95,6 +105,7 @@ async def append(
         [e.run_id for e in events],
         [e.type for e in events],
         [e.parent_tool_use_id for e in events],
+        [e.subject for e in events],
         [f.data.decode() for f in frames],
         [now] * len(frames),
     )

@@ -34,6 +34,12 @@ def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Prof
     return {**decision, "rules": [str(rule) for rule in rules]}
 
 
+_DECIDE = """
+UPDATE requests SET status = 'answered', decision = $2, resolved_by = $3, remember = $4, resolved_at = now()
+WHERE id = $1 AND status = 'open'
+"""
+
+
 async def answer(
     core: Core,
     tenant_id: UUID,
@@ -62,11 +68,7 @@ async def answer(
 
     async def decide(connection: asyncpg.Connection) -> None:
         status = await connection.execute(
-            "UPDATE requests SET status = 'answered', decision = $2, resolved_by = $3, resolved_at = now()"
-            " WHERE id = $1 AND status = 'open'",
-            request_id,
-            encode(decision).decode(),
-            dict(by),
+            _DECIDE, request_id, encode(decision).decode(), dict(by), bool(decision.get("remember"))
         )
         if status != "UPDATE 1":
             raise _Late

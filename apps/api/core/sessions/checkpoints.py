@@ -18,7 +18,7 @@ WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = 'checkpoint' AND e.seq
   AND EXISTS (
     SELECT 1 FROM transcript_entries t
     WHERE t.session_id = s.id AND t.sdk_session_id = s.sdk_session_id::text AND t.subpath = ''
-      AND t.uuid = substring(e.data FROM '"checkpoint_id":"([0-9a-f-]{36})"'))
+      AND t.uuid = e.subject)
 ORDER BY e.seq LIMIT $4
 """
 
@@ -34,8 +34,7 @@ async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: i
 
 _FIND = """
 SELECT
-  EXISTS (SELECT 1 FROM events WHERE session_id = $1 AND type = 'checkpoint'
-    AND substring(data FROM '"checkpoint_id":"([0-9a-f-]{36})"') = $3) AS kept,
+  EXISTS (SELECT 1 FROM events WHERE session_id = $1 AND type = 'checkpoint' AND subject = $3) AS kept,
   EXISTS (SELECT 1 FROM transcript_entries t WHERE t.session_id = s.id AND t.sdk_session_id = s.sdk_session_id::text
     AND t.subpath = '' AND t.uuid = $3) AS said
 FROM sessions s WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL

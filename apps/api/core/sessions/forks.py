@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 import asyncpg
 import structlog
 
-from apps.api.core.codec import decode
 from apps.api.core.context import Core
 from apps.api.core.idempotency import remember, reused
 from apps.api.core.sessions import admission, files, prompts, sessions, workspaces
@@ -138,14 +137,13 @@ async def _parent(connection: asyncpg.Connection, tenant_id: UUID, session_id: U
 
 _MESSAGE = """
 SELECT seq FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id IS NULL
-  AND strpos(data, $2) > 0 ORDER BY seq LIMIT 1
+  AND subject = $2 ORDER BY seq LIMIT 1
 """
 
 _LAST_MESSAGES = """
-SELECT data FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id IS NULL AND seq <= $2
+SELECT subject FROM events WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id IS NULL AND seq <= $2
   AND seq > coalesce((
-    SELECT max(seq) FROM events WHERE session_id = $1 AND type = 'status' AND seq <= $2
-      AND strpos(data, '"status":"reset","mode":"hard"') > 0), 0)
+    SELECT max(seq) FROM events WHERE session_id = $1 AND type = 'status' AND subject = 'hard' AND seq <= $2), 0)
 ORDER BY seq DESC LIMIT $3
 """
 
@@ -158,7 +156,7 @@ WHERE session_id = $1 AND subpath = '' AND uuid = ANY($2::text[]) ORDER BY id DE
 async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Asked) -> _Cut:
     seq: int = parent["last_seq"] if asked.at_seq is None else asked.at_seq
     if asked.message_uuid is not None:
-        seq = await connection.fetchval(_MESSAGE, parent["id"], f'"uuid":"{asked.message_uuid}"')
+        seq = await connection.fetchval(_MESSAGE, parent["id"], str(asked.message_uuid))
         if seq is None:
             raise NotFound.of("message")
     elif seq > parent["last_seq"]:
@@ -169,7 +167,7 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: As
     if whole:
         return _Cut(seq, parent["sdk_session_id"], parent["entry"], whole=True)
     rows = await connection.fetch(_LAST_MESSAGES, parent["id"], seq, LOOK_BACK)
-    uuids = [uuid for row in rows if (uuid := decode(row["data"]).get("uuid"))]
+    uuids = [row["subject"] for row in rows if row["subject"]]
     found = await connection.fetchrow(_ENTRY, parent["id"], uuids)
     if found is None and uuids:
         raise NotFound.of("message")
@@ -191,30 +189,30 @@ async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *argu
 # The agent finds its conversation by its id and its working directory, and both are in what it has written. The key
 # that it makes of the directory is left to whoever starts it: see `Transcripts.adopt`.
 # What subagents have said is stored a moment after it was said, so there the time decides where to cut.
-_TIME = """substring(entry FROM '"timestamp":"([0-9T:.-]{10,30}Z)"') COLLATE "C\""""
 # What the model has signed it takes back word for word or not at all: there only the entry's own fields are changed. A
 # quote within a text is escaped, so that no text looks like a field.
 _SIGNED = """(strpos(entry, '"signature":"') > 0 OR strpos(entry, '"type":"redacted_thinking"') > 0)"""
 _COPY_TRANSCRIPT = f"""
-WITH cut AS (SELECT {_TIME} AS moment FROM transcript_entries WHERE id = $4 AND session_id = $1),
+WITH cut AS (SELECT said_at FROM transcript_entries WHERE id = $4 AND session_id = $1),
 begun AS (
-  SELECT DISTINCT subpath FROM transcript_entries, cut
-  WHERE session_id = $1 AND sdk_session_id = $3 AND subpath <> '' AND {_TIME} <= cut.moment
+  SELECT DISTINCT t.subpath FROM transcript_entries t, cut
+  WHERE t.session_id = $1 AND t.sdk_session_id = $3 AND t.subpath <> '' AND t.said_at <= cut.said_at
 )
-INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
-SELECT $2::uuid, '', $2::uuid::text, subpath, uuid, CASE WHEN {_SIGNED}
+INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, type, said_at, entry)
+SELECT $2::uuid, '', $2::uuid::text, subpath, uuid, type, said_at, CASE WHEN {_SIGNED}
   THEN regexp_replace(replace(entry, '"sessionId":"' || $3 || '"', '"sessionId":"' || $2::uuid::text || '"'),
     '("cwd":"[^"]*)' || $1::uuid::text, '\\1' || $2::uuid::text, 'g')
   ELSE replace(replace(entry, $3, $2::uuid::text), $1::uuid::text, $2::uuid::text) END
 FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $3 AND CASE WHEN $5 OR subpath = '' THEN id <= $4
-  ELSE subpath IN (SELECT subpath FROM begun) AND coalesce({_TIME} <= (SELECT moment FROM cut), true) END
+  ELSE subpath IN (SELECT subpath FROM begun) AND coalesce(said_at <= (SELECT said_at FROM cut), true) END
 ORDER BY id
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - of constants
 
 _COPY_EVENTS = """
-INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, data, created_at)
-SELECT $2::uuid, seq, NULL, type, parent_tool_use_id, replace(data, $1::uuid::text, $2::uuid::text), created_at
+INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, subject, data, created_at)
+SELECT $2::uuid, seq, NULL, type, parent_tool_use_id, subject, replace(data, $1::uuid::text, $2::uuid::text),
+  created_at
 FROM events WHERE session_id = $1 AND seq <= $3
 """
 

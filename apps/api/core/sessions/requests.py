@@ -99,10 +99,9 @@ async def abandon(connection: asyncpg.Connection, session_id: UUID, reason: str)
 
 _UNTOLD = """
 SELECT r.id, r.run_id, r.decision, r.resolved_by FROM commands c
-JOIN requests r ON r.id::text = c.payload ->> 'request_id'
+JOIN requests r ON r.id = (c.payload ->> 'request_id')::uuid
 WHERE c.session_id = $1 AND c.type = 'answer' AND c.status = 'pending' AND r.status = 'answered' AND NOT EXISTS (
-  SELECT 1 FROM events e
-  WHERE e.session_id = $1 AND e.type = 'action_resolved' AND strpos(e.data, r.id::text) > 0)
+  SELECT 1 FROM events e WHERE e.session_id = $1 AND e.type = 'action_resolved' AND e.subject = r.id::text)
 ORDER BY r.resolved_at
 """
 
@@ -174,21 +173,14 @@ def _essence(tool_input: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tool_input.items() if name not in ("description", "timeout")}
 
 
+_REMEMBERED = "SELECT data, decision FROM requests WHERE session_id = $1 AND remember ORDER BY resolved_at"
+
+
 async def remembered(db: Database, session_id: UUID, profile: Profile | None) -> list[Remembered]:
     """What was allowed for the rest of a session, without what its profile does not let be remembered any more."""
-    rows = await db.pool.fetch(
-        "SELECT data, decision FROM requests WHERE session_id = $1 AND kind = 'permission' AND status = 'answered'"
-        " AND decision LIKE '%\"remember\":true%' ORDER BY resolved_at LIMIT 500",
-        session_id,
-    )
-    found = []
-    for row in rows:
-        decision = decode(row["decision"])
-        if decision.get("remember"):
-            before = Remembered.of(decode(row["data"]), decision)
-            if not profiles.rule_problems(profile, before.told, "remember"):
-                found.append(before)
-    return found
+    rows = await db.pool.fetch(_REMEMBERED, session_id)
+    found = [Remembered.of(decode(row["data"]), decode(row["decision"])) for row in rows]
+    return [before for before in found if not profiles.rule_problems(profile, before.told, "remember")]
 
 
 def questions_of(data: Mapping[str, Any]) -> list[str]:

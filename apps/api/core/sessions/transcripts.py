@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NotRequired, TypedDict
 from uuid import UUID, uuid4
@@ -25,9 +26,10 @@ _APPEND = """
 WITH pen AS (
   SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
 ), added AS (
-  INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, entry)
-  SELECT pen.id, $3, $4, $5, e.uuid, e.entry
-  FROM pen, unnest($6::text[], $7::text[]) WITH ORDINALITY AS e(uuid, entry, place) ORDER BY e.place
+  INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, type, said_at, entry)
+  SELECT pen.id, $3, $4, $5, e.uuid, e.type, e.said_at, e.entry
+  FROM pen, unnest($6::text[], $7::text[], $8::timestamptz[], $9::text[]) WITH ORDINALITY
+    AS e(uuid, type, said_at, entry, place) ORDER BY e.place
   ON CONFLICT DO NOTHING
 )
 SELECT count(*) FROM pen
@@ -74,7 +76,7 @@ UPDATE transcript_entries SET project_key = $3 WHERE session_id = $1 AND project
 
 _FILE_HISTORY = """
 SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = ''
-  AND entry LIKE '{"type":"file-history-%' ORDER BY id
+  AND type LIKE 'file-history-%' ORDER BY id
 """
 
 _PAGES = """
@@ -136,13 +138,14 @@ class Transcripts:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
         if not entries or self._forgetful:
             return
-        uuids = [_uuid(entry.get("uuid")) for entry in entries]
-        texts = [encode(entry).decode() for entry in entries]
+        uuids, types = ([_column(entry.get(name)) for entry in entries] for name in ("uuid", "type"))
+        moments = [_moment(entry.get("timestamp")) for entry in entries]
+        columns = (uuids, types, moments, [encode(entry).decode() for entry in entries])
 
         async def attempt() -> int:
             self._lease.require()
             async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                given = (self._session_id, self._generation, *_parts(key), uuids, texts)
+                given = (self._session_id, self._generation, *_parts(key), *columns)
                 held: int = await connection.fetchval(_APPEND, *given)
                 return held
 
@@ -243,6 +246,14 @@ def _parts(key: Key) -> tuple[str, str, str]:
     return _storable(key["project_key"]), _storable(key["session_id"]), _storable(key.get("subpath") or "")
 
 
-def _uuid(uuid: Any) -> str | None:
-    """The id of an entry; None for one without, which is stored each time that it comes."""
-    return _storable(uuid) if isinstance(uuid, str) else None
+def _column(text: Any) -> str | None:
+    """What an entry says of itself; None where it says nothing. One without an id is stored each time that it comes."""
+    return _storable(text) if isinstance(text, str) else None
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (TypeError, ValueError, OverflowError):
+        return None

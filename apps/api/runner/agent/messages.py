@@ -88,7 +88,6 @@ def checkpoint(run_id: UUID, content: Any) -> dict[str, Any]:
     """The fields of the `checkpoint` event of a prompt: files can be rewound to what they were before it."""
     blocks = prompt_message(run_id, content)["content"]
     text = " ".join(b["text"] for b in blocks if b.get("type") == "text")
-    # The checkpoint's id first: `core/sessions/checkpoints.py` reads it off the text.
     return {"checkpoint_id": str(run_id), "user_message_uuid": str(run_id), "prompt": text[:EXCERPT]}
 
 
