@@ -163,40 +163,50 @@ def refuse(found: Sequence[Problem]) -> None:
     raise Forbidden(message, code=code, details=listed)
 
 
-RUN_FAILURES: dict[str, tuple[int, bool]] = {
-    # code: (HTTP status of a waiting request, may the same prompt simply be sent again)
-    "interrupted": (409, True),
-    "timeout": (504, True),
-    "owner_lost": (503, True),
-    "shutdown": (503, True),
-    "storage_failed": (503, True),
-    "agent_crashed": (502, True),
-    "agent_start_failed": (502, True),
-    "agent_message_too_large": (502, False),
-    "session_deleted": (409, False),
-    "profile_removed": (409, False),
-    "model_not_found": (400, False),
-    "model_request_invalid": (400, False),
-    "model_authentication_failed": (502, False),
-    "model_not_configured": (502, False),
-    "model_billing_failed": (502, False),
-    "model_refused": (422, False),
-    "model_output_limit": (422, False),
-    "context_window_exceeded": (400, False),
-    "model_overloaded": (503, True),
-    "model_rate_limited": (503, True),
-    "model_unreachable": (502, True),
-    "model_error": (502, True),
-    "max_turns_exceeded": (422, False),
-    "max_budget_exceeded": (422, False),
-    "checkpoint_not_found": (404, False),
-    "rewind_failed": (409, False),
-    "repository_failed": (422, False),
-    "structured_output_missing": (502, True),
-    "structured_output_invalid": (502, True),
-    "execution_error": (502, False),
+_NO_ANSWER = "The model gave no answer."
+
+RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
+    # code: (HTTP status of a waiting request, may the same prompt simply be sent again, the usual message)
+    "interrupted": (409, True, "The run was interrupted."),
+    "timeout": (504, True, "The run took longer than its timeout."),
+    "owner_lost": (
+        503,
+        True,
+        "The instance that ran this prompt died or lost its lease. The conversation is kept; send it again.",
+    ),
+    "shutdown": (503, True, "The instance shut down before the run was done. The conversation is kept; send it again."),
+    "storage_failed": (503, True, "The conversation could not be stored, so it cannot be relied on."),
+    "agent_crashed": (502, True, "The agent process ended without a result."),
+    "agent_start_failed": (502, True, "The agent could not be started."),
+    "agent_message_too_large": (502, False, "One message of the agent process, such as a tool's result, is too large."),
+    "session_deleted": (409, False, "The session was deleted."),
+    "profile_removed": (409, False, "The operator has removed the profile of the session. Create a new session."),
+    "model_not_found": (400, False, _NO_ANSWER),
+    "model_request_invalid": (400, False, _NO_ANSWER),
+    "model_authentication_failed": (502, False, _NO_ANSWER),
+    "model_not_configured": (502, False, _NO_ANSWER),
+    "model_billing_failed": (502, False, _NO_ANSWER),
+    "model_refused": (422, False, _NO_ANSWER),
+    "model_output_limit": (422, False, _NO_ANSWER),
+    "context_window_exceeded": (400, False, _NO_ANSWER),
+    "model_overloaded": (503, True, _NO_ANSWER),
+    "model_rate_limited": (503, True, _NO_ANSWER),
+    "model_unreachable": (502, True, _NO_ANSWER),
+    "model_error": (502, True, _NO_ANSWER),
+    "max_turns_exceeded": (422, False, "The agent used up max_turns before it was done."),
+    "max_budget_exceeded": (422, False, "The agent used up max_budget_usd before it was done."),
+    "checkpoint_not_found": (404, False, "There is no such checkpoint."),
+    "rewind_failed": (409, False, "The agent could not restore the files."),
+    "repository_failed": (422, False, "The repository could not be cloned."),
+    "structured_output_missing": (
+        502,
+        True,
+        "The model answered without the structured output that output_format asks for.",
+    ),
+    "structured_output_invalid": (502, True, "None of the model's structured outputs matched the schema."),
+    "execution_error": (502, False, "The agent failed."),
 }
-"""Every way in which a run can fail, with the HTTP status of a request that waits for it."""
+"""Every way in which a run can fail. `core/sessions/outcome.py` makes the error of a run of it."""
 
 
 class RunFailed(ApiError):
@@ -207,7 +217,7 @@ class RunFailed(ApiError):
     ) -> None:
         headers = {"Retry-After": str(retry_after_seconds)} if retry_after_seconds else None
         super().__init__(message, code=code, details=details, headers=headers)
-        self.status = RUN_FAILURES.get(code, (502, False))[0]
+        self.status = RUN_FAILURES.get(code, (502,))[0]
 
 
 class LeaseLost(Exception):

@@ -14,13 +14,12 @@ from apps.api.core.events.log import Event, append
 from apps.api.core.fleet import commands
 from apps.api.core.fleet.commands import Sent, not_live
 from apps.api.core.sessions import sessions
+from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 
 PATIENCE = 2.0
 """Seconds to wait for a session that is between two owners."""
-
-CANCELLED = {"code": "interrupted", "message": "The run was cancelled before it began.", "retryable": True}
 
 
 class NotQueued(Exception):
@@ -39,7 +38,7 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int) -> None:
         " WHERE id = $1 AND status = 'queued'",
         run_id,
         seq,
-        CANCELLED,
+        failure("interrupted", "The run was cancelled before it began."),
     )
     if status != "UPDATE 1":
         raise NotQueued

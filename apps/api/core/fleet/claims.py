@@ -23,6 +23,7 @@ from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import Event, append
 from apps.api.core.fleet.ownership import Orphan, disown
 from apps.api.core.lease import Lease
+from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 
 _CLAIM = """
@@ -140,14 +141,12 @@ class Unreadable(Exception):
 
 def _no_profile(name: str) -> dict[str, Any]:
     message = f"The session was created under the profile {name}, which the operator has removed. Create a new session."
-    return {"code": "profile_removed", "message": message, "retryable": False}
+    return failure("profile_removed", message)
 
 
-_UNREADABLE = {
-    "code": "agent_start_failed",
-    "message": "This instance is of a version that cannot read the configuration of this run.",
-    "retryable": True,
-}
+_UNREADABLE = failure(
+    "agent_start_failed", "This instance is of a version that cannot read the configuration of this run."
+)
 
 
 async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan | None:

@@ -13,7 +13,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import Event, append
 from apps.api.core.sessions import agent_tasks, requests
-from apps.api.core.sessions.outcome import FINISH_RUN
+from apps.api.core.sessions.outcome import FINISH_RUN, failure
 from apps.api.db import Database
 
 
@@ -65,13 +65,6 @@ def announce(core: Core, orphan: Orphan) -> None:
     core.wake(orphan.tenant_id, orphan.session_id)
 
 
-_LOST = {
-    "code": "owner_lost",
-    "message": "The instance that ran this prompt died or lost its lease. The conversation is kept; send it again.",
-    "retryable": True,
-}
-
-
 async def reap(db: Database, limit: int = 50) -> list[Orphan]:
     """Take sessions from owners whose lease has run out, and end the runs that they left behind.
 
@@ -98,14 +91,12 @@ async def _take_from_dead(connection: asyncpg.Connection, session_id: UUID) -> O
     )
     if row is None:
         return None
-    return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _LOST)
+    return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], failure("owner_lost"))
 
 
-_UNFINISHED = {
-    "code": "storage_failed",
-    "message": "The end of this run could not be stored. The conversation is kept; send the prompt again.",
-    "retryable": True,
-}
+_UNFINISHED = failure(
+    "storage_failed", "The end of this run could not be stored. The conversation is kept; send the prompt again."
+)
 
 
 async def disown(

@@ -10,6 +10,7 @@ import asyncpg
 
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.ownership import Orphan
+from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 
@@ -22,11 +23,9 @@ SELECT r.status, r.started_at, r.timeout_seconds, r.position, s.id AS session_id
 FROM runs r JOIN sessions s ON s.id = r.session_id LEFT JOIN instances i ON i.id = s.owner_id WHERE r.id = $1
 """
 
-_REPAIRED = {
-    "code": "owner_lost",
-    "message": "An operator ended this run: no instance executed it. The conversation is kept; send it again.",
-    "retryable": True,
-}
+_REPAIRED = failure(
+    "owner_lost", "An operator ended this run: no instance executed it. The conversation is kept; send it again."
+)
 
 
 @dataclass(frozen=True, slots=True)

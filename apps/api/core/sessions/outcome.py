@@ -9,9 +9,11 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api.core.codec import clean_text
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import ModelUsage
+from apps.api.errors import RUN_FAILURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Outcome:
     Attributes:
         status: `succeeded`, `failed` or `interrupted`.
         result: the fields of the `result` event as JSON text, if the SDK gave a result.
-        error: `{"code", "message", "retryable"}` unless it succeeded.
+        error: see `failure`; None if it succeeded.
         cost_usd, usage, num_turns: this run's own share, as the SDK counted them; no cost when it told none.
     """
 
@@ -31,6 +33,19 @@ class Outcome:
     cost_usd: float | None = None
     usage: Sequence[ModelUsage] = ()
     num_turns: int = 0
+
+
+def failure(code: str, message: str = "") -> dict[str, Any]:
+    """The error of a run, and the fields of its `error` event: `code`, `message`, `retryable`.
+
+    The message may quote the model's endpoint, and is also stored as jsonb: the end of a run must not fail for that.
+
+    Args:
+        code: one of RUN_FAILURES.
+        message: where the usual one of the code does not say enough.
+    """
+    _, retryable, usual = RUN_FAILURES[code]
+    return {"code": code, "message": clean_text(message or usual), "retryable": retryable}
 
 
 FINISH_RUN = """

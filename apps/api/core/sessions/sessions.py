@@ -18,6 +18,7 @@ from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.pages import Page, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
+from apps.api.core.sessions.outcome import failure
 from apps.api.core.tenant.presets import split
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
@@ -301,12 +302,11 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
             " title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
             session_id,
         )
-        error = {"code": "session_deleted", "message": "The session was deleted.", "retryable": False}
         await connection.execute(
             "UPDATE runs SET status = 'interrupted', finished_at = now(), error = $2"
             " WHERE session_id = $1 AND finished_at IS NULL",
             session_id,
-            error,
+            failure("session_deleted"),
         )
         await connection.execute(
             "UPDATE runs SET prompt = NULL, result = NULL, config = NULL WHERE session_id = $1", session_id

@@ -15,8 +15,9 @@ from apps.api.core.context import Core
 from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, Followed, SessionDeleted
 from apps.api.core.events.frames import Frame, Position, event_data, join
 from apps.api.core.sessions import runs
+from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
-from apps.api.errors import RUN_FAILURES, ValidationError
+from apps.api.errors import ValidationError
 from apps.api.web.following import run_frames
 from apps.api.web.route import instance_of
 from apps.api.web.sse import EventStream, Leaving
@@ -48,9 +49,7 @@ def _wanted(frames: Sequence[Frame], partials: bool) -> Sequence[Frame]:
 
 
 def _deleted(session_id: UUID, seq: int) -> Frame:
-    code = "session_deleted"
-    fields = {"code": code, "message": "The session was deleted.", "retryable": RUN_FAILURES[code][1]}
-    data = event_data(session_id, None, seq, datetime.now(UTC), fields)
+    data = event_data(session_id, None, seq, datetime.now(UTC), failure("session_deleted"))
     # Without an id: it is no event of the session, so nobody can resume after it.
     return Frame(seq, 0, "error", b"event: error\ndata: " + data + b"\n\n")
 

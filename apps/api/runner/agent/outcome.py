@@ -10,18 +10,9 @@ from claude_agent_sdk import ResultMessage
 from apps.api.core import codec
 from apps.api.core.codec import encode
 from apps.api.core.events.log import Event
-from apps.api.core.sessions.outcome import Outcome
+from apps.api.core.sessions.outcome import Outcome, failure
 from apps.api.core.tenant.usage import ModelUsage
-from apps.api.errors import RUN_FAILURES
 from apps.api.runner.agent import hearsay, model_failures
-
-
-def error(code: str, message: str) -> dict[str, Any]:
-    """The fields of the `error` event; the code says whether a retry makes sense.
-
-    The text may quote the model's endpoint, and is also stored as jsonb: the end of a run must not fail for that.
-    """
-    return {"code": code, "message": codec.clean_text(message), "retryable": RUN_FAILURES[code][1]}
 
 
 class Meter:
@@ -81,18 +72,13 @@ def used(models: Mapping[str, Mapping[str, Any]]) -> list[ModelUsage]:
     ]
 
 
-_STOPPED = {
-    "interrupted": ("interrupted", "The run was interrupted."),
-    "timeout": ("failed", "The run took longer than its timeout."),
-    "shutdown": ("failed", "The instance shut down before the run was done. The conversation is kept; send it again."),
-    "storage_failed": ("failed", "The conversation could not be stored, so it cannot be relied on."),
-}
+_BY_US = frozenset({"interrupted", "timeout", "shutdown", "storage_failed"})
+"""Why we end a run ourselves. What its agent says then is only that we ended it."""
 
 
 def stopped(code: str, text: str = "") -> tuple[str, dict[str, Any]]:
     """Status and error of a run that we ended ourselves, or that ended without a result."""
-    status, reason = _STOPPED.get(code, ("failed", text))
-    return status, error(code, reason)
+    return "interrupted" if code == "interrupted" else "failed", failure(code, "" if code in _BY_US else text)
 
 
 def outcome_of(
@@ -115,12 +101,11 @@ def outcome_of(
     """
     meter.read(message)
     cost, models = meter.take()
-    status, failure = _verdict(message, told or model_failures.Told())
+    status, error = _verdict(message, told or model_failures.Told())
     if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
-        text = "The model answered without the structured output that output_format asks for."
-        status, failure = "failed", error("structured_output_missing", text)
+        status, error = "failed", failure("structured_output_missing")
     if stopping and status != "succeeded":
-        status, failure = stopped(stopping)
+        status, error = stopped(stopping)
     fields = {
         "status": status,
         "result": message.result,
@@ -140,32 +125,29 @@ def outcome_of(
     ended = Outcome(
         status=status,
         result=encode(fields).decode(),
-        error=failure,
+        error=error,
         cost_usd=cost,
         usage=used(models),
         num_turns=int(hearsay.figure(message.num_turns)),
     )
     last = [Event("result", fields)]
-    if failure is not None and status == "failed":
-        last.append(Event("error", failure))
+    if error is not None and status == "failed":
+        last.append(Event("error", error))
     return ended, last
 
 
 def _verdict(message: ResultMessage, told: model_failures.Told) -> tuple[str, dict[str, Any] | None]:
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
-        return "interrupted", error("interrupted", "The run was interrupted.")
+        return "interrupted", failure("interrupted")
     if message.subtype == "error_max_turns":
-        return "failed", error("max_turns_exceeded", "The agent used up max_turns before it was done.")
+        return "failed", failure("max_turns_exceeded")
     if message.subtype == "error_max_budget_usd":
-        return "failed", error("max_budget_exceeded", "The agent used up max_budget_usd before it was done.")
+        return "failed", failure("max_budget_exceeded")
     if message.subtype == "error_max_structured_output_retries":
-        text = "; ".join(message.errors or []) or "None of the model's structured outputs matched the schema."
-        return "failed", error("structured_output_invalid", text)
+        return "failed", failure("structured_output_invalid", "; ".join(message.errors or []))
     if not message.is_error:
         return "succeeded", None
     if code := model_failures.code_of(message, told.kind):
-        failure = error(code, message.result or "The model gave no answer.")
-        return "failed", model_failures.with_advice(failure, told)
-    text = message.result or "; ".join(message.errors or []) or "The agent failed."
-    return "failed", error("execution_error", text)
+        return "failed", model_failures.with_advice(failure(code, message.result or ""), told)
+    return "failed", failure("execution_error", message.result or "; ".join(message.errors or []))

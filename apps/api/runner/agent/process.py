@@ -56,13 +56,13 @@ RECYCLE_AFTER_TURNS = 100
 """A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
 
 
-def why_it_ended(failure: Exception | None) -> tuple[str, str]:
-    """Code and message for the run of an agent whose messages have ended without a result."""
+def why_it_ended(failure: Exception | None) -> str:
+    """The code for the run of an agent whose messages have ended without a result."""
     if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
-        return "agent_message_too_large", "One message of the agent process, such as a tool's result, is too large."
+        return "agent_message_too_large"
     if isinstance(failure, TranscriptLost):
-        return "storage_failed", ""
-    return "agent_crashed", "The agent process ended without a result."
+        return "storage_failed"
+    return "agent_crashed"
 
 
 class Agent:

@@ -353,9 +353,9 @@ class Execution:
         lost = self.turns.lose()
         try:
             await self.approvals.close_all("agent_ended")
-            code, text = why_it_ended(failure)
+            code = why_it_ended(failure)
             for turn in lost:
-                await self._talk.fail(turn, turn.stopping or code, text)
+                await self._talk.fail(turn, turn.stopping or code)
             self.turns.enter(None)
             if self._agent is agent:  # else whoever closes it knows why
                 await self._end_tasks("agent_ended")
