@@ -26,7 +26,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from apps.api.errors import Unavailable
+from apps.api.errors import LeaseLost, Unavailable
 from apps.api.settings import Settings
 
 T = TypeVar("T")
@@ -66,6 +66,12 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 """Failures of the connection or the server, not of the statement: it may succeed a moment later."""
+
+PASSING: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
+"""What a loop logs, and tries again in its next round."""
+
+PASSING_OR_LOST: tuple[type[Exception], ...] = (*PASSING, LeaseLost)
+"""The same for a loop over many sessions: one that is somebody else's by now does not end it."""
 
 
 class SchemaMissing(Exception):

@@ -20,8 +20,7 @@ from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import sessions, workspaces
 from apps.api.core.tasks import POLL, nap, pause
 from apps.api.core.tenant import deliveries
-from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import LeaseLost, Unavailable
+from apps.api.db import PASSING_OR_LOST
 from apps.api.runner.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -33,8 +32,6 @@ ANNOUNCE_GAP = 0.2
 """Seconds between two rounds of telling places: every one costs an event for each run whose place has changed."""
 
 SWEEP_INTERVAL = 600.0
-
-_PASSING: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable, LeaseLost)
 
 
 class Upkeep:
@@ -54,7 +51,7 @@ class Upkeep:
                 for orphan in await ownership.reap(self._core.db):
                     log.warning("upkeep.reaped", session_id=str(orphan.session_id))
                     ownership.announce(self._core, orphan)
-            except _PASSING as error:
+            except PASSING_OR_LOST as error:
                 log.warning("upkeep.reap_failed", error=type(error).__name__)
 
     async def _announce_loop(self) -> None:
@@ -67,7 +64,7 @@ class Upkeep:
                     await self._announce(run)
                 if waiting and self._worker.is_full:
                     await self._yield_idle({run.session_id for run in waiting})
-            except _PASSING as error:
+            except PASSING_OR_LOST as error:
                 log.warning("upkeep.announce_failed", error=type(error).__name__)
             await asyncio.sleep(ANNOUNCE_GAP)
 
@@ -93,7 +90,7 @@ class Upkeep:
                 await deliveries.forget_old(self._core.db)
                 await instances.forget_dead(self._core.db)
                 await self._sweep_files()
-            except _PASSING as error:
+            except PASSING_OR_LOST as error:
                 log.warning("upkeep.sweep_failed", error=type(error).__name__)
 
     async def _sweep_files(self) -> None:

@@ -21,8 +21,8 @@ from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
 from apps.api.core.tasks import POLL, jittered, nap
-from apps.api.db import CONNECTION_ERRORS, retrying
-from apps.api.errors import LeaseLost, Unavailable
+from apps.api.db import PASSING, retrying
+from apps.api.errors import LeaseLost
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
@@ -33,8 +33,6 @@ log = structlog.get_logger(__name__)
 
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
-
-_TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
 
 
 class _Wakeups:
@@ -151,7 +149,7 @@ class Worker:
                 except LeaseLost:
                     self._fence_all()
                     await self._register_again()
-            except _TRANSIENT as error:
+            except PASSING as error:
                 log.warning("worker.heartbeat_failed", error=type(error).__name__, left=self._lease.remaining())
                 wait = min(interval, 0.5)
             await asyncio.sleep(wait * random.uniform(0.9, 1.0))
@@ -218,7 +216,7 @@ class Worker:
             try:
                 while not self.draining and not self.is_full and await self._claim():
                     continue
-            except _TRANSIENT as error:
+            except PASSING as error:
                 log.warning("worker.claim_failed", error=type(error).__name__)
             except LeaseLost:
                 continue
@@ -277,7 +275,7 @@ class Worker:
                 continue
             try:
                 waiting = await commands.pending(self._core.db, self._lease.instance_id)
-            except _TRANSIENT as error:
+            except PASSING as error:
                 log.warning("worker.commands_failed", error=type(error).__name__)
                 continue
             for command in waiting:
@@ -306,7 +304,7 @@ class Worker:
         self.draining = True
         try:
             await instances.set_draining(self._core.db, self._lease.instance_id)
-        except _TRANSIENT as error:
+        except PASSING as error:
             log.warning("worker.drain_unannounced", error=type(error).__name__)
         until = asyncio.get_running_loop().time() + grace
         while (left := until - asyncio.get_running_loop().time()) > 0:
@@ -338,7 +336,7 @@ class Worker:
         await self._until_empty(10)
         try:
             await instances.unregister(self._core.db, self._lease.instance_id)
-        except _TRANSIENT as error:
+        except PASSING as error:
             log.warning("worker.not_unregistered", error=type(error).__name__)
         await asyncio.to_thread(self.scratch.close)
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.codec import decode, encode, timestamp
-from apps.api.core.events.frames import Frame, Position, event_data, join, split
+from apps.api.core.events.frames import Frame, Position, event_data, join, parse_batch
 
 SESSION, RUN = uuid4(), uuid4()
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -67,7 +67,7 @@ HOSTILE = [
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 def test_whatever_an_agent_prints_survives_a_batch(value: object) -> None:
     frames = [frame(1, value=value), frame(1, 1, value=value), frame(2, value=value)]
-    received = split(join(frames))
+    received = parse_batch(join(frames))
     assert received == frames
     assert [json.loads(f.data)["value"] for f in received] == [value] * 3
 
@@ -91,7 +91,7 @@ def test_decode_says_what_is_not_json() -> None:
 
 
 def test_a_batch_without_frames_is_empty() -> None:
-    assert split(join([])) == []
+    assert parse_batch(join([])) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import structlog
 
 from apps.api.core.codec import decode
 from apps.api.core.events import log as event_log
-from apps.api.core.events.frames import Frame, Position, split
+from apps.api.core.events.frames import Frame, Position, parse_batch
 from apps.api.core.events.relay import Subscriptions
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.redis import Redis
@@ -114,7 +114,7 @@ class _Topic:
             for mailbox in self.mailboxes:
                 mailbox.delete()
             return
-        frames = split(payload)
+        frames = parse_batch(payload)
         for mailbox in self.mailboxes:
             mailbox.put(frames)
 

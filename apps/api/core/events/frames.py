@@ -103,7 +103,7 @@ def event_data(
     return head + (b"}" if body == b"{}" else b"," + body[1:])
 
 
-def split(payload: bytes) -> list[Frame]:
+def parse_batch(payload: bytes) -> list[Frame]:
     """The frames of one published batch. JSON holds no raw line break, so an empty line only ends a frame."""
     return [Frame.parse(raw + b"\n\n") for raw in payload.split(b"\n\n") if raw]
 

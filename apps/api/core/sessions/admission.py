@@ -167,7 +167,7 @@ async def judge_change(
 
 
 async def _require_same(connection: asyncpg.Connection, reference: str, pinned: Pins) -> None:
-    id_, name, version = presets.split(reference)
+    id_, name, version = presets.parse_reference(reference)
     known = await connection.fetchval("SELECT name FROM agents WHERE id = $1", pinned.agent_id)
     same = known is not None and (id_ == pinned.agent_id or (id_ is None and name == known))
     if not same or version not in (None, pinned.agent_version):

@@ -19,7 +19,7 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.pages import Page, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.sessions.outcome import failure
-from apps.api.core.tenant.presets import split
+from apps.api.core.tenant.presets import parse_reference
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.models import Agent, Instance, Run, Session
@@ -254,7 +254,7 @@ async def list_page(
 
 
 def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
-    id_, name, version = split(reference)
+    id_, name, version = parse_reference(reference)
     is_it = Agent.id == id_ if id_ else Agent.name == name
     found = [Session.agent_id.in_(select(Agent.id).where(Agent.tenant_id == tenant_id, is_it))]
     return found if version is None else [*found, Session.agent_version == version]

@@ -123,7 +123,7 @@ WHERE id = $1 AND version = $2 AND deleted_at IS NULL RETURNING version
 
 async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
     """Remove a preset. Sessions that began with it keep what they have. Raises NotFound."""
-    id_, name, _ = split(reference)
+    id_, name, _ = parse_reference(reference)
     status = await db.pool.execute(
         "UPDATE agents SET deleted_at = now() WHERE tenant_id = $1 AND (id = $2 OR ($2 IS NULL AND name = $3))"
         " AND deleted_at IS NULL",
@@ -186,7 +186,7 @@ async def versions(db: Database, tenant_id: UUID, reference: str, *, limit: int,
     return Page([_shown(row) for row in rows[:limit]], str(rows[limit - 1]["version"]) if len(rows) > limit else None)
 
 
-def split(reference: str) -> tuple[UUID | None, str, int | None]:
+def parse_reference(reference: str) -> tuple[UUID | None, str, int | None]:
     """Id, name and version of a reference: `name` or `id`, perhaps with `@version`. The name of an id is its text."""
     named, _, version = reference.partition("@")
     return as_id(named), named, int(version) if version else None
@@ -210,7 +210,7 @@ WHERE a.tenant_id = $1 AND (a.id = $2 OR ($2 IS NULL AND a.name = $3)) AND a.del
 
 async def find(connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, reference: str) -> asyncpg.Record:
     """A preset's version. Raises NotFound `agent_not_found`."""
-    row = await connection.fetchrow(_FIND, tenant_id, *split(reference))
+    row = await connection.fetchrow(_FIND, tenant_id, *parse_reference(reference))
     if row is None:
         raise NotFound.of("agent")
     return row

@@ -12,8 +12,7 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.fleet import claims
 from apps.api.core.tasks import pause
-from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import LeaseLost, Unavailable
+from apps.api.db import PASSING_OR_LOST
 from apps.api.runner.guard import processes
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.turn import Turn
@@ -26,8 +25,6 @@ BACKGROUND_LOOK_SECONDS = 1.0
 PORTS_LOOK_SECONDS = 2.0
 """Between two looks while nothing else tells that a port may have been opened."""
 
-_TRANSIENT: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, LeaseLost, Unavailable)
-
 
 async def watch_ports(executions: Mapping[UUID, Execution]) -> None:
     """Look after the sessions of this instance, for ever."""
@@ -38,7 +35,7 @@ async def watch_ports(executions: Mapping[UUID, Execution]) -> None:
             if execution.agent is not None and not execution.closing:
                 try:
                     await execution.ports.look(execution.agent, tree)
-                except _TRANSIENT as error:
+                except PASSING_OR_LOST as error:
                     log.warning("ports.untold", session_id=str(execution.session_id), error=type(error).__name__)
 
 
@@ -65,5 +62,5 @@ async def _look(core: Core, execution: Execution, turn: Turn) -> None:
             await execution.stop(turn.run_id, "timeout")
         elif await claims.kept_waiting(core.db, execution.session_id, patience):
             await execution.stop(turn.run_id, "interrupted")
-    except _TRANSIENT as error:
+    except PASSING_OR_LOST as error:
         log.warning("background.unbounded", session_id=str(execution.session_id), error=type(error).__name__)
