@@ -83,14 +83,7 @@ class Worker:
     async def start(self) -> None:
         """Register the instance and listen. The loops are separate: see `loops`."""
         self._url = await asyncio.to_thread(instances.own_url, self._core.settings)
-        await instances.register(
-            self._core.db,
-            self._lease,
-            hostname=self._core.settings.hostname,
-            version=__version__,
-            slots=self._slots,
-            url=self._url,
-        )
+        await self._register()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
@@ -167,11 +160,8 @@ class Worker:
                 log.error("worker.fenced", session_id=str(execution.session_id))
                 execution.fence()
 
-    async def _register_again(self) -> None:
-        # The same process may go on under its id once every session that it owned has been taken from it.
-        for orphan in await ownership.reap(self._core.db):
-            ownership.announce(self._core, orphan)
-        await instances.revive(
+    async def _register(self) -> None:
+        await instances.register(
             self._core.db,
             self._lease,
             hostname=self._core.settings.hostname,
@@ -179,6 +169,12 @@ class Worker:
             slots=self._slots,
             url=self._url,
         )
+
+    async def _register_again(self) -> None:
+        # The same process may go on under its id once every session that it owned has been taken from it.
+        for orphan in await ownership.reap(self._core.db):
+            ownership.announce(self._core, orphan)
+        await self._register()
 
     async def _reconcile(self, owned: list[Owned]) -> None:
         """Make what runs here agree with what the database says is owned here.

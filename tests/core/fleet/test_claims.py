@@ -417,10 +417,10 @@ async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left
     await world.expire(lease)
     with pytest.raises(LeaseLost):
         await instances.renew(world.db, lease)
-    await instances.revive(world.db, lease, hostname="test", version="0", slots=4)
+    await instances.register(world.db, lease, hostname="test", version="0", slots=4)
     assert lease.is_over()
     await ownership.reap(world.db)
-    await instances.revive(world.db, lease, hostname="test", version="0", slots=4)
+    await instances.register(world.db, lease, hostname="test", version="0", slots=4)
     assert not lease.is_over()
     waiting = await world.queue(claim.session_id)
     again = await world.claim(lease)

@@ -29,22 +29,25 @@ def own_url(settings: Settings) -> str | None:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
+_REGISTER = """
+INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at, url)
+VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)
+ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at
+WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)
+"""
+
+
 async def register(
     db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
 ) -> None:
-    """Insert this instance's row and start its lease."""
+    """Insert this instance's row and start its lease.
+
+    After a lost lease it starts a new one under the same id, once no session is left that belonged to the old one.
+    """
     sent_at = time.monotonic()
-    await db.pool.execute(
-        "INSERT INTO instances (id, hostname, version, slots, lease_expires_at, url)"
-        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)",
-        lease.instance_id,
-        hostname,
-        version,
-        slots,
-        lease.seconds,
-        url,
-    )
-    lease.renewed(sent_at)
+    status = await db.pool.execute(_REGISTER, lease.instance_id, hostname, version, slots, lease.seconds, url)
+    if status == "INSERT 0 1":
+        lease.renewed(sent_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +81,6 @@ async def renew(db: Database, lease: Lease) -> list[Owned]:
         raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
     lease.renewed(sent_at)
     return [Owned(row["id"], row["generation"]) for row in rows if row["id"] is not None]
-
-
-async def revive(
-    db: Database, lease: Lease, *, hostname: str, version: str, slots: int, url: str | None = None
-) -> None:
-    """After a lost lease: start a new one, as soon as no session is left that belonged to the old one."""
-    sent_at = time.monotonic()
-    status = await db.pool.execute(
-        "INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at, url)"
-        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)"
-        " ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at"
-        " WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)",
-        lease.instance_id,
-        hostname,
-        version,
-        slots,
-        lease.seconds,
-        url,
-    )
-    if status == "INSERT 0 1":
-        lease.renewed(sent_at)
 
 
 async def set_draining(db: Database, instance_id: UUID) -> None:
