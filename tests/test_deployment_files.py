@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from apps.api.settings import Settings
 
@@ -265,3 +267,14 @@ def test_the_guide_names_only_settings_that_exist() -> None:
     known = {name.upper() for name in Settings.model_fields}
     others = {"HOME", "TMPDIR", "SIGTERM", "SIGKILL", "POSTGRES_PASSWORD", "DATABASE_PASSWORD", "REDIS_PASSWORD", "ALL"}
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", guide)) <= known | others
+
+
+def test_the_lowest_version_that_a_dependency_may_have_is_the_one_that_the_tests_run_with() -> None:
+    """A wheel's bounds promise that it works with them; older ones are tried by nobody."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    locked = {package["name"]: package["version"] for package in packages}
+    for text in [*project["dependencies"], *project["optional-dependencies"]["local"]]:
+        asked = Requirement(text)
+        lowest = [bound.version for bound in asked.specifier if bound.operator in (">=", "==")]
+        assert lowest == [locked[asked.name]], text
