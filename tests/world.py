@@ -70,7 +70,9 @@ class World:
             return await sessions.insert(connection, self.tenant_id, AgentConfig(**config), labels)
 
     async def queue(self, session_id: UUID | None = None, prompt: Any = "say hello", **more: Any) -> Submitted:
-        return await prompts.submit(self.core(), self.tenant_id, None, prompts.Request(prompt, 60, session_id, **more))
+        return await prompts.submit(
+            self.core(), self.tenant_id, None, prompts.Submission(prompt, 60, session_id, **more)
+        )
 
     async def instance(self, seconds: float = 60, slots: int = 4) -> Lease:
         """A member of the fleet with a fresh lease."""

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from apps.api.core.tenant.webhooks import ALL_TOLD
+from apps.api.core.tenant.webhooks import WEBHOOK_EVENTS
 from tests.fleet import Fleet
 from tests.receiver import Receiver, receiving
 
@@ -44,7 +44,7 @@ async def test_a_webhook_shows_its_secret_once(fleet: Fleet, webhook: dict[str, 
 async def test_a_webhook_that_names_no_events_is_told_all(fleet: Fleet) -> None:
     made = (await fleet[0].post("/webhooks", {"url": BODY["url"]})).json()
     await fleet[0].client.delete(f"/api/v1/webhooks/{made['webhook_id']}")
-    assert made["events"] == list(ALL_TOLD)
+    assert made["events"] == list(WEBHOOK_EVENTS)
 
 
 async def test_a_webhook_is_changed_stopped_and_started(fleet: Fleet, webhook: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class Earlier:
     """What a key stands for: a session, perhaps with a run, or an object of another kind."""
 
     session_id: UUID | None
@@ -48,7 +48,7 @@ def reused() -> Conflict:
     return Conflict("This Idempotency-Key was used with another request.", code="idempotency_key_reused")
 
 
-async def repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency) -> Remembered | None:
+async def repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency: Idempotency) -> Earlier | None:
     """What the key stands for, if it was used before. Holds others with this key back until the transaction ends.
 
     Raises:
@@ -68,7 +68,7 @@ async def repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency:
         return None
     if row["fingerprint"] != idempotency.fingerprint:
         raise reused()
-    return Remembered(row["session_id"], row["run_id"], row["object_id"])
+    return Earlier(row["session_id"], row["run_id"], row["object_id"])
 
 
 async def remember(

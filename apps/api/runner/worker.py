@@ -26,7 +26,7 @@ from apps.api.errors import LeaseLost
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.session import orders
+from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 
 log = structlog.get_logger(__name__)
@@ -281,7 +281,7 @@ class Worker:
 
     async def _obey(self, command: commands.Command) -> None:
         execution = self.executions.get(command.session_id)
-        applied, result = (False, {}) if execution is None else await orders.obey(execution, command)
+        applied, result = (False, {}) if execution is None else await command_handlers.obey(execution, command)
         core = self._core
         await retrying(
             lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result=result),

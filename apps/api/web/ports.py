@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 
 from apps.api import auth
 from apps.api.core.sessions import ports
-from apps.api.core.sessions.ports import Preview
+from apps.api.core.sessions.ports import PortAccess
 from apps.api.errors import ApiError, NotFound, RateLimited, Unavailable
 from apps.api.web.callers import may_touch, presented_key
 from apps.api.web.errors import error_response
@@ -75,7 +75,7 @@ class Connections:
 class Admitted:
     """A request that may pass: to which port of which session, and under which path of ours."""
 
-    def __init__(self, preview: Preview, port: int, prefix: str, *, forwarded: bool = False) -> None:
+    def __init__(self, preview: PortAccess, port: int, prefix: str, *, forwarded: bool = False) -> None:
         self.preview, self.port, self.prefix, self.forwarded = preview, port, prefix, forwarded
         self.by_link = "~" in prefix
 

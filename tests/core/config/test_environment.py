@@ -121,4 +121,4 @@ async def test_a_stdio_server_inherits_no_variable_that_steers_it(
         await presets.revise(world.db, world.tenant_id, "serving", {"env": STEERED.env}, judge, whole=False)
     session_id = await session(STEERED)
     with refused:
-        await prompts.submit(core, world.tenant_id, None, prompts.Request("hello", 60, session_id, config=serving))
+        await prompts.submit(core, world.tenant_id, None, prompts.Submission("hello", 60, session_id, config=serving))

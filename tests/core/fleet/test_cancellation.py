@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from apps.api.core.fleet import cancellation, dispatch
-from apps.api.core.sessions.prompts import Request
+from apps.api.core.sessions.prompts import Submission
 from apps.api.errors import Conflict, NotFound
 from tests.world import World, core_of
 
@@ -30,7 +30,7 @@ async def test_a_prompt_that_interrupts_ends_the_one_that_nobody_has_begun(world
     first, second = await world.queue(), None
     core = core_of(world)
     for _ in range(2):
-        request = Request("say next", 60, first.session_id, on_busy="interrupt")
+        request = Submission("say next", 60, first.session_id, on_busy="interrupt")
         before, second = second or first, await dispatch.send(core, world.tenant_id, None, request)
         assert (await world.run(before.run_id))["status"] == "interrupted"
     assert second is not None

@@ -50,14 +50,14 @@ async def core(world: World) -> Core:
 
 def request(
     config: dict[str, Any], agent: str | None = None, profile: str | None = None, **more: Any
-) -> prompts.Request:
+) -> prompts.Submission:
     choice = Choice(profile, more.pop("policy", PACKAGED), agent)
-    return prompts.Request(
+    return prompts.Submission(
         **{"prompt": "hello", "timeout_seconds": 60, **more}, config=AgentConfig.model_validate(config), choice=choice
     )
 
 
-async def both(core: Core, world: World, asked: prompts.Request) -> tuple[dict[str, Any], dict[str, Any] | ApiError]:
+async def both(core: Core, world: World, asked: prompts.Submission) -> tuple[dict[str, Any], dict[str, Any] | ApiError]:
     """What the dry run says, and the configuration of the session that then begins, or why none does."""
     said = await dry_run.preview(core, world.tenant_id, asked.wanted)
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from apps.api.core.events.log import Event
 from apps.api.core.sessions import forks, prompts, workspaces
-from apps.api.core.sessions.forks import Asked, Forked
+from apps.api.core.sessions.forks import Fork, Forked
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import ApiError, Conflict, NotFound, TooLarge, ValidationError
 from tests.world import World, core_of
@@ -22,7 +22,7 @@ MESSAGES = [str(UUID(int=number)) for number in range(1, 5)]
 
 async def fork(world: World, parent: UUID, *, begins: bool = False, **cut: Any) -> Forked:
     return await forks.fork(
-        core_of(world), world.tenant_id, None, Asked(prompts.Request("say hello", 60, parent), begins, **cut)
+        core_of(world), world.tenant_id, None, Fork(prompts.Submission("say hello", 60, parent), begins, **cut)
     )
 
 

@@ -10,17 +10,17 @@ import pytest
 
 from apps.api.core.fleet.instances import own_url
 from apps.api.core.sessions import ports
-from apps.api.core.sessions.ports import Preview
+from apps.api.core.sessions.ports import PortAccess
 from apps.api.errors import Unauthorized
 from apps.api.settings import Settings
 
 
 @pytest.fixture
-def preview() -> Preview:
-    return Preview(uuid4(), uuid4(), uuid4(), [8000], uuid4(), "http://10.0.0.1:54000", uuid4())
+def preview() -> PortAccess:
+    return PortAccess(uuid4(), uuid4(), uuid4(), [8000], uuid4(), "http://10.0.0.1:54000", uuid4())
 
 
-def test_a_ticket_is_for_one_port_of_one_session(preview: Preview) -> None:
+def test_a_ticket_is_for_one_port_of_one_session(preview: PortAccess) -> None:
     ticket = preview.ticket(8000)
     assert ports.tenant_of(ticket) == preview.tenant_id
     assert preview.admits(ticket, 8000)
@@ -34,12 +34,12 @@ def test_a_ticket_is_for_one_port_of_one_session(preview: Preview) -> None:
         assert not preview.admits(spoilt, 8000)
 
 
-def test_a_ticket_ends(preview: Preview) -> None:
+def test_a_ticket_ends(preview: PortAccess) -> None:
     assert preview.admits(preview.ticket(8000, seconds=5), 8000)
     assert not preview.admits(preview.ticket(8000, seconds=-1), 8000)
 
 
-def test_a_ticket_between_instances_is_signed_with_the_owners_key(preview: Preview) -> None:
+def test_a_ticket_between_instances_is_signed_with_the_owners_key(preview: PortAccess) -> None:
     ticket = preview.ticket(8000, forwarded=True)
     assert preview.admits(ticket, 8000, forwarded=True)
     assert not preview.admits(ticket, 8000)

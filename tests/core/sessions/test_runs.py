@@ -15,7 +15,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
-from apps.api.core.sessions.prompts import Request, Submitted
+from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from tests.world import World
@@ -106,7 +106,7 @@ async def test_a_full_queue_takes_no_more(world: World) -> None:
     lease, session_id = await world.instance(), await world.session()
 
     async def submit(**more: Any) -> Submitted:
-        request = Request("say hello", 60, session_id, **more)
+        request = Submission("say hello", 60, session_id, **more)
         return await prompts.submit(world.core(max_queued_runs_per_session=2), world.tenant_id, None, request)
 
     await submit()

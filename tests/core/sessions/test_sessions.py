@@ -267,7 +267,7 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
         "patch": sessions.patch(db, redis, stranger, session_id, Labels("mine now")),
         "messages": sessions.messages(db, stranger, session_id, limit=10, cursor=None),
         "delete": sessions.delete(db, stranger, session_id),
-        "submit": prompts.submit(core, stranger, None, prompts.Request("hi", 1, session_id)),
+        "submit": prompts.submit(core, stranger, None, prompts.Submission("hi", 1, session_id)),
         "run": runs.get(db, stranger, claim.run_id),
         "extent": runs.extent(db, stranger, claim.run_id),
         "runs": runs.list_page(db, stranger, session_id, limit=10, cursor=None),

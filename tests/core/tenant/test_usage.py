@@ -27,7 +27,7 @@ async def spend(
 ) -> tuple[UUID, UUID]:
     """A run that used this; returns its session and itself."""
     lease = await world.instance()
-    request = prompts.Request("say x", 60, session_id)
+    request = prompts.Submission("say x", 60, session_id)
     submitted = await prompts.submit(world.core(), world.tenant_id, key_id, request)
     claim = await world.claim(lease)
     assert claim.run_id == submitted.run_id

@@ -15,7 +15,7 @@ from claude_agent_sdk import (
 from apps.api.core.codec import decode
 from apps.api.core.tenant.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
-from apps.api.runner.agent.model_failures import Told
+from apps.api.runner.agent.model_failures import Signs
 from apps.api.runner.agent.outcome import Meter, outcome_of
 
 SDK_SESSION = "fdcb1e7b-f3dd-41c9-91c7-8a8768ad2f07"
@@ -178,7 +178,7 @@ def synthetic(kind: str | None, parent: str | None = None) -> AssistantMessage:
 def test_the_kind_that_the_cli_tells_chooses_the_code(
     kind: str | None, status: int | None, words: str, code: str
 ) -> None:
-    told = Told()
+    told = Signs()
     told.hear(synthetic(kind))
     told.hear(synthetic("of a subagent", "toolu_1"))
     error = outcome_of(replace(api_error(status), result=words), Meter(), told=told)[0].error
@@ -202,7 +202,7 @@ def test_the_kind_that_the_cli_tells_chooses_the_code(
 )
 @pytest.mark.parametrize("status", [429, 529])
 def test_a_busy_model_says_when_to_come_back(status: int, delays: list[Any], seconds: int | None) -> None:
-    told = Told()
+    told = Signs()
     for delay in delays:
         told.hear(SystemMessage("api_retry", {"retry_delay_ms": delay, "error_status": status}))
     error = outcome_of(api_error(status), Meter(), told=told)[0].error

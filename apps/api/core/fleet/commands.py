@@ -50,7 +50,7 @@ class Command:
     """What the owner is asked to do.
 
     Attributes:
-        type: `cancel`, `answer`, `control`, `context` or `mcp`; see runner/session/orders.py.
+        type: `cancel`, `answer`, `control`, `context` or `mcp`; see runner/session/command_handlers.py.
         run_id: the run that it is about, if it is about one.
     """
 

@@ -8,18 +8,18 @@ from uuid import UUID
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import forks, prompts
-from apps.api.core.sessions.prompts import Request, Submitted
+from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.errors import Conflict
 
 
-async def send(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
+async def send(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
     """Queue a prompt and announce it. Raises as `prompts.submit`."""
-    run = await prompts.submit(core, tenant_id, api_key_id, request)
+    run = await prompts.submit(core, tenant_id, api_key_id, submission)
     await _announce(core, tenant_id, run)
     return run
 
 
-async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: forks.Asked) -> forks.Forked:
+async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: forks.Fork) -> forks.Forked:
     """Fork a session, and announce the first run of the fork if it has one. Raises as `forks.fork`."""
     forked = await forks.fork(core, tenant_id, api_key_id, asked)
     if forked.run is not None:

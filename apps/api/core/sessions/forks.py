@@ -30,16 +30,16 @@ LOOK_BACK = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Fork:
     """What to fork.
 
     Attributes:
-        request: `session_id` is the parent's; its configuration and labels overlay the parent's.
+        submission: `session_id` is the parent's; its configuration and labels overlay the parent's.
         at_seq: up to this event; `message_uuid`: up to and with this message. Neither: all of it.
-        begins: whether the request's prompt is to be run in the fork.
+        begins: whether its prompt is to be run in the fork.
     """
 
-    request: prompts.Request
+    submission: prompts.Submission
     begins: bool
     at_seq: int | None = None
     message_uuid: UUID | None = None
@@ -47,7 +47,7 @@ class Asked:
     @property
     def wanted(self) -> Wanted:
         """What is judged of it."""
-        return self.request.wanted if self.begins else replace(self.request.wanted, prompt=None)
+        return self.submission.wanted if self.begins else replace(self.submission.wanted, prompt=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class _Cut:
     whole: bool = False
 
 
-async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Asked) -> Forked:
+async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Fork) -> Forked:
     """Make a session of another one, once per idempotency key; the caller then wakes the runners.
 
     Raises:
@@ -78,7 +78,7 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
         TooLarge: `workspace_too_large`.
         ValidationError, Forbidden: as `prompts.submit`.
     """
-    parent_id = asked.request.session_id
+    parent_id = asked.submission.session_id
     assert parent_id is not None  # noqa: S101 - for the type checker
     found = await admission.problems_of_change(core, tenant_id, asked.wanted)
     async with core.db.transaction() as connection:
@@ -106,8 +106,8 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Aske
         await asyncio.to_thread(workspaces.discard, core.settings, session_id)
 
 
-async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Asked) -> Forked | None:
-    before = await prompts.repetition(connection, tenant_id, asked.request)
+async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) -> Forked | None:
+    before = await prompts.repetition(connection, tenant_id, asked.submission)
     if before is None:
         return None
     if before.session_id is None:
@@ -153,7 +153,7 @@ WHERE session_id = $1 AND subpath = '' AND uuid = ANY($2::text[]) ORDER BY id DE
 """
 
 
-async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Asked) -> _Cut:
+async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Fork) -> _Cut:
     seq: int = parent["last_seq"] if asked.at_seq is None else asked.at_seq
     if asked.message_uuid is not None:
         seq = await connection.fetchval(_MESSAGE, parent["id"], str(asked.message_uuid))
@@ -229,23 +229,23 @@ async def _insert(
     parent: asyncpg.Record,
     cut: _Cut,
     session_id: UUID,
-    asked: Asked,
+    asked: Fork,
 ) -> Forked:
     config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
-    await sessions.insert(connection, tenant_id, config, _labels(asked.request.labels, parent), session_id, pins)
+    await sessions.insert(connection, tenant_id, config, _labels(asked.submission.labels, parent), session_id, pins)
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])
     await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
     await connection.execute(_COPY_EVENTS, parent["id"], session_id, cut.seq)
     run = None
     if asked.begins:
-        request = replace(asked.request, session_id=session_id, on_busy="enqueue")
-        run = await prompts.enqueue(core, connection, tenant_id, api_key_id, request, None)
-    if asked.request.idempotency:
+        begun = replace(asked.submission, session_id=session_id, on_busy="enqueue")
+        run = await prompts.enqueue(core, connection, tenant_id, api_key_id, begun, None)
+    if asked.submission.idempotency:
         await remember(
             connection,
             tenant_id,
-            asked.request.idempotency,
+            asked.submission.idempotency,
             session_id=session_id,
             run_id=run.run_id if run else None,
         )

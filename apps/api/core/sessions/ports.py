@@ -26,7 +26,7 @@ _MAC_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Preview:
+class PortAccess:
     """A session as previews need it.
 
     Attributes:
@@ -103,11 +103,11 @@ async def store(connection: asyncpg.Connection, session_id: UUID, ports: Iterabl
     await connection.execute("UPDATE sessions SET ports = $2 WHERE id = $1", session_id, list(ports))
 
 
-async def get(db: Database, tenant_id: UUID, session_id: UUID) -> Preview:
+async def get(db: Database, tenant_id: UUID, session_id: UUID) -> PortAccess:
     """The previews of a session. Raises NotFound."""
     row = await db.pool.fetchrow(_GET, session_id, tenant_id)
     if row is None:
         raise NotFound.of("session")
     ports = row["ports"] if row["owner"] else []
     owner = (row["owner"], row["url"], row["forward_key"])
-    return Preview(session_id, tenant_id, row["preview_key"], ports, *owner)
+    return PortAccess(session_id, tenant_id, row["preview_key"], ports, *owner)

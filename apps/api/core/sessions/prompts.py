@@ -11,7 +11,7 @@ import asyncpg
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Idempotency, Remembered, remember, repeated, reused
+from apps.api.core.idempotency import Earlier, Idempotency, remember, repeated, reused
 from apps.api.core.sessions import admission, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
 from apps.api.core.sessions.sessions import Labels
@@ -23,7 +23,7 @@ NO_LABELS = Labels()
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Submission:
     """A prompt to run.
 
     Attributes:
@@ -93,7 +93,7 @@ FROM target s LEFT JOIN added ON true
 """  # noqa: S608 - ours
 
 
-async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
+async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
     """Queue a prompt; the caller then wakes the runners.
 
     Raises:
@@ -101,53 +101,56 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: 
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
         ValidationError, Forbidden: as `admission.judge`, and `admission.judge_change` for an existing session.
     """
-    if request.session_id is None:
-        return await _begin(core, tenant_id, api_key_id, request)
-    found = await admission.problems_of_change(core, tenant_id, request.wanted)
-    if request.is_plain:
+    if submission.session_id is None:
+        return await _begin(core, tenant_id, api_key_id, submission)
+    found = await admission.problems_of_change(core, tenant_id, submission.wanted)
+    if submission.is_plain:
         refuse(found)
         async with core.db.pool.acquire() as connection:
-            return await enqueue(core, connection, tenant_id, api_key_id, request, None)
+            return await enqueue(core, connection, tenant_id, api_key_id, submission, None)
     async with core.db.transaction() as connection:
-        if before := await repetition(connection, tenant_id, request):
+        if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
-        changed = await _prepare(connection, tenant_id, request, found)
-        submitted = await enqueue(core, connection, tenant_id, api_key_id, request, changed)
-        if request.idempotency:
+        changed = await _prepare(connection, tenant_id, submission, found)
+        submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, changed)
+        if submission.idempotency:
             await remember(
-                connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+                connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
             )
         return submitted
 
 
-async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, request: Request) -> Submitted:
-    judged = await admission.judge(core, tenant_id, request.wanted)
+async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
+    judged = await admission.judge(core, tenant_id, submission.wanted)
     async with core.db.transaction() as connection:
         # Whoever repeats a request is answered as before, whatever has become of what it names.
-        if before := await repetition(connection, tenant_id, request):
+        if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         refuse(judged.problems)
         session_id = await sessions.insert(
-            connection, tenant_id, judged.config, request.labels, pins=judged.pins, surface=request.surface
+            connection, tenant_id, judged.config, submission.labels, pins=judged.pins, surface=submission.surface
         )
-        request = replace(request, session_id=session_id, on_busy="enqueue")
-        submitted = await enqueue(core, connection, tenant_id, api_key_id, request, None)
-        if request.idempotency:
+        submission = replace(submission, session_id=session_id, on_busy="enqueue")
+        submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, None)
+        if submission.idempotency:
             await remember(
-                connection, tenant_id, request.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+                connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
             )
         return submitted
 
 
-async def repetition(connection: asyncpg.Connection, tenant_id: UUID, request: Request) -> Remembered | None:
-    """What the request's idempotency key stands for. Raises Conflict, Forbidden."""
-    if request.idempotency is None or (before := await repeated(connection, tenant_id, request.idempotency)) is None:
+async def repetition(connection: asyncpg.Connection, tenant_id: UUID, submission: Submission) -> Earlier | None:
+    """What the submission's idempotency key stands for. Raises Conflict, Forbidden."""
+    if (
+        submission.idempotency is None
+        or (before := await repeated(connection, tenant_id, submission.idempotency)) is None
+    ):
         return None
-    await admission.may_touch(connection, tenant_id, request.choice.policy, session_id=before.session_id)
+    await admission.may_touch(connection, tenant_id, submission.choice.policy, session_id=before.session_id)
     return before
 
 
-async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted:
+async def again(connection: asyncpg.Connection, before: Earlier) -> Submitted:
     """The run that an idempotency key stands for. Raises Conflict when it stands for something else."""
     if before.session_id is None or before.run_id is None:
         raise reused()
@@ -161,26 +164,26 @@ async def again(connection: asyncpg.Connection, before: Remembered) -> Submitted
 
 
 async def _prepare(
-    connection: asyncpg.Connection, tenant_id: UUID, request: Request, found: list[Problem]
+    connection: asyncpg.Connection, tenant_id: UUID, submission: Submission, found: list[Problem]
 ) -> AgentConfig:
     row = await connection.fetchrow(
         "SELECT config, profile, agent_id, agent_version FROM sessions"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
-        request.session_id,
+        submission.session_id,
         tenant_id,
     )
     if row is None:
-        raise await _missing(connection, tenant_id, request.session_id)
+        raise await _missing(connection, tenant_id, submission.session_id)
     # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
     # granted sees what those have queued who had it before.
-    if request.on_busy == "reject" and await connection.fetchval(sessions.BUSY, request.session_id):
+    if submission.on_busy == "reject" and await connection.fetchval(sessions.BUSY, submission.session_id):
         raise Conflict("Another run of this session is queued or running.", code="session_busy")
-    config = await admission.judge_change(connection, tenant_id, request.wanted, row, found)
-    labels = request.labels
+    config = await admission.judge_change(connection, tenant_id, submission.wanted, row, found)
+    labels = submission.labels
     await connection.execute(
         "UPDATE sessions SET config = $2, title = coalesce($3, title), tags = coalesce($4, tags),"
         " metadata = coalesce($5, metadata), updated_at = now() WHERE id = $1",
-        request.session_id,
+        submission.session_id,
         config.given(),
         labels.title,
         None if labels.tags is None else list(labels.tags),
@@ -189,7 +192,7 @@ async def _prepare(
     # Runs that are queued already keep the configuration they were queued with.
     await connection.execute(
         "UPDATE runs SET config = $2 WHERE session_id = $1 AND status = 'queued' AND config IS NULL",
-        request.session_id,
+        submission.session_id,
         row["config"],
     )
     return config
@@ -207,34 +210,34 @@ async def enqueue(
     connection: asyncpg.Connection,
     tenant_id: UUID,
     api_key_id: UUID | None,
-    request: Request,
+    submission: Submission,
     config: AgentConfig | None,
 ) -> Submitted:
-    """Queue a run of the session that the request names, with `config` instead of the session's. Raises as `submit`."""
-    assert request.session_id is not None  # noqa: S101 - for the type checker
-    run_id, policy, max_queued = uuid4(), request.choice.policy, core.settings.max_queued_runs_per_session
+    """Queue a run of the session that it names, with `config` instead of the session's. Raises as `submit`."""
+    assert submission.session_id is not None  # noqa: S101 - for the type checker
+    run_id, policy, max_queued = uuid4(), submission.choice.policy, core.settings.max_queued_runs_per_session
     row = await connection.fetchrow(
         _ENQUEUE,
-        request.session_id,
+        submission.session_id,
         tenant_id,
         run_id,
         api_key_id,
-        encode(request.prompt).decode(),
+        encode(submission.prompt).decode(),
         config.given() if config else None,
-        request.timeout_seconds,
+        submission.timeout_seconds,
         max_queued,
         None if policy.bound is None else list(policy.bound),
         policy.timeouts(),
-        request.kind,
-        request.expand_prompt,
+        submission.kind,
+        submission.expand_prompt,
     )
     if row is None:
-        raise await _missing(connection, tenant_id, request.session_id)
+        raise await _missing(connection, tenant_id, submission.session_id)
     policy.require(row["profile"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
-    busy_with = row["busy_with"] if request.on_busy == "interrupt" else None
-    return Submitted(request.session_id, run_id, row["last_seq"], busy_with=busy_with)
+    busy_with = row["busy_with"] if submission.on_busy == "interrupt" else None
+    return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=busy_with)
 
 
 async def create_session(

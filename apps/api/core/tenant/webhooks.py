@@ -17,7 +17,7 @@ from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.settings import Settings
 
-Told = Literal[
+WebhookEvent = Literal[
     "run.queued",
     "run.running",
     "run.requires_action",
@@ -27,7 +27,7 @@ Told = Literal[
     "session.created",
     "session.deleted",
 ]
-ALL_TOLD: tuple[Told, ...] = get_args(Told)
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 MAX_WEBHOOKS = 20
 """Endpoints of one tenant. Every change of a run is stored once for each."""
@@ -123,7 +123,7 @@ async def _insert(connection: asyncpg.Connection, settings: Settings, tenant_id:
         tenant_id,
         wanted.url,
         wanted.description,
-        list(wanted.events or ALL_TOLD),
+        list(wanted.events or WEBHOOK_EVENTS),
         vault.seal(settings, signing.new_secret()),
     )
     return webhook_id

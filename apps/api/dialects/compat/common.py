@@ -141,7 +141,7 @@ async def send(
     """
     options = dict(begin or {})
     surface = options.pop("surface", "native")
-    request = prompts.Request(
+    request = prompts.Submission(
         prompt=prompt,
         timeout_seconds=core.settings.request_timeout,
         session_id=session_id,

@@ -72,7 +72,7 @@ async def send_change(
     idempotency: Idempotency | None,
 ) -> Submitted:
     """Queue a change of a session that waits its turn as prompts do. Raises as `prompts.submit`."""
-    asked = prompts.Request(
+    asked = prompts.Submission(
         prompt=wanted,
         timeout_seconds=core.settings.request_timeout,
         session_id=session_id,

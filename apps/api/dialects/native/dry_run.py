@@ -23,12 +23,12 @@ from apps.api.web.route import CoreDep
 router = Router(prefix=PREFIX, tags=["agents"])
 
 
-class PreviewedAgent(BaseModel):
+class DryRunAgent(BaseModel):
     id: str
     version: int
 
 
-class PreviewedServer(BaseModel):
+class DryRunServer(BaseModel):
     name: str
     agent: str | None = Field(description="The subagent that it is for; null for the session's.")
     type: str | None = Field(description="Null for a registered server that does not exist.")
@@ -37,7 +37,7 @@ class PreviewedServer(BaseModel):
     reason: str | None
 
 
-class PreviewedHook(BaseModel):
+class DryRunHook(BaseModel):
     event: str
     url: str
     reachable: bool
@@ -59,21 +59,21 @@ class PromptSize(BaseModel):
     total: Size
 
 
-class Preview(BaseModel):
+class DryRun(BaseModel):
     """What would run. With problems: what would run without what they name."""
 
     ok: bool = Field(description="Whether the request would be accepted: there are no problems.")
     problems: list[Problem] = Field(description="All of them; `code` is that of the error which the request would get.")
     warnings: list[Problem] = Field(description="What does not answer now, for which the request is not refused.")
-    agent: PreviewedAgent | None
+    agent: DryRunAgent | None
     profile: str | None = Field(examples=["readonly"])
     model: str = Field(examples=["claude-sonnet-5-5"])
     permission_mode: PermissionMode
     tools: list[str] = Field(description="Built-in tools after policy.", examples=[["Glob", "Grep", "Read"]])
     allowed_tools: list[str]
     disallowed_tools: list[str]
-    mcp_servers: list[PreviewedServer]
-    hooks: list[PreviewedHook]
+    mcp_servers: list[DryRunServer]
+    hooks: list[DryRunHook]
     missing_secrets: list[str] = Field(examples=[["HOOK_SECRET"]])
     output_schema: Literal["valid", "invalid"] | None
     prompt_size: PromptSize
@@ -99,9 +99,7 @@ async def _object(request: Request) -> dict[str, Any]:
     return body
 
 
-@router.post(
-    "/agents/preview", response_model=Preview, openapi_extra={"requestBody": _BODY}, responses=errors(400, 413)
-)
+@router.post("/agents/preview", response_model=DryRun, openapi_extra={"requestBody": _BODY}, responses=errors(400, 413))
 async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str, Any], Depends(_object)]) -> Response:
     """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
 
@@ -114,7 +112,7 @@ async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str,
     wanted = run_request("", core, caller, understood, understood.prompt, None, None).wanted
     if "prompt" not in body:
         wanted = replace(wanted, prompt=None)
-    return answer(Preview, await dry_run.preview(core, caller.tenant_id, wanted, found))
+    return answer(DryRun, await dry_run.preview(core, caller.tenant_id, wanted, found))
 
 
 def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Problem]]:

@@ -40,7 +40,7 @@ async def fork(
     `session_busy` while a run is active in what is to be copied. A fork counts as a prompt of the key.
     """
     asked = run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
-    cut = forks.Asked(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
+    cut = forks.Fork(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
     forked = await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)
     if forked.run is None:
         state = await state_of(core, caller, forked.session_id)

@@ -39,10 +39,10 @@ def run_request(
     prompt: str | list[Block],
     session_id: UUID | None,
     idempotency_key: str | None,
-) -> prompts.Request:
+) -> prompts.Submission:
     """What a body asks to run. `path`: of the route, which an idempotency key belongs to."""
     asked = body.model_dump(mode="json", exclude_unset=True)
-    return prompts.Request(
+    return prompts.Submission(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
@@ -67,7 +67,7 @@ async def submit(
     """Queue a prompt, of a fork if the body says so. `path`: see `run_request`."""
     asked = run_request(path, core, caller, body, body.prompt, session_id, idempotency_key)
     if isinstance(body, wire.PromptBody) and body.fork_session:
-        cut = forks.Asked(asked, begins=True, message_uuid=body.resume_session_at)
+        cut = forks.Fork(asked, begins=True, message_uuid=body.resume_session_at)
         run = (await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)).run
         assert run is not None  # noqa: S101 - for the type checker
         return run

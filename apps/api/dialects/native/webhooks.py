@@ -13,7 +13,7 @@ from apps.api.core.config.names import Text
 from apps.api.core.config.parts import Url
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.tenant import deliveries, webhooks
-from apps.api.core.tenant.webhooks import Changes, Told
+from apps.api.core.tenant.webhooks import Changes, WebhookEvent
 from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.errors import ValidationError
@@ -26,7 +26,7 @@ router = Router(prefix=PREFIX, tags=["webhooks"])
 WebhookId = Annotated[UUID, Path(description="The webhook's id.")]
 DeliveryId = Annotated[UUID, Path(description="The delivery's id, which is the message's `webhook-id`.")]
 Description = Annotated[Text, Field(max_length=500)]
-Events = Annotated[list[Told], Field(min_length=1, max_length=20)]
+Events = Annotated[list[WebhookEvent], Field(min_length=1, max_length=20)]
 
 
 class WebhookBody(Closed):
@@ -61,7 +61,7 @@ class WebhookState(BaseModel):
     webhook_id: UUID
     url: str = Field(examples=["https://example.com/webhooks"])
     description: str | None = Field(examples=["Tells the billing service."])
-    events: list[Told]
+    events: list[WebhookEvent]
     enabled: bool
     disabled_at: datetime | None
     disabled_reason: str | None = Field(examples=["it answered 410"])
@@ -82,7 +82,7 @@ class Delivery(BaseModel):
 
     delivery_id: UUID
     webhook_id: UUID
-    type: Told | Literal["webhook.test"]
+    type: WebhookEvent | Literal["webhook.test"]
     data: dict[str, Any] = Field(examples=[{"session_id": "6975080a-…", "run_id": "74fc4ab6-…", "status": "failed"}])
     status: Literal["pending", "delivered", "failed"]
     attempts: int

@@ -43,7 +43,7 @@ def figures(told: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Init:
     """What the CLI says of itself, as far as it can be stored."""
 
     session_id: UUID | None
@@ -51,14 +51,14 @@ class Told:
     tools: list[str] | None
 
 
-def told_of_itself(data: Mapping[str, Any]) -> Told:
+def told_of_itself(data: Mapping[str, Any]) -> Init:
     """The parts of an `init` that the session keeps. What tools wrote into the CLI's output may be anything."""
     mode, tools = data.get("permissionMode"), data.get("tools")
     try:
         session_id = UUID(str(data.get("session_id")))
     except ValueError:
         session_id = None
-    return Told(
+    return Init(
         session_id,
         codec.clean_text(mode) if isinstance(mode, str) else None,
         [codec.clean_text(str(tool)) for tool in tools] if isinstance(tools, list) else None,

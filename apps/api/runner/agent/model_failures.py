@@ -59,7 +59,7 @@ MAX_RETRY_AFTER = 3600
 """Seconds; more is no advice."""
 
 
-class Told:
+class Signs:
     """What the CLI told of the model's failures since the turn began."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def code_of(result: ResultMessage, kind: str | None = None) -> str | None:
     return BY_KIND.get(kind or "", "model_unreachable")
 
 
-def with_advice(error: dict[str, Any], told: Told) -> dict[str, Any]:
+def with_advice(error: dict[str, Any], told: Signs) -> dict[str, Any]:
     """An `error` with `retry_after_seconds`, where the model API is busy and it was told how long."""
     busy = error["code"] in ("model_rate_limited", "model_overloaded")
     return {**error, "retry_after_seconds": told.retry_after} if busy and told.retry_after else error

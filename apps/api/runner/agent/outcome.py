@@ -87,7 +87,7 @@ def outcome_of(
     stopping: str | None = None,
     *,
     structured: bool = False,
-    told: model_failures.Told | None = None,
+    told: model_failures.Signs | None = None,
 ) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
@@ -101,7 +101,7 @@ def outcome_of(
     """
     meter.read(message)
     cost, models = meter.take()
-    status, error = _verdict(message, told or model_failures.Told())
+    status, error = _verdict(message, told or model_failures.Signs())
     if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
         status, error = "failed", failure("structured_output_missing")
     if stopping and status != "succeeded":
@@ -136,7 +136,7 @@ def outcome_of(
     return ended, last
 
 
-def _verdict(message: ResultMessage, told: model_failures.Told) -> tuple[str, dict[str, Any] | None]:
+def _verdict(message: ResultMessage, told: model_failures.Signs) -> tuple[str, dict[str, Any] | None]:
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
         return "interrupted", failure("interrupted")

@@ -45,7 +45,7 @@ class Conversation:
         self._tasks, self._approvals, self._ports = tasks, approvals, ports
         self._used_tools = self._left_task = False
         self._meter = Meter()
-        self._model_told = model_failures.Told()
+        self._model_told = model_failures.Signs()
         self._noted: tuple[Any, ...] = ()
 
     def new_process(self) -> None:
@@ -96,7 +96,7 @@ class Conversation:
                 await self._approvals.saw(calls)
 
     async def _begin_turn(self, agent: Agent, message: SystemMessage) -> None:
-        self._model_told = model_failures.Told()
+        self._model_told = model_failures.Signs()
         # The init of a background turn names no message of a user's.
         uuids = message.data.get("user_message_uuids") or ()
         current = self._turns.current
