@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -18,9 +20,10 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
+from typer.testing import CliRunner, Result
 
-from apps.api import migrate, roles
-from apps.api.db import connect
+from apps.api import cli, keys, migrate, roles
+from apps.api.db import Database, connect
 from apps.api.dev.embedded import Servers, find
 from apps.api.settings import Settings
 from tests.dev_process import BOUND, OURS, ROOT, Dev, command_line, free_ports
@@ -82,40 +85,76 @@ def dev(tmp_path: Path) -> Iterator[Any]:
     assert left == []
 
 
-def test_two_instances_start_and_sigterm_stops_everything(dev: Any) -> None:
-    one = dev(instances=2)
-    rows = one.ready()
-    assert [row["url"] for row in rows] == [f"http://127.0.0.1:{one.port}", f"http://127.0.0.1:{one.port + 1}"]
-    assert len({row["instance_id"] for row in rows}) == 2
-    for row in rows:
-        status, body = get(f"{row['url']}/health")
-        assert status == 200
-        assert json.loads(body)["instance_id"] == row["instance_id"]
-    everything = one.children()
-    assert {row["pid"] for row in rows} <= {p.pid for p in everything}
-    one.process.terminate()
-    assert one.exit_code() == 0
-    assert [p for p in everything if is_alive(p)] == []
+def everything_is_gone(one: Dev, processes: list[psutil.Process]) -> None:
+    assert [p for p in processes if is_alive(p)] == []
     assert not (one.data / "instances.json").exists()
 
 
-def test_the_curl_line_of_the_welcome_works(dev: Any) -> None:
-    one = dev()
-    one.ready()
-    [line] = [line for line in one.said().splitlines() if line.strip().startswith("curl ")]
-    answer = run(["sh", "-c", line], one.data.parent, dict(os.environ))
-    assert "event: done" in answer.stdout, answer
-    assert "NOT from Claude" in one.said()
+@pytest.mark.timeout(400)
+async def test_one_directory_over_its_starts(dev: Any, tmp_path: Path) -> None:
+    """It was left by an earlier release; then its supervisor is killed, told to stop, and left by its servers."""
+    data, env, chosen = tmp_path / ".data", tmp_path / ".env", "a-key-that-somebody-chose"
+    forgotten = await as_an_earlier_release_left_it(data)
+    env.write_text(f"DATABASE_OWNER_URL=postgresql://somebody:else@127.0.0.1:1/elsewhere\nAPI_KEY={chosen}\n")
+    first = dev("--verbose", ANTHROPIC_API_KEY="sk-of-the-test", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
+    [row] = first.ready()
+    assert first.data == data
+    assert first.key() == chosen, "a given key is taken, though the database has others"
+    keys_open(row["url"], chosen, forgotten)
+    assert get(f"{row['url']}/docs")[0] == 200
+    secrets_stay_where_they_belong(first)
+    await servers_have_a_role_without_ddl(first)
+    encrypts, everything = (data / "encryption-key").read_text(), first.children()
+    assert len(everything) >= 5
+    first.process.kill()
+    env.unlink()
+
+    second = dev(instances=2)
+    rows = second.ready()
+    assert [p for p in everything if is_alive(p)] == [], "a killed supervisor leaves nothing"
+    assert second.key() == chosen
+    two_instances_answer(second)
+    the_curl_line_of_the_welcome_works(second)
+    a_second_start_is_refused(dev, second)
+    a_wrong_database_password_is_one_line_and_no_trace(second)
+    await asyncio.to_thread(other_commands_find_the_servers, second)
+    everything = second.children()
+    assert {row["pid"] for row in rows} <= {p.pid for p in everything}
+    second.process.terminate()
+    assert second.exit_code() == 0
+    everything_is_gone(second, everything)
+
+    (data / "api-key").unlink()
+    third = dev(instances=2)
+    rows = third.ready()
+    assert third.key() not in (chosen, forgotten), "a lost key is replaced"
+    keys_open(rows[0]["url"], third.key(), chosen, forgotten)
+    assert len(json.loads(get(f"{rows[0]['url']}/api/v1/sessions", third.key())[1])["data"]) == 1
+    assert (data / "encryption-key").read_text() == encrypts
+    the_others_go_on_when_one_instance_is_killed(third)
 
 
-def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
-    one = dev("--verbose", ANTHROPIC_API_KEY="sk-of-the-test", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
-    [row] = one.ready()
+async def as_an_earlier_release_left_it(data: Path) -> str:
+    """A cluster and tables of the superuser's, no other role, one password. Returns the secret of a key."""
+    with Servers(data) as servers:
+        await servers.create_database("claude_agent_api")
+        owner = Settings(_env_file=None, database_url=servers.database_owner_url("claude_agent_api"))
+        await migrate.upgrade(owner)
+        async with Database.open(owner) as db:
+            made = await keys.create_key(db, tenant=keys.DEFAULT_TENANT, name="k", scopes=keys.USUAL_SCOPES)
+    (data / "server-password").unlink()
+    return made.secret
+
+
+def keys_open(url: str, *secrets: str) -> None:
+    """These, and no other."""
+    answers = [get(f"{url}/api/v1/sessions", key)[0] for key in (*secrets, "cak_not-this-one")]
+    assert answers == [*(200 for _ in secrets), 401]
+
+
+def secrets_stay_where_they_belong(one: Dev) -> None:
     assert "scripted" not in one.said()
     assert (one.data / "api-key").stat().st_mode & 0o777 == 0o600
-    assert get(f"{row['url']}/docs")[0] == 200
-    assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
-    assert get(f"{row['url']}/api/v1/sessions", "cak_not-this-one")[0] == 401
     texts = [one.said(), *(path.read_text() for path in (one.data / "logs").iterdir())]
     files = ("api-key", "database-password", "server-password", "encryption-key")
     secrets = ["sk-of-the-test", *((one.data / name).read_text().strip() for name in files)]
@@ -127,75 +166,110 @@ def test_secrets_stay_where_they_belong_and_docs_are_served(dev: Any) -> None:
     assert [p for p in others if any(secret in str(p.environ()) for secret in secrets)] == []
 
 
-def test_a_restart_keeps_key_and_data(dev: Any) -> None:
-    first = dev()
-    first.ready()
-    key, encrypts = first.key(), (first.data / "encryption-key").read_text()
-    first.process.send_signal(signal.SIGINT)
-    assert first.exit_code() == 0
-    second = dev()
-    [row] = second.ready()
-    assert second.key() == key
-    assert (second.data / "encryption-key").read_text() == encrypts
-    assert get(f"{row['url']}/api/v1/sessions", key)[0] == 200
+async def servers_have_a_role_without_ddl(one: Dev) -> None:
+    assert "database.role" not in (one.data / "logs" / "instance-1.log").read_text()
+    found = find(one.data)
+    assert found.database_url is not None
+    connection = await connect(Settings(_env_file=None, database_url=found.database_url))
+    try:
+        assert await roles.excess(connection) is None
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("CREATE TABLE mine (a int)")
+    finally:
+        await connection.close()
+    assert (one.data / "server-password").read_text() != (one.data / "database-password").read_text()
 
 
-def test_a_lost_key_file_is_replaced_and_a_given_key_is_taken(dev: Any) -> None:
-    first = dev()
-    first.ready()
-    lost = first.key()
-    first.process.terminate()
-    first.exit_code()
-    (first.data / "api-key").unlink()
-    second = dev()
-    [row] = second.ready()
-    assert second.key() != lost
-    assert get(f"{row['url']}/api/v1/sessions", second.key())[0] == 200
-    second.process.terminate()
-    second.exit_code()
-    (first.data.parent / ".env").write_text("API_KEY=a-key-that-somebody-chose\n")
-    third = dev()
-    [row] = third.ready()
-    assert get(f"{row['url']}/api/v1/sessions", "a-key-that-somebody-chose")[0] == 200
+def two_instances_answer(one: Dev) -> None:
+    rows = one.instances()
+    assert [row["url"] for row in rows] == [f"http://127.0.0.1:{one.port}", f"http://127.0.0.1:{one.port + 1}"]
+    assert len({row["instance_id"] for row in rows}) == 2
+    for row in rows:
+        status, body = get(f"{row['url']}/health")
+        assert status == 200
+        assert json.loads(body)["instance_id"] == row["instance_id"]
 
 
-def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(dev: Any) -> None:
-    first = dev(instances=2)
-    first.ready()
-    everything = first.children()
-    assert len(everything) >= 6
-    first.process.kill()
-    second = dev()
-    second.ready()
-    assert [p for p in everything if is_alive(p)] == []
+def the_curl_line_of_the_welcome_works(one: Dev) -> None:
+    [line] = [line for line in one.said().splitlines() if line.strip().startswith("curl ")]
+    answer = run(["sh", "-c", line], one.data.parent, dict(os.environ))
+    assert "event: done" in answer.stdout, answer
+    assert "NOT from Claude" in one.said()
 
 
-def test_a_supervisor_killed_while_starting_leaves_nothing(dev: Any) -> None:
-    one = dev(instances=2)
-    until(lambda: len(one.children("serve")) == 2)
-    everything = one.children()
-    one.process.kill()
-    assert_end(everything)
-
-
-def test_ctrl_c_while_starting_stops_everything(dev: Any) -> None:
-    one = dev(instances=2)
-    until(lambda: one.children("serve"))
-    everything = one.children()
-    one.process.send_signal(signal.SIGINT)
-    assert one.exit_code() == 0
-    assert [p for p in everything if is_alive(p)] == []
-    assert not (one.data / "instances.json").exists()
-
-
-def test_a_second_start_on_the_same_directory_is_refused(dev: Any) -> None:
-    first = dev()
-    rows = first.ready()
+def a_second_start_is_refused(dev: Any, first: Dev) -> None:
+    rows = first.instances()
     second = dev()
     assert second.exit_code() == 2
     assert f"in use by process {first.process.pid}" in second.said()
     assert first.instances() == rows
     assert get(f"{rows[0]['url']}/health")[0] == 200
+
+
+def a_wrong_database_password_is_one_line_and_no_trace(one: Dev) -> None:
+    served = serve(one.data.parent, f"postgresql://postgres:guess@/claude_agent_api?host={one.data}/run")
+    assert served.returncode == 1
+    assert served.stderr.strip() == 'claude-agent-api: cannot start: password authentication failed for user "postgres"'
+
+
+def serve(directory: Path, database_url: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
+    return run(command, directory, {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT), **more})
+
+
+def other_commands_find_the_servers(one: Dev) -> None:
+    """The first as a program; the others are the same code without the seconds that its imports take."""
+    url, clean = one.instances()[0]["url"], {name: value for name, value in os.environ.items() if name not in OURS}
+    there = ["--data-dir", str(one.data)]
+    create = ["keys", "create", "--tenant", "acme", "--name", "ci", "--expires-in-days", "1", "--scope"]
+    words = [sys.executable, "-m", "apps.api.cli", *create, "read", *there]
+    secret = run(words, one.data.parent, {**clean, "PYTHONPATH": str(ROOT)}).stdout.strip()
+    assert get(f"{url}/api/v1/sessions", secret)[0] == 200
+
+    def command(*arguments: str) -> Result:
+        with contextlib.chdir(one.data.parent):
+            return CliRunner().invoke(cli.app, [*arguments, *there], env=dict.fromkeys(OURS))
+
+    listed = command("keys", "list", "--tenant", "acme").stdout
+    assert "acme" in listed
+    assert secret not in listed
+    ident = listed.splitlines()[1].split()[0]
+    assert command("keys", "revoke", ident).exit_code == 0
+    assert get(f"{url}/api/v1/sessions", secret)[0] == 401
+    assert command(*create, "everything").exit_code == 2
+    assert command("migrate").exit_code == 0
+    examined = command("doctor")
+    assert examined.exit_code == 0, examined.stdout
+    assert "PostgreSQL     18.4" in examined.stdout
+    assert "warn  Model" in examined.stdout
+
+
+def the_others_go_on_when_one_instance_is_killed(one: Dev) -> None:
+    rows = one.instances()
+    os.kill(rows[0]["pid"], signal.SIGKILL)
+    until(lambda: "ended with signal SIGKILL" in one.said())
+    assert get(f"{rows[1]['url']}/health")[0] == 200
+    assert one.instances() == rows
+    os.kill(rows[1]["pid"], signal.SIGTERM)
+    assert one.exit_code() == 1
+    assert "ended with exit code 0" in one.said()
+    assert "every server has ended" in one.said()
+
+
+def test_a_start_that_is_stopped_or_killed_leaves_nothing(dev: Any) -> None:
+    stopped = dev(instances=2)
+    until(lambda: stopped.children(" serve "))
+    everything = stopped.children()
+    assert {"postgres", "valkey-server"} <= {p.name() for p in everything}
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.exit_code() == 0
+    everything_is_gone(stopped, everything)
+
+    killed = dev(instances=2)
+    until(lambda: len(killed.children(" serve ")) == 2)
+    everything = killed.children()
+    killed.process.kill()
+    assert_end(everything)
 
 
 def test_a_port_in_use_is_named_before_anything_starts(dev: Any) -> None:
@@ -207,19 +281,6 @@ def test_a_port_in_use_is_named_before_anything_starts(dev: Any) -> None:
     assert not (one.data / "postgres").exists()
 
 
-def test_the_others_go_on_when_one_instance_is_killed(dev: Any) -> None:
-    one = dev(instances=2)
-    rows = one.ready()
-    os.kill(rows[0]["pid"], signal.SIGKILL)
-    until(lambda: "ended with signal SIGKILL" in one.said())
-    assert get(f"{rows[1]['url']}/health")[0] == 200
-    assert one.instances() == rows
-    os.kill(rows[1]["pid"], signal.SIGTERM)
-    assert one.exit_code() == 1
-    assert "ended with exit code 0" in one.said()
-    assert "every server has ended" in one.said()
-
-
 def test_a_wrong_setting_is_named_and_nothing_starts(dev: Any) -> None:
     one = dev(
         REDIS_URL="redis://127.0.0.1:1/0", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", RUNNER_SLOTS="-1"
@@ -227,19 +288,6 @@ def test_a_wrong_setting_is_named_and_nothing_starts(dev: Any) -> None:
     assert one.exit_code() == 2
     assert "RUNNER_SLOTS" in one.said()
     assert not one.data.exists()
-
-
-def test_a_wrong_database_password_is_one_line_and_no_trace(dev: Any) -> None:
-    first = dev()
-    first.ready()
-    url = f"postgresql://postgres:guess@/claude_agent_api?host={first.data}/run"
-    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
-    environment = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
-    served = subprocess.run(
-        command, cwd=first.data.parent, env=environment, capture_output=True, text=True, timeout=BOUND
-    )
-    assert served.returncode == 1
-    assert served.stderr.strip() == 'claude-agent-api: cannot start: password authentication failed for user "postgres"'
 
 
 async def test_given_databases_are_used_and_their_keys_are_left_alone(dev: Any, servers: Servers) -> None:
@@ -250,79 +298,24 @@ async def test_given_databases_are_used_and_their_keys_are_left_alone(dev: Any, 
         "REDIS_KEY_PREFIX": "given:",
     }
     first = dev(**given)
-    [row] = first.ready()
-    assert not (first.data / "postgres").exists()
-    assert not (first.data / "valkey").exists()
-    assert get(f"{row['url']}/api/v1/sessions", first.key())[0] == 200
-    first.process.terminate()
+    until(lambda: first.children(" serve "))
+    key = first.key()
+    first.process.send_signal(signal.SIGINT)
     assert first.exit_code() == 0
     (first.data / "api-key").unlink()
     second = dev(**given)
-    second.ready()
+    [row] = second.ready()
+    keys_open(row["url"], key)
+    assert not (first.data / "postgres").exists()
+    assert not (first.data / "valkey").exists()
     assert not (first.data / "api-key").exists()
     assert "claude-agent-api keys create" in second.said()
 
 
 async def test_a_server_without_migrations_says_what_to_run(servers: Servers, tmp_path: Path) -> None:
     await servers.create_database("empty")
-    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
-    environment = {**os.environ, "DATABASE_URL": servers.database_owner_url("empty"), "REDIS_URL": servers.redis_url}
-    environment |= {"PYTHONPATH": str(ROOT), "DEBUG": "false", "RUNNER_SLOTS": "0"}
-    served = run(command, tmp_path, environment)
+    more = {"REDIS_URL": servers.redis_url, "DEBUG": "false", "RUNNER_SLOTS": "0"}
+    served = serve(tmp_path, servers.database_owner_url("empty"), **more)
     assert served.returncode == 1
     assert "claude-agent-api migrate" in served.stderr
     assert "Traceback" not in served.stderr
-
-
-def test_other_commands_find_the_servers_of_a_running_dev(dev: Any) -> None:
-    one = dev()
-    [row] = one.ready()
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "apps.api.cli", *arguments, "--data-dir", str(one.data)]
-        clean = {name: value for name, value in os.environ.items() if name not in OURS}
-        return run(words, one.data.parent, {**clean, "PYTHONPATH": str(ROOT)})
-
-    created = command("keys", "create", "--tenant", "acme", "--name", "ci", "--scope", "read", "--expires-in-days", "1")
-    secret = created.stdout.strip()
-    assert get(f"{row['url']}/api/v1/sessions", secret)[0] == 200
-    listed = command("keys", "list", "--tenant", "acme").stdout
-    assert "acme" in listed
-    assert secret not in listed
-    ident = listed.splitlines()[1].split()[0]
-    assert command("keys", "revoke", ident).returncode == 0
-    assert get(f"{row['url']}/api/v1/sessions", secret)[0] == 401
-    assert command("keys", "create", "--tenant", "acme", "--name", "x", "--scope", "everything").returncode == 2
-    assert command("migrate").returncode == 0
-    examined = command("doctor")
-    assert examined.returncode == 0, examined.stdout
-    assert "PostgreSQL     18.4" in examined.stdout
-    assert "warn  Model" in examined.stdout
-
-
-async def test_the_servers_have_a_role_without_ddl_also_in_a_directory_of_an_earlier_release(
-    dev: Any, tmp_path: Path
-) -> None:
-    data = tmp_path / ".data"
-    # As it was left: a cluster and tables of the superuser's, no other role, one password.
-    with Servers(data) as servers:
-        await servers.create_database("claude_agent_api")
-        owner = Settings(_env_file=None, database_url=servers.database_owner_url("claude_agent_api"))
-        await migrate.upgrade(owner)
-    (data / "server-password").unlink()
-    (tmp_path / ".env").write_text("DATABASE_OWNER_URL=postgresql://somebody:else@127.0.0.1:1/elsewhere\n")
-    one = dev()
-    [row] = one.ready()
-    assert one.data == data
-    assert get(f"{row['url']}/api/v1/sessions", one.key())[0] == 200
-    assert "database.role" not in (data / "logs" / "instance-1.log").read_text()
-    found = find(data)
-    assert found.database_url is not None
-    connection = await connect(Settings(_env_file=None, database_url=found.database_url))
-    try:
-        assert await roles.excess(connection) is None
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute("CREATE TABLE mine (a int)")
-    finally:
-        await connection.close()
-    assert (data / "server-password").read_text() != (data / "database-password").read_text()
