@@ -87,10 +87,14 @@ async def test_the_conversation_is_remembered_over_turns_and_over_a_resume(optio
     assert resumed.result == PREFIX + "you said:\n1. say hello there\n2. What is the weather?\n3. recall"
 
 
-async def test_paced_words_and_thinking_arrive_as_partial_messages(options: Options) -> None:
+async def test_paced_words_and_thinking_arrive_as_partial_messages_and_a_hanging_reply_can_be_interrupted(
+    options: Options,
+) -> None:
     async with ClaudeSDKClient(options(include_partial_messages=True)) as client:
         streamed = await turn(client, "stream 5 words every 5 ms")
         thought = await turn(client, "think about cheese")
+        await hangs_and_is_interrupted(client, "hang", [])
+        await hangs_and_is_interrupted(client, "hang after 3 words", ["word1", " word2", " word3"])
     assert deltas(streamed, "text_delta") == ["word1", " word2", " word3", " word4", " word5"]
     assert texts(streamed) == ["word1 word2 word3 word4 word5"]
     assert "".join(deltas(thought, "thinking_delta")) == "Let me think about cheese."
@@ -99,42 +103,64 @@ async def test_paced_words_and_thinking_arrive_as_partial_messages(options: Opti
     assert texts(thought) == [PREFIX + "I have thought about cheese."]
 
 
-async def test_tools_run_step_by_step_in_the_working_directory(options: Options, workspace: Path) -> None:
+async def hangs_and_is_interrupted(client: ClaudeSDKClient, prompt: str, words: list[str]) -> None:
+    await client.query(prompt)
+    seen: list[Message] = []
+    async for message in client.receive_response():
+        seen.append(message)
+        requesting = isinstance(message, SystemMessage) and message.data.get("status") == "requesting"
+        if requesting if not words else deltas([message], "text_delta") == words[-1:]:
+            await client.interrupt()
+    after = result(await turn(client, "say back again"))
+    assert deltas(seen, "text_delta") == words
+    assert (result(seen).subtype, result(seen).terminal_reason) == ("error_during_execution", "aborted_streaming")
+    assert after.result == PREFIX + "back again"
+
+
+async def test_tools_run_step_by_step_or_at_once_and_failures_reach_the_client(
+    options: Options, workspace: Path
+) -> None:
     prompt = "run echo 6*7 then write a.txt: hello then edit a.txt: hello => bye then read a.txt"
     async with ClaudeSDKClient(options()) as client:
         messages = await turn(client, prompt)
+        together = await turn(client, "use 3 tools at once")
+        one_by_one = await turn(client, "use 2 tools")
+        await failures_reach_the_client_and_a_single_one_is_survived(client)
     used = [(use.name, use.input.get("file_path")) for use in blocks(messages, ToolUseBlock)]
     path = str(workspace / "a.txt")
     assert used == [("Bash", None), ("Write", path), ("Read", path), ("Edit", path), ("Read", path)]
     assert texts(messages)[0] == PREFIX + "the tool answered: 6*7"
     assert texts(messages)[-1] == PREFIX + "the tool answered: 1\tbye"
     assert (workspace / "a.txt").read_text() == "bye"
-
-
-async def test_parallel_tools_come_in_one_message_and_sequential_ones_do_not(options: Options) -> None:
-    async with ClaudeSDKClient(options()) as client:
-        together = await turn(client, "use 3 tools at once")
-        one_by_one = await turn(client, "use 2 tools")
     assert len({m.message_id for m in together if isinstance(m, AssistantMessage) and blocks([m], ToolUseBlock)}) == 1
     assert sorted(block.content for block in blocks(together, ToolResultBlock)) == ["1", "2", "3"]
     assert result(together).result == PREFIX + "the tool answered: 1\n2\n3"
     assert len({m.message_id for m in one_by_one if isinstance(m, AssistantMessage)}) == 3
 
 
-async def test_a_subagent_acts_on_its_prompt_and_the_parent_quotes_it(options: Options) -> None:
-    agents = {"reviewer": AgentDefinition(description="Reviews", prompt="You review.")}
-    async with ClaudeSDKClient(options(agents=agents)) as client:
-        messages = await turn(client, 'delegate to reviewer: "run echo from-below then say checked" then say the end')
-    [delegated] = [use for use in blocks(messages, ToolUseBlock) if use.name == "Agent"]
-    below = [m for m in messages if getattr(m, "parent_tool_use_id", None) == delegated.id]
-    assert [use.input["command"] for use in blocks(below, ToolUseBlock)] == ["echo from-below"]
-    assert [m.status for m in messages if isinstance(m, TaskNotificationMessage)] == ["completed"]
-    quoted, end = texts([m for m in messages if getattr(m, "parent_tool_use_id", None) is None])
-    assert PREFIX + "checked" in quoted
-    assert end == PREFIX + "the end"
+async def failures_reach_the_client_and_a_single_one_is_survived(client: ClaudeSDKClient) -> None:
+    refused = result(await turn(client, "fail with 400"))
+    overloaded = await turn(client, "fail with 529 once")
+    broken = result(await turn(client, "break the stream"))
+    after = result(await turn(client, "say still here"))
+    assert (refused.is_error, refused.api_error_status) == (True, 400)
+    assert refused.result == "API Error: 400 scripted failure 400 of the demo model"
+    retries = [m.data["error_status"] for m in overloaded if isinstance(m, SystemMessage) and m.subtype == "api_retry"]
+    assert (retries, result(overloaded).result) == ([529], PREFIX + "recovered")
+    assert (broken.is_error, broken.terminal_reason) == (True, "api_error")
+    assert after.result == PREFIX + "still here"
 
 
-async def test_a_background_agent_reports_in_a_turn_of_its_own(options: Options) -> None:
+async def test_an_unknown_model_is_refused(options: Options) -> None:
+    async with ClaudeSDKClient(options(model="claude-nonexistent-9")) as client:
+        refused = result(await turn(client, "say hello"))
+    assert (refused.is_error, refused.api_error_status) == (True, 404)
+    assert "claude-nonexistent-9" in (refused.result or "")
+
+
+async def test_a_subagent_acts_on_its_prompt_a_background_agent_reports_later_and_a_deferred_tool_is_found(
+    options: Options,
+) -> None:
     parent_is_done = asyncio.Event()
 
     @tool("wait", "Waits for the parent", {})
@@ -142,14 +168,34 @@ async def test_a_background_agent_reports_in_a_turn_of_its_own(options: Options)
         await parent_is_done.wait()
         return {"content": [{"type": "text", "text": "opened"}]}
 
-    servers = {"gate": create_sdk_mcp_server("gate", tools=[wait])}
-    async with ClaudeSDKClient(options(mcp_servers=servers)) as client:
+    @tool("double", "Doubles a number", {"number": int})
+    async def double(given: dict[str, Any]) -> dict[str, Any]:
+        return {"content": [{"type": "text", "text": f"doubled: {given['number'] * 2}"}]}
+
+    servers = {name: create_sdk_mcp_server(name, tools=[one]) for name, one in (("gate", wait), ("sums", double))}
+    agents = {"reviewer": AgentDefinition(description="Reviews", prompt="You review.")}
+    async with ClaudeSDKClient(options(agents=agents, mcp_servers=servers)) as client:
+        found = await turn(client, 'use tool mcp__sums__double {"number": 21} then say done')
+        below = await turn(client, 'delegate to reviewer: "run echo from-below then say checked" then say the end')
         started = await turn(client, "delegate in background use tool mcp__gate__wait {}")
         parent_is_done.set()
         later = [message async for message in client.receive_response()]
+    assert [use.name for use in blocks(found, ToolUseBlock)][-1] == "mcp__sums__double"
+    assert texts(found) == [PREFIX + "the tool answered: doubled: 42", PREFIX + "done"]
+    a_subagent_acted_on_its_prompt_and_the_parent_quotes_it(below)
     assert "launched" in texts(started)[0]
     report = f'{PREFIX}a background task ended: Agent "Scripted task" finished: {PREFIX}the tool answered: opened'
     assert result(later).result == report
+
+
+def a_subagent_acted_on_its_prompt_and_the_parent_quotes_it(messages: list[Message]) -> None:
+    [delegated] = [use for use in blocks(messages, ToolUseBlock) if use.name == "Agent"]
+    below = [m for m in messages if getattr(m, "parent_tool_use_id", None) == delegated.id]
+    assert [use.input["command"] for use in blocks(below, ToolUseBlock)] == ["echo from-below"]
+    assert [m.status for m in messages if isinstance(m, TaskNotificationMessage)] == ["completed"]
+    quoted, end = texts([m for m in messages if getattr(m, "parent_tool_use_id", None) is None])
+    assert PREFIX + "checked" in quoted
+    assert end == PREFIX + "the end"
 
 
 async def test_a_question_is_put_to_can_use_tool_and_the_answer_quoted(options: Options) -> None:
@@ -180,55 +226,6 @@ async def test_structured_output_is_given_filled_in_or_refused(options: Options)
     assert least.structured_output == {"answer": 3}
     assert nudged.structured_output == {"answer": 3}
     assert (refused.structured_output, refused.result) == (None, PREFIX + "I answer without the schema.")
-
-
-async def test_a_deferred_mcp_tool_is_found_and_called(options: Options) -> None:
-    @tool("double", "Doubles a number", {"number": int})
-    async def double(given: dict[str, Any]) -> dict[str, Any]:
-        return {"content": [{"type": "text", "text": f"doubled: {given['number'] * 2}"}]}
-
-    servers = {"sums": create_sdk_mcp_server("sums", tools=[double])}
-    async with ClaudeSDKClient(options(mcp_servers=servers)) as client:
-        messages = await turn(client, 'use tool mcp__sums__double {"number": 21} then say done')
-    assert [use.name for use in blocks(messages, ToolUseBlock)][-1] == "mcp__sums__double"
-    assert texts(messages) == [PREFIX + "the tool answered: doubled: 42", PREFIX + "done"]
-
-
-async def test_failures_reach_the_client_and_a_single_one_is_survived(options: Options) -> None:
-    async with ClaudeSDKClient(options()) as client:
-        refused = result(await turn(client, "fail with 400"))
-        overloaded = await turn(client, "fail with 529 once")
-        broken = result(await turn(client, "break the stream"))
-        after = result(await turn(client, "say still here"))
-    assert (refused.is_error, refused.api_error_status) == (True, 400)
-    assert refused.result == "API Error: 400 scripted failure 400 of the demo model"
-    retries = [m.data["error_status"] for m in overloaded if isinstance(m, SystemMessage) and m.subtype == "api_retry"]
-    assert (retries, result(overloaded).result) == ([529], PREFIX + "recovered")
-    assert (broken.is_error, broken.terminal_reason) == (True, "api_error")
-    assert after.result == PREFIX + "still here"
-
-
-@pytest.mark.parametrize(("prompt", "words"), [("hang", []), ("hang after 3 words", ["word1", " word2", " word3"])])
-async def test_a_hanging_reply_can_be_interrupted(options: Options, prompt: str, words: list[str]) -> None:
-    async with ClaudeSDKClient(options(include_partial_messages=True)) as client:
-        await client.query(prompt)
-        seen: list[Message] = []
-        async for message in client.receive_response():
-            seen.append(message)
-            requesting = isinstance(message, SystemMessage) and message.data.get("status") == "requesting"
-            if requesting if not words else deltas([message], "text_delta") == words[-1:]:
-                await client.interrupt()
-        after = result(await turn(client, "say back again"))
-    assert deltas(seen, "text_delta") == words
-    assert (result(seen).subtype, result(seen).terminal_reason) == ("error_during_execution", "aborted_streaming")
-    assert after.result == PREFIX + "back again"
-
-
-async def test_an_unknown_model_is_refused(options: Options) -> None:
-    async with ClaudeSDKClient(options(model="claude-nonexistent-9")) as client:
-        refused = result(await turn(client, "say hello"))
-    assert (refused.is_error, refused.api_error_status) == (True, 404)
-    assert "claude-nonexistent-9" in (refused.result or "")
 
 
 async def test_the_system_prompt_and_the_tools_and_pictures_are_shown(options: Options) -> None:
