@@ -23,7 +23,7 @@ from apps.api.runner.agent.catalog import ask
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.settings import Settings
 from apps.demo_model.server import serving
-from tests.fleet import API_KEY, Fleet
+from tests.fleet import API_KEY, Fleet, Shared
 from tests.mcp_things import COMMAND_LINE, PROGRAM
 from tests.recorder import Recorder
 
@@ -190,6 +190,12 @@ async def fleet(
     """Three instances that all tests share, and programs of their own; nobody kills them."""
     async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
         yield await start(3, forked=False, DEBUG="true")
+
+
+@pytest.fixture(scope="module")
+def shared(fleet: Fleet) -> Shared:
+    """Sessions of the shared fleet that the tests of a module use one after another."""
+    return Shared(fleet)
 
 
 def database_of(fleet: Fleet) -> AbstractAsyncContextManager[Database]:

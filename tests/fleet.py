@@ -201,3 +201,26 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 instance.process.kill()
                 await instance.ended()
+
+
+class Shared:
+    """Sessions that tests share, one for each configuration: the start of an agent is most of what a test costs.
+
+    What a test leaves in its session is there for the next one: files, what was said, and what is remembered.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._made: dict[bytes, str] = {}
+
+    async def of(self, **config: Any) -> str:
+        """An idle session with this configuration, its agent live."""
+        key = orjson.dumps(config, option=orjson.OPT_SORT_KEYS)
+        if (made := self._made.get(key)) is None or await self._status(made) != "idle":
+            made = await self.fleet[0].session(**config)
+            await self.fleet[0].ask(made, "say I own this")
+            self._made[key] = made
+        return made
+
+    async def _status(self, session_id: str) -> str:
+        return str((await self.fleet[0].get(f"/sessions/{session_id}")).json().get("status"))

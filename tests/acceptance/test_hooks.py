@@ -10,18 +10,27 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartFleet
-from tests.fleet import Fleet, Sse
+from tests.fleet import Fleet, Shared, Sse
 from tests.receiver import Received, Receiver, Reply, receiving
+from tests.recorder import Recorder
 
 KEY = b"a-key-of-the-tests"
 SECRET = "HOOK_SECRET"
 BYPASS = {"permission_mode": "bypassPermissions"}
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
+@pytest.fixture(scope="module")
+async def one_receiver() -> AsyncIterator[Receiver]:
     async with receiving() as running:
         yield running
+
+
+@pytest.fixture
+def receiver(one_receiver: Receiver) -> Receiver:
+    """The module's, which has received nothing and answers nothing special: sessions are shared by its address."""
+    one_receiver.received.clear()
+    one_receiver.replies(Reply())
+    return one_receiver
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +44,40 @@ def hook(url: str, **more: Any) -> dict[str, Any]:
     return {"url": url, "secret": f"${{{SECRET}}}", **more}
 
 
-async def ran(fleet: Fleet, prompt: str, hooks: dict[str, Any], **config: Any) -> list[Sse]:
+def of_bash(receiver: Receiver) -> dict[str, Any]:
+    """The hooks of most tests, which share the session."""
+    return {"PreToolUse": [hook(receiver.url("/a?b=c"), matcher="Bash")]}
+
+
+ADDING = ("UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolUseFailure", "SubagentStart")
+"""Events whose hooks may add context."""
+EVENTS = (*ADDING, "Stop", "SubagentStop")
+
+
+def of_every(receiver: Receiver) -> dict[str, Any]:
+    """A hook for each event: what it answers is up to the test."""
+    return {event: [hook(receiver.url(f"/{event}"))] for event in EVENTS}
+
+
+def answers(receiver: Receiver, event: str, reply: Reply) -> None:
+    """What it answers to one event; nothing to others."""
+
+    async def answer(request: Received) -> Reply:
+        return reply if request.json["data"]["hook_event"] == event else Reply({})
+
+    receiver.answer = answer
+
+
+async def ran(shared: Shared, prompt: str, hooks: dict[str, Any], **config: Any) -> list[Sse]:
     """All events of a prompt's run, sent to an instance that is not the session's owner and read from another."""
-    session_id = await fleet[0].session(**{**BYPASS, **config, "hooks": hooks})
-    await fleet[0].ask(session_id, "say I own this")
-    one, other = await fleet.others(await fleet.owner_of(session_id))
+    session_id = await shared.of(**{**BYPASS, **config, "hooks": hooks})
+    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
     return await other.follow(await one.prompt(session_id, prompt))
 
 
-def told(events: list[Sse]) -> list[dict[str, Any]]:
-    return [event.data for event in events if event.event == "hook"]
+def told(events: list[Sse], of: str | None = None) -> list[dict[str, Any]]:
+    """What the run tells of its hooks, or of those of one event."""
+    return [event.data for event in events if event.event == "hook" and of in (None, event.data["hook_event"])]
 
 
 def tool_results(events: list[Sse]) -> str:
@@ -57,14 +90,15 @@ def result(events: list[Sse]) -> dict[str, Any]:
     return found
 
 
-async def test_a_hook_that_blocks_rm_blocks_rm_and_nothing_else(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+async def test_a_hook_that_blocks_rm_blocks_rm_and_nothing_else(
+    shared: Shared, secret: str, receiver: Receiver
+) -> None:
     async def no_rm(request: Received) -> Reply:
         refused = "rm " in request.json["data"]["tool_input"]["command"]
         return Reply({"decision": "deny", "reason": "rm is not allowed here"} if refused else {})
 
     receiver.answer = no_rm
-    hooks = {"PreToolUse": [hook(receiver.url("/hook"), matcher="Bash")]}
-    events = await ran(fleet, "write a.txt: kept then run rm a.txt then run cat a.txt", hooks)
+    events = await ran(shared, "write kept.txt: kept then run rm kept.txt then run cat kept.txt", of_bash(receiver))
     assert "rm is not allowed here" in tool_results(events)
     assert "kept" in tool_results(events).splitlines()[-1]
     decisions = [(t["hook_event"], t["decision"], t["tool_name"], t["reason"]) for t in told(events)]
@@ -78,9 +112,9 @@ async def test_a_hook_that_blocks_rm_blocks_rm_and_nothing_else(fleet: Fleet, se
 
 
 async def test_a_request_is_signed_and_says_what_happens_without_paths_of_the_host(
-    fleet: Fleet, secret: str, receiver: Receiver
+    shared: Shared, secret: str, receiver: Receiver
 ) -> None:
-    events = await ran(fleet, "run echo hello", {"PreToolUse": [hook(receiver.url("/a?b=c"))]})
+    events = await ran(shared, "run echo hello", of_bash(receiver))
     [request] = receiver.received
     assert request.is_signed_by(KEY)
     assert not request.is_signed_by(b"another")
@@ -100,72 +134,77 @@ async def test_a_request_is_signed_and_says_what_happens_without_paths_of_the_ho
     assert not {"transcript_path", "cwd"} & data.keys()
 
 
-async def test_a_hook_changes_the_input_of_a_tool(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+def of_bash_and_files(receiver: Receiver) -> dict[str, Any]:
+    return {"PreToolUse": [hook(receiver.url(), matcher=matcher) for matcher in ("Bash", "Write|Edit")]}
+
+
+async def test_a_hook_changes_the_input_of_a_tool(shared: Shared, secret: str, receiver: Receiver) -> None:
     receiver.replies(Reply({"decision": "allow", "updated_input": {"command": "echo changed"}}))
-    events = await ran(fleet, "run echo original", {"PreToolUse": [hook(receiver.url())]}, permission_mode="dontAsk")
+    hooks = of_bash_and_files(receiver)
+    events = await ran(shared, "run echo original", hooks, permission_mode="dontAsk")
     assert "changed" in tool_results(events)
     assert "original" not in tool_results(events)
 
 
 async def test_a_hook_changes_the_input_without_a_decision_of_its_own(
-    fleet: Fleet, secret: str, receiver: Receiver
+    shared: Shared, secret: str, receiver: Receiver
 ) -> None:
     receiver.replies(Reply({"updated_input": {"command": "echo changed"}}))
-    events = await ran(fleet, "run echo original", {"PreToolUse": [hook(receiver.url())]})
+    events = await ran(shared, "run echo original", of_bash(receiver))
     assert "changed" in tool_results(events)
 
 
-async def test_a_hook_allows_what_nothing_else_would(fleet: Fleet, secret: str, receiver: Receiver) -> None:
-    receiver.replies(Reply({"decision": "allow"}))
-    hooks = {"PreToolUse": [hook(receiver.url(), matcher="Write|Edit")]}
-    events = await ran(fleet, "write b.txt: allowed then run cat b.txt", hooks, permission_mode="dontAsk")
+async def test_a_hook_allows_what_nothing_else_would(shared: Shared, secret: str, receiver: Receiver) -> None:
+    async def of_files(request: Received) -> Reply:
+        return Reply({"decision": "allow"} if request.json["data"]["tool_name"] == "Write" else {})
+
+    receiver.answer = of_files
+    hooks = of_bash_and_files(receiver)
+    events = await ran(shared, "write b.txt: allowed then run cat b.txt", hooks, permission_mode="dontAsk")
     assert "allowed" in tool_results(events).splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("event", "prompt"),
-    [
-        ("UserPromptSubmit", "say ok"),
-        ("PreToolUse", "run touch a.txt then say ok"),
-        ("PostToolUse", "run touch a.txt then say ok"),
-        ("PostToolUseFailure", "run cat nothing then say ok"),
-        ("SubagentStart", "delegate say ok"),
-    ],
-)
 async def test_a_hook_adds_context_that_the_model_reads(
-    fleet: Fleet, secret: str, receiver: Receiver, event: str, prompt: str
+    shared: Shared, secret: str, receiver: Receiver, recorded: Recorder
 ) -> None:
-    async def tokens(context: str) -> int:
-        receiver.replies(Reply({"additional_context": context}))
-        usage = result(await ran(fleet, prompt, {event: [hook(receiver.url())]}))["model_usage"]
-        return sum(model["inputTokens"] for model in usage.values())
+    async def context(request: Received) -> Reply:
+        event = request.json["data"]["hook_event"]
+        return Reply({"additional_context": long + event} if event in ADDING else {})
 
-    words = "word " * 1600  # the demo model counts a quarter of the characters as tokens
-    assert await tokens(words) - await tokens("word") > 1600
+    receiver.answer, long, before = context, "word " * 1600, recorded.count
+    prompt = "run touch a.txt then run cat nothing then delegate say ok then say ok"
+    events = await ran(shared, prompt, of_every(receiver))
+    conversation = next(e.data["sdk_session_id"] for e in events if e.event == "init")
+    asked = "".join(request.text for request in recorded.of(conversation, before))
+    assert [event for event in ADDING if long + event not in asked] == []
 
 
 @pytest.mark.parametrize("event", ["Stop", "SubagentStop"])
 async def test_a_hook_lets_an_agent_go_on_that_was_about_to_stop(
-    fleet: Fleet, secret: str, receiver: Receiver, event: str
+    shared: Shared, secret: str, receiver: Receiver, event: str
 ) -> None:
     async def not_yet(request: Received) -> Reply:
         data = request.json["data"]
-        done = data["stop_hook_active"] or "own this" in data["last_assistant_message"]
+        done = data["hook_event"] != event or data["stop_hook_active"] or "own this" in data["last_assistant_message"]
         return Reply({} if done else {"decision": "deny", "reason": "one more thing"})
 
     receiver.answer = not_yet
-    events = await ran(fleet, "delegate say hello", {event: [hook(receiver.url())]})
+    events = await ran(shared, "delegate say hello", of_every(receiver))
     texts = [b["text"] for e in events if e.event == "message" for b in e.data["content"] if b["type"] == "text"]
     assert any("one more thing" in text for text in texts)
-    assert [t["decision"] for t in told(events)] == ["deny", "none"]
+    assert [t["decision"] for t in told(events, event)] == ["deny", "none"]
 
 
-async def test_a_hook_blocks_a_prompt(fleet: Fleet, secret: str, receiver: Receiver) -> None:
-    receiver.replies(Reply(), Reply({"decision": "deny", "reason": "not that"}))
-    events = await ran(fleet, "say never", {"UserPromptSubmit": [hook(receiver.url())]})
+async def test_a_hook_blocks_a_prompt(shared: Shared, secret: str, receiver: Receiver) -> None:
+    async def not_that(request: Received) -> Reply:
+        refused = request.json["data"].get("prompt") == "say never"
+        return Reply({"decision": "deny", "reason": "not that"} if refused else {})
+
+    receiver.answer = not_that
+    events = await ran(shared, "say never", of_every(receiver))
     assert "blocked by hook:\nnot that" in result(events)["result"]
     assert [e for e in events if e.event == "message" and e.data["role"] == "assistant"] == []
-    assert receiver.received[-1].json["data"]["prompt"] == "say never"
+    assert [t["decision"] for t in told(events, "UserPromptSubmit")] == ["deny"]
 
 
 @pytest.mark.parametrize(
@@ -173,25 +212,29 @@ async def test_a_hook_blocks_a_prompt(fleet: Fleet, secret: str, receiver: Recei
     [("PreToolUse", False, "hook_stopped"), ("PostToolUse", True, "hook_stopped"), ("PermissionRequest", False, None)],
 )
 async def test_a_hook_stops_the_run(
-    fleet: Fleet, secret: str, receiver: Receiver, event: str, ran_first: bool, reason: str | None
+    shared: Shared, secret: str, receiver: Receiver, event: str, ran_first: bool, reason: str | None
 ) -> None:
-    receiver.replies(Reply({"continue": False, "stop_reason": "enough for today"}))
-    mode = "default" if event == "PermissionRequest" else "bypassPermissions"
-    events = await ran(fleet, "run touch a.txt then say more", {event: [hook(receiver.url())]}, permission_mode=mode)
-    assert [t["decision"] for t in told(events)] == ["stop"]
+    answers(receiver, event, Reply({"continue": False, "stop_reason": "enough for today"}))
+    asking = {"permission_mode": "default"} if event == "PermissionRequest" else {}
+    hooks = of_permission(receiver) if asking else of_every(receiver)
+    events = await ran(shared, "run touch a.txt then say more", hooks, **asking)
+    assert [t["decision"] for t in told(events, event)] == ["stop"]
     assert ("completed with no output" in tool_results(events)) == ran_first
     assert "more" not in str(result(events)["result"])
     if reason:
         assert result(events)["terminal_reason"] == reason
 
 
+def of_permission(receiver: Receiver) -> dict[str, Any]:
+    return {"PermissionRequest": [hook(receiver.url())]}
+
+
 @pytest.mark.parametrize(("decision", "allowed"), [("allow", True), ("deny", False)])
 async def test_a_hook_answers_a_permission_request(
-    fleet: Fleet, secret: str, receiver: Receiver, decision: str, allowed: bool
+    shared: Shared, secret: str, receiver: Receiver, decision: str, allowed: bool
 ) -> None:
     receiver.replies(Reply({"decision": decision, "reason": "because of the hook"}))
-    hooks = {"PermissionRequest": [hook(receiver.url())]}
-    events = await ran(fleet, "run touch a.txt", hooks, permission_mode="default")
+    events = await ran(shared, "run touch a.txt", of_permission(receiver), permission_mode="default")
     assert ("because of the hook" in tool_results(events)) != allowed
     assert ("completed with no output" in tool_results(events)) == allowed
     assert [(t["hook_event"], t["decision"]) for t in told(events)] == [("PermissionRequest", decision)]
@@ -199,31 +242,37 @@ async def test_a_hook_answers_a_permission_request(
     assert asked in ([], [{"type": "system", "reason": "withdrawn"}])
 
 
-async def test_one_hook_that_denies_outweighs_others_that_allow(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+async def test_one_hook_that_denies_outweighs_others_that_allow(
+    shared: Shared, secret: str, receiver: Receiver
+) -> None:
     async def answer(request: Received) -> Reply:
         return Reply({"decision": "deny" if request.target == "/no" else "allow", "reason": f"of {request.target}"})
 
     receiver.answer = answer
     hooks = {"PreToolUse": [hook(receiver.url("/yes")), hook(receiver.url("/no")), hook(receiver.url("/yes"))]}
-    events = await ran(fleet, "run echo unwanted", hooks)
+    events = await ran(shared, "run echo unwanted", hooks)
     assert sorted(t["decision"] for t in told(events)) == ["allow", "allow", "deny"]
     assert "of /no" in tool_results(events)
     assert "unwanted" not in tool_results(events)
 
 
-async def test_a_matcher_is_asked_about_whole_names(fleet: Fleet, secret: str, receiver: Receiver) -> None:
-    matchers = ["Ba", "ash", "Ba.*", "*", "Edit|Bash", "[A-B]ash", "Write", "B(a|u)sh?", "Task"]
-    hooks = {"PreToolUse": [hook(receiver.url(f"/{n}"), matcher=matcher) for n, matcher in enumerate(matchers)]}
-    await ran(fleet, "run echo one", hooks)
-    asked = {matchers[int(request.target[1:])] for request in receiver.received}
-    assert asked == {"Ba.*", "*", "Edit|Bash", "[A-B]ash", "B(a|u)sh?"}
+MATCHERS = ["Ba", "ash", "Ba.*", "*", "Edit|Bash", "[A-B]ash", "Write", "B(a|u)sh?", "Task"]
 
 
-async def test_the_matcher_task_means_the_tool_that_starts_subagents(
-    fleet: Fleet, secret: str, receiver: Receiver
+@pytest.mark.parametrize(
+    ("prompt", "tool", "matching"),
+    [
+        ("run echo one", "Bash", {"Ba.*", "*", "Edit|Bash", "[A-B]ash", "B(a|u)sh?"}),
+        ("delegate say hello", "Agent", {"*", "Task"}),
+    ],
+)
+async def test_a_matcher_is_asked_about_whole_names_and_task_means_the_tool_that_starts_subagents(
+    shared: Shared, secret: str, receiver: Receiver, prompt: str, tool: str, matching: set[str]
 ) -> None:
-    await ran(fleet, "delegate say hello", {"PreToolUse": [hook(receiver.url(), matcher="Task")]})
-    assert [request.json["data"]["tool_name"] for request in receiver.received] == ["Agent"]
+    hooks = {"PreToolUse": [hook(receiver.url(f"/{n}"), matcher=matcher) for n, matcher in enumerate(MATCHERS)]}
+    await ran(shared, prompt, hooks)
+    assert {MATCHERS[int(request.target[1:])] for request in receiver.received} == matching
+    assert {request.json["data"]["tool_name"] for request in receiver.received} == {tool}
 
 
 # --- failures ------------------------------------------------------------------------------------------------------
@@ -241,21 +290,21 @@ FAILURES = {
 
 @pytest.mark.parametrize("kind", FAILURES)
 async def test_a_tool_does_not_run_when_its_hook_fails(
-    fleet: Fleet, secret: str, receiver: Receiver, kind: str
+    shared: Shared, secret: str, receiver: Receiver, kind: str
 ) -> None:
     reply, reason = FAILURES[kind]
     receiver.replies(reply)
-    events = await ran(fleet, "run echo unwanted", {"PreToolUse": [hook(receiver.url("/here"))]})
+    events = await ran(shared, "run echo unwanted", of_bash(receiver))
     assert "The hook that decides on this failed" in tool_results(events)
     assert "unwanted" not in tool_results(events)
     [failed] = told(events)
     assert failed["decision"] == "failed"
     assert reason in failed["error"]
-    assert {request.target for request in receiver.received} == {"/here"}
+    assert {request.target for request in receiver.received} == {"/a?b=c"}
     assert events[-1].data["status"] == "succeeded"
 
 
-async def test_a_silent_hook_fails_after_its_time(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+async def test_a_silent_hook_fails_after_its_time(shared: Shared, secret: str, receiver: Receiver) -> None:
     never = asyncio.Event()
 
     async def silent(_request: Received) -> Reply:
@@ -263,17 +312,21 @@ async def test_a_silent_hook_fails_after_its_time(fleet: Fleet, secret: str, rec
         return Reply()
 
     receiver.answer = silent
-    events = await ran(fleet, "run echo unwanted", {"PreToolUse": [hook(receiver.url(), timeout_seconds=0.3)]})
+    events = await ran(shared, "run echo unwanted", {"PreToolUse": [hook(receiver.url(), timeout_seconds=0.3)]})
     never.set()
     assert [t["error"] for t in told(events)] == ["no answer within 0.3 s"]
     assert "unwanted" not in tool_results(events)
 
 
-@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://169.254.169.254/latest", "http://[::1]:9/", "http://0/"])
-async def test_a_private_target_is_refused_without_an_exception(fleet: Fleet, secret: str, url: str) -> None:
-    events = await ran(fleet, "run echo unwanted", {"PreToolUse": [hook(url)]})
-    [failed] = told(events)
-    assert "not a public one" in failed["error"]
+async def test_a_private_target_is_refused_without_an_exception(shared: Shared, secret: str) -> None:
+    urls = {"10.0.0.1": "", "169.254.169.254": "/latest", "[::1]": ":9/", "0": "/"}
+    hooks = {"PreToolUse": [hook(f"http://{host}{rest}") for host, rest in urls.items()]}
+    events = await ran(shared, "run echo unwanted", hooks)
+    failed = told(events)
+    assert sorted(f["host"].strip("[]") for f in failed) == sorted(host.strip("[]") for host in urls)
+    for failure in failed:
+        assert failure["decision"] == "failed"
+        assert "not a public one" in failure["error"]
     assert "unwanted" not in tool_results(events)
 
 
@@ -289,7 +342,7 @@ async def test_loopback_is_private_too_unless_the_operator_allows_it(
 
 
 async def test_a_failing_hook_that_may_be_ignored_is_ignored_and_told(
-    fleet: Fleet, secret: str, receiver: Receiver
+    shared: Shared, secret: str, receiver: Receiver
 ) -> None:
     receiver.replies(Reply(status=500))
     hooks = {
@@ -297,7 +350,7 @@ async def test_a_failing_hook_that_may_be_ignored_is_ignored_and_told(
         "PostToolUse": [hook(receiver.url())],
         "Stop": [hook(receiver.url())],
     }
-    events = await ran(fleet, "run echo wanted", hooks)
+    events = await ran(shared, "run echo wanted", hooks)
     assert "wanted" in tool_results(events)
     assert [(t["hook_event"], t["decision"]) for t in told(events)] == [
         ("PreToolUse", "failed"),
@@ -318,7 +371,7 @@ async def test_a_hook_whose_secret_is_gone_fails_and_names_it(fleet: Fleet, rece
     assert receiver.received == []
 
 
-async def test_an_interrupt_does_not_wait_for_a_hook(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+async def test_an_interrupt_does_not_wait_for_a_hook(shared: Shared, secret: str, receiver: Receiver) -> None:
     never = asyncio.Event()
 
     async def silent(_request: Received) -> Reply:
@@ -326,7 +379,7 @@ async def test_an_interrupt_does_not_wait_for_a_hook(fleet: Fleet, secret: str, 
         return Reply()
 
     receiver.answer = silent
-    session_id = await fleet[0].session(**BYPASS, hooks={"PreToolUse": [hook(receiver.url(), timeout_seconds=60)]})
+    session_id, fleet = await shared.of(**BYPASS, hooks=of_bash(receiver)), shared.fleet
     run_id = await fleet[0].prompt(session_id, "run echo unwanted")
     await receiver.until(len)
     assert (await fleet[1].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
@@ -335,11 +388,10 @@ async def test_an_interrupt_does_not_wait_for_a_hook(fleet: Fleet, secret: str, 
     assert (events[-1].event, events[-1].data["status"]) == ("done", "interrupted")
 
 
-async def test_a_hook_may_leave_the_decision_to_a_person(fleet: Fleet, secret: str, receiver: Receiver) -> None:
+async def test_a_hook_may_leave_the_decision_to_a_person(shared: Shared, secret: str, receiver: Receiver) -> None:
     receiver.replies(Reply({"decision": "ask", "reason": "a person should look at this"}))
-    session_id = await fleet[0].session(**BYPASS, hooks={"PreToolUse": [hook(receiver.url())]})
-    await fleet[0].ask(session_id, "say I own this")
-    one, other = await fleet.others(await fleet.owner_of(session_id))
+    session_id = await shared.of(**BYPASS, hooks=of_bash(receiver))
+    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
     run_id = await one.prompt(session_id, "run echo looked-at")
     events = []
     async with other.stream(f"/runs/{run_id}/events") as stream:
