@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import StartFleet
-from tests.fleet import Fleet
+from tests.fleet import Fleet, Instance, Shared
 from tests.proxy import Proxy
+from tests.recorder import Recorder
 
 FAILURES: dict[str, tuple[int, str, bool]] = {
     "fail with 400": (400, "model_request_invalid", False),
@@ -46,13 +47,12 @@ FAILURES: dict[str, tuple[int, str, bool]] = {
     "stop with model_context_window_exceeded every time": (400, "context_window_exceeded", False),
 }
 FORGOTTEN = ("model_request_invalid", "context_window_exceeded", "model_refused")
-AT_ONCE = 6
+AT_ONCE = 4
+"""Conversations, each of which meets a share of the failures."""
 
 
-async def told(fleet: Fleet, prompt: str) -> tuple[int, str, bool]:
+async def told(fleet: Fleet, session_id: str, prompt: str) -> tuple[int, str, bool]:
     """What a client is told of a prompt that fails, in the middle of a conversation that goes on."""
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say my number is 4711")
     response = await fleet[1].post("/query/single", {"session_id": session_id, "prompt": prompt})
     error = response.json()["error"]
     run = (await fleet[2].get(f"/runs/{error['details']['run_id']}")).json()
@@ -60,30 +60,36 @@ async def told(fleet: Fleet, prompt: str) -> tuple[int, str, bool]:
     events = await fleet[2].follow(run["run_id"])
     forgotten = [e for e in events if e.event == "status" and e.data["status"] == "turn_forgotten"]
     assert bool(forgotten) == (error["code"] in FORGOTTEN), prompt
-    await told_next(fleet, session_id, prompt, remembers=error["code"] not in FORGOTTEN)
     return response.status_code, error["code"], run["error"]["retryable"]
 
 
-async def told_next(fleet: Fleet, session_id: str, failed: str, *, remembers: bool) -> None:
-    """What the model is told of the conversation thereafter: by the same process, and by another one."""
-    warm = (await fleet[1].ask(session_id, "recall"))["result"]
+async def check_conversation(instance: Instance, session_id: str, failed: dict[str, tuple[int, str, bool]]) -> None:
+    """What the model is told of a conversation in which these prompts have failed."""
+    after = (await instance.ask(session_id, "recall"))["result"] + "\n"
+    assert "my number is 4711" in after
+    for prompt, (_, code, _) in failed.items():
+        assert (f". {prompt}\n" in after) == (code not in FORGOTTEN), (prompt, after)
+
+
+async def fail_one_after_another(fleet: Fleet, prompts: list[str]) -> dict[str, tuple[int, str, bool]]:
+    """After each failure the conversation is looked at, in the end once more in another process."""
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say my number is 4711")
+    found: dict[str, tuple[int, str, bool]] = {}
+    for prompt in prompts:
+        found[prompt] = await told(fleet, session_id, prompt)
+        await check_conversation(fleet[1], session_id, found)
     assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).status_code == 200
-    cold = (await fleet[2].ask(session_id, "recall"))["result"]
-    for after in (warm, cold):
-        assert "my number is 4711" in after
-        assert (failed in after) == remembers, after
+    await check_conversation(fleet[2], session_id, found)
+    return found
 
 
 @pytest.mark.timeout(280)
 async def test_every_failure_of_the_model_has_a_code_and_the_session_lives_on(fleet: Fleet) -> None:
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def one(prompt: str) -> tuple[int, str, bool]:
-        async with gate:
-            return await told(fleet, prompt)
-
-    found = await asyncio.gather(*(one(prompt) for prompt in FAILURES))
-    assert dict(zip(FAILURES, found, strict=True)) == FAILURES
+    prompts = list(FAILURES)
+    shares = [prompts[number::AT_ONCE] for number in range(AT_ONCE)]
+    found = await asyncio.gather(*(fail_one_after_another(fleet, share) for share in shares))
+    assert {prompt: answer for share in found for prompt, answer in share.items()} == FAILURES
 
 
 async def test_a_first_prompt_that_the_model_refuses_leaves_an_empty_conversation(fleet: Fleet) -> None:
@@ -99,20 +105,17 @@ async def test_a_new_owner_of_a_session_does_not_tell_the_model_what_it_has_refu
     fleet = await start_fleet(1)
     poisons = [prompt for prompt, (_, code, _) in FAILURES.items() if code in FORGOTTEN and prompt.startswith("poison")]
 
-    async def refused(prompt: str) -> str:
-        session_id = await fleet[0].session()
-        await fleet[0].ask(session_id, "say my number is 4711")
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say my number is 4711")
+    for prompt in poisons:
         response = await fleet[0].post("/query/single", {"session_id": session_id, "prompt": prompt})
         assert response.json()["error"]["code"] == FAILURES[prompt][1]
-        return session_id
-
-    sessions = await asyncio.gather(*map(refused, poisons))
     await fleet.start(1)
     fleet[0].signal(signal.SIGTERM)
     assert await fleet[0].ended() == 0
-    for answer in await asyncio.gather(*(fleet[1].ask(session_id, "recall") for session_id in sessions)):
-        assert "my number is 4711" in answer["result"]
-        assert "poison" not in answer["result"]
+    known = (await fleet[1].ask(session_id, "recall"))["result"]
+    assert "my number is 4711" in known
+    assert "poison" not in known
 
 
 async def test_a_model_api_that_takes_no_connections_fails_the_run_and_the_next_one_works(
@@ -138,14 +141,15 @@ async def test_a_model_api_that_takes_no_connections_fails_the_run_and_the_next_
         await network.close()
 
 
-async def test_an_answer_without_content_is_an_empty_result(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    assert (await fleet[0].ask(session_id, "answer nothing every time"))["result"] == ""
-    assert (await fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
+async def test_an_answer_without_content_is_an_empty_result(shared: Shared) -> None:
+    session_id = await shared.of()
+    assert (await shared.fleet[0].ask(session_id, "answer nothing every time"))["result"] == ""
+    assert (await shared.fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
 
 
-async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(fleet: Fleet) -> None:
-    response = await fleet[0].post("/query/single", {"prompt": "fail with 429 asking for 2 s"})
+async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(shared: Shared) -> None:
+    fleet, body = shared.fleet, {"prompt": "fail with 429 asking for 2 s", "session_id": await shared.of()}
+    response = await fleet[0].post("/query/single", body)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_rate_limited")
     seconds = int(response.headers["Retry-After"])
     assert seconds >= 2
@@ -153,12 +157,22 @@ async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(fleet: Flee
     assert run["error"]["retry_after_seconds"] == seconds
 
 
-@pytest.mark.parametrize("field", ["system_prompt", "system_prompt_append"])
-async def test_a_system_prompt_of_any_alphabet_reaches_the_model_whole(fleet: Fleet, field: str) -> None:
-    session_id = await fleet[0].session(**{field: "Ж" * 99_000 + " the end"})
-    assert "ЖЖЖ the end" in (await fleet[1].ask(session_id, "show system prompt"))["result"]
-    changed = await fleet[2].ask(session_id, "show system prompt", **{field: "ж" * 70_000 + " anew"})
-    assert "жжж anew" in changed["result"]
+async def test_system_prompts_of_any_alphabet_reach_the_model_whole(fleet: Fleet, recorded: Recorder) -> None:
+    async def system(instance: Instance, **config: str) -> str:
+        """What the model is told with the next prompt."""
+        before = recorded.count
+        events = await instance.follow(await instance.prompt(session_id, "say hello", **config))
+        conversation = next(e.data["sdk_session_id"] for e in events if e.event == "init")
+        return "".join(block["text"] for block in recorded.of(conversation, before)[-1].body["system"])
+
+    first = {"system_prompt": "Ж" * 99_000 + " the end", "system_prompt_append": "Щ" * 99_000 + " of all"}
+    session_id = await fleet[0].session(**first)
+    seen = await system(fleet[1])
+    assert [text in seen for text in first.values()] == [True, True]
+    changed = {"system_prompt": "ж" * 70_000 + " anew", "system_prompt_append": "щ" * 70_000 + " again"}
+    seen = await system(fleet[2], **changed)
+    assert [text in seen for text in changed.values()] == [True, True]
+    assert not {"Ж", "Щ"} & set(seen)
 
 
 async def test_rules_longer_than_an_argument_of_a_process_reach_the_agent(fleet: Fleet) -> None:
