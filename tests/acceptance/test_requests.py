@@ -21,7 +21,7 @@ from tests.acceptance.asking import (
     resolutions,
 )
 from tests.conftest import NewKey, StartFleet, database_of, make_key
-from tests.fleet import Fleet, Sse, events_of
+from tests.fleet import Fleet, Instance, Shared, Sse, events_of
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
@@ -49,8 +49,8 @@ async def test_a_tool_call_waits_until_another_instance_allows_it(fleet: Fleet) 
     assert "made" in events[-2].data["result"]
 
 
-async def test_a_denied_tool_does_not_run_and_the_agent_reads_why(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_denied_tool_does_not_run_and_the_agent_reads_why(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     await decide(fleet[1], await asked(fleet[1], run_id), decision="deny", message="not on a Saturday")
     events = await fleet[2].follow(run_id)
@@ -58,28 +58,18 @@ async def test_a_denied_tool_does_not_run_and_the_agent_reads_why(fleet: Fleet) 
     assert events[-1].data["status"] == "succeeded"
 
 
-async def test_a_changed_input_is_what_runs(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_changed_input_is_what_runs(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
     await decide(fleet[2], request, decision="allow", updated_input={"command": "echo something else"})
     assert "something else" in (await fleet[1].follow(run_id))[-2].data["result"]
 
 
-async def test_what_is_remembered_is_not_asked_again(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_the_second_answer_learns_who_was_faster(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
-    await decide(fleet[1], await asked(fleet[1], run_id), decision="allow", remember=True)
-    await fleet[2].follow(run_id)
-    again = await fleet[2].ask(session_id, COMMAND)
-    assert "made" in again["result"]
-    await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})
-    assert "made" in (await fleet[0].ask(session_id, COMMAND))["result"], "another process remembers it, too"
-
-
-async def test_the_second_answer_learns_who_was_faster(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
-    request = await asked(fleet[1], await fleet[0].prompt(session_id, COMMAND))
+    request = await asked(fleet[1], run_id)
     path = f"/sessions/{session_id}/permissions/{request.data['request_id']}"
     answers = await asyncio.gather(*(fleet[n % 3].post(path, {"decision": "allow"}) for n in range(9)))
     assert sorted(a.status_code for a in answers) == [200] + [409] * 8
@@ -87,10 +77,11 @@ async def test_the_second_answer_learns_who_was_faster(fleet: Fleet) -> None:
         assert late["code"] == "request_resolved"
         assert late["details"]["decision"] == "allow"
         assert late["details"]["resolved_by"]["key_name"]
+    assert (await fleet[0].follow(run_id))[-1].data["status"] == "succeeded"
 
 
-async def test_a_question_is_answered_from_another_instance(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_question_is_answered_from_another_instance(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, "ask Which colour? options red, blue")
     question = await asked(fleet[1], run_id, "question")
     assert question.data["questions"][0]["question"] == "Which colour?"
@@ -100,8 +91,8 @@ async def test_a_question_is_answered_from_another_instance(fleet: Fleet) -> Non
     assert "blue" in events[-2].data["result"]
 
 
-async def test_an_interrupt_while_waiting_closes_the_request(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_an_interrupt_while_waiting_closes_the_request(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
     assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
@@ -116,40 +107,62 @@ async def test_an_interrupt_while_waiting_closes_the_request(fleet: Fleet) -> No
     assert (await fleet[1].ask(session_id, "say still here"))["result"].endswith("still here")
 
 
+AT_ONCE, OF_EACH = 5, 4
+
+
+def wanted(session: int) -> str:
+    """A prompt with which an agent asks for several commands at once."""
+    commands = (f"touch {session}-{n} && echo made-{n}-here" for n in range(OF_EACH))
+    return "delegate at once " + " & ".join(f"run {command}" for command in commands)
+
+
 async def test_twenty_requests_at_once_are_each_answered_once_from_another_instance(start_fleet: StartFleet) -> None:
-    # Twenty agents start at once: on a busy machine that takes longer than the short lease of other tests.
-    fleet = await start_fleet(3, RUNNER_SLOTS="4", INSTANCE_LEASE_SECONDS="30")
-    sessions = [await fleet[0].session(**ASKING) for _ in range(20)]
-    runs = await asyncio.gather(*(fleet[n % 3].prompt(sessions[n], COMMAND) for n in range(20)))
-    requests = await asyncio.gather(*(asked(fleet[(n + 1) % 3], runs[n]) for n in range(20)))
+    # Who waits holds no slot: more sessions wait than there are slots.
+    fleet = await start_fleet(3, RUNNER_SLOTS="1", INSTANCE_LEASE_SECONDS="30")
+    sessions = [await fleet[0].session(**ASKING) for _ in range(AT_ONCE)]
+    runs = await asyncio.gather(*(fleet[n % 3].prompt(sessions[n], wanted(n)) for n in range(AT_ONCE)))
+    found = await asyncio.gather(
+        *(all_asked(fleet[(n + 1) % 3], f"/runs/{runs[n]}/events", OF_EACH) for n in range(AT_ONCE))
+    )
     assert len((await fleet[0].get("/requests?limit=200")).json()["data"]) == 20
     owners = [await fleet.owner_of(session) for session in sessions]
     assert len({owner.id for owner in owners}) == 3
     others = [await fleet.others(owner) for owner in owners]
+    asking = [(others[n], request) for n in range(AT_ONCE) for request in found[n]]
 
-    async def attempt(n: int, number: int) -> httpx.Response:
+    async def attempt(instances: list[Instance], request: Sse, number: int) -> httpx.Response:
         decision = {"decision": "deny", "message": f"refused by {number}"} if number % 2 else {"decision": "allow"}
-        return await others[n][number % 2].post(path_of(requests[n]), decision)
+        return await instances[number % 2].post(path_of(request), decision)
 
-    answers = await asyncio.gather(*(attempt(n, number) for number in range(5) for n in range(20)))
-    for n in range(20):
-        mine = answers[n::20]
-        assert sorted(a.status_code for a in mine) == [200, 409, 409, 409, 409], [a.text for a in mine]
-        winner = [a.status_code for a in mine].index(200)
-        for late in (a.json()["error"] for a in mine if a.status_code == 409):
-            assert late["code"] == "request_resolved"
-            assert late["details"]["decision"] == ("deny" if winner % 2 else "allow")
-            assert late["details"]["resolved_by"]["type"] == "key"
+    answers = await asyncio.gather(*(attempt(*one, number) for number in range(5) for one in asking))
+    winners = [only_winner(answers[n :: len(asking)]) for n in range(len(asking))]
+    for n in range(AT_ONCE):
         events = await others[n][0].follow(runs[n])
-        assert resolutions(events) == [("deny" if winner % 2 else "allow", "key")]
-        assert (f"refused by {winner}" if winner % 2 else "made") in events[-2].data["result"]
+        told = {e.data["request_id"]: e.data["decision"] for e in events if e.event == "action_resolved"}
+        assert resolutions(events) == [(decision, "key") for decision in told.values()]
+        for (_, request), winner in list(zip(asking, winners, strict=True))[n * OF_EACH :][:OF_EACH]:
+            assert told.pop(request.data["request_id"]) == ("deny" if winner % 2 else "allow")
+            made = request.data["input"]["command"].partition("echo ")[2]
+            assert (made in events[-2].data["result"]) == (winner % 2 == 0)
+            assert f"refused by {winner}" in events[-2].data["result"] or winner % 2 == 0
+        assert told == {}
         assert events[-1].data["status"] == "succeeded"
     assert (await fleet[1].get("/requests")).json()["data"] == []
 
 
-async def test_a_request_outlives_the_clients_disconnect_and_the_runs_timeout_stands_still(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
-    await fleet[0].ask(session_id, "say warm")
+def only_winner(answers: list[httpx.Response]) -> int:
+    """Which of five answers to one request was taken; the others are told so."""
+    assert sorted(a.status_code for a in answers) == [200, 409, 409, 409, 409], [a.text for a in answers]
+    winner = [a.status_code for a in answers].index(200)
+    for late in (a.json()["error"] for a in answers if a.status_code == 409):
+        assert late["code"] == "request_resolved"
+        assert late["details"]["decision"] == ("deny" if winner % 2 else "allow")
+        assert late["details"]["resolved_by"]["type"] == "key"
+    return winner
+
+
+async def test_a_request_outlives_the_clients_disconnect_and_the_runs_timeout_stands_still(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     body = {"prompt": "run touch x; for i in 1; do sleep 60; done", "session_id": session_id, "timeout_seconds": 1.5}
     async with fleet[0].client.stream("POST", "/api/v1/query", json=body) as reply:
         run_id = reply.headers["X-Run-ID"]
@@ -177,8 +190,8 @@ async def test_a_request_that_nobody_answers_in_time_is_closed_and_the_agent_goe
     assert late.json()["error"]["details"]["resolved_by"] == {"type": "system", "reason": "expired"}
 
 
-async def test_two_requests_of_one_session_are_decided_apart(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_two_requests_of_one_session_are_decided_apart(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     first, second = "touch one.txt", "touch two.txt"
     run_id = await fleet[0].prompt(session_id, f"delegate at once run {first} & run {second}")
     one, two = await all_asked(fleet[1], f"/runs/{run_id}/events", 2)
@@ -192,8 +205,8 @@ async def test_two_requests_of_one_session_are_decided_apart(fleet: Fleet) -> No
     assert "not two" in events[-2].data["result"]
 
 
-async def test_a_subagents_request_names_it_and_holds_the_run(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_subagents_request_names_it_and_holds_the_run(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, f"delegate {COMMAND}")
     request = await asked(fleet[1], run_id)
     started = await all_asked(fleet[1], f"/runs/{run_id}/events", 1, "task")
@@ -232,8 +245,8 @@ async def test_a_background_tasks_request_is_closed_when_the_agent_ends(fleet: F
     assert refusal(await fleet[1].post(path_of(request), {"decision": "allow"})) == (409, "request_resolved")
 
 
-async def test_a_denial_may_end_the_run(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_denial_may_end_the_run(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
     await decide(await elsewhere(fleet, session_id), request, decision="deny", interrupt=True)
@@ -245,17 +258,25 @@ async def test_a_denial_may_end_the_run(fleet: Fleet) -> None:
 
 async def test_a_remembered_tool_is_remembered_as_a_whole_and_a_command_by_its_rule(fleet: Fleet) -> None:
     session_id = await fleet[0].session(**ASKING)
-    for prompt, again in (("write a.txt: hello", "write b.txt: hello"), ("run mkdir a", "run mkdir a")):
+
+    async def requests(prompt: str) -> int:
+        events = await fleet[2].follow(await fleet[1].prompt(session_id, prompt))
+        assert events[-1].data["status"] == "succeeded"
+        return len([e for e in events if e.event == "permission_request"])
+
+    once = (("write a.txt: hello", "write b.txt: hello"), ("run mkdir a", "run mkdir a"), (COMMAND, COMMAND))
+    for prompt, again in once:
         run_id = await fleet[0].prompt(session_id, prompt)
         request = await asked(fleet[1], run_id)
         await decide(await elsewhere(fleet, session_id), request, decision="allow", remember=True)
         await fleet[2].follow(run_id)
-        assert "permission_request" not in [
-            e.event for e in await fleet[2].follow(await fleet[1].prompt(session_id, again))
-        ]
+        assert await requests(again) == 0, again
     asking = await fleet[1].prompt(session_id, "run rmdir a")
     await decide(fleet[2], await asked(fleet[1], asking), decision="deny")
     assert (await fleet[1].follow(asking))[-1].data["status"] == "succeeded"
+    await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})
+    for prompt in ("write c.txt: hello", COMMAND):
+        assert await requests(prompt) == 0, "another process remembers it, too"
 
 
 async def test_what_is_remembered_holds_on_the_next_owner(start_fleet: StartFleet) -> None:
@@ -322,8 +343,8 @@ QUESTIONS = {
 }
 
 
-async def test_several_questions_take_a_label_several_labels_and_free_words(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_several_questions_take_a_label_several_labels_and_free_words(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     prompt = f"use tool AskUserQuestion {orjson.dumps(QUESTIONS).decode()}"
     run_id = await fleet[0].prompt(session_id, prompt)
     question = await asked(fleet[1], run_id, "question")
@@ -342,8 +363,8 @@ async def test_several_questions_take_a_label_several_labels_and_free_words(flee
         assert said in result
 
 
-async def test_a_permission_is_not_answered_like_a_question(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_permission_is_not_answered_like_a_question(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     request = await asked(fleet[1], await fleet[0].prompt(session_id, COMMAND))
     path, answers = f"/sessions/{session_id}/answer", {"answers": {"Which?": "this"}}
     assert refusal(await fleet[1].post(path, answers)) == (404, "request_not_found")
@@ -353,10 +374,10 @@ async def test_a_permission_is_not_answered_like_a_question(fleet: Fleet) -> Non
     assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
 
 
-async def test_requests_belong_to_their_tenant_and_only_writers_decide(fleet: Fleet, new_key: NewKey) -> None:
+async def test_requests_belong_to_their_tenant_and_only_writers_decide(shared: Shared, new_key: NewKey) -> None:
     stranger = await new_key()
     reader = await new_key("default", scopes=["read"])
-    session_id = await fleet[0].session(**ASKING)
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
     bodies: dict[str, dict[str, Any] | None] = {
