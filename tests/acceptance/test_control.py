@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.acceptance.asking import ASKING, COMMAND, all_asked, asked, decide, elsewhere, path_of, resolutions
+from tests.acceptance.asking import ASKING, COMMAND, all_asked, asked, decide, elsewhere, resolutions
 from tests.conftest import StartFleet
-from tests.fleet import Fleet, Instance
+from tests.fleet import Fleet, Instance, Shared
 
 BYPASS = {"permission_mode": "bypassPermissions"}
 STREAM = "stream 4000 words every 20 ms"
@@ -46,35 +47,31 @@ async def speaking(instance: Instance, run_id: str) -> None:
 # --- mode and model
 
 
-async def test_a_mode_changed_while_a_request_waits_holds_for_the_rest_of_the_run_and_later(fleet: Fleet) -> None:
+async def test_mode_and_model_changed_while_a_request_waits_hold_for_the_rest_of_the_run_and_later(
+    fleet: Fleet,
+) -> None:
     session_id = await fleet[0].session(**ASKING)
     run_id = await fleet[0].prompt(session_id, f"{COMMAND} then run touch b then say end")
     request = await asked(fleet[1], run_id)
     other = await elsewhere(fleet, session_id)
     await applied(await control(other, session_id, permission_mode="bypassPermissions"))
-    await other.post(path_of(request), {"decision": "allow"})
+    await applied(await control(other, session_id, model=OTHER_MODEL))
+    await decide(other, request, decision="allow")
     events = await other.follow(run_id)
     assert len([e for e in events if e.event == "permission_request"]) == 1, "the second command was not asked for"
     changed = next(e.data for e in events if e.event == "status" and e.data["status"] == "reconfigured")
     assert changed["permission_mode"] == "bypassPermissions"
-    assert (await init_of(other, session_id))["permission_mode"] == "bypassPermissions"
-    await reset(other, session_id, "soft")
-    assert (await init_of(other, session_id))["permission_mode"] == "bypassPermissions"
-    assert (await other.get(f"/sessions/{session_id}")).json()["permission_mode"] == "bypassPermissions"
-
-
-async def test_a_model_changed_in_the_middle_of_a_run_answers_from_then_on(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
-    run_id = await fleet[0].prompt(session_id, COMMAND)
-    request = await asked(fleet[1], run_id)
-    other = await elsewhere(fleet, session_id)
-    await applied(await control(other, session_id, model=OTHER_MODEL))
-    await decide(other, request, decision="allow")
-    spoke = [e.data["model"] for e in await other.follow(run_id) if e.event == "message" and e.data.get("model")]
+    spoke = [e.data["model"] for e in events if e.event == "message" and e.data.get("model")]
     assert spoke[0] != OTHER_MODEL
     assert spoke[-1] == OTHER_MODEL
+    later = ("bypassPermissions", OTHER_MODEL)
+    init = await init_of(other, session_id)
+    assert (init["permission_mode"], init["model"]) == later
     await reset(other, session_id, "soft")
-    assert (await init_of(other, session_id))["model"] == OTHER_MODEL
+    init = await init_of(other, session_id)
+    assert (init["permission_mode"], init["model"]) == later
+    state = (await other.get(f"/sessions/{session_id}")).json()
+    assert (state["permission_mode"], state["model"]) == later
 
 
 async def test_mode_and_model_change_where_no_agent_is_live(fleet: Fleet) -> None:
@@ -86,8 +83,8 @@ async def test_mode_and_model_change_where_no_agent_is_live(fleet: Fleet) -> Non
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
 
 
-async def test_a_background_task_is_stopped(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
+async def test_a_background_task_is_stopped(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     await fleet[0].prompt(session_id, "run in background for i in 1; do sleep 60; done")
     (task,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1, "task")
     other = await elsewhere(fleet, session_id)
@@ -102,9 +99,8 @@ async def test_a_background_task_is_stopped(fleet: Fleet) -> None:
     assert refused.json()["error"]["message"] == "No such task is at work."
 
 
-async def test_what_the_agent_refuses_is_told_in_its_words(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say hello")
+async def test_what_the_agent_refuses_is_told_in_its_words(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     refused = await control(await elsewhere(fleet, session_id), session_id, mcp_reconnect="nothing")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "control_failed")
     assert "nothing" in refused.json()["error"]["message"]
@@ -113,8 +109,8 @@ async def test_what_the_agent_refuses_is_told_in_its_words(fleet: Fleet) -> None
 # --- cancel
 
 
-async def test_a_queued_run_of_an_owned_session_is_cancelled(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_queued_run_of_an_owned_session_is_cancelled(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     active = await fleet[0].prompt(session_id, STREAM)
     queued = await fleet[1].prompt(session_id, "say never")
     await speaking(fleet[1], active)
@@ -168,8 +164,8 @@ async def test_cancels_that_race_with_claims_end_every_run_exactly_once(fleet: F
 # --- on_busy and on_disconnect
 
 
-async def test_on_busy_interrupts_or_rejects(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_on_busy_interrupts_or_rejects(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     active = await fleet[0].prompt(session_id, STREAM)
     await speaking(fleet[1], active)
     other = await elsewhere(fleet, session_id)
@@ -180,8 +176,8 @@ async def test_on_busy_interrupts_or_rejects(fleet: Fleet) -> None:
     assert (await other.follow(active))[-1].data["status"] == "interrupted"
 
 
-async def test_on_busy_interrupts_a_run_that_waits_for_a_person(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_on_busy_interrupts_a_run_that_waits_for_a_person(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     active = await fleet[0].prompt(session_id, COMMAND)
     await asked(fleet[1], active)
     answer = await (await elsewhere(fleet, session_id)).ask(session_id, "say me first", on_busy="interrupt")
@@ -191,9 +187,8 @@ async def test_on_busy_interrupts_a_run_that_waits_for_a_person(fleet: Fleet) ->
 
 @pytest.mark.parametrize("path", ["/query", "/query/single", "/sessions/{}/query?wait=60"])
 @pytest.mark.parametrize("policy", ["interrupt", "continue"])
-async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(fleet: Fleet, path: str, policy: str) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say warm")
+async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(shared: Shared, path: str, policy: str) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     other = await elsewhere(fleet, session_id)
     body = {"prompt": "stream 80 words every 20 ms", "on_disconnect": policy}
     if path.startswith("/query"):
@@ -208,73 +203,63 @@ async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(fleet: Flee
     assert ended[-1].data["status"] == ("interrupted" if policy == "interrupt" else "succeeded")
 
 
-@pytest.mark.parametrize("path", ["/query", "/query/single"])
 async def test_a_drain_of_the_instance_that_holds_the_stream_is_not_a_client_that_leaves(
-    start_fleet: StartFleet, path: str
+    start_fleet: StartFleet,
 ) -> None:
     fleet = await start_fleet(1, RUNNER_SLOTS="0", SHUTDOWN_GRACE_SECONDS="0")
     await fleet.start(1, RUNNER_SLOTS="2")
-    session_id = await fleet[1].session()
-    await fleet[1].ask(session_id, "say warm")
-    body = {"prompt": "stream 500 words every 20 ms", "session_id": session_id, "on_disconnect": "interrupt"}
-    request = asyncio.create_task(fleet[0].client.post(f"/api/v1{path}", json=body))
-    (begun,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1, "partial")
+    runs: list[str] = []
+    requests = []
+    for path in ("/query", "/query/single"):
+        session_id = await fleet[1].session(**BYPASS)
+        body = {"prompt": "say begun then run until test -e go; do sleep 0.05; done", "session_id": session_id}
+        body["on_disconnect"] = "interrupt"
+        requests.append(asyncio.create_task(fleet[0].client.post(f"/api/v1{path}", json=body)))
+        (begun,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1, "partial")
+        runs.append(begun.data["run_id"])
     fleet[0].signal(signal.SIGTERM)
-    await asyncio.wait({request})
+    await asyncio.wait(requests)
     assert await fleet[0].ended() == 0
-    assert (await fleet[1].follow(begun.data["run_id"]))[-1].data["status"] == "succeeded"
+    for run_id in runs:
+        run = (await fleet[1].get(f"/runs/{run_id}")).json()
+        assert run["status"] == "running"
+        (Path(fleet.env["WORKSPACES_DIR"]) / run["session_id"] / "go").touch()
+        assert (await fleet[1].follow(run_id))[-1].data["status"] == "succeeded"
 
 
 # --- reset
 
 
-async def test_a_soft_reset_starts_a_new_process_that_knows_the_conversation(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
-    await fleet[0].ask(session_id, "write notes.txt: hello")
-    owner, other = await fleet.owner_of(session_id), await elsewhere(fleet, session_id)
-    first = (await init_of(other, session_id, "run echo $PPID"))["sdk_session_id"]
-    before = (await other.ask(session_id, "run ps -o ppid= $PPID || echo $PPID"))["result"]
-    await reset(other, session_id, "soft")
-    after = (await other.ask(session_id, "run ps -o ppid= $PPID || echo $PPID"))["result"]
-    assert before != after, "another process"
-    assert (await init_of(other, session_id))["sdk_session_id"] == first
-    assert "write notes.txt: hello" in (await other.ask(session_id, "recall"))["result"]
-    assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
-    assert owner.process.poll() is None
-
-
-async def test_a_hard_reset_begins_a_new_conversation_with_the_same_files(fleet: Fleet) -> None:
+async def test_a_reset_starts_a_new_process_that_knows_the_conversation_unless_it_is_hard(fleet: Fleet) -> None:
     session_id = await fleet[0].session(**BYPASS)
     first = (await init_of(fleet[0], session_id, "write notes.txt: hello"))["sdk_session_id"]
-    other = await elsewhere(fleet, session_id)
+    owner, other = await fleet.owner_of(session_id), await elsewhere(fleet, session_id)
+    before = (await other.ask(session_id, "run echo $PPID"))["result"]
+    await reset(other, session_id, "soft")
+    events = await other.follow(await other.prompt(session_id, "run echo $PPID"))
+    assert events[-2].data["result"] != before, "another process"
+    assert events[0].data["sdk_session_id"] == first
+    assert "write notes.txt: hello" in (await other.ask(session_id, "recall"))["result"]
+    assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
     await reset(other, session_id, "hard")
     assert "nothing before" in (await other.ask(session_id, "recall"))["result"]
     assert (await init_of(other, session_id))["sdk_session_id"] != first
     assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
     await reset(other, session_id, "soft")
-    assert "read notes.txt" in (await other.ask(session_id, "recall"))["result"]
+    known = (await other.ask(session_id, "recall"))["result"]
+    assert "read notes.txt" in known
+    assert "write notes.txt" not in known
+    assert owner.process.poll() is None
 
 
-async def test_a_reset_waits_behind_what_is_queued(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_reset_waits_behind_what_is_queued(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     first = await fleet[0].prompt(session_id, "stream 50 words every 20 ms")
     second = await fleet[1].prompt(session_id, "say second")
     await reset(fleet[2], session_id, "hard")
     for run_id in (first, second):
         assert (await fleet[1].get(f"/runs/{run_id}")).json()["status"] == "succeeded"
     assert "nothing before" in (await fleet[0].ask(session_id, "recall"))["result"]
-
-
-async def test_the_conversation_after_a_clear_is_the_one_that_is_resumed(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say before the clear")
-    other = await elsewhere(fleet, session_id)
-    await fleet[0].follow(await other.prompt(session_id, "/clear", expand_prompt=True))
-    await other.ask(session_id, "say after the clear")
-    await reset(other, session_id, "soft")
-    known = (await other.ask(session_id, "recall"))["result"]
-    assert "after the clear" in known
-    assert "before the clear" not in known
 
 
 async def test_a_reset_with_the_same_idempotency_key_happens_once(fleet: Fleet) -> None:
