@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet import Fleet
+from tests.fleet import Fleet, Shared
 
 BYPASS = {"permission_mode": "bypassPermissions"}
 EXPAND = {"expand_prompt": True}
@@ -45,8 +45,9 @@ async def test_a_command_acts_only_in_a_prompt_that_says_so(fleet: Fleet, greet:
     assert 'You said: "/tenant:greet Ada"' in again["result"]
 
 
-async def test_a_command_that_needs_no_model_ends_its_run_like_any_other(fleet: Fleet) -> None:
-    session_id, one, other = await session_elsewhere(fleet)
+async def test_a_command_that_needs_no_model_ends_its_run_like_any_other(shared: Shared) -> None:
+    session_id = await shared.of()
+    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
     run_id = await one.prompt(session_id, "/context", **EXPAND)
     events = await other.follow(run_id)
     assert [e.event for e in events][-2:] == ["result", "done"]
@@ -66,8 +67,10 @@ async def test_clear_begins_a_new_conversation_also_for_the_next_process(fleet: 
     assert "4711" not in said
 
 
-async def test_a_mention_shows_a_file_only_in_a_prompt_that_says_so(fleet: Fleet) -> None:
-    session_id, one, other = await session_elsewhere(fleet, "run yes text | head -c 40000 > big.txt", **BYPASS)
+async def test_a_mention_shows_a_file_only_in_a_prompt_that_says_so(shared: Shared) -> None:
+    session_id = await shared.of(**BYPASS)
+    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
+    await one.ask(session_id, "run yes text | head -c 40000 > big.txt")
     before = await tokens(one, session_id, "say @big.txt")
     assert await tokens(other, session_id, "say @big.txt") - before < MUCH
     assert await tokens(one, session_id, "say @big.txt", **EXPAND) - before > MUCH
@@ -82,12 +85,13 @@ async def tokens(instance: Any, session_id: str, prompt: str, **more: Any) -> in
     "mention",
     ["@/etc/passwd", '@"/etc/passwd"', "x@/etc/passwd", "@~/x", "@../x", "@a/../../x", '@"a b/../../x"', "@./.."],
 )
-async def test_a_mention_that_leads_out_of_the_workspace_is_refused(fleet: Fleet, mention: str) -> None:
+async def test_a_mention_that_leads_out_of_the_workspace_is_refused(shared: Shared, mention: str) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     for prompt in (f"look at {mention} now", [{"type": "text", "text": f"look\n{mention}"}]):
         answer = await fleet[0].post("/query/single", {"prompt": prompt, **EXPAND})
         assert answer.status_code == 422
         assert answer.json()["error"]["details"]["errors"][0]["field"] == "prompt"
-    assert (await fleet[0].post("/query/single", {"prompt": f"say {mention}"})).status_code == 200
+    assert (await fleet[0].ask(session_id, f"say {mention}"))["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("command", ["/model opus", "/config model=opus", "/settings x=y", "/heapdump", " /MODEL opus"])
@@ -98,21 +102,26 @@ async def test_commands_that_get_around_the_servers_own_options_are_refused(flee
         assert answer.json()["error"]["details"]["errors"][0]["field"] == "prompt"
 
 
-async def test_a_link_in_the_workspace_does_not_show_a_file_of_another_session(fleet: Fleet) -> None:
-    theirs, _, _ = await session_elsewhere(fleet, "run yes secret | head -c 40000 > big.txt", **BYPASS)
-    link = f"run ln -s {fleet.env['WORKSPACES_DIR']}/{theirs}/big.txt big.txt"
+async def test_a_link_in_the_workspace_does_not_show_a_file_of_another_session(fleet: Fleet, shared: Shared) -> None:
+    theirs = await shared.of(**BYPASS)
+    await fleet[0].ask(theirs, "run yes secret | head -c 40000 > secret.txt")
+    link = f"run ln -s {fleet.env['WORKSPACES_DIR']}/{theirs}/secret.txt big.txt"
     mine, one, other = await session_elsewhere(fleet, link, **BYPASS)
     before = await tokens(one, mine, "say @big.txt")
     assert await tokens(other, mine, "say @big.txt", **EXPAND) - before < MUCH
 
 
-@pytest.mark.parametrize("head", ["", "---\nallowed-tools: Bash(touch:*)\n---\n"], ids=["plain", "front matter"])
-async def test_what_a_command_runs_needs_the_permission_of_the_session(fleet: Fleet, head: str) -> None:
-    body = {"description": "Touches", "content": head + "say done !`touch made.txt`"}
-    assert (await fleet[0].client.put("/api/v1/commands/touch", json=body)).status_code == 201
+async def test_what_a_command_runs_needs_the_permission_of_the_session(fleet: Fleet) -> None:
+    heads = {"plain": "", "headed": "---\nallowed-tools: Bash(touch:*)\n---\n"}
+    for name, head in heads.items():
+        body = {"description": "Touches", "content": head + "say done !`touch made.txt`"}
+        assert (await fleet[0].client.put(f"/api/v1/commands/{name}", json=body)).status_code == 201
     session_id, one, other = await session_elsewhere(fleet, permission_mode="dontAsk")
-    said = (await one.ask(session_id, "/tenant:touch", **EXPAND))["result"]
-    assert "permission check failed" in said
+    for name in heads:
+        said = (await one.ask(session_id, f"/tenant:{name}", **EXPAND))["result"]
+        assert "permission check failed" in said, name
     allowed = {"allowed_tools": ["Bash(touch:*)"]}
-    assert "done" in (await other.ask(session_id, "/tenant:touch", **EXPAND, **allowed))["result"]
-    assert (await fleet[0].client.delete("/api/v1/commands/touch")).status_code == 204
+    for name in heads:
+        assert "done" in (await other.ask(session_id, f"/tenant:{name}", **EXPAND, **allowed))["result"], name
+    for name in heads:
+        assert (await fleet[0].client.delete(f"/api/v1/commands/{name}")).status_code == 204
