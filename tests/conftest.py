@@ -34,7 +34,7 @@ TEMPLATE = "template_app"
 ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 
 
-STARTS_PROGRAMS = frozenset({"model_url", "own_servers"})
+STARTS_PROGRAMS = frozenset({"model_url", "own_servers", "lasting_servers"})
 """Fixtures of tests that start servers of ours, which need a model, or databases of their own."""
 
 SLOW = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "tests/demo_model/test_with_cli.py")
@@ -90,6 +90,14 @@ async def template(servers: Servers) -> str:
 async def own_servers(tmp_path: Path) -> AsyncIterator[Servers]:
     """PostgreSQL and Valkey of the test's own, to be restarted."""
     with Servers(tmp_path / "servers", ephemeral=True) as running:
+        await _make_template(running)
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def lasting_servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    """As `own_servers`, for all tests of a module."""
+    with Servers(tmp_path_factory.mktemp("servers"), ephemeral=True) as running:
         await _make_template(running)
         yield running
 
@@ -180,6 +188,15 @@ async def start_fleet(
 ) -> AsyncIterator[StartFleet]:
     """Start fleets that end with the test: for tests that kill something."""
     async for start in _fleets(servers, model_url, tmp_path, catalog):
+        yield start
+
+
+@pytest.fixture(scope="module")
+async def start_lasting_fleet(
+    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[StartFleet]:
+    """Start fleets that end with the module."""
+    async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleets"), catalog):
         yield start
 
 

@@ -207,10 +207,13 @@ class Shared:
     """Sessions that tests share, one for each configuration: the start of an agent is most of what a test costs.
 
     What a test leaves in its session is there for the next one: files, what was said, and what is remembered.
+
+    Attributes:
+        first: what a new one is asked, so that its agent is live.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
+    def __init__(self, fleet: Fleet, first: str = "say I own this") -> None:
+        self.fleet, self.first = fleet, first
         self._made: dict[bytes, str] = {}
 
     async def of(self, **config: Any) -> str:
@@ -218,7 +221,7 @@ class Shared:
         key = orjson.dumps(config, option=orjson.OPT_SORT_KEYS)
         if (made := self._made.get(key)) is None or await self._status(made) != "idle":
             made = await self.fleet[0].session(**config)
-            await self.fleet[0].ask(made, "say I own this")
+            await self.fleet[0].ask(made, self.first)
             self._made[key] = made
         return made
 

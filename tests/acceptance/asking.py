@@ -58,3 +58,13 @@ def resolutions(events: list[Sse]) -> list[tuple[str, str]]:
     """Decision, and who or why, of every request that these events say was resolved."""
     told = [e.data for e in events if e.event == "action_resolved"]
     return [(data["decision"], data["by"].get("reason") or data["by"]["type"]) for data in told]
+
+
+async def closed_for(other: Instance, request: Sse) -> str:
+    """Why the system closed a request; a late answer is told so."""
+    late = await other.post(path_of(request), {"decision": "allow"})
+    assert late.status_code == 409, late.text
+    error = late.json()["error"]
+    assert (error["code"], error["details"]["status"]) == ("request_resolved", "closed")
+    assert error["details"]["resolved_by"]["type"] == "system"
+    return str(error["details"]["resolved_by"]["reason"])
