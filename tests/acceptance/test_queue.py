@@ -11,7 +11,7 @@ async def test_fifty_prompts_on_two_slots_all_finish_in_order(start_fleet: Start
     fleet = await start_fleet(1, RUNNER_SLOTS="2", MAX_LIVE_SESSIONS="4")
     sessions = [await fleet[0].session() for _ in range(5)]
     runs = await asyncio.gather(
-        *(fleet[0].prompt(session, f"say number {n}") for n in range(10) for session in sessions)
+        *(fleet[0].prompt(session, f"say number {n}") for session in sessions for n in range(10))
     )
     streams = await asyncio.gather(*(fleet[0].follow(run_id) for run_id in runs))
     assert [events[-1].data["status"] for events in streams] == ["succeeded"] * 50
@@ -34,12 +34,13 @@ async def test_a_free_instance_takes_the_next_run_of_a_full_ones_idle_session(st
     await fleet[0].ask(warm, "say my number is 4711")
     first_owner = await fleet.owner_of(warm)
     busy = await fleet[0].session()
-    blocking = await fleet[0].prompt(busy, "stream 600 words every 20 ms")
+    blocking = await fleet[0].prompt(busy, "hang")
     await fleet.start(1, RUNNER_SLOTS="1")
     answer = await fleet[1].ask(warm, "recall")
     assert "4711" in answer["result"]
     assert (await fleet.owner_of(warm)) is not first_owner
     assert (await fleet[1].get(f"/runs/{blocking}")).json()["status"] == "running"
+    await fleet[1].post(f"/runs/{blocking}/cancel")
 
 
 async def test_an_api_node_without_slots_serves_what_others_run(start_fleet: StartFleet) -> None:
