@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import asyncpg
 import httpx
+import pytest
 
 from tests.acceptance.test_rewind import files_of, rewind
 from tests.conftest import StartFleet
@@ -17,6 +18,32 @@ from tests.fleet import Fleet, Instance, events_of
 from tests.sockets import open_socket
 
 TOOLS = {"permission_mode": "bypassPermissions"}
+
+
+@pytest.fixture(scope="module")
+async def parent(fleet: Fleet) -> str:
+    """A session in which one, two and three were said."""
+    session_id = await fleet[0].session()
+    for word in ("one", "two", "three"):
+        await fleet[0].ask(session_id, f"say {word}")
+    return session_id
+
+
+@pytest.fixture(scope="module")
+async def busy_hands(fleet: Fleet) -> str:
+    """A session that has written a file, run a command, and had a subagent do something."""
+    session_id = await fleet[0].session(**TOOLS)
+    for prompt in ("write a.txt: one", "run echo cheese", "delegate say hello"):
+        await fleet[0].ask(session_id, prompt)
+    return session_id
+
+
+async def of_tool(instance: Instance, session_id: str, kind: str, name: str) -> dict[str, Any]:
+    """The message with the call of a tool (`tool_use`), or its result (`tool_result`)."""
+    said = [(m, m["content"][0]) for m in await messages(instance, session_id)]
+    [used] = [block["id"] for _, block in said if block["type"] == "tool_use" and block["name"] == name]
+    ids = {"tool_use": "id", "tool_result": "tool_use_id"}
+    return next(m for m, block in said if block["type"] == kind and block[ids[kind]] == used)
 
 
 async def fork(instance: Instance, session_id: str, **body: Any) -> dict[str, Any]:
@@ -53,10 +80,7 @@ async def test_a_whole_fork_goes_on_apart_from_its_parent(fleet: Fleet) -> None:
     assert "the fork's" not in (await fleet[0].ask(parent, "recall"))["result"]
 
 
-async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    for word in ("one", "two", "three"):
-        await fleet[0].ask(parent, f"say {word}")
+async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fleet: Fleet, parent: str) -> None:
     said = await messages(fleet[1], parent)
     answer = next(m for m in said if "two" in m["content"][0]["text"] and m["role"] == "assistant")
     by_message = await fork(fleet[1], parent, message_uuid=answer["uuid"])
@@ -69,28 +93,21 @@ async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fl
         assert ("say one" in recalled, "say two" in recalled, "say three" in recalled) == (True, True, False)
 
 
-async def test_a_fork_before_everything_has_no_history(fleet: Fleet) -> None:
-    parent = await fleet[0].session(**TOOLS)
-    await fleet[0].ask(parent, "write a.txt: one")
-    child = await fork(fleet[1], parent, at_seq=0)
+async def test_a_fork_before_everything_has_no_history(fleet: Fleet, busy_hands: str) -> None:
+    child = await fork(fleet[1], busy_hands, at_seq=0)
     assert await messages(fleet[2], child["session_id"]) == []
     result = await fleet[2].ask(child["session_id"], "recall then read a.txt")
     assert "write a.txt" not in result["result"]
 
 
-async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet) -> None:
-    parent = await fleet[0].session(**TOOLS)
-    await fleet[0].ask(parent, "run echo cheese")
-    call = next(m for m in await messages(fleet[1], parent) if m["content"][0]["type"] == "tool_use")
-    result = next(m for m in await messages(fleet[1], parent) if m["content"][0]["type"] == "tool_result")
-    for cut in (call["uuid"], result["uuid"]):
-        child = await fork(fleet[1], parent, message_uuid=cut)
+async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet, busy_hands: str) -> None:
+    for kind in ("tool_use", "tool_result"):
+        cut = (await of_tool(fleet[1], busy_hands, kind, "Bash"))["uuid"]
+        child = await fork(fleet[1], busy_hands, message_uuid=cut)
         assert "run echo cheese" in (await fleet[2].ask(child["session_id"], "recall"))["result"]
 
 
-async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet, parent: str) -> None:
     body = {"prompt": "recall", "model": "claude-haiku-5-5"}
     async with fleet[1].client.stream("POST", f"/api/v1/sessions/{parent}/fork", json=body) as response:
         assert response.status_code == 200
@@ -102,18 +119,17 @@ async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet) -> None:
     assert int(events[0].id) == (await fleet[1].get(f"/sessions/{parent}")).json()["last_seq"] + 1
     assert "say one" in events[-2].data["result"]
     assert (await fleet[2].get(f"/sessions/{child}")).json()["model"] == "claude-haiku-5-5"
-    assert "recall" not in (await fleet[2].ask(parent, "say two then recall"))["result"].split("say two")[0]
+    assert "recall" not in (await fleet[2].ask(parent, "say four then recall"))["result"].split("say four")[0]
 
 
-async def test_fork_session_runs_the_prompt_in_a_fork(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_fork_session_runs_the_prompt_in_a_fork(fleet: Fleet, parent: str) -> None:
+    before = (await fleet[0].get(f"/sessions/{parent}")).json()["num_turns"]
     result = await fleet[1].ask(parent, "recall", fork_session=True)
     assert result["session_id"] != parent
     assert "say one" in result["result"]
     state = (await fleet[2].get(f"/sessions/{result['session_id']}")).json()
     assert state["parent_session_id"] == parent
-    assert (await fleet[0].get(f"/sessions/{parent}")).json()["num_turns"] == 1
+    assert (await fleet[0].get(f"/sessions/{parent}")).json()["num_turns"] == before
     answer = await fleet[1].post("/query/single", {"prompt": "recall", "fork_session": True})
     assert answer.status_code == 422
 
@@ -133,10 +149,9 @@ async def test_a_fork_of_a_fork_knows_both(fleet: Fleet) -> None:
     assert (await fleet[0].get(f"/sessions/{never_begun}")).json()["parent_session_id"] == third
 
 
-async def test_transcripts_of_subagents_are_copied(fleet: Fleet) -> None:
-    parent = await fleet[0].session(**TOOLS)
-    await fleet[0].ask(parent, "delegate say hello")
-    report = next(m for m in await messages(fleet[1], parent) if m["content"][0]["type"] == "tool_result")
+async def test_transcripts_of_subagents_are_copied(fleet: Fleet, busy_hands: str) -> None:
+    parent = busy_hands
+    report = await of_tool(fleet[1], parent, "tool_result", "Agent")
     cut = (await fork(fleet[1], parent, message_uuid=report["uuid"]))["session_id"]
     child = (await fork(fleet[1], parent))["session_id"]
     nested = [m for m in await messages(fleet[2], child) if m["subagent_messages"]]
@@ -181,9 +196,7 @@ async def test_a_session_that_was_reset_forks_the_conversation_it_has_now(fleet:
     assert [("say old" in t, "say new" in t) for t in texts] == [(False, False), (False, True), (True, False)]
 
 
-async def test_a_busy_session_forks_only_before_its_active_run(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_a_busy_session_forks_only_before_its_active_run(fleet: Fleet, parent: str) -> None:
     done = (await fleet[0].get(f"/sessions/{parent}")).json()["last_seq"]
     run_id = await fleet[0].prompt(parent, "hang")
     async with fleet[1].stream(f"/runs/{run_id}/events") as events:
@@ -198,9 +211,7 @@ async def test_a_busy_session_forks_only_before_its_active_run(fleet: Fleet) -> 
         assert (await fleet[2].post(f"/sessions/{parent}/interrupt")).status_code == 200
 
 
-async def test_the_same_key_makes_one_fork(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_the_same_key_makes_one_fork(fleet: Fleet, parent: str) -> None:
     headers = {"Idempotency-Key": str(uuid4())}
     answers = await asyncio.gather(
         *(instance.post(f"/sessions/{parent}/fork", {}, headers=headers) for instance in fleet.instances)
@@ -212,9 +223,7 @@ async def test_the_same_key_makes_one_fork(fleet: Fleet) -> None:
     assert os.listdir(Path(fleet.env["WORKSPACES_DIR"]) / ".forks") == []
 
 
-async def test_what_cannot_be_forked_is_refused(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_what_cannot_be_forked_is_refused(fleet: Fleet, parent: str) -> None:
     path = f"/sessions/{parent}/fork"
     assert await refused(await fleet[1].post(f"/sessions/{uuid4()}/fork", {})) == (404, "session_not_found")
     assert await refused(await fleet[1].post(path, {"message_uuid": str(uuid4())})) == (404, "message_not_found")
@@ -237,9 +246,7 @@ async def test_a_workspace_that_is_too_large_is_not_copied(start_fleet: StartFle
     assert len((await fleet[0].get("/sessions")).json()["data"]) == 1
 
 
-async def test_a_prompt_of_a_websocket_can_fork_its_session(fleet: Fleet) -> None:
-    parent = await fleet[0].session()
-    await fleet[0].ask(parent, "say one")
+async def test_a_prompt_of_a_websocket_can_fork_its_session(fleet: Fleet, parent: str) -> None:
     async with open_socket(fleet[1]) as socket:
         run = await socket.ask("prompt", prompt="recall", session_id=parent, fork_session=True)
         result = await socket.of_run(run["run_id"], "result")

@@ -36,8 +36,31 @@ async def three_versions(instance: Instance, **config: Any) -> tuple[str, list[s
     return session_id, [(await instance.ask(session_id, prompt))["run_id"] for prompt in prompts]
 
 
-async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_nothing(fleet: Fleet) -> None:
+async def test_checkpoints_are_listed_with_their_prompts_in_pages_and_copies_of_files_go_with_the_session(
+    fleet: Fleet,
+) -> None:
     session_id, prompts = await three_versions(fleet[0])
+    await check_dry_run(fleet, session_id, prompts)
+    first = (await fleet[1].get(f"/sessions/{session_id}/checkpoints", params={"limit": 2})).json()
+    assert [c["checkpoint_id"] for c in first["data"]] == prompts[:2]
+    assert first["data"][0]["prompt"] == "write a.txt: one"
+    rest = await fleet[2].get(f"/sessions/{session_id}/checkpoints", params={"cursor": first["next_cursor"]})
+    assert [c["user_message_uuid"] for c in rest.json()["data"]] == prompts[2:]
+    assert rest.json()["next_cursor"] is None
+    told = [e for e in await fleet[1].follow(prompts[0]) if e.event == "checkpoint"]
+    assert [e.data["checkpoint_id"] for e in told] == [prompts[0]]
+    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
+    assert any(copies.rglob("*@v*"))
+    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
+        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        async for _ in events:
+            continue
+
+    await until(lambda: not copies.exists())
+
+
+async def check_dry_run(fleet: Fleet, session_id: str, prompts: list[str]) -> None:
+    """A dry run on another instance shows the way back and changes nothing."""
     owner = await fleet.owner_of(session_id)
     before = files_of(fleet, session_id)
     shown = await rewind((await fleet.others(owner))[0], session_id, prompts[1], dry_run=True)
@@ -48,8 +71,13 @@ async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_noth
     assert shown["diff_omitted"] is False
 
 
-async def test_files_are_as_they_were_before_the_message_and_the_conversation_goes_on(fleet: Fleet) -> None:
+async def test_files_are_as_they_were_before_the_message_and_the_conversation_goes_on_until_it_is_reset(
+    fleet: Fleet,
+) -> None:
     session_id, prompts = await three_versions(fleet[0])
+    await fleet[0].prompt(session_id, "stream 10 words every 100 ms then write c.txt: late")
+    await rewind(fleet[2], session_id, prompts[2])
+    assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}, "it waits for the runs before it"
     rewound = await rewind(fleet[1], session_id, prompts[1])
     assert rewound["not_restored"] == []
     assert files_of(fleet, session_id) == {"a.txt": "one"}
@@ -65,6 +93,10 @@ async def test_files_are_as_they_were_before_the_message_and_the_conversation_go
         "succeeded",
     )
     assert (await fleet[0].get(f"/runs/{rewound['run_id']}")).json()["kind"] == "rewind"
+    assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "hard"})).status_code == 200
+    assert (await fleet[2].get(f"/sessions/{session_id}/checkpoints")).json()["data"] == []
+    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[0]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
 
 
 async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFleet) -> None:
@@ -84,31 +116,11 @@ async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFlee
 async def test_changes_on_either_side_of_a_move_can_be_undone(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
     session_id = await fleet[0].session(**CHECKPOINTING)
-    prompts = ("write a.txt: one", "edit a.txt: one => two", "edit a.txt: two => three", "edit a.txt: three => four")
+    prompts = ("write a.txt: one", "edit a.txt: one => two", "edit a.txt: two => three")
     ids = [(await fleet[n % 2].ask(session_id, prompt))["run_id"] for n, prompt in enumerate(prompts)]
-    for number, text in ((3, "three"), (1, "one"), (2, "two")):
-        await rewind(fleet[number % 2], session_id, ids[number])
+    for step, (number, text) in enumerate(((2, "two"), (1, "one"), (2, "two"))):
+        await rewind(fleet[(step + 1) % 2], session_id, ids[number])
         assert files_of(fleet, session_id) == {"a.txt": text}
-
-
-async def test_checkpoints_are_listed_with_their_prompts_in_pages(fleet: Fleet) -> None:
-    session_id, prompts = await three_versions(fleet[0])
-    first = (await fleet[1].get(f"/sessions/{session_id}/checkpoints", params={"limit": 2})).json()
-    assert [c["checkpoint_id"] for c in first["data"]] == prompts[:2]
-    assert first["data"][0]["prompt"] == "write a.txt: one"
-    rest = await fleet[2].get(f"/sessions/{session_id}/checkpoints", params={"cursor": first["next_cursor"]})
-    assert [c["user_message_uuid"] for c in rest.json()["data"]] == prompts[2:]
-    assert rest.json()["next_cursor"] is None
-    events = [e for e in await fleet[1].follow(prompts[0]) if e.event == "checkpoint"]
-    assert [e.data["checkpoint_id"] for e in events] == [prompts[0]]
-
-
-async def test_a_hard_reset_leaves_no_checkpoint_to_go_back_to(fleet: Fleet) -> None:
-    session_id, prompts = await three_versions(fleet[0])
-    assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "hard"})).status_code == 200
-    assert (await fleet[2].get(f"/sessions/{session_id}/checkpoints")).json()["data"] == []
-    answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[0]})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
 
 
 async def test_what_cannot_be_rewound_to_is_told_apart(fleet: Fleet) -> None:
@@ -122,25 +134,6 @@ async def test_what_cannot_be_rewound_to_is_told_apart(fleet: Fleet) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
     answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"dry_run": True})
     assert answer.status_code == 422
-
-
-async def test_a_rewind_waits_for_the_runs_before_it(fleet: Fleet) -> None:
-    session_id, prompts = await three_versions(fleet[0])
-    await fleet[0].prompt(session_id, "stream 10 words every 100 ms then write c.txt: late")
-    await rewind(fleet[1], session_id, prompts[2])
-    assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}
-
-
-async def test_copies_of_files_go_with_the_session(fleet: Fleet) -> None:
-    session_id, _ = await three_versions(fleet[0])
-    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
-    assert any(copies.rglob("*@v*"))
-    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
-        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-        async for _ in events:
-            continue
-
-    await until(lambda: not copies.exists())
 
 
 async def test_a_working_directory_inside_the_workspace_is_part_of_the_paths(fleet: Fleet) -> None:
