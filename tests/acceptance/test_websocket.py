@@ -13,19 +13,23 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from apps.api.dialects.native.ws import MAX_STREAMS
 from apps.api.settings import Settings
 from tests.conftest import StartFleet
-from tests.fleet import API_KEY, Fleet, Instance
+from tests.fleet import API_KEY, Fleet, Instance, Shared
 from tests.sockets import Message, open_socket
 
 ASKING = {"permission_mode": "default", "tools": ["Bash", "Write", "AskUserQuestion"]}
 COMMAND = "run touch made.txt && echo made"
 
 
-async def owned_elsewhere(fleet: Fleet, **config: Any) -> tuple[str, Instance, Instance]:
+async def owned_elsewhere(shared: Shared, **config: Any) -> tuple[str, Instance, Instance]:
     """A session, its owner, and another instance."""
-    session_id = await fleet[0].session(**config)
-    await fleet[0].ask(session_id, "say first")
-    owner = await fleet.owner_of(session_id)
-    return session_id, owner, (await fleet.others(owner))[0]
+    session_id = await shared.of(**config)
+    owner = await shared.fleet.owner_of(session_id)
+    return session_id, owner, (await shared.fleet.others(owner))[0]
+
+
+async def newest(instance: Instance, session_id: str) -> str:
+    """The position of the newest event."""
+    return str((await instance.get(f"/sessions/{session_id}")).json()["last_seq"])
 
 
 async def made_key(instance: Instance, **fields: Any) -> dict[str, str]:
@@ -56,20 +60,21 @@ async def test_two_prompts_run_on_one_connection(fleet: Fleet) -> None:
             assert result["data"]["session_id"] == run["session_id"]
 
 
-async def test_prompts_of_one_session_come_one_after_the_other_each_once(fleet: Fleet) -> None:
-    session_id, _, other = await owned_elsewhere(fleet)
+async def test_prompts_of_one_session_come_one_after_the_other_each_once(shared: Shared) -> None:
+    session_id, _, other = await owned_elsewhere(shared)
+    before = await newest(other, session_id)
     async with open_socket(other) as socket:
         first, second = [await socket.ask("prompt", prompt=f"say {n}", session_id=session_id) for n in (1, 2)]
         await socket.of_run(second["run_id"])
         assert {e["data"]["run_id"] for e in socket.events} == {first["run_id"], second["run_id"]}
         await socket.of_run(first["run_id"])
         runs = {first["run_id"], second["run_id"]}
-        theirs = [e["id"] for e in await stored(other, session_id) if e["data"]["run_id"] in runs]
+        theirs = [e["id"] for e in await stored(other, session_id, before) if e["data"]["run_id"] in runs]
         assert sorted(ids(socket.events), key=int) == theirs
 
 
-async def test_frames_are_those_of_sse_byte_for_byte(fleet: Fleet) -> None:
-    session_id, owner, other = await owned_elsewhere(fleet)
+async def test_frames_are_those_of_sse_byte_for_byte(shared: Shared) -> None:
+    session_id, owner, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         raw: list[str] = []
         run = await socket.ask("prompt", prompt="stream 5 words", session_id=session_id)
@@ -81,8 +86,8 @@ async def test_frames_are_those_of_sse_byte_for_byte(fleet: Fleet) -> None:
     assert any('"event":"partial"' in text for text in raw)
 
 
-async def test_a_run_is_interrupted_from_another_instance_inside_of_its_stream(fleet: Fleet) -> None:
-    session_id, _, other = await owned_elsewhere(fleet)
+async def test_a_run_is_interrupted_from_another_instance_inside_of_its_stream(shared: Shared) -> None:
+    session_id, _, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         run = await socket.ask("prompt", prompt="stream 2000 words slowly", session_id=session_id)
         await socket.of_run(run["run_id"], "partial")
@@ -91,8 +96,8 @@ async def test_a_run_is_interrupted_from_another_instance_inside_of_its_stream(f
         assert await socket.refused("interrupt", session_id=session_id) == (409, "no_live_run")
 
 
-async def test_a_permission_is_decided_and_a_question_answered_inside(fleet: Fleet) -> None:
-    session_id, _, other = await owned_elsewhere(fleet, **ASKING)
+async def test_a_permission_is_decided_and_a_question_answered_inside(shared: Shared) -> None:
+    session_id, _, other = await owned_elsewhere(shared, **ASKING)
     async with open_socket(other) as socket:
         run = await socket.ask("prompt", prompt=COMMAND, session_id=session_id)
         request = (await socket.of_run(run["run_id"], "permission_request"))["data"]
@@ -107,8 +112,8 @@ async def test_a_permission_is_decided_and_a_question_answered_inside(fleet: Fle
         assert "blue" in (await socket.of_run(run["run_id"], "result"))["data"]["result"]
 
 
-async def test_the_agent_is_changed_inside(fleet: Fleet) -> None:
-    session_id, _, other = await owned_elsewhere(fleet, permission_mode="default")
+async def test_the_agent_is_changed_inside(shared: Shared) -> None:
+    session_id, _, other = await owned_elsewhere(shared, permission_mode="default")
     async with open_socket(other) as socket:
         changed = await socket.ask("control", session_id=session_id, permission_mode="acceptEdits")
         assert changed["status"] == "applied"
@@ -116,8 +121,8 @@ async def test_the_agent_is_changed_inside(fleet: Fleet) -> None:
     assert (await other.get(f"/sessions/{session_id}")).json()["permission_mode"] == "acceptEdits"
 
 
-async def test_a_connection_that_was_cut_goes_on_elsewhere_without_gap_or_repeat(fleet: Fleet) -> None:
-    session_id, owner, other = await owned_elsewhere(fleet)
+async def test_a_connection_that_was_cut_goes_on_elsewhere_without_gap_or_repeat(shared: Shared) -> None:
+    session_id, owner, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         run = await socket.ask("prompt", prompt="stream 40 words slowly then say over", session_id=session_id)
         await socket.of_run(run["run_id"], "partial")
@@ -137,7 +142,7 @@ async def test_a_connection_that_was_cut_goes_on_elsewhere_without_gap_or_repeat
 
 
 async def test_a_followed_session_shows_every_event_once(fleet: Fleet) -> None:
-    session_id, owner, other = await owned_elsewhere(fleet)
+    session_id, owner, other = await owned_elsewhere(Shared(fleet))
     async with open_socket(other) as socket:
         await socket.ask("follow", session_id=session_id)
         inside = await socket.ask("prompt", prompt="say inside", session_id=session_id)
@@ -153,17 +158,16 @@ async def test_a_followed_session_shows_every_event_once(fleet: Fleet) -> None:
         assert {e["data"]["run_id"] for e in socket.events} == {outside}
 
 
-async def test_a_position_beyond_the_end_is_answered_with_resync(fleet: Fleet) -> None:
-    session_id, _, other = await owned_elsewhere(fleet)
-    newest = (await stored(other, session_id))[-1]["id"]
+async def test_a_position_beyond_the_end_is_answered_with_resync(shared: Shared) -> None:
+    session_id, _, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         await socket.ask("follow", session_id=session_id, after="999999")
         assert (await socket.event(lambda e: True))["event"] == "resync"
-        assert socket.events[0]["id"] == newest
+        assert socket.events[0]["id"] == await newest(other, session_id)
 
 
-async def test_a_deleted_session_ends_what_follows_it_and_nothing_else(fleet: Fleet) -> None:
-    session_id, owner, other = await owned_elsewhere(fleet)
+async def test_a_deleted_session_ends_what_follows_it_and_nothing_else(shared: Shared) -> None:
+    session_id, owner, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         await socket.ask("follow", session_id=session_id, after="1")
         assert (await owner.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
@@ -172,8 +176,8 @@ async def test_a_deleted_session_ends_what_follows_it_and_nothing_else(fleet: Fl
         assert (await socket.reply(await socket.send("ping")))["type"] == "pong"
 
 
-async def test_a_run_that_is_to_end_with_its_client_does(fleet: Fleet) -> None:
-    session_id, owner, other = await owned_elsewhere(fleet)
+async def test_a_run_that_is_to_end_with_its_client_does(shared: Shared) -> None:
+    session_id, owner, other = await owned_elsewhere(shared)
     hang = {"prompt": "hang", "session_id": session_id}
     async with open_socket(other) as socket:
         stays = await socket.ask("prompt", prompt="hang", on_disconnect="continue")
@@ -185,8 +189,8 @@ async def test_a_run_that_is_to_end_with_its_client_does(fleet: Fleet) -> None:
     await owner.post(f"/runs/{stays['run_id']}/cancel")
 
 
-async def test_an_idempotency_key_means_the_same_over_http(fleet: Fleet) -> None:
-    prompt = {"prompt": "say once"}
+async def test_an_idempotency_key_means_the_same_over_http(shared: Shared) -> None:
+    fleet, prompt = shared.fleet, {"prompt": "say once", "session_id": await shared.of()}
     async with open_socket(fleet[0]) as socket:
         run = await socket.ask("prompt", **prompt, idempotency_key="ws-once")
         again = await socket.ask("prompt", **prompt, idempotency_key="ws-once")
@@ -198,12 +202,13 @@ async def test_an_idempotency_key_means_the_same_over_http(fleet: Fleet) -> None
     assert sent.headers["X-Run-ID"] == run["run_id"]
 
 
-async def test_prompts_count_against_the_keys_limit(fleet: Fleet) -> None:
+async def test_prompts_count_against_the_keys_limit(shared: Shared) -> None:
+    fleet, of = shared.fleet, {"session_id": await shared.of()}
     key = await made_key(fleet[0], prompts_per_minute=2)
     async with open_socket(fleet[0], key) as socket:
-        await socket.ask("prompt", prompt="say one")
-        assert (await fleet[1].post("/query/single", {"prompt": "say two"}, headers=key)).status_code == 200
-        reply = await socket.reply(await socket.send("prompt", prompt="say three"))
+        await socket.ask("prompt", prompt="say one", **of)
+        assert (await fleet[1].post("/query/single", {"prompt": "say two", **of}, headers=key)).status_code == 200
+        reply = await socket.reply(await socket.send("prompt", prompt="say three", **of))
         assert (reply["status"], reply["error"]["code"]) == (429, "rate_limited")
         assert reply["error"]["details"]["retry_after_seconds"] > 0
 
@@ -339,9 +344,11 @@ async def test_whatever_a_client_sends_gets_a_clear_error_and_the_connection_goe
         assert (await socket.reply(await socket.send("ping")))["type"] == "pong"
 
 
-async def test_half_of_a_character_is_a_prompt_like_any_other(fleet: Fleet) -> None:
-    async with open_socket(fleet[0]) as socket:
-        await socket.connection.send('{"type": "prompt", "ref": "half", "prompt": "say \\ud800"}')
+async def test_half_of_a_character_is_a_prompt_like_any_other(shared: Shared) -> None:
+    session_id = await shared.of()
+    async with open_socket(shared.fleet[0]) as socket:
+        of = f'"session_id": "{session_id}"'
+        await socket.connection.send(f'{{"type": "prompt", "ref": "half", {of}, "prompt": "say \\ud800"}}')
         run = (await socket.reply("half"))["result"]
         await socket.of_run(run["run_id"])
 
