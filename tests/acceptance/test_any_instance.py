@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.fleet import Fleet, Sse
+from tests.fleet import Fleet, Shared, Sse
 
 BYPASS = {"permission_mode": "bypassPermissions"}
 SLOW_TOOL = "run for i in 1; do sleep 60; done"
@@ -25,8 +25,8 @@ async def test_two_other_instances_see_the_same_events_in_the_same_order(fleet: 
     assert [int(e.id) for e in second if e.event != "partial"] == [1, 2, 3, 4, 5]
 
 
-async def test_interrupt_from_another_instance_stops_a_running_tool(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
+async def test_interrupt_from_another_instance_stops_a_running_tool(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     run_id = await fleet[0].prompt(session_id, SLOW_TOOL)
     async with fleet[1].stream(f"/runs/{run_id}/events") as events:
         async for event in events:
@@ -38,15 +38,15 @@ async def test_interrupt_from_another_instance_stops_a_running_tool(fleet: Fleet
     assert (await fleet[0].get(f"/runs/{run_id}")).json()["status"] == "interrupted"
 
 
-async def test_the_next_prompt_on_another_instance_remembers_the_conversation(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_the_next_prompt_on_another_instance_remembers_the_conversation(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     await fleet[0].ask(session_id, "say my number is 4711")
     answer = await fleet[1].ask(session_id, "recall")
     assert "4711" in answer["result"]
 
 
-async def test_a_stream_resumes_on_another_instance_without_gap_or_repeat(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_stream_resumes_on_another_instance_without_gap_or_repeat(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     run_id = await fleet[0].prompt(session_id, "stream 100 words every 5 ms")
     seen: list[Sse] = []
     async with fleet[1].stream(f"/runs/{run_id}/events") as events:
@@ -62,8 +62,9 @@ async def test_a_stream_resumes_on_another_instance_without_gap_or_repeat(fleet:
     assert rest[-1].event == "done"
 
 
-async def test_a_client_that_leaves_changes_nothing_for_its_run(fleet: Fleet) -> None:
-    async with fleet[0].client.stream("POST", "/api/v1/query", json={"prompt": "stream 40 words every 20 ms"}) as reply:
+async def test_a_client_that_leaves_changes_nothing_for_its_run(shared: Shared) -> None:
+    fleet, body = shared.fleet, {"prompt": "stream 40 words every 20 ms", "session_id": await shared.of()}
+    async with fleet[0].client.stream("POST", "/api/v1/query", json=body) as reply:
         run_id = reply.headers["X-Run-ID"]
         async for line in reply.aiter_lines():
             if line == "event: partial":
@@ -93,8 +94,8 @@ async def test_the_agents_environment_holds_no_server_secret(fleet: Fleet) -> No
         assert name not in messages
 
 
-async def test_an_agent_cannot_read_another_sessions_files(fleet: Fleet) -> None:
-    theirs = await fleet[0].session(**BYPASS)
+async def test_an_agent_cannot_read_another_sessions_files(shared: Shared) -> None:
+    fleet, theirs = shared.fleet, await shared.of(**BYPASS)
     await fleet[0].ask(theirs, "write secret.txt: the treasure map")
     mine = await fleet[0].session(**BYPASS)
     root = fleet.env["WORKSPACES_DIR"]

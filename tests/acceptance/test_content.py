@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet import Fleet
+from tests.fleet import Fleet, Shared
 
 
 def png(width: int, height: int, *, filler: int = 0) -> bytes:
@@ -36,9 +36,8 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-async def test_images_and_documents_reach_the_model_from_another_instance(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say hello")
+async def test_images_and_documents_reach_the_model_from_another_instance(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     [other, _] = await fleet.others(await fleet.owner_of(session_id))
     document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "some words"}}
     blocks = [
@@ -77,17 +76,20 @@ async def test_the_conversation_keeps_its_images(fleet: Fleet) -> None:
     assert "1. look" in context["result"]
 
 
-async def test_a_picture_alone_is_a_prompt(fleet: Fleet) -> None:
-    answer = await fleet[1].post("/query/single", {"prompt": [of("image", "image/png", png(4, 4))]})
+async def test_a_picture_alone_is_a_prompt(shared: Shared) -> None:
+    body = {"prompt": [of("image", "image/png", png(4, 4))], "session_id": await shared.of()}
+    answer = await shared.fleet[1].post("/query/single", body)
     assert answer.status_code == 200, answer.text
     assert "1 attachment(s) of type image/png" in answer.json()["result"]
 
 
-async def test_a_picture_of_the_largest_size_fits_into_a_request(fleet: Fleet) -> None:
+async def test_a_picture_of_the_largest_size_fits_into_a_request(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     room = 5 * 1024 * 1024 // 4 * 3
     picture = png(64, 64, filler=room - len(png(64, 64)) - 12)
     assert len(picture) == room
-    answer = await fleet[1].post("/query/single", {"prompt": [of("image", "image/png", picture), text("look")]})
+    body = {"prompt": [of("image", "image/png", picture), text("look")], "session_id": session_id}
+    answer = await fleet[1].post("/query/single", body)
     assert answer.status_code == 200, answer.text
     assert "1 attachment(s) of type image/" in answer.json()["result"]  # the agent scales it down, perhaps as a JPEG
     events = await fleet[2].client.get(

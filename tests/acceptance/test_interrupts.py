@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.acceptance.asking import elsewhere
-from tests.fleet import Fleet
+from tests.fleet import Fleet, Shared
 from tests.sockets import open_socket
 
 LONG = "stream 2000 words every 20 ms"
@@ -17,11 +17,10 @@ SHORT = "stream 150 words every 20 ms"
 
 
 @pytest.mark.parametrize("by", ["interrupt", "cancel", "on_busy"])
-async def test_a_warm_session_is_interrupted_however_soon_after_its_prompt(fleet: Fleet, by: str) -> None:
+async def test_a_warm_session_is_interrupted_however_soon_after_its_prompt(shared: Shared, by: str) -> None:
     """An agent that has read a prompt and not begun its turn takes no interrupt for that turn."""
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say warm")
-    owner = await fleet.owner_of(session_id)
+    session_id = await shared.of()
+    owner = await shared.fleet.owner_of(session_id)
     for milliseconds in range(0, 50, 7):
         run_id = await owner.prompt(session_id, SHORT)
         await asyncio.sleep(milliseconds / 1000)
@@ -54,16 +53,15 @@ async def test_a_run_is_interrupted_before_and_while_it_is_claimed(fleet: Fleet)
 
 async def test_it_is_interrupted_at_once_through_a_websocket_as_well(fleet: Fleet) -> None:
     async with open_socket(fleet[1]) as socket:
-        for _ in range(4):
+        for _ in range(2):
             run = await socket.ask("prompt", prompt=LONG)
             stopped = await socket.ask("interrupt", session_id=run["session_id"])
             assert stopped["run_id"] == run["run_id"]
             assert (await socket.of_run(run["run_id"]))["data"]["status"] == "interrupted"
 
 
-async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say warm")
+async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     other = await elsewhere(fleet, session_id)
     first, second = [await other.prompt(session_id, LONG) for _ in range(2)]
     for run_id in (first, second):

@@ -33,18 +33,18 @@ def data_of(events: list[Sse], kind: str) -> dict[str, Any]:
     return next(e.data for e in events if e.event == kind)
 
 
-async def test_the_first_turn_has_the_tools_of_a_stdio_server_which_knows_the_secret(fleet: Fleet) -> None:
+async def test_the_first_turn_has_the_tools_of_a_stdio_server_which_alone_knows_the_secret(fleet: Fleet) -> None:
     session_id = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SCALE_KEY}")}, **BYPASS)
     events = await events_of_run(fleet, session_id, WEIGH)
     init = data_of(events, "init")
     assert [(s["name"], s["status"]) for s in init["mcp_servers"]] == [("things", "connected")]
     assert "mcp__things__weigh" in init["tools"]
     assert f"a cat weighs {len(SECRET)} stone" in data_of(events, "result")["result"]
+    await check_nobody_sees_the_secret(fleet, session_id)
 
 
-async def test_secrets_are_not_in_reach_of_tools_nor_in_answers_events_logs_and_command_lines(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SCALE_KEY}")}, **BYPASS)
-    await fleet[1].ask(session_id, WEIGH)
+async def check_nobody_sees_the_secret(fleet: Fleet, session_id: str) -> None:
+    """It is not in reach of tools, nor in answers, events, logs and command lines."""
     owner = await fleet.owner_of(session_id)
     lines = [" ".join(process.cmdline()) for process in owner.descendants()]
     assert any("mcp_things" in line for line in lines)
