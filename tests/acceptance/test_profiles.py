@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import NewKey, StartFleet
-from tests.fleet import Fleet, Instance
+from tests.fleet import Fleet, Instance, Shared
 
 
 async def elsewhere(fleet: Fleet, session_id: str, **more: Any) -> tuple[Instance, Instance]:
@@ -22,9 +22,9 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-async def test_a_readonly_agent_that_is_asked_to_write_cannot(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(profile="readonly")
-    _, other = await elsewhere(fleet, session_id)
+async def test_a_readonly_agent_that_is_asked_to_write_cannot(shared: Shared) -> None:
+    session_id = await shared.of(profile="readonly")
+    [other, _] = await shared.fleet.others(await shared.fleet.owner_of(session_id))
     for prompt in ("write notes.txt: hello", "run echo hello > notes.txt", "use tool WebFetch {}"):
         answer = await other.ask(session_id, prompt)
         assert "No such tool available" in answer["result"], answer
@@ -53,8 +53,8 @@ async def test_an_agent_under_ci_runs_the_listed_commands_and_is_refused_the_res
     assert allowed["permission_denials"] == []
 
 
-async def test_a_later_prompt_can_neither_leave_nor_widen_the_profile(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(profile="readonly")
+async def test_a_later_prompt_can_neither_leave_nor_widen_the_profile(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(profile="readonly")
     _, other = await elsewhere(fleet, session_id, profile="readonly")
     path, say = f"/sessions/{session_id}/query", {"prompt": "say no"}
     assert refusal(await other.post(path, {**say, "profile": "dev"})) == (422, "validation_error")
@@ -100,9 +100,10 @@ async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: 
     assert listed["readonly"]["default"]
 
 
-async def test_a_key_may_have_a_limit_of_its_own(fleet: Fleet, new_key: NewKey) -> None:
+async def test_a_key_may_have_a_limit_of_its_own(fleet: Fleet, shared: Shared, new_key: NewKey) -> None:
     limited = await new_key("default", prompts_per_minute=1)
-    first = await fleet[0].post("/query/single", {"prompt": "say one"}, headers=limited)
+    body = {"prompt": "say one", "session_id": await shared.of(profile="readonly")}
+    first = await fleet[0].post("/query/single", body, headers=limited)
     assert (first.status_code, first.headers["RateLimit-Limit"]) == (200, "1")
     assert refusal(await fleet[1].post("/query", {"prompt": "say two"}, headers=limited)) == (429, "rate_limited")
 
@@ -142,37 +143,3 @@ async def test_sessions_follow_the_operators_file_when_it_narrows_and_fail_clear
     )
     assert refusal(late) == (504, "timeout")
     assert late.json()["error"]["details"]["run_id"]
-
-
-CAREFUL = """
-[careful]
-description = "Asks for everything but git"
-tools = ["Bash", "Read"]
-allow = ["Bash(git:*)", "Read"]
-permission_modes = ["default", "plan"]
-models = ["claude-sonnet-5-5"]
-"""
-
-
-async def test_neither_a_control_nor_a_remembered_permission_widens_the_profile(
-    start_fleet: StartFleet, tmp_path: Path
-) -> None:
-    (tmp_path / "profiles.toml").write_text(CAREFUL)
-    fleet = await start_fleet(2, PROFILES_FILE=str(tmp_path / "profiles.toml"))
-    session_id = await fleet[0].session(profile="careful")
-    run_id = await fleet[0].prompt(session_id, "run touch made.txt")
-    other = fleet[1]
-    async with other.stream(f"/runs/{run_id}/events") as events:
-        async for event in events:
-            if event.event == "permission_request":
-                path = f"/sessions/{session_id}/permissions/{event.data['request_id']}"
-                for change in ({"permission_mode": "bypassPermissions"}, {"model": "claude-opus-5-5"}):
-                    widened = await other.post(f"/sessions/{session_id}/control", change)
-                    assert refusal(widened) == (403, "option_not_permitted")
-                remembered = await other.post(path, {"decision": "allow", "remember": True})
-                assert refusal(remembered) == (403, "tool_not_permitted")
-                assert (await other.post(path, {"decision": "allow"})).status_code == 200
-            last = event
-    assert last.data["status"] == "succeeded"
-    allowed = await other.post(f"/sessions/{session_id}/control", {"permission_mode": "plan"})
-    assert allowed.status_code == 200

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import orjson
+import pytest
 
 from apps.api.core import codec
 from tests.acceptance.asking import (
@@ -217,8 +218,29 @@ async def test_a_subagents_request_names_it_and_holds_the_run(shared: Shared) ->
     assert "made" in events[-2].data["result"]
 
 
-async def test_a_background_tasks_request_outlives_the_run_and_keeps_the_session(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0.3")
+LIMITED = """
+[limited]
+description = "Asks"
+tools = ["Bash", "Write"]
+allow = ["Bash(git status:*)"]
+never = ["Bash(curl:*)"]
+permission_modes = ["default", "plan"]
+models = ["claude-sonnet-5-5"]
+[other]
+description = "Other"
+"""
+
+
+@pytest.fixture(scope="module")
+async def brief(start_lasting_fleet: StartFleet, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Two instances that keep no idle session for long, with profiles of their own."""
+    file = tmp_path_factory.mktemp("profiles") / "profiles.toml"
+    file.write_text(LIMITED)
+    return await start_lasting_fleet(2, SESSION_IDLE_SECONDS="0.3", PROFILES_FILE=str(file))
+
+
+async def test_a_background_tasks_request_outlives_the_run_and_keeps_the_session(brief: Fleet) -> None:
+    fleet = brief
     session_id = await fleet[0].session(**ASKING)
     run_id = await fleet[0].prompt(session_id, f"delegate in background {COMMAND}")
     (request,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1)
@@ -292,23 +314,8 @@ async def test_what_is_remembered_holds_on_the_next_owner(start_fleet: StartFlee
     assert await fleet.owner_of(session_id) is fleet[1]
 
 
-LIMITED = """
-[limited]
-description = "Asks"
-tools = ["Bash", "Write"]
-allow = ["Bash(git status:*)"]
-never = ["Bash(curl:*)"]
-permission_modes = ["default"]
-models = ["claude-sonnet-5-5"]
-[other]
-description = "Other"
-"""
-
-
-async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFleet, tmp_path: Any) -> None:
-    file = tmp_path / "profiles.toml"
-    file.write_text(LIMITED)
-    fleet = await start_fleet(2, PROFILES_FILE=str(file))
+async def test_a_decision_cannot_widen_the_sessions_profile(brief: Fleet) -> None:
+    fleet = brief
     async with database_of(fleet) as db:
         bound = await make_key(db, "default", profiles=["other"])
     session_id = await fleet[0].session(profile="limited")
@@ -326,6 +333,8 @@ async def test_a_decision_cannot_widen_the_sessions_profile(start_fleet: StartFl
     assert (await request_state(other, request))["status"] == "open"
     await decide(other, request, decision="allow")
     assert "made" in (await other.follow(run_id))[-2].data["result"]
+    allowed = await other.post(f"/sessions/{session_id}/control", {"permission_mode": "plan"})
+    assert allowed.status_code == 200, allowed.text
 
 
 WHY = "And\x00 why?"
