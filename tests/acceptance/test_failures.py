@@ -232,9 +232,11 @@ async def test_sigterm_ends_runs_and_closes_requests_that_outlast_the_grace(star
 
 
 @pytest.fixture(scope="module")
-async def restartable(lasting_servers: Servers, start_lasting_fleet: StartFleet) -> Shared:
-    """A fleet of which the databases restart."""
-    return Shared(await start_lasting_fleet(2, servers=lasting_servers, INSTANCE_LEASE_SECONDS="20"))
+async def restartable(lasting_servers: Servers, start_lasting_fleet: StartFleet) -> AsyncIterator[Shared]:
+    """A fleet of which the databases restart; it ends before they do."""
+    fleet = await start_lasting_fleet(2, servers=lasting_servers, INSTANCE_LEASE_SECONDS="20")
+    yield Shared(fleet)
+    await fleet.stop()
 
 
 async def during_a_stream(shared: Shared, servers: Servers, name: Literal["postgres", "valkey"]) -> list[Sse]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import NewKey
-from tests.fleet import Fleet, Instance
+from tests.fleet import Fleet, Instance, Shared
 from tests.world import until
 
 BYPASS = {"permission_mode": "bypassPermissions"}
@@ -26,7 +26,7 @@ async def put(instance: Instance, path: str, body: dict[str, Any]) -> httpx.Resp
     return await instance.client.put(f"/api/v1{path}", json=body)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def skills(fleet: Fleet) -> AsyncIterator[None]:
     """The tenant's own skill `report` and command `greet`."""
     assert (await put(fleet[0], "/skills/report", REPORT)).status_code == 201
@@ -74,8 +74,8 @@ async def test_a_skill_that_is_not_listed_in_the_option_is_refused_to_the_agent(
     assert "the skill speaks" not in answer["result"]
 
 
-async def test_the_agent_can_read_its_skills_and_not_write_them(fleet: Fleet, skills: None) -> None:
-    session_id = await fleet[0].session(skills="all", **BYPASS)
+async def test_the_agent_can_read_its_skills_and_not_write_them(shared: Shared, skills: None) -> None:
+    fleet, session_id = shared.fleet, await shared.of(skills="all", **BYPASS)
     await fleet[1].ask(
         session_id,
         "run cd $CLAUDE_CONFIG_DIR/../given/plugin && cat skills/report/more/style.md &&"
@@ -86,8 +86,9 @@ async def test_the_agent_can_read_its_skills_and_not_write_them(fleet: Fleet, sk
     assert said.count("Permission denied") >= 2
 
 
-async def test_the_agents_of_another_tenant_are_not_given_them(fleet: Fleet, skills: None, new_key: NewKey) -> None:
-    ours = await init_of(fleet[1], await fleet[0].session(skills="all"))
+async def test_the_agents_of_another_tenant_are_not_given_them(shared: Shared, skills: None, new_key: NewKey) -> None:
+    fleet = shared.fleet
+    ours = await init_of(fleet[1], await shared.of(skills="all", **BYPASS))
     assert "tenant:report" in ours["skills"]
     async with stranger(fleet, await new_key()) as theirs:
         init = await init_of(theirs, await theirs.session(skills="all"))

@@ -10,7 +10,7 @@ import pytest
 
 from apps.api.keys import USUAL_SCOPES, create_key
 from tests.conftest import database_of
-from tests.fleet import Fleet, Instance
+from tests.fleet import Fleet, Instance, Shared
 from tests.world import until
 
 BYPASS = {"permission_mode": "bypassPermissions"}
@@ -56,8 +56,8 @@ async def test_sums_agree_with_what_the_results_told(fleet: Fleet) -> None:
     assert own["totals"]["cost_usd"] == pytest.approx(cost)
 
 
-async def test_what_a_background_turn_costs_is_counted_once_wherever_it_is_shown(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
+async def test_what_a_background_turn_costs_is_counted_once_wherever_it_is_shown(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     await fleet[1].ask(session_id, "run in background sleep 0.3")
     # The end of the task begins a turn of its own: inside this run when it is still active, else in a run of its own.
     await fleet[2].ask(session_id, "run for i in 1 2 3 4 5; do sleep 0.2; done")
@@ -95,8 +95,8 @@ async def test_a_background_run_counts_for_the_key_of_the_sessions_last_prompt(f
     await agree(fleet[0], session_id)
 
 
-async def test_an_interrupted_run_tells_what_it_used_until_then(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
+async def test_an_interrupted_run_tells_what_it_used_until_then(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     run_id = await fleet[1].prompt(session_id, "run echo ready then stream 300 words slowly")
     async with fleet[2].stream(f"/runs/{run_id}/events") as events:
         async for event in events:
