@@ -85,7 +85,7 @@ def guard_environment(
             `ps` works, and agents see the command lines of every process on the host.
         cli: the CLI to run, see `bundled_cli`.
         session_env: the session's own variables. They reach the CLI, but neither the launcher nor the guard, and
-            never under a name that the guard lets through from the server. Do not put them into `env` as well.
+            never under a name by which the server steers the CLI. Do not put them into `env` as well.
 
     The model's credential (ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in `env`) comes to the CLI through a pipe: no
     environment below the guard holds it.

@@ -40,8 +40,11 @@ _ALLOWED = frozenset(
     "PATH HOME PWD TMPDIR TERM TZ LANG LANGUAGE SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS "  # noqa: SIM905
     "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy ANTHROPIC_API_KEY ANTHROPIC_BASE_URL "
     "ANTHROPIC_CONFIG_DIR API_TIMEOUT_MS IS_SANDBOX CLAUDE_CONFIG_DIR CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS "
-    "DISABLE_AUTOUPDATER DISABLE_ERROR_REPORTING DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
+    "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS CLAUDE_STREAM_IDLE_TIMEOUT_MS DISABLE_AUTOUPDATER DISABLE_ERROR_REPORTING "
+    "DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
 )
+# Of the server's only where the session says nothing: they steer neither the CLI nor whom it talks to.
+_SETTABLE = frozenset(("TERM", "TZ", "LANG", "LANGUAGE", "TRACEPARENT", "TRACESTATE"))
 _ALLOWED_PREFIXES = ("LC_", "CLAUDE_CODE_", "CLAUDE_AGENT_SDK_")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
 _CREDENTIALS = {
@@ -84,12 +87,13 @@ def main() -> NoReturn:
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """What of the guard's environment the CLI gets, and the session's own variables under their own names.
 
-    A session's variable never takes a name of the allow-list: it could send the model's credential elsewhere.
+    Of the allow-list it may change `_SETTABLE` and LC_* alone: with another it could send the model's credential
+    elsewhere.
     """
     kept = {name: value for name, value in given.items() if _allowed(name)}
     for name, value in given.items():
         own = name.removeprefix(SESSION_PREFIX)
-        if own != name and not _allowed(own):
+        if own != name and (own in _SETTABLE or own.startswith("LC_") or not _allowed(own)):
             kept[own] = value
     return kept
 
