@@ -103,59 +103,73 @@ async def connect(servers: Servers) -> asyncpg.Connection:
     return await asyncpg.connect(Settings(database_url=servers.database_owner_url("app")).asyncpg_dsn)
 
 
-async def test_a_restart_keeps_the_data(tmp_path: Path) -> None:
-    with Servers(tmp_path / "data") as servers:
+async def test_one_holder_at_a_time_a_restart_keeps_the_data_and_only_running_servers_are_found(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Servers(data) as servers:
         await remember(servers)
-    with Servers(tmp_path / "data") as servers:
-        assert await remembered(servers) == (42, b"42")
+        with pytest.raises(RefusedError, match=rf"in use by process {os.getpid()}\."), Servers(data):
+            pass
+        found = embedded.find(data)
+        assert found.database_url is not None
+        assert found.redis_url is not None
+    for name in ("data", "never"):
+        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, None, tmp_path / name / "workspaces")
+    with psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
+        try:
+            # Files with the id of a process that is somebody else's end nobody.
+            (data / "postgres" / "postmaster.pid").write_text(f"{bystander.pid}\n{data}/postgres\n")
+            (data / "valkey.pid").write_text(f"{bystander.pid}\n")
+            with Servers(data) as servers:
+                assert bystander.poll() is None
+                assert await remembered(servers) == (42, b"42")
+        finally:
+            bystander.kill()
 
 
-async def test_versions_are_the_ones_that_production_supports(tmp_path: Path) -> None:
-    with Servers(tmp_path / "data", ephemeral=True) as servers:
-        connection = await connect(servers)
-        assert connection.get_server_version().major >= 15
-        assert await connection.fetchval("SHOW max_connections") == "400"
-        assert await connection.fetchval("SELECT lower('ÀÉ')") == "àé"
-        await connection.close()
-        async with redis.asyncio.Redis.from_url(servers.redis_url) as client:
-            assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "noeviction"
-
-
-async def test_both_servers_ask_for_a_password(tmp_path: Path) -> None:
-    with Servers(tmp_path / "data", ephemeral=True) as servers:
-        sockets = tmp_path / "data" / "run"
-        with pytest.raises(asyncpg.InvalidPasswordError):
-            await asyncpg.connect(host=str(sockets), user="postgres", password="guess", database="postgres")
-        async with redis.asyncio.Redis(unix_socket_path=str(sockets / "valkey.sock"), protocol=2) as client:
-            with pytest.raises(redis.exceptions.RedisError, match="Authentication required"):
-                await client.ping()
-        secret = Settings(redis_url=servers.redis_url).redis_url.get_secret_value().split("@")[0].split(":")[-1]
-        assert len(secret) >= 32
-        assert [p for p in psutil.Process().children(recursive=True) if secret in command_line(p)] == []
-
-
-def test_only_the_owner_can_enter(tmp_path: Path) -> None:
-    with Servers(tmp_path / "data", ephemeral=True):
-        data = tmp_path / "data"
-        for path in (data / "run", data / "logs", data / "postgres"):
-            assert path.stat().st_mode & 0o077 == 0
-        for name in ("database-password", "server-password"):
-            assert (data / name).stat().st_mode & 0o777 == 0o600
-
-
-def test_a_second_holder_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
-    refused = pytest.raises(RefusedError, match=rf"in use by process {os.getpid()}\.")
-    with Servers(tmp_path / "data"), refused, Servers(tmp_path / "data"):
-        pass
-
-
-def test_ephemeral_servers_leave_no_directory_and_no_process(tmp_path: Path) -> None:
+async def test_ephemeral_servers_are_those_of_production_closed_to_others_and_leave_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    partial = data / "postgres.partial"
+    partial.mkdir(parents=True)
+    (partial / "PG_VERSION").write_text("18\n")
     before = set(psutil.Process().children(recursive=True))
-    with Servers(tmp_path / "data", ephemeral=True):
+    with Servers(data, ephemeral=True) as servers:
         started = set(psutil.Process().children(recursive=True)) - before
         assert len(started) >= 3
-    assert not (tmp_path / "data").exists()
+        assert not partial.exists(), "a first start that was cut off is repeated"
+        await versions_are_the_ones_that_production_supports(servers)
+        await both_servers_ask_for_a_password(servers, data)
+        only_the_owner_can_enter(data)
+    assert not data.exists()
     assert_end(list(started))
+
+
+async def versions_are_the_ones_that_production_supports(servers: Servers) -> None:
+    connection = await connect(servers)
+    assert connection.get_server_version().major >= 15
+    assert await connection.fetchval("SHOW max_connections") == "400"
+    assert await connection.fetchval("SELECT lower('ÀÉ')") == "àé"
+    await connection.close()
+    async with redis.asyncio.Redis.from_url(servers.redis_url) as client:
+        assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "noeviction"
+
+
+async def both_servers_ask_for_a_password(servers: Servers, data: Path) -> None:
+    sockets = data / "run"
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(host=str(sockets), user="postgres", password="guess", database="postgres")
+    async with redis.asyncio.Redis(unix_socket_path=str(sockets / "valkey.sock"), protocol=2) as client:
+        with pytest.raises(redis.exceptions.RedisError, match="Authentication required"):
+            await client.ping()
+    secret = Settings(redis_url=servers.redis_url).redis_url.get_secret_value().split("@")[0].split(":")[-1]
+    assert len(secret) >= 32
+    assert [p for p in psutil.Process().children(recursive=True) if secret in command_line(p)] == []
+
+
+def only_the_owner_can_enter(data: Path) -> None:
+    for path in (data / "run", data / "logs", data / "postgres"):
+        assert path.stat().st_mode & 0o077 == 0
+    for name in ("database-password", "server-password"):
+        assert (data / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_path_too_long_for_a_socket_works(tmp_path: Path) -> None:
@@ -176,16 +190,12 @@ def test_a_socket_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_find_sees_only_servers_that_run(tmp_path: Path) -> None:
-    with Servers(tmp_path / "data"):
-        found = embedded.find(tmp_path / "data")
-        assert found.database_url is not None
-        assert found.redis_url is not None
-    for name in ("data", "never"):
-        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, None, tmp_path / name / "workspaces")
-
-
-async def test_a_killed_holder_leaves_nothing_and_the_next_one_starts(tmp_path: Path) -> None:
+async def test_a_holder_that_ends_or_is_killed_leaves_nothing_and_the_next_one_starts(tmp_path: Path) -> None:
+    with holder(tmp_path / "data") as process:
+        left = children(process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        assert_end(left)
     with holder(tmp_path / "data") as process:
         left = children(process)
         process.kill()
@@ -202,46 +212,16 @@ def test_a_killed_holder_of_ephemeral_servers_leaves_no_directory(tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("victims", [[], ["postgres -D"], ["valkey-server"], ["postgres -D", "valkey-server"]])
-async def test_servers_that_lost_their_holder_and_its_reaper_are_replaced(tmp_path: Path, victims: list[str]) -> None:
+async def test_servers_that_lost_their_holder_and_its_reaper_are_replaced(tmp_path: Path) -> None:
     with Servers(tmp_path / "data") as servers:
         await remember(servers)
-    with holder(tmp_path / "data") as process:
-        left = children(process)
-        for name in ("reaper.py", *victims):
-            for victim in children(process, name):
-                victim.kill()
-        process.kill()
-    with Servers(tmp_path / "data") as servers:
-        assert await remembered(servers) == (42, b"42")
-        assert [p for p in left if is_alive(p)] == []
-
-
-def test_a_pid_file_that_names_somebody_else_ends_nobody(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with Servers(data):
-        pass
-    with psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
-        try:
-            (data / "postgres" / "postmaster.pid").write_text(f"{bystander.pid}\n{data}/postgres\n")
-            (data / "valkey.pid").write_text(f"{bystander.pid}\n")
-            with Servers(data):
-                assert bystander.poll() is None
-        finally:
-            bystander.kill()
-
-
-def test_a_first_start_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
-    partial = tmp_path / "data" / "postgres.partial"
-    partial.mkdir(parents=True)
-    (partial / "PG_VERSION").write_text("18\n")
-    with Servers(tmp_path / "data", ephemeral=True):
-        assert not partial.exists()
-
-
-def test_a_holder_that_is_told_to_stop_by_a_signal_leaves_nothing(tmp_path: Path) -> None:
-    with holder(tmp_path / "data") as process:
-        left = children(process)
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        assert_end(left)
+    for victims in ([], ["postgres -D"], ["valkey-server"], ["postgres -D", "valkey-server"]):
+        with holder(tmp_path / "data") as process:
+            left = children(process)
+            for name in ("reaper.py", *victims):
+                for victim in children(process, name):
+                    victim.kill()
+            process.kill()
+        with Servers(tmp_path / "data") as servers:
+            assert await remembered(servers) == (42, b"42"), victims
+            assert [p for p in left if is_alive(p)] == [], victims
