@@ -49,19 +49,21 @@ async def killed_at(fleet: Fleet, session_id: str, moment: int, *, guard: bool) 
 async def test_after_an_agent_was_killed_at_any_event_of_its_first_and_second_turn_the_next_prompt_works(
     fleet: Fleet,
 ) -> None:
+    """In the first of its session, and again in the second of the process that the next prompt was given to."""
     few = asyncio.Semaphore(4)
 
-    async def once(turn: int, moment: int) -> dict[str, Any]:
+    async def at(moment: int) -> list[dict[str, Any]]:
+        told = []
         async with few:
             session_id = await fleet[moment % 3].session(permission_mode="bypassPermissions")
-            if turn == 2:
-                await fleet[0].ask(session_id, "say before")
-            ended = await killed_at(fleet, session_id, moment, guard=moment % 2 == turn % 2)
-            answer = await fleet[2].post("/query/single", {"prompt": "recall", "session_id": session_id})
-            well = answer.is_success and (turn == 1 or "say before" in answer.json()["result"])
-            return {"turn": turn, "moment": moment, "ended": ended, "well": well, "answer": answer.text[:500]}
+            for turn, prompt, wanted in ((1, "say before", "before"), (2, "recall", "say before")):
+                ended = await killed_at(fleet, session_id, moment, guard=moment % 2 == turn % 2)
+                answer = await fleet[2].post("/query/single", {"prompt": prompt, "session_id": session_id})
+                well = answer.is_success and wanted in answer.json()["result"]
+                told.append({"turn": turn, "moment": moment, "ended": ended, "well": well, "answer": answer.text[:500]})
+        return told
 
-    told = await asyncio.gather(*(once(*which) for which in product((1, 2), range(MOMENTS))))
+    told = [t for each in await asyncio.gather(*map(at, range(MOMENTS))) for t in each]
     assert [t for t in told if not t["well"]] == []
     assert {t["ended"] for t in told if 1 <= t["moment"] <= 6} == {"failed"}  # at 0 another agent is given the prompt
 

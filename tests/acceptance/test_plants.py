@@ -90,11 +90,12 @@ def tmp() -> Iterator[Path]:
 
 
 def secrets_of(fleet: Fleet, session: str) -> list[str]:
-    """Paths that lead to what is not the agent's."""
-    data = fleet.directory / "data"
-    data.mkdir()
-    (data / "api-key").write_text(SECRET)
-    return [str(data / "api-key"), "/proc/self/environ", f"{fleet.env['WORKSPACES_DIR']}/{session}/private.txt"]
+    """Paths that lead to what is not the agent's; `session` is another one."""
+    files = (fleet.directory / "data" / "api-key", Path(fleet.env["WORKSPACES_DIR"], session, "private.txt"))
+    for file in files:
+        file.parent.mkdir(mode=0o700, parents=True)
+        file.write_text(SECRET)
+    return [str(files[0]), "/proc/self/environ", str(files[1])]
 
 
 async def clean(fleet: Fleet, instance: Instance, session: str) -> None:
@@ -109,10 +110,10 @@ async def live_through(fleet: Fleet, trap: str) -> None:
     """Plant, and then reset, idle, crash, rewind, fork, move, delete and restart."""
     first = fleet[0]
     neighbour, session = await first.session(**BYPASS), await first.session(**BYPASS)
-    await first.ask(neighbour, f"write private.txt: {SECRET}")
     await first.ask(session, "remember my number is 4711")
     await first.ask(session, "write a.txt: one")
-    program = f"{sys.executable} -I {plants.__file__} {trap} {' '.join(secrets_of(fleet, neighbour))}"
+    secrets = await asyncio.to_thread(secrets_of, fleet, neighbour)
+    program = f"{sys.executable} -I {plants.__file__} {trap} {' '.join(secrets)}"
     assert "planted 6" in (await first.ask(session, f"run {program}", timeout_seconds=120))["result"]
     async with watched(first):
         assert (await first.post(f"/sessions/{session}/reset", {"mode": "soft"})).status_code in (200, 202)
