@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,8 +15,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api.db import Database
-from tests.conftest import NewKey, StartFleet
+from apps.api.dev.embedded import Servers
+from tests.conftest import NewKey, _fleets, database_of, make_key
 from tests.dialects.conftest import shaped
 from tests.fleet import API_KEY, HEADERS, Fleet, Instance
 
@@ -88,12 +89,59 @@ async def over(client: httpx.AsyncClient, session_id: str) -> dict[str, Any]:
     return await until(client, session_id, "completed", "error", "cancelled")
 
 
-async def speaking(instance: Instance, session_id: str) -> None:
-    """Wait until the agent says something."""
-    async with asyncio.timeout(60), instance.stream(f"/sessions/{session_id}/events") as events:
+async def hanging(instance: Instance, session_id: str) -> str:
+    """Queue a prompt that ends with nothing but an interrupt; returns its run once the agent says something."""
+    run_id = await instance.prompt(session_id, "hang after 3 words")
+    async with asyncio.timeout(60), instance.stream(f"/runs/{run_id}/events") as events:
         async for event in events:
-            if event.event == "partial":
-                return
+            if event.event == "partial" and event.data["delta"]["text"].endswith("word1"):
+                break
+    return run_id
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A session of this dialect that many tests go on with, and the instances. Each leaves it idle."""
+
+    session_id: str
+    owner: Instance
+    other: Instance
+    another: Instance
+
+
+@pytest.fixture(scope="module")
+async def talk(fleet: Fleet) -> Talk:
+    async with at(fleet[0]) as client:
+        session_id = await execute(
+            client,
+            "remember Ada",
+            system_prompt="You are an excellent system engineer",
+            permission_mode="bypassPermissions",
+            model="claude-3-opus-20240229",
+            cwd="/",
+        )
+        assert (await over(client, session_id))["status"] == "completed"
+    owner = await fleet.owner_of(session_id)
+    return Talk(session_id, owner, *await fleet.others(owner))
+
+
+@pytest.fixture(scope="module")
+async def ended(fleet: Fleet) -> str:
+    """A session whose run is over; nothing follows."""
+    async with at(fleet[0]) as client:
+        session_id = await execute(client, "write a.txt: hello")
+        await over(client, session_id)
+    return session_id
+
+
+@pytest.fixture(scope="module")
+async def narrow(
+    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fleet]:
+    """One instance with room for one agent; it has this dialect at its root, and admits callers without a key."""
+    given = {"ROOT_DIALECT": "execute_server", "ANONYMOUS_TENANT": "guests", "DEBUG": "true"}
+    async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("narrow"), catalog):
+        yield await start(1, RUNNER_SLOTS="1", **given)
 
 
 def refused(response: httpx.Response, code: int) -> Any:
@@ -148,7 +196,8 @@ async def test_every_request_of_the_document_in_its_order(fleet: Fleet, new_key:
         assert set(kinds[2:-1]) == {"AssistantMessage", "UserMessage"}
         assert found["messages"][1]["content"] == prompt
         assert found["messages"][-1]["content"] == found["result"]
-        assert any("/path/to/working/directory" in message["content"] for message in found["messages"])
+        inside = f"/{session_id}/path/to/working/directory"
+        assert any(inside in message["content"] for message in found["messages"])
         assert json.loads(found["messages"][0]["content"])["model"] == "claude-sonnet-5-5"
 
         hanging = await execute(client, "hang after 3 words")
@@ -210,18 +259,17 @@ def test_a_shell_client_that_only_changed_its_base_url(fleet: Fleet) -> None:
 # --- states -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_failed_run_is_an_error_with_its_reason(client: httpx.AsyncClient) -> None:
-    session_id = await execute(client, "fail with 400")
-    found = await over(client, session_id)
+async def test_a_failed_run_is_an_error_with_its_reason(client: httpx.AsyncClient, talk: Talk) -> None:
+    await talk.other.prompt(talk.session_id, "fail with 400")
+    found = await over(client, talk.session_id)
     assert (found["status"], found["result"]) == ("error", None)
     assert "400" in found["error"]
-    row = next(r for r in (await client.get("/sessions/")).json() if r["session_id"] == session_id)
+    row = next(r for r in (await client.get("/sessions/")).json() if r["session_id"] == talk.session_id)
     assert (row["status"], row["error"], row["result"]) == ("error", found["error"], None)
 
 
-async def test_a_session_that_waits_for_a_slot_is_pending_and_can_be_cancelled(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(1, RUNNER_SLOTS="1")
-    async with at(fleet[0]) as client:
+async def test_a_session_that_waits_for_a_slot_is_pending_and_can_be_cancelled(narrow: Fleet) -> None:
+    async with at(narrow[0]) as client:
         first = await execute(client, "hang")
         await until(client, first, "running")
         second = await execute(client, "say never")
@@ -233,121 +281,104 @@ async def test_a_session_that_waits_for_a_slot_is_pending_and_can_be_cancelled(s
         assert (await client.post(f"/cancel/{first}")).json()["status"] == "cancelled"
 
 
-async def test_what_is_over_cannot_be_cancelled(client: httpx.AsyncClient) -> None:
-    session_id = await execute(client, "say hello")
-    await over(client, session_id)
-    assert refused(await client.post(f"/cancel/{session_id}"), 400).endswith("is not running: completed")
+async def test_what_is_over_cannot_be_cancelled(client: httpx.AsyncClient, ended: str) -> None:
+    assert refused(await client.post(f"/cancel/{ended}"), 400).endswith("is not running: completed")
 
 
-async def test_what_needs_a_person_is_refused_and_holds_nothing_up(client: httpx.AsyncClient) -> None:
-    found = await over(client, await execute(client, "write a.txt: hello"))
+async def test_what_needs_a_person_is_refused_and_holds_nothing_up(client: httpx.AsyncClient, ended: str) -> None:
+    found = await status(client, ended)
     assert found["status"] == "completed"
     assert "haven't granted it yet" in found["result"]
 
 
-@pytest.mark.parametrize(
-    ("cwd", "inside"), [("/srv/project", "srv/project"), ("project", "project"), ("/", ""), ("", ""), (None, "")]
-)
-async def test_a_directory_is_one_inside_the_workspace(client: httpx.AsyncClient, cwd: str | None, inside: str) -> None:
-    session_id = await execute(client, "run pwd", cwd=cwd, allowed_tools=["Bash"])
-    found = await over(client, session_id)
-    assert found["result"].endswith(f"/{session_id}/{inside}".rstrip("/")), found["result"]
+async def test_the_options_reach_the_agent(talk: Talk) -> None:
+    """See tests/dialects/test_translate.py for other directories and names of models."""
+    assert (await talk.other.get(f"/sessions/{talk.session_id}")).json()["model"] == "claude-opus-5-5"
+    assert (await talk.other.ask(talk.session_id, "run pwd"))["result"].endswith(f"/{talk.session_id}")
+    assert "excellent system engineer" in (await talk.other.ask(talk.session_id, "show system prompt"))["result"]
 
 
-@pytest.mark.parametrize("model", ["sonnet", "haiku", "opus", "claude-3-opus-20240229", "never-heard-of", None])
-async def test_short_and_unknown_model_names_work(client: httpx.AsyncClient, model: str | None) -> None:
-    assert (await over(client, await execute(client, "say hello", model=model)))["status"] == "completed"
-
-
-async def test_the_system_prompt_reaches_the_agent(client: httpx.AsyncClient) -> None:
-    session_id = await execute(client, "show system prompt", system_prompt="You are an excellent system engineer")
-    assert "excellent system engineer" in (await over(client, session_id))["result"]
-
-
-async def test_text_that_json_libraries_refuse_is_told_nevertheless(client: httpx.AsyncClient) -> None:
-    session_id = await execute(client, r"run printf 'a\000b\355\240\200'", permission_mode="bypassPermissions")
-    assert (await over(client, session_id))["status"] == "completed"
+async def test_text_that_json_libraries_refuse_is_told_nevertheless(client: httpx.AsyncClient, talk: Talk) -> None:
+    await talk.other.ask(talk.session_id, r"run printf 'a\000b\355\240\200'")
+    found = await status(client, talk.session_id)
+    assert found["status"] == "completed"
+    assert any("printf" in message["content"] for message in found["messages"])
     assert (await client.get("/sessions/")).status_code == 200
 
 
 # --- one core -----------------------------------------------------------------------------------------------------
 
 
-async def test_any_instance_tells_the_status_and_cancels(fleet: Fleet) -> None:
-    async with at(fleet[0]) as client:
-        session_id = await execute(client, "hang after 3 words")
-    await speaking(fleet[0], session_id)
-    other, another = await fleet.others(await fleet.owner_of(session_id))
-    async with at(other) as client, at(another) as canceller:
-        assert (await status(client, session_id))["status"] == "running"
-        assert (await canceller.post(f"/cancel/{session_id}")).json()["status"] == "cancelled"
-        assert (await status(client, session_id))["status"] == "cancelled"
+async def test_any_instance_tells_the_status_and_cancels(talk: Talk) -> None:
+    await hanging(talk.owner, talk.session_id)
+    async with at(talk.other) as client, at(talk.another) as canceller:
+        assert (await status(client, talk.session_id))["status"] == "running"
+        assert (await canceller.post(f"/cancel/{talk.session_id}")).json()["status"] == "cancelled"
+        assert (await status(client, talk.session_id))["status"] == "cancelled"
 
 
-async def test_the_native_api_reads_continues_and_interrupts_a_session_of_this_dialect(fleet: Fleet) -> None:
-    async with at(fleet[0]) as client:
-        session_id = await execute(client, "remember Ada")
-        await over(client, session_id)
-        owner = await fleet.owner_of(session_id)
-        other = (await fleet.others(owner))[0]
-        assert (await other.get(f"/sessions/{session_id}")).json()["surface"] == "execute_server"
-        assert "remember Ada" in (await other.get(f"/sessions/{session_id}/messages")).text
-        assert "remember Ada" in (await other.ask(session_id, "recall"))["result"]
-        found = await status(client, session_id)
+async def test_the_native_api_reads_continues_and_interrupts_a_session_of_this_dialect(talk: Talk) -> None:
+    async with at(talk.owner) as client:
+        before = (await status(client, talk.session_id))["messages"]
+        assert (await talk.other.get(f"/sessions/{talk.session_id}")).json()["surface"] == "execute_server"
+        assert "remember Ada" in (await talk.other.get(f"/sessions/{talk.session_id}/messages")).text
+        assert "remember Ada" in (await talk.other.ask(talk.session_id, "recall"))["result"]
+        found = await status(client, talk.session_id)
         assert "remember Ada" in found["result"]
-        assert [m["type"] for m in found["messages"]].count("ResultMessage") == 2
+        results = [[m["type"] for m in messages].count("ResultMessage") for messages in (before, found["messages"])]
+        assert results[0] >= 1
+        assert results[1] == results[0] + 1
 
-        run_id = await other.prompt(session_id, "hang after 3 words")
-        async with other.stream(f"/runs/{run_id}/events") as events:
-            async for event in events:
-                if event.event == "partial" and event.data["delta"]["text"].endswith("word1"):
-                    assert (await status(client, session_id))["status"] == "running"
-                    assert (await other.post(f"/sessions/{session_id}/interrupt")).status_code == 200
-        assert (await status(client, session_id))["status"] == "cancelled"
+        await hanging(talk.other, talk.session_id)
+        assert (await status(client, talk.session_id))["status"] == "running"
+        assert (await talk.other.post(f"/sessions/{talk.session_id}/interrupt")).status_code == 200
+        assert (await over(client, talk.session_id))["status"] == "cancelled"
 
 
-async def test_a_cancel_also_ends_what_waits_in_the_session(fleet: Fleet) -> None:
-    async with at(fleet[0]) as client:
-        session_id = await execute(client, "hang after 3 words")
-        await speaking(fleet[0], session_id)
-        waiting = await fleet[1].prompt(session_id, "say never")
-        assert (await client.post(f"/cancel/{session_id}")).json()["status"] == "cancelled"
-        assert (await fleet[1].get(f"/runs/{waiting}")).json()["status"] == "interrupted"
+async def test_a_cancel_also_ends_what_waits_in_the_session(talk: Talk) -> None:
+    running = await hanging(talk.owner, talk.session_id)
+    waiting = await talk.other.prompt(talk.session_id, "say never")
+    async with at(talk.owner) as client:
+        assert (await client.post(f"/cancel/{talk.session_id}")).json()["status"] == "cancelled"
+    for run_id in (running, waiting):
+        assert (await talk.other.get(f"/runs/{run_id}")).json()["status"] == "interrupted"
 
 
 # --- cleaning up --------------------------------------------------------------------------------------------------
 
 
-async def test_a_clean_up_removes_the_old_finished_sessions_of_this_tenant_and_dialect_only(
-    fleet: Fleet, new_key: NewKey, fleet_db: Database
-) -> None:
-    mine, theirs = await new_key(), await new_key()
-    async with at(fleet[0], mine) as client, at(fleet[1], theirs) as stranger:
-        old, young, foreign = [await execute(c, "say hello") for c in (client, client, stranger)]
-        for who, session_id in ((client, old), (client, young), (stranger, foreign)):
-            await over(who, session_id)
-        running = await execute(client, "hang")
-        await until(client, running, "running")
-        response = await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=mine)
-        native = response.json()["session_id"]
-        # A test cannot wait for a day: let these be from two days ago.
-        aged = [old, running, native, foreign]
-        for table, column in (("sessions", "id"), ("runs", "session_id")):
-            await fleet_db.pool.execute(
-                f"UPDATE {table} SET created_at = created_at - interval '48 hours' WHERE {column} = ANY($1::uuid[])",
+async def test_a_clean_up_removes_the_old_finished_sessions_of_this_tenant_and_dialect_only(narrow: Fleet) -> None:
+    async with database_of(narrow) as db:
+        mine, theirs = await make_key(db), await make_key(db)
+        async with at(narrow[0], mine) as client, at(narrow[0], theirs) as stranger:
+            running = await execute(client, "hang")
+            await until(client, running, "running")
+            # There is no room for these: they wait, and are finished once they are cancelled.
+            old, young, foreign = [await execute(c, "say hello") for c in (client, client, stranger)]
+            for who, session_id in ((client, old), (client, young), (stranger, foreign)):
+                assert (await who.post(f"/cancel/{session_id}")).json()["status"] == "cancelled"
+            native = (await narrow[0].post("/query", {"prompt": "say hello"}, headers=mine)).json()
+            stopped = await narrow[0].post(f"/runs/{native['run_id']}/interrupt", headers=mine)
+            assert stopped.status_code == 200
+            # A test cannot wait for a day: let these be from two days ago.
+            aged = [old, running, native["session_id"], foreign]
+            for table, column in (("sessions", "id"), ("runs", "session_id")):
+                await db.pool.execute(
+                    f"UPDATE {table} SET created_at = created_at - interval '48 hours' WHERE {column} = ANY($1::uuid[])",
+                    aged,
+                )
+            await db.pool.execute(
+                "UPDATE runs SET finished_at = finished_at - interval '48 hours' WHERE session_id = ANY($1::uuid[])",
                 aged,
             )
-        await fleet_db.pool.execute(
-            "UPDATE runs SET finished_at = finished_at - interval '48 hours' WHERE session_id = ANY($1::uuid[])", aged
-        )
 
-        response = await client.delete("/sessions/cleanup", params={"max_age_hours": 24})
-        assert response.json() == {"removed": 1, "message": "Cleaned up 1 old sessions"}
-        assert {row["session_id"] for row in (await client.get("/sessions/")).json()} == {young, running}
-        refused(await client.get(f"/status/{old}"), 404)
-        assert (await fleet[1].get(f"/sessions/{native}", headers=mine)).status_code == 200
-        assert (await status(stranger, foreign))["status"] == "completed"
-        assert (await client.post(f"/cancel/{running}")).json()["status"] == "cancelled"
+            response = await client.delete("/sessions/cleanup", params={"max_age_hours": 24})
+            assert response.json() == {"removed": 1, "message": "Cleaned up 1 old sessions"}
+            assert {row["session_id"] for row in (await client.get("/sessions/")).json()} == {young, running}
+            refused(await client.get(f"/status/{old}"), 404)
+            assert (await narrow[0].get(f"/sessions/{native['session_id']}", headers=mine)).status_code == 200
+            assert (await status(stranger, foreign))["status"] == "cancelled"
+            assert (await client.post(f"/cancel/{running}")).json()["status"] == "cancelled"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -402,19 +433,18 @@ async def test_a_key_that_may_only_read_starts_and_removes_nothing(fleet: Fleet,
         assert (await client.get("/sessions/")).json() == []
 
 
-async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(fleet: Fleet, new_key: NewKey) -> None:
+async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(
+    fleet: Fleet, new_key: NewKey, ended: str
+) -> None:
     async with at(fleet[0]) as client, at(fleet[1], await new_key()) as stranger:
-        theirs = await execute(client, "say hello")
-        await over(client, theirs)
-        for who, session_id in ((client, str(uuid4())), (client, "nonsense"), (stranger, theirs)):
+        for who, session_id in ((client, str(uuid4())), (client, "nonsense"), (stranger, ended)):
             assert refused(await who.get(f"/status/{session_id}"), 404) == "Session not found"
             assert refused(await who.post(f"/cancel/{session_id}"), 404) == "Session not found"
         assert (await stranger.get("/sessions/")).json() == []
 
 
-async def test_at_the_root_it_serves_clients_whose_base_url_has_no_path(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(1, ROOT_DIALECT="execute_server", ANONYMOUS_TENANT="guests", DEBUG="true")
-    instance = fleet[0]
+async def test_at_the_root_it_serves_clients_whose_base_url_has_no_path(narrow: Fleet) -> None:
+    instance = narrow[0]
     async with httpx.AsyncClient(base_url=instance.url, timeout=60) as client:
         session_id = await execute(client, "say hello")
         assert (await over(client, session_id))["status"] == "completed"

@@ -7,9 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
+from apps.api.core.config.aliases import current_model
 from apps.api.core.events.frames import Frame, Position, event_data
+from apps.api.dialects.compat.code_server.schemas import QueryBody, StartBody
 from apps.api.dialects.compat.code_server.translate import Lines
 from apps.api.dialects.compat.execute_server import translate as execute_server
+from apps.api.dialects.compat.execute_server.schemas import ExecuteBody
+from apps.api.settings import Settings
 
 
 def frame(kind: str, part: int = 0, **fields: Any) -> Frame:
@@ -81,3 +87,35 @@ def test_a_message_of_the_execute_server_is_text_and_other_blocks_as_json() -> N
 def test_a_session_without_a_prompt_is_pending() -> None:
     found = execute_server.status("id", None, [])
     assert (found["status"], found["messages"], found["result"], found["duration_ms"]) == ("pending", [], None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model"),
+    [
+        ("claude-3-5-sonnet-20241022", "claude-sonnet-5-5"),
+        ("claude-3-5-haiku-20241022", "claude-haiku-5-5"),
+        ("claude-3-opus-20240229", "claude-opus-5-5"),
+        ("sonnet", "claude-sonnet-5-5"),
+        ("haiku", "claude-haiku-5-5"),
+        ("opus", "claude-opus-5-5"),
+        ("Opus", "claude-opus-5-5"),
+        ("gpt-4", None),
+        ("claude-2.1", None),
+        ("never-heard-of", None),
+        ("a name / that is none", None),
+        (None, None),
+    ],
+)
+def test_an_old_model_name_stands_for_a_current_one_and_an_unknown_one_for_the_default(
+    asked: str | None, model: str | None
+) -> None:
+    given = {"prompt": "x", "initial_prompt": "x", "model": asked}
+    for body in (QueryBody(**given), StartBody(**given), ExecuteBody(**given)):
+        assert current_model(Settings(_env_file=None), body.model) == model
+
+
+@pytest.mark.parametrize(
+    ("cwd", "inside"), [("/srv/project", "srv/project"), ("project", "project"), ("/", "."), ("", None), (None, None)]
+)
+def test_a_directory_is_one_inside_the_workspace(cwd: str | None, inside: str | None) -> None:
+    assert ExecuteBody(prompt="x", cwd=cwd).cwd == inside
