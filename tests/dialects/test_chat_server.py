@@ -108,6 +108,13 @@ async def client(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module")
+async def talk(fleet: Fleet) -> str:
+    """A session that many tests go on with; each leaves it idle."""
+    async with at(fleet[0]) as client:
+        return str(one(await chat(client, "remember this number: 42"), "complete")["session_id"])
+
+
+@pytest.fixture(scope="module")
 def git(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
     with git_serving(tmp_path_factory.mktemp("git")) as server:
         server.repository("repository", {"README.md": "a project without tests"})
@@ -143,19 +150,17 @@ async def test_the_complete_example_flow_in_its_order(client: httpx.AsyncClient)
     assert told[-1] == {"type": "done"}
 
 
-async def test_the_session_of_complete_goes_on_from_another_instance(fleet: Fleet) -> None:
-    async with at(fleet[0]) as client:
-        session_id = one(await chat(client, "remember this number: 42"), "complete")["session_id"]
-    other = (await fleet.others(await fleet.owner_of(session_id)))[0]
+async def test_the_session_of_complete_goes_on_from_another_instance(fleet: Fleet, talk: str) -> None:
+    other, another = await fleet.others(await fleet.owner_of(talk))
+    turns = (await other.get(f"/sessions/{talk}")).json()["num_turns"]
     async with at(other) as client:
-        told = await chat(client, "recall", session_id)
+        told = await chat(client, "recall", talk)
         assert "42" in text(told)
-        assert one(told, "complete")["session_id"] == session_id
+        assert one(told, "complete")["session_id"] == talk
         assert [name(line) for line in told][: len(FLOW)] == FLOW
-    state = (await other.get(f"/sessions/{session_id}")).json()
-    assert (state["surface"], state["num_turns"]) == ("chat_server", 2)
-    answer = await fleet[1].ask(session_id, "recall")
-    assert "42" in answer["result"]
+    state = (await other.get(f"/sessions/{talk}")).json()
+    assert (state["surface"], state["num_turns"]) == ("chat_server", turns + 1)
+    assert "42" in (await another.ask(talk, "recall"))["result"]
 
 
 async def test_a_repository_is_there_before_the_prompt_runs(client: httpx.AsyncClient, git: GitServer) -> None:
@@ -164,8 +169,8 @@ async def test_a_repository_is_there_before_the_prompt_runs(client: httpx.AsyncC
     assert [name(line) for line in told][:7] == FLOW[:7]
 
 
-async def test_tools_run_without_asking_and_each_message_begins_and_ends(client: httpx.AsyncClient) -> None:
-    told = await chat(client, "write notes.txt: hello then run cat notes.txt then say all done")
+async def test_tools_run_without_asking_and_each_message_begins_and_ends(client: httpx.AsyncClient, talk: str) -> None:
+    told = await chat(client, "write notes.txt: hello then run cat notes.txt then say all done", talk)
     assert text(told).endswith("all done")
     names = [name(line) for line in told]
     assert names.count("claude_event message_start") == names.count("claude_event message_stop") == 3
@@ -191,8 +196,8 @@ async def test_registered_mcp_servers_are_given_and_told(fleet: Fleet, new_key: 
 # --- failures -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_failure_is_an_error_event_before_the_end(client: httpx.AsyncClient, git: GitServer) -> None:
-    told = await chat(client, "fail with 400")
+async def test_a_failure_is_an_error_event_before_the_end(client: httpx.AsyncClient, git: GitServer, talk: str) -> None:
+    told = await chat(client, "fail with 400", talk)
     assert [name(line) for line in told][-3:] == ["error", "complete", "done"]
     assert "400" in one(told, "error")["error"]
     assert one(told, "complete")["exit_code"] == 1
@@ -213,10 +218,9 @@ async def test_a_prompt_is_needed(client: httpx.AsyncClient) -> None:
         assert (await client.post("/chat", json=body)).status_code == 422
 
 
-async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(fleet: Fleet, new_key: NewKey) -> None:
+async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(fleet: Fleet, new_key: NewKey, talk: str) -> None:
     async with at(fleet[0]) as client, at(fleet[1], await new_key()) as stranger:
-        theirs = one(await chat(client, "say hi"), "complete")["session_id"]
-        for who, session_id in ((client, str(uuid4())), (client, "nonsense"), (stranger, theirs)):
+        for who, session_id in ((client, str(uuid4())), (client, "nonsense"), (stranger, talk)):
             response = await who.post(f"/chat/{session_id}", json={"prompt": "say hi"})
             assert response.status_code == 404
             assert response.json() == {"detail": "Session not found"}
@@ -224,38 +228,32 @@ async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(fleet: Fle
         assert (await nobody.post("/chat", json={"prompt": "x"})).status_code == 401
 
 
-async def begun(instance: Instance, client: httpx.AsyncClient, prompt: str) -> tuple[str, asyncio.Task[Told]]:
-    """A conversation whose agent is at work on `prompt`."""
-    session_id = one(await chat(client, "say hi"), "complete")["session_id"]
-    asked = asyncio.create_task(chat(client, prompt, session_id))
-    async with asyncio.timeout(30), instance.stream(f"/sessions/{session_id}/events") as events:
-        async for event in events:
-            if event.event == "partial" and not asked.done():
-                return session_id, asked
-    raise AssertionError("it did not begin")
-
-
-async def test_a_second_prompt_while_one_runs_is_409_and_an_interrupt_ends_the_first(fleet: Fleet) -> None:
+async def test_a_second_prompt_while_one_runs_is_409_and_an_interrupt_ends_the_first(fleet: Fleet, talk: str) -> None:
+    since = (await fleet[0].get(f"/sessions/{talk}")).json()["last_seq"]
     async with at(fleet[0]) as client, at(fleet[1]) as other:
-        session_id, asked = await begun(fleet[0], client, "hang after 3 words")
-        response = await other.post(f"/chat/{session_id}", json={"prompt": "say hi"})
+        asked = asyncio.create_task(chat(client, "hang after 3 words", talk))
+        async with asyncio.timeout(30), fleet[0].stream(f"/sessions/{talk}/events?after={since}") as events:
+            async for event in events:
+                if event.event == "partial":
+                    break
+        response = await other.post(f"/chat/{talk}", json={"prompt": "say hi"})
         assert response.status_code == 409
         assert "queued or running" in response.json()["detail"]
-        assert (await fleet[2].post(f"/sessions/{session_id}/interrupt")).is_success
+        assert (await fleet[2].post(f"/sessions/{talk}/interrupt")).is_success
         told = await asked
         assert one(told, "complete")["exit_code"] == 130
         assert told[-1] == {"type": "done"}
 
 
-async def test_a_client_that_leaves_leaves_a_run_that_finishes(fleet: Fleet) -> None:
-    body = {"prompt": "stream 20 words every 50 ms"}
-    async with at(fleet[0]) as client, client.stream("POST", "/chat", json=body) as response:
+async def test_a_client_that_leaves_leaves_a_run_that_finishes(fleet: Fleet, talk: str) -> None:
+    since = (await fleet[0].get(f"/sessions/{talk}")).json()["last_seq"]
+    body = {"prompt": "stream 20 words every 20 ms"}
+    async with at(fleet[0]) as client, client.stream("POST", f"/chat/{talk}", json=body) as response:
         async for line in lines_of(response):
-            if line["type"] == "system":
-                session_id = line["data"]["session_id"]
             if line["type"] == "text_delta":
                 break
-    async with fleet[1].stream(f"/sessions/{session_id}/events?until=idle", headers={"Last-Event-ID": "0"}) as events:
+    path = f"/sessions/{talk}/events?until=idle"
+    async with fleet[1].stream(path, headers={"Last-Event-ID": str(since)}) as events:
         result = [event.data["result"] async for event in events if event.event == "result"]
     assert result[0].endswith("word20")
 

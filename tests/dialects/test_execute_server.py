@@ -357,16 +357,15 @@ async def test_a_clean_up_removes_the_old_finished_sessions_of_this_tenant_and_d
             old, young, foreign = [await execute(c, "say hello") for c in (client, client, stranger)]
             for who, session_id in ((client, old), (client, young), (stranger, foreign)):
                 assert (await who.post(f"/cancel/{session_id}")).json()["status"] == "cancelled"
-            native = (await narrow[0].post("/query", {"prompt": "say hello"}, headers=mine)).json()
-            stopped = await narrow[0].post(f"/runs/{native['run_id']}/interrupt", headers=mine)
-            assert stopped.status_code == 200
+            native = (await narrow[0].post("/sessions", {}, headers=mine)).json()["session_id"]
+            queued = await narrow[0].post(f"/sessions/{native}/query", {"prompt": "say hello"}, headers=mine)
+            stopped = await narrow[0].post(f"/runs/{queued.json()['run_id']}/cancel", headers=mine)
+            assert stopped.json()["status"] == "applied"
             # A test cannot wait for a day: let these be from two days ago.
-            aged = [old, running, native["session_id"], foreign]
+            aged = [old, running, native, foreign]
             for table, column in (("sessions", "id"), ("runs", "session_id")):
-                await db.pool.execute(
-                    f"UPDATE {table} SET created_at = created_at - interval '48 hours' WHERE {column} = ANY($1::uuid[])",
-                    aged,
-                )
+                change = f"UPDATE {table} SET created_at = created_at - interval '48 hours'"
+                await db.pool.execute(f"{change} WHERE {column} = ANY($1::uuid[])", aged)
             await db.pool.execute(
                 "UPDATE runs SET finished_at = finished_at - interval '48 hours' WHERE session_id = ANY($1::uuid[])",
                 aged,
@@ -376,7 +375,7 @@ async def test_a_clean_up_removes_the_old_finished_sessions_of_this_tenant_and_d
             assert response.json() == {"removed": 1, "message": "Cleaned up 1 old sessions"}
             assert {row["session_id"] for row in (await client.get("/sessions/")).json()} == {young, running}
             refused(await client.get(f"/status/{old}"), 404)
-            assert (await narrow[0].get(f"/sessions/{native['session_id']}", headers=mine)).status_code == 200
+            assert (await narrow[0].get(f"/sessions/{native}", headers=mine)).status_code == 200
             assert (await status(stranger, foreign))["status"] == "cancelled"
             assert (await client.post(f"/cancel/{running}")).json()["status"] == "cancelled"
 
