@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import NewKey
 from tests.dialects.conftest import shaped
-from tests.fleet import HEADERS, Fleet, Instance
+from tests.fleet import HEADERS, NO_TLS, Fleet, Instance
 from tests.git_server import GitServer, git_serving
 from tests.mcp_things import COMMAND_LINE
 
@@ -66,9 +66,8 @@ Told = list[dict[str, Any]]
 
 def at(instance: Instance, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     """A client of this dialect, which knows nothing but a base URL and a key."""
-    return httpx.AsyncClient(
-        base_url=instance.url + PREFIX, headers=HEADERS if headers is None else headers, timeout=60
-    )
+    given = HEADERS if headers is None else headers
+    return httpx.AsyncClient(base_url=instance.url + PREFIX, headers=given, timeout=60, verify=NO_TLS)
 
 
 async def lines_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

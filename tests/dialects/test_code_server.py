@@ -18,7 +18,7 @@ import pytest
 from apps.api.dev.embedded import Servers
 from tests.conftest import NewKey, _fleets
 from tests.dialects.conftest import shaped
-from tests.fleet import API_KEY, HEADERS, Fleet, Instance
+from tests.fleet import API_KEY, HEADERS, NO_TLS, Fleet, Instance
 
 PREFIX = "/compat/code-server"
 ANSWER = {"response": str, "duration_ms": int, "num_turns": int, "total_cost_usd": float}
@@ -31,9 +31,8 @@ MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 
 def at(instance: Instance, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     """A client of this dialect, which knows nothing but a base URL and a key."""
-    return httpx.AsyncClient(
-        base_url=instance.url + PREFIX, headers=HEADERS if headers is None else headers, timeout=60
-    )
+    given = HEADERS if headers is None else headers
+    return httpx.AsyncClient(base_url=instance.url + PREFIX, headers=given, timeout=60, verify=NO_TLS)
 
 
 @pytest.fixture
@@ -467,13 +466,13 @@ async def test_callers_without_a_key_act_for_the_anonymous_tenant_in_dialects_on
         assert response.status_code == 200
         refused(await guest.post("/query", json={"prompt": "say fourth"}), 429)
         assert (await owner.post("/query", json={"prompt": "say hi"})).status_code == 200
-    async with httpx.AsyncClient(base_url=open_instance.url) as nobody:
+    async with httpx.AsyncClient(base_url=open_instance.url, verify=NO_TLS) as nobody:
         for path in ("/api/v1/sessions", f"/api/v1/sessions/{session_id}", "/api/v1/admin/keys", "/api/v1/whoami"):
             assert (await nobody.get(path)).status_code == 401, path
 
 
 async def test_a_dialect_at_the_root_leaves_the_native_api_where_it_is(open_instance: Instance) -> None:
-    async with httpx.AsyncClient(base_url=open_instance.url, headers=HEADERS, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=open_instance.url, headers=HEADERS, timeout=60, verify=NO_TLS) as client:
         shaped((await client.get("/health")).json(), HEALTH)
         assert "/query" in (await client.get("/")).json()["endpoints"]
         session_id = await start(client, "remember Ada")

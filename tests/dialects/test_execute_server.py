@@ -18,7 +18,7 @@ import pytest
 from apps.api.dev.embedded import Servers
 from tests.conftest import NewKey, _fleets, database_of, make_key
 from tests.dialects.conftest import shaped
-from tests.fleet import API_KEY, HEADERS, Fleet, Instance
+from tests.fleet import API_KEY, HEADERS, NO_TLS, Fleet, Instance
 
 PREFIX = "/compat/execute-server"
 NONE = type(None)
@@ -50,7 +50,7 @@ MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 def at(instance: Instance, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     """A client of this dialect, which knows nothing but a base URL and a key."""
     given = HEADERS if headers is None else headers
-    return httpx.AsyncClient(base_url=instance.url + PREFIX, headers=given, timeout=60)
+    return httpx.AsyncClient(base_url=instance.url + PREFIX, headers=given, timeout=60, verify=NO_TLS)
 
 
 @pytest.fixture
@@ -444,7 +444,7 @@ async def test_sessions_that_are_unknown_or_of_another_tenant_are_404(
 
 async def test_at_the_root_it_serves_clients_whose_base_url_has_no_path(narrow: Fleet) -> None:
     instance = narrow[0]
-    async with httpx.AsyncClient(base_url=instance.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=instance.url, timeout=60, verify=NO_TLS) as client:
         session_id = await execute(client, "say hello")
         assert (await over(client, session_id))["status"] == "completed"
         assert [row["session_id"] for row in (await client.get("/sessions/")).json()] == [session_id]

@@ -18,7 +18,7 @@ import pytest
 from apps.api.auth import SCOPES
 from apps.api.web.ws import TOO_LARGE, UNAUTHORIZED
 from tests.conftest import NewKey
-from tests.fleet import Fleet
+from tests.fleet import NO_TLS, Fleet
 from tests.sockets import open_socket
 
 TEXTS = [
@@ -226,7 +226,8 @@ async def document(fleet: Fleet) -> dict[str, Any]:
 @pytest.fixture
 async def client(fleet: Fleet, new_key: NewKey) -> AsyncIterator[httpx.AsyncClient]:
     """One of a tenant of its own, which has the secret that CONFIG names: other tests see nothing of what is left."""
-    async with httpx.AsyncClient(base_url=fleet[0].url, headers=await new_key(scopes=SCOPES), timeout=60) as client:
+    headers = await new_key(scopes=SCOPES)
+    async with httpx.AsyncClient(base_url=fleet[0].url, headers=headers, timeout=60, verify=NO_TLS) as client:
         answer = await client.put("/api/v1/secrets/A_SECRET", json={"value": "x" * 32})
         assert answer.status_code < 300, answer.text
         yield client

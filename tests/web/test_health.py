@@ -15,7 +15,7 @@ from apps.api.runner.guard import isolation
 from apps.api.settings import Settings
 from apps.api.web.health import Dependents, Health
 from tests.conftest import StartFleet
-from tests.fleet import Fleet
+from tests.fleet import NO_TLS, Fleet
 from tests.world import World, core_of, lone_world
 
 __all__ = ["lone_world"]
@@ -26,7 +26,7 @@ PUBLIC = ["/health", "/api/v1/health", "/health/live", "/health/ready", "/metric
 @pytest.fixture
 async def nobody(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key, of the first instance."""
-    async with httpx.AsyncClient(base_url=fleet[0].url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=fleet[0].url, timeout=60, verify=NO_TLS) as client:
         yield client
 
 
@@ -210,7 +210,7 @@ async def test_documents_are_shown_with_debug(nobody: httpx.AsyncClient) -> None
 
 async def status_of(path: str, *, debug: bool) -> int:
     app = create_app(Settings(_env_file=None, debug=debug))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", verify=NO_TLS) as client:
         response = await client.get(path)
         assert (await client.get("/health/live")).status_code == 200
     if response.status_code == 404:
