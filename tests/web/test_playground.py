@@ -13,11 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from apps.api.main import create_app
+from apps.api.settings import Settings
 from apps.api.web import playground
 from tests import browser
 from tests.browser import Browser, Page
-from tests.conftest import StartFleet
-from tests.fleet import API_KEY, Fleet
+from tests.fleet import API_KEY, NO_TLS, Fleet
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_the_page_names_no_other_place_and_keeps_nothing() -> None:
 
 
 async def test_the_page_comes_without_a_key_and_may_run_its_own_script_only(fleet: Fleet) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"{fleet[0].url}/playground")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -66,9 +67,11 @@ def test_what_the_server_writes_into_the_page_cannot_leave_its_attribute() -> No
     assert found.count("<script>") == 1
 
 
-async def test_an_operator_can_leave_the_page_out(start_fleet: StartFleet) -> None:
-    without = await start_fleet(1, PLAYGROUND="false")
-    assert (await without[0].client.get("/playground")).status_code == 404
+async def test_an_operator_can_leave_the_page_out() -> None:
+    app = create_app(Settings(_env_file=None, playground=False))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", verify=NO_TLS) as client:
+        assert (await client.get("/playground")).status_code == 404
 
 
 def test_the_package_has_the_page() -> None:
