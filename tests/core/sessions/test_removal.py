@@ -8,7 +8,8 @@ import os
 import resource
 import tracemalloc
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -119,6 +120,50 @@ def test_what_cannot_be_removed_is_out_of_the_way_and_tried_again_later(
     grave.rename(graves / f"later-1-{grave.name}")
     workspaces.discard_forgotten(settings)
     assert os.listdir(graves) == []
+
+
+NASTY_NAMES = [
+    "later-²-x",
+    "later-٣-x",
+    f"later-{'9' * 200}-x",
+    "later--x",
+    "later-",
+    "later-1",
+    "later-1-x\ny",
+    os.fsdecode(b"later-\xff-x"),
+    "-" * 255,
+    "\u2028",
+]
+
+
+def test_a_sweep_survives_every_name_and_every_exception(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = UUID(int=7)
+    places = [settings.workspaces_root / name for name in (".forks", ".clones", ".removed")]
+    for place in places:
+        for name in NASTY_NAMES:
+            (place / name).mkdir(parents=True)
+            os.utime(place / name, (0, 0))
+    (settings.workspaces_root / str(session)).mkdir()
+    (settings.workspaces_root / ".homes").mkdir()
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if path == settings.workspaces_root / ".homes":
+            raise PermissionError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    real = Path.rename
+
+    def broken(path: Path, target: Path) -> Path:
+        if path.name == NASTY_NAMES[0] and path.parent != places[2]:
+            raise RuntimeError(path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    workspaces.discard_forgotten(settings)
+    assert [os.listdir(place) for place in places] == [NASTY_NAMES[:1], NASTY_NAMES[:1], []]
+    assert workspaces.present(settings) == [session]
 
 
 def test_more_than_the_limit_is_left(tmp_path: Path) -> None:

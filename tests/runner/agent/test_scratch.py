@@ -73,6 +73,35 @@ def test_what_dead_instances_of_this_and_of_earlier_versions_left_is_removed(
     removal.remove(above)
 
 
+def test_nothing_that_a_sweep_finds_keeps_the_rest_from_being_looked_at(
+    system_tmp: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = system_tmp(25) / f"caa-{os.getuid()}"
+    for name in ("broken", "dead"):
+        (above / name).mkdir(parents=True)
+        os.utime(above / name, (0, 0))
+    real, listed = Path.lstat, os.listdir
+
+    def broken(path: Path) -> os.stat_result:
+        if path.name == "broken":
+            raise RuntimeError(path)
+        return real(path)
+
+    def closed(path: str | Path) -> list[str]:
+        if "claude-agent-api" in str(path):
+            raise PermissionError(path)
+        return listed(path)
+
+    (above.parent / f"claude-agent-api-{os.getuid()}").mkdir()
+    with scratch() as made:
+        monkeypatch.setattr(Path, "lstat", broken)
+        monkeypatch.setattr(os, "listdir", closed)
+        made.sweep()
+        monkeypatch.undo()
+        assert {path.name for path in above.iterdir()} == {"broken", made.root.name}
+    removal.remove(above)
+
+
 def test_a_link_or_file_by_the_name_of_an_earlier_version_leads_nowhere(
     system_tmp: Callable[[int], Path], tmp_path: Path
 ) -> None:

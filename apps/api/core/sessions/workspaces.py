@@ -19,6 +19,7 @@ Copies are made aside, so that they are there as a whole or not at all: clones o
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -41,6 +42,9 @@ MAX_LISTED = 100_000
 
 MAX_TOUCHED = 1_000
 """Conversations whose copies of files are kept from being cleared up by the CLI."""
+
+_LATER = re.compile(r"later-([0-9]{1,12})-")
+"""How the name of what could not be removed begins: with the time in seconds at which that is tried again."""
 
 _PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".checkpoints"}
 
@@ -136,7 +140,7 @@ def _bury(grave: Path) -> None:
     try:
         removal.remove(grave)
     except Exception as error:
-        log.warning("workspaces.not_removed", path=str(grave), error=repr(error)[:300])
+        log.warning("workspaces.not_removed", path=str(grave), error=error)
         with suppress(OSError):
             grave.rename(grave.with_name(f"later-{time.time() + FORGOTTEN_AGE:.0f}-{uuid4().hex}"))
 
@@ -151,28 +155,38 @@ def remove(settings: Settings, session_id: UUID) -> None:
 
 
 def discard_forgotten(settings: Settings) -> None:
-    """Remove unfinished copies of instances that have died over them, and what could not be removed before."""
-    for above in (settings.workspaces_root / name for name in (".forks", ".clones")):
-        for draft in (above / name for name in _names(above)):
+    """Remove unfinished copies of instances that have died over them, and what could not be removed before. Nothing
+    that is found there keeps the rest from being looked at."""
+    for above in (settings.workspaces_root / name for name in (".forks", ".clones", ".removed")):
+        try:
+            found = list(_names(above))
+        except OSError as error:
+            log.warning("workspaces.not_removed", path=str(above), error=error)
+            continue
+        for path in (above / name for name in found):
             try:
-                if time.time() - draft.lstat().st_mtime > FORGOTTEN_AGE:
-                    put_away(settings, draft)
-            except OSError as error:
-                log.warning("workspaces.not_removed", path=str(draft), error=repr(error)[:300])
-    graves = settings.workspaces_root / ".removed"
-    for name in _names(graves):
-        first, _, rest = name.partition("-")
-        if first != "later" or not (until := rest.partition("-")[0]).isdigit() or int(until) < time.time():
-            _bury(graves / name)
+                if above.name == ".removed":
+                    _bury_again(path)
+                elif time.time() - path.lstat().st_mtime > FORGOTTEN_AGE:
+                    put_away(settings, path)
+            except Exception as error:
+                log.warning("workspaces.not_removed", path=str(path), error=error)
+
+
+def _bury_again(grave: Path) -> None:
+    until = _LATER.match(grave.name)
+    if until is None or int(until[1]) < time.time():
+        _bury(grave)
 
 
 def present(settings: Settings) -> list[UUID]:
     """Sessions that have a directory on this host."""
     found = set()
     for above in {*_PARTS.values(), ".configs"}:
-        for name in _names(settings.workspaces_root / above):
-            with suppress(ValueError):
-                found.add(UUID(name))
+        with suppress(OSError):
+            for name in _names(settings.workspaces_root / above):
+                with suppress(ValueError):
+                    found.add(UUID(name))
     return sorted(found)
 
 

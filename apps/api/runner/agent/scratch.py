@@ -90,8 +90,8 @@ class Scratch:
                 elif (lock := _try_lock(directory)) is not None:
                     self._remove(directory)
                     os.close(lock)
-            except OSError as error:
-                log.warning("scratch.not_swept", path=str(directory), error=repr(error)[:300])
+            except Exception as error:  # whatever is there: the rest is looked at
+                log.warning("scratch.not_swept", path=str(directory), error=error)
 
     def close(self) -> None:
         """Remove everything. Blocks."""
@@ -105,7 +105,7 @@ class Scratch:
         try:
             removal.remove(path, stopped=(lambda: self._closing) if stopped else None)
         except Exception as error:  # whatever an agent has left there: the next start tries again
-            log.warning("scratch.not_removed", path=str(path), error=repr(error)[:300])
+            log.warning("scratch.not_removed", path=str(path), error=error)
 
 
 def _base() -> Path:
@@ -126,7 +126,11 @@ def _is_ours(directory: Path) -> bool:
 
 
 def _within(base: Path) -> list[Path]:
-    return [base / name for name in os.listdir(base)] if _is_ours(base) else []
+    try:
+        return [base / name for name in os.listdir(base)] if _is_ours(base) else []
+    except OSError as error:
+        log.warning("scratch.not_swept", path=str(base), error=error)
+        return []
 
 
 def _try_lock(directory: Path) -> int | None:
