@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import re2
-from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
 from apps.api.core.config import json_schema
 from apps.api.core.config.names import (
+    STORED,
     Document,
     EnvName,
     ModelName,
@@ -129,8 +130,9 @@ class OutputFormat(Part):
 
     @field_validator("schema_")
     @classmethod
-    def _is_a_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
-        json_schema.check(value)
+    def _is_a_schema(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if info.context != STORED:  # else it was judged when it came, and the agent's program does so when it starts
+            json_schema.check(value)
         return value
 
 
