@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,53 @@ def test_python_regular_expressions_are_ours_alone() -> None:
                 names = [part.id for part in ast.walk(node.args[0]) if isinstance(part, ast.Name)]
                 found += [] if literal or all(n.isupper() for n in names) else [str(path.relative_to(APPS))]
     assert found == ["demo_model/commands.py"], "a pattern that is no literal"
+
+
+LINEAR = {
+    "core/codec.py": {r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'},
+    "core/config/environment.py": {"'|'.join((*_OF_AGENTS, *_OF_SERVERS))"},  # of names of at most 128 characters
+    "core/config/expansion.py": {r'@(?:"([^"]*)|([^\s"]*))', r"\s*/(model|config|settings|heapdump)\b"},
+    "core/config/parts.py": {
+        r"/[A-Za-z0-9._~%+/-]+",
+        r"[A-Za-z0-9.-]+(:[0-9]{1,5})?",
+        r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(?:^|/)\.|\.lock(?:/|$)|\.$|^[/-]|/$|^@$",
+        r"\(\?|[*+?]\+|\[\^?\]",
+    },
+    "core/config/profiles.py": {r"mcp__[^_*]+(?:_[^_*]+)*"},
+    "core/config/rules.py": {
+        r"([A-Za-z][A-Za-z0-9_*-]{0,127})(?:\(([^\x00-\x1f\x7f]{0,500})\))?",
+        r"(?<!\\)\\*+([()])",
+        r"\)[^() ,]*[ ,]",
+    },
+    "runner/agent/patches.py": {
+        r"^(---|\+\+\+) ([ab])/(?:now|then)/\d+$",
+        r"^diff --git a/(?:now|then)/(\d+) b/(?:now|then)/\d+\n",
+        r'[^\x00-\x1f"\\\x7f]*',
+    },
+    "runner/session/ports.py": {r"socket:\[(\d+)\]"},
+    "web/origins.py": {
+        r"f'{_URL}|[^\\s;,]+'",
+        r"f'<(?P<reference>[^<>]*)>|{_URL}'",
+        r"\s*[0-9.]*\s*[;,]?\s*(?:url\s*=\s*)?",
+    },
+}
+"""Patterns with a repetition, of texts that are not ours. Each was judged: no text is there that makes `re` look at one
+character more often than some fixed number of times, from whichever place it begins. (`\\)[^(]*,` is none: it looks at
+"))))" from each bracket to the end.)"""
+
+OURS = {"dev/console.py", "dev/datadir.py", "settings.py", "web/playground.py"}
+"""Modules whose patterns meet texts of the operator's or of this code."""
+
+
+def test_every_pattern_that_meets_texts_of_others_was_judged() -> None:
+    found: dict[str, set[str]] = {}
+    for path in (APPS / "api").rglob("*.py"):
+        module = str(path.relative_to(APPS / "api"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="re"), attr=used), args=[pattern, *_]):
+                    text = pattern.value if isinstance(pattern, ast.Constant) else ast.unparse(pattern)
+                    text = text.decode() if isinstance(text, bytes) else str(text)
+                    if used != "escape" and module not in OURS and re.search(r"[*+]|\{\d+,\}", text):
+                        found.setdefault(module, set()).add(text)
+    assert found == LINEAR

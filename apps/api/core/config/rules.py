@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _RULE = re.compile(r"([A-Za-z][A-Za-z0-9_*-]{0,127})(?:\(([^\x00-\x1f\x7f]{0,500})\))?")
-_BRACKET = re.compile(r"\\*([()])")
-_SPLIT = re.compile(r"\)[^(]*[ ,]")
+# Of what clients send, so without a way to look at a run of brackets or of backslashes from each of its signs.
+_BRACKET = re.compile(r"(?<!\\)\\*+([()])")
+_SPLIT = re.compile(r"\)[^() ,]*[ ,]")
 """Where the CLI would end a rule in a list of rules: a bracket closes, whichever it is, and then there is a comma or a
 space. Rules are not given to it as such a list, but older instances of a fleet do that."""
 
