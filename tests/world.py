@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,20 +14,21 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
 from apps.api.core.events.log import Writer
 from apps.api.core.events.relay import Publisher, Subscriptions
-from apps.api.core.fleet import claims, instances
+from apps.api.core.fleet import claims, instances, ownership
 from apps.api.core.fleet.claims import Claim
+from apps.api.core.fleet.ownership import Orphan
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import prompts, runs, sessions
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tasks import Loop, Loops
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
@@ -73,6 +75,10 @@ class World:
         return await prompts.submit(
             self.core(), self.tenant_id, None, prompts.Submission(prompt, 60, session_id, **more)
         )
+
+    async def reap(self) -> list[Orphan]:
+        """Take sessions from dead owners, once."""
+        return await ownership.reap(self.core(), Loop("reap"))
 
     async def instance(self, seconds: float = 60, slots: int = 4) -> Lease:
         """A member of the fleet with a fresh lease."""
@@ -198,13 +204,16 @@ async def relaying(db: Database, redis: Redis, *, check_interval: float = 15.0) 
     """The three tasks that the composition root runs for each instance."""
     publisher, subscriptions = Publisher(redis), Subscriptions(redis)
     followers = Followers(db, redis, subscriptions, check_interval=check_interval)
-    running = [asyncio.create_task(part.run()) for part in (publisher, subscriptions, followers)]
+    loops = Loops(math.inf, lambda _loop: None)
+    loops.keep("publisher", publisher.run)
+    loops.keep("subscriber", subscriptions.run)
+    loops.start("followers", followers.check, followers.until_next_check)
     try:
         yield Relay(publisher, subscriptions, followers)
-        assert not any(task.done() for task in running), running
+        assert [(loop.name, loop.failures) for loop in loops.all if loop.failures] == []
     finally:
         async with asyncio.timeout(PATIENCE):
-            await tasks.end(*running)
+            await loops.stop()
 
 
 @asynccontextmanager

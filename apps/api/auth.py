@@ -88,7 +88,7 @@ async def authenticate(db: Database, redis: Redis, secret: str | None) -> Princi
 
 
 async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Principal:
-    principal = await _cached(redis, secret_hash)
+    principal = await redis.cached(redis.keys.api_key(secret_hash), _PRINCIPAL.validate_json)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
         if row is None:
@@ -98,11 +98,6 @@ async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Princip
     if principal.expires_at is not None and principal.expires_at <= datetime.now(UTC):
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
     return principal
-
-
-async def _cached(redis: Redis, secret_hash: str) -> Principal | None:
-    cached = await redis.attempt(lambda: redis.client.get(redis.keys.api_key(secret_hash)))
-    return _PRINCIPAL.validate_json(cached) if cached else None
 
 
 async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Principal) -> None:

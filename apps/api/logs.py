@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
 from collections.abc import MutableMapping
 from pathlib import PurePath
@@ -18,6 +19,9 @@ from typing import Any
 import structlog
 
 from apps.api.settings import Settings
+
+MAX_KINDS = 1_000
+"""Kinds of failures, by the name of their log line and their type, that are kept in mind."""
 
 _ROOT = PurePath(__file__).parents[2]
 
@@ -49,12 +53,31 @@ def _place(frame: traceback.FrameSummary) -> str:
     return f"{shown}:{frame.lineno} {frame.name}"
 
 
+class _Traces:
+    """Which tracebacks are written: one per kind and second. Writing them costs more than most of what fails."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[Any, type[BaseException]], float] = {}
+
+    def allow(self, event: Any, kind: type[BaseException]) -> bool:
+        now = time.monotonic()
+        if self._until.get((event, kind), 0.0) > now:
+            return False
+        if len(self._until) >= MAX_KINDS:
+            self._until.clear()
+        self._until[event, kind] = now + 1.0
+        return True
+
+
+_traces = _Traces()
+
+
 def _exceptions(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Tell exceptions among the fields, and the one of `exc_info`."""
     given = event.pop("exc_info", None)
     if given is True:
         given = sys.exc_info()[1]
-    if isinstance(given, BaseException):
+    if isinstance(given, BaseException) and _traces.allow(event.get("event"), type(given)):
         event["exception"] = told_with_trace(given)
     for name, value in event.items():
         if isinstance(value, BaseException):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
 from fastapi import FastAPI
 
 from apps.api import __version__, keys, roles
-from apps.api.core import tasks
 from apps.api.core.config import profiles
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
@@ -23,6 +21,7 @@ from apps.api.core.events.relay import Publisher, Subscriptions
 from apps.api.core.lease import Lease
 from apps.api.core.network import default_model
 from apps.api.core.network.outbound import Outbound
+from apps.api.core.tasks import Loops
 from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
 from apps.api.dialects.compat.chat_server import routes as chat_server
@@ -34,7 +33,7 @@ from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
 from apps.api.runner.guard.launcher import bundled_cli
-from apps.api.runner.session import watch
+from apps.api.runner.session.watch import Watch
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Settings
@@ -60,28 +59,18 @@ connection. See docs/websocket.md.
 """
 
 
-class Tasks:
-    """The named background tasks of the instance. One that ends by itself takes the process down."""
+class _Failed:
+    """Which loop has failed for good, if one has."""
 
     def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[None]] = []
-        self.failed: str | None = None
+        self.loop: str | None = None
 
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        self._tasks.append(task)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        self.failed = task.get_name()
-        log.critical("instance.task_ended", task=self.failed, error=task.exception(), exc_info=task.exception())
-        # An instance without one of its loops would keep its lease and do half of its work.
-        signal.raise_signal(signal.SIGTERM)
-
-    async def stop(self) -> None:
-        await tasks.end(*self._tasks)
+    def give_up(self, loop: str) -> None:
+        """Take the process down in order: without this loop it would keep its lease and do half of its work."""
+        if self.loop is None:
+            self.loop = loop
+            log.critical("instance.loop_failed", loop=loop)
+            signal.raise_signal(signal.SIGTERM)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -164,22 +153,22 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         deliveries = Deliveries(db, settings, outbound)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
-        loops = Tasks()
+        failed = _Failed()
+        loops = Loops(settings.instance_lease_seconds, failed.give_up)
         stack.push_async_callback(loops.stop)
-        loops.start("relay-publisher", publisher.run())
-        loops.start("relay-subscriber", subscriptions.run())
-        loops.start("followers", followers.run())
-        loops.start("webhook-deliveries", deliveries.run())
+        loops.keep("relay-publisher", publisher.run)
+        loops.keep("relay-subscriber", subscriptions.run)
+        loops.start("followers", followers.check, followers.until_next_check)
+        loops.keep("webhook-deliveries", deliveries.run)
         model = default_model.Watch(settings)
-        loops.start("default-model", model.run())
+        loops.start("default-model", model.look, model.until_next_look)
         await worker.start()
-        for name, work in {**worker.loops(), **Upkeep(core, worker).loops()}.items():
-            loops.start(f"runner-{name}", work)
-        loops.start("runner-ports", watch.watch_ports(worker.executions))
-        loops.start("runner-background", watch.watch_background(core, worker.executions))
+        for part in (worker, Upkeep(core, worker), Watch(core, worker.executions)):
+            part.run_in(loops)
         streams, sockets = Streams[EventStream](), Streams[Socket]()
-        probe = _probe(settings, worker, lease, model)
+        probe = _probe(settings, worker, lease, model, loops)
         _measure(core, worker, lease, streams, sockets, deliveries)
+        metrics.LOOPS.read = lambda: loops.all
         drain = _draining(core, worker, streams, sockets)
         app.state.instance = Instance(
             core,
@@ -191,7 +180,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             enter_preview=ports.Connections().enter,
             anonymous=await _admit_guests(core),
             drain=drain,
-            failed=lambda: loops.failed,
+            failed=lambda: failed.loop,
             error_shapes=_error_shapes(settings.root_dialect),
             playground=playground.render(dialect.PREFIX for dialect in DIALECTS.values()),
         )
@@ -245,7 +234,7 @@ def _measure(
     metrics.DROPPED.read = lambda: core.publisher.dropped
 
 
-def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch) -> Probe:
+def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch, loops: Loops) -> Probe:
     async def address_of(session_id: UUID, port: int) -> str | None:
         execution = worker.executions.get(session_id)
         return await execution.ports.address(execution.agent, port) if execution else None
@@ -256,5 +245,6 @@ def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_mode
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,
         default_model=lambda: model.answer,
+        failing_loops=lambda: loops.failing,
         address_of=address_of,
     )

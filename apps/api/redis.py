@@ -53,11 +53,20 @@ TOMBSTONE_TTL_MS = 2_000
 """Milliseconds after a write in which nobody may fill the cache: longer than a read takes."""
 
 
+FORMAT = "v1"
+"""Part of every name. A release that writes something else under a name, or into a channel, counts it up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Names of keys and channels."""
+    """Names of keys and channels. Instances with another FORMAT neither read nor hear each other."""
 
     prefix: str = ""
+
+    @classmethod
+    def below(cls, prefix: str) -> Keys:
+        """Those of this version, of a deployment with that REDIS_KEY_PREFIX."""
+        return cls(f"{prefix}{FORMAT}:")
 
     def api_key(self, secret_hash: str) -> str:
         return f"{self.prefix}key:{secret_hash}"
@@ -122,6 +131,21 @@ class Redis:
             self.outage.begin(error)
             return None
 
+    async def cached(self, key: str, read: Callable[[bytes], T]) -> T | None:
+        """What `read` makes of an entry; None without one, and for one that it cannot read, which is removed.
+
+        An entry may be of another version or another program: PostgreSQL has the answer.
+        """
+        entry = await self.attempt(lambda: self.client.get(key))
+        if not isinstance(entry, bytes) or not entry:
+            return None
+        try:
+            return read(entry)
+        except Exception as error:
+            log.warning("redis.entry_not_read", error=error)
+            await self.attempt(lambda: self.client.delete(key))
+            return None
+
     def connection(self) -> redis.asyncio.Connection:
         """A new connection of its own, not connected yet, with the client's address and credentials."""
         connection: redis.asyncio.Connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
@@ -140,6 +164,6 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
         max_connections=50,
     )
     try:
-        yield Redis(client, Keys(settings.redis_key_prefix))
+        yield Redis(client, Keys.below(settings.redis_key_prefix))
     finally:
         await client.aclose()

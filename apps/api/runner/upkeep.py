@@ -6,8 +6,7 @@ Any number of instances may do this at the same time; the database's locks make 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -18,9 +17,8 @@ from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims, instances, ownership
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import sessions, workspaces
-from apps.api.core.tasks import POLL, nap, pause
+from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
 from apps.api.core.tenant import deliveries
-from apps.api.db import PASSING_OR_LOST
 from apps.api.runner.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -40,33 +38,28 @@ class Upkeep:
     def __init__(self, core: Core, worker: Worker) -> None:
         self._core, self._worker = core, worker
 
-    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """The named loops that the composition root must run and watch."""
-        return {"reap": self._reap_loop(), "announce": self._announce_loop(), "sweep": self._sweep_loop()}
+    def run_in(self, loops: Loops) -> None:
+        """Start the loops."""
+        loops.start("runner-reap", self._reap, partial(pause, REAP_INTERVAL))
+        loops.start("runner-announce", self._announce_all, self._until_announced)
+        loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
 
-    async def _reap_loop(self) -> None:
-        while True:
-            await pause(REAP_INTERVAL)
-            try:
-                for orphan in await ownership.reap(self._core.db):
-                    log.warning("upkeep.reaped", session_id=str(orphan.session_id))
-                    ownership.announce(self._core, orphan)
-            except PASSING_OR_LOST as error:
-                log.warning("upkeep.reap_failed", error=type(error).__name__)
+    async def _reap(self, loop: Loop) -> None:
+        await ownership.reap(self._core, loop)
 
-    async def _announce_loop(self) -> None:
+    async def _until_announced(self) -> None:
+        await asyncio.sleep(ANNOUNCE_GAP)
+        await nap(self._worker.left_waiting, POLL)
+
+    async def _announce_all(self, loop: Loop) -> None:
         """Tell queued runs their place, and give idle sessions up when another instance has room for their runs."""
-        while True:
-            await nap(self._worker.left_waiting, POLL)
-            try:
-                waiting = await claims.waiting(self._core.db, self._core.instance_id)
-                for run in waiting:
+        waiting = await claims.waiting(self._core.db, self._core.instance_id)
+        for run in waiting:
+            if run.run_id not in loop.spared:
+                with loop.one(run.run_id):
                     await self._announce(run)
-                if waiting and self._worker.is_full:
-                    await self._yield_idle({run.session_id for run in waiting})
-            except PASSING_OR_LOST as error:
-                log.warning("upkeep.announce_failed", error=type(error).__name__)
-            await asyncio.sleep(ANNOUNCE_GAP)
+        if waiting and self._worker.is_full:
+            await self._yield_idle({run.session_id for run in waiting})
 
     async def _announce(self, run: Waiting) -> None:
         if run.owner_id is None:
@@ -82,28 +75,17 @@ class Upkeep:
         if idle and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[0].close("yielded")
 
-    async def _sweep_loop(self) -> None:
-        while True:
-            await pause(SWEEP_INTERVAL)
-            try:
-                await idempotency.forget_old(self._core.db)
-                await deliveries.forget_old(self._core.db)
-                await instances.forget_dead(self._core.db)
-                await self._sweep_files()
-            except PASSING_OR_LOST as error:
-                log.warning("upkeep.sweep_failed", error=type(error).__name__)
+    async def _sweep(self, loop: Loop) -> None:
+        for what in (idempotency.forget_old, deliveries.forget_old, instances.forget_dead):
+            with loop.one(what.__module__):
+                await what(self._core.db)
+        await self._sweep_files(loop)
 
-    async def _sweep_files(self) -> None:
+    async def _sweep_files(self, loop: Loop) -> None:
         settings = self._core.settings
-        try:
-            await asyncio.to_thread(workspaces.discard_forgotten, settings)
-            await asyncio.to_thread(self._worker.scratch.sweep)
-            present = await asyncio.to_thread(workspaces.present, settings)
-        except OSError as error:
-            log.warning("upkeep.files_not_swept", error=repr(error)[:300])
-            return
+        await asyncio.to_thread(workspaces.discard_forgotten, settings)
+        await asyncio.to_thread(self._worker.scratch.sweep)
+        present = await asyncio.to_thread(workspaces.present, settings)
         for session_id in await sessions.deleted_among(self._core.db, present):
-            try:
+            with loop.one(session_id):
                 await asyncio.to_thread(workspaces.remove, settings, session_id)
-            except OSError as error:
-                log.warning("upkeep.files_not_removed", session_id=str(session_id), error=repr(error)[:300])

@@ -1,7 +1,7 @@
 """The runner of one instance: claims runs, keeps the lease, obeys commands.
 
-Every loop is a named task; one that dies takes the instance down loudly (see `main.py`). Redis only wakes them;
-each also looks by itself from time to time.
+Its loops are the ones that an instance must have, see `core/tasks.py`. Redis only wakes them; each also looks by itself
+from time to time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +22,7 @@ from apps.api.core.fleet import claims, commands, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
-from apps.api.core.tasks import POLL, jittered, nap
+from apps.api.core.tasks import POLL, Loop, Loops, jittered, nap
 from apps.api.db import PASSING, retrying
 from apps.api.errors import LeaseLost
 from apps.api.machine import cpus
@@ -42,7 +44,7 @@ class _Wakeups:
         self._heard = heard
 
     def deliver(self, payload: bytes) -> None:
-        self._heard(payload.decode())
+        self._heard(payload.decode(errors="replace"))
 
     def gap(self) -> None:
         self._heard("")
@@ -59,6 +61,7 @@ class Worker:
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
+        self._taken: set[UUID] = set()  # commands that are being obeyed
         self._claim_now = asyncio.Event()
         self._commands_now = asyncio.Event()
         self.left_waiting = asyncio.Event()
@@ -93,14 +96,12 @@ class Worker:
         await self._core.subscriptions.subscribe(keys.deleted, _Wakeups(self._heard_deletion))
         await self._core.subscriptions.subscribe(keys.instance(self._lease.instance_id), _Wakeups(self._heard_order))
 
-    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """The named loops that the composition root must run and watch."""
-        return {
-            "heartbeat": self._heartbeat(),
-            "fence": self._fence_loop(),
-            "claim": self._claim_loop(),
-            "commands": self._command_loop(),
-        }
+    def run_in(self, loops: Loops) -> None:
+        """Start the loops."""
+        loops.start("runner-heartbeat", self._beat, self._until_beat, must=True)
+        loops.start("runner-fence", self._fence_when_over, self._until_over, must=True)
+        loops.start("runner-claim", self._claim_runs, partial(nap, self._claim_now, POLL), must=True)
+        loops.start("runner-commands", self._obey_commands, partial(nap, self._commands_now, POLL), must=True)
 
     # --- waking up ---------------------------------------------------------------------------------------------
 
@@ -131,28 +132,24 @@ class Worker:
 
     # --- the lease ---------------------------------------------------------------------------------------------
 
-    async def _heartbeat(self) -> None:
-        interval = self._lease.seconds / 4
-        while True:
-            wait = interval
-            try:
-                try:
-                    async with asyncio.timeout(self._lease.seconds / 2):
-                        await self._reconcile(await instances.renew(self._core.db, self._lease))
-                except LeaseLost:
-                    self._fence_all()
-                    await self._register_again()
-            except PASSING as error:
-                log.warning("worker.heartbeat_failed", error=type(error).__name__, left=self._lease.remaining())
-                wait = min(interval, 0.5)
-            await asyncio.sleep(wait * random.uniform(0.9, 1.0))
+    async def _until_beat(self) -> None:
+        await asyncio.sleep(self._lease.seconds / 4 * random.uniform(0.9, 1.0))
 
-    async def _fence_loop(self) -> None:
+    async def _beat(self, loop: Loop) -> None:
+        try:
+            async with asyncio.timeout(self._lease.seconds / 2):
+                await self._reconcile(loop, await instances.renew(self._core.db, self._lease))
+        except LeaseLost:
+            self._fence_all()
+            await self._register_again(loop)
+
+    async def _until_over(self) -> None:
+        await asyncio.sleep(min(max(self._lease.remaining(), 0.2), 1.0))
+
+    async def _fence_when_over(self, loop: Loop) -> None:
         """Kill every CLI before the lease can have lapsed, whatever the heartbeat is waiting for."""
-        while True:
-            if self._lease.is_over():
-                self._fence_all()
-            await asyncio.sleep(min(max(self._lease.remaining(), 0.2), 1.0))
+        if self._lease.is_over():
+            self._fence_all()
 
     def _fence_all(self) -> None:
         for execution in self.executions.values():
@@ -170,13 +167,12 @@ class Worker:
             url=self._url,
         )
 
-    async def _register_again(self) -> None:
+    async def _register_again(self, loop: Loop) -> None:
         # The same process may go on under its id once every session that it owned has been taken from it.
-        for orphan in await ownership.reap(self._core.db):
-            ownership.announce(self._core, orphan)
+        await ownership.reap(self._core, loop)
         await self._register()
 
-    async def _reconcile(self, owned: list[Owned]) -> None:
+    async def _reconcile(self, loop: Loop, owned: list[Owned]) -> None:
         """Make what runs here agree with what the database says is owned here.
 
         A difference counts when two heartbeats in a row see it: the first may just be a claim on its way.
@@ -189,10 +185,11 @@ class Worker:
         for session_id, generation in suspects & self._suspects:
             if (session_id, generation) in ours:
                 self.executions[session_id].fence()
-            else:
-                orphan = await ownership.disown(self._core.db, self._lease.instance_id, session_id, generation)
-                if orphan is not None:
-                    ownership.announce(self._core, orphan)
+            elif session_id not in loop.spared:
+                with loop.one(session_id):
+                    orphan = await ownership.disown(self._core.db, self._lease.instance_id, session_id, generation)
+                    if orphan is not None:
+                        ownership.announce(self._core, orphan)
         self._suspects = suspects
 
     def _mark_active(self, session_id: UUID, generation: int) -> None:
@@ -206,32 +203,28 @@ class Worker:
 
     # --- runs --------------------------------------------------------------------------------------------------
 
-    async def _claim_loop(self) -> None:
-        while True:
-            await nap(self._claim_now, POLL)
-            try:
-                while not self.draining and not self.is_full and await self._claim():
-                    continue
-            except PASSING as error:
-                log.warning("worker.claim_failed", error=type(error).__name__)
-            except LeaseLost:
+    async def _claim_runs(self, loop: Loop) -> None:
+        with suppress(LeaseLost):
+            while not self.draining and not self.is_full and await self._claim(loop):
                 continue
             if self.is_full:
                 self.left_waiting.set()
 
-    async def _claim(self) -> bool:
+    async def _claim(self, loop: Loop) -> bool:
         room = self.live < self._core.settings.live_session_limit
         if not room:
             self._evict_one()
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
+        leaving += loop.spared
         try:
             claim = await claims.claim(
                 self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
             )
         except claims.Unreadable as claimed:
             log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=claimed.__cause__)
-            if orphan := await claims.refuse(self._core.db, self._lease.instance_id, claimed):
-                ownership.announce(self._core, orphan)
+            with loop.one(claimed.session_id):
+                if orphan := await claims.refuse(self._core.db, self._lease.instance_id, claimed):
+                    ownership.announce(self._core, orphan)
             return True
         if claim is None:
             return False
@@ -263,21 +256,12 @@ class Worker:
 
     # --- commands ----------------------------------------------------------------------------------------------
 
-    async def _command_loop(self) -> None:
-        taken: set[UUID] = set()
-        while True:
-            await nap(self._commands_now, POLL)
-            if not self.executions:
-                continue
-            try:
-                waiting = await commands.pending(self._core.db, self._lease.instance_id)
-            except PASSING as error:
-                log.warning("worker.commands_failed", error=type(error).__name__)
-                continue
-            for command in waiting:
-                if command.id not in taken:
-                    self._spawn(self._obey(command), f"command-{command.id}")
-            taken = {command.id for command in waiting}
+    async def _obey_commands(self, loop: Loop) -> None:
+        waiting = await commands.pending(self._core.db, self._lease.instance_id) if self.executions else []
+        for command in waiting:
+            if command.id not in self._taken:
+                self._spawn(self._obey(command), f"command-{command.id}")
+        self._taken = {command.id for command in waiting}
 
     async def _obey(self, command: commands.Command) -> None:
         execution = self.executions.get(command.session_id)

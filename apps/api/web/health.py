@@ -41,7 +41,8 @@ class Dependencies(BaseModel):
 
 class Health(BaseModel):
     """`degraded`: Redis is away, so live deltas are missing and latency is higher, but nothing is lost; or the model
-    API does not have DEFAULT_MODEL (`missing`) or refuses the key of the server (`unauthorized`), so that runs fail.
+    API does not have DEFAULT_MODEL (`missing`) or refuses the key of the server (`unauthorized`), so that runs fail; or
+    a loop of the instance fails, and is repeated.
     """
 
     status: Literal["ok", "degraded", "unhealthy"] = Field(examples=["ok"])
@@ -51,6 +52,10 @@ class Health(BaseModel):
     dependencies: Dependencies
     default_model: Answer = Field(
         description="Whether the model API has DEFAULT_MODEL; `unknown` as long as it gave no answer."
+    )
+    failing_loops: list[str] = Field(
+        description="What this instance does again and again, and failed at the last time. The log has the reason.",
+        examples=[["runner-reap"]],
     )
     warnings: list[str] = Field(description="Every way in which this instance does not fully confine its agents.")
 
@@ -96,7 +101,8 @@ async def examine(request: Request) -> Health:
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
     model = probe.default_model()
-    impaired = redis != "ok" or model in ("missing", "unauthorized")
+    failing = probe.failing_loops()
+    impaired = redis != "ok" or model in ("missing", "unauthorized") or failing
     return Health(
         status="unhealthy" if not ok else "degraded" if impaired else "ok",
         version=__version__,
@@ -104,6 +110,7 @@ async def examine(request: Request) -> Health:
         draining=probe.draining(),
         dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
         default_model=model,
+        failing_loops=failing,
         warnings=probe.warnings,
     )
 

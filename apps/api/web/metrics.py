@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from apps.api.core.tasks import Loop
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a time for each series of a counter, which nobody asks for
 
@@ -34,6 +36,25 @@ class Total(Collector):
         return [CounterMetricFamily(self._name, self._meaning, value=self.read())]
 
 
+class LoopFigures(Collector):
+    """Of the loops of the instance, by their names."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Sequence[Loop]] = tuple
+        REGISTRY.register(self)
+
+    def collect(self) -> list[Metric]:
+        failing = GaugeMetricFamily("loop_failing", "1 while the last step of the loop has failed.", labels=["loop"])
+        steps = CounterMetricFamily("loop_failures", "Steps of the loop that failed.", labels=["loop"])
+        items = CounterMetricFamily("loop_item_failures", "Times that one item failed in the loop.", labels=["loop"])
+        for loop in self.read():
+            failing.add_metric([loop.name], loop.failing_since is not None)
+            steps.add_metric([loop.name], loop.failures)
+            items.add_metric([loop.name], loop.sick)
+        return [failing, steps, items]
+
+
+LOOPS = LoopFigures()
 WEBHOOKS_SENT = Total("webhook_messages_sent", "Webhook messages that this instance delivered.")
 WEBHOOKS_FAILED = Total(
     "webhook_attempts_failed", "Attempts of this instance to deliver a webhook message that failed."

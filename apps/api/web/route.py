@@ -30,6 +30,7 @@ class Probe:
 
     Attributes:
         warnings: every way in which this instance does not confine its agents.
+        failing_loops: names of the loops of this instance whose last step has failed.
         address_of: session and port → the address that its agent's programs listen on here, if they do.
     """
 
@@ -38,6 +39,7 @@ class Probe:
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]
     default_model: Callable[[], Answer]
+    failing_loops: Callable[[], list[str]]
     address_of: Callable[[UUID, int], Awaitable[str | None]]
 
 

@@ -23,11 +23,12 @@ from apps.api.core.events.relay import MAX_PENDING_BYTES, Publisher
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
+from apps.api.core.tasks import Loop
 from apps.api.db import Database
 from apps.api.dialects.compat.code_server.translate import Lines
 from apps.api.redis import Redis, open_redis
 from tests.proxy import changed, postgres_proxy, redis_proxy
-from tests.world import PATIENCE, Relay, World, relaying, until
+from tests.world import PATIENCE, Relay, World, core_of, relaying, until
 
 
 @pytest.fixture
@@ -253,10 +254,7 @@ async def test_the_end_that_a_reaper_writes_reaches_who_follows_the_dead_owner(w
     await writer.append(Event("init", {}, claim.run_id))
     writer.delta("partial", claim.run_id, {"text": "half a wo"})
     await world.expire(lease)
-    keys = world.redis.keys
-    for orphan in await ownership.reap(world.db):
-        channel = keys.channel(orphan.tenant_id, orphan.session_id)
-        relay.publisher.send(keys.stream(orphan.tenant_id, orphan.session_id), channel, orphan.frames)
+    await ownership.reap(core_of(world, relay), Loop("reap"))
     frames = await reader
     assert [f.type for f in frames if f.part == 0] == ["init", "error", "done"]
 

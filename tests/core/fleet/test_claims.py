@@ -271,7 +271,7 @@ async def test_tasks_that_an_owner_left_at_work_are_told_to_have_ended(lone_worl
     )
     await writer.append(started, ended, Event("task", {"task_id": "b", "status": "completed"}))
     await lone_world.expire(lease)
-    await ownership.reap(lone_world.db)
+    await lone_world.reap()
     told = [data for _, kind, data in await lone_world.events(claim.session_id) if kind == "task"][3:]
     assert [(t["task_id"], t["status"], t["reason"], t["description"]) for t in told] == [
         ("a", "stopped", "owner_lost", "work a")
@@ -307,7 +307,7 @@ async def test_a_dead_owners_run_fails_in_the_log_and_its_session_is_free(world:
     lease, claim, writer = await world.owned()
     await writer.append(Event("init", {}, claim.run_id))
     await world.expire(lease)
-    [orphan] = await ownership.reap(world.db)
+    [orphan] = await world.reap()
     assert (orphan.session_id, orphan.tenant_id) == (claim.session_id, world.tenant_id)
     stored = await world.events(claim.session_id)
     assert [(seq, type_) for seq, type_, _ in stored] == [(1, "init"), (2, "error"), (3, "done")]
@@ -325,7 +325,7 @@ async def test_a_dead_owners_run_fails_in_the_log_and_its_session_is_free(world:
 async def test_a_reaped_owner_that_still_lives_can_write_nothing_more(world: World) -> None:
     lease, claim, zombie = await world.owned()
     await world.expire(lease)
-    await ownership.reap(world.db)
+    await world.reap()
     assert lease.remaining() > 0  # its own clock says that all is well
     with pytest.raises(LeaseLost):
         await zombie.append(Event("message"))
@@ -346,7 +346,7 @@ async def test_commands_to_a_dead_owner_are_rejected(world: World) -> None:
     )
     assert [c.id for c in await commands.pending(world.db, lease.instance_id)] == [command_id]
     await world.expire(lease)
-    await ownership.reap(world.db)
+    await world.reap()
     row = await world.db.pool.fetchrow("SELECT * FROM commands WHERE id = $1", command_id)
     assert (row["status"], row["result"]) == ("rejected", {"code": "owner_lost"})
     assert await commands.pending(world.db, lease.instance_id) == []
@@ -358,7 +358,7 @@ async def test_queued_runs_of_a_dead_owner_go_to_another_instance(world: World) 
     other = await world.instance()
     assert await world.claims_nothing(other)
     await world.expire(lease)
-    await ownership.reap(world.db)
+    await world.reap()
     assert (await world.claim(other)).run_id == waiting.run_id
 
 
@@ -366,7 +366,7 @@ async def test_an_idle_session_of_a_dead_owner_is_freed_without_an_event(world: 
     lease, claim, _ = await world.owned()
     await finish(world, lease, claim)
     await world.expire(lease)
-    [orphan] = await ownership.reap(world.db)
+    [orphan] = await world.reap()
     assert orphan.frames == []
     assert len(await world.events(claim.session_id)) == 1
     assert (await session_row(world, claim.session_id))["owner_id"] is None
@@ -374,7 +374,7 @@ async def test_an_idle_session_of_a_dead_owner_is_freed_without_an_event(world: 
 
 async def test_sessions_of_the_living_are_left_alone(world: World) -> None:
     lease, claim, writer = await world.owned()
-    assert await ownership.reap(world.db) == []
+    assert await world.reap() == []
     await writer.append(Event("init"))
     assert (await session_row(world, claim.session_id))["owner_id"] == lease.instance_id
 
@@ -385,7 +385,7 @@ async def test_many_reapers_end_each_run_once(world: World) -> None:
         await world.queue()
         await world.claim(dead)
     await world.expire(dead)
-    found = await asyncio.gather(*(ownership.reap(world.db) for _ in range(6)))
+    found = await asyncio.gather(*(world.reap() for _ in range(6)))
     assert len([orphan for orphans in found for orphan in orphans]) == 8
     assert await world.one("SELECT count(*) FROM events WHERE type = 'done'") == 8
     assert await world.one("SELECT count(*) FROM runs WHERE status <> 'failed'") == 0
@@ -398,7 +398,7 @@ async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being
     async with administrator(world.settings) as other, other.transaction():
         await other.execute("SELECT 1 FROM runs WHERE id = $1 FOR KEY SHARE", claim.run_id)
         await other.execute("SELECT 1 FROM sessions WHERE id = $1 FOR KEY SHARE", claim.session_id)
-        [orphan] = await asyncio.wait_for(ownership.reap(world.db), PATIENCE)
+        [orphan] = await asyncio.wait_for(world.reap(), PATIENCE)
     assert orphan.session_id == claim.session_id
 
 
@@ -409,7 +409,7 @@ async def test_a_lease_that_ran_out_cannot_be_renewed(world: World) -> None:
     with pytest.raises(LeaseLost):
         await instances.renew(world.db, lease)
     assert lease.is_over()
-    assert len(await ownership.reap(world.db)) == 1
+    assert len(await world.reap()) == 1
 
 
 async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left(world: World) -> None:
@@ -419,7 +419,7 @@ async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left
         await instances.renew(world.db, lease)
     await instances.register(world.db, lease, hostname="test", version="0", slots=4)
     assert lease.is_over()
-    await ownership.reap(world.db)
+    await world.reap()
     await instances.register(world.db, lease, hostname="test", version="0", slots=4)
     assert not lease.is_over()
     waiting = await world.queue(claim.session_id)
@@ -431,7 +431,7 @@ async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left
 async def test_an_instance_that_leaves_in_order_leaves_nothing_for_others_to_wait_for(world: World) -> None:
     lease, claim, _ = await world.owned()
     await instances.unregister(world.db, lease.instance_id)
-    [orphan] = await ownership.reap(world.db)
+    [orphan] = await world.reap()
     assert orphan.session_id == claim.session_id
     await instances.unregister(world.db, lease.instance_id)
     assert await world.one("SELECT count(*) FROM instances") == 0

@@ -160,7 +160,7 @@ async def test_an_owner_that_dies_before_it_answers_is_a_conflict(world: World, 
     sending = asyncio.create_task(send(world, relay, claim.session_id))
     await until(lambda: _stored(world, claim.session_id))
     await world.expire(lease)
-    await ownership.reap(world.db)
+    await world.reap()
     assert await code_of(sending) == "no_live_run"
 
 
@@ -234,7 +234,7 @@ async def test_who_waited_for_an_answer_leaves_no_subscription_behind(world: Wor
 
 
 async def _reply_channels(world: World, count: int) -> bool:
-    pattern = f"{world.settings.redis_key_prefix}reply:*"
+    pattern = f"{world.redis.keys.prefix}reply:*"
     return len(await world.redis.client.pubsub_channels(pattern)) == count
 
 

@@ -16,7 +16,7 @@ import pytest
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events import log
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, commands, control, ownership
+from apps.api.core.fleet import cancellation, commands, control
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page
 from apps.api.core.sessions import prompts, runs, sessions
@@ -81,7 +81,7 @@ async def test_the_state_follows_the_runs(world: World) -> None:
     assert await now() == ("queued", False, None, 1)
     await world.db.pool.execute("UPDATE runs SET status = 'running' WHERE id = $1", run.run_id)
     assert await now() == ("queued", False, None, 1)
-    await ownership.reap(world.db)
+    await world.reap()
     assert await now() == ("queued", False, None, 1)
     lease = await world.instance()
     second = await world.claim(lease)

@@ -13,7 +13,7 @@ import pytest
 from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, ownership
+from apps.api.core.fleet import claims
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import sessions
@@ -104,7 +104,7 @@ async def test_a_run_that_its_owner_lost_is_told_with_the_code(world: World) -> 
     webhook = await registered(world, events=["run.failed"])
     lease, claim, _ = await world.owned()
     await world.expire(lease)
-    await ownership.reap(world.db)
+    await world.reap()
     [(type_, data)] = await told(world, webhook)
     assert (type_, data["run_id"], data["error_code"]) == ("run.failed", str(claim.run_id), "owner_lost")
 

@@ -81,6 +81,15 @@ async def _keep_connected(
         attempt = min(attempt + 1, 8)
 
 
+def _deliver(listener: Listener, payload: bytes) -> None:
+    """Hand a message on. One that its listener cannot read, of another version or program, was never heard: a gap."""
+    try:
+        listener.deliver(payload)
+    except Exception as error:
+        log.warning("relay.message_not_read", error=error)
+        listener.gap()
+
+
 class Publisher:
     """Sends frames to a session's stream and channel, and plain messages to other channels, in order."""
 
@@ -277,7 +286,7 @@ class Subscriptions:
             kind, channel = reply[0], reply[1]
             if kind == b"message":
                 for listener in tuple(self._listeners.get(channel, ())):
-                    listener.deliver(reply[2])
+                    _deliver(listener, reply[2])
             elif kind == b"subscribe" and channel in self._confirmed:
                 self._confirmed[channel].set()
                 for listener in tuple(self._listeners.get(channel, ())):

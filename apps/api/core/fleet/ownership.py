@@ -8,13 +8,17 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import Event, append
 from apps.api.core.sessions import agent_tasks, requests
 from apps.api.core.sessions.outcome import FINISH_RUN, failure
+from apps.api.core.tasks import Loop
 from apps.api.db import Database
+
+log = structlog.get_logger(__name__)
 
 
 async def release(db: Database, session_id: UUID, generation: int) -> bool | None:
@@ -65,33 +69,61 @@ def announce(core: Core, orphan: Orphan) -> None:
     core.wake(orphan.tenant_id, orphan.session_id)
 
 
-async def reap(db: Database, limit: int = 50) -> list[Orphan]:
-    """Take sessions from owners whose lease has run out, and end the runs that they left behind.
+_ORPHANED = """
+SELECT s.id FROM sessions s JOIN instances i ON i.id = s.owner_id
+WHERE i.lease_expires_at < now() AND s.id <> ALL($1::uuid[]) LIMIT 50
+"""
 
-    A run is not repeated: its tools may have had effects already.
+_OF_THE_DEAD = """
+SELECT s.tenant_id, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id
+WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED
+"""
+
+
+_FREE = """
+WITH freed AS (
+  UPDATE sessions s SET generation = generation + 1, owner_id = NULL, ports = '{}' FROM instances i
+  WHERE s.id = $1 AND i.id = s.owner_id AND i.lease_expires_at < now() RETURNING s.id
+), ended AS (
+  UPDATE runs SET status = 'failed', finished_at = now(), error = $2
+  WHERE session_id IN (SELECT id FROM freed) AND status IN ('running','requires_action')
+), closed AS (
+  UPDATE requests SET status = 'closed', resolved_at = now()
+  WHERE session_id IN (SELECT id FROM freed) AND status = 'open'
+)
+UPDATE commands SET status = 'rejected', applied_at = now()
+WHERE session_id IN (SELECT id FROM freed) AND status = 'pending'
+"""
+
+FREE_AFTER = 3
+"""Failures to take a session over, after which it is freed without a word in its log, which cannot be written."""
+
+
+async def reap(core: Core, loop: Loop) -> list[Orphan]:
+    """Take sessions from owners whose lease has run out, end the runs that they left behind, and say so.
+
+    A run is not repeated: its tools may have had effects already. A session that cannot be taken over is the loop's
+    item and holds up no other one. Returns those that were taken.
     """
-    dead = await db.pool.fetch(
-        "SELECT s.id FROM sessions s JOIN instances i ON i.id = s.owner_id WHERE i.lease_expires_at < now() LIMIT $1",
-        limit,
-    )
-    orphans = []
-    for row in dead:
-        async with db.transaction() as connection:
-            orphan = await _take_from_dead(connection, row["id"])
-        if orphan is not None:
-            orphans.append(orphan)
-    return orphans
+    taken = []
+    for row in await core.db.pool.fetch(_ORPHANED, loop.spared):
+        with loop.one(row["id"]):
+            if loop.failures_of(row["id"]) >= FREE_AFTER:
+                log.error("ownership.freed_unwritten", session_id=str(row["id"]))
+                await core.db.pool.execute(_FREE, row["id"], _UNFINISHED)
+            elif orphan := await _take_from_dead(core.db, row["id"]):
+                log.warning("ownership.reaped", session_id=str(row["id"]))
+                announce(core, orphan)
+                taken.append(orphan)
+    return taken
 
 
-async def _take_from_dead(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
-    row = await connection.fetchrow(
-        "SELECT s.tenant_id, s.generation, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id"
-        " WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED",
-        session_id,
-    )
-    if row is None:
-        return None
-    return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], failure("owner_lost"))
+async def _take_from_dead(db: Database, session_id: UUID) -> Orphan | None:
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(_OF_THE_DEAD, session_id)
+        if row is None:
+            return None
+        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], failure("owner_lost"))
 
 
 _UNFINISHED = failure(

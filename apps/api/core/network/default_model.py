@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx2
 import structlog
 
+from apps.api.core.tasks import Loop
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -113,16 +114,16 @@ class Watch:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.answer: Answer = "unknown"
+        self._asked = False
 
-    async def run(self) -> None:
-        """Runs until cancelled."""
-        while True:
-            await self.look()
-            seconds = ASK_AGAIN if self.answer == "unknown" else ASK_EVERY
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
+    async def until_next_look(self) -> None:
+        """Wait until it is time to ask: at once at the start."""
+        if self._asked:
+            await asyncio.sleep((ASK_AGAIN if self.answer == "unknown" else ASK_EVERY) * random.uniform(0.8, 1.2))
 
-    async def look(self) -> None:
+    async def look(self, _loop: Loop | None = None) -> None:
         """Ask once, and say it loudly when runs are going to fail."""
+        self._asked = True
         self.answer = await ask(self._settings)
         if reason := {"missing": ADVICE, "unauthorized": REFUSED}.get(self.answer):
             log.error("model.default_unusable", model=self._settings.default_model, error=reason)

@@ -141,10 +141,15 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
         NotFound: no such session of this tenant, or deleted.
     """
     key = redis.keys.session(tenant_id, session_id)
-    cached = await redis.attempt(lambda: redis.client.get(key))
-    if cached:
-        state: dict[str, Any] = orjson.loads(cached)
+
+    def read(entry: bytes) -> dict[str, Any]:
+        state: dict[str, Any] = orjson.loads(entry)
+        if state["session_id"] != str(session_id):
+            raise ValueError("of another session")
         return state
+
+    if (cached := await redis.cached(key, read)) is not None:
+        return cached
     row = await db.pool.fetchrow(_STATE, [session_id], tenant_id)
     if row is None:
         raise NotFound.of("session")

@@ -170,6 +170,9 @@ class Deliveries:
             failure = str(error)
         except Unavailable as error:
             failure = error.message
+        except Exception as error:  # of this one message: a secret that no key opens, for example
+            log.error("webhook.attempt_broke", delivery_id=str(claimed.id), error=error, exc_info=error)
+            failure = f"it could not be sent: {type(error).__name__}"
         try:
             async with self._db.transaction() as connection:
                 if failure is None:
