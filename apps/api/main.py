@@ -161,7 +161,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         loops.start("followers", followers.check, followers.until_next_check)
         loops.keep("webhook-deliveries", deliveries.run)
         model = default_model.Watch(settings)
-        loops.start("default-model", model.look, model.until_next_look)
+        loops.start("model-watch", model.look, model.until_next_look)
         await worker.start()
         for part in (worker, Upkeep(core, worker), Watch(core, worker.executions)):
             part.run_in(loops)

@@ -52,6 +52,7 @@ async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient,
         "instance_id": fleet[0].id,
         "draining": False,
         "dependencies": {"postgres": "ok", "redis": "ok", "claude_cli": "ok"},
+        "failing_loops": [],
         "warnings": isolation.warnings(Settings(agent_isolation="require")),
     }
 
