@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from apps.api.dev.embedded import Servers
 from apps.api.models import Base
 from apps.api.settings import Settings
 from tests.conftest import settings_for
-from tests.world import administrator
+from tests.world import PATIENCE, administrator, until, waiting_for_locks
 
 ROOT = Path(__file__).parents[1]
 INI = ROOT / "alembic.ini"
@@ -142,6 +143,51 @@ async def test_somebody_elses_migration_is_not_waited_for_for_ever(empty: Settin
         await other.close()
     assert await migrate.state(empty) == "empty"
     await migrate.upgrade(empty)
+
+
+NEXT = """
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    op.execute("CREATE TABLE made (id int)")
+    op.execute("ALTER TABLE instances ADD COLUMN more int")
+"""
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """The migrations, and one more."""
+    scripts = Path(shutil.copytree(migrate.SCRIPTS, tmp_path / "migrations"))
+    (scripts / "versions" / "0002_next.py").write_text(NEXT)
+    return scripts
+
+
+async def test_a_migration_that_waits_for_a_table_lets_others_write_to_it(empty: Settings, next_release: Path) -> None:
+    """Whoever reads a table for long, a report or a dump, must not hold up heartbeats behind a migration."""
+    await migrate.upgrade(empty)
+    async with administrator(empty) as reader, administrator(empty) as writer:
+        await reader.execute("BEGIN; SELECT * FROM instances")
+        migrating = asyncio.create_task(migrate.upgrade(empty, scripts=next_release))
+        await until(lambda: waiting_for_locks(writer, 1))
+        await asyncio.wait_for(writer.execute("UPDATE instances SET slots = slots"), PATIENCE)
+        assert not migrating.done()
+        await reader.execute("COMMIT")
+        await asyncio.wait_for(migrating, PATIENCE)
+        assert await writer.fetchval("SELECT count(more) FROM instances") == 0
+
+
+async def test_a_table_that_stays_in_use_ends_a_migration_that_did_nothing(empty: Settings, next_release: Path) -> None:
+    await migrate.upgrade(empty)
+    async with administrator(empty) as reader:
+        await reader.execute("BEGIN; SELECT * FROM instances")
+        with pytest.raises(TimeoutError, match="in use"):
+            await migrate.upgrade(empty, wait=0, scripts=next_release)
+        assert await reader.fetchval("SELECT to_regclass('made')") is None
+    assert await migrate.state(empty) == "current"
 
 
 # --- the revision that the code names ------------------------------------------------------------------------------

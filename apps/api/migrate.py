@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from apps.api import roles
@@ -32,10 +32,13 @@ from apps.api.db import (
 from apps.api.settings import Settings
 
 WAIT = 60.0
-"""Seconds to wait for PostgreSQL to answer, and again for another migration to end."""
+"""Seconds to wait for PostgreSQL to answer, again for another migration to end, and again for tables in use."""
 
 LOCK = 0x436C_6175_6465_4150
 """The advisory lock of migrations: `ClaudeAP` as a number, so that it collides with nobody else's."""
+
+LOCK_TIMEOUT_MS = 1_000
+"""Milliseconds for which a migration stands in line for a table. Behind it stand heartbeats: leases are longer."""
 
 ERRORS: tuple[type[Exception], ...] = (
     TimeoutError,
@@ -53,19 +56,31 @@ State = Literal["current", "empty", "unreleased", "behind", "ahead"]
 logger = logging.getLogger(__name__)
 
 
-async def upgrade(settings: Settings, wait: float = WAIT) -> None:
+def _scripts() -> Path:
+    packed, here = Path(__file__).with_name("_migrations"), Path(__file__).parents[2] / "migrations"
+    return packed if packed.is_dir() else here  # in a wheel, in a checkout
+
+
+SCRIPTS = _scripts()
+
+
+async def upgrade(settings: Settings, wait: float = WAIT, scripts: Path = SCRIPTS) -> None:
     """Bring the schema to the newest revision. Any number of processes may call this at the same time.
 
     As the role of DATABASE_OWNER_URL, where it is set, which then lets the role of DATABASE_URL serve.
 
+    A table's lock is asked for again and again, for a moment each time: whoever waits for it holds up all who come
+    later, heartbeats of instances among them.
+
     Args:
         settings: where the database is.
-        wait: seconds to wait for the database, and again for somebody else's migration.
+        wait: seconds to wait for the database, again for somebody else's migration, and again for locks of tables.
+        scripts: the folder of the migrations.
 
     Raises:
-        ERRORS: `TimeoutError` when the database did not answer, or another migration did not end, in time;
-            `SchemaUnreleased` when no migration leads from what it holds; else its refusal. `reason()` has it in one
-            line.
+        ERRORS: `TimeoutError` when the database did not answer, another migration did not end or a table was in use for
+            so long; `SchemaUnreleased` when no migration leads from what it holds; else its refusal. `reason()` has it
+            in one line.
     """
     owner = settings.as_owner
     async with _connected(owner, wait) as guard, _locked(guard, wait):
@@ -75,7 +90,7 @@ async def upgrade(settings: Settings, wait: float = WAIT) -> None:
         engine = create_engine(alone, statement_timeout=None, poolclass=NullPool)
         try:
             async with engine.connect() as connection:
-                await connection.run_sync(_upgrade)
+                await _when_free(lambda: connection.run_sync(_upgrade, scripts), wait)
         finally:
             await engine.dispose()
         if settings.database_owner_url is not None:
@@ -102,20 +117,32 @@ async def state(settings: Settings, wait: float = WAIT) -> State:
     return "behind" if revision < SCHEMA_REVISION else "ahead"
 
 
-def _upgrade(connection: Connection) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+async def _when_free(migrate: Callable[[], Awaitable[None]], wait: float) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            await migrate()
+            return
+        except DBAPIError as error:
+            if not isinstance(error.orig.__cause__ if error.orig else None, asyncpg.LockNotAvailableError):
+                raise
+            if time.monotonic() - started > wait:
+                raise TimeoutError(f"A table was in use for {wait:.0f} s. Try again when it is not.") from error
+            logger.warning("a table is in use: the migration is tried again")
+        await asyncio.sleep(random.uniform(0.2, 0.6))
+
+
+def _upgrade(connection: Connection, scripts: Path) -> None:
+    connection.exec_driver_sql(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
     connection.commit()
-
-
-def _config() -> Config:
-    # Without alembic.ini: that one is for developers, who run `alembic` at the root of a checkout.
-    config = Config()
-    packed, here = Path(__file__).with_name("_migrations"), Path(__file__).parents[2] / "migrations"
-    folder = packed if packed.is_dir() else here  # in a wheel, in a checkout
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    return config
+    config = Config()  # without alembic.ini: that one is for developers, who run `alembic` at the root of a checkout
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+        connection.commit()
+    finally:
+        connection.rollback()
 
 
 @asynccontextmanager
