@@ -116,34 +116,30 @@ def test_only_regular_files_below_the_root_are_read(source: Path, secret: Path) 
 
 
 def test_links_into_what_is_copied_lead_into_the_copy(tmp_path: Path) -> None:
-    source, home = tmp_path / "source", tmp_path / "home"
-    (source / "a" / "b").mkdir(parents=True)
+    source = tmp_path / "before"
+    (source / "a" / "b" / "before").mkdir(parents=True)
+    (source / "x").touch()
+    (source / "a" / "x").touch()
+    (source / "way").symlink_to("a/b")
     links = {
-        "a/b/whole": str(source),
-        "a/b/below": f"{source}/a/x",
-        "a/b/again": "../../../source/a/x",
-        "a/b/round": "../c/../../../source/x",
-        "a/b/about": f"{source}/../source/x",
-        "home": f"{home}/.cache",
-        "out": "/etc/passwd",
-        "near": f"{source}-of-another/x",
-        "a/b/plain": "../y",
+        "a/b/whole": (f"{source}", "../../."),
+        "a/b/below": (f"{source}/a/x", "../../a/x"),
+        "a/b/again": ("../../../before/a/x", "../../a/x"),
+        "a/b/round": ("../c/../../../before/x", "../../x"),
+        "a/b/about": (f"{source}/../before/x", "../../x"),
+        "a/b/plain": ("../y", "../y"),
+        "a/b/missing": (f"{source}/../before/y", f"{tmp_path}/after/../after/y"),
+        "own": ("a/b/before", "a/b/before"),
+        "other": ("way/before", "way/after"),
+        "home": (f"{tmp_path}/homes/before/.cache", f"{tmp_path}/homes/after/.cache"),
+        "spelt": (f"/proc/self/root/{source}/./x", f"/proc/self/root/{tmp_path}/after/./x"),
+        "out": ("/etc/passwd", "/etc/passwd"),
     }
-    for name, leads in links.items():
+    for name, (leads, _) in links.items():
         (source / name).symlink_to(leads)
     copy = tmp_path / "copy"
-    files.copy_tree(source, copy, Budget(1 << 20), {home: tmp_path / "new"})
-    assert {name: os.readlink(copy / name) for name in links} == {
-        "a/b/whole": "../../.",
-        "a/b/below": "../../a/x",
-        "a/b/again": "../../a/x",
-        "a/b/round": "../../x",
-        "a/b/about": "../../x",
-        "home": f"{tmp_path}/new/.cache",
-        "out": "/etc/passwd",
-        "near": f"{source}-of-another/x",
-        "a/b/plain": "../y",
-    }
+    files.copy_tree(source, copy, Budget(1 << 20), {"before": "after"})
+    assert {name: os.readlink(copy / name) for name in links} == {name: leads for name, (_, leads) in links.items()}
 
 
 def test_a_file_of_ten_gigabytes_without_content_is_too_much_at_once(source: Path, tmp_path: Path) -> None:

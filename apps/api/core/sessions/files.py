@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -277,16 +277,17 @@ def size(root: Path) -> int:
         return 0
 
 
-def copy_tree(source: Path, target: Path, budget: Budget, moved: dict[Path, Path] | None = None) -> None:
+def copy_tree(source: Path, target: Path, budget: Budget, names: Mapping[str, str] | None = None) -> None:
     """Copy a directory, also while an agent changes it. Pipes, sockets and devices are left out. `target` must not
     exist, and nobody else may write there.
 
-    Links are copied as they are, but for those that lead back into a tree that is copied: what is written through the
-    copy's links must not change the original.
+    Links are copied as they are, but for those that lead back to the original: what is written through the copy's links
+    must not change it.
 
     Args:
         budget: bytes.
-        moved: trees that are copied, and where their copies will be; links into them lead into the copies.
+        names: of the original, each with that of the copy, which links that lead out of the tree name in its place.
+            However a path is spelt, and through whatever it leads, the original's name is in it.
 
     Raises TooMuch, OSError; then a part of it may be there.
     """
@@ -299,7 +300,7 @@ def copy_tree(source: Path, target: Path, budget: Budget, moved: dict[Path, Path
         elif stat.S_ISLNK(mode):
             leads = os.readlink(entry.name, dir_fd=entry.directory)
             # Nor may we write through a link that we have copied: its place is taken from now on.
-            copy.symlink_to(_retarget(leads, PurePosixPath(entry.path).parent, source, moved or {}))
+            copy.symlink_to(_retarget(leads, PurePosixPath(entry.path).parent, source, names or {}))
         elif stat.S_ISREG(mode):
             _copy_file(entry, copy, budget)
 
@@ -312,16 +313,15 @@ def stays_below(leads: str, depth: int) -> bool:
     return not leads.startswith("/") and ups <= depth and ".." not in parts[ups:]
 
 
-def _retarget(leads: str, inside: PurePosixPath, source: Path, moved: dict[Path, Path]) -> str:
+def _retarget(leads: str, inside: PurePosixPath, source: Path, names: Mapping[str, str]) -> str:
     """Where a link in the copy leads, which in `source / inside` leads to `leads`."""
-    if stays_below(leads, len(inside.parts)):
-        return leads
     plain = Path(os.path.normpath(source / inside / leads))  # by names alone: what they lead through is the agent's
-    if plain.is_relative_to(source):
+    if plain == source or (plain.is_relative_to(source) and exists(source, PurePosixPath(plain.relative_to(source)))):
+        if stays_below(leads, len(inside.parts)):
+            return leads
         return os.path.join("/".join([".."] * len(inside.parts)), plain.relative_to(source))
-    for before, after in moved.items():
-        if plain.is_relative_to(before):
-            return str(after / plain.relative_to(before))
+    for before, after in names.items():
+        leads = leads.replace(before, after)
     return leads
 
 

@@ -212,13 +212,12 @@ def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UU
     Raises `files.TooMuch`, OSError; then nothing is left.
     """
     draft, budget = _draft(settings, target), files.Budget(limit)
-    theirs, ours = _places(settings, source), _places(settings, target)
-    moved = {theirs[part]: ours[part] for part in _PARTS}
+    names = {str(conversations[0]): str(conversations[1]), str(source): str(target)}
     try:
         files.make_directory(draft)
-        for part, place in theirs.items():
+        for part, place in _places(settings, source).items():
             if files.is_directory(place):
-                files.copy_tree(place, draft / part, budget, moved)
+                files.copy_tree(place, draft / part, budget, names)
             elif part != "files":  # whose absence tells that they are missing
                 files.make_directory(draft / part)
         _rename(draft / "history", str(conversations[0]), str(conversations[1]))
