@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import regress
-from hypothesis import given
-from hypothesis import strategies as st
-from jsonschema import Draft7Validator
 from pydantic import ValidationError
 
 from apps.api.core.config import json_schema
@@ -49,7 +46,7 @@ def test_schemas_of_draft_07_are_taken(schema: dict[str, Any]) -> None:
         (of({}, **{"$defs": {"x": {"items": {"x-note": 1}}}}), "#/$defs/x/items/x-note: is no keyword"),
         (of({"$ref": "#/$defs/x"}), "#/properties/a/$ref: must lead to a part"),
         (of({"$ref": "https://example.com/x"}), "#/properties/a/$ref: must lead to a part"),
-        (of({"$ref": 7}), "#/properties/a/$ref: must be a text"),
+        (of({"$ref": 7}), "#/properties/a/$ref: must lead to a part"),
         (of({"if": {}}), "'if' goes with"),
         (of({"additionalItems": False}), "#/properties/a/additionalItems: "),
         (of({"nullable": True}), "#/properties/a/nullable: "),
@@ -59,7 +56,7 @@ def test_schemas_of_draft_07_are_taken(schema: dict[str, Any]) -> None:
         (of({"pattern": r"[0-9]+\Z"}), "#/properties/a/pattern: "),
         (of({}, patternProperties={"(?i)x": {}}), "#/patternProperties: "),
         (of({"description": "x" * json_schema.MAX_SCHEMA_BYTES}), "larger than 65536 bytes"),
-        ({"type": "object", "anyOf": [{}] * 20_000}, "made of more than 5000 schemas"),
+        ({"type": "object", "anyOf": [{}] * 20_000}, "made of more than 1000 schemas"),
         (of({"pattern": "a|" * 501}), "#/properties/a/pattern: must be of at most 1000 characters"),
         (of({}, patternProperties={"a|" * 501: {}}), "#/patternProperties: must be of at most 1000 characters"),
         (
@@ -87,25 +84,6 @@ def test_a_bottomless_schema_is_refused() -> None:
         inner["not"] = inner = {}
     with pytest.raises(ValueError, match="nested too deeply"):
         json_schema.check(schema)
-
-
-_TEXTS: list[Any] = ["", "string", "(", "object"]
-_VALUES = st.sampled_from([{}, True, None, 0, -1, 2.0, 2.5, *_TEXTS, *([text] * n for text in _TEXTS for n in (1, 2))])
-_NESTED = _VALUES | st.lists(_VALUES, max_size=2) | st.dictionaries(st.sampled_from(["a", "("]), _VALUES, max_size=1)
-_BESIDE = ("goes with", "must lead to", "and each once", "is no keyword", "$schema: must be")
-"""Reasons of what agents ask beside draft 07's own schema: these have tests above."""
-
-
-@given(st.sampled_from(sorted(Draft7Validator.META_SCHEMA["properties"])), _NESTED)
-def test_keywords_take_what_the_schema_of_draft_07_says(keyword: str, value: Any) -> None:
-    compiles = not {"pattern": value == "(", "patternProperties": isinstance(value, dict) and "(" in value}.get(keyword)
-    told = ""
-    try:
-        json_schema.check(of({keyword: value}))
-    except ValueError as error:
-        told = str(error)
-    if not any(reason in told for reason in _BESIDE):
-        assert (told == "") == (compiles and Draft7Validator(Draft7Validator.META_SCHEMA).is_valid({keyword: value}))
 
 
 def test_what_is_stored_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
