@@ -43,7 +43,7 @@ class Principal:
 
     def require_unbound(self) -> None:
         """Raises Forbidden `key_is_bound` for a key that is bound to profiles: it may not change what all keys of its
-        tenant use, since it would decide there what agents of others do."""
+        tenant use, since it would decide there what agents of others do, nor read what names sessions of others."""
         if self.profiles is not None:
             bound = ", ".join(self.profiles)
             raise Forbidden(

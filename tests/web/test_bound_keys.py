@@ -78,16 +78,20 @@ class Wall:
     headers: dict[str, str]
     foreign: dict[str, str]
     own: dict[str, str]
+    webhook: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 async def wall(fleet: Fleet, new_key: NewKey) -> Wall:
     """A key that is bound to one profile, a session of no profile, and one of the key's own."""
     headers = await new_key("default", scopes=SCOPES, profiles=["readonly"])
+    webhook_id = (await fleet[0].post("/webhooks", {"url": "https://127.0.0.1:1/"})).json()["webhook_id"]
     session_id = await fleet[0].session(title="foreign")
     done = await fleet[0].ask(session_id, "say foreign")
     own = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]
-    return Wall(headers, {"session_id": session_id, "run_id": done["run_id"]}, {"session_id": own})
+    return Wall(
+        headers, {"session_id": session_id, "run_id": done["run_id"]}, {"session_id": own}, {"webhook_id": webhook_id}
+    )
 
 
 def filled(path: str, known: dict[str, str]) -> str:
@@ -136,6 +140,25 @@ async def test_what_all_keys_of_a_tenant_use_is_not_changed_by_a_bound_key(
     answer = await fleet[1].client.request(method, filled(path, {}), headers=wall.headers, json={})
     assert answer.status_code == 403, answer.text
     assert answer.json()["error"]["code"] == "key_is_bound"
+
+
+@pytest.mark.parametrize(
+    "path", [route.path for route in ROUTES if route.method == "GET" and "path" not in route.names.values()]
+)
+async def test_no_answer_names_a_session_of_another_profile(fleet: Fleet, wall: Wall, path: str) -> None:
+    queries = ["?group_by=session&limit=200", "?group_by=key,model,session"] if path.endswith("/usage") else [""]
+    for query in queries:
+        answer = await fleet[1].client.get(filled(path, wall.webhook) + query, headers=wall.headers)
+        assert not [id_ for id_ in wall.foreign.values() if id_ in answer.text]
+
+
+async def test_what_a_webhook_was_told_of_all_sessions_is_not_for_a_bound_key(fleet: Fleet, wall: Wall) -> None:
+    path = f"/webhooks/{wall.webhook['webhook_id']}"
+    told = (await fleet[1].get(f"{path}/deliveries")).json()["data"]
+    assert wall.foreign["run_id"] in [delivery["data"].get("run_id") for delivery in told]
+    answer = await fleet[1].get(f"{path}/deliveries", headers=wall.headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "key_is_bound")
+    assert (await fleet[1].get(path, headers=wall.headers)).status_code == 200
 
 
 async def test_no_fork_is_made_of_a_session_of_another_profile(fleet: Fleet, wall: Wall) -> None:

@@ -156,7 +156,11 @@ async def ping_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId)
 async def list_deliveries(
     core: CoreDep, caller: Reader, webhook_id: WebhookId, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Delivery]:
-    """What the webhook was told in the last seven days, newest first, and how that went."""
+    """What the webhook was told in the last seven days, newest first, and how that went.
+
+    It names sessions of every profile: 403 `key_is_bound` for a key that is bound to some.
+    """
+    caller.require_unbound()
     page = await deliveries.list_page(core.db, caller.tenant_id, webhook_id, limit=limit, cursor=cursor)
     return Page[Delivery].of(page)
 
