@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from apps.api.openapi import TARGET, export
+from apps.api.settings import Settings
 
 EXPORT = "run scripts/export-openapi"
 METHODS = ("get", "put", "post", "patch", "delete")
@@ -53,6 +55,16 @@ def resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
     return Draft202012Validator({**schema, "components": document["components"]})
+
+
+def test_examples_of_refusals_say_the_figures_of_the_code(document: dict[str, Any]) -> None:
+    for said, name in (
+        (r"larger than (\d+) bytes", "max_body_bytes"),
+        (r"'limit_bytes': (\d+)", "max_body_bytes"),
+        (r"may send (\d+) prompts", "rate_limit_query_per_minute"),
+        (r"has (\d+) queued runs", "max_queued_runs_per_session"),
+    ):
+        assert set(re.findall(said, str(document))) == {str(Settings.model_fields[name].default)}
 
 
 def test_the_file_is_what_the_code_exports(exported: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 from uuid import UUID
 
 from limits import RateLimitItemPerMinute
@@ -20,6 +21,9 @@ from slowapi.util import get_remote_address
 from apps.api.errors import RateLimited
 from apps.api.redis import OPERATION_TIMEOUT, REDIS_ERRORS, Outage
 from apps.api.settings import Settings
+
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
+"""Of each setting, for documents that say a limit of the server."""
 
 PUBLIC_LIMIT = "600/minute"
 """Requests per minute and address to routes that need no key."""

@@ -22,7 +22,7 @@ from apps.api.core.sessions import prompts, runs
 from apps.api.core.sessions.admission import NO_CHANGES, Choice
 from apps.api.core.sessions.prompts import OnBusy, Submitted
 from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed, StillRunning
-from apps.api.limits import PUBLIC_LIMIT, public_limiter
+from apps.api.limits import DEFAULTS, PUBLIC_LIMIT, public_limiter
 from apps.api.web.callers import policy_of
 from apps.api.web.following import WAIT_MARGIN, finished, run_frames
 from apps.api.web.route import instance_of
@@ -62,10 +62,16 @@ _WHY: dict[int | str, tuple[str, Any]] = {
     401: ("No key, or one that is unknown, revoked or expired.", "This API key is not valid."),
     403: ("The key may not do this.", "This key lacks the scope 'write'."),
     404: ("No such session, or it belongs to another tenant.", "Session not found"),
-    409: ("Too many prompts wait in this session.", "This session has 100 queued runs already."),
-    413: ("The body is too large.", "The body is larger than 1500000 bytes."),
+    409: (
+        "Too many prompts wait in this session.",
+        f"This session has {DEFAULTS['max_queued_runs_per_session']} queued runs already.",
+    ),
+    413: ("The body is too large.", f"The body is larger than {DEFAULTS['max_body_bytes']} bytes."),
     422: ("The request is not valid.", _INVALID),
-    429: ("The key has used up its prompts per minute.", "This key may send 10 prompts per minute."),
+    429: (
+        "The key has used up its prompts per minute.",
+        f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
+    ),
     500: ("The run failed, or the server.", "The run took longer than its timeout."),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from apps.api.limits import DEFAULTS
+
 # FastAPI leaves null values out of examples, so these are chosen to have none where a schema requires the field.
 
 IDS = {"session_id": "6975080a-2ab1-4c32-b91d-3c7dd095a62a", "run_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154"}
@@ -83,8 +85,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: _error(
         "The body is too large.",
         "body_too_large",
-        "The body is larger than 8000000 bytes.",
-        {"limit_bytes": 8_000_000},
+        f"The body is larger than {DEFAULTS['max_body_bytes']} bytes.",
+        {"limit_bytes": DEFAULTS["max_body_bytes"]},
     ),
     422: _error(
         "A field is missing, unknown or out of range; `details.errors` names each.",
@@ -95,7 +97,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: _error(
         "The key's prompts of this minute are used up; see `Retry-After`.",
         "rate_limited",
-        "This key may send 10 prompts per minute.",
+        f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
         {"retry_after_seconds": 21},
     ),
     500: _error(
