@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from claude_agent_sdk import (
+    AssistantMessage,
     ClaudeSDKClient,
     Message,
     ResultMessage,
@@ -19,7 +22,7 @@ from apps.api.core.lease import Lease
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Scope
-from apps.api.runner.agent.process import Agent
+from apps.api.runner.agent.process import Agent, Poisoned
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
@@ -50,7 +53,9 @@ class Talk:
 
     def __init__(self, world: World, writer: Writer, claim: Claim) -> None:
         core, self.turns, self.tasks = core_of(world), Turns(lambda: None), Tasks()
-        store = Transcripts(core.db, Lease(uuid4(), 60), claim.session_id, claim.generation, claim.sdk_session_id)
+        lease = Lease(uuid4(), 60)
+        lease.renewed(time.monotonic())
+        self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
         approvals, ports = Approvals(core, writer, self.turns, self.tasks), Ports(writer, self.turns)
         self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports)
         self.agent = Agent(claim, ClaudeSDKClient())
@@ -58,6 +63,9 @@ class Talk:
     async def hear(self, *messages: Message) -> None:
         for message in messages:
             await self.conversation.hear(self.agent, message)
+
+    async def stored(self, *entries: dict[str, Any]) -> None:
+        await self.store.append({"project_key": "-w", "session_id": str(self.store.conversation)}, entries)
 
 
 async def test_a_background_turn_inside_a_run_is_counted_for_that_run(world: World) -> None:
@@ -114,6 +122,57 @@ async def test_a_session_has_news_or_a_turn_while_the_turn_that_tells_of_a_task_
     await beginning
     assert not talk.tasks.news
     assert talk.turns.in_background is not None
+
+
+def prompt(name: str, source: str) -> dict[str, Any]:
+    content = '"promptSource":"sdk"'
+    return {"type": "user", "uuid": name, "message": {"role": "user", "content": content}, "promptSource": source}
+
+
+def tool_result(name: str) -> dict[str, Any]:
+    content = [{"type": "tool_result", "content": "x"}]
+    return {
+        "type": "user",
+        "uuid": name,
+        "message": {"role": "user", "content": content},
+        "toolUseResult": {"promptSource": "sdk"},
+    }
+
+
+def answer(name: str) -> dict[str, Any]:
+    return {"type": "assistant", "uuid": name, "message": {"role": "assistant", "content": []}}
+
+
+def refuses(claim: Claim, name: str) -> list[Message]:
+    """What the CLI says of a turn that the model refuses."""
+    said = AssistantMessage([], MODEL, error="invalid_request", uuid=name)
+    result = ResultMessage("success", 1, 1, True, 1, str(claim.sdk_session_id), api_error_status=400, result="no")
+    return [said, result]
+
+
+@pytest.mark.parametrize("guest", [False, True])
+async def test_a_turn_of_the_agents_own_that_the_model_refuses_is_forgotten_and_the_process_with_it(
+    world: World, guest: bool
+) -> None:
+    _, claim, writer = await world.owned()
+    talk = Talk(world, writer, claim)
+    turn = talk.turns.assign(claim)
+    if guest:
+        turn.begin()
+    else:
+        await talk.hear(begins(claim, str(claim.run_id)), ends(claim, 1.0, 100))
+        talk.turns.leave()
+    await talk.stored(prompt("1", "sdk"), answer("2"), {"type": "queue-operation"})
+    await talk.stored(prompt("3", "system"), answer("4"), tool_result("5"), answer("6"))
+    await talk.stored(prompt("7", "sdk"))  # the process is ahead of what has been heard
+    with pytest.raises(Poisoned):
+        await talk.hear(begins(claim), *refuses(claim, "6"))
+    await talk.stored(answer("8"))
+    rows = await world.db.pool.fetch("SELECT uuid FROM transcript_entries WHERE session_id = $1", claim.session_id)
+    assert [row["uuid"] for row in rows if row["uuid"]] == ["1", "2"]
+    forgotten = [data for _, _, data in await world.events(claim.session_id) if data.get("status") == "turn_forgotten"]
+    assert len(forgotten) == 1
+    assert turn.lose() == guest  # the next agent is given the prompt
 
 
 async def test_a_run_whose_agent_never_started_cost_nothing_and_a_killed_one_tells_nothing(world: World) -> None:

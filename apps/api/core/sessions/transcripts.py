@@ -41,12 +41,19 @@ MAX_PART = 400
 PAGE = 50
 """Entries that are read at a time: one may have megabytes."""
 
-# Everything after the prompt is about it: one session has one turn at a time.
+# Everything after the prompt is about it: one session has one turn at a time. A prompt that is no client's has an id
+# that only the CLI knows. It marks all prompts ("promptSource", seen with 2.1.332); tool results are of "users", too.
 _FORGET = """
 WITH pen AS (
   SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE
-), prompt AS (
+), found AS (
   SELECT min(t.id) AS id FROM transcript_entries t, pen WHERE t.session_id = pen.id AND t.subpath = '' AND t.uuid = $3
+), prompt AS (
+  SELECT CASE WHEN $4 THEN found.id ELSE (
+    SELECT max(t.id) FROM transcript_entries t
+    WHERE t.session_id = $1 AND t.subpath = '' AND t.type = 'user' AND t.id <= found.id
+      AND t.entry LIKE '%"promptSource":%' AND t.entry NOT LIKE '%"type":"tool_result"%'
+  ) END AS id FROM found
 ), gone AS (
   DELETE FROM transcript_entries t USING prompt
   WHERE t.session_id = $1 AND t.subpath = '' AND t.id >= prompt.id RETURNING t.id
@@ -158,18 +165,27 @@ class Transcripts:
         What the process goes on to say of it is not stored either: the next one, for which `adopt` is called, knows
         nothing of it. Raises LeaseLost when fenced, Unavailable when the database stays away.
         """
-        self._forgetful = True
+        return await self._forget(str(prompt), True)
+
+    async def forget_turn(self, said: str) -> bool:
+        """The same with the last prompt before what the agent has said, by its id, whoever gave the prompt."""
+        return await self._forget(said, False)
+
+    async def _forget(self, uuid: str, is_prompt: bool) -> bool:
+        before, self._forgetful = self._forgetful, True
 
         async def attempt() -> asyncpg.Record:
             self._lease.require()
             async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                return await connection.fetchrow(_FORGET, self._session_id, self._generation, str(prompt))
+                given = (self._session_id, self._generation, _storable(uuid), is_prompt)
+                return await connection.fetchrow(_FORGET, *given)
 
         found = await retrying(attempt, until=self._lease.is_over)
         if found["held"] == 0:
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not change transcripts")
-        self._forgetful = found["gone"] > 0
-        return self._forgetful
+        gone: bool = found["gone"] > 0
+        self._forgetful = before or gone
+        return gone
 
     async def load(self, key: Key) -> list[Any] | None:
         """All entries of a transcript in order, or None when there are none."""

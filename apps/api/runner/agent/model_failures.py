@@ -60,16 +60,21 @@ MAX_RETRY_AFTER = 3600
 
 
 class Signs:
-    """What the CLI told of the model's failures since the turn began."""
+    """What the CLI told of the model's failures since the turn began.
+
+    Attributes:
+        said: the id of the last message in the model's place.
+    """
 
     def __init__(self) -> None:
+        self.said: str | None = None
         self.kind: str | None = None
         self.retry_after: int | None = None
 
     def hear(self, message: Message) -> None:
         """Take any message of the agent's own; those of subagents are none of it."""
         if isinstance(message, AssistantMessage) and message.parent_tool_use_id is None:
-            self.kind = message.error
+            self.kind, self.said = message.error, message.uuid
         elif isinstance(message, SystemMessage) and message.subtype == "api_retry":
             # It waits as long as the model API asks for, and a little longer; without that it chooses by itself.
             seconds = math.ceil(hearsay.figure(message.data.get("retry_delay_ms")) / 1000)

@@ -39,6 +39,10 @@ class TranscriptLost(Exception):
     """The SDK could not store what the agent has said."""
 
 
+class Poisoned(Exception):
+    """The process remembers a turn that nobody asked for, and for which the model refuses every later one."""
+
+
 class Owner(Protocol):
     """Who has an agent, as what works for it knows it: to tell it this, and to call nothing else of it."""
 

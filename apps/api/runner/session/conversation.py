@@ -19,7 +19,7 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
 from apps.api.runner.agent.options import keeps_checkpoints
 from apps.api.runner.agent.outcome import Meter, outcome_of, stopped, used
-from apps.api.runner.agent.process import Agent, TranscriptLost
+from apps.api.runner.agent.process import Agent, Poisoned, TranscriptLost
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.ports import Ports
@@ -73,7 +73,7 @@ class Conversation:
         self._turns.end(turn)
 
     async def hear(self, agent: Agent, message: Message) -> None:
-        """Take the agent's next message. Raises TranscriptLost, what `Writer.append` raises."""
+        """Take the agent's next message. Raises TranscriptLost, Poisoned, what `Writer.append` raises."""
         self._left_task |= self._tasks.take(message)
         active = self._turns.active
         if isinstance(message, StreamEvent):
@@ -148,6 +148,10 @@ class Conversation:
         if turn is None or turn.guest:
             self._turns.enter(None)
             self._meter.read(message)
+            if await self._forgets(model_failures.code_of(message, self._model_told.kind)):
+                if turn is not None:
+                    await self._writer.append(Event("status", {"status": "turn_forgotten"}, turn.run_id))
+                raise Poisoned
             return
         structured = turn.claim is not None and turn.claim.config.output_format is not None
         outcome, last = outcome_of(message, self._meter, turn.stopping, structured=structured, told=self._model_told)
@@ -157,7 +161,18 @@ class Conversation:
         if self._used_tools:
             left, self._used_tools, self._left_task = self._left_task, False, False
             await self._ports.settle(agent, began=left)
-        if code in model_failures.POISONOUS and await self._store.forget(turn.run_id):
+        forgotten = await self._forgets(code, turn)
+        if forgotten:
             agent.use_up()  # the process still remembers
             last.insert(0, Event("status", {"status": "turn_forgotten"}))
         await self.finish(turn, outcome, last)
+        if forgotten and turn.claim is None:
+            raise Poisoned  # a client's prompt may be waiting in it
+
+    async def _forgets(self, code: str | None, turn: Turn | None = None) -> bool:
+        """Take a turn that the model refuses, a client's or one of the agent's own, out of the conversation."""
+        if code not in model_failures.POISONOUS:
+            return False
+        if turn is not None and turn.claim is not None:
+            return await self._store.forget(turn.run_id)
+        return self._model_told.said is not None and await self._store.forget_turn(self._model_told.said)
