@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -13,10 +15,13 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from apps.api import logs
 from apps.api.core.config.agent import AgentConfig
 from apps.api.db import Database
 from apps.api.errors import Unavailable
 from apps.api.logs import configure_logging, told
+from apps.api.runner.agent.process import CannotStart, TranscriptLost
+from apps.api.runner.session.hooks import Unusable
 from apps.api.settings import Settings
 
 SECRET = "what-somebody-said"
@@ -112,3 +117,28 @@ def test_what_quotes_nothing_is_told_with_its_message() -> None:
     assert told(FileNotFoundError(2, "No such file", "x")) == "FileNotFoundError: [Errno 2] No such file: 'x'"
     assert told(asyncio.CancelledError(SECRET)) == "CancelledError"
     assert issubclass(asyncpg.DataError, Exception)
+
+
+@pytest.mark.parametrize("kind", [CannotStart, TranscriptLost, Unusable])
+def test_ours_that_quote_are_told_by_their_type(kind: type[Exception]) -> None:
+    assert told(kind(SECRET)) == kind.__name__
+
+
+def _made_by_hand(value: ast.expr) -> bool:
+    if isinstance(value, ast.Subscript):
+        return _made_by_hand(value.value)
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in ("str", "repr"):
+        return isinstance(value.args[0], ast.Name) and value.args[0].id == "error"
+    return isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Attribute) and value.attr == "error")
+
+
+def test_no_log_is_given_the_text_of_an_exception() -> None:
+    """It would go around `told`. The fence's exceptions are ours and hold ids alone; upkeep's are the system's."""
+    found = [
+        f"{path.name}: {ast.unparse(call)}"
+        for path in Path(logs.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("log.")
+        if any(_made_by_hand(given.value) for given in call.keywords)
+    ]
+    assert [line for line in found if "execution.fenced" not in line and "upkeep." not in line] == []

@@ -2,7 +2,7 @@
 
 Exceptions quote what they could not digest: pydantic its inputs, asyncpg a query's arguments, a codec the whole text.
 So they are handed over as they are, and this module decides what may be told of them: the message of those that are
-known not to quote, of others only the type and where it was raised.
+known not to quote, of others only the type and where it was raised. Ours that quote say so: `quotes = True`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _ROOT = PurePath(__file__).parents[2]
 def told(error: BaseException) -> str:
     """An exception on one line, without what a client or an agent sent."""
     kind = type(error)
-    if kind.__module__.startswith("apps.api.") or isinstance(error, OSError):
+    ours = kind.__module__.startswith("apps.api.") and not getattr(kind, "quotes", False)
+    if ours or isinstance(error, OSError):
         return f"{kind.__name__}: {error}"[:500]
     frames = traceback.extract_tb(error.__traceback__)
     return f"{kind.__name__} at {_place(frames[-1])}" if frames else kind.__name__

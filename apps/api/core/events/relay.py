@@ -174,7 +174,7 @@ class Publisher:
             await connection.read_response(disable_decoding=True, timeout=math.inf)
         except ResponseError as error:
             # XADD refuses an id at or below the newest: a writer that is no longer the owner. Harmless: it is fenced.
-            log.warning("relay.refused", error=str(error)[:200])
+            log.warning("relay.refused", error=error)
 
     def _take(self) -> tuple[list[bytes], int]:
         streams, self._streams = self._streams, {}

@@ -146,7 +146,7 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
     try:
         made = patches(changes)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        log.warning("checkpoints.no_diff", error=repr(error)[:300])
+        log.warning("checkpoints.no_diff", error=error)
         return "", True
     parts, left = [], MAX_DIFF_CHARS
     for part in made:

@@ -53,7 +53,7 @@ def _append(project: Path, conversation: str, entries: Sequence[Entry]) -> None:
         elif _SUBPATH.fullmatch(entry.subpath):
             path = project / conversation / f"{entry.subpath}.jsonl"
         else:
-            log.warning("history.unsafe_subpath", subpath=entry.subpath[:200])
+            log.warning("history.unsafe_subpath", conversation=conversation)
             continue
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if entry.subpath and (known := _metadata(entry.text)) is not None:

@@ -34,9 +34,13 @@ class StartFailed(Exception):
 class CannotStart(StartFailed):
     """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
 
+    quotes = True
+
 
 class TranscriptLost(Exception):
     """The SDK could not store what the agent has said."""
+
+    quotes = True
 
 
 class Poisoned(Exception):

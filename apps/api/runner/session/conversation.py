@@ -82,8 +82,9 @@ class Conversation:
         elif isinstance(message, ResultMessage):
             await self._end_turn(agent, message)
         elif isinstance(message, MirrorErrorMessage):
-            log.error("execution.transcript_lost", session_id=str(self._writer.session_id), error=message.error)
-            raise TranscriptLost(message.error)
+            lost = TranscriptLost(message.error)
+            log.error("execution.transcript_lost", session_id=str(self._writer.session_id), error=lost)
+            raise lost
         elif isinstance(message, SystemMessage) and message.subtype == "init":
             await self._begin_turn(agent, message)
         else:

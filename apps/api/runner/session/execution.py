@@ -281,7 +281,7 @@ class Execution:
                 await self._talk.fail(turn, code, str(error))
                 return None
             except StartFailed as error:
-                log.error("execution.start_failed", session_id=str(self.session_id), detail=str(error)[:500])
+                log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
                 code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
                 reason = str(error) if isinstance(error, CannotStart) else "The agent process did not start."
                 await self._talk.fail(turn, code, reason)

@@ -57,6 +57,12 @@ _TAKES: dict[str, frozenset[str]] = {
 no effect, and an answer that says it is a failure."""
 
 
+class Unusable(Failed):
+    """What a webhook has answered is nothing that a hook may say; the message quotes it."""
+
+    quotes = True
+
+
 class HookAnswer(Part):
     """What a webhook may answer. An empty body is an answer that has no opinion."""
 
@@ -166,7 +172,7 @@ class Hooks:
                     answer = HookAnswer(decision="deny", reason=f"The hook that decides on this failed: {failure}.")
                 host = urlsplit(hook.url).hostname
                 log.warning(
-                    "hook.failed", session_id=str(self._writer.session_id), event_name=event, host=host, error=failure
+                    "hook.failed", session_id=str(self._writer.session_id), event_name=event, host=host, error=error
                 )
             told = {
                 "hook_event": event,
@@ -212,11 +218,11 @@ class Hooks:
         try:
             answer = HookAnswer.model_validate(codec.parse(got.body)) if got.body.strip() else _NO_OPINION
         except (codec.NotJson, codec.Unsuitable) as error:
-            raise Failed(f"its answer is not one that a hook may give: {error}") from error
+            raise Unusable(f"its answer is not one that a hook may give: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise Failed(f"its answer is not one that a hook may give: {where or 'body'}: {first['msg']}") from error
+            raise Unusable(f"its answer is not one that a hook may give: {where or 'body'}: {first['msg']}") from error
         answer.check(event)
         return answer
 
