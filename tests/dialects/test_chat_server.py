@@ -178,6 +178,14 @@ async def test_tools_run_without_asking_and_each_message_begins_and_ends(client:
     assert "hello" in text(told)
 
 
+async def test_a_line_stays_one_line_whatever_is_said(client: httpx.AsyncClient, talk: str) -> None:
+    said = "one\u2028two\u2029three\u0085four"
+    answer = await client.post(f"/chat/{talk}", json={"prompt": f"say {said}"})
+    lines = [line for line in answer.text.splitlines() if line]
+    assert all(line.startswith(("data: ", "event: ", "id: ", ":")) for line in lines), lines
+    assert text([json.loads(line[6:]) for line in lines if line.startswith("data: ")]).endswith(said)
+
+
 async def test_registered_mcp_servers_are_given_and_told(fleet: Fleet, new_key: NewKey) -> None:
     headers = await new_key()
     command, *args = COMMAND_LINE.split()

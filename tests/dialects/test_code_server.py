@@ -75,6 +75,10 @@ async def lines_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
+SAID = "one\u2028two\u2029three\u0085four"
+"""With what ends a line for `str.splitlines`, and with it for httpx."""
+
+
 async def streamed(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     async with client.stream("POST", path, json={**body, "stream": True}) as response:
         assert response.status_code == 200
@@ -201,6 +205,15 @@ def test_a_shell_client_that_only_changed_its_base_url(fleet: Fleet) -> None:
     assert lines[3].startswith('data: {"type":"text","content":"')
     assert lines[-2] == 'data: {"type":"done"}'
     assert lines[-1] == "closed"
+
+
+async def test_a_line_stays_one_line_whatever_is_said(client: httpx.AsyncClient, talk: Talk) -> None:
+    assert "".join(
+        line.get("content", "") for line in await streamed(client, talk.path, {"prompt": f"say {SAID}"})
+    ).endswith(SAID)
+    answer = await client.post(talk.path, json={"prompt": f"say {SAID}"})
+    assert answer.json()["response"].endswith(SAID)
+    assert len(answer.text.splitlines()) == 1
 
 
 # --- permissions --------------------------------------------------------------------------------------------------

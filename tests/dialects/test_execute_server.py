@@ -306,6 +306,14 @@ async def test_text_that_json_libraries_refuse_is_told_nevertheless(client: http
     assert (await client.get("/sessions/")).status_code == 200
 
 
+async def test_a_line_stays_one_line_whatever_is_said(client: httpx.AsyncClient, talk: Talk) -> None:
+    said = "one\u2028two\u2029three\u0085four"
+    await talk.other.ask(talk.session_id, f"say {said}")
+    answer = await client.get(f"/status/{talk.session_id}")
+    assert answer.json()["result"].endswith(said)
+    assert len(answer.text.splitlines()) == 1
+
+
 # --- one core -----------------------------------------------------------------------------------------------------
 
 
