@@ -1,6 +1,7 @@
-"""Rate limits: prompts per key, counted by all instances in Redis; unauthenticated routes per address, in memory.
+"""Rate limits: prompts and look-ups per key, counted by all instances in Redis; unauthenticated routes per address, in
+memory.
 
-Prompts use `limits.aio` (the library under slowapi), because slowapi's own Redis calls block the event loop.
+Those per key use `limits.aio` (the library under slowapi), because slowapi's own Redis calls block the event loop.
 While Redis is away each instance counts by itself, so N instances let through up to N times the limit.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from limits import RateLimitItemPerMinute
@@ -31,8 +32,14 @@ PUBLIC_LIMIT = "600/minute"
 public_limiter = Limiter(key_func=get_remote_address, storage_uri="memory://", headers_enabled=False)
 
 
+Counted = Literal["prompt", "lookup"]
+"""What a key is limited in. `lookup`: a request that has names looked up that the client chose, and sends no prompt."""
+
+_TOLD: dict[Counted, str] = {"prompt": "prompts", "lookup": "requests that look up names"}
+
+
 class PromptLimits:
-    """How many prompts a key may send per minute, in a moving window."""
+    """How many prompts a key may send per minute, in a moving window, and how many look-ups: as many, counted apart."""
 
     def __init__(self, settings: Settings) -> None:
         self._default = settings.rate_limit_query_per_minute
@@ -56,8 +63,8 @@ class PromptLimits:
         """Close the connections to Redis."""
         await self._pool.aclose()
 
-    async def hit(self, key_id: UUID, own_limit: int | None = None) -> dict[str, str]:
-        """Count one prompt against the key's own limit, else the server's; 0 is no limit.
+    async def hit(self, key_id: UUID, own_limit: int | None = None, what: Counted = "prompt") -> dict[str, str]:
+        """Count one prompt or look-up against the key's own limit, else the server's; 0 is no limit.
 
         Returns the RateLimit headers; none when unlimited.
 
@@ -69,15 +76,15 @@ class PromptLimits:
             return {}
         if not self._outage.lasts:
             try:
-                return await self._hit(self._shared, key_id, limit)
+                return await self._hit(self._shared, key_id, limit, what)
             except REDIS_ERRORS as error:
                 self._outage.begin(error)
-        return await self._hit(self._local, key_id, limit)
+        return await self._hit(self._local, key_id, limit, what)
 
-    async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID, limit: int) -> dict[str, str]:
+    async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID, limit: int, what: Counted) -> dict[str, str]:
         item = RateLimitItemPerMinute(limit)
-        allowed = await limiter.hit(item, "prompt", str(key_id))
-        stats = await limiter.get_window_stats(item, "prompt", str(key_id))
+        allowed = await limiter.hit(item, what, str(key_id))
+        stats = await limiter.get_window_stats(item, what, str(key_id))
         reset = max(math.ceil(stats.reset_time - time.time()), 1)
         headers = {
             "RateLimit-Limit": str(limit),
@@ -86,7 +93,7 @@ class PromptLimits:
         }
         if not allowed:
             raise RateLimited(
-                f"This key may send {limit} prompts per minute.",
+                f"This key may send {limit} {_TOLD[what]} per minute.",
                 details={"retry_after_seconds": reset},
                 headers={**headers, "Retry-After": str(reset)},
             )

@@ -6,6 +6,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from apps.api.dialects.native.routes import routers as native
 from apps.api.main import DIALECTS
 from apps.api.web.doors import Route, _calls
+from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet
 
 PATIENCE = 20.0
@@ -148,3 +151,26 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
                 assert isinstance(route, Route), route.path
                 asking += 1
     assert asking > 50
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/webhooks", {"url": "https://127.0.0.1:1/"}),
+        ("PATCH", f"/webhooks/{UUID(int=1)}", {"url": "https://127.0.0.1:1/"}),
+        ("PUT", "/mcp-servers/tickets", {"type": "http", "url": "https://127.0.0.1:1/"}),
+        ("POST", "/agents", {"name": "reviewer"}),
+        ("PUT", f"/agents/{UUID(int=1)}", {}),
+        ("PATCH", f"/agents/{UUID(int=1)}", {}),
+        ("POST", "/agents/preview", {}),
+    ],
+)
+async def test_a_key_has_names_looked_up_as_often_as_it_may_prompt(
+    fleet: Fleet, new_key: NewKey, method: str, path: str, body: dict[str, Any]
+) -> None:
+    headers = await new_key("default", prompts_per_minute=1)
+    answers = [await fleet[n].client.request(method, f"/api/v1{path}", json=body, headers=headers) for n in range(2)]
+    assert [answer.status_code == 429 for answer in answers] == [False, True]
+    assert answers[1].json()["error"]["code"] == "rate_limited"
+    assert 1 <= int(answers[1].headers["Retry-After"]) <= 61
+    assert (await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=headers)).status_code == 200

@@ -115,6 +115,14 @@ async def prompter(request: Request, response: Response, caller: Annotated[Princ
     return caller
 
 
+async def _count_lookup(request: Request, caller: Annotated[Principal, Depends(writer)]) -> None:
+    await instance_of(request).prompt_limits.hit(caller.key_id, caller.prompts_per_minute, "lookup")
+
+
+LOOKS_UP = Depends(_count_lookup)
+"""For routes that have names looked up which the client chose, and send no prompt: as many a minute as prompts."""
+
+
 def policy_of(core: Core, caller: Principal) -> Policy:
     """Which profiles this caller may use."""
     return Policy(core.profiles, caller.profiles, core.settings.default_profile)

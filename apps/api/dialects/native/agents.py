@@ -18,7 +18,7 @@ from apps.api.core.tenant import presets
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import Page, described
-from apps.api.web.callers import Configurer, Reader, policy_of
+from apps.api.web.callers import LOOKS_UP, Configurer, Reader, policy_of
 from apps.api.web.doors import Router
 from apps.api.web.errors import from_validation
 from apps.api.web.route import CoreDep
@@ -76,7 +76,7 @@ def _judge(core: Core, caller: Principal) -> Judge:
     return lambda draft: admission.judge_preset(core, caller.tenant_id, draft, policy_of(core, caller))
 
 
-@router.post("/agents", status_code=201, responses=errors(400, 409, 413))
+@router.post("/agents", status_code=201, dependencies=[LOOKS_UP], responses=errors(400, 409, 413, 429))
 async def create_agent(
     request: Request, core: CoreDep, caller: Configurer, body: PresetBody, idempotency_key: IdempotencyKey = None
 ) -> PresetState:
@@ -112,13 +112,13 @@ async def get_agent(
     return await _state(core, caller, agent if version is None else f"{agent}@{version}")
 
 
-@router.put("/agents/{agent}", responses=errors(400, 404, 413))
+@router.put("/agents/{agent}", dependencies=[LOOKS_UP], responses=errors(400, 404, 413, 429))
 async def replace_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
     """Add a version that is nothing but this. Sessions that exist keep theirs."""
     return await _revise(core, caller, agent, body, whole=True)
 
 
-@router.patch("/agents/{agent}", responses=errors(400, 404, 413))
+@router.patch("/agents/{agent}", dependencies=[LOOKS_UP], responses=errors(400, 404, 413, 429))
 async def patch_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
     """Add a version: the newest with these fields changed, each as a whole; null takes one away."""
     return await _revise(core, caller, agent, body, whole=False)

@@ -15,7 +15,7 @@ from apps.api.dialects.native.common import PREFIX, answer, errors
 from apps.api.dialects.native.prompts import run_request
 from apps.api.errors import BadRequest, Problem
 from apps.api.errors import ValidationError as Refused
-from apps.api.web.callers import Writer
+from apps.api.web.callers import LOOKS_UP, Writer
 from apps.api.web.doors import Router
 from apps.api.web.errors import findings
 from apps.api.web.route import CoreDep
@@ -99,7 +99,13 @@ async def _object(request: Request) -> dict[str, Any]:
     return body
 
 
-@router.post("/agents/preview", response_model=DryRun, openapi_extra={"requestBody": _BODY}, responses=errors(400, 413))
+@router.post(
+    "/agents/preview",
+    response_model=DryRun,
+    openapi_extra={"requestBody": _BODY},
+    dependencies=[LOOKS_UP],
+    responses=errors(400, 413, 429),
+)
 async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str, Any], Depends(_object)]) -> Response:
     """What a request would run, without running it: tools after policy, MCP servers, hooks, secrets, sizes.
 

@@ -95,7 +95,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         {"errors": [{"field": "prompt", "reason": "must not be empty"}]},
     ),
     429: _error(
-        "The key's prompts of this minute are used up; see `Retry-After`.",
+        "The key's prompts, or its requests that look up names, of this minute are used up; see `Retry-After`.",
         "rate_limited",
         f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
         {"retry_after_seconds": 21},

@@ -14,7 +14,7 @@ from apps.api.core.tenant import mcp
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
-from apps.api.web.callers import Configurer, Reader
+from apps.api.web.callers import LOOKS_UP, Configurer, Reader
 from apps.api.web.doors import Router
 from apps.api.web.route import CoreDep
 
@@ -88,7 +88,8 @@ async def get_mcp_server(core: CoreDep, caller: Reader, name: ServerName) -> Jso
 
 @router.put(
     "/mcp-servers/{name}",
-    responses={201: {"model": McpServerState, "description": "It is new."}, **errors(400, 404, 409, 413)},
+    responses={201: {"model": McpServerState, "description": "It is new."}, **errors(400, 404, 409, 413, 429)},
+    dependencies=[LOOKS_UP],
     response_model=McpServerState,
 )
 async def put_mcp_server(core: CoreDep, caller: Configurer, name: ServerName, body: McpServerBody) -> Json:

@@ -17,7 +17,7 @@ from apps.api.core.tenant.webhooks import Changes, WebhookEvent
 from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.errors import ValidationError
-from apps.api.web.callers import Configurer, Reader
+from apps.api.web.callers import LOOKS_UP, Configurer, Reader
 from apps.api.web.doors import Router
 from apps.api.web.route import CoreDep
 
@@ -93,7 +93,7 @@ class Delivery(BaseModel):
     delivered_at: datetime | None
 
 
-@router.post("/webhooks", status_code=201, responses=errors(400, 409, 413))
+@router.post("/webhooks", status_code=201, dependencies=[LOOKS_UP], responses=errors(400, 409, 413, 429))
 async def create_webhook(
     request: Request, core: CoreDep, caller: Configurer, body: WebhookBody, idempotency_key: IdempotencyKey = None
 ) -> WebhookWithSecret:
@@ -122,7 +122,7 @@ async def get_webhook(core: CoreDep, caller: Reader, webhook_id: WebhookId) -> W
     return WebhookState.model_validate(await webhooks.get(core.db, caller.tenant_id, webhook_id))
 
 
-@router.patch("/webhooks/{webhook_id}", responses=errors(400, 404, 413))
+@router.patch("/webhooks/{webhook_id}", dependencies=[LOOKS_UP], responses=errors(400, 404, 413, 429))
 async def patch_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
     """Change address, types or description, or stop and start it."""
     if not body.model_fields_set:
