@@ -45,7 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out every test that starts a server or an agent")
 
 
+LONGEST_FIRST = ("tests/test_examples.py", "tests/dev/", "tests/acceptance/", "tests/dialects/", "tests/web/")
+"""Files of tests that take long begin before the others, so that no worker is left alone with one in the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = [*LONGEST_FIRST, ""]
+    items.sort(key=lambda item: next(i for i, begins in enumerate(order) if item.nodeid.startswith(begins)))
     if not config.getoption("--fast"):
         return
     kept, left_out = list[pytest.Item](), list[pytest.Item]()
@@ -204,9 +210,12 @@ async def start_lasting_fleet(
 async def fleet(
     servers: Servers, template: str, model_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Fleet]:
-    """Three instances that all tests share, and programs of their own; nobody kills them."""
+    """Three instances that all tests share, the first a program of its own; nobody kills them."""
     async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
-        yield await start(3, forked=False, DEBUG="true")
+        made = await start(1, forked=False, DEBUG="true")
+        made.forked = True
+        await made.start(2)
+        yield made
 
 
 @pytest.fixture(scope="module")
