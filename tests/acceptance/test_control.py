@@ -193,8 +193,9 @@ async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(shared: Sha
     body = {"prompt": "stream 80 words every 20 ms", "on_disconnect": policy}
     if path.startswith("/query"):
         body["session_id"] = session_id
+    since = (await fleet[0].get(f"/sessions/{session_id}")).json()["last_seq"]
     request = asyncio.create_task(other.client.post(f"/api/v1{path.format(session_id)}", json=body))
-    async with fleet[0].stream(f"/sessions/{session_id}/events") as events:
+    async with fleet[0].stream(f"/sessions/{session_id}/events?after={since}") as events:
         begun = await anext(
             e async for e in events if e.event == "partial" and "word1" in e.data["delta"].get("text", "")
         )
