@@ -15,8 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api.dev.embedded import Servers
-from tests.conftest import NewKey, _fleets
+from tests.conftest import NewKey, StartFleet
 from tests.dialects.conftest import shaped
 from tests.fleet import API_KEY, HEADERS, NO_TLS, Fleet, Instance
 
@@ -455,13 +454,10 @@ async def test_a_profile_of_the_key_holds_here_too(fleet: Fleet, new_key: NewKey
 
 
 @pytest.fixture(scope="module")
-async def open_instance(
-    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Instance]:
+async def open_instance(start_lasting_fleet: StartFleet) -> Instance:
     """It has this dialect at its root, and admits callers without a key."""
     given = {"ANONYMOUS_TENANT": "guests", "ANONYMOUS_IN_PRODUCTION": "true", "ROOT_DIALECT": "code_server"}
-    async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("open"), catalog):
-        yield (await start(1, RATE_LIMIT_QUERY_PER_MINUTE="3", **given))[0]
+    return (await start_lasting_fleet(1, RATE_LIMIT_QUERY_PER_MINUTE="3", **given))[0]
 
 
 async def test_callers_without_a_key_act_for_the_anonymous_tenant_in_dialects_only(open_instance: Instance) -> None:

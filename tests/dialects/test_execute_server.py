@@ -15,8 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from apps.api.dev.embedded import Servers
-from tests.conftest import NewKey, _fleets, database_of, make_key
+from tests.conftest import NewKey, StartFleet, database_of, make_key
 from tests.dialects.conftest import shaped
 from tests.fleet import API_KEY, HEADERS, NO_TLS, Fleet, Instance
 
@@ -135,13 +134,10 @@ async def ended(fleet: Fleet) -> str:
 
 
 @pytest.fixture(scope="module")
-async def narrow(
-    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Fleet]:
+async def narrow(start_lasting_fleet: StartFleet) -> Fleet:
     """One instance with room for one agent; it has this dialect at its root, and admits callers without a key."""
     given = {"ROOT_DIALECT": "execute_server", "ANONYMOUS_TENANT": "guests", "DEBUG": "true"}
-    async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("narrow"), catalog):
-        yield await start(1, RUNNER_SLOTS="1", **given)
+    return await start_lasting_fleet(1, RUNNER_SLOTS="1", **given)
 
 
 def refused(response: httpx.Response, code: int) -> Any:

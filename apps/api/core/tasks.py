@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from apps.api.db import PASSING
+from apps.api.db import PASSING, PASSING_OR_LOST
 from apps.api.errors import LeaseLost
 
 log = structlog.get_logger(__name__)
@@ -191,7 +191,7 @@ class Loops:
         now = time.monotonic()
         loop.failures += 1
         loop.failing_since = loop.failing_since or now
-        if isinstance(error, (*PASSING, LeaseLost)):
+        if isinstance(error, PASSING_OR_LOST):
             log.warning("loop.failed", loop=loop.name, error=error)
             return
         log.error("loop.failed", loop=loop.name, error=error, exc_info=error)

@@ -1,7 +1,7 @@
 """JSON schemas for structured output, as strict as the agent's own program is with them.
 
 It reads draft 07, refuses what it does not know, and does not start with a schema that it refuses. What it knows was
-tried with it, keyword by keyword. A schema is judged on the event loop, in one walk: see the limits.
+tried with it, keyword by keyword. A schema is judged on the event loop: hence the limits.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ _ONE = frozenset(
 )
 _LIST = frozenset({"allOf", "anyOf", "oneOf", "items"})
 _MAP = frozenset({"properties", "patternProperties", "definitions", "$defs", "dependencies"})
-
-
 _PLAIN = frozenset(
     "$schema $ref $comment title description default examples readOnly writeOnly deprecated type nullable enum const"  # noqa: SIM905
     " multipleOf maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern format maxItems minItems"

@@ -79,7 +79,6 @@ SELECT s.tenant_id, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owne
 WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED
 """
 
-
 _FREE = """
 WITH freed AS (
   UPDATE sessions s SET generation = generation + 1, owner_id = NULL, ports = '{}' FROM instances i

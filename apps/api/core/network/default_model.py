@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import quote
@@ -11,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 import structlog
 
-from apps.api.core.tasks import Loop
+from apps.api.core.tasks import Loop, pause
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -119,7 +118,7 @@ class Watch:
     async def until_next_look(self) -> None:
         """Wait until it is time to ask: at once at the start."""
         if self._asked:
-            await asyncio.sleep((ASK_AGAIN if self.answer == "unknown" else ASK_EVERY) * random.uniform(0.8, 1.2))
+            await pause(ASK_AGAIN if self.answer == "unknown" else ASK_EVERY)
 
     async def look(self, _loop: Loop | None = None) -> None:
         """Ask once, and say it loudly when runs are going to fail."""

@@ -141,10 +141,8 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
 
 async def repetition(connection: asyncpg.Connection, tenant_id: UUID, submission: Submission) -> Earlier | None:
     """What the submission's idempotency key stands for. Raises Conflict, Forbidden."""
-    if (
-        submission.idempotency is None
-        or (before := await repeated(connection, tenant_id, submission.idempotency)) is None
-    ):
+    given = submission.idempotency
+    if given is None or (before := await repeated(connection, tenant_id, given)) is None:
         return None
     await admission.may_touch(connection, tenant_id, submission.choice.policy, session_id=before.session_id)
     return before

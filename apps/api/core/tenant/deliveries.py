@@ -12,7 +12,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -122,10 +121,7 @@ class Deliveries:
         try:
             while True:
                 if not await self._start_due():
-                    self._free.clear()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):
-                            await self._free.wait()
+                    await tasks.nap(self._free, POLL)
         finally:
             await tasks.end(*self._sending)  # what was under way is due again when its lease is over
 
