@@ -34,6 +34,9 @@ NOT_HERE = {
 }
 """What an example says → why it does not run here."""
 
+PATIENCE = 2
+"""A pause of a page is so many times as long here, where other tests run too."""
+
 SAVED = re.compile(r"Save this as `([\w.]+)`")
 VOLATILE = re.compile(r"…|cak_|\d{4}-\d\d-\d\d|[0-9a-f]{8}-|[0-9a-f]{40}|127\.0\.0\.1")
 
@@ -117,7 +120,7 @@ class Terminal:
 
     def paste(self, examples: list[Example]) -> str:
         """Run them; returns why they ended, or nothing."""
-        script = ["set -eu -o pipefail"]
+        script = ["set -eu -o pipefail", f"sleep() {{ command sleep $(($1 * {PATIENCE})); }}"]
         for example in examples:
             out, err = self._out(example), self._directory / f"err.{example.line}"
             script.append(f"exec >>{shlex.quote(str(out))} 2>>{shlex.quote(str(err))}; export EXAMPLE={example.where}")
