@@ -37,12 +37,17 @@ ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 STARTS_PROGRAMS = frozenset({"model_url", "own_servers", "lasting_servers"})
 """Fixtures of tests that start servers of ours, which need a model, or databases of their own."""
 
-SLOW = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "tests/demo_model/test_with_cli.py")
+NOT_FAST = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "tests/demo_model/test_with_cli.py")
 """Tests that start whole installations, or agents, by themselves."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out every test that starts a server or an agent")
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs long by its nature (storms, fills, freezes); run with --slow")
 
 
 LONGEST_FIRST = ("tests/test_examples.py", "tests/dev/", "tests/acceptance/", "tests/dialects/", "tests/web/")
@@ -52,12 +57,11 @@ LONGEST_FIRST = ("tests/test_examples.py", "tests/dev/", "tests/acceptance/", "t
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = [*LONGEST_FIRST, ""]
     items.sort(key=lambda item: next(i for i, begins in enumerate(order) if item.nodeid.startswith(begins)))
-    if not config.getoption("--fast"):
-        return
     kept, left_out = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        slow = item.nodeid.startswith(SLOW) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ()))
-        (left_out if slow else kept).append(item)
+        starts = item.nodeid.startswith(NOT_FAST) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ()))
+        slow = item.get_closest_marker("slow") and not config.getoption("--slow")
+        (left_out if slow or (starts and config.getoption("--fast")) else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
