@@ -145,11 +145,11 @@ async def test_somebody_elses_migration_is_not_waited_for_for_ever(empty: Settin
     await migrate.upgrade(empty)
 
 
-NEXT = """
+NEXT = f"""
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{SCHEMA_REVISION}"
 
 
 def upgrade():
@@ -162,7 +162,7 @@ def upgrade():
 def next_release(tmp_path: Path) -> Path:
     """The migrations, and one more."""
     scripts = Path(shutil.copytree(migrate.SCRIPTS, tmp_path / "migrations"))
-    (scripts / "versions" / "0002_next.py").write_text(NEXT)
+    (scripts / "versions" / "next.py").write_text(NEXT)
     return scripts
 
 

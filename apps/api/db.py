@@ -47,7 +47,7 @@ A statement, because PgBouncer refuses it among the parameters of a connection."
 RENEWAL_PAUSE = 1.0
 """Seconds between two replacements of all connections, so that a server that stays read-only is not stormed."""
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration; a test compares it with migrations/versions."""
 
 REVISIONS = "schema_revision"
