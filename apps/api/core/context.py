@@ -45,8 +45,7 @@ class Core:
 
     def relay(self, tenant_id: UUID, session_id: UUID, frames: list[Frame]) -> None:
         """Publish events that were stored without an owner's writer."""
-        keys = self.redis.keys
-        self.publisher.send(keys.stream(tenant_id, session_id), keys.channel(tenant_id, session_id), frames)
+        self.publisher.send(tenant_id, session_id, frames)
         self._forget_cached(tenant_id, session_id)
 
     def _forget_cached(self, tenant_id: UUID, session_id: UUID) -> None:

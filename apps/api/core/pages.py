@@ -21,6 +21,21 @@ class Page:
     next_cursor: str | None
 
 
+PAGE_BYTES = 256 * 1024
+"""What is read at a time of rows that may each have megabytes: events, messages, entries of transcripts."""
+
+
+def bounded(rows: str, column: str, order: str, limit: int = PAGE_BYTES) -> str:
+    """A query for the first of `rows`, by the sizes of a text column of theirs: `limit` bytes, or one row of more.
+
+    Each row found has `found`, how many rows there are without that limit. PostgreSQL knows sizes without reading what
+    is stored out of line, so what is left out costs nothing.
+    """
+    sizes = f"sum(octet_length({column})) OVER (ORDER BY {order}) AS up_to, row_number() OVER (ORDER BY {order}) AS nth"
+    counted = f"SELECT *, count(*) OVER () AS found, {sizes} FROM ({rows}) AS unbounded"  # noqa: S608 - ours
+    return f"SELECT * FROM ({counted}) AS sized WHERE up_to <= {limit} OR nth = 1 ORDER BY {order}"  # noqa: S608
+
+
 _BAD_CURSOR = ("cursor", "not a cursor that this list gave")
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, INT8RANGE
 from sqlalchemy.orm import Mapped, mapped_column
 
 from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
@@ -87,7 +87,8 @@ class Session(Base):
     """A durable conversation.
 
     `generation` is the fencing token: it grows whenever the owner changes, and every write of an owner
-    names the generation that it was given. `last_seq` is the position of the newest event.
+    names the generation that it was given. `last_seq` is the position of the newest event. `lost`: numbers of events
+    that readers had been told before the database lost them; by now they may be numbers of others.
     """
 
     __tablename__ = "sessions"
@@ -123,6 +124,7 @@ class Session(Base):
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    lost: Mapped[Any] = mapped_column(INT8RANGE, nullable=True)
     num_turns: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     total_cost_usd: Mapped[float] = mapped_column(server_default=text("0"))
     usage: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)

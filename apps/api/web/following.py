@@ -12,8 +12,9 @@ from starlette.requests import Request
 
 from apps.api.core import tasks
 from apps.api.core.context import Core
-from apps.api.core.events.follow import Followed, SessionDeleted
+from apps.api.core.events.follow import SessionDeleted
 from apps.api.core.events.frames import Frame, Position
+from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RunFailed

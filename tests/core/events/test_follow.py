@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from redis.exceptions import RedisError
@@ -16,10 +16,11 @@ from redis.exceptions import RedisError
 from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.events import follow
-from apps.api.core.events.follow import DELETED, MAILBOX_BYTES, Followed, Followers, Mailbox, SessionDeleted
+from apps.api.core.events.follow import DELETED, MAILBOX_BYTES, Followers, Mailbox, SessionDeleted
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.log import Event, Writer
-from apps.api.core.events.relay import MAX_PENDING_BYTES, Publisher
+from apps.api.core.events.relay import MAX_COMMAND_BYTES, MAX_PENDING_BYTES, Publisher
+from apps.api.core.events.replay import Followed
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
@@ -552,9 +553,9 @@ async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_counted(wo
     publisher = Publisher(world.redis)  # not running: nothing is taken from it
     frame = Frame.build(Position(1), "message", b"x" * (MAX_PENDING_BYTES // 4))
     for n in range(4):
-        publisher.send(f"stream-{n}", f"channel-{n}", [frame])
+        publisher.send(world.tenant_id, UUID(int=n), [frame])
     assert publisher.dropped == 4
-    publisher.send("stream", "channel", [frame])
+    publisher.send(world.tenant_id, UUID(int=5), [frame])
     assert publisher.dropped == 4
 
 
@@ -598,6 +599,57 @@ async def test_a_refused_entry_does_not_hold_up_what_follows(world: World, relay
     relay.publisher.command("SET", "after", "all")
     await relay.publisher.flushed()
     assert await world.redis.client.get("after") == b"all"
+    await relay.publisher.flushed()
+    assert not await world.redis.client.exists(stream)  # a copy of who knows what
+
+
+async def test_a_command_whose_connection_breaks_is_sent_again(world: World) -> None:
+    async with (
+        redis_proxy(world.settings) as (proxy, through),
+        open_redis(through) as redis,
+        relaying(world.db, redis) as relay,
+    ):
+        relay.publisher.command("SET", "first", "1")
+        await relay.publisher.flushed(PATIENCE)
+        held = proxy.held
+        proxy.requests.clear()
+        relay.publisher.command("SET", "second", "2")
+        await until(lambda: proxy.held > held)
+        proxy.cut()  # what was written is lost on its way: what is held back there stays there
+        proxy.requests = asyncio.Event()
+        proxy.requests.set()
+        await until(lambda: _holds(world, "second", b"2"))
+
+
+async def _holds(world: World, key: str, value: bytes) -> bool:
+    return bool(await world.redis.client.get(key) == value)
+
+
+def test_commands_that_wait_for_redis_are_bounded_in_bytes_and_the_newest_are_kept(world: World) -> None:
+    publisher = Publisher(world.redis)  # not running: nothing is taken from it
+    for n in range(9):
+        publisher.command("SET", f"key-{n}", b"x" * (MAX_COMMAND_BYTES // 4))
+    waiting = publisher._commands
+    assert sum(map(len, waiting)) <= MAX_COMMAND_BYTES
+    assert b"key-8" in waiting[-1]
+
+
+async def test_an_owner_that_is_cut_off_from_redis_is_followed_by_one_check(world: World, relay: Relay) -> None:
+    """The readers' own instance has Redis, so nothing tells it that something is missing."""
+    _, claim, silent = await world.owned()
+    reader = asyncio.create_task(read_to_done(relay, claim))
+    await until(lambda: relay.followers.count == 1)
+    await until(lambda: relay.subscriptions.connected)
+    await talk(silent, claim, 2)
+    await world.db.pool.execute(
+        "UPDATE sessions SET last_active_at = now() - make_interval(secs => $2) WHERE id = $1",
+        claim.session_id,
+        follow.ARRIVAL,
+    )
+    relay.followers._was_connected = True
+    await relay.followers.check(Loop("check"))
+    assert durable(await reader) == [1, 2, 3]
+    assert follow.CHECK_INTERVAL + follow.ARRIVAL <= 2
 
 
 # --- deltas that are put together ----------------------------------------------------------------------------------
@@ -657,11 +709,10 @@ GAPS: dict[str, tuple[list[Frame], list[str]]] = {
 
 @pytest.mark.parametrize(("come", "told"), GAPS.values(), ids=GAPS)
 def test_after_a_hole_no_delta_is_told_until_its_message_is(come: list[Frame], told: list[str]) -> None:
-    fresh, position = follow._fresh(come, Position(1), Mailbox(), follow._Deltas())
-    assert [decode(f.data)["text"] for f in fresh] == told
-    assert position == come[-1].position
-    everything, _ = follow._fresh(come, Position(1), Mailbox(), None)
-    assert everything == come
+    place = follow._Place(Position(1), follow._Deltas())
+    assert [decode(f.data)["text"] for f in place.move(come, Mailbox())] == told
+    assert place.position == come[-1].position
+    assert follow._Place(Position(1)).move(come, Mailbox()) == come
 
 
 async def test_who_puts_deltas_together_has_the_text_once_after_redis_was_away(world: World) -> None:

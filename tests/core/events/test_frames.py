@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.codec import decode, encode, timestamp
-from apps.api.core.events.frames import Frame, Position, event_data, join, parse_batch
+from apps.api.core.events.frames import Frame, Position, event_data, parse_batch, write_batch
 
 SESSION, RUN = uuid4(), uuid4()
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -67,7 +67,7 @@ HOSTILE = [
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 def test_whatever_an_agent_prints_survives_a_batch(value: object) -> None:
     frames = [frame(1, value=value), frame(1, 1, value=value), frame(2, value=value)]
-    received = parse_batch(join(frames))
+    received = parse_batch(write_batch(frames))
     assert received == frames
     assert [json.loads(f.data)["value"] for f in received] == [value] * 3
 
@@ -90,8 +90,15 @@ def test_decode_says_what_is_not_json() -> None:
         decode('{"half": ')
 
 
-def test_a_batch_without_frames_is_empty() -> None:
-    assert parse_batch(join([])) == []
+def test_a_batch_says_whose_it_is() -> None:
+    frames = [Frame.build(Position(n), "status", b"{}", 2**62 + 5) for n in (1, 2)]
+    assert [f.generation for f in parse_batch(write_batch(frames))] == [2**62 + 5] * 2
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"x\n", frame().raw, b"\xff\n"])
+def test_what_is_no_batch_is_said_to_be_none(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="int"):
+        parse_batch(payload)
 
 
 @pytest.mark.parametrize(

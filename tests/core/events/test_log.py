@@ -11,13 +11,14 @@ import pytest
 
 from apps.api.core.events import log
 from apps.api.core.events.log import Event
+from apps.api.core.pages import PAGE_BYTES
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant.usage import ModelUsage
 from apps.api.db import Database
 from apps.api.errors import LeaseLost, Unavailable
 from tests.proxy import postgres_proxy
-from tests.world import PATIENCE, World, administrator, terminate_backends, until, waiting_for_locks
+from tests.world import PATIENCE, World, administrator, relaying, terminate_backends, until, waiting_for_locks
 
 
 def numbered(count: int, first: int = 1, **fields: Any) -> list[Event]:
@@ -60,29 +61,70 @@ async def test_an_event_keeps_what_an_agent_printed(world: World) -> None:
 async def test_reading_goes_on_after_a_number_and_stops_at_the_limit(world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(*numbered(5))
-    frames = await log.read(world.db, world.tenant_id, claim.session_id, 1, limit=3)
-    assert [frame.seq for frame in frames] == [2, 3, 4]
+    page = await log.read(world.db, world.tenant_id, claim.session_id, 1, limit=3)
+    assert ([frame.seq for frame in page.frames], page.more) == ([2, 3, 4], True)
+    page = await log.read(world.db, world.tenant_id, claim.session_id, 1, limit=4)
+    assert ([frame.seq for frame in page.frames], page.more) == ([2, 3, 4, 5], False)
+
+
+@pytest.mark.parametrize("limit", [3, 500])
+async def test_reading_stops_where_a_page_is_full_of_bytes(world: World, limit: int) -> None:
+    _, claim, writer = await world.owned()
+    await writer.append(*numbered(5, text="x" * (PAGE_BYTES // 3)), *numbered(1, text="x" * PAGE_BYTES), *numbered(1))
+    read: list[int] = []
+    pages: list[int] = []
+    while True:
+        page = await log.read(world.db, world.tenant_id, claim.session_id, len(read), limit=limit)
+        read += [frame.seq for frame in page.frames]
+        pages.append(len(page.frames))
+        if not page.more:
+            break
+    assert (read, pages) == ([1, 2, 3, 4, 5, 6, 7], [2, 2, 1, 1, 1])
+
+
+async def test_the_newest_events_are_bounded_in_bytes_too(world: World) -> None:
+    _, claim, writer = await world.owned()
+    await writer.append(*numbered(5, text="x" * (log.MAX_NEWEST_BYTES // 3)))
+    frames = await log.newest(world.db, world.tenant_id, claim.session_id, ["message"], limit=5)
+    assert [frame.seq for frame in frames] == [4, 5]
 
 
 async def test_reading_gives_exactly_the_bytes_that_were_relayed(world: World) -> None:
     lease, claim, _ = await world.owned()
     async with world.db.transaction() as connection:
         relayed = await log.append(connection, claim.session_id, claim.generation, 0, numbered(3, text="\x00\ud83d"))
-    assert await log.read(world.db, world.tenant_id, claim.session_id, 0) == relayed
+    assert (await log.read(world.db, world.tenant_id, claim.session_id, 0)).frames == relayed
     assert lease.remaining() > 0
 
 
 async def test_reading_one_run_leaves_out_the_others(world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(Event("init", {}, claim.run_id), Event("status"), Event("done", {}, claim.run_id))
-    frames = await log.read(world.db, world.tenant_id, claim.session_id, 0, run_id=claim.run_id)
-    assert [frame.seq for frame in frames] == [1, 3]
+    page = await log.read(world.db, world.tenant_id, claim.session_id, 0, run_id=claim.run_id)
+    assert [frame.seq for frame in page.frames] == [1, 3]
 
 
 async def test_another_tenant_reads_nothing(world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(*numbered(3))
-    assert await log.read(world.db, await world.other_tenant(), claim.session_id, 0) == []
+    assert await log.read(world.db, await world.other_tenant(), claim.session_id, 0) == log.Stored([], False)
+
+
+async def test_a_cached_session_is_forgotten_by_whoever_appends_to_its_log(world: World) -> None:
+    async with relaying(world.db, world.redis) as relay:
+        _, claim, writer = await world.owned(relay.publisher)
+
+        async def last_seq() -> int:
+            found = await sessions.get(world.db, world.redis, world.tenant_id, claim.session_id, "a-model")
+            return int(found["last_seq"])
+
+        assert await last_seq() == 0
+        await world.db.pool.execute("UPDATE sessions SET last_seq = 5 WHERE id = $1", claim.session_id)
+        assert await last_seq() == 0  # as it is cached
+        writer.last_seq = 5
+        await writer.append(Event("init"))
+        await relay.publisher.flushed(PATIENCE)
+        assert await last_seq() == 6
 
 
 # --- fencing -------------------------------------------------------------------------------------------------------

@@ -403,8 +403,8 @@ async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being
 
 
 async def test_a_lease_that_ran_out_cannot_be_renewed(world: World) -> None:
-    lease, _, _ = await world.owned()
-    assert [owned.generation for owned in await instances.renew(world.db, lease)] == [1]
+    lease, claim, _ = await world.owned()
+    assert [owned.generation for owned in await instances.renew(world.db, lease)] == [claim.generation]
     await world.expire(lease)
     with pytest.raises(LeaseLost):
         await instances.renew(world.db, lease)

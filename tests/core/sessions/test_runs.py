@@ -316,6 +316,25 @@ async def test_the_extent_of_a_run_follows_its_life(lone_world: World) -> None:
         await extent()
 
 
+async def test_a_run_is_followed_from_where_its_place_in_the_queue_was_told(lone_world: World) -> None:
+    world = lone_world
+    lease, session_id = await world.instance(), await world.session()
+    await world.queue(session_id)
+    first = await world.claim(lease)
+    writer = world.writer(lease, first)
+    await writer.append(Event("init", {}, first.run_id))
+    run = await world.queue(session_id, idempotency=once("a", "body"))
+    await writer.append(Event("queued", {"position": 1}, run.run_id), Event("message", {}, first.run_id))
+    await finish(writer, first.run_id, Outcome("succeeded"), Event("done", {}, first.run_id))
+    for end in (None, 5):
+        found = await runs.extent(world.db, world.tenant_id, run.run_id)
+        assert (found.start, found.end) == (1, end)
+        assert (await world.queue(session_id, idempotency=once("a", "body"))).after == 1
+        if end is None:
+            await world.claim(lease)
+            await finish(writer, run.run_id, Outcome("succeeded"), Event("done", {}, run.run_id))
+
+
 async def test_a_session_is_idle_when_no_run_waits_or_goes_on(lone_world: World) -> None:
     world = lone_world
     lease, session_id = await world.instance(), await world.session()

@@ -18,7 +18,7 @@ from apps.api.core.events import log
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, commands, control
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pages import Page
+from apps.api.core.pages import PAGE_BYTES, Page
 from apps.api.core.sessions import prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.sessions import Filters, Labels
@@ -279,7 +279,7 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
         with pytest.raises(ApiError) as caught:
             await attempt
         assert isinstance(caught.value, NotFound), name
-    assert await log.read(db, stranger, session_id, 0) == []
+    assert not (await log.read(db, stranger, session_id, 0)).frames
     assert await listed(replace(world, tenant_id=stranger)) == set()
     found = await state(world, session_id)
     assert (found["title"], found["status"], found["owner"]) == (None, "running", str(lease.instance_id))
@@ -316,6 +316,31 @@ async def test_the_conversation_is_paged_and_subagents_stand_under_their_caller(
     assert [m["seq"] for m in seen] == [2, 3, 6, 8]
     assert seen[0]["content"][0]["text"] == "half a pair \ud83d, NUL \x00"
     assert [[sub["seq"] for sub in m["subagent_messages"]] for m in seen] == [[], [4, 5], [], []]
+
+
+async def test_a_page_of_the_conversation_has_a_bounded_size(world: World) -> None:
+    _, claim, writer = await world.owned()
+    text = [{"type": "text", "text": "x" * (PAGE_BYTES // 3)}]
+    await writer.append(*(said("user", text) for _ in range(5)))
+    cursor, seen = None, []
+    while True:
+        found = await sessions.messages(world.db, world.tenant_id, claim.session_id, limit=200, cursor=cursor)
+        seen.append([message["seq"] for message in found.data])
+        cursor = found.next_cursor
+        if cursor is None:
+            break
+    assert seen == [[1, 2], [3, 4], [5]]
+
+
+async def test_what_subagents_said_has_a_bounded_size_and_who_misses_some_is_told(world: World) -> None:
+    _, claim, writer = await world.owned()
+    text = [{"type": "text", "text": "x" * (sessions.MAX_SUBAGENT_BYTES // 3)}]
+    calls = [[{"type": "tool_use", "id": f"call {n}\x00", "name": "Task", "input": {}}] for n in range(2)]
+    await writer.append(*(said("assistant", call) for call in calls))
+    await writer.append(*(said("assistant", text, f"call {n}\x00") for n in (0, 0, 1)))
+    page = await sessions.messages(world.db, world.tenant_id, claim.session_id, limit=10, cursor=None)
+    shown = [(len(m["subagent_messages"]), m["subagent_messages_omitted"]) for m in page.data]
+    assert shown == [(2, False), (0, True)]
 
 
 async def test_a_session_without_messages_has_an_empty_conversation(world: World) -> None:

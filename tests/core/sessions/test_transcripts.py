@@ -13,7 +13,9 @@ import pytest
 from claude_agent_sdk import SessionKey
 from claude_agent_sdk.testing import run_session_store_conformance
 
+from apps.api.core.codec import decode
 from apps.api.core.lease import Lease
+from apps.api.core.pages import PAGE_BYTES
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import Database
@@ -51,6 +53,15 @@ async def store_of(world: World, lease: Lease | None = None, session_id: UUID | 
     session_id = session_id or await world.session()
     generation = await world.one("SELECT generation FROM sessions WHERE id = $1", session_id)
     return Transcripts(world.db, lease or valid_lease(), session_id, generation, uuid4())
+
+
+async def test_a_conversation_is_read_in_pages_of_bounded_size(world: World) -> None:
+    store = await store_of(world)
+    large = [entry(n, text="x" * (PAGE_BYTES // 3)) for n in range(5)]
+    await store.append(KEY, [*large, entry(6, text="x" * PAGE_BYTES), *entries(7, 8)])
+    pages = [page async for page in store.pages(UUID(KEY["session_id"]))]
+    assert [len(page) for page in pages] == [2, 2, 1, 1, 2]
+    assert [decode(e.text)["n"] for page in pages for e in page] == [0, 1, 2, 3, 4, 6, 7, 8]
 
 
 async def count(world: World) -> int:

@@ -10,17 +10,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import aclosing, asynccontextmanager
 from uuid import UUID
 
 import structlog
 
 from apps.api.core.codec import decode
 from apps.api.core.events import log as event_log
-from apps.api.core.events.frames import Frame, Position, parse_batch
+from apps.api.core.events.frames import Frame, Position, parse_batch, resync
 from apps.api.core.events.relay import Subscriptions
+from apps.api.core.events.replay import Followed, Head, Replay, continues
 from apps.api.core.tasks import Loop
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.redis import Redis
@@ -30,13 +29,18 @@ logger = structlog.get_logger(__name__)
 MAILBOX_BYTES = 1024 * 1024
 """What may wait for one reader. Beyond it the mailbox is emptied, and the reader replays from its position."""
 
-REPLAY_BATCH = 500
-"""Events read at a time."""
+CHECK_INTERVAL = 1.5
+"""Seconds between checks against the database while Redis is connected."""
 
-CHECK_INTERVAL = 7.5
-"""Seconds between checks against the database while Redis is connected; the second one in a row heals a reader."""
+ARRIVAL = 0.5
+"""Seconds after which what was stored should have come over Redis. Its owner may be cut off from Redis when this
+instance is not: a reader is healed ARRIVAL + CHECK_INTERVAL after an event was stored, or sooner."""
 
 CHECK_INTERVAL_WITHOUT_REDIS = 0.5
+
+TOLD = 32
+"""Events of which a reader remembers when they were made: where the database has lost the newest ones, it goes on from
+what it still has. A standby lags by less than so many, as a rule; beyond that the reader begins again."""
 
 KEEP_ALIVE_INTERVAL = 15.0
 """Seconds of silence after which a reader gets an empty batch, for a sign of life to its client."""
@@ -59,6 +63,7 @@ class Mailbox:
         self.behind = True
         self.deleted = False
         self.seq = 0
+        self.generation = 0
 
     def put(self, frames: list[Frame]) -> None:
         if self.behind:
@@ -103,7 +108,10 @@ class Mailbox:
         return True
 
 
-_NEWEST = "SELECT id, last_seq, deleted_at FROM sessions WHERE id = ANY($1::uuid[])"
+_NEWEST = f"""
+SELECT id, generation, last_seq, deleted_at, last_active_at < now() - interval '{ARRIVAL} s' AS arrived
+FROM sessions WHERE id = ANY($1::uuid[])
+"""  # noqa: S608 - ours
 
 
 class _Topic:
@@ -126,21 +134,23 @@ class _Topic:
         for mailbox in self.mailboxes:
             mailbox.gap()
 
-    def check(self, expected: int, *, deleted: bool) -> None:
-        """Tell the readers who have not come as far as `expected`, or that the session is gone."""
+    def check(self, expected: int, generation: int, *, deleted: bool) -> None:
+        """Tell readers who have not come as far as `expected`, or not to this owner; or that the session is gone."""
         for mailbox in self.mailboxes:
             if deleted:
                 mailbox.delete()
-            elif mailbox.seq < expected:
+            elif mailbox.seq < expected or mailbox.generation != generation:
                 mailbox.gap()
 
+    def check_end(self, seen: int, last_seq: int) -> None:
+        """The same where the readers had come to `seen` before the database was asked: it may have lost events."""
+        if seen > last_seq:
+            self.gap()
 
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A session and who asks for it."""
-
-    tenant_id: UUID
-    session_id: UUID
+    @property
+    def seq(self) -> int:
+        """How far the readers have come."""
+        return max((mailbox.seq for mailbox in self.mailboxes), default=0)
 
 
 class Followers:
@@ -151,6 +161,7 @@ class Followers:
     ) -> None:
         """`check_interval`: seconds between checks against the database while Redis is connected."""
         self._db, self._redis, self._subscriptions = db, redis, subscriptions
+        self._replay = Replay(db, redis)
         self._check_interval = check_interval
         self._topics: dict[str, _Topic] = {}
         self._seen: dict[UUID, int] = {}
@@ -180,6 +191,14 @@ class Followers:
                 if self._topics.get(channel) is topic:
                     del self._topics[channel]
 
+    async def start(self, followed: Followed, after: Position, newest: int) -> Position:
+        """Where a reader begins who has just come and wants what follows `after`: there, or before, if that is beyond
+        `newest`, the end of the log, or may be the number of an event that the database has lost."""
+        kept = await self._replay.doubted(followed, after.seq)
+        if kept is None and after.seq <= newest:
+            return after
+        return Position(newest if kept is None else min(kept, newest))
+
     async def until_next_check(self) -> None:
         """Wait until it is time to compare."""
         self._was_connected = self._subscriptions.connected
@@ -188,12 +207,16 @@ class Followers:
     async def check(self, loop: Loop) -> None:
         """Compare all readers with the database, in one query for the whole instance."""
         topics = {topic.session_id: topic for topic in self._topics.values() if topic.mailboxes}
+        reached = {session_id: topic.seq for session_id, topic in topics.items()}
         rows = await self._db.pool.fetch(_NEWEST, list(topics)) if topics else []
         for row in rows:
             # While Redis works, what is new is on its way; what was there at the last check should have arrived.
-            expected = self._seen.get(row["id"], 0) if self._was_connected else row["last_seq"]
+            due = row["arrived"] or not self._was_connected
+            expected = row["last_seq"] if due else self._seen.get(row["id"], 0)
+            topic = topics[row["id"]]
             with loop.one(row["id"]):
-                topics[row["id"]].check(expected, deleted=row["deleted_at"] is not None)
+                topic.check(expected, row["generation"], deleted=row["deleted_at"] is not None)
+                topic.check_end(reached[row["id"]], row["last_seq"])
         self._seen = {row["id"]: row["last_seq"] for row in rows}
 
     async def follow(
@@ -216,71 +239,63 @@ class Followers:
             SessionDeleted: the session was deleted meanwhile.
         """
         wanted = None if run_id is None else str(run_id).encode()
+        told = time.monotonic()
         async with self.mailbox(followed) as mailbox:
-            position, told, deltas = after, time.monotonic(), _Deltas(after.part) if gapless else None
-            while True:
-                mailbox.seq = position.seq
-                if mailbox.deleted:
-                    raise SessionDeleted
-                if mailbox.behind:
-                    mailbox.catch_up()
-                    try:
-                        frames, complete, stored = await self._replay(followed, position)
-                    except CONNECTION_ERRORS:
-                        mailbox.gap()
-                        yield []
-                        await asyncio.sleep(CHECK_INTERVAL_WITHOUT_REDIS)
-                        continue
-                    if not complete:
-                        mailbox.gap()
-                    if stored and deltas is not None:
-                        deltas.lost()
-                else:
-                    frames = mailbox.take()
-                    if not frames:
-                        if not await mailbox.wait(tick):
-                            yield []
-                            told = time.monotonic()
-                        continue
-                fresh, position = _fresh(frames, position, mailbox, deltas)
-                if wanted is not None:
-                    fresh = [frame for frame in fresh if frame.belongs_to(wanted)]
-                if fresh or time.monotonic() - told >= tick:
+            place = _Place(after, _Deltas(after.part) if gapless else None)
+            async with aclosing(self._batches(followed, mailbox, place, tick)) as batches:
+                async for frames in batches:
+                    silence = not frames
+                    if wanted is not None:
+                        frames = [frame for frame in frames if frame.belongs_to(wanted) or frame.type == "resync"]
+                    if frames or silence or time.monotonic() - told >= tick:
+                        yield frames
+                        told = time.monotonic()
+
+    async def _batches(
+        self, followed: Followed, mailbox: Mailbox, place: _Place, tick: float
+    ) -> AsyncGenerator[list[Frame]]:
+        """What follows the place, for ever; an empty batch is a sign of life."""
+        while True:
+            place.show(mailbox)
+            if mailbox.deleted:
+                raise SessionDeleted
+            if mailbox.behind:
+                mailbox.catch_up()
+                try:
+                    async with aclosing(self._missed(followed, mailbox, place)) as missed:
+                        async for frames in missed:
+                            yield frames
+                except CONNECTION_ERRORS:
+                    mailbox.gap()
+                    yield []
+                    await asyncio.sleep(CHECK_INTERVAL_WITHOUT_REDIS)
+            elif frames := mailbox.take():
+                if fresh := place.move(frames, mailbox):
                     yield fresh
-                    told = time.monotonic()
+            elif not await mailbox.wait(tick):
+                yield []
 
-    async def _replay(self, followed: Followed, position: Position) -> tuple[list[Frame], bool, bool]:
-        """What follows `position`; whether that is all there is; and whether deltas may be missing from it.
-
-        Prefers the stream, which has the deltas.
-        """
-        frames = await self._from_stream(followed, position)
-        stored: list[Frame] = []
-        if not frames or not _continues(frames[0], position):
-            stored = await event_log.read(
-                self._db, followed.tenant_id, followed.session_id, position.seq, limit=REPLAY_BATCH
-            )
-            if len(stored) == REPLAY_BATCH:
-                return stored, False, True
-            newest = stored[-1].position if stored else position
-            frames = stored + [frame for frame in frames if frame.position > newest]
-        return frames, len(frames) < REPLAY_BATCH, bool(stored)
-
-    async def _from_stream(self, followed: Followed, position: Position) -> list[Frame]:
-        stream = self._redis.keys.stream(followed.tenant_id, followed.session_id)
-        start = f"({position.seq}-{position.part}"
-        entries: Any = await self._redis.attempt(
-            lambda: self._redis.client.xrange(stream, min=start, count=REPLAY_BATCH)
-        )
-        try:
-            return [Frame.parse(fields[b"f"]) for _, fields in entries or ()]
-        except (KeyError, ValueError, IndexError):  # not what this version writes: PostgreSQL has the events
-            return []
-
-
-def _continues(frame: Frame, position: Position) -> bool:
-    """Whether nothing durable lies between `position` and `frame`."""
-    return frame.seq == position.seq if frame.part else frame.seq == position.seq + 1
+    async def _missed(self, followed: Followed, mailbox: Mailbox, place: _Place) -> AsyncGenerator[list[Frame]]:
+        """What is stored after the place; first `resync` where the database has lost what was told before."""
+        head = await self._replay.head(followed, place.position.seq)
+        if head is None:
+            return
+        if place.is_lost(head):
+            seq = head.last_seq
+            if place.told:
+                seq = await self._replay.common(followed, place.told)
+                await self._replay.lost(followed, seq, place.position.seq)
+            place.go_back(seq)
+            yield [resync(followed.session_id, seq)]
+        place.begin(head)
+        async with aclosing(self._replay.pages(followed, place.position, head)) as pages:
+            async for frames, stored in pages:
+                if stored and place.deltas is not None:
+                    place.deltas.lost()
+                fresh = place.move(frames, mailbox)
+                place.show(mailbox)
+                if fresh:
+                    yield fresh
 
 
 class _Deltas:
@@ -321,18 +336,60 @@ class _Deltas:
         return True
 
 
-def _fresh(
-    frames: list[Frame], position: Position, mailbox: Mailbox, deltas: _Deltas | None
-) -> tuple[list[Frame], Position]:
-    """Drop what was seen; stop at a hole in the durable numbers, and send the mailbox back to replay there."""
-    fresh = []
-    for frame in frames:
-        if frame.position <= position:
-            continue
-        if not _continues(frame, position):
-            mailbox.gap()
-            break
-        if deltas is None or deltas.admits(frame):
-            fresh.append(frame)
-        position = frame.position
-    return fresh, position
+class _Place:
+    """Where a reader stands in a log, of which it has been told a part.
+
+    Attributes:
+        told: the newest events that it has been told, by number and time: see `Frame.created_at`.
+        generation: of the owner that the log had at the last look at the database.
+    """
+
+    def __init__(self, position: Position, deltas: _Deltas | None = None) -> None:
+        self.position, self.deltas = position, deltas
+        self.told: deque[tuple[int, bytes]] = deque(maxlen=TOLD)
+        self.generation = 0
+
+    def is_lost(self, head: Head) -> bool:
+        """Whether the log does not have, or not have any more, what the reader has."""
+        if self.position.seq > head.last_seq:
+            return True
+        told = self.told[-1] if self.told else None
+        return told is not None and told[0] == head.seq and head.created_at not in (b"", told[1])
+
+    def go_back(self, seq: int) -> None:
+        """To after this event, which the reader has and the log, too."""
+        self.position = Position(seq)
+        while self.told and self.told[-1][0] > seq:
+            self.told.pop()
+        if self.deltas is not None:
+            self.deltas.lost()
+
+    def begin(self, head: Head) -> None:
+        """Go on in the log as `head` shows it."""
+        self.generation = head.generation
+        if not self.told and head.created_at and self.position.seq == head.seq:
+            self.told.append((head.seq, head.created_at))
+
+    def show(self, mailbox: Mailbox) -> None:
+        """Let the checks see how far this reader has come."""
+        mailbox.seq, mailbox.generation = self.position.seq, self.generation
+
+    def move(self, frames: list[Frame], mailbox: Mailbox) -> list[Frame]:
+        """What is new to the reader. At a hole in the numbers, and at the first frame of another owner, it stops and
+        sends the mailbox back to replay: the database may have lost what the reader has."""
+        fresh = []
+        for frame in frames:
+            if frame.generation not in (0, self.generation):
+                mailbox.gap()
+                break
+            if frame.position <= self.position:
+                continue
+            if not continues(frame, self.position):
+                mailbox.gap()
+                break
+            if self.deltas is None or self.deltas.admits(frame):
+                fresh.append(frame)
+            if not frame.part and frame.created_at:
+                self.told.append((frame.seq, frame.created_at))
+            self.position = frame.position
+        return fresh

@@ -13,9 +13,9 @@ A frame is an SSE message:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -46,12 +46,18 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An encoded event. `part` is 0 for a durable event."""
+    """An encoded event.
+
+    Attributes:
+        part: 0 for a durable event.
+        generation: of the owner that wrote it, where it came from that owner; 0 for one read from PostgreSQL.
+    """
 
     seq: int
     part: int
     type: str
     raw: bytes
+    generation: int = field(default=0, compare=False)
 
     @property
     def position(self) -> Position:
@@ -61,6 +67,13 @@ class Frame:
     def data(self) -> bytes:
         """The JSON object of the `data:` line."""
         return self.raw[self.raw.index(b"\ndata: ") + 7 : -2]
+
+    @property
+    def created_at(self) -> bytes:
+        """When the event was made, as text. Together with its number this tells it from any other, also from one that
+        a database which went back gave the same number to."""
+        begin = self.raw.find(b'"created_at":"') + 14
+        return self.raw[begin : self.raw.index(b'"', begin)] if begin >= 14 else b""
 
     @property
     def run_id(self) -> str | None:
@@ -73,19 +86,19 @@ class Frame:
         return self.raw.startswith(run_id, self.raw.index(b"\ndata: ") + 7 + _RUN_AT + 1)
 
     @classmethod
-    def build(cls, position: Position, type_: str, data: bytes) -> Frame:
+    def build(cls, position: Position, type_: str, data: bytes, generation: int = 0) -> Frame:
         """Wrap a complete `data` object, as `event_data()` makes it. Older versions stored them on several lines."""
         data = codec.one_line(data)
         raw = b"id: %s\nevent: %s\ndata: %s\n\n" % (str(position).encode(), type_.encode(), data)
-        return cls(position.seq, position.part, type_, raw)
+        return cls(position.seq, position.part, type_, raw, generation)
 
     @classmethod
-    def parse(cls, raw: bytes) -> Frame:
+    def parse(cls, raw: bytes, generation: int = 0) -> Frame:
         """The inverse of `build`: of exactly one frame."""
         head, _, _ = raw.partition(b"\ndata: ")
         ident, _, type_ = head.partition(b"\nevent: ")
         seq, _, part = ident[4:].partition(b"-")
-        return cls(int(seq), int(part or 0), type_.decode(), raw)
+        return cls(int(seq), int(part or 0), type_.decode(), raw, generation)
 
 
 def event_data(
@@ -103,9 +116,24 @@ def event_data(
     return head + (b"}" if body == b"{}" else b"," + body[1:])
 
 
+def resync(session_id: UUID, seq: int) -> Frame:
+    """What a reader is told who holds events that are not in the log: what follows comes after number `seq`."""
+    return Frame.build(Position(seq), "resync", event_data(session_id, None, seq, datetime.now(UTC), {}))
+
+
+def write_batch(frames: Sequence[Frame]) -> bytes:
+    """What is published of one owner's frames: its generation on a line, then they."""
+    return b"%d\n%s" % (frames[0].generation, join(frames))
+
+
 def parse_batch(payload: bytes) -> list[Frame]:
-    """The frames of one published batch. JSON holds no raw line break, so an empty line only ends a frame."""
-    return [Frame.parse(raw + b"\n\n") for raw in payload.split(b"\n\n") if raw]
+    """The inverse of `write_batch`. JSON holds no raw line break, so an empty line only ends a frame.
+
+    Raises ValueError for what is no batch.
+    """
+    head, _, raws = payload.partition(b"\n")
+    generation = int(head)
+    return [Frame.parse(raw + b"\n\n", generation) for raw in raws.split(b"\n\n") if raw]
 
 
 def join(frames: Iterable[Frame]) -> bytes:

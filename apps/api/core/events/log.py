@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from apps.api.core import codec
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
 from apps.api.core.lease import Lease
-from apps.api.db import CONNECT_TIMEOUT, Database, retrying
+from apps.api.core.pages import bounded
+from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, Database, retrying
 from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
+
+log = structlog.get_logger(__name__)
 
 _APPEND = """
 WITH pen AS (
@@ -35,18 +40,44 @@ FROM pen, unnest($5::bigint[], $6::uuid[], $7::text[], $8::text[], $9::text[], $
   AS e(seq, run_id, type, parent, subject, data, created_at)
 """
 
-_READ = """
+NEXT_GENERATION = "generation + 1 + floor(random() * 4294967296)::bigint"
+"""What a session's `generation` becomes when its owner changes. It grows; and as each step is drawn at random, a number
+that a database lost when it went back (a standby that lagged was promoted, a backup restored) is not given out again:
+whoever holds that number writes nothing, and what was copied under it is not taken for what is stored."""
+
+MAX_READ = 500
+"""Events that are read at a time, however small they are."""
+
+MAX_NEWEST_BYTES = 4 * 1024 * 1024
+
+_READ = bounded(
+    """
 SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
 WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.seq > $3 AND ($4::uuid IS NULL OR e.run_id = $4)
 ORDER BY e.seq LIMIT $5
-"""
+""",
+    "data",
+    "seq",
+)
 
-_NEWEST = """
-SELECT * FROM (
-  SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
-  WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = ANY($3) ORDER BY e.seq DESC LIMIT $4
-) AS found ORDER BY seq
-"""
+_NUMBERED = bounded(
+    """
+SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
+WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.seq = ANY($3::bigint[])
+""",
+    "data",
+    "seq",
+)
+
+_NEWEST = bounded(
+    """
+SELECT e.seq, e.type, e.data FROM events e JOIN sessions s ON s.id = e.session_id
+WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = ANY($3) ORDER BY e.seq DESC LIMIT $4
+""",
+    "data",
+    "seq DESC",
+    MAX_NEWEST_BYTES,
+)
 
 
 ENDS_OF_DELTAS = frozenset({"message", "done"})
@@ -92,7 +123,7 @@ async def append(
     """
     now = datetime.now(UTC)
     frames = [
-        Frame.build(Position(seq), e.type, event_data(session_id, e.run_id, seq, now, e.fields))
+        Frame.build(Position(seq), e.type, event_data(session_id, e.run_id, seq, now, e.fields), generation)
         for seq, e in enumerate(events, last_seq + 1)
     ]
     status = await connection.execute(
@@ -114,20 +145,53 @@ async def append(
     return frames
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A page of the log, oldest first, and whether there is more of what was asked for."""
+
+    frames: list[Frame]
+    more: bool
+
+
 async def read(
-    db: Database, tenant_id: UUID, session_id: UUID, after: int, *, run_id: UUID | None = None, limit: int = 500
-) -> list[Frame]:
-    """Stored events after `after`, oldest first, at most `limit`. Empty for another tenant's session."""
-    return _frames(await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit))
+    db: Database, tenant_id: UUID, session_id: UUID, after: int, *, run_id: UUID | None = None, limit: int = MAX_READ
+) -> Stored:
+    """Stored events after `after`: at most `limit`, and PAGE_BYTES or one. None for another tenant's session."""
+    rows = await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit + 1)
+    return Stored(_frames(rows[:limit]), bool(rows) and rows[0]["found"] > min(len(rows), limit))
+
+
+async def read_numbers(db: Database, tenant_id: UUID, session_id: UUID, numbers: Sequence[int]) -> list[Frame]:
+    """The stored events with these numbers, oldest first: the first PAGE_BYTES of them, or one."""
+    return _frames(await db.pool.fetch(_NUMBERED, session_id, tenant_id, list(numbers)))
 
 
 async def newest(db: Database, tenant_id: UUID, session_id: UUID, types: Sequence[str], *, limit: int) -> list[Frame]:
-    """The newest `limit` stored events of these types, oldest first. Empty for another tenant's session."""
-    return _frames(await db.pool.fetch(_NEWEST, session_id, tenant_id, list(types), limit))
+    """The newest stored events of these types, oldest first: at most `limit`, and MAX_NEWEST_BYTES or one.
+
+    None for another tenant's session.
+    """
+    return _frames((await db.pool.fetch(_NEWEST, session_id, tenant_id, list(types), limit))[::-1])
 
 
-def _frames(rows: Sequence[asyncpg.Record]) -> list[Frame]:
-    return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode()) for row in rows]
+def _frames(rows: Sequence[asyncpg.Record], generation: int = 0) -> list[Frame]:
+    return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode(), generation) for row in rows]
+
+
+_LOST = """
+UPDATE sessions s SET lost = coalesce(range_merge(s.lost, gone.numbers), gone.numbers)
+FROM (SELECT int8range(least(coalesce($2, last_seq), $3), $3, '(]') AS numbers FROM sessions WHERE id = $1) AS gone
+WHERE s.id = $1 AND NOT isempty(gone.numbers)
+"""
+
+
+async def note_lost(db: Database, session_id: UUID, kept: int | None, seq: int) -> None:
+    """Note for somebody who had them that the database has lost events: those after number `kept` up to `seq`.
+
+    Where `kept` is not known it is the end of the log; nothing is lost if that is not before `seq`.
+    """
+    if await db.pool.execute(_LOST, session_id, kept, seq) == "UPDATE 1":
+        log.warning("events.lost", session_id=str(session_id), kept=kept, seq=seq)
 
 
 class Writer:
@@ -149,8 +213,6 @@ class Writer:
         last_seq: int,
     ) -> None:
         self._db, self._publisher, self._lease = db, publisher, lease
-        self._stream = redis.keys.stream(tenant_id, session_id)
-        self._channel = redis.keys.channel(tenant_id, session_id)
         self._cached = redis.keys.session(tenant_id, session_id)
         self.tenant_id, self.session_id, self.generation, self.last_seq = tenant_id, session_id, generation, last_seq
         self._part = 0
@@ -166,7 +228,7 @@ class Writer:
         self._part += 1
         position = Position(self.last_seq, self._part)
         data = event_data(self.session_id, run_id, self.last_seq, datetime.now(UTC), fields)
-        self._publisher.send(self._stream, self._channel, (Frame.build(position, type_, data),))
+        self._publisher.send(self.tenant_id, self.session_id, (Frame.build(position, type_, data, self.generation),))
 
     async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.
@@ -205,11 +267,16 @@ class Writer:
                             raise
                         return stored
 
-            frames = await retrying(attempt, until=self._lease.is_over)
+            try:
+                frames = await retrying(attempt, until=self._lease.is_over)
+            except LeaseLost:
+                with suppress(*CONNECTION_ERRORS):
+                    await note_lost(self._db, self.session_id, None, expected)
+                raise
             self.last_seq = frames[-1].seq
             if any(event.type in ENDS_OF_DELTAS for event in events):
                 self._part = 0
-            self._publisher.send(self._stream, self._channel, frames)
+            self._publisher.send(self.tenant_id, self.session_id, frames)
             self._publisher.command("SET", self._cached, b"", "PX", TOMBSTONE_TTL_MS)
 
     async def _stored(self, connection: asyncpg.Connection, expected: int, count: int) -> list[Frame] | None:
@@ -222,4 +289,4 @@ class Writer:
             expected + count,
             expected,
         )
-        return [Frame.build(Position(row["seq"]), row["type"], row["data"].encode()) for row in rows] or None
+        return _frames(rows, self.generation) or None

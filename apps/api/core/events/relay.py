@@ -13,7 +13,10 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 from hiredis import pack_command
@@ -21,7 +24,7 @@ from redis.asyncio import Connection
 from redis.exceptions import ResponseError
 
 from apps.api.core import tasks
-from apps.api.core.events.frames import Frame, join
+from apps.api.core.events.frames import Frame, write_batch
 from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis
 
 log = structlog.get_logger(__name__)
@@ -31,9 +34,14 @@ BUSY_FLUSH_GAP = 0.002
 """Above that rate, wait this many seconds between flushes: fewer, larger writes."""
 
 MAX_PENDING_BYTES = 16 * 1024 * 1024
-"""What may wait for Redis in all. Beyond it everything pending is dropped; readers repair from PostgreSQL."""
+"""What may wait for Redis of frames. Beyond it they are dropped; readers repair from PostgreSQL."""
 
-MAX_PENDING_COMMANDS = 10_000
+MAX_COMMAND_BYTES = 2 * 1024 * 1024
+"""What may wait for Redis of commands, some 20,000 of them. Beyond it the older half is dropped."""
+
+MAX_STREAM_FRAME = 8 * 1024
+"""Bytes of a frame that a session's stream holds itself. Of a larger event it has the number and the size, and readers
+take it from PostgreSQL: streams are bounded by entries, and live in memory that all sessions share."""
 
 REPLY_TIMEOUT = 2.0
 """Seconds for the replies to one flush."""
@@ -95,19 +103,20 @@ class Publisher:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._streams: dict[tuple[str, str], list[Frame]] = {}
+        self._frames: dict[tuple[UUID, UUID], list[Frame]] = {}
         self._commands: list[bytes] = []
-        self._pending_bytes = 0
+        self._sent: list[bytes] = []  # commands that Redis has not answered yet
+        self._pending_bytes = self._command_bytes = 0
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.dropped = 0
 
-    def send(self, stream: str, channel: str, frames: Sequence[Frame]) -> None:
+    def send(self, tenant_id: UUID, session_id: UUID, frames: Sequence[Frame]) -> None:
         """Queue frames of one session. Never waits; may drop when Redis is away (counted in `dropped`)."""
         if not frames:
             return
-        queue = self._streams.setdefault((stream, channel), [])
+        queue = self._frames.setdefault((tenant_id, session_id), [])
         for frame in frames:
             queue.append(frame)
             self._pending_bytes += len(frame.raw)
@@ -121,9 +130,12 @@ class Publisher:
 
     def command(self, *words: str | bytes | int) -> None:
         """Queue a command that nobody waits for, such as dropping a cache entry."""
-        self._commands.append(_pack(*words))
-        if len(self._commands) > MAX_PENDING_COMMANDS:
-            self._commands.clear()
+        packed = _pack(*words)
+        self._commands.append(packed)
+        self._command_bytes += len(packed)
+        if self._command_bytes > MAX_COMMAND_BYTES:
+            del self._commands[: (len(self._commands) + 1) // 2]
+            self._command_bytes = sum(map(len, self._commands))
         self._wake()
 
     async def flushed(self, timeout: float = 2.0) -> None:
@@ -139,26 +151,39 @@ class Publisher:
         self._work.set()
 
     def _drop(self) -> None:
-        self.dropped += sum(len(frames) for frames in self._streams.values())
-        self._streams.clear()
+        self.dropped += sum(len(frames) for frames in self._frames.values())
+        self._frames.clear()
         self._pending_bytes = 0
+
+    def _lost(self) -> None:
+        # What waited during an outage is stale for live readers, and they read it from PostgreSQL. A command is not:
+        # what it invalidates would be served for as long as it is cached. None does harm when it comes twice.
+        self._drop()
+        if self._sent:
+            self._commands, self._sent = self._sent + self._commands, []
+            self._command_bytes = sum(map(len, self._commands))
+            self._wake()
 
     async def run(self) -> None:
         """Flush until cancelled; reconnects for ever, with back-off and jitter."""
-        # What waited during an outage is stale for live readers, and they read it from PostgreSQL.
-        await _keep_connected(self._redis, "publisher", self._flush_loop, self._drop)
+        await _keep_connected(self._redis, "publisher", self._flush_loop, self._lost)
 
     async def _flush_loop(self, connection: Connection) -> None:
         window_started, window_events = time.monotonic(), 0
         while True:
             await self._work.wait()
             self._work.clear()
-            commands, events = self._take()
+            streams, events = self._take()
+            commands = [packed for _, packed in streams] + self._sent
             if commands:
                 await connection.send_packed_command(commands)
                 async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
-                    for _ in commands:
-                        await self._read_reply(connection)
+                    refused = {stream for stream, _ in streams if not await self._accepted(connection)}
+                    for _ in self._sent:
+                        await self._accepted(connection)
+                self._sent = []
+                for stream in refused:
+                    self.command("DEL", stream)
             if not self._work.is_set():
                 self._idle.set()
             now = time.monotonic()
@@ -169,30 +194,44 @@ class Publisher:
                 await asyncio.sleep(BUSY_FLUSH_GAP)
 
     @staticmethod
-    async def _read_reply(connection: Connection) -> None:
+    async def _accepted(connection: Connection) -> bool:
         try:
             await connection.read_response(disable_decoding=True, timeout=math.inf)
         except ResponseError as error:
-            # XADD refuses an id at or below the newest: a writer that is no longer the owner. Harmless: it is fenced.
+            # XADD refuses a number at or below the newest. Either its writer is no longer the owner, or the stream is
+            # of events that the database has lost. Nobody here can tell; but the stream is a copy, and can go.
             log.warning("relay.refused", error=error)
+            return False
+        return True
 
-    def _take(self) -> tuple[list[bytes], int]:
-        streams, self._streams = self._streams, {}
-        plain, self._commands = self._commands, []
-        commands: list[bytes] = []
-        self._pending_bytes = 0
-        events = 0
-        for (stream, channel), frames in streams.items():
-            events += len(frames)
-            for frame in frames:
-                entry_id = f"{frame.seq}-{frame.part}"
-                commands.append(_pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, entry_id, "f", frame.raw))
-            commands.append(_pack("PUBLISH", channel, join(frames)))
+    def _take(self) -> tuple[list[tuple[str, bytes]], int]:
+        """What to send of frames, each with the stream that it is about, and how many events these are.
+
+        Commands go after it, from `_sent`: whoever a wake-up wakes finds the events there.
+        """
+        taken, self._frames = self._frames, {}
+        self._sent, self._commands = self._commands, []
+        self._pending_bytes = self._command_bytes = 0
+        commands: list[tuple[str, bytes]] = []
+        for (tenant_id, session_id), frames in taken.items():
+            stream = self._redis.keys.stream(tenant_id, session_id)
+            packed = [_pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, *e) for e in map(_entry, frames) if e]
+            channel = self._redis.keys.channel(tenant_id, session_id)
+            for _, batch in groupby(frames, attrgetter("generation")):
+                packed.append(_pack("PUBLISH", channel, write_batch([*batch])))
             if any(frame.part == 0 for frame in frames):
                 ttl = STREAM_TTL_AFTER_RUN if frames[-1].type == "done" else STREAM_TTL
-                commands.append(_pack("EXPIRE", stream, ttl))
-        # Events first: whoever a wake-up wakes finds them there.
-        return commands + plain, events
+                packed.append(_pack("EXPIRE", stream, ttl))
+            commands += [(stream, command) for command in packed]
+        return commands, sum(map(len, taken.values()))
+
+
+def _entry(frame: Frame) -> tuple[str | bytes | int, ...]:
+    """What a session's stream holds of a frame, from its id on: `follow` reads it. Nothing of a large delta."""
+    at = f"{frame.seq}-{frame.part}"
+    if len(frame.raw) <= MAX_STREAM_FRAME:
+        return (at, "g", frame.generation, "f", frame.raw)
+    return () if frame.part else (at, "g", frame.generation, "n", len(frame.raw))
 
 
 class Subscriptions:

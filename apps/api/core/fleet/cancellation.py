@@ -10,7 +10,7 @@ import asyncpg
 
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
-from apps.api.core.events.log import Event, append
+from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.fleet import commands
 from apps.api.core.fleet.commands import Sent, not_live
 from apps.api.core.sessions import sessions
@@ -112,6 +112,7 @@ async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID) -> list[
         except NotQueued:
             return []
         generation = await connection.fetchval(
-            "UPDATE sessions SET generation = generation + 1 WHERE id = $1 RETURNING generation", session_id
+            f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation",  # noqa: S608
+            session_id,
         )
         return await append(connection, session_id, generation, last_seq, [done(run_id)])

@@ -20,13 +20,13 @@ from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Profile, clamp
 from apps.api.core.events.frames import Frame
-from apps.api.core.events.log import Event, append
+from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.fleet.ownership import Orphan, disown
 from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 
-_CLAIM = """
+_CLAIM = f"""
 WITH next AS (
   SELECT s.id, r.id AS run_id
   FROM runs r JOIN sessions s ON s.id = r.session_id
@@ -40,7 +40,8 @@ WITH next AS (
   ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 ), owned AS (
   UPDATE sessions s
-  SET owner_id = $1, generation = s.generation + (s.owner_id IS DISTINCT FROM $1)::int, last_active_at = now()
+  SET owner_id = $1, last_active_at = now(),
+    generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
 )
@@ -53,7 +54,7 @@ RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM skills WHERE tenant_id = owned.tenant_id) AS skills,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM mcp_servers WHERE tenant_id = owned.tenant_id) AS servers,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
-"""
+"""  # noqa: S608 - ours
 
 
 NO_PROFILES: Mapping[str, Profile] = {}
@@ -244,7 +245,8 @@ async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
         if row is None or not await mark_announced(connection, run):
             return []
         generation = await connection.fetchval(
-            "UPDATE sessions SET generation = generation + 1 WHERE id = $1 RETURNING generation", run.session_id
+            f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation",  # noqa: S608
+            run.session_id,
         )
         event = Event("queued", {"position": run.position}, run.run_id)
         return await append(connection, run.session_id, generation, row["last_seq"], [event])

@@ -12,7 +12,7 @@ import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
-from apps.api.core.events.log import Event, append
+from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.sessions import agent_tasks, requests
 from apps.api.core.sessions.outcome import FINISH_RUN, failure
 from apps.api.core.tasks import Loop
@@ -79,9 +79,9 @@ SELECT s.tenant_id, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owne
 WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED
 """
 
-_FREE = """
+_FREE = f"""
 WITH freed AS (
-  UPDATE sessions s SET generation = generation + 1, owner_id = NULL, ports = '{}' FROM instances i
+  UPDATE sessions s SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}' FROM instances i
   WHERE s.id = $1 AND i.id = s.owner_id AND i.lease_expires_at < now() RETURNING s.id
 ), ended AS (
   UPDATE runs SET status = 'failed', finished_at = now(), error = $2
@@ -92,7 +92,7 @@ WITH freed AS (
 )
 UPDATE commands SET status = 'rejected', applied_at = now()
 WHERE session_id IN (SELECT id FROM freed) AND status = 'pending'
-"""
+"""  # noqa: S608 - ours
 
 FREE_AFTER = 3
 """Failures to take a session over, after which it is freed without a word in its log, which cannot be written."""
@@ -152,7 +152,7 @@ async def abandon(
 ) -> Orphan:
     """End a session's ownership, with its row locked: fence the owner, fail its active run with `error`."""
     generation = await connection.fetchval(
-        "UPDATE sessions SET generation = generation + 1, owner_id = NULL, ports = '{}' WHERE id = $1"
+        f"UPDATE sessions SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}' WHERE id = $1"  # noqa: S608
         " RETURNING generation",
         session_id,
     )

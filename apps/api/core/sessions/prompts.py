@@ -12,7 +12,7 @@ from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Earlier, Idempotency, remember, repeated, reused
-from apps.api.core.sessions import admission, sessions
+from apps.api.core.sessions import admission, runs, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.errors import Conflict, NotFound, Problem, refuse
@@ -154,7 +154,7 @@ async def again(connection: asyncpg.Connection, before: Earlier) -> Submitted:
         raise reused()
     # One statement: a run that starts between two would be followed from behind its first events.
     after = await connection.fetchval(
-        "SELECT coalesce(r.first_seq - 1, s.last_seq) FROM runs r JOIN sessions s ON s.id = r.session_id"
+        f"SELECT {runs.BEFORE_RUN} FROM runs r JOIN sessions s ON s.id = r.session_id"  # noqa: S608 - ours
         " WHERE r.id = $1",
         before.run_id,
     )

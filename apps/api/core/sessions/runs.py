@@ -90,10 +90,17 @@ class Extent:
     newest: int
 
 
+BEFORE_RUN = """
+coalesce((SELECT min(e.seq) FROM events e WHERE e.run_id = r.id) - 1, r.first_seq - 1, s.last_seq)
+"""
+"""SQL: the number after which the events of run `r` of session `s` come. Those that told its place in the queue come
+before `first_seq`, which is where it began."""
+
+
 async def extent(db: Database, tenant_id: UUID, run_id: UUID) -> Extent:
     """Where to read a run's events. Raises NotFound when the run is unknown, or its session was deleted."""
     row = await db.pool.fetchrow(
-        "SELECT s.id, coalesce(r.first_seq - 1, s.last_seq) AS start, s.last_seq AS newest, s.deleted_at,"
+        f"SELECT s.id, {BEFORE_RUN} AS start, s.last_seq AS newest, s.deleted_at,"  # noqa: S608 - ours
         " CASE WHEN r.finished_at IS NOT NULL THEN r.last_seq END AS end"
         " FROM runs r JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
         run_id,

@@ -16,7 +16,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.pages import Page, number_of, read_cursor, write_cursor
+from apps.api.core.events.log import NEXT_GENERATION
+from apps.api.core.pages import Page, bounded, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.tenant.presets import parse_reference
@@ -303,7 +304,8 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
         if unless_busy and await connection.fetchval(BUSY, session_id):
             raise Conflict("A run of this session is queued or running.", code="session_busy")
         await connection.execute(
-            "UPDATE sessions SET deleted_at = now(), updated_at = now(), generation = generation + 1, owner_id = NULL,"
+            f"UPDATE sessions SET deleted_at = now(), updated_at = now(), generation = {NEXT_GENERATION},"  # noqa: S608
+            " owner_id = NULL,"
             " title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
             session_id,
         )
@@ -332,19 +334,29 @@ async def deleted_among(db: Database, session_ids: list[UUID]) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-_MESSAGES = """
+_MESSAGES = bounded(
+    """
 SELECT e.seq, e.data FROM events e JOIN sessions s ON s.id = e.session_id
 WHERE e.session_id = $1 AND s.tenant_id = $2 AND e.type = 'message' AND e.parent_tool_use_id IS NULL AND e.seq > $3
 ORDER BY e.seq LIMIT $4
-"""
+""",
+    "data",
+    "seq",
+)
 
+# What does not fit is found without what was said: its caller is to be told that something was left out.
 _NESTED = """
-SELECT data FROM events
-WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id = ANY($2::text[]) ORDER BY seq LIMIT $3
+SELECT parent_tool_use_id, CASE WHEN up_to <= $4 THEN data END AS data, up_to FROM (
+  SELECT seq, parent_tool_use_id, data, sum(octet_length(data)) OVER (ORDER BY seq) AS up_to FROM events
+  WHERE session_id = $1 AND type = 'message' AND parent_tool_use_id = ANY($2::text[]) ORDER BY seq LIMIT $3
+) AS sized ORDER BY seq
 """
 
 MAX_SUBAGENT_MESSAGES = 1_000
 """Messages of subagents that one page carries. `subagent_messages_omitted` says where some were left out."""
+
+MAX_SUBAGENT_BYTES = 4 * 1024 * 1024
+"""The same in bytes."""
 
 
 async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
@@ -356,16 +368,21 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
     """
     await require(db, tenant_id, session_id)
     rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
+    more = bool(rows) and rows[0]["found"] > min(len(rows), limit)
     data = [_shown(row) for row in rows[:limit]]
-    callers, room = _callers(data), MAX_SUBAGENT_MESSAGES
+    callers, room, size = _callers(data), MAX_SUBAGENT_MESSAGES, MAX_SUBAGENT_BYTES
     while callers and room > 0:  # one round for each level of subagents
-        nested = [*map(_shown, await db.pool.fetch(_NESTED, session_id, [*map(clean_text, callers)], room + 1))]
-        for message in nested[room:]:
-            callers[message["parent_tool_use_id"]]["subagent_messages_omitted"] = True
-        for message in nested[:room]:
+        by_column = {clean_text(call): message for call, message in callers.items()}
+        found = await db.pool.fetch(_NESTED, session_id, [*by_column], room + 1, size)
+        nested = [row for row in found[:room] if row["data"] is not None]
+        for row in found[len(nested) :]:
+            by_column[row["parent_tool_use_id"]]["subagent_messages_omitted"] = True
+        messages = [*map(_shown, nested)]
+        for message in messages:
             callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
-        callers, room = _callers(nested[:room]), room - len(nested)
-    return Page(data, str(rows[limit - 1]["seq"]) if len(rows) > limit else None)
+        room = room - len(found) if len(nested) == len(found) else 0
+        callers, size = _callers(messages), size - (nested[-1]["up_to"] if nested else 0)
+    return Page(data, str(data[-1]["seq"]) if more else None)
 
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ jsonb refuses NUL and lone surrogates, and the SDK only needs them back deep-equ
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,6 +18,7 @@ import asyncpg
 from apps.api.core import codec
 from apps.api.core.codec import decode, encode
 from apps.api.core.lease import Lease
+from apps.api.core.pages import PAGE_BYTES
 from apps.api.db import CONNECT_TIMEOUT, Database, retrying
 from apps.api.errors import LeaseLost
 
@@ -37,9 +38,6 @@ SELECT count(*) FROM pen
 
 MAX_PART = 400
 """Characters of a part of a key; a row of an index takes 2704 bytes. Paths that the CLI makes have fewer than 200."""
-
-PAGE = 50
-"""Entries that are read at a time: one may have megabytes."""
 
 # Everything after the prompt is about it: one session has one turn at a time. A prompt that is no client's has an id
 # that only the CLI knows. It marks all prompts ("promptSource", seen with 2.1.332); tool results are of "users", too.
@@ -86,9 +84,11 @@ SELECT entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = 
   AND type LIKE 'file-history-%' ORDER BY id
 """
 
-_PAGES = """
-SELECT subpath, entry FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
+_SIZES = """
+SELECT id, octet_length(entry) AS size FROM transcript_entries WHERE session_id = $1 AND sdk_session_id = $2 ORDER BY id
 """
+
+_PAGE = "SELECT subpath, entry FROM transcript_entries WHERE id = ANY($1::bigint[]) ORDER BY id"
 
 _RESUMABLE = """
 SELECT EXISTS (SELECT 1 FROM transcript_entries
@@ -220,10 +220,11 @@ class Transcripts:
 
     async def pages(self, sdk_session_id: UUID) -> AsyncGenerator[list[Entry]]:
         """All entries of a conversation in order, its subagents' among them, whatever directory it was held in."""
-        async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection, connection.transaction():
-            cursor = await connection.cursor(_PAGES, self._session_id, str(sdk_session_id))
-            while rows := await cursor.fetch(PAGE):
-                yield [Entry(row["subpath"], row["entry"]) for row in rows]
+        # Sizes first: who writes the entries to a disk holds no connection meanwhile, and never has many large ones.
+        sizes = await self._db.pool.fetch(_SIZES, self._session_id, str(sdk_session_id))
+        for ids in _grouped((row["id"], row["size"]) for row in sizes):
+            rows = await self._db.pool.fetch(_PAGE, ids)
+            yield [Entry(row["subpath"], row["entry"]) for row in rows]
 
     async def exists(self, sdk_session_id: UUID) -> bool:
         """Whether there is a conversation to resume: a message, and not only what the CLI notes before the first one.
@@ -250,6 +251,20 @@ class Transcripts:
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not begin a conversation")
         self.conversation = fresh
         return fresh
+
+
+def _grouped(sizes: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
+    """Ids in groups of PAGE_BYTES, or of one that is larger."""
+    group: list[int] = []
+    room = PAGE_BYTES
+    for id_, size in sizes:
+        if group and size > room:
+            yield group
+            group, room = [], PAGE_BYTES
+        group.append(id_)
+        room -= size
+    if group:
+        yield group
 
 
 def _storable(part: str) -> str:

@@ -11,8 +11,8 @@ from apps.api.auth import Principal
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
 from apps.api.core.events import log
-from apps.api.core.events.follow import Followed
 from apps.api.core.events.frames import Position
+from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
@@ -72,9 +72,9 @@ async def _events(
 ) -> Response:
     if "application/json" in request.headers.get("accept", "") and "event-stream" not in request.headers["accept"]:
         run_id = run[0] if run else None
-        frames = await log.read(core.db, caller.tenant_id, session_id, start.seq, run_id=run_id, limit=limit + 1)
-        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in frames[:limit]]
-        return Json({"data": data, "next_cursor": data[-1]["id"] if len(frames) > limit else None})
+        stored = await log.read(core.db, caller.tenant_id, session_id, start.seq, run_id=run_id, limit=limit)
+        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in stored.frames]
+        return Json({"data": data, "next_cursor": data[-1]["id"] if stored.more else None})
     followed = Followed(caller.tenant_id, session_id)
     if await nothing_left(core, followed, start, newest, until_idle=until_idle, run=run):
         return Response(status_code=204, headers={"X-Session-ID": str(session_id)})

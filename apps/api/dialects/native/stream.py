@@ -12,8 +12,9 @@ from uuid import UUID
 from fastapi import Header, Query, Request
 
 from apps.api.core.context import Core
-from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, Followed, SessionDeleted
-from apps.api.core.events.frames import Frame, Position, event_data, join
+from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
+from apps.api.core.events.frames import Frame, Position, event_data, join, resync
+from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
@@ -110,10 +111,10 @@ async def session_batches(
         newest: the last number there is now.
         run: only the events of this one.
     """
-    if after.seq > newest:
-        after = Position(newest)
-        now = datetime.now(UTC)
-        yield [Frame.build(after, "resync", event_data(followed.session_id, None, newest, now, {}))]
+    start = await core.followers.start(followed, after, newest)
+    if start != after:
+        after = start
+        yield [resync(followed.session_id, after.seq)]
     reached = after.seq
     if until_idle and await _all_seen(core, followed, reached):
         return
@@ -125,7 +126,7 @@ async def session_batches(
         async with aclosing(batches):
             async for frames in batches:
                 yield frames
-                reached = max((frame.seq for frame in frames), default=reached)
+                reached = frames[-1].seq if frames else reached
                 done = any(frame.type == "done" for frame in frames)
                 if run_id is not None and done:
                     return

@@ -20,8 +20,8 @@ from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.codec import encode
 from apps.api.core.context import Core
-from apps.api.core.events.follow import Followed
 from apps.api.core.events.frames import Frame, Position
+from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import control, requests
 from apps.api.dialects.native import ws_messages as wire

@@ -63,7 +63,7 @@ class ExecutionMessage(BaseModel):
 class ExecutionStatus(BaseModel):
     session_id: str = Field(examples=[ID])
     status: Status = Field(examples=["running"])
-    messages: list[ExecutionMessage] = Field(description="Oldest first; the newest 5,000.")
+    messages: list[ExecutionMessage] = Field(description="Oldest first; the newest 5,000, or 4 MB.")
     result: str | None = Field(description="What the agent says at the end.", examples=["Done."])
     error: str | None = Field(description="Why it failed.", examples=["The run took longer than its timeout."])
     duration_ms: int | None = Field(description="So far, or in all; null before it begins.", examples=[1000])
