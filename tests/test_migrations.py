@@ -190,6 +190,43 @@ async def test_a_table_that_stays_in_use_ends_a_migration_that_did_nothing(empty
     assert await migrate.state(empty) == "current"
 
 
+UNINDEXED = """
+SELECT c.conrelid::regclass || '.' || c.conname FROM pg_constraint c
+WHERE c.contype = 'f' AND c.connamespace = 'public'::regnamespace AND NOT EXISTS (
+  SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = i.indkey[0]
+  WHERE i.indrelid = c.conrelid AND i.indisvalid AND i.indkey[0] = ANY (c.conkey)
+    AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = format('(%I IS NOT NULL)', a.attname)))
+"""
+
+
+async def test_every_foreign_key_has_an_index(settings: Settings) -> None:
+    """Whoever deletes a row looks for those that refer to it, in tables that grow for ever."""
+    async with administrator(settings) as admin:
+        assert [row[0] for row in await admin.fetch(UNINDEXED)] == []
+
+
+async def test_an_index_that_was_broken_off_is_built_again_and_what_is_queued_may_start(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    await alembic(empty, lambda config: command.downgrade(config, "0001"))
+    async with administrator(empty) as admin:
+        tenant = await admin.fetchval("INSERT INTO tenants (name) VALUES ('ours') RETURNING id")
+        await admin.execute("INSERT INTO agents (tenant_id, name) VALUES ($1, 'a'), ($1, 'b')", tenant)
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await admin.execute("CREATE UNIQUE INDEX CONCURRENTLY agents_tenant_id_idx ON agents (tenant_id)")
+        session = await admin.fetchval(
+            "INSERT INTO sessions (id, tenant_id, sdk_session_id) SELECT id, $1, id FROM gen_random_uuid() AS id"
+            " RETURNING id",
+            tenant,
+        )
+        queue = "INSERT INTO runs (id, tenant_id, session_id, timeout_seconds) VALUES (gen_random_uuid(), $1, $2, 60)"
+        for _ in range(2):
+            await admin.execute(queue, tenant, session)
+        await migrate.upgrade(empty)
+        assert await admin.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+        waiting = await admin.fetch("SELECT startable FROM runs ORDER BY position")
+        assert [row["startable"] for row in waiting] == [True, False]
+
+
 # --- the revision that the code names ------------------------------------------------------------------------------
 
 

@@ -47,6 +47,12 @@ A statement, because PgBouncer refuses it among the parameters of a connection."
 RENEWAL_PAUSE = 1.0
 """Seconds between two replacements of all connections, so that a server that stays read-only is not stormed."""
 
+SWEEP_LOCK = 0x436C_6175_6465_5357
+"""The advisory lock of who deletes what is old: `ClaudeSW` as a number."""
+
+SWEEP_BATCH = 1_000
+"""Rows that are deleted in one transaction: some 10 ms, so that nobody waits for it."""
+
 SCHEMA_REVISION = "0002"
 """The newest migration; a test compares it with migrations/versions."""
 
@@ -249,6 +255,19 @@ class Database:
         """One transaction on the asyncpg pool."""
         async with self.pool.acquire(timeout=CONNECT_TIMEOUT) as connection, connection.transaction():
             yield connection
+
+    async def sweep(self, delete: str, *arguments: Any, batch: int = SWEEP_BATCH) -> None:
+        """Repeat a DELETE until nothing is left, while no other instance sweeps.
+
+        `delete` takes at most so many rows as its last parameter says, which is `batch`.
+        """
+        while True:
+            async with self.transaction() as connection:
+                if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", SWEEP_LOCK):
+                    return
+                status = await connection.execute(delete, *arguments, batch)
+            if int(status.removeprefix("DELETE ")) < batch:
+                return
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

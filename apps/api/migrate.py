@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -83,8 +83,10 @@ async def upgrade(settings: Settings, wait: float = WAIT, scripts: Path = SCRIPT
             in one line.
     """
     owner = settings.as_owner
-    async with _connected(owner, wait) as guard, _locked(guard, wait):
-        await schema_revision(guard)
+    async with AsyncExitStack() as stack:
+        guard = await stack.enter_async_context(_connected(owner, wait))
+        await schema_revision(guard)  # before the lock: what is read in its transaction leaves a snapshot open there
+        await stack.enter_async_context(_locked(guard, wait))
         # A connection of its own for Alembic: its commits and failures must not touch the lock.
         alone = owner.model_copy(update={"database_statement_cache": False})
         engine = create_engine(alone, statement_timeout=None, poolclass=NullPool)

@@ -97,4 +97,8 @@ async def remember(
 
 async def forget_old(db: Database) -> None:
     """Remove keys whose time is over."""
-    await db.pool.execute("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)", HOURS)
+    await db.sweep(
+        "DELETE FROM idempotency_keys WHERE (tenant_id, key) IN (SELECT tenant_id, key FROM idempotency_keys"
+        " WHERE created_at < now() - make_interval(hours => $1) ORDER BY created_at LIMIT $2)",
+        HOURS,
+    )

@@ -21,7 +21,7 @@ class Agent(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
     description: Mapped[str | None]
     version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
@@ -99,6 +99,7 @@ class Usage(Base):
     __table_args__ = (
         Index("usage_report_idx", "tenant_id", "day"),
         Index("usage_session_idx", "session_id"),
+        Index("usage_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
     )
 
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)

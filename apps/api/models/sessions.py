@@ -141,7 +141,8 @@ class Session(Base):
 class Run(Base):
     """The execution of one prompt, or of one change to the session that must wait its turn (`kind`).
 
-    `position` orders the queue; at most one run of a session is active.
+    `position` orders the queue; at most one run of a session is active. `startable`: it is the first that waits in a
+    session that nobody owns; triggers keep it so (docs/adr/0015-what-may-start.md).
     """
 
     __tablename__ = "runs"
@@ -163,6 +164,9 @@ class Run(Base):
             postgresql_where=text("status IN ('running','requires_action')"),
         ),
         Index("runs_queue_idx", "position", postgresql_where=text("status = 'queued'")),
+        Index("runs_queued_idx", "session_id", "position", postgresql_where=text("status = 'queued'")),
+        Index("runs_startable_idx", "position", postgresql_where=text("startable AND status = 'queued'")),
+        Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
         Index(
@@ -185,6 +189,7 @@ class Run(Base):
     expand_prompt: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     config: Mapped[dict[str, Any] | None]
     timeout_seconds: Mapped[float]
+    startable: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)
@@ -207,6 +212,8 @@ class Event(Base):
         CheckConstraint("seq > 0", name="seq"),
         Index("events_run_idx", "run_id", "seq"),
         Index("events_messages_idx", "session_id", "seq", postgresql_where=text("type = 'message'")),
+        Index("events_tasks_idx", "session_id", "seq", postgresql_where=text("type = 'task'")),
+        Index("events_resolved_idx", "session_id", "subject", postgresql_where=text("type = 'action_resolved'")),
         Index(
             "events_parent_idx",
             "session_id",
@@ -233,10 +240,12 @@ class Command(Base):
     __table_args__ = (
         CheckConstraint("status IN ('pending','applied','rejected')", name="status"),
         Index("commands_pending_idx", "session_id", "created_at", postgresql_where=text("status = 'pending'")),
+        Index("commands_settled_idx", "applied_at", postgresql_where=text("applied_at IS NOT NULL")),
+        Index("commands_run_id_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     type: Mapped[str]
     payload: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
@@ -259,7 +268,10 @@ class Request(Base):
         CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
         ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
         Index("requests_inbox_idx", "tenant_id", "created_at", "id", postgresql_where=text("status = 'open'")),
+        Index("requests_tenant_idx", "tenant_id", "created_at", "id"),
+        Index("requests_open_idx", "session_id", postgresql_where=text("status = 'open'")),
         Index("requests_session_idx", "session_id", "created_at"),
+        Index("requests_run_id_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
         Index("requests_remembered_idx", "session_id", "resolved_at", postgresql_where=text("remember")),
     )
 
@@ -316,7 +328,11 @@ class IdempotencyKey(Base):
     object of another kind."""
 
     __tablename__ = "idempotency_keys"
-    __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
+    __table_args__ = (
+        Index("idempotency_keys_created_at_idx", "created_at"),
+        Index("idempotency_keys_session_id_idx", "session_id", postgresql_where=text("session_id IS NOT NULL")),
+        Index("idempotency_keys_run_id_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+    )
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)

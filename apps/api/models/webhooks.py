@@ -34,7 +34,8 @@ class Webhook(Base):
 class WebhookDelivery(Base):
     """One message to one endpoint, written by a trigger in the transaction of what it tells (see the migration).
 
-    Its id is what receivers deduplicate by. A pending one whose `next_attempt_at` lies ahead waits, or is being sent.
+    Its id is what receivers deduplicate by. A pending one whose `next_attempt_at` lies ahead waits, or is being sent:
+    then `sender_id` names the instance.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -45,6 +46,7 @@ class WebhookDelivery(Base):
         ),
         Index("webhook_deliveries_log_idx", "webhook_id", "position"),
         Index("webhook_deliveries_created_at_idx", "created_at"),
+        Index("webhook_deliveries_sender_idx", "sender_id", postgresql_where=text("sender_id IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -59,3 +61,4 @@ class WebhookDelivery(Base):
     last_error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     delivered_at: Mapped[datetime | None]
+    sender_id: Mapped[UUID | None]

@@ -6,15 +6,15 @@ Any number of instances may do this at the same time; the database's locks make 
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
-from uuid import UUID
 
 import structlog
 
 from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, instances, ownership
+from apps.api.core.fleet import claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import sessions, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
@@ -27,7 +27,12 @@ REAP_INTERVAL = 1.0
 """Seconds between looks for dead owners; on top of the lease, this is how long clients wait to hear of one."""
 
 ANNOUNCE_GAP = 0.2
-"""Seconds between two rounds of telling places: every one costs an event for each run whose place has changed."""
+"""Seconds between two rounds of telling places, at least: see ANNOUNCE_SHARE."""
+
+ANNOUNCE_SHARE = 0.02
+"""Part of the time that numbering the queue may take: it costs more the longer the queue is, 20 ms with 20,000."""
+
+LONGEST_GAP = 10.0
 
 SWEEP_INTERVAL = 600.0
 
@@ -37,6 +42,7 @@ class Upkeep:
 
     def __init__(self, core: Core, worker: Worker) -> None:
         self._core, self._worker = core, worker
+        self._gap = ANNOUNCE_GAP
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
@@ -48,18 +54,20 @@ class Upkeep:
         await ownership.reap(self._core, loop)
 
     async def _until_announced(self) -> None:
-        await asyncio.sleep(ANNOUNCE_GAP)
+        await asyncio.sleep(self._gap)
         await nap(self._worker.left_waiting, POLL)
 
     async def _announce_all(self, loop: Loop) -> None:
         """Tell queued runs their place, and give idle sessions up when another instance has room for their runs."""
+        if self._worker.is_full:
+            await self._yield_idle()
+        started = time.monotonic()
         waiting = await claims.waiting(self._core.db, self._core.instance_id)
+        self._gap = min(max(ANNOUNCE_GAP, (time.monotonic() - started) / ANNOUNCE_SHARE), LONGEST_GAP)
         for run in waiting:
             if run.run_id not in loop.spared:
                 with loop.one(run.run_id):
                     await self._announce(run)
-        if waiting and self._worker.is_full:
-            await self._yield_idle({run.session_id for run in waiting})
 
     async def _announce(self, run: Waiting) -> None:
         if run.owner_id is None:
@@ -70,13 +78,14 @@ class Upkeep:
         if execution is not None and not execution.closing and await claims.mark_announced(self._core.db.pool, run):
             await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
 
-    async def _yield_idle(self, wanted: set[UUID]) -> None:
-        idle = [e for s, e in self._worker.executions.items() if s in wanted and e.idle]
-        if idle and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
-            idle[0].close("yielded")
+    async def _yield_idle(self) -> None:
+        idle = {session_id: e for session_id, e in self._worker.executions.items() if e.idle}
+        wanted = await claims.kept_waiting_among(self._core.db, list(idle)) if idle else set()
+        if wanted and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
+            idle[wanted.pop()].close("yielded")
 
     async def _sweep(self, loop: Loop) -> None:
-        for what in (idempotency.forget_old, deliveries.forget_old, instances.forget_dead):
+        for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):
             with loop.one(what.__module__):
                 await what(self._core.db)
         await self._sweep_files(loop)

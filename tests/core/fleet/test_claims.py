@@ -10,11 +10,12 @@ import pytest
 
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, commands, instances, ownership
+from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Claim, Unreadable
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import outcome, sessions
 from apps.api.core.sessions.outcome import Outcome
+from apps.api.core.tasks import Loop
 from apps.api.errors import LeaseLost
 from tests.world import PATIENCE, World, administrator
 
@@ -194,6 +195,52 @@ async def test_a_run_that_this_version_cannot_read_fails_and_frees_its_session(w
     assert (state["status"], state["error"]["code"]) == ("failed", "agent_start_failed")
     assert (await session_row(world, run.session_id))["owner_id"] is None
     assert await world.claims_nothing(lease)
+
+
+async def startable(world: World) -> set[UUID]:
+    return {row["id"] for row in await world.db.pool.fetch("SELECT id FROM runs WHERE startable AND status = 'queued'")}
+
+
+async def test_what_may_start_is_the_first_queued_run_of_each_session_that_nobody_owns(world: World) -> None:
+    lease = await world.instance()
+    first, alone = await world.queue(), await world.queue()
+    second, third = await world.queue(first.session_id), await world.queue(first.session_id)
+    assert await startable(world) == {first.run_id, alone.run_id}
+    claim = await world.claim(lease)
+    assert await startable(world) == {alone.run_id}
+    await finish(world, lease, claim)
+    await ownership.release(world.db, claim.session_id, claim.generation)
+    assert await startable(world) == {second.run_id, alone.run_id}
+    await cancellation.cancel(world.core(), world.tenant_id, second.run_id)
+    assert await startable(world) == {third.run_id, alone.run_id}
+    await sessions.delete(world.db, world.tenant_id, alone.session_id)
+    again = await world.claim(lease)
+    later = await world.queue(first.session_id)
+    assert (again.run_id, await startable(world)) == (third.run_id, set())
+    await world.expire(lease)
+    await world.reap()
+    assert await startable(world) == {later.run_id}
+
+
+async def test_a_run_that_is_queued_while_its_session_is_given_back_may_start(world: World) -> None:
+    """Neither sees what the other has not committed, and only one of them is there to say that the run may start."""
+    lease, other = await world.instance(), await world.instance()
+    session_id = (await world.queue()).session_id
+    for _ in range(40):
+        claim = await world.claim(lease)
+        await finish(world, lease, claim)
+        queued, _ = await asyncio.gather(
+            world.queue(session_id), ownership.release(world.db, session_id, claim.generation)
+        )
+        assert queued.run_id in await startable(world)
+        lease, other = other, lease
+
+
+async def test_runs_of_one_session_start_in_order_whatever_says_that_a_later_one_may(world: World) -> None:
+    first = await world.queue()
+    second = await world.queue(first.session_id)
+    await world.db.pool.execute("UPDATE runs SET startable = id = $1", second.run_id)
+    assert (await world.claim(await world.instance())).run_id == first.run_id
 
 
 # --- giving back ---------------------------------------------------------------------------------------------------
@@ -391,6 +438,64 @@ async def test_many_reapers_end_each_run_once(world: World) -> None:
     assert await world.one("SELECT count(*) FROM runs WHERE status <> 'failed'") == 0
 
 
+async def fill(world: World, dead: Lease, count: int) -> list[UUID]:
+    """Sessions of one instance: of three one is idle, one has a run, and one's run waits for a person."""
+    rows = await world.db.pool.fetch(
+        """
+        WITH made AS (
+          INSERT INTO sessions (id, tenant_id, sdk_session_id, owner_id, generation)
+          SELECT gen_random_uuid(), $1, gen_random_uuid(), $2, 1 FROM generate_series(1, $3) RETURNING id
+        ), numbered AS (SELECT id, row_number() OVER () % 3 AS kind FROM made), busy AS (
+          INSERT INTO runs (id, tenant_id, session_id, status, timeout_seconds, started_at, first_seq)
+          SELECT gen_random_uuid(), $1, id, CASE kind WHEN 1 THEN 'running' ELSE 'requires_action' END, 60, now(), 1
+          FROM numbered WHERE kind > 0 RETURNING id, session_id, status
+        ), asked AS (
+          INSERT INTO requests (id, tenant_id, session_id, run_id, kind, data, expires_at)
+          SELECT gen_random_uuid(), $1, session_id, id, 'permission', '{}', now() FROM busy WHERE status <> 'running'
+        )
+        SELECT id FROM numbered
+        """,
+        world.tenant_id,
+        dead.instance_id,
+        count,
+    )
+    await world.expire(dead)
+    return [row["id"] for row in rows]
+
+
+async def test_all_sessions_of_a_dead_owner_are_taken_at_once_and_told_what_they_must_be(world: World) -> None:
+    dead = await world.instance()
+    owned = await fill(world, dead, 3 * ownership.BATCH)
+    taken = await world.reap()
+    assert {orphan.session_id for orphan in taken} == set(owned)
+    told = sorted(tuple(frame.type for frame in orphan.frames) for orphan in taken)
+    kinds = ((), ("action_resolved", "error", "done"), ("error", "done"))
+    assert told == [kind for kind in kinds for _ in range(ownership.BATCH)]
+    assert await world.one("SELECT count(*) FROM sessions WHERE owner_id IS NOT NULL OR generation < 2") == 0
+    assert await world.one("SELECT count(*) FROM runs WHERE finished_at IS NULL") == 0
+
+
+async def test_survivors_share_the_sessions_of_a_dead_owner(world: World) -> None:
+    """What one of them is taking does not hold up another, which takes the rest."""
+    dead = await world.instance()
+    owned = await fill(world, dead, 2 * ownership.BATCH)
+    async with administrator(world.settings) as other, other.transaction():
+        locked = await other.fetch(ownership._ORPHANED, [], None, ownership.BATCH)
+        taken = {orphan.session_id for orphan in await asyncio.wait_for(world.reap(), PATIENCE)}
+        assert taken == set(owned) - {row["id"] for row in locked}
+
+
+async def test_one_session_that_cannot_be_taken_over_does_not_hold_up_its_batch(world: World) -> None:
+    dead = await world.instance()
+    owned = await fill(world, dead, 9)
+    broken = await world.one("SELECT session_id FROM runs WHERE status = 'running' LIMIT 1")
+    await world.db.pool.execute("INSERT INTO events (session_id, seq, type, data) VALUES ($1, 1, 'x', '{}')", broken)
+    loop = Loop("reap")
+    taken = {orphan.session_id for orphan in await ownership.reap(world.core(), loop)}
+    assert taken == set(owned) - {broken}
+    assert (loop.failures_of(broken), loop.sick) == (1, 1)
+
+
 async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being_stored(world: World) -> None:
     """Its foreign keys lock the run first and the session second, against the reaper's order."""
     lease, claim, _ = await world.owned()
@@ -471,6 +576,10 @@ async def test_places_count_all_queued_runs_from_one(world: World) -> None:
     await age(world)
     seen = [(w.run_id, w.position, w.owner_id) for w in await claims.waiting(world.db, lease.instance_id)]
     assert seen == [(behind_mine.run_id, 1, lease.instance_id), (new.run_id, 3, None)]
+    # Of sessions that nobody owns the eldest instance tells.
+    others = [(w.run_id, w.position) for w in await claims.waiting(world.db, theirs_lease.instance_id)]
+    assert others == [(behind_theirs.run_id, 2)]
+    await world.expire(lease)
     others = [(w.run_id, w.position) for w in await claims.waiting(world.db, theirs_lease.instance_id)]
     assert others == [(behind_theirs.run_id, 2), (new.run_id, 3)]
 

@@ -1,7 +1,9 @@
 """The queue: claiming runs, and telling those that wait their place. How sessions change owners: `ownership`.
 
 A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
-of that session active, and the session owned by nobody or by the claimer already.
+of that session active, and the session owned by nobody or by the claimer already. What may not start now costs it
+nothing: of sessions that nobody owns it looks at `runs.startable`, which triggers keep
+(docs/adr/0015-what-may-start.md), and of its own ones at the first run of each.
 
 Rows are locked FOR NO KEY UPDATE: whoever stores something that refers to them holds them FOR KEY SHARE, in an order
 of its own, and a stronger lock here would pass over their sessions, or deadlock.
@@ -9,7 +11,7 @@ of its own, and a stronger lock here would pass over their sessions, or deadlock
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,18 +28,31 @@ from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 
+# `free` is where tenants may take turns one day: its order, and what it passes over.
 _CLAIM = f"""
-WITH next AS (
-  SELECT s.id, r.id AS run_id
+WITH mine AS (
+  SELECT s.id, r.id AS run_id, r.position
+  FROM sessions s CROSS JOIN LATERAL (
+    SELECT id, position FROM runs WHERE session_id = s.id AND status = 'queued' ORDER BY position LIMIT 1
+  ) r
+  WHERE s.owner_id = $1 AND s.id <> ALL($3::uuid[])
+    AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
+    AND NOT EXISTS (
+      SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
+  ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+), free AS (
+  SELECT s.id, (
+    SELECT q.id FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' ORDER BY q.position LIMIT 1) AS run_id
   FROM runs r JOIN sessions s ON s.id = r.session_id
-  WHERE r.status = 'queued' AND s.deleted_at IS NULL AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $2))
+  WHERE $2 AND r.startable AND r.status = 'queued' AND s.owner_id IS NULL AND s.deleted_at IS NULL
     AND s.id <> ALL($3::uuid[])
     AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
     AND NOT EXISTS (
       SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
-    AND NOT EXISTS (
-      SELECT 1 FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' AND q.position < r.position)
+    AND r.position < coalesce((SELECT position FROM mine), 9223372036854775807)
   ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+), next AS (
+  SELECT id, run_id FROM free UNION ALL SELECT id, run_id FROM mine WHERE NOT EXISTS (SELECT 1 FROM free)
 ), owned AS (
   UPDATE sessions s
   SET owner_id = $1, last_active_at = now(),
@@ -45,7 +60,7 @@ WITH next AS (
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
 )
-UPDATE runs r SET status = 'running', started_at = now(), first_seq = owned.last_seq + 1
+UPDATE runs r SET status = 'running', startable = false, started_at = now(), first_seq = owned.last_seq + 1
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
   coalesce(r.config, owned.config) AS config,
@@ -202,25 +217,42 @@ class Waiting:
 
 
 async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Waiting]:
-    """Queued runs with a new place, of sessions that this instance or nobody owns.
+    """Queued runs whose place is to be told: new ones, and those that have come to the first 1, 10, 100, …
 
-    The place counts every run that is queued before it, 1 being next: slots are shared by all.
-    Runs younger than 0.15 s are left out, since most of them start at once.
+    Each telling is an event that is stored, so a long queue must not tell every step of every run. The place counts
+    every run that is queued before it, 1 being next: slots are shared by all. Runs younger than 0.15 s are left out,
+    since most of them start at once. Of sessions that nobody owns, the eldest living instance tells.
     """
+    return [Waiting(**dict(row)) for row in await db.pool.fetch(_WAITING, instance_id, limit)]
+
+
+# The whole queue is numbered only for the eldest, and for whom something of its own waits.
+_WAITING = """
+SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
+  SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
+  FROM runs WHERE status = 'queued'
+) q JOIN sessions s ON s.id = q.session_id
+WHERE (
+    $1 = (SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1)
+    OR EXISTS (SELECT 1 FROM sessions o JOIN runs w ON w.session_id = o.id AND w.status = 'queued'
+      WHERE o.owner_id = $1)
+  )
+  AND (q.announced_position IS NULL OR ceil(log(q.place)) < ceil(log(q.announced_position)))
+  AND q.created_at < now() - interval '0.15 seconds' AND s.deleted_at IS NULL
+  AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (
+    SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1)))
+ORDER BY q.place LIMIT $2
+"""
+
+
+async def kept_waiting_among(db: Database, session_ids: Sequence[UUID]) -> set[UUID]:
+    """Which of these sessions have runs that are queued and did not start at once."""
     rows = await db.pool.fetch(
-        """
-        SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
-          SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
-          FROM runs WHERE status = 'queued'
-        ) q JOIN sessions s ON s.id = q.session_id
-        WHERE q.place IS DISTINCT FROM q.announced_position AND q.created_at < now() - interval '0.15 seconds'
-          AND (s.owner_id = $1 OR s.owner_id IS NULL) AND s.deleted_at IS NULL
-        ORDER BY q.place LIMIT $2
-        """,
-        instance_id,
-        limit,
+        "SELECT DISTINCT session_id FROM runs WHERE session_id = ANY($1::uuid[]) AND status = 'queued'"
+        " AND created_at < now() - interval '0.15 seconds'",
+        session_ids,
     )
-    return [Waiting(**dict(row)) for row in rows]
+    return {row["session_id"] for row in rows}
 
 
 async def mark_announced(connection: asyncpg.Connection | asyncpg.Pool, run: Waiting) -> bool:

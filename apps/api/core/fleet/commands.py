@@ -39,6 +39,9 @@ MAX_STORED = 100
 """Commands of one session that may wait for an owner that does not get to them. Answers are not counted: their requests
 are bounded."""
 
+KEEP_HOURS = 1
+"""Hours that settled commands are kept, for who looks for what went wrong."""
+
 _UNSTORABLE = {"code": "control_failed", "message": "What the agent answered cannot be stored."}
 
 _POLL = 0.25
@@ -230,4 +233,13 @@ async def _record(db: Database, command: Command, applied: bool, result: Mapping
         command.id,
         "applied" if applied else "rejected",
         result,
+    )
+
+
+async def forget_old(db: Database) -> None:
+    """Remove commands that were settled long ago: who sent them waited for WAIT seconds."""
+    await db.sweep(
+        "DELETE FROM commands WHERE id IN (SELECT id FROM commands"
+        " WHERE applied_at < now() - make_interval(hours => $1) ORDER BY applied_at LIMIT $2)",
+        KEEP_HOURS,
     )

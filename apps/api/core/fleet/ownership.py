@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.sessions import agent_tasks, requests
 from apps.api.core.sessions.outcome import FINISH_RUN, failure
 from apps.api.core.tasks import Loop
-from apps.api.db import Database
+from apps.api.db import PASSING, Database
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +30,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
     """
     async with db.transaction() as connection:
         row = await connection.fetchrow(
-            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE",
-            session_id,
-            generation,
+            "SELECT 1 FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE", session_id, generation
         )
         if row is None:
             return False
@@ -43,10 +42,10 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
             return None
         if origin == "background":
             # Its end could not be stored. Left as it is it would block the session, and no reaper looks at free ones.
-            await abandon(connection, session_id, row["tenant_id"], row["last_seq"], _UNFINISHED)
+            await abandon(connection, [session_id], _UNFINISHED)
         else:
             await connection.execute("UPDATE sessions SET owner_id = NULL, ports = '{}' WHERE id = $1", session_id)
-            await _reject_commands(connection, session_id, "no_live_run")
+            await _reject_commands(connection, [session_id], "no_live_run")
         waiting: bool = await connection.fetchval(
             "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
         )
@@ -69,15 +68,25 @@ def announce(core: Core, orphan: Orphan) -> None:
     core.wake(orphan.tenant_id, orphan.session_id)
 
 
+BATCH = 50
+"""Sessions that are taken over in one transaction. Clients of the first one wait for the last one."""
+
+# What others have locked is being taken over by them: survivors share the work.
 _ORPHANED = """
 SELECT s.id FROM sessions s JOIN instances i ON i.id = s.owner_id
-WHERE i.lease_expires_at < now() AND s.id <> ALL($1::uuid[]) LIMIT 50
+WHERE i.lease_expires_at < now() AND s.id <> ALL($1::uuid[]) AND ($2::uuid IS NULL OR s.id = $2)
+LIMIT $3 FOR NO KEY UPDATE OF s SKIP LOCKED
 """
 
-_OF_THE_DEAD = """
-SELECT s.tenant_id, s.last_seq FROM sessions s JOIN instances i ON i.id = s.owner_id
-WHERE s.id = $1 AND i.lease_expires_at < now() FOR NO KEY UPDATE OF s SKIP LOCKED
-"""
+_IDLE = f"""
+UPDATE sessions s SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}'
+WHERE id = ANY($1::uuid[])
+  AND NOT EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND status IN ('running','requires_action'))
+  AND NOT EXISTS (SELECT 1 FROM requests WHERE session_id = s.id AND status = 'open')
+  AND NOT EXISTS (SELECT 1 FROM commands WHERE session_id = s.id AND status = 'pending')
+  AND NOT EXISTS (SELECT 1 FROM events WHERE session_id = s.id AND type = 'task')
+RETURNING id, tenant_id
+"""  # noqa: S608 - ours
 
 _FREE = f"""
 WITH freed AS (
@@ -102,27 +111,48 @@ async def reap(core: Core, loop: Loop) -> list[Orphan]:
     """Take sessions from owners whose lease has run out, end the runs that they left behind, and say so.
 
     A run is not repeated: its tools may have had effects already. A session that cannot be taken over is the loop's
-    item and holds up no other one. Returns those that were taken.
+    item and holds up no other one. Any number of instances may do this at once. Returns those that were taken.
     """
-    taken = []
-    for row in await core.db.pool.fetch(_ORPHANED, loop.spared):
-        with loop.one(row["id"]):
-            if loop.failures_of(row["id"]) >= FREE_AFTER:
-                log.error("ownership.freed_unwritten", session_id=str(row["id"]))
-                await core.db.pool.execute(_FREE, row["id"], _UNFINISHED)
-            elif orphan := await _take_from_dead(core.db, row["id"]):
-                log.warning("ownership.reaped", session_id=str(row["id"]))
-                announce(core, orphan)
-                taken.append(orphan)
-    return taken
+    taken: list[Orphan] = []
+    while True:
+        found: list[UUID] = []
+        try:
+            orphans = await _take_from_dead(core, found, loop.spared)
+        except PASSING:
+            raise
+        except Exception:  # of one of them: each alone tells which
+            if not found:
+                raise
+            orphans = [orphan for id_ in found for orphan in await _take_one(core, loop, id_)]
+        taken += orphans
+        if len(found) < BATCH or not orphans:
+            return taken
 
 
-async def _take_from_dead(db: Database, session_id: UUID) -> Orphan | None:
-    async with db.transaction() as connection:
-        row = await connection.fetchrow(_OF_THE_DEAD, session_id)
-        if row is None:
-            return None
-        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], failure("owner_lost"))
+async def _take_from_dead(core: Core, found: list[UUID], spared: list[UUID], only: UUID | None = None) -> list[Orphan]:
+    """Take a batch, or `only` one, in one transaction, and announce it. `found` is filled with what it tries."""
+    async with core.db.transaction() as connection:
+        found += [row["id"] for row in await connection.fetch(_ORPHANED, spared, only, BATCH)]
+        if not found:
+            return []
+        # Each a statement of its own: it must see what was committed while the first one waited for the rows.
+        orphans = [Orphan(row["id"], row["tenant_id"], []) for row in await connection.fetch(_IDLE, found)]
+        idle = {orphan.session_id for orphan in orphans}
+        if busy := [id_ for id_ in found if id_ not in idle]:
+            orphans += await abandon(connection, busy, failure("owner_lost"))
+    for orphan in orphans:
+        log.warning("ownership.reaped", session_id=str(orphan.session_id))
+        announce(core, orphan)
+    return orphans
+
+
+async def _take_one(core: Core, loop: Loop, session_id: UUID) -> list[Orphan]:
+    with loop.one(session_id):
+        if loop.failures_of(session_id) < FREE_AFTER:
+            return await _take_from_dead(core, [], [], session_id)
+        log.error("ownership.freed_unwritten", session_id=str(session_id))
+        await core.db.pool.execute(_FREE, session_id, _UNFINISHED)
+    return []
 
 
 _UNFINISHED = failure(
@@ -136,45 +166,57 @@ async def disown(
     """Give back a session that this instance owns on paper only, and fail the run that it may have left."""
     async with db.transaction() as connection:
         row = await connection.fetchrow(
-            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3"
-            " FOR NO KEY UPDATE",
+            "SELECT 1 FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3 FOR NO KEY UPDATE",
             session_id,
             instance_id,
             generation,
         )
         if row is None:
             return None
-        return await abandon(connection, session_id, row["tenant_id"], row["last_seq"], error)
+        [orphan] = await abandon(connection, [session_id], error)
+        return orphan
 
 
 async def abandon(
-    connection: asyncpg.Connection, session_id: UUID, tenant_id: UUID, last_seq: int, error: Mapping[str, Any]
-) -> Orphan:
-    """End a session's ownership, with its row locked: fence the owner, fail its active run with `error`."""
-    generation = await connection.fetchval(
-        f"UPDATE sessions SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}' WHERE id = $1"  # noqa: S608
-        " RETURNING generation",
-        session_id,
-    )
-    run_id = await connection.fetchval(
-        "SELECT id FROM runs WHERE session_id = $1 AND status IN ('running','requires_action') FOR NO KEY UPDATE",
-        session_id,
-    )
-    events = await requests.abandon(connection, session_id, str(error["code"]))
-    events += await agent_tasks.unfinished(connection, session_id, str(error["code"]))
-    if run_id is not None:
-        events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
-    frames = await append(connection, session_id, generation, last_seq, events) if events else []
-    if run_id is not None:
-        await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
-    await _reject_commands(connection, session_id, "owner_lost")
-    return Orphan(session_id, tenant_id, frames)
+    connection: asyncpg.Connection, session_ids: Sequence[UUID], error: Mapping[str, Any]
+) -> list[Orphan]:
+    """End the ownership of sessions, with their rows locked: fence the owners, fail the active runs with `error`."""
+    sessions = await connection.fetch(_FENCE, session_ids)
+    runs = {row["session_id"]: row["id"] for row in await connection.fetch(_ACTIVE, session_ids)}
+    told: defaultdict[UUID, list[Event]] = defaultdict(list)
+    for session_id, event in (
+        *await requests.abandon(connection, session_ids, str(error["code"])),
+        *await agent_tasks.unfinished(connection, session_ids, str(error["code"])),
+    ):
+        told[session_id].append(event)
+    await _reject_commands(connection, session_ids, "owner_lost")
+    orphans = []
+    for row in sessions:
+        run_id, events = runs.get(row["id"]), told[row["id"]]
+        if run_id is not None:
+            events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
+        frames = await append(connection, row["id"], row["generation"], row["last_seq"], events) if events else []
+        if run_id is not None:
+            await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
+        orphans.append(Orphan(row["id"], row["tenant_id"], frames))
+    return orphans
 
 
-async def _reject_commands(connection: asyncpg.Connection, session_id: UUID, code: str) -> None:
+_FENCE = f"""
+UPDATE sessions SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}' WHERE id = ANY($1::uuid[])
+RETURNING id, tenant_id, generation, last_seq
+"""  # noqa: S608 - ours
+
+_ACTIVE = """
+SELECT id, session_id FROM runs
+WHERE session_id = ANY($1::uuid[]) AND status IN ('running','requires_action') FOR NO KEY UPDATE
+"""
+
+
+async def _reject_commands(connection: asyncpg.Connection, session_ids: Sequence[UUID], code: str) -> None:
     await connection.execute(
         "UPDATE commands SET status = 'rejected', applied_at = now(), result = $2"
-        " WHERE session_id = $1 AND status = 'pending'",
-        session_id,
+        " WHERE session_id = ANY($1::uuid[]) AND status = 'pending'",
+        session_ids,
         {"code": code},
     )

@@ -58,15 +58,16 @@ async def repair(db: Database, run_id: UUID) -> Repaired:
 
 async def _take(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
     row = await connection.fetchrow(
-        "SELECT s.tenant_id, s.last_seq, s.owner_id, i.lease_expires_at > now() AS owner_alive,"
+        "SELECT s.owner_id, i.lease_expires_at > now() AS owner_alive,"
         " EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND status IN ('running','requires_action')) AS active"
         " FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id WHERE s.id = $1 FOR NO KEY UPDATE OF s",
         session_id,
     )
     stuck = row is not None and not row["owner_alive"] and (row["owner_id"] is not None or row["active"])
-    return (
-        await ownership.abandon(connection, session_id, row["tenant_id"], row["last_seq"], _REPAIRED) if stuck else None
-    )
+    if not stuck:
+        return None
+    [orphan] = await ownership.abandon(connection, [session_id], _REPAIRED)
+    return orphan
 
 
 def _reason(row: asyncpg.Record) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +17,11 @@ FINAL = frozenset({"completed", "failed", "stopped", "killed"})
 LOOK_BACK = 500
 """Events of tasks among which those that have no end are looked for, the newest ones."""
 
-_NEWEST = "SELECT data FROM events WHERE session_id = $1 AND type = 'task' ORDER BY seq DESC LIMIT $2"
+_NEWEST = """
+SELECT s.id AS session_id, e.data FROM unnest($1::uuid[]) AS s(id) CROSS JOIN LATERAL (
+  SELECT seq, data FROM events WHERE session_id = s.id AND type = 'task' ORDER BY seq DESC LIMIT $2
+) e ORDER BY s.id, e.seq
+"""
 
 
 def stopped(task_id: str, reason: str, told: Mapping[str, Any]) -> Event:
@@ -27,14 +31,16 @@ def stopped(task_id: str, reason: str, told: Mapping[str, Any]) -> Event:
     return Event("task", fields)
 
 
-async def unfinished(connection: asyncpg.Connection, session_id: UUID, reason: str) -> list[Event]:
-    """The last events of the tasks that an owner has left without one."""
-    rows = await connection.fetch(_NEWEST, session_id, LOOK_BACK)
-    told: dict[str, dict[str, Any]] = {}
-    for row in reversed(rows):
+async def unfinished(
+    connection: asyncpg.Connection, session_ids: Sequence[UUID], reason: str
+) -> list[tuple[UUID, Event]]:
+    """The last events of the tasks that owners have left without one, each with its session."""
+    told: dict[tuple[UUID, str], dict[str, Any]] = {}
+    for row in await connection.fetch(_NEWEST, session_ids, LOOK_BACK):
         task = decode(row["data"])
+        key = row["session_id"], task["task_id"]
         if task["status"] in FINAL:
-            told.pop(task["task_id"], None)
+            told.pop(key, None)
         else:
-            told.setdefault(task["task_id"], task)
-    return [stopped(task_id, reason, task) for task_id, task in told.items()]
+            told.setdefault(key, task)
+    return [(session_id, stopped(task_id, reason, task)) for (session_id, task_id), task in told.items()]

@@ -83,25 +83,28 @@ async def close(connection: asyncpg.Connection, request_id: UUID, reason: str) -
     return bool(status == "UPDATE 1")
 
 
-async def abandon(connection: asyncpg.Connection, session_id: UUID, reason: str) -> list[Event]:
-    """Close every open request of a session that loses its owner; returns what is to be told of it, and of those whose
-    answer the owner did not live to take."""
-    untold = await connection.fetch(_UNTOLD, session_id)
-    told = [resolved(r["id"], r["run_id"], decode(r["decision"])["decision"], r["resolved_by"]) for r in untold]
-    rows = await connection.fetch(
+async def abandon(connection: asyncpg.Connection, session_ids: Sequence[UUID], reason: str) -> list[tuple[UUID, Event]]:
+    """Close every open request of sessions that lose their owner; returns what is to be told of it, and of those whose
+    answer the owner did not live to take, each with its session."""
+    untold = await connection.fetch(_UNTOLD, session_ids)
+    closed = await connection.fetch(
         "UPDATE requests SET status = 'closed', resolved_by = $2, resolved_at = now()"
-        " WHERE session_id = $1 AND status = 'open' RETURNING id, run_id",
-        session_id,
+        " WHERE session_id = ANY($1::uuid[]) AND status = 'open' RETURNING id, run_id, session_id",
+        session_ids,
         by_system(reason),
     )
-    return told + [resolved(row["id"], row["run_id"], "closed", by_system(reason)) for row in rows]
+    return [
+        (row["session_id"], resolved(row["id"], row["run_id"], decode(row["decision"])["decision"], row["resolved_by"]))
+        for row in untold
+    ] + [(row["session_id"], resolved(row["id"], row["run_id"], "closed", by_system(reason))) for row in closed]
 
 
 _UNTOLD = """
-SELECT r.id, r.run_id, r.decision, r.resolved_by FROM commands c
+SELECT r.id, r.session_id, r.run_id, r.decision, r.resolved_by FROM commands c
 JOIN requests r ON r.id = (c.payload ->> 'request_id')::uuid
-WHERE c.session_id = $1 AND c.type = 'answer' AND c.status = 'pending' AND r.status = 'answered' AND NOT EXISTS (
-  SELECT 1 FROM events e WHERE e.session_id = $1 AND e.type = 'action_resolved' AND e.subject = r.id::text)
+WHERE c.session_id = ANY($1::uuid[]) AND c.type = 'answer' AND c.status = 'pending' AND r.status = 'answered'
+  AND NOT EXISTS (
+    SELECT 1 FROM events e WHERE e.session_id = r.session_id AND e.type = 'action_resolved' AND e.subject = r.id::text)
 ORDER BY r.resolved_at
 """
 
