@@ -150,7 +150,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         outbound = Outbound(settings.outbound_allow)
         stack.push_async_callback(outbound.close)
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
-        deliveries = Deliveries(db, settings, outbound)
+        deliveries = Deliveries(db, settings, outbound, instance_id=core.instance_id)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         worker = Worker(core, lease)
         failed = _Failed()

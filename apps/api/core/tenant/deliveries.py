@@ -1,8 +1,11 @@
 """Deliveries: messages to webhooks, from the outbox in PostgreSQL to the endpoint, at least once.
 
 The rows are written by triggers, in the transaction of the change that they tell (docs/adr/0010-outbox-by-trigger.md).
-Every instance sends: a claim moves `next_attempt_at` behind the longest attempt, so what a killed instance had claimed
-is due again soon.
+Every instance sends: a claim moves `next_attempt_at` behind the longest attempt and notes who claimed. What a dead
+instance had claimed is due as soon as its lease has run out.
+
+Places are shared: whoever has the fewest messages under way is next, and an endpoint that is slow has one place among
+those that slow ones may take, so that however many of them there are, a message to another one leaves at once.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -49,23 +51,54 @@ KEEP_DAYS = 7
 """Days that deliveries stay in the log."""
 
 AT_ONCE = 32
+"""Attempts of this instance at the same time that are in their first LINGERS seconds."""
+
+AT_ONCE_IN_ALL = 128
+"""The same with those that wait for a slow endpoint, which cost a socket each and no work."""
+
+AT_ONCE_SLOW = 64
+"""Of AT_ONCE_IN_ALL those that slow endpoints may take."""
+
+AT_ONCE_PER_TENANT = 8
 AT_ONCE_PER_WEBHOOK = 4
-"""Attempts of this instance at the same time: a slow endpoint must not hold up the others."""
+"""Of all of them; half as many of a tenant's, and one of an endpoint's, where the endpoint is slow."""
+
+LINGERS = 1.0
+"""Seconds after which an endpoint counts as slow until it has answered. So does one whose last attempt timed out."""
+
+MAX_SLOW = 10_000
+"""Endpoints that are kept in mind as slow."""
 
 POLL = 1.0
 GONE = 410
 
+# $1 free places; $2, $3 endpoints with attempts under way here, and how many; $4 slow ones, $5 places of each of them;
+# $6 and $7 places of other endpoints and of a tenant. `turn` is the how-manieth of its tenant a message would be.
 _CLAIM = """
-WITH due AS (
-  SELECT d.id FROM webhooks w CROSS JOIN LATERAL (
-    SELECT id FROM webhook_deliveries
-    WHERE webhook_id = w.id AND status = 'pending' AND next_attempt_at <= now()
-    ORDER BY next_attempt_at LIMIT $4 FOR UPDATE SKIP LOCKED
-  ) d WHERE w.disabled_at IS NULL AND w.id <> ALL ($3::uuid[]) LIMIT $1
+WITH orphaned AS (
+  UPDATE webhook_deliveries d SET next_attempt_at = now(), sender_id = NULL
+  WHERE sender_id IS NOT NULL AND status = 'pending'
+    AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.id = d.sender_id AND i.lease_expires_at > now())
+), ends AS (
+  SELECT w.id, w.tenant_id, coalesce(b.busy, 0) AS busy, w.id = ANY ($4::uuid[]) AS slow,
+    sum(coalesce(b.busy, 0)) OVER (PARTITION BY w.tenant_id) AS of_tenant
+  FROM webhooks w LEFT JOIN unnest($2::uuid[], $3::int[]) AS b(id, busy) ON b.id = w.id WHERE w.disabled_at IS NULL
+), due AS (
+  SELECT d.id, e.slow, e.of_tenant
+    + row_number() OVER (PARTITION BY e.tenant_id ORDER BY e.slow, e.busy + d.nth, d.next_attempt_at) AS turn
+  FROM ends e CROSS JOIN LATERAL (
+    SELECT id, next_attempt_at, row_number() OVER (ORDER BY next_attempt_at) AS nth FROM webhook_deliveries
+    WHERE webhook_id = e.id AND status = 'pending' AND next_attempt_at <= now()
+    ORDER BY next_attempt_at LIMIT greatest(CASE WHEN e.slow THEN $5::int ELSE $6::int END - e.busy, 0)
+  ) d
+), chosen AS (
+  SELECT id FROM webhook_deliveries WHERE status = 'pending' AND next_attempt_at <= now() AND id IN (
+    SELECT id FROM due WHERE turn <= CASE WHEN slow THEN $7::int / 2 ELSE $7::int END ORDER BY turn, random() LIMIT $1)
+  FOR UPDATE SKIP LOCKED
 )
 UPDATE webhook_deliveries d
-SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
-FROM due, webhooks w WHERE d.id = due.id AND w.id = d.webhook_id
+SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => $8), sender_id = $9
+FROM chosen, webhooks w WHERE d.id = chosen.id AND w.id = d.webhook_id
 RETURNING d.id, w.tenant_id, d.webhook_id, d.type, d.payload, d.attempts, d.created_at, w.url, w.secret,
   CASE WHEN w.previous_secret_expires_at > now() THEN w.previous_secret END AS previous_secret
 """
@@ -106,13 +139,15 @@ class Deliveries:
         settings: Settings,
         outbound: Outbound,
         *,
+        instance_id: UUID | None = None,
         backoff: Sequence[float] = BACKOFF,
         timeout: float = TIMEOUT,
     ) -> None:
+        """`instance_id`: when its lease is over, what it had under way is due; without one when LEASE is."""
         self._db, self._settings, self._outbound = db, settings, outbound
-        self._backoff, self._timeout = backoff, timeout
-        self._sending: set[asyncio.Task[None]] = set()
-        self._busy: Counter[UUID] = Counter()
+        self._instance_id, self._backoff, self._timeout = instance_id, backoff, timeout
+        self._sending: dict[asyncio.Task[None], tuple[UUID, float]] = {}  # to which webhook, since when
+        self._timed_out: dict[UUID, None] = {}  # webhooks whose last attempt did
         self._free = asyncio.Event()
         self.sent = self.failed = 0
 
@@ -131,28 +166,36 @@ class Deliveries:
             await asyncio.wait(self._sending)
 
     async def _start_due(self) -> int:
-        room = AT_ONCE - len(self._sending)
+        now = time.monotonic()
+        lingering = [webhook_id for webhook_id, since in self._sending.values() if now - since >= LINGERS]
+        room = min(AT_ONCE - len(self._sending) + len(lingering), AT_ONCE_IN_ALL - len(self._sending))
         if room <= 0:
             return 0
-        crowded = [webhook_id for webhook_id, count in self._busy.items() if count >= AT_ONCE_PER_WEBHOOK]
+        busy = Counter(webhook_id for webhook_id, _ in self._sending.values())
+        slow = {*lingering, *self._timed_out}
+        for_slow = int(len(lingering) < AT_ONCE_SLOW)
+        places = (for_slow, AT_ONCE_PER_WEBHOOK, AT_ONCE_PER_TENANT)
         try:
-            rows = await self._db.pool.fetch(_CLAIM, room, LEASE, crowded, AT_ONCE_PER_WEBHOOK)
+            rows = await self._db.pool.fetch(
+                _CLAIM, room, list(busy), list(busy.values()), list(slow), *places, LEASE, self._instance_id
+            )
         except CONNECTION_ERRORS as error:
             log.warning("webhook.claim_failed", error=type(error).__name__)
             return 0
         for row in rows:
             claimed = Claimed(**dict(row))
-            self._busy[claimed.webhook_id] += 1
             task = asyncio.create_task(self._send(claimed), name=f"webhook-{claimed.id}")
-            self._sending.add(task)
-            task.add_done_callback(partial(self._ended, claimed.webhook_id))
+            self._sending[task] = claimed.webhook_id, time.monotonic()
+            task.add_done_callback(self._ended)
         return len(rows)
 
-    def _ended(self, webhook_id: UUID, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        self._busy[webhook_id] -= 1
-        if not self._busy[webhook_id]:
-            del self._busy[webhook_id]
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        webhook_id, since = self._sending.pop(task)
+        self._timed_out.pop(webhook_id, None)
+        if time.monotonic() - since >= 0.9 * self._timeout:
+            self._timed_out[webhook_id] = None
+            if len(self._timed_out) > MAX_SLOW:
+                del self._timed_out[next(iter(self._timed_out))]
         self._free.set()
         if not task.cancelled() and (error := task.exception()):
             log.error("webhook.attempt_broke", error=error, exc_info=error)
@@ -204,7 +247,8 @@ class Deliveries:
         wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)
         await connection.execute(
             "UPDATE webhook_deliveries SET status = $2, next_attempt_at = now() + make_interval(secs => $3),"
-            " last_status = $4, last_error = $5 WHERE id = $1 AND status = 'pending' AND attempts = $6",
+            " last_status = $4, last_error = $5, sender_id = NULL"
+            " WHERE id = $1 AND status = 'pending' AND attempts = $6",
             claimed.id,
             "failed" if over else "pending",
             wait,
@@ -222,9 +266,10 @@ async def _note_success(connection: asyncpg.Connection, claimed: Claimed, status
     await connection.execute(
         "UPDATE webhooks SET failing_since = NULL WHERE id = $1 AND failing_since IS NOT NULL", claimed.webhook_id
     )
+    # A redelivery that was asked for meanwhile counts anew, and is sent.
     await connection.execute(
-        "UPDATE webhook_deliveries SET status = 'delivered', delivered_at = now(), last_status = $2, last_error = NULL"
-        " WHERE id = $1 AND attempts = $3",  # a redelivery that was asked for meanwhile counts anew, and is sent
+        "UPDATE webhook_deliveries SET status = 'delivered', delivered_at = now(), last_status = $2, last_error = NULL,"
+        " sender_id = NULL WHERE id = $1 AND attempts = $3",
         claimed.id,
         status,
         claimed.attempts,
@@ -277,8 +322,8 @@ async def redeliver(db: Database, tenant_id: UUID, webhook_id: UUID, delivery_id
     """Send a message again, under the same id and with all attempts. Raises NotFound, Conflict `webhook_disabled`."""
     await _require_enabled(db, tenant_id, webhook_id)
     await db.pool.execute(
-        "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_attempt_at = now(), delivered_at = NULL"
-        " WHERE id = $1 AND webhook_id = $2",
+        "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_attempt_at = now(), delivered_at = NULL,"
+        " sender_id = NULL WHERE id = $1 AND webhook_id = $2",
         delivery_id,
         webhook_id,
     )
@@ -303,11 +348,10 @@ async def ping(db: Database, tenant_id: UUID, webhook_id: UUID) -> dict[str, Any
     return _delivery(row)
 
 
-async def forget_old(db: Database, limit: int = 10_000) -> None:
-    """Remove deliveries from the log whose time is over, at most `limit` of them."""
-    await db.pool.execute(
+async def forget_old(db: Database) -> None:
+    """Remove deliveries from the log whose time is over."""
+    await db.sweep(
         "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries"
         " WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)",
         KEEP_DAYS,
-        limit,
     )

@@ -178,8 +178,8 @@ async def disable(connection: asyncpg.Connection, webhook_id: UUID, reason: str)
         reason,
     )
     await connection.execute(
-        "UPDATE webhook_deliveries SET status = 'failed', last_error = coalesce(last_error, 'the webhook was disabled')"
-        " WHERE webhook_id = $1 AND status = 'pending'",
+        "UPDATE webhook_deliveries SET status = 'failed', sender_id = NULL,"
+        " last_error = coalesce(last_error, 'the webhook was disabled') WHERE webhook_id = $1 AND status = 'pending'",
         webhook_id,
     )
 
