@@ -10,7 +10,7 @@ begins a moment after its preset was removed is one whose request came a moment 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -126,8 +126,11 @@ async def judge_preset(core: Core, tenant_id: UUID, draft: Draft, policy: Policy
 
 async def problems_of_change(core: Core, tenant_id: UUID, wanted: Wanted) -> list[Problem]:
     """What is wrong with changes of an existing session whatever it is now: the part that may ask the network."""
-    kinds = await mcp.kinds(core.db.pool, tenant_id, wanted.config.servers())
-    return [*_of_prompt(core, wanted), *await _of_names(core, tenant_id, wanted.config, kinds)]
+    found = _of_prompt(core, wanted)
+    if wanted.config.model_fields_set:
+        kinds = await mcp.kinds(core.db.pool, tenant_id, wanted.config.servers())
+        found += await _of_names(core, tenant_id, wanted.config, kinds)
+    return found
 
 
 async def judge_change(
@@ -175,7 +178,7 @@ async def _require_same(connection: asyncpg.Connection, reference: str, pinned: 
         raise ValidationError.of("agent", f"is fixed when the session is created: {what}")
 
 
-def _of_prompt(core: Core, wanted: Wanted) -> Iterable[Problem]:
+def _of_prompt(core: Core, wanted: Wanted) -> list[Problem]:
     found = list[Problem]()
     prompt, limit = wanted.prompt, core.settings.max_prompt_chars
     if prompt is None or isinstance(prompt, dict):

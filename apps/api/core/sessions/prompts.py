@@ -88,7 +88,7 @@ WITH target AS (
   FROM target WHERE queued < $8 AND usable
   RETURNING id
 )
-SELECT s.last_seq, s.profile, added.id AS run_id, ({sessions.CURRENT}) AS busy_with
+SELECT s.last_seq, s.profile, added.id AS run_id, CASE WHEN $13 THEN ({sessions.CURRENT}) END AS busy_with
 FROM target s LEFT JOIN added ON true
 """  # noqa: S608 - ours
 
@@ -228,14 +228,14 @@ async def enqueue(
         policy.timeouts(),
         submission.kind,
         submission.expand_prompt,
+        submission.on_busy == "interrupt",
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
     policy.require(row["profile"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
-    busy_with = row["busy_with"] if submission.on_busy == "interrupt" else None
-    return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=busy_with)
+    return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=row["busy_with"])
 
 
 async def create_session(

@@ -17,7 +17,7 @@ from apps.api.core.fleet import dispatch
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page
 from apps.api.core.sessions import prompts
-from apps.api.core.sessions.admission import Choice
+from apps.api.core.sessions.admission import NO_CHANGES, Choice
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.dialects.native import schemas as wire
@@ -55,6 +55,8 @@ After = Annotated[Position | None, Depends(position)]
 def config(body: AgentConfig) -> AgentConfig:
     """The configuration in a body that holds more than that. What was given as null is still known to be given."""
     given = body.model_fields_set & AgentConfig.model_fields.keys()
+    if not given:
+        return NO_CHANGES
     return AgentConfig.model_construct(given, **{name: getattr(body, name) for name in AgentConfig.model_fields})
 
 
