@@ -27,6 +27,8 @@ from cryptography.x509.oid import NameOID
 
 from tests.dev_process import real_uv
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BOUND = 150
 """Seconds for a first start, on a busy machine too."""

@@ -24,6 +24,8 @@ import pytest
 
 from tests.dev_process import OURS, ROOT, Dev, free_ports
 
+pytestmark = pytest.mark.slow
+
 TERMINAL = Path(__file__).with_name("at_terminal.py")
 
 NOT_HERE = {

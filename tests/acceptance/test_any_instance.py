@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.fleet import Fleet, Shared, Sse
 
 BYPASS = {"permission_mode": "bypassPermissions"}
@@ -14,6 +16,7 @@ def tool_is_running(event: Sse) -> bool:
     return event.event == "message" and event.data["content"][0]["type"] == "tool_use"
 
 
+@pytest.mark.slow
 async def test_two_other_instances_see_the_same_events_in_the_same_order(fleet: Fleet) -> None:
     session_id = await fleet[0].session()
     run_id = await fleet[0].prompt(session_id, "stream 200 words every 5 ms")

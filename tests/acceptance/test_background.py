@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"SESSION_IDLE_SECONDS": "1", "BACKGROUND_PATIENCE_SECONDS": "1"}
 HANGS = "run in background true then hang at the news"
 BYPASS = {"permission_mode": "bypassPermissions"}

@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import StartFleet
 from tests.fleet import Fleet
 
+pytestmark = pytest.mark.slow
+
 PDF = (
     r"printf '%%PDF-1.4\n1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj\n"
     r"2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj\n"

@@ -204,6 +204,7 @@ async def test_a_client_that_leaves_stops_its_run_only_if_it_said_so(shared: Sha
     assert ended[-1].data["status"] == ("interrupted" if policy == "interrupt" else "succeeded")
 
 
+@pytest.mark.slow
 async def test_a_drain_of_the_instance_that_holds_the_stream_is_not_a_client_that_leaves(
     start_fleet: StartFleet,
 ) -> None:

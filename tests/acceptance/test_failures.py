@@ -148,6 +148,7 @@ async def killed(start_lasting_fleet: StartFleet) -> Scene:
     return scene
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["stream", "tool"])
 async def test_killed_owner_in_the_middle(killed: Scene, moment: str) -> None:
     await check_owner_lost(killed.other, killed.runs[moment])
@@ -167,6 +168,7 @@ async def test_a_killed_owner_closes_its_request_and_the_session_goes_on_elsewhe
     assert "made" in (await other.follow(run_id))[-2].data["result"]
 
 
+@pytest.mark.slow
 async def test_a_paused_owner_writes_nothing_after_its_lease_and_an_answer_it_did_not_take_is_told(
     start_fleet: StartFleet,
 ) -> None:
@@ -202,6 +204,7 @@ async def until_done(events: AsyncIterator[Sse]) -> AsyncIterator[Sse]:
             return
 
 
+@pytest.mark.slow
 async def test_sigterm_lets_the_run_finish_and_an_answer_within_the_grace_counts(start_fleet: StartFleet) -> None:
     scene = await Scene.begin(start_fleet, "short stream", "request")
     owner, other, running, waiting = scene.owner, scene.other, scene.runs["short stream"], scene.runs["request"]
@@ -213,6 +216,7 @@ async def test_sigterm_lets_the_run_finish_and_an_answer_within_the_grace_counts
     assert "my number is 4711" in (await other.ask(running.session_id, "recall"))["result"]
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_runs_and_closes_requests_that_outlast_the_grace(start_fleet: StartFleet) -> None:
     scene = await Scene.begin(start_fleet, "tool", "request", SHUTDOWN_GRACE_SECONDS="0.5")
     owner, other, waiting = scene.owner, scene.other, scene.runs["request"]
@@ -253,6 +257,7 @@ async def during_a_stream(shared: Shared, servers: Servers, name: Literal["postg
     return events
 
 
+@pytest.mark.slow
 async def test_a_run_survives_a_restart_of_redis(lasting_servers: Servers, restartable: Shared) -> None:
     events = await during_a_stream(restartable, lasting_servers, "valkey")
     assert events[-1].data["status"] == "succeeded"

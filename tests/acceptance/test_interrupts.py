@@ -35,6 +35,7 @@ async def test_a_warm_session_is_interrupted_however_soon_after_its_prompt(share
     assert (await owner.ask(session_id, "say still here"))["result"].endswith("still here")
 
 
+@pytest.mark.slow
 async def test_a_run_is_interrupted_before_and_while_it_is_claimed(fleet: Fleet) -> None:
     """Queued, claimed, its agent starting: whichever instance is asked, the run ends as interrupted."""
 

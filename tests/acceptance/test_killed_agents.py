@@ -8,9 +8,12 @@ from itertools import product
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.fleet import Fleet
 from tests.world import until
+
+pytestmark = pytest.mark.slow
 
 PROMPT = "run echo one then stream 30 words every 20 ms"
 MOMENTS = 8

@@ -84,6 +84,7 @@ async def fail_one_after_another(fleet: Fleet, prompts: list[str]) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 async def test_every_failure_of_the_model_has_a_code_and_the_session_lives_on(fleet: Fleet) -> None:
     prompts = list(FAILURES)
@@ -101,6 +102,7 @@ async def test_a_first_prompt_that_the_model_refuses_leaves_an_empty_conversatio
     assert forked.status_code == 201, forked.text
 
 
+@pytest.mark.slow
 async def test_a_new_owner_of_a_session_does_not_tell_the_model_what_it_has_refused(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(1)
     poisons = [prompt for prompt, (_, code, _) in FAILURES.items() if code in FORGOTTEN and prompt.startswith("poison")]
@@ -118,6 +120,7 @@ async def test_a_new_owner_of_a_session_does_not_tell_the_model_what_it_has_refu
     assert "poison" not in known
 
 
+@pytest.mark.slow
 async def test_a_model_api_that_takes_no_connections_fails_the_run_and_the_next_one_works(
     start_fleet: StartFleet, model_url: str
 ) -> None:
@@ -147,6 +150,7 @@ async def test_an_answer_without_content_is_an_empty_result(shared: Shared) -> N
     assert (await shared.fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
 
 
+@pytest.mark.slow
 async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(shared: Shared) -> None:
     fleet, body = shared.fleet, {"prompt": "fail with 429 asking for 2 s", "session_id": await shared.of()}
     response = await fleet[0].post("/query/single", body)

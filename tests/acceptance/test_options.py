@@ -220,6 +220,7 @@ class Talk:
         assert seen == {name: option.seen[which_one] for name, option in OPTIONS.items()}
 
 
+@pytest.mark.slow
 async def test_every_change_reaches_the_model_warm_and_in_a_new_process(
     fleet: Fleet, recorded: Recorder, tenant: None
 ) -> None:
@@ -232,6 +233,7 @@ async def test_every_change_reaches_the_model_warm_and_in_a_new_process(
     await talk.see(fleet[0], 2, **TAKEN_AWAY)
 
 
+@pytest.mark.slow
 async def test_every_change_reaches_the_model_on_another_instance(start_fleet: StartFleet, recorded: Recorder) -> None:
     fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
     await provide(fleet[0])
@@ -291,6 +293,7 @@ async def put(instance: Instance, path: str, body: dict[str, Any]) -> None:
     assert response.status_code in (200, 201), response.text
 
 
+@pytest.mark.slow
 async def test_a_warm_agent_knows_what_its_tenant_has_changed_meanwhile(fleet: Fleet) -> None:
     """A skill, a secret of an MCP server, and a registered server; in a session without servers no secret matters."""
     await put(fleet[0], "/secrets/CHANGING", {"value": "four"})

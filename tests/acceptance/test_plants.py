@@ -22,6 +22,8 @@ from tests import plants
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 
+pytestmark = pytest.mark.slow
+
 BYPASS = {"permission_mode": "bypassPermissions"}
 MAX_GROWTH = 50 << 20
 MAX_STALL = 2.0

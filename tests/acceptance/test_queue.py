@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.conftest import StartFleet
 
 
+@pytest.mark.slow
 async def test_fifty_prompts_on_two_slots_all_finish_in_order(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(1, RUNNER_SLOTS="2", MAX_LIVE_SESSIONS="4")
     sessions = [await fleet[0].session() for _ in range(5)]

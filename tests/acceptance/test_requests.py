@@ -117,6 +117,7 @@ def wanted(session: int) -> str:
     return "delegate at once " + " & ".join(f"run {command}" for command in commands)
 
 
+@pytest.mark.slow
 async def test_twenty_requests_at_once_are_each_answered_once_from_another_instance(start_fleet: StartFleet) -> None:
     # Who waits holds no slot: more sessions wait than there are slots.
     fleet = await start_fleet(3, RUNNER_SLOTS="1", INSTANCE_LEASE_SECONDS="30")

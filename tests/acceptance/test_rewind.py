@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 from tests.world import until
@@ -99,6 +101,7 @@ async def test_files_are_as_they_were_before_the_message_and_the_conversation_go
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
 
 
+@pytest.mark.slow
 async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(2)
     session_id, prompts = await three_versions(fleet[0])

@@ -6,6 +6,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 
@@ -21,6 +23,7 @@ async def replace(fleet: Fleet, instance: Instance, **settings: str) -> Instance
     return fleet.instances[-1]
 
 
+@pytest.mark.slow
 async def test_home_and_what_tools_have_put_out_are_there_in_later_processes_and_on_another_instance(
     start_fleet: StartFleet,
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from uuid import UUID, uuid4
 
+import pytest
+
 from apps.api.auth import hash_of
 from apps.api.db import Database
 from apps.api.redis import open_redis
@@ -49,6 +51,7 @@ async def errors_of(db: Database, run_ids: list[UUID]) -> list[str | None]:
     return [codes[run_id] for run_id in run_ids]
 
 
+@pytest.mark.slow
 async def test_a_session_that_cannot_be_taken_over_holds_up_no_other_and_is_freed_in_the_end(
     start_fleet: StartFleet,
 ) -> None:

@@ -8,7 +8,11 @@ import subprocess
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import pytest
+
 from tests.dev_process import OURS, ROOT, Dev, real_uv
+
+pytestmark = pytest.mark.slow
 
 BOUND = 150
 """Seconds for one step, on a busy machine too."""

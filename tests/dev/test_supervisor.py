@@ -28,6 +28,8 @@ from apps.api.dev.embedded import Servers, find
 from apps.api.settings import Settings
 from tests.dev_process import BOUND, OURS, ROOT, Dev, command_line, free_ports
 
+pytestmark = pytest.mark.slow
+
 
 def is_alive(process: psutil.Process) -> bool:
     try:

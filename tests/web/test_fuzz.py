@@ -21,6 +21,8 @@ from tests.conftest import NewKey
 from tests.fleet import NO_TLS, Fleet
 from tests.sockets import open_socket
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "\x00",
     "a\x00b",
