@@ -6,6 +6,7 @@ REDIS_URL replace each of them independently.
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Servers:
             self._reaper = reaper
             for name in ("valkey", "postgres"):
                 self._start(name)
-                stack.callback(self._stop, name)
+                stack.callback(self._end, name)
             self._stack = stack.pop_all()
         return self
 
@@ -85,6 +86,12 @@ class Servers:
     def _start(self, name: Name) -> None:
         start = postgres.start if name == "postgres" else valkey.start
         self._children[name] = start(self._home, self._reaper, ephemeral=self._ephemeral)
+
+    def _end(self, name: Name) -> None:
+        if self._ephemeral and name == "postgres":
+            # "Immediate": a checkpoint of many databases takes long, and these are thrown away.
+            self._children[name].process.send_signal(signal.SIGQUIT)
+        self._stop(name)
 
     def _stop(self, name: Name) -> None:
         self._reaper.stop(self._children.pop(name))
