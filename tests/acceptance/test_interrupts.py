@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from tests.acceptance.asking import elsewhere
-from tests.fleet import Fleet, Shared
+from tests.fleet import Fleet, Instance, Shared
 from tests.sockets import open_socket
+from tests.world import until
 
 LONG = "stream 2000 words every 20 ms"
 
@@ -71,3 +72,25 @@ async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(
         assert (await other.follow(run_id))[-1].data["status"] == "interrupted"
     refused = await other.post(f"/sessions/{session_id}/interrupt")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
+
+
+@pytest.mark.parametrize("by", ["deadline", "interrupt"])
+async def test_a_prompt_that_a_stopped_agent_does_not_read_is_ended_like_any_other(fleet: Fleet, by: str) -> None:
+    """It is larger than the pipe to the agent, so that it cannot be sent as a whole."""
+    session_id = await fleet[0].session()
+    await fleet[0].ask(session_id, "say I own this")
+    owner = await fleet.owner_of(session_id)
+    next(process for process in owner.agent_of(session_id) if process.name() == "claude").suspend()
+    seconds = 2 if by == "deadline" else 600
+    run_id = await owner.prompt(session_id, "say " + "x" * 390_000, timeout_seconds=seconds)
+    if by == "interrupt":
+        await until(lambda: is_running(owner, run_id))
+        assert (await owner.post(f"/runs/{run_id}/cancel")).json()["status"] == "applied"
+    await owner.follow(run_id)
+    run = (await owner.get(f"/runs/{run_id}")).json()
+    assert run["error"]["code"] == ("timeout" if by == "deadline" else "interrupted")
+    assert (await owner.ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def is_running(owner: Instance, run_id: str) -> bool:
+    return bool((await owner.get(f"/runs/{run_id}")).json()["status"] == "running")

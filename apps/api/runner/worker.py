@@ -30,6 +30,7 @@ from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
+from apps.api.runner.session.launch import StartGate
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +58,12 @@ class Worker:
         self._core, self._lease = core, lease
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
-        self._start_gate = asyncio.Semaphore(cpus())
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
         self._taken: set[UUID] = set()  # commands that are being obeyed
         self._claim_now = asyncio.Event()
+        self._start_gate = StartGate(cpus(), self._claim_now.set)
         self._commands_now = asyncio.Event()
         self.left_waiting = asyncio.Event()
         self._url: str | None = None
@@ -214,6 +215,7 @@ class Worker:
         room = self.live < self._core.settings.live_session_limit
         if not room:
             self._evict_one()
+        room = room and not self._start_gate.is_crowded
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
         leaving += loop.spared
         try:

@@ -264,6 +264,7 @@ async def test_totals_are_added_once_when_backends_are_terminated(lone_world: Wo
         for number in range(30):
             used = [ModelUsage(f"model-{number}", input_tokens=2)]
             share = Outcome("succeeded", cost_usd=0.5, usage=used, num_turns=1)
+            await admin.execute("UPDATE runs SET status = 'running', finished_at = NULL")  # a run ends only once
             await asyncio.gather(finish(writer, claim.run_id, share, Event("done")), terminate_backends(admin))
     await lone_world.db.pool.expire_connections()
     row = await lone_world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", claim.session_id)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from apps.api.core.tenant.repositories import Source
-from apps.api.runner.agent.clone import CloneFailed, Git, Stopped
+from apps.api.runner.agent.clone import CloneFailed, Git
 from tests.git_server import GitServer, git_serving
 
 
@@ -19,12 +19,12 @@ def git(tmp_path: Path) -> Iterator[GitServer]:
         yield server
 
 
-def cloning(url: str, tmp_path: Path, *, seconds: float = 60, max_bytes: int = 10**8, stopped: bool = False) -> Git:
+def cloning(url: str, tmp_path: Path, *, seconds: float = 60, max_bytes: int = 10**8) -> Git:
     draft = tmp_path / "draft"
     draft.mkdir()
     parts = urlsplit(url)
     source = Source(url, parts.hostname or "", parts.port or 0, ("127.0.0.1",), None, None)
-    return Git(source, draft, seconds, max_bytes, lambda: stopped)
+    return Git(source, draft, seconds, max_bytes)
 
 
 async def test_links_that_lead_out_are_not_kept(git: GitServer, tmp_path: Path) -> None:
@@ -50,8 +50,3 @@ async def test_a_clone_that_is_too_large_ends(git: GitServer, tmp_path: Path) ->
 async def test_a_clone_that_takes_too_long_ends(git: GitServer, tmp_path: Path) -> None:
     with pytest.raises(CloneFailed, match="longer than"):
         await cloning(git.repository("slow.git", {"a": "a"}), tmp_path, seconds=0).clone()
-
-
-async def test_a_clone_ends_with_its_run(git: GitServer, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        await cloning(git.repository("plain.git", {"a": "a"}), tmp_path, stopped=True).clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,7 +12,7 @@ import pytest
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.runner.agent.process import StartFailed
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.session.launch import Launch
+from apps.api.runner.session.launch import Launch, StartGate
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, until
 
@@ -24,12 +25,12 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     core = world.core(workspaces_dir=tmp_path / "file")
     scratch = Scratch()
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
-    launch = Launch(core, scratch, asyncio.Semaphore(), writer, store, Mock(), Mock())
+    launch = Launch(core, scratch, StartGate(1, lambda: None), writer, store, Mock(), Mock())
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):
             with pytest.raises(StartFailed):
-                await launch.start(claim, 60, lambda: False)
+                await launch.start(claim)
         launch.clear()
 
         async def gone() -> bool:
@@ -38,3 +39,26 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
         await until(gone)
     finally:
         scratch.close()
+
+
+async def test_a_start_that_waits_for_something_gives_its_place_to_another() -> None:
+    gate = StartGate(2, lambda: None, seconds=0.01)
+    async with asyncio.timeout(30), AsyncExitStack() as stuck:
+        for _ in range(7):
+            await stuck.enter_async_context(gate.place())
+    for _ in range(2):  # those that were given back are not given back once more
+        await gate.place().__aenter__()
+    third = asyncio.create_task(gate.place().__aenter__())
+    assert not (await asyncio.wait({third}, timeout=0))[0]
+    await third
+
+
+async def test_a_gate_is_crowded_while_as_many_wait_as_have_a_place_and_says_when_it_is_not() -> None:
+    told: list[int] = []
+    gate = StartGate(1, lambda: told.append(gate.waiting))
+    async with gate.place():
+        waiting = asyncio.create_task(gate.place().__aenter__())
+        await until(lambda: gate.is_crowded)
+        assert told == []
+    await waiting
+    assert (gate.is_crowded, told) == (False, [0])

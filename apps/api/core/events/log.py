@@ -7,9 +7,10 @@ the statement writes all of a batch or nothing.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -85,6 +86,9 @@ ENDS_OF_DELTAS = frozenset({"message", "done"})
 
 SUBJECTS = {"message": "uuid", "checkpoint": "checkpoint_id", "action_resolved": "request_id", "status": "mode"}
 """The field that says what an event of a type is about; of a `status` only a reset has one. Queries read the column."""
+
+ENDS_KEPT = 100
+"""Ended runs that a writer keeps in mind. A session has one at a time, and what comes late comes within seconds."""
 
 Also = Callable[[asyncpg.Connection, int], Awaitable[None]]
 """What else to store in the transaction of an append; it is given the number of the last event."""
@@ -216,15 +220,18 @@ class Writer:
         self._cached = redis.keys.session(tenant_id, session_id)
         self.tenant_id, self.session_id, self.generation, self.last_seq = tenant_id, session_id, generation, last_seq
         self._part = 0
+        self._ended: deque[UUID] = deque(maxlen=ENDS_KEPT)
         self._lock = asyncio.Lock()
 
     def delta(self, type_: str, run_id: UUID, fields: Mapping[str, Any]) -> None:
-        """Relay an event that is not stored.
+        """Relay an event that is not stored; not one of a run that has ended.
 
         Raises:
             LeaseLost: the lease has run out, so somebody else may own the session by now.
         """
         self._lease.require()
+        if run_id in self._ended:
+            return
         self._part += 1
         position = Position(self.last_seq, self._part)
         data = event_data(self.session_id, run_id, self.last_seq, datetime.now(UTC), fields)
@@ -233,6 +240,7 @@ class Writer:
     async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.
 
+        Nothing of a run follows its `done`: what is said of it later is an event of the session, and of no run.
         Who is cancelled here has stored all of it, or will have in a moment.
 
         Raises:
@@ -246,6 +254,7 @@ class Writer:
     async def _write(self, events: Sequence[Event], also: Also | None = None) -> None:
         async with self._lock:
             expected, tried = self.last_seq, False
+            events = [replace(e, run_id=None) if e.run_id in self._ended else e for e in events]
 
             async def attempt() -> list[Frame]:
                 nonlocal tried
@@ -274,6 +283,7 @@ class Writer:
                     await note_lost(self._db, self.session_id, None, expected)
                 raise
             self.last_seq = frames[-1].seq
+            self._ended.extend(event.run_id for event in events if event.type == "done" and event.run_id)
             if any(event.type in ENDS_OF_DELTAS for event in events):
                 self._part = 0
             self._publisher.send(self.tenant_id, self.session_id, frames)

@@ -63,16 +63,24 @@ WHERE id = $1
 """
 
 
+class NotRunning(Exception):
+    """The run has ended before, or has not begun."""
+
+
 async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event) -> None:
     """Append the last events of a run; with them end it, record its usage and add up the session's totals.
 
-    Raises what `Writer.append` raises.
+    Raises:
+        NotRunning: nothing was stored. A run ends once, and its row decides how.
+        Exception: what `Writer.append` raises.
     """
 
     async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
-        await connection.execute(
+        status = await connection.execute(
             FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
         )
+        if status != "UPDATE 1":
+            raise NotRunning(f"run {run_id}")
         await connection.execute(
             _ADD_TOTALS, writer.session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
         )

@@ -15,7 +15,7 @@ import resource
 import signal
 import stat
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from apps.api.errors import ApiError
 
 CLONE_SECONDS = 120.0
 LOOK_SECONDS = 0.25
-"""Between two looks at how large the clone is, and whether its run was stopped."""
+"""Between two looks at how large the clone is."""
 
 # Printed by the shell, not an argument: every user of the host can read those. Git asks only when the host does.
 _HELPER = '!f() { test "$1" = get && printf \'username=%s\\npassword=%s\\n\' "$CLONE_USER" "$CLONE_PASSWORD"; }; f'
@@ -55,16 +55,10 @@ class CloneFailed(Exception):
     """There is no clone. Its message is for the client, and holds no secret."""
 
 
-class Stopped(Exception):
-    """The run was stopped meanwhile."""
-
-
-async def provide(core: Core, claim: Claim, writer: Writer, seconds: float, stopped: Callable[[], bool]) -> None:
+async def provide(core: Core, claim: Claim, writer: Writer) -> None:
     """Clone the session's repository, if it has one and its workspace is empty, and tell that as events.
 
-    Raises:
-        CloneFailed: it is not possible, not allowed, or too large or slow.
-        Stopped: `stopped` said so meanwhile.
+    Raises CloneFailed: it is not possible, not allowed, or too large or slow.
     """
     repository, settings = claim.config.repository, core.settings
     if repository is None:
@@ -77,7 +71,7 @@ async def provide(core: Core, claim: Claim, writer: Writer, seconds: float, stop
         await writer.append(Event("status", {"status": "cloning", **told}, claim.run_id))
         try:
             source = await repositories.resolve(core, claim.tenant_id, repository)
-            git = Git(source, draft, min(seconds, CLONE_SECONDS), settings.max_repository_bytes, stopped)
+            git = Git(source, draft, CLONE_SECONDS, settings.max_repository_bytes)
             commit = await git.clone()
             await asyncio.to_thread(workspaces.publish, settings, claim.session_id, git.files)
         finally:
@@ -96,15 +90,13 @@ async def provide(core: Core, claim: Claim, writer: Writer, seconds: float, stop
 class Git:
     """Git, at work in a directory of one clone. `files`: what it has cloned."""
 
-    def __init__(
-        self, source: Source, draft: Path, seconds: float, max_bytes: int, stopped: Callable[[], bool]
-    ) -> None:
-        self._source, self._draft, self._max_bytes, self._stopped = source, draft, max_bytes, stopped
+    def __init__(self, source: Source, draft: Path, seconds: float, max_bytes: int) -> None:
+        self._source, self._draft, self._max_bytes = source, draft, max_bytes
         self._seconds, self._deadline = seconds, asyncio.get_running_loop().time() + seconds
         self.files = draft / "files"
 
     async def clone(self) -> str | None:
-        """Clone; returns the commit, None of a repository without one. Raises CloneFailed, Stopped."""
+        """Clone; returns the commit, None of a repository without one. Raises CloneFailed."""
         source = self._source
         which = ["--branch", source.ref] if source.ref else []
         options = ["--quiet", "--depth=1", "--single-branch", "--no-tags", "--no-recurse-submodules", "--template="]
@@ -184,8 +176,6 @@ class Git:
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (self._max_bytes, self._max_bytes))
 
     async def _look(self) -> None:
-        if self._stopped():
-            raise Stopped
         if asyncio.get_running_loop().time() > self._deadline:
             raise CloneFailed(f"The repository was not cloned: it took longer than {self._seconds:.0f} s.")
         if await asyncio.to_thread(files.size, self._draft) > self._max_bytes:

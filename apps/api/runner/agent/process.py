@@ -5,23 +5,42 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIJSONDecodeError, HookMatcher, Message
+from claude_agent_sdk import (
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    CLIConnectionError,
+    CLIJSONDecodeError,
+    HookMatcher,
+    Message,
+)
 from claude_agent_sdk.types import HookEvent
 
 from apps.api.core.fleet.claims import Claim
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 HookMatchers = dict[HookEvent, list[HookMatcher]]
 """The SDK's `hooks` option."""
 
 START_TIMEOUT = 60.0
 """Seconds for a CLI to start and load its history."""
+
+ANSWER_TIMEOUT = 15.0
+"""Seconds for a CLI to read what it is told, and to answer. An MCP server's connection may take that long."""
+
+REWIND_TIMEOUT = 60.0
+"""Seconds for a CLI to restore files. The SDK itself waits no longer for any answer."""
+
+SEND_TIMEOUT = 60.0
+"""Seconds for a CLI to read a prompt: what is larger than the pipe to it, 64 KB, is sent while it reads."""
 
 STOP_TIMEOUT = 5.0
 """Seconds that an interrupted turn gets to hand over its result, and an idle CLI to exit, before it is killed."""
@@ -85,17 +104,21 @@ class Agent:
         self._session_id, self.client = claim.session_id, client
         self.config, self._provisions = claim.config, claim.provisions
         self._reader: asyncio.Task[None] | None = None
-        self._turns, self._used_up = 0, False
+        self._turns, self._used_up, self._killed = 0, False, False
 
     @classmethod
     async def start(cls, claim: Claim, options: ClaudeAgentOptions, stderr: list[str]) -> Agent:
-        """Start the CLI within the run's timeout, at most START_TIMEOUT. Raises StartFailed; then nothing is left."""
+        """Start the CLI, within START_TIMEOUT. Raises StartFailed; then, and when it is cut off, nothing is left."""
         agent = cls(claim, ClaudeSDKClient(options))
+        connecting = asyncio.create_task(agent.client.connect(), name=f"connect-{claim.session_id}")
         try:
-            async with asyncio.timeout(min(START_TIMEOUT, claim.timeout_seconds)):
-                await agent.client.connect()
+            async with asyncio.timeout(START_TIMEOUT):
+                await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await agent._put_down(connecting)
+            raise
         except Exception as error:
-            await agent.close()
+            await agent._put_down(connecting)
             if refused := next((line for line in stderr if "--json-schema" in line), None):
                 raise CannotStart(f"output_format: {refused}") from error  # a pattern that JavaScript cannot read
             raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
@@ -103,8 +126,8 @@ class Agent:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its messages are still being read: they end with the process."""
-        return self._reader is not None and not self._reader.done()
+        """Whether its messages are still being read, which end with the process, and it has not been killed."""
+        return self._reader is not None and not self._reader.done() and not self._killed
 
     @property
     def pid(self) -> int | None:
@@ -159,7 +182,8 @@ class Agent:
                 "client_composed": not expand,
             }
 
-        await self.client.query(prompt())
+        async with self._whole(SEND_TIMEOUT):
+            await self.client.query(prompt())
         self._turns += 1
 
     async def interrupt(self) -> None:
@@ -172,23 +196,56 @@ class Agent:
             self.kill()
 
     async def change(self, changes: Mapping[str, Any]) -> None:
-        """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words."""
+        """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words, TimeoutError."""
         if "model" in changes:
-            await self.client.set_model(changes["model"])
+            await self._told(self.client.set_model(changes["model"]))
             self.config = self.config.model_copy(update={"model": changes["model"]})
         if "permission_mode" in changes:
-            await self.client.set_permission_mode(changes["permission_mode"])
+            await self._told(self.client.set_permission_mode(changes["permission_mode"]))
             self.config = self.config.model_copy(update={"permission_mode": changes["permission_mode"]})
 
     async def context(self) -> dict[str, Any]:
         """How full the context window is, in the SDK's own figures."""
-        return dict(await self.client.get_context_usage())
+        return dict(await self._told(self.client.get_context_usage()))
 
     async def mcp_status(self) -> dict[str, Any]:
         """`{"mcp_servers": [...]}`: name, status and tools of each, without what may hold secrets."""
-        status = await self.client.get_mcp_status()
+        status = await self._told(self.client.get_mcp_status())
         shown = ("name", "status", "serverInfo", "error", "tools")
         return {"mcp_servers": [{k: v for k, v in s.items() if k in shown} for s in status["mcpServers"]]}
+
+    async def stop_task(self, task_id: str) -> None:
+        """End one of its background tasks."""
+        await self._told(self.client.stop_task(task_id))
+
+    async def reconnect_mcp_server(self, name: str) -> None:
+        """Connect to an MCP server again."""
+        await self._told(self.client.reconnect_mcp_server(name))
+
+    async def toggle_mcp_server(self, name: str, enabled: bool) -> None:
+        """Let its tools be used, or not."""
+        await self._told(self.client.toggle_mcp_server(name, enabled))
+
+    @asynccontextmanager
+    async def _whole(self, seconds: float) -> AsyncIterator[None]:
+        """For what the agent must do wholly, and not later. Cut off in it, it is killed: else it would go on by itself.
+
+        Raises CLIConnectionError after so many seconds.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+        except TimeoutError as error:
+            self.kill()
+            raise CLIConnectionError(f"The agent took no notice for {seconds:.0f} s.") from error
+
+    async def _told(self, telling: Awaitable[T]) -> T:
+        # Only a CLI that reads and answers ends what the SDK waits for: a full pipe to one that is stuck never does.
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            return await telling
 
     async def rewind(self, message_id: UUID, *, dry_run: bool) -> dict[str, Any]:
         """Restore tracked files as they were before a user's message; with `dry_run` only say what that would change.
@@ -197,7 +254,8 @@ class Agent:
         (lines). Raises Exception with the CLI's words. The SDK's own method has no dry run: hence the private one.
         """
         asked = {"subtype": "rewind_files", "user_message_id": str(message_id), "dry_run": dry_run}
-        answer: dict[str, Any] = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
+        async with self._whole(REWIND_TIMEOUT):
+            answer: dict[str, Any] = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
         return answer
 
     def kill(self) -> None:
@@ -206,17 +264,27 @@ class Agent:
         The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
         private attributes; the SDK's version is pinned.
         """
-        pid = self.pid
+        self._killed, pid = True, self.pid
         if pid is not None:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-            except ProcessLookupError:
-                return
+                os.kill(pid, signal.SIGCONT)  # one that was stopped would not hear it
+
+    async def _put_down(self, connecting: asyncio.Task[None]) -> None:
+        """End a process that has not got as far as to be told to exit."""
+        self.kill()
+        connecting.cancel()
+        await asyncio.wait({connecting}, timeout=2 * STOP_TIMEOUT)
+        await self.close()
 
     async def close(self) -> None:
-        """Let an idle CLI exit and its transcript be stored; kill one that does not."""
+        """Let an idle CLI exit and its transcript be stored; kill one that does not, or when this is cut off."""
         closing = asyncio.create_task(self.client.disconnect(), name=f"disconnect-{self._session_id}")
-        done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
+        try:
+            done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)
+        except asyncio.CancelledError:
+            self.kill()
+            raise
         if not done:
             self.kill()
             await asyncio.wait({closing}, timeout=2 * STOP_TIMEOUT)

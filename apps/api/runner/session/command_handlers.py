@@ -68,11 +68,11 @@ async def _obey(execution: Execution, command: Command) -> Settled:
 
 async def _control(agent: Agent, payload: Any) -> None:
     if "stop_task" in payload:
-        await agent.client.stop_task(payload["stop_task"])
+        await agent.stop_task(payload["stop_task"])
     if "mcp_reconnect" in payload:
-        await agent.client.reconnect_mcp_server(payload["mcp_reconnect"])
+        await agent.reconnect_mcp_server(payload["mcp_reconnect"])
     if "mcp_toggle" in payload:
-        await agent.client.toggle_mcp_server(payload["mcp_toggle"]["name"], payload["mcp_toggle"]["enabled"])
+        await agent.toggle_mcp_server(payload["mcp_toggle"]["name"], payload["mcp_toggle"]["enabled"])
 
 
 async def _checked(doing: Any) -> Settled:

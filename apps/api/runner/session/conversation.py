@@ -13,7 +13,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet import claims
 from apps.api.core.sessions import sessions
-from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
@@ -53,7 +53,8 @@ class Conversation:
         self._meter.begin()
 
     async def fail(self, turn: Turn, code: str, text: str = "") -> None:
-        """End a run that got no result."""
+        """End a run that got no result: for `code`, or for what it was being stopped for."""
+        code = turn.stopping or code
         status, failure = stopped(code, text)
         events = [] if status == "interrupted" else [Event("error", failure)]
         cost, models = self._meter.take()
@@ -62,15 +63,28 @@ class Conversation:
         await self.finish(turn, Outcome(status, error=failure, cost_usd=cost, usage=used(models)), events)
 
     async def finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
-        """End a run with its last events."""
+        """End a run with its last events. A run ends once: who comes second waits for the first end."""
         if turn.ended.is_set():
             return
-        await self._approvals.close_all("run_ended", turn.run_id)
+        if turn.ending is None:
+            turn.ending = asyncio.create_task(self._end(turn, outcome, events), name=f"end-{turn.run_id}")
+        # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
+        await asyncio.shield(turn.ending)
+
+    async def _end(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
         last = [Event(e.type, e.fields, turn.run_id) for e in events]
         last.append(Event("done", {"status": outcome.status}, turn.run_id))
-        # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
-        await asyncio.shield(finish(self._writer, turn.run_id, outcome, *last))
-        self._turns.end(turn)
+        try:
+            await self._approvals.close_all("run_ended", turn.run_id)
+            await finish(self._writer, turn.run_id, outcome, *last)
+        except NotRunning as error:
+            log.warning("execution.ended_before", session_id=str(self._writer.session_id), error=error)
+            self._turns.end(turn)
+        except BaseException:
+            turn.ending = None  # an end that could not be stored is none: who waited for it may end the run otherwise
+            raise
+        else:
+            self._turns.end(turn, outcome.status)
 
     async def hear(self, agent: Agent, message: Message) -> None:
         """Take the agent's next message. Raises TranscriptLost, Poisoned, what `Writer.append` raises."""

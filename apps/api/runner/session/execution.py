@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -39,9 +40,9 @@ from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.hooks import Hooks
-from apps.api.runner.session.launch import Launch
+from apps.api.runner.session.launch import Launch, StartGate
 from apps.api.runner.session.ports import Ports
-from apps.api.runner.session.turn import Turn, Turns
+from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +62,7 @@ class Execution:
         core: Core,
         lease: Lease,
         scratch: Scratch,
-        start_gate: asyncio.Semaphore,
+        start_gate: StartGate,
         claim: Claim,
         freed: Callable[[], None],
     ) -> None:
@@ -135,24 +136,30 @@ class Execution:
         """Somebody else owns the session, or may soon: kill the CLI now and write nothing more."""
         self.fenced = True
         self._kill()
+        if (turn := self.turns.current) is not None:
+            turn.cut_off()
         self.close("owner_lost")
 
     async def stop(self, run_id: UUID | None, reason: str) -> bool:
-        """Stop the turn of `run_id` (or whichever is active); returns whether there was one, once it has ended."""
+        """Stop the turn of `run_id` (or whichever is active).
+
+        Once it has ended, returns whether its run was interrupted: it may have ended otherwise just before.
+        """
         turn = self.turns.of(run_id)
         if turn is None or turn.ended.is_set():
             return False
         turn.stop(reason)
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                if self._agent is not None:
+                if self._agent is not None and turn.ending is None:
                     await turn.interrupt(self._agent)
                 await turn.ended.wait()
         except TimeoutError:
-            self._kill()
+            if turn.ending is None:
+                self._kill()
             async with asyncio.timeout(STOP_TIMEOUT):
                 await turn.ended.wait()
-        return True
+        return turn.status == "interrupted"
 
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
@@ -226,12 +233,11 @@ class Execution:
         turn = self.turns.current
         assert turn is not None  # noqa: S101 - for the type checker
         try:
-            if claim.kind == "reset":
-                await self._reset(turn, claim)
-            elif claim.kind == "rewind":
-                await self._rewind(turn, claim)
-            else:
-                await self._prompt(turn, claim)
+            try:
+                obey = {"reset": self._reset, "rewind": self._rewind}.get(claim.kind, self._prompt)
+                await obey(turn, claim)
+            except TurnOver:
+                await self._end_cut_off(turn)
         except (LeaseLost, Unavailable):
             raise
         except Exception as error:
@@ -244,65 +250,62 @@ class Execution:
 
     async def _prompt(self, turn: Turn, claim: Claim) -> None:
         """Have an agent do what is asked; another one, when the first dies before it is in the turn."""
-        while agent := await self._prepare(turn, claim):
-            turn.begin()
-            try:
-                await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
-            except CLIConnectionError:
-                if turn.begun and not turn.lose():
-                    raise
-            if turn.begun and turn.stopping:
-                await self.stop(turn.run_id, turn.stopping)
-            await self._await_end(turn)
-            if turn.ended.is_set():
-                return
+        async with turn.clock():
+            while agent := await self._prepare(turn, claim):
+                turn.begin()
+                try:
+                    await agent.send(claim.run_id, claim.prompt, expand=claim.expand_prompt)
+                except CLIConnectionError:
+                    if turn.begun and not turn.lose():
+                        raise
+                turn.hand_over()
+                await turn.wait()
+                if turn.ended.is_set():
+                    return
+                await self._disconnect("agent_ended")
+                await self._store.forget(turn.run_id)  # the CLI does not take a prompt that it finds there
+
+    async def _end_cut_off(self, turn: Turn) -> None:
+        """End a turn whose deadline has come, or that was stopped before an agent had its prompt."""
+        if self.fenced:
+            raise LeaseLost(f"session {self.session_id}: lost in the middle of a turn")
+        reason = turn.stopping or "timeout"
+        turn.stop(reason)
+        if turn.sent and turn.ending is None:
+            with suppress(TimeoutError):
+                await self.stop(turn.run_id, reason)
+        await self._talk.fail(turn, reason)
+        if not turn.sent and self.agent is None:
             await self._disconnect("agent_ended")
-            await self._store.forget(turn.run_id)  # the CLI does not take a prompt that it finds there
 
     async def _prepare(self, turn: Turn, claim: Claim) -> Agent | None:
-        """A live agent for this run, warm or new. None when there is none to be had, or the run was stopped meanwhile:
-        then the run has ended."""
+        """A live agent for this run, warm or new. None when there is none to be had: then the run has ended."""
         agent = self._agent
         if agent and (unfit := agent.unfit(claim, tasks=bool(self.tasks.ids), at_work=self.at_work)):
             await self._disconnect(unfit)
         if self._agent is None:
-
-            def stopped() -> bool:
-                return self.fenced or turn.stopping is not None
-
             try:
-                self._agent = await self._launch.start(claim, turn.seconds_left(), stopped)
+                self._agent = await self._launch.start(claim)
                 self._talk.new_process()
                 self._agent.read(self)
-            except clone.Stopped:
-                log.info("execution.clone_stopped", session_id=str(self.session_id))
             except clone.CloneFailed as error:
-                code = "repository_failed" if turn.seconds_left() > 0 else "timeout"
-                await self._talk.fail(turn, code, str(error))
+                await self._talk.fail(turn, "repository_failed", str(error))
                 return None
             except StartFailed as error:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
-                code = "agent_start_failed" if turn.seconds_left() > 0 else "timeout"
                 reason = str(error) if isinstance(error, CannotStart) else "The agent process did not start."
-                await self._talk.fail(turn, code, reason)
+                await self._talk.fail(turn, "agent_start_failed", reason)
                 return None
         if self.fenced:
             raise LeaseLost(f"session {self.session_id}: lost while its agent started")
         if turn.stopping:
-            await self._talk.fail(turn, turn.stopping)
-            return None
+            raise TurnOver
         return self._agent
-
-    async def _await_end(self, turn: Turn) -> None:
-        try:
-            await turn.wait()
-        except TimeoutError:
-            if turn.begun:
-                await self.stop(turn.run_id, "timeout")
 
     async def _reset(self, turn: Turn, claim: Claim) -> None:
         """A new process for the same conversation (`soft`), or a new conversation as well (`hard`)."""
-        await self._disconnect("reset")
+        async with turn.clock():
+            await self._disconnect("reset")
         hard, fresh = claim.prompt["mode"] == "hard", uuid4()
 
         async def store(connection: asyncpg.Connection, _seq: int) -> None:
@@ -319,19 +322,16 @@ class Execution:
         settings, asked = self._core.settings, claim.prompt
         if not options.keeps_checkpoints(settings, claim.config):  # as it did when that message came
             claim = replace(claim, config=claim.config.model_copy(update={"enable_file_checkpointing": True}))
-        agent = await self._prepare(turn, claim)
-        if agent is None:
-            return
-        workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
-        try:
-            async with asyncio.timeout(turn.seconds_left()):
+        async with turn.clock():
+            agent = await self._prepare(turn, claim)
+            if agent is None:
+                return
+            workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
+            try:
                 found = await checkpoints.obey(agent, workspace, self._store, self._store.conversation, asked)
-        except checkpoints.CannotRewind as error:
-            await self._talk.fail(turn, error.code, str(error))
-            return
-        except TimeoutError:
-            await self._talk.fail(turn, "timeout")
-            return
+            except checkpoints.CannotRewind as error:
+                await self._talk.fail(turn, error.code, str(error))
+                return
         told = [] if asked["dry_run"] else [Event("status", {"status": "rewound", **asked, **found})]
         result = encode({"status": "succeeded", **asked, **found}).decode()
         await self._talk.finish(turn, Outcome("succeeded", result), told)

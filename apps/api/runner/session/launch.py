@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 from claude_agent_sdk import project_key_for_directory
@@ -21,6 +22,60 @@ from apps.api.runner.session.hooks import Hooks
 
 log = structlog.get_logger(__name__)
 
+HOLD_SECONDS = 5.0
+"""A start takes a core for about a second. One that has not ended by then waits for something, and needs no core."""
+
+
+class StartGate:
+    """How many agents start on this instance at a time, so that each start gets a core.
+
+    Attributes:
+        waiting: starts that wait for a place.
+    """
+
+    def __init__(self, places: int, moved: Callable[[], None], seconds: float = HOLD_SECONDS) -> None:
+        """`moved` is called when it is crowded no more."""
+        self._places, self._moved, self._seconds = places, moved, seconds
+        self._free = asyncio.Semaphore(places)
+        self.waiting = 0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether as many wait as have a place: one more start is better begun elsewhere, or later."""
+        return self.waiting >= self._places
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place. After HOLD_SECONDS it is given to another."""
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(self._seconds, give_back)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_back()
+
+    async def _wait(self) -> None:
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            was_crowded = self.is_crowded
+            self.waiting -= 1
+            if was_crowded:
+                self._moved()
+
 
 class Launch:
     """What the processes of a session are started with, one after the other."""
@@ -29,28 +84,25 @@ class Launch:
         self,
         core: Core,
         scratch: Scratch,
-        gate: asyncio.Semaphore,
+        gate: StartGate,
         writer: Writer,
         store: Transcripts,
         approvals: Approvals,
         hooks: Hooks,
     ) -> None:
-        """`gate`: how many may start on this instance at a time."""
         self._core, self._scratch, self._gate, self._writer = core, scratch, gate, writer
         self._store, self._approvals, self._hooks = store, approvals, hooks
         self._place: Place | None = None
 
-    async def start(self, claim: Claim, seconds: float, stopped: Callable[[], bool]) -> Agent:
+    async def start(self, claim: Claim) -> Agent:
         """Start an agent that knows the conversation so far, in a workspace with its repository.
 
-        `seconds`: for the repository; `stopped` tells whether to leave off with that.
-
         Raises:
-            CloneFailed, Stopped, StartFailed, LeaseLost, what the database raises.
+            CloneFailed, StartFailed, LeaseLost, what the database raises.
         """
         await self._tell_missing_files(claim)
-        await clone.provide(self._core, claim, self._writer, seconds, stopped)
-        async with self._gate:
+        await clone.provide(self._core, claim, self._writer)
+        async with self._gate.place():
             self.clear()  # of one that did not start
             self._place = await asyncio.to_thread(self._scratch.make)
             return await self._process(claim, self._place)

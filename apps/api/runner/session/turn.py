@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 from apps.api.core.fleet.claims import Claim
 from apps.api.runner.agent.process import Agent
+
+
+class TurnOver(Exception):
+    """The turn was cut off: by its deadline, or by who stops it; see `Turn.stopping`."""
 
 
 class Turn:
@@ -16,10 +21,13 @@ class Turn:
 
     Attributes:
         began: in monotonic seconds.
-        begun: the prompt is with the agent.
+        begun: the agent is being given the prompt.
+        sent: the agent has all of it.
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
         lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
+        ending: what stores its end; there is only one at a time.
+        status: how its run has ended, once its end is stored.
     """
 
     def __init__(
@@ -28,8 +36,10 @@ class Turn:
         """`seconds`: the deadline of a turn in the background, which no claim stands for."""
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
-        self.begun = self.lost = False
+        self.begun = self.sent = self.lost = False
         self.stopping: str | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self.status: str | None = None
         self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
         self._left_alone = asyncio.Event()
@@ -37,6 +47,7 @@ class Turn:
         self.began = time.monotonic()
         self._since: float | None = self.began
         self._clock: asyncio.Timeout | None = None
+        self._cut = False
 
     @property
     def paused(self) -> bool:
@@ -53,7 +64,7 @@ class Turn:
         """Its agent has died. Returns whether another may be given the prompt: the first had done nothing with it."""
         if self.lost or not self.begun or self.stopping or self.taken_up.is_set():
             return False
-        self.lost, self.begun = True, False
+        self.lost, self.begun, self.sent = True, False, False
         self._left_alone.set()
         return True
 
@@ -62,14 +73,26 @@ class Turn:
         self.begun = True
         self._left_alone.clear()
 
+    def hand_over(self) -> None:
+        """The agent has all of the prompt, if it has not died meanwhile: from now on it is asked to end the turn."""
+        self.sent = self.begun
+
     def take_up(self) -> None:
         """The agent is in this turn."""
-        self.begun = True
+        self.begun = self.sent = True
         self.taken_up.set()
 
     def stop(self, reason: str) -> None:
-        """Note why it is interrupted; the first reason counts."""
+        """Note why it is interrupted; the first reason counts. What no agent has yet is cut off at once."""
         self.stopping = self.stopping or reason
+        if not self.sent:
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """End what is being done for it, whatever that waits for."""
+        self._cut = True
+        if self._clock is not None and not self._clock.expired():
+            self._clock.reschedule(asyncio.get_running_loop().time())
 
     def seconds_left(self) -> float:
         """Until its deadline; negative after it."""
@@ -79,19 +102,42 @@ class Turn:
         """Stop the clock: the turn waits for a person."""
         if self._since is not None:
             self._left, self._since = self.seconds_left(), None
-            if self._clock is not None:
-                self._clock.reschedule(None)
+            self._set_clock()
 
     def resume(self) -> None:
         """Let the clock go on."""
         if self._since is None:
             self._since = time.monotonic()
-            if self._clock is not None:
-                self._clock.reschedule(asyncio.get_running_loop().time() + self._left)
+            self._set_clock()
+
+    def _set_clock(self) -> None:
+        # One that has gone off, or is about to, cannot be set any more.
+        if self._clock is not None and not self._cut and not self._clock.expired():
+            left = None if self.paused else asyncio.get_running_loop().time() + self._left
+            self._clock.reschedule(left)
+
+    @asynccontextmanager
+    async def clock(self) -> AsyncIterator[None]:
+        """The one clock of the turn: all that is done for it is done within, and ends at its deadline.
+
+        It began with the claim, so that waiting for whatever counts. Raises TurnOver once what was done is cut off.
+        """
+        if self._cut or self.stopping:
+            raise TurnOver
+        try:
+            async with asyncio.timeout(None if self.paused else self.seconds_left()) as clock:
+                self._clock = clock
+                yield
+        except TimeoutError:
+            if not clock.expired():
+                raise  # somebody else's
+            raise TurnOver from None
+        finally:
+            self._clock = None
 
     async def interrupt(self, agent: Agent) -> None:
         """Ask the agent to end this turn, if it has the prompt."""
-        if not self.begun:
+        if not self.sent:
             return
         await agent.interrupt()
         if not self.taken_up.is_set():
@@ -102,9 +148,8 @@ class Turn:
                 await agent.interrupt()
 
     async def wait(self) -> None:
-        """Until it has ended or is lost. Raises TimeoutError at its deadline."""
-        async with asyncio.timeout(None if self._since is None else self.seconds_left()) as self._clock:
-            await self._left_alone.wait()
+        """Until it has ended or is lost."""
+        await self._left_alone.wait()
 
 
 class Turns:
@@ -157,10 +202,11 @@ class Turns:
         if turn is not None:
             turn.take_up()
 
-    def end(self, turn: Turn) -> None:
-        """A turn is over."""
+    def end(self, turn: Turn, status: str | None = None) -> None:
+        """A turn is over; `status`: how its run has ended, as we have stored it."""
         if self.active is turn:
             self.active = None
+        turn.status = status
         turn.end()
 
     def end_all(self) -> None:
