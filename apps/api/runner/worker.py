@@ -18,6 +18,7 @@ import structlog
 
 from apps.api import __version__
 from apps.api.core.context import Core
+from apps.api.core.events.log import note_lost
 from apps.api.core.fleet import claims, commands, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
@@ -218,6 +219,7 @@ class Worker:
         room = room and not self._start_gate.is_crowded
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
         leaving += loop.spared
+        written = {s: e.writer.last_seq for s, e in self.executions.items()}
         try:
             claim = await claims.claim(
                 self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
@@ -231,7 +233,14 @@ class Worker:
         if claim is None:
             return False
         execution = self.executions.get(claim.session_id)
-        if execution is None or execution.generation != claim.generation:
+        if execution is not None:
+            if execution.generation != claim.generation or claim.last_seq < written[claim.session_id]:
+                # The database has gone back: what its agent knows has never been. A new one begins when it has ended.
+                execution.fence()
+                await note_lost(self._core.db, claim.session_id, claim.last_seq, written[claim.session_id])
+                await claims.give_back(self._core.db, self._lease.instance_id, claim)
+                return True
+        else:
             execution = Execution(self._core, self._lease, self.scratch, self._start_gate, claim, self._claim_now.set)
             self.executions[claim.session_id] = execution
             task = asyncio.create_task(self._own(execution), name=f"session-{claim.session_id}")
@@ -243,6 +252,8 @@ class Worker:
 
     async def _own(self, execution: Execution) -> None:
         try:
+            writer = execution.writer
+            await self._core.followers.look_back(writer.tenant_id, writer.session_id, writer.last_seq)
             await execution.run()
         except Exception as error:
             log.error("worker.session_failed", session_id=str(execution.session_id), error=error, exc_info=True)

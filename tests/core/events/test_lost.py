@@ -14,6 +14,7 @@ import pytest
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.events.replay import Followed
+from apps.api.core.fleet import claims
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.tasks import Loop
@@ -72,6 +73,7 @@ class Reader:
 
     def __init__(self, relay: Relay, claim: Claim, after: Position = START) -> None:
         self.seen: list[Frame] = []
+        self.has_looked = False
         self._batches = relay.followers.follow(followed(claim), after, tick=0.05)
         self.task = asyncio.create_task(self._read())
 
@@ -79,6 +81,7 @@ class Reader:
         async with aclosing(self._batches) as batches:
             async for batch in batches:
                 self.seen += batch
+                self.has_looked = self.has_looked or not batch
                 if any(frame.type == "done" for frame in batch):
                     return
 
@@ -146,7 +149,7 @@ async def test_new_readers_see_what_is_stored_and_not_what_redis_still_has(
     claim, _ = await told_eight(world, relay)
     await lose(world, claim, 5, claim.generation + moved)
     early = Reader(relay, claim, Position(after))
-    await until(lambda: len(early.durable) == 5 - after)
+    await until(lambda: early.has_looked and len(early.durable) == 5 - after)
     second, writer = await next_owner(world, relay, claim)
     await say(writer, second, 6)
     late = Reader(relay, claim, Position(after))
@@ -201,6 +204,28 @@ async def test_an_owner_whose_events_were_lost_notes_it_and_writes_no_more(world
     with pytest.raises(LeaseLost):
         await writer.append(Event("message", {}, claim.run_id))
     assert await relay.followers.start(followed(claim), Position(7), 20) == Position(5)
+
+
+async def test_the_next_owner_finds_in_redis_what_nobody_else_had(world: World, relay: Relay) -> None:
+    claim, _ = await told_eight(world, relay)
+    await lose(world, claim, 5)
+    second, writer = await next_owner(world, relay, claim)
+    await relay.followers.look_back(claim.tenant_id, claim.session_id, writer.last_seq)
+    await say(writer, second, 9)
+    assert await relay.followers.start(followed(claim), Position(8), 14) == Position(5)
+    assert await relay.followers.start(followed(claim), Position(9), 14) == Position(9)
+
+
+async def test_a_claim_that_is_given_back_is_claimed_again_as_it_was(world: World) -> None:
+    lease = await world.instance()
+    run = await world.queue()
+    await world.queue(run.session_id)
+    first = await world.claim(lease)
+    await claims.give_back(world.db, lease.instance_id, first)
+    await claims.give_back(world.db, lease.instance_id, first)
+    again = await world.claim(await world.instance())
+    assert (again.run_id, again.last_seq) == (first.run_id, first.last_seq)
+    assert again.generation > first.generation
 
 
 async def test_an_owner_that_was_fenced_has_lost_nothing(world: World, relay: Relay) -> None:

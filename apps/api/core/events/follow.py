@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import UUID
 
 import structlog
@@ -198,6 +198,11 @@ class Followers:
         if kept is None and after.seq <= newest:
             return after
         return Position(newest if kept is None else min(kept, newest))
+
+    async def look_back(self, tenant_id: UUID, session_id: UUID, last_seq: int) -> None:
+        """Before a new owner goes on after `last_seq`: if Redis has later events, the database has lost them."""
+        with suppress(*CONNECTION_ERRORS):
+            await self._replay.look_back(Followed(tenant_id, session_id), last_seq)
 
     async def until_next_check(self) -> None:
         """Wait until it is time to compare."""

@@ -78,6 +78,13 @@ class Replay:
         await self._redis.attempt(lambda: client.delete(stream))
         await self._redis.attempt(lambda: client.set(cached, b"", px=TOMBSTONE_TTL_MS))
 
+    async def look_back(self, followed: Followed, last_seq: int) -> None:
+        """Compare the stream with the end of the log, of which nobody has written more."""
+        stream = self._redis.keys.stream(followed.tenant_id, followed.session_id)
+        newest: Any = await self._redis.attempt(lambda: self._redis.client.xrevrange(stream, count=1))
+        if newest and (seq := int(newest[0][0].partition(b"-")[0])) > last_seq:
+            await self.lost(followed, last_seq, seq)
+
     async def doubted(self, followed: Followed, seq: int) -> int | None:
         """Where an event with this number was lost, so that nobody can say which one a client means, the last number
         before which nothing was lost."""

@@ -147,6 +147,21 @@ async def claim(
     return Claim(**fields)
 
 
+_GIVE_BACK = f"""
+WITH freed AS (
+  UPDATE sessions SET generation = {NEXT_GENERATION}, owner_id = NULL
+  WHERE id = $1 AND owner_id = $2 AND generation = $3 RETURNING id
+)
+UPDATE runs SET status = 'queued', started_at = NULL, first_seq = NULL
+WHERE id = $4 AND status = 'running' AND session_id IN (SELECT id FROM freed)
+"""  # noqa: S608 - ours
+
+
+async def give_back(db: Database, instance_id: UUID, claim: Claim) -> None:
+    """Queue a claimed run again in its old place, of which no agent has been told, and let any instance claim it."""
+    await db.pool.execute(_GIVE_BACK, claim.session_id, instance_id, claim.generation, claim.run_id)
+
+
 class Unreadable(Exception):
     """What is stored of a claimed run is not for this instance: another version or other settings made it."""
 

@@ -141,11 +141,10 @@ async def nothing_left(
 ) -> bool:
     """Whether such a stream would end without an event. An EventSource would ask for it again and again, but for 204:
     https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model."""
-    if after.seq > newest:
-        return False  # that is to be told
-    if run is not None and run[1] is not None and after.seq >= run[1]:
-        return True
-    return until_idle and await _all_seen(core, followed, after.seq)
+    over = run is not None and run[1] is not None and after.seq >= run[1]
+    if not over and not (until_idle and await _all_seen(core, followed, after.seq)):
+        return False
+    return await core.followers.start(followed, after, newest) == after  # else that is to be told
 
 
 async def _all_seen(core: Core, followed: Followed, reached: int) -> bool:
