@@ -65,6 +65,7 @@ class Sdk:
             place=place,
             config_dir=place.config,
             launcher=self.scratch.launcher,
+            lease=None,
             store=cast(Transcripts, self.store),
             sdk_session_id=session_id,
             resume=False,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from apps.api.errors import LeaseLost
 
 FENCE_MARGIN = 0.15
 """Part of the lease that this side gives away: it stops before the database's clock can have run out."""
+
+
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the machine is suspended, as the database's clock does: clock_gettime(2). Not every system has it."""
+
+
+def now() -> float:
+    """The moment on the clock of leases, in seconds: the same for every process of this machine."""
+    return time.clock_gettime(CLOCK)
 
 
 class Lease:
@@ -20,14 +30,21 @@ class Lease:
     def __init__(self, instance_id: UUID, seconds: float) -> None:
         self.instance_id, self.seconds = instance_id, seconds
         self._valid_until = 0.0
+        self._tell: Callable[[float], None] = lambda _until: None
+
+    def tell(self, tell: Callable[[float], None]) -> None:
+        """Have `tell` called with the moment until which this instance may act, now and whenever it changes."""
+        self._tell = tell
+        tell(self._valid_until)
 
     def renewed(self, sent_at: float) -> None:
-        """A renewal that was sent at `sent_at` (monotonic seconds) succeeded."""
+        """A renewal that was sent at `sent_at` (see `now`) succeeded."""
         self._valid_until = max(self._valid_until, sent_at + self.seconds * (1 - FENCE_MARGIN))
+        self._tell(self._valid_until)
 
     def remaining(self) -> float:
         """Seconds until this instance must stop writing; negative when over."""
-        return self._valid_until - time.monotonic()
+        return self._valid_until - now()
 
     def is_over(self) -> bool:
         return self.remaining() <= 0
@@ -35,6 +52,7 @@ class Lease:
     def give_up(self) -> None:
         """Fence this instance now, for example because its row is gone."""
         self._valid_until = 0.0
+        self._tell(0.0)
 
     def require(self) -> None:
         """Raises LeaseLost unless the lease is valid."""

@@ -59,6 +59,7 @@ class Worker:
         self._core, self._lease = core, lease
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
+        lease.tell(self.scratch.lease.write)
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()

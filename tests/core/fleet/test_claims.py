@@ -12,7 +12,7 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Claim, Unreadable
-from apps.api.core.lease import Lease
+from apps.api.core.lease import Lease, now
 from apps.api.core.sessions import outcome, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.tasks import Loop
@@ -157,7 +157,7 @@ async def test_instances_that_drain_are_dead_or_unknown_claim_nothing(world: Wor
     await instances.set_draining(world.db, draining.instance_id)
     await world.expire(dead)
     unknown = Lease(uuid4(), 60)
-    unknown.renewed(asyncio.get_running_loop().time())
+    unknown.renewed(now())
     for lease in (draining, dead, unknown):
         assert await world.claims_nothing(lease)
     fenced = await world.instance()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,7 +13,7 @@ from claude_agent_sdk import SessionKey
 from claude_agent_sdk.testing import run_session_store_conformance
 
 from apps.api.core.codec import decode
-from apps.api.core.lease import Lease
+from apps.api.core.lease import Lease, now
 from apps.api.core.pages import PAGE_BYTES
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.transcripts import Transcripts
@@ -44,7 +43,7 @@ async def world(settings: Settings, db: Database, redis: Redis) -> World:
 
 def valid_lease(seconds: float = 60) -> Lease:
     lease = Lease(uuid4(), seconds)
-    lease.renewed(time.monotonic())
+    lease.renewed(now())
     return lease
 
 

@@ -22,8 +22,9 @@ from typing import IO, Any, Literal
 
 import pytest
 
+from apps.api.core.lease import now
 from apps.api.runner.guard import processes
-from apps.api.runner.guard.launcher import bundled_cli, guard_environment, install_guard, landlock_abi
+from apps.api.runner.guard.launcher import LeaseFile, bundled_cli, guard_environment, install_guard, landlock_abi
 from tests.old_kernel import LANDLOCK_CREATE_RULESET, SECCOMP, without
 
 SECONDS = 20
@@ -46,6 +47,7 @@ class Session:
     read_paths: Sequence[Path] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
+    lease: LeaseFile | None = None
     workspace: Path = field(init=False)
     launcher: Path = field(init=False)
 
@@ -67,6 +69,7 @@ class Session:
             config_dir=self.root / "config",
             tmp_dir=self.root / "tmp",
             given=self.root / "given",
+            lease=self.lease.path if self.lease else None,
             isolation=self.isolation,
             seccomp=self.seccomp,
             read_paths=self.read_paths,
@@ -271,6 +274,31 @@ def test_a_killed_server_leaves_nothing_behind(session: Session) -> None:
         server.kill()
         assert at_end(server.stdout)
     assert server.returncode == -signal.SIGKILL
+
+
+def test_a_server_that_renews_no_lease_leaves_nothing_behind_though_it_lives(session: Session) -> None:
+    """It may be stopped, or its event loop may stand still: this process, too, does nothing but wait."""
+    session.lease = LeaseFile(session.root / "lease")
+    session.lease.write(now() + 3)
+    with session.started(DETACHED + "sleep 3.5; echo renewed; wait") as guard:
+        assert lines(guard.stdout, 3) == ["started"] * 3
+        session.lease.write(now() + 3600)
+        assert lines(guard.stdout, 1) == ["renewed"]
+        session.lease.write(0)
+        guard.send_signal(signal.SIGALRM)  # in place of an hour
+        assert at_end(guard.stdout)
+        assert guard.wait(SECONDS) == -signal.SIGTERM
+
+
+def test_a_guard_that_begins_without_a_lease_does_not_start_the_cli(session: Session) -> None:
+    session.lease = LeaseFile(session.root / "lease")
+    code, out, err = session.run("echo started")
+    assert (code, out) == (78, "")
+    assert "lease has run out" in err
+    session.lease.path.unlink()
+    code, out, err = session.run("echo started")
+    assert (code, out) == (78, "")
+    assert "lease cannot be read" in err
 
 
 @LINUX_ONLY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +17,7 @@ from claude_agent_sdk import (
 
 from apps.api.core.events.log import Writer
 from apps.api.core.fleet.claims import Claim
-from apps.api.core.lease import Lease
+from apps.api.core.lease import Lease, now
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Scope
@@ -54,7 +53,7 @@ class Talk:
     def __init__(self, world: World, writer: Writer, claim: Claim) -> None:
         core, self.turns, self.tasks = core_of(world), Turns(lambda: None), Tasks()
         lease = Lease(uuid4(), 60)
-        lease.renewed(time.monotonic())
+        lease.renewed(now())
         self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
         approvals, ports = Approvals(core, writer, self.turns, self.tasks), Ports(writer, self.turns)
         self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-import time
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from apps.api.core.lease import Lease
+from apps.api.core.lease import Lease, now
 from apps.api.db import Database
 from apps.api.errors import LeaseLost
 from apps.api.settings import Settings
@@ -44,7 +43,7 @@ async def register(
 
     After a lost lease it starts a new one under the same id, once no session is left that belonged to the old one.
     """
-    sent_at = time.monotonic()
+    sent_at = now()
     status = await db.pool.execute(_REGISTER, lease.instance_id, hostname, version, slots, lease.seconds, url)
     if status == "INSERT 0 1":
         lease.renewed(sent_at)
@@ -64,7 +63,7 @@ async def renew(db: Database, lease: Lease) -> list[Owned]:
     Raises:
         LeaseLost: the lease had run out, so the sessions may have been given to others.
     """
-    sent_at = time.monotonic()
+    sent_at = now()
     rows = await db.pool.fetch(
         """
         WITH me AS (

@@ -98,9 +98,10 @@ def environment(
     place: Place,
     config_dir: Path,
     profile: Profile | None = None,
+    lease: Path | None = None,
 ) -> dict[str, str]:
     """What the agent process is given on top of the guard's allow-list. `config_dir`: a path that leads to
-    `place.config`."""
+    `place.config`; `lease`: see `guard_environment`."""
     isolation = (profile and profile.isolation) or settings.agent_isolation
     env = {**_QUIET_CLI, **dict.fromkeys(_SILENCE, str(settings.model_silence_seconds * 1000))}
     if settings.anthropic_base_url:
@@ -123,6 +124,7 @@ def environment(
             config_dir=config_dir,
             tmp_dir=place.tmp,
             given=place.given,
+            lease=lease,
             isolation=isolation,
             seccomp=settings.agent_seccomp,
             read_paths=settings.agent_read_paths,
@@ -149,6 +151,7 @@ class Process:
     place: Place
     config_dir: Path
     launcher: Path
+    lease: Path | None
     store: Transcripts
     sdk_session_id: UUID
     resume: bool
@@ -213,7 +216,9 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         extra_args=_more_arguments(config, process),
         cwd=process.workspace.cwd,
         add_dirs=list(process.workspace.more),
-        env=environment(settings, config, process.workspace, process.place, process.config_dir, process.profile),
+        env=environment(
+            settings, config, process.workspace, process.place, process.config_dir, process.profile, process.lease
+        ),
         cli_path=process.launcher,
         stderr=process.keep,
         setting_sources=[],

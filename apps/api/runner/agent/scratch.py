@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from apps.api.core.sessions import files, removal
-from apps.api.runner.guard.launcher import install_guard
+from apps.api.runner.guard.launcher import LeaseFile, install_guard
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Place:
 
 
 class Scratch:
-    """This instance's private directory: places of processes, the launcher.
+    """This instance's private directory: places of processes, the launcher, the lease that guards read.
 
     The lock file lets others on this host remove what a killed instance left.
     """
@@ -62,6 +62,7 @@ class Scratch:
         self.root = Path(tempfile.mkdtemp(prefix="", dir=self._base))
         self._lock = _try_lock(self.root)
         self.launcher = install_guard(self.root)
+        self.lease = LeaseFile(self.root / "lease")
         self._remover = ThreadPoolExecutor(1, "scratch-remover")
         self._closing = False
 
@@ -98,6 +99,7 @@ class Scratch:
         self._closing = True
         self._remover.shutdown(cancel_futures=True)
         self._remove(self.root, stopped=False)
+        self.lease.close()
         if self._lock is not None:
             os.close(self._lock)
 

@@ -10,10 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from apps.api.runner.guard.confinement import landlock_abi
-from apps.api.runner.guard.program import SESSION_PREFIX
+import structlog
 
-__all__ = ["bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
+from apps.api.runner.guard.confinement import landlock_abi
+from apps.api.runner.guard.program import CLOCK, SESSION_PREFIX
+
+log = structlog.get_logger(__name__)
+
+__all__ = ["CLOCK", "LeaseFile", "bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -39,6 +43,31 @@ def install_guard(directory: Path, *, python: str = sys.executable) -> Path:
     return launcher
 
 
+class LeaseFile:
+    """A file that tells every guard of this instance until when its agent may live; at first not at all.
+
+    A server that stands still writes nothing, and its agents end with its lease: nobody else need tell them. One write
+    is for all guards, however many there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.write(0.0)
+
+    def write(self, until: float) -> None:
+        """`until`: on the CLOCK of the guard, in seconds. What cannot be written ends the agents in time."""
+        try:
+            os.pwrite(self._file, int(until * 1e9).to_bytes(8, "little"), 0)
+        except OSError as error:
+            log.error("guard.lease_not_written", error=error)
+
+    def close(self) -> None:
+        """No agent lives any more, or is to."""
+        os.close(self._file)
+
+
 def bundled_cli() -> Path:
     """The CLI inside the installed claude-agent-sdk. Raises FileNotFoundError when it is not there."""
     spec = importlib.util.find_spec("claude_agent_sdk")
@@ -59,6 +88,7 @@ def guard_environment(
     config_dir: Path,
     tmp_dir: Path,
     given: Path,
+    lease: Path | None,
     isolation: Literal["auto", "require", "off"],
     seccomp: Literal["on", "off"],
     read_paths: Sequence[Path],
@@ -77,6 +107,7 @@ def guard_environment(
             TMPDIR.
         given: a directory of this process alone that its agent may only read. The CLI is told to look there, and not
             in HOME, for what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
+        lease: see LeaseFile; None for a CLI that works for no session.
         isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
             start there (exit status 78), `off` leaves files as they are.
         seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; a machine that
@@ -90,13 +121,13 @@ def guard_environment(
     The model's credential (ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in `env`) comes to the CLI through a pipe: no
     environment below the guard holds it.
 
-    Raises:
-        ValueError: a path contains os.pathsep, so that it would be read as two.
+    Raises ValueError for a path that contains os.pathsep, so that it would be read as two.
     """
     own = {SESSION_PREFIX + name: value for name, value in session_env.items()}
     return own | {
         "CLI_GUARD_CLI": str(cli.absolute()),
         "CLI_GUARD_PARENT": str(os.getpid()),
+        "CLI_GUARD_LEASE": str(lease or ""),
         "CLI_GUARD_LANDLOCK": isolation,
         "CLI_GUARD_SECCOMP": seccomp,
         "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), given, *read_paths)),

@@ -2,7 +2,8 @@
 
 It gives the CLI an allow-listed environment and a confined view of the machine, keeps the model's credential out of
 what the agent's tools can print, and makes the CLI and all that it started end together: when the CLI ends, when the
-guard is told to end (SIGTERM, SIGINT, SIGHUP), and when the server dies, however.
+guard is told to end (SIGTERM, SIGINT, SIGHUP), when the server dies, however, and when the server stands still for so
+long that its lease has run out: then others may own what the agent works on.
 
 Every start of a CLI waits for this file: it needs the standard library only, and of that as little as possible. It is
 told what to do by the variables of `launcher.guard_environment`.
@@ -34,6 +35,7 @@ else:
 
 EX_NOEXEC, EX_CONFIG = 126, 78
 KILL_SECONDS = 5.0
+FOREVER = 86_400.0
 SESSION_PREFIX = "CLI_GUARD_ENV_"
 
 _ALLOWED = frozenset(
@@ -51,6 +53,9 @@ _CREDENTIALS = {
     "ANTHROPIC_API_KEY": "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
     "CLAUDE_CODE_OAUTH_TOKEN": "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
 }
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""That of the server's lease."""
+
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _WAKING = {signal.SIGCHLD, signal.SIGALRM}
 
@@ -69,6 +74,9 @@ def main() -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.getppid() != server:
         _refuse("the server has ended")
+    until = _lease(os.environ["CLI_GUARD_LEASE"])
+    if _seconds_left(until) <= 0:
+        _refuse("the server's lease has run out")
     abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
@@ -79,7 +87,7 @@ def main() -> NoReturn:
     # With copies of the CLI's pipes here, neither side would see the other close its end.
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
-    status = _wait(cli, server)
+    status = _wait(cli, server, until)
     _kill_descendants()
     _exit_as(status)
 
@@ -100,6 +108,20 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def _allowed(name: str) -> bool:
     return name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+
+
+def _lease(path: str) -> int | None:
+    """The file in which the server writes until when its agents may live; None for one that has no lease."""
+    try:
+        return os.open(path, os.O_RDONLY) if path else None
+    except OSError as error:
+        _refuse(f"the server's lease cannot be read ({error})")
+
+
+def _seconds_left(lease: int | None) -> float:
+    if lease is None:
+        return FOREVER
+    return (int.from_bytes(os.pread(lease, 8, 0), "little") - time.clock_gettime_ns(CLOCK)) / 1e9
 
 
 def _isolation(wanted: str) -> int:
@@ -191,14 +213,15 @@ def _listable(directory: str) -> bool:
     return True
 
 
-def _wait(cli: int, server: int) -> int:
+def _wait(cli: int, server: int, lease: int | None) -> int:
     """Wait for the CLI or a reason to end it. Returns the wait status to end with."""
-    if not confinement.LINUX:
-        _tick(0.5)  # nothing but the parent's pid tells there that the server has died
     ended: dict[int, int] = {}
     while _reap(ended) and cli not in ended:
-        if os.getppid() != server:
+        left = _seconds_left(lease)
+        if os.getppid() != server or left <= 0:
             return signal.SIGTERM
+        # Other systems than Linux tell by nothing but the parent's pid that the server has died.
+        signal.setitimer(signal.ITIMER_REAL, max(min(left, FOREVER if confinement.LINUX else 0.5), 0.001))
         number = signal.sigwait(_ENDING | _WAKING)
         if number in _ENDING:
             return number  # as a wait status: killed by it

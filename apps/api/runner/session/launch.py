@@ -147,6 +147,7 @@ class Launch:
             place=place,
             config_dir=config_dir,
             launcher=self._scratch.launcher,
+            lease=self._scratch.lease.path,
             store=self._store,
             sdk_session_id=conversation,
             resume=resume,
