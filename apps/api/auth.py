@@ -7,8 +7,9 @@ time. A plain hash is enough for a secret of that size: there is nothing to gues
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -29,6 +30,7 @@ class Principal:
     Attributes:
         profiles: those that the key is bound to, the first being its default; None: not bound.
         prompts_per_minute: the key's own limit, 0 being none; None: the server's.
+        secret_hash: of the secret that was shown, since a key may have two for a while.
     """
 
     tenant_id: UUID
@@ -40,6 +42,7 @@ class Principal:
     expires_at: datetime | None
     profiles: tuple[str, ...] | None = None
     prompts_per_minute: int | None = None
+    secret_hash: str = field(default="", repr=False)
 
     def require_unbound(self) -> None:
         """Raises Forbidden `key_is_bound` for a key that is bound to profiles: it may not change what all keys of its
@@ -53,9 +56,13 @@ class Principal:
 
     def require(self, scope: str) -> None:
         """Raises Forbidden `insufficient_scope` unless this key has `scope` or a wider one."""
-        wide_enough = SCOPES[: SCOPES.index(scope) + 1]
-        if not any(s in wide_enough for s in self.scopes):
+        if not covers(self.scopes, scope):
             raise Forbidden(f"This key lacks the scope {scope!r}.")
+
+
+def covers(scopes: Iterable[str], wanted: str) -> bool:
+    """Whether one of the scopes is `wanted` or a wider one."""
+    return not set(scopes).isdisjoint(SCOPES[: SCOPES.index(wanted) + 1])
 
 
 def hash_of(secret: str) -> str:
@@ -69,7 +76,7 @@ _PRINCIPAL = TypeAdapter(Principal)
 _LOOK_UP = """
 SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.profiles, k.prompts_per_minute,
   CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
-  t.id AS tenant_id, t.name AS tenant
+  t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
 WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
 """
@@ -98,6 +105,34 @@ async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Princip
     if principal.expires_at is not None and principal.expires_at <= datetime.now(UTC):
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
     return principal
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A key that is valid: the hashes of its secrets that are, and what it may do."""
+
+    secret_hashes: frozenset[str]
+    scopes: tuple[str, ...]
+    profiles: tuple[str, ...] | None
+
+
+_STANDING = """
+SELECT id, scopes, profiles, secret_hash, CASE WHEN previous_expires_at > now() THEN previous_hash END AS previous
+FROM api_keys WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+"""
+
+
+async def standing(db: Database, key_ids: Iterable[UUID]) -> dict[UUID, Standing]:
+    """Those of the keys that are valid, by the database's word and clock."""
+    rows = await db.pool.fetch(_STANDING, list(key_ids))
+    return {
+        row["id"]: Standing(
+            frozenset(filter(None, (row["secret_hash"], row["previous"]))),
+            tuple(row["scopes"]),
+            None if row["profiles"] is None else tuple(row["profiles"]),
+        )
+        for row in rows
+    }
 
 
 async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Principal) -> None:

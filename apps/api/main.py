@@ -37,12 +37,12 @@ from apps.api.runner.session.watch import Watch
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Settings
+from apps.api.shares import descriptors, table
 from apps.api.spelling import doubtful
 from apps.api.web import errors, health, index, metrics, playground, ports
 from apps.api.web.middleware import BoundedBody, RequestContext
+from apps.api.web.opened import Opened
 from apps.api.web.route import ErrorShape, Instance, Probe
-from apps.api.web.sse import EventStream, Streams
-from apps.api.web.ws import Socket
 
 log = structlog.get_logger(__name__)
 
@@ -165,19 +165,19 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await worker.start()
         for part in (worker, Upkeep(core, worker), Watch(core, worker.executions)):
             part.run_in(loops)
-        streams, sockets = Streams[EventStream](), Streams[Socket]()
+        opened = Opened(db, shares := table(settings, descriptors()))
+        loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, worker, lease, model, loops)
-        _measure(core, worker, lease, streams, sockets, deliveries)
+        _measure(core, worker, lease, opened, deliveries)
         metrics.LOOPS.read = lambda: loops.all
-        drain = _draining(core, worker, streams, sockets)
+        drain = _draining(core, worker, opened)
         app.state.instance = Instance(
             core,
             probe,
             prompt_limits,
-            streams,
-            sockets,
+            shares,
+            opened,
             databases=health.Dependents(core).states,
-            enter_preview=ports.Connections().enter,
             anonymous=await _admit_guests(core),
             drain=drain,
             failed=lambda: failed.loop,
@@ -196,38 +196,27 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             log.info("instance.stopped", instance_id=str(core.instance_id))
 
 
-def _draining(
-    core: Core, worker: Worker, streams: Streams[EventStream], sockets: Streams[Socket]
-) -> Callable[[], Awaitable[None]]:
+def _draining(core: Core, worker: Worker, opened: Opened) -> Callable[[], Awaitable[None]]:
     drained = asyncio.Event()
 
     async def drain() -> None:
         if not drained.is_set():
             drained.set()
             log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
-            streams.end(only_endless=True)
-            sockets.end(only_endless=True)
+            opened.drain(only_endless=True)
             await worker.drain(core.settings.shutdown_grace_seconds)
             await core.publisher.flushed()
-            streams.end(only_endless=False)
-            sockets.end(only_endless=False)
+            opened.drain(only_endless=False)
 
     return drain
 
 
-def _measure(
-    core: Core,
-    worker: Worker,
-    lease: Lease,
-    streams: Streams[EventStream],
-    sockets: Streams[Socket],
-    deliveries: Deliveries,
-) -> None:
+def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliveries: Deliveries) -> None:
     metrics.SLOTS.set(core.settings.runner_slots)
     metrics.RUNNING.set_function(lambda: worker.running)
     metrics.LIVE.set_function(lambda: worker.live)
-    metrics.STREAMS.set_function(lambda: streams.count)
-    metrics.SOCKETS.set_function(lambda: sockets.count)
+    metrics.STREAMS.set_function(lambda: opened.count("streams"))
+    metrics.SOCKETS.set_function(lambda: opened.count("sockets") + opened.count("strangers"))
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
     metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
     metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed

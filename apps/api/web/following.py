@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from starlette.requests import Request
 
+from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.context import Core
 from apps.api.core.events.follow import SessionDeleted
@@ -18,9 +19,9 @@ from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RunFailed
+from apps.api.web.opened import Held
+from apps.api.web.route import instance_of
 from apps.api.web.sse import Leaving, disconnected
-
-T = TypeVar("T")
 
 WAIT_MARGIN = 600.0
 """Seconds on top of a run's timeout that a waiting request allows for the queue."""
@@ -43,12 +44,44 @@ async def run_frames(
                 return
 
 
-async def finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: float) -> dict[str, Any] | None:
-    """The run as stored once it is over, or None when it is not after `wait_seconds`.
+async def finished(
+    request: Request,
+    core: Core,
+    caller: Principal,
+    run: Submitted,
+    wait_seconds: float,
+    held: Held | None = None,
+    left: Leaving | None = None,
+) -> dict[str, Any] | None:
+    """The run as stored once it is over. None when it is not after `wait_seconds`, or when the client has gone away,
+    after `left` was called.
+
+    Args:
+        held: what the wait was opened as, unless it is a short one. Of those no key has a share.
 
     Raises:
         RunFailed: the session was deleted meanwhile.
+        Unauthorized, Forbidden: the key may not wait on.
     """
+    with held or instance_of(request).opened.hold(None, caller) as place:
+        work = asyncio.create_task(_finished(core, caller.tenant_id, run, wait_seconds), name="wait")
+        gone = asyncio.create_task(disconnected(request.receive), name="wait-disconnect")
+        try:
+            await asyncio.wait({work, gone, place.over}, return_when=asyncio.FIRST_COMPLETED)
+            if place.why:
+                raise place.why
+            # When the instance stops, so does the run, and its client is to hear how.
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if left is not None:
+                await left()
+            return None
+        finally:
+            await tasks.end(work, gone)
+
+
+async def _finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: float) -> dict[str, Any] | None:
     frames = run_frames(core, tenant_id, run)
     try:
         async with asyncio.timeout(wait_seconds), aclosing(frames):
@@ -74,19 +107,3 @@ def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:
         details = {**ids, "result": run["result"]}
         raise RunFailed(error["code"], error["message"], details, error.get("retry_after_seconds"))
     return {**ids, **(run["result"] or {})}
-
-
-async def unless_left(request: Request, waiting: Coroutine[Any, Any, T], left: Leaving | None) -> T | None:
-    """Wait for something on behalf of a client. None when the client has gone away, after `left` was called."""
-    if left is None:
-        return await waiting
-    work = asyncio.create_task(waiting, name="wait")
-    gone = asyncio.create_task(disconnected(request.receive), name="wait-disconnect")
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        await left()
-        return None
-    finally:
-        await tasks.end(work, gone)

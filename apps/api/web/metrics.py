@@ -19,7 +19,7 @@ REQUESTS = Counter(
 RUNNING = Gauge("runs_running", "Runs that this instance executes now.", registry=REGISTRY)
 SLOTS = Gauge("runner_slots", "Runs that this instance may execute at once.", registry=REGISTRY)
 LIVE = Gauge("sessions_live", "Sessions that this instance owns, each with one agent process.", registry=REGISTRY)
-STREAMS = Gauge("event_streams_open", "SSE responses that are open on this instance.", registry=REGISTRY)
+STREAMS = Gauge("event_streams_open", "Event streams and requests that wait, on this instance.", registry=REGISTRY)
 SOCKETS = Gauge("websockets_open", "WebSocket connections that are open on this instance.", registry=REGISTRY)
 LEASE = Gauge("instance_lease_remaining_seconds", "Seconds for which this instance may still write.", registry=REGISTRY)
 

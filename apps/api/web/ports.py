@@ -6,8 +6,6 @@ the API.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,11 +14,13 @@ from fastapi import APIRouter, Path, Request, Response, WebSocket
 from starlette.requests import HTTPConnection
 
 from apps.api import auth
+from apps.api.auth import Principal
 from apps.api.core.sessions import ports
 from apps.api.core.sessions.ports import PortAccess
-from apps.api.errors import ApiError, NotFound, RateLimited, Unavailable
+from apps.api.errors import ApiError, NotFound, Unavailable
 from apps.api.web.callers import may_touch, presented_key
 from apps.api.web.errors import error_response
+from apps.api.web.opened import Held
 from apps.api.web.origins import Origin
 from apps.api.web.proxy import Upstream, relay, relay_socket
 from apps.api.web.route import core_of, instance_of
@@ -34,9 +34,6 @@ Port = Annotated[int, Path(ge=1, le=65535)]
 
 FORWARDED = "x-preview-ticket"
 """Header of a request that another instance has passed on."""
-
-MAX_CONNECTIONS, MAX_OF_A_SESSION = 500, 50
-"""Previews that an instance serves at the same moment."""
 
 _GUARDED = {
     # An origin of its own, without storage: scripts of a page here reach nothing that is the API's or another page's.
@@ -53,30 +50,13 @@ _OPEN = {
 }
 
 
-class Connections:
-    """Previews that are being served here, by session."""
-
-    def __init__(self) -> None:
-        self._open: Counter[UUID] = Counter()
-
-    def enter(self, session_id: UUID) -> Callable[[], None]:
-        """Count one; returns what to call at its end. Raises RateLimited."""
-        if self._open.total() >= MAX_CONNECTIONS or self._open[session_id] >= MAX_OF_A_SESSION:
-            raise RateLimited("Too many connections to previews.", headers={"Retry-After": "1"})
-        self._open[session_id] += 1
-
-        def leave() -> None:
-            self._open[session_id] -= 1
-            self._open += Counter()  # forgets who has none
-
-        return leave
-
-
 class Admitted:
     """A request that may pass: to which port of which session, and under which path of ours."""
 
-    def __init__(self, preview: PortAccess, port: int, prefix: str, *, forwarded: bool = False) -> None:
-        self.preview, self.port, self.prefix, self.forwarded = preview, port, prefix, forwarded
+    def __init__(
+        self, preview: PortAccess, port: int, prefix: str, *, forwarded: bool = False, caller: Principal | None = None
+    ) -> None:
+        self.preview, self.port, self.prefix, self.forwarded, self.caller = preview, port, prefix, forwarded, caller
         self.by_link = "~" in prefix
 
 
@@ -96,10 +76,26 @@ async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: 
             raise ports.refused()
         return Admitted(preview, port, f"{prefix}/~{ticket}")
     caller = await auth.authenticate(core.db, core.redis, presented_key(connection))
-    caller.require("read" if connection.scope.get("method") in ("GET", "HEAD") else "write")
+    caller.require(_scope(connection))
     await may_touch(core, caller, connection.path_params)
     preview = await ports.get(core.db, caller.tenant_id, session_id)
-    return Admitted(preview, port, prefix)
+    return Admitted(preview, port, prefix, caller=caller)
+
+
+def _scope(connection: HTTPConnection) -> str:
+    return "read" if connection.scope.get("method") in ("GET", "HEAD") else "write"
+
+
+def _hold(connection: HTTPConnection, to: Admitted) -> Held:
+    """Raises RateLimited, Unavailable."""
+    return instance_of(connection).opened.hold(
+        "previews",
+        to.caller,
+        _scope(connection),
+        tenant_id=to.preview.tenant_id,
+        session_id=to.preview.session_id,
+        descriptors=2,  # the client's, and the one to the program
+    )
 
 
 def _target(connection: HTTPConnection, to: Admitted) -> str:
@@ -160,13 +156,9 @@ async def preview(request: Request, session_id: UUID, port: Port, path: str) -> 
     to = await _admit(request, session_id, port, path)
     if to.by_link and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
         return Response(status_code=204, headers=_OPEN)
-    leave = instance_of(request).enter_preview(session_id)
-    try:
+    with _hold(request, to) as held:
         upstream = await _upstream(request, to)
-        answer = await relay(request, upstream, leave)
-    except BaseException:
-        leave()
-        raise
+        answer = await held.during(relay(request, upstream, held))
     answer.raw_headers = _origin(request, to, upstream).outside(answer.raw_headers)
     if not to.forwarded:
         for name, value in {**_GUARDED, **(_OPEN if to.by_link else {})}.items():
@@ -180,10 +172,7 @@ async def preview_socket(websocket: WebSocket, session_id: UUID, port: Port, pat
     try:
         to = await _admit(websocket, session_id, port, path)
         known(websocket)
-        leave = instance_of(websocket).enter_preview(session_id)
-        try:
-            await relay_socket(websocket, await _upstream(websocket, to))
-        finally:
-            leave()
+        with _hold(websocket, to) as held:
+            await relay_socket(websocket, await _upstream(websocket, to), held)
     except ApiError as error:
         await websocket.send_denial_response(error_response(websocket.scope, error))

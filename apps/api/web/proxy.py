@@ -4,7 +4,7 @@ the connection, of ours or of the browser's identity passed on."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from apps.api.errors import ApiError
+from apps.api.web.opened import Held
+from apps.api.web.ws import Closed, refusal
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +78,8 @@ def _named_by(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     return frozenset(part.strip().lower() for value in named for part in value.split(b","))
 
 
-async def relay(request: Request, upstream: Upstream, ended: Callable[[], None]) -> Relayed:
-    """Pass a request on; the answer is streamed, and `ended` called after its end. Raises BadGateway."""
+async def relay(request: Request, upstream: Upstream, held: Held) -> Relayed:
+    """Pass a request on; the answer is streamed, and `held` closed after its end. Raises BadGateway."""
     origin = httpcore2.Origin(upstream.scheme.encode(), upstream.address.encode(), upstream.port)
     connection = httpcore2.AsyncHTTPConnection(origin)
     headers = [(b"Host", upstream.host.encode()), (b"Connection", b"close"), *asked(request), *upstream.more]
@@ -97,10 +99,12 @@ async def relay(request: Request, upstream: Upstream, ended: Callable[[], None])
     )
     try:
         response = await connection.handle_async_request(asking)
-    except _BROKEN as error:
+    except BaseException as error:
         await connection.aclose()
-        raise BadGateway("The agent's program gave no answer that is HTTP.") from error
-    answer = Relayed(connection, response, ended)
+        if isinstance(error, _BROKEN):
+            raise BadGateway("The agent's program gave no answer that is HTTP.") from error
+        raise
+    answer = Relayed(connection, response, held)
     dropped = _UNTOLD | _named_by(response.headers)
     answer.raw_headers = [(name.lower(), value) for name, value in response.headers if name.lower() not in dropped]
     return answer
@@ -109,20 +113,19 @@ async def relay(request: Request, upstream: Upstream, ended: Callable[[], None])
 class Relayed(StreamingResponse):
     """An answer that is passed on while it comes. One that breaks off breaks off for the client, too."""
 
-    def __init__(
-        self, connection: httpcore2.AsyncHTTPConnection, response: httpcore2.Response, ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: httpcore2.AsyncHTTPConnection, response: httpcore2.Response, held: Held) -> None:
         super().__init__(_body(response), response.status)
-        self._connection, self._ended = connection, ended
+        self._connection, self._held = connection, held
+        held.kept = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(WHOLE_SECONDS):
-                await super().__call__(scope, receive, send)
-        except (*_BROKEN, ClientDisconnect) as error:
+                await self._held.during(super().__call__(scope, receive, send))
+        except (*_BROKEN, ClientDisconnect, ApiError) as error:
             log.info("preview.cut", error=type(error).__name__)
         finally:
-            self._ended()
+            self._held.close()
             await self._connection.aclose()
 
 
@@ -135,7 +138,7 @@ async def _body(response: httpcore2.Response) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def relay_socket(websocket: WebSocket, upstream: Upstream) -> None:
+async def relay_socket(websocket: WebSocket, upstream: Upstream, held: Held) -> None:
     """Pass a WebSocket on, until either side ends it. Raises BadGateway before it is accepted."""
     url = f"{'wss' if upstream.scheme == 'https' else 'ws'}://{upstream.place}{upstream.target}"
     wanted = websocket.headers.get("sec-websocket-protocol", "")
@@ -154,11 +157,17 @@ async def relay_socket(websocket: WebSocket, upstream: Upstream) -> None:
         raise BadGateway("The agent's program took no WebSocket here.") from error
     async with other:
         await websocket.accept(subprotocol=other.subprotocol)
-        with suppress(TimeoutError):
+        closed = None
+        try:
             async with asyncio.timeout(WHOLE_SECONDS):
-                await _pump(websocket, other)
+                await held.during(_pump(websocket, other))
+        except TimeoutError:
+            pass
+        except ApiError as error:
+            closed = refusal(error)
         with suppress(RuntimeError, WebSocketDisconnect):
-            await websocket.close(_code(other.close_code))
+            closed = closed or Closed(_code(other.close_code))
+            await websocket.close(closed.code, closed.reason or None)
 
 
 def _code(code: int | None) -> int:

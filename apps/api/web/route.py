@@ -11,12 +11,13 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from apps.api.auth import Principal
 from apps.api.core.context import Core
 from apps.api.core.network.default_model import Answer
 from apps.api.errors import ApiError
 from apps.api.limits import PromptLimits
-from apps.api.web.sse import EventStream, Streams
-from apps.api.web.ws import Socket
+from apps.api.shares import Kind, Share
+from apps.api.web.opened import Held, Opened
 
 State = Literal["ok", "unavailable"]
 
@@ -49,8 +50,7 @@ class Instance:
 
     Attributes:
         databases: whether PostgreSQL and Redis answer.
-        enter_preview: counts a preview of a session as being served; returns what to call at its end. Raises
-            RateLimited.
+        opened: everything that stays open here, such as event streams and WebSockets.
         anonymous: what stands for the key of callers without a key, if there may be some.
         drain: ends what this instance does in order; returns when that is done.
         failed: the name of a background task that ended by itself, if one has.
@@ -61,10 +61,9 @@ class Instance:
     core: Core
     probe: Probe
     prompt_limits: PromptLimits
-    streams: Streams[EventStream]
-    sockets: Streams[Socket]
+    shares: Mapping[Kind, Share]
+    opened: Opened
     databases: Callable[[], Awaitable[tuple[State, State]]]
-    enter_preview: Callable[[UUID], Callable[[], None]]
     anonymous: str | None
     drain: Callable[[], Awaitable[None]]
     failed: Callable[[], str | None]
@@ -76,6 +75,12 @@ def instance_of(connection: HTTPConnection) -> Instance:
     """The instance that serves this connection."""
     instance: Instance = connection.app.state.instance
     return instance
+
+
+def stream_of(request: HTTPConnection, caller: Principal, scope: str) -> Held:
+    """For an event stream, or a request that waits for a run: before the run begins, so that what is refused leaves
+    nothing behind. `scope`: what the key must be allowed as long as it lasts. Raises RateLimited, Unavailable."""
+    return instance_of(request).opened.hold("streams", caller, scope)
 
 
 def core_of(connection: HTTPConnection) -> Core:

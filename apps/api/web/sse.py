@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from contextlib import suppress
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from apps.api.core import tasks
+from apps.api.errors import ApiError
+from apps.api.web.opened import Held
 
 log = structlog.get_logger(__name__)
 
@@ -33,40 +35,20 @@ HEADERS = {
 Leaving = Callable[[], Awaitable[None]]
 """What to do when a client leaves before it has all that it came for."""
 
+Farewell = Callable[[ApiError], bytes]
+"""The frames by which a stream tells why it ends before its time."""
 
-class Stream(Protocol):
-    """What a drain can end: an event stream, or a WebSocket."""
+PIECE = 64 * 1024
+"""Bytes of one write: what a client that does not read costs, beside what its system holds."""
 
-    def end(self, *, only_endless: bool) -> None:
-        """End it in order; with `only_endless`, only what no run bounds."""
-
-
-S = TypeVar("S", bound=Stream)
+FAREWELL_SECONDS = 1.0
+"""For a client to take the reason why its stream ends; it does not wait for one that is slow."""
 
 
-class Streams(Generic[S]):
-    """The open streams of this instance, so that a drain can end them."""
-
-    def __init__(self) -> None:
-        self._open: set[S] = set()
-
-    def __iter__(self) -> Iterator[S]:
-        return iter(tuple(self._open))
-
-    @property
-    def count(self) -> int:
-        return len(self._open)
-
-    def add(self, stream: S) -> None:
-        self._open.add(stream)
-
-    def remove(self, stream: S) -> None:
-        self._open.discard(stream)
-
-    def end(self, *, only_endless: bool) -> None:
-        """End all streams, or those that no run bounds; their clients reconnect elsewhere."""
-        for stream in self:
-            stream.end(only_endless=only_endless)
+def pieces(data: bytes) -> Iterator[bytes]:
+    """The same bytes, cut so that each piece can wait for the client; once, if there are none."""
+    for start in range(0, len(data) or 1, PIECE):
+        yield data[start : start + PIECE]
 
 
 class EventStream(Response):
@@ -77,37 +59,33 @@ class EventStream(Response):
     def __init__(
         self,
         chunks: AsyncGenerator[bytes],
-        streams: Streams[EventStream],
+        held: Held,
         *,
-        endless: bool = False,
+        farewell: Farewell,
         headers: Mapping[str, str] | None = None,
         left: Leaving | None = None,
     ) -> None:
-        """`chunks`: frames joined; an empty chunk becomes a keep-alive comment. `left`: called when the client leaves
-        before they end, or stops reading; not when the server ends the stream."""
+        """`chunks`: frames joined; an empty chunk becomes a keep-alive comment. `held`: is closed at the end. `left`:
+        called when the client leaves before they end, or stops reading; not when the server ends the stream."""
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
-        self._chunks, self._streams, self._endless = chunks, streams, endless
-        self._left = left
-        self._ended: asyncio.Future[None] | None = None
-
-    def end(self, *, only_endless: bool) -> None:
-        """Stop writing; the response ends in order."""
-        if only_endless and not self._endless:
-            return
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+        self._chunks, self._held, self._farewell, self._left = chunks, held, farewell, left
+        self._in_chunk = False
+        held.kept = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._run(receive, send)
+        finally:
+            self._held.close()
+
+    async def _run(self, receive: Receive, send: Send) -> None:
         writer = asyncio.create_task(self._write(send), name="event-stream")
         gone = asyncio.create_task(disconnected(receive), name="event-stream-disconnect")
-        self._ended = asyncio.get_running_loop().create_future()
-        self._streams.add(self)
         try:
-            await asyncio.wait({writer, gone, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, gone, self._held.over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._streams.remove(self)
             left = gone.done() and not writer.done()
             await tasks.end(writer, gone)
             await self._chunks.aclose()
@@ -115,17 +93,29 @@ class EventStream(Response):
         if error is not None:
             log.warning("sse.cut", error=error)
         if not left and error is None:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._end(send)
         elif self._left is not None and (left or isinstance(error, _Unread)):
             await self._left()
 
     async def _write(self, send: Send) -> None:
         async for chunk in self._chunks:
-            try:
-                async with asyncio.timeout(WRITE_TIMEOUT):
-                    await send({"type": "http.response.body", "body": chunk or KEEP_ALIVE, "more_body": True})
-            except (TimeoutError, OSError) as error:
-                raise _Unread from error
+            self._in_chunk = True
+            for piece in pieces(chunk or KEEP_ALIVE):
+                try:
+                    async with asyncio.timeout(WRITE_TIMEOUT):
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                except (TimeoutError, OSError) as error:
+                    raise _Unread from error
+            self._in_chunk = False
+
+    async def _end(self, send: Send) -> None:
+        why = self._held.why
+        # What is cut in the middle of an event ends there: its client drops the half, and takes nothing for it.
+        last = self._farewell(why) if why is not None and not self._in_chunk else b""
+        # Until the connection takes it; one that does not is ended by the server (connections.py).
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 class _Unread(Exception):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from uuid import UUID
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from apps.api.errors import ApiError
 from apps.api.web.sse import WRITE_TIMEOUT
 
 GONE = 1006
@@ -51,22 +51,21 @@ class Closed(Exception):
         self.code, self.reason = code, reason
 
 
+def refusal(error: ApiError) -> Closed:
+    """How a connection ends that must not go on for this reason."""
+    if error.code == "shutdown":
+        return Closed(RESTART, "this instance stops; connect again")
+    other = UNAUTHORIZED if error.status < 500 else FAILED
+    return Closed({403: FORBIDDEN, 429: TOO_MANY}.get(error.status, other), error.code)
+
+
 class Socket:
-    """One accepted connection. `key_id` is None until its client has shown a key."""
+    """One accepted connection."""
 
     def __init__(self, websocket: WebSocket, *, write_timeout: float = WRITE_TIMEOUT) -> None:
         """`write_timeout`: seconds that one message may wait for a slow client before the connection is cut."""
         self._websocket, self._write_timeout = websocket, write_timeout
         self._writing = asyncio.Lock()
-        self.key_id: UUID | None = None
-        self.draining = asyncio.Event()
-        self.ended = asyncio.Event()
-
-    def end(self, *, only_endless: bool) -> None:
-        """The instance drains: `draining` asks to finish what runs, `ended` to close now."""
-        self.draining.set()
-        if not only_endless:
-            self.ended.set()
 
     async def receive(self) -> str | bytes:
         """The next message: text, or bytes from a binary frame.

@@ -25,7 +25,7 @@ from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed,
 from apps.api.limits import DEFAULTS, PUBLIC_LIMIT, public_limiter
 from apps.api.web.callers import policy_of
 from apps.api.web.following import WAIT_MARGIN, finished, run_frames
-from apps.api.web.route import instance_of
+from apps.api.web.opened import Held
 from apps.api.web.sse import EventStream
 
 STOP_SECONDS = 20.0
@@ -159,15 +159,15 @@ async def send(
     return await dispatch.send(core, caller.tenant_id, caller.key_id, request)
 
 
-async def ended(core: Core, tenant_id: UUID, run: Submitted) -> dict[str, Any]:
+async def ended(request: Request, core: Core, caller: Principal, run: Submitted, held: Held) -> dict[str, Any]:
     """The run as stored, once it is over. Raises StillRunning, RunFailed when the session was deleted."""
-    state = await finished(core, tenant_id, run, core.settings.request_timeout + WAIT_MARGIN)
+    state = await finished(request, core, caller, run, core.settings.request_timeout + WAIT_MARGIN, held)
     if state is None:
         raise StillRunning("The run is still queued or running.", details={"run_id": str(run.run_id)})
     return state
 
 
-async def stop(core: Core, tenant_id: UUID, run_id: UUID) -> None:
+async def stop(request: Request, core: Core, caller: Principal, run_id: UUID) -> None:
     """Cancel a run and wait for its end; nothing happens when it is over already.
 
     Raises:
@@ -176,14 +176,15 @@ async def stop(core: Core, tenant_id: UUID, run_id: UUID) -> None:
         StillRunning: it has not ended after STOP_SECONDS.
     """
     try:
-        if (await cancellation.cancel(core, tenant_id, run_id)).status == "applied":
+        if (await cancellation.cancel(core, caller.tenant_id, run_id)).status == "applied":
             return
     except Conflict as conflict:
         if conflict.code != "no_live_run":
             raise
         return
-    lies = await runs.extent(core.db, tenant_id, run_id)
-    if await finished(core, tenant_id, Submitted(lies.session_id, run_id, lies.start), STOP_SECONDS) is None:
+    lies = await runs.extent(core.db, caller.tenant_id, run_id)
+    run = Submitted(lies.session_id, run_id, lies.start)
+    if await finished(request, core, caller, run, STOP_SECONDS) is None:
         raise StillRunning("The run has been told to stop, and goes on for now.", details={"run_id": str(run_id)})
 
 
@@ -216,17 +217,19 @@ def stream(
     core: Core,
     caller: Principal,
     run: Submitted,
+    held: Held,
     translate: Callable[[Frame], bytes],
     *,
-    deleted: bytes,
+    farewell: Callable[[str], bytes],
     first: bytes = b"",
 ) -> EventStream:
     """The events of one run as a dialect tells them.
 
     Args:
         translate: the bytes for an event, empty for what the dialect does not tell; must end with the run's `done`.
-        deleted: the end of the stream when the session is deleted meanwhile.
+        farewell: the end of the stream, with the reason, when it ends before the run does.
         first: what the stream begins with, before there is any event.
     """
-    chunks = _chunks(core, caller.tenant_id, run, translate, first, deleted)
-    return EventStream(chunks, instance_of(request).streams, headers=getattr(request.state, "limit_headers", {}))
+    chunks = _chunks(core, caller.tenant_id, run, translate, first, farewell("Session not found"))
+    headers = getattr(request.state, "limit_headers", {})
+    return EventStream(chunks, held, farewell=lambda error: farewell(error.message), headers=headers)

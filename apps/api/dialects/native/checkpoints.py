@@ -121,7 +121,7 @@ async def rewind(
     wanted = {"checkpoint_id": str(message_id), "dry_run": body.dry_run}
     idempotency = Idempotency.given(idempotency_key, request.url.path, wanted)
     run = await send_change(core, caller, session_id, "rewind", wanted, idempotency)
-    state = await finished(core, caller.tenant_id, run, REWIND_WAIT)
+    state = await finished(request, core, caller, run, REWIND_WAIT)
     if state is None:
         accepted = wire.Accepted(session_id=session_id, run_id=run.run_id)
         return Json(accepted.model_dump(mode="json"), status_code=202)

@@ -153,7 +153,7 @@ async def reset(
     """
     idempotency = Idempotency.given(idempotency_key, request.url.path, body.model_dump())
     run = await send_change(core, caller, session_id, "reset", body.model_dump(), idempotency)
-    state = await finished(core, caller.tenant_id, run, RESET_WAIT)
+    state = await finished(request, core, caller, run, RESET_WAIT)
     if state is not None:
         outcome_or_error(state)
     return _applied(session_id, Sent("accepted" if state is None else "applied", run.run_id, {}))

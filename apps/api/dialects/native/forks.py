@@ -15,7 +15,7 @@ from apps.api.dialects.native.stream import run_stream
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter
 from apps.api.web.doors import Router
-from apps.api.web.route import CoreDep
+from apps.api.web.route import CoreDep, stream_of
 
 router = Router(prefix=PREFIX)
 
@@ -41,9 +41,12 @@ async def fork(
     """
     asked = run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
     cut = forks.Fork(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
-    forked = await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)
-    if forked.run is None:
+    if body.prompt is None:
+        forked = await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)
         state = await state_of(core, caller, forked.session_id)
         return Json(state.model_dump(mode="json"), status_code=201, headers=request.state.limit_headers)
-    left = leaving(core, caller, body, forked.run)
-    return run_stream(request, core, caller.tenant_id, forked.run, partials=body.include_partial_messages, left=left)
+    with stream_of(request, caller, "write") as held:
+        run = (await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)).run
+        assert run is not None  # noqa: S101 - for the type checker
+        left = leaving(core, caller, body, run)
+        return run_stream(request, core, caller.tenant_id, run, held, partials=body.include_partial_messages, left=left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated
 from uuid import UUID
 
@@ -24,8 +24,8 @@ from apps.api.errors import Conflict, NotFound, StillRunning
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, policy_of
 from apps.api.web.doors import Router
-from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error, unless_left
-from apps.api.web.route import CoreDep
+from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error
+from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream, Leaving
 
 router = Router(prefix=PREFIX)
@@ -98,9 +98,10 @@ async def query(
     on any instance. `/api/v1/query/ws` is a WebSocket that takes the same body, and answers, interrupts and events
     of many sessions on one connection: see docs/websocket.md.
     """
-    run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
-    left = leaving(core, caller, body, run)
-    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)
+    with stream_of(request, caller, "write") as held:
+        run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
+        left = leaving(core, caller, body, run)
+        return run_stream(request, core, caller.tenant_id, run, held, partials=body.include_partial_messages, left=left)
 
 
 @router.post(
@@ -113,10 +114,10 @@ async def query_single(
     request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
-    run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
-    wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
-    left = leaving(core, caller, body, run)
-    state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left)
+    with stream_of(request, caller, "write") as held:
+        run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
+        wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
+        state = await finished(request, core, caller, run, wait, held, leaving(core, caller, body, run))
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
         raise StillRunning("The run is still queued or running; ask for it by its id.", details=ids)
@@ -140,10 +141,11 @@ async def session_query(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
-    run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
-    headers = request.state.limit_headers
-    left = leaving(core, caller, body, run)
-    state = await unless_left(request, finished(core, caller.tenant_id, run, wait), left) if wait else None
+    state, headers = None, request.state.limit_headers
+    with stream_of(request, caller, "write") if wait else nullcontext() as held:
+        run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
+        if held is not None:
+            state = await finished(request, core, caller, run, wait, held, leaving(core, caller, body, run))
     if state is not None:
         return answer(wire.Result, outcome_or_error(state), headers)
     accepted = wire.Accepted(session_id=run.session_id, run_id=run.run_id)
@@ -165,6 +167,7 @@ async def resume(
     idempotency_key: IdempotencyKey = None,
 ) -> EventStream:
     """The next prompt of a stored session, streamed like `POST /query`."""
-    run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
-    left = leaving(core, caller, body, run)
-    return run_stream(request, core, caller.tenant_id, run, partials=body.include_partial_messages, left=left)
+    with stream_of(request, caller, "write") as held:
+        run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
+        left = leaving(core, caller, body, run)
+        return run_stream(request, core, caller.tenant_id, run, held, partials=body.include_partial_messages, left=left)

@@ -22,7 +22,7 @@ from apps.api.errors import NotFound
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader
 from apps.api.web.doors import Router
-from apps.api.web.route import CoreDep
+from apps.api.web.route import CoreDep, stream_of
 
 router = Router(prefix=PREFIX)
 
@@ -78,7 +78,8 @@ async def _events(
     followed = Followed(caller.tenant_id, session_id)
     if await nothing_left(core, followed, start, newest, until_idle=until_idle, run=run):
         return Response(status_code=204, headers={"X-Session-ID": str(session_id)})
-    return session_stream(request, core, followed, start, newest, until_idle=until_idle, run=run)
+    with stream_of(request, caller, "read") as held:
+        return session_stream(core, held, followed, start, newest, until_idle=until_idle, run=run)
 
 
 @router.get(

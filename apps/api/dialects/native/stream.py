@@ -18,10 +18,10 @@ from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
-from apps.api.errors import ValidationError
+from apps.api.errors import ApiError, ValidationError
 from apps.api.web.following import run_frames
-from apps.api.web.route import instance_of
-from apps.api.web.sse import EventStream, Leaving
+from apps.api.web.opened import Held
+from apps.api.web.sse import EventStream, Farewell, Leaving
 
 OneRun = tuple[UUID, int | None]
 """A run, and the number of its `done` if it is over."""
@@ -47,6 +47,16 @@ def position(
 
 def _wanted(frames: Sequence[Frame], partials: bool) -> Sequence[Frame]:
     return frames if partials else [frame for frame in frames if frame.type != "partial"]
+
+
+def farewell(session_id: UUID) -> Farewell:
+    """How a stream tells why it ends before its time: an `error` event without an id, as for a deleted session."""
+
+    def told(error: ApiError) -> bytes:
+        why = {"code": error.code, "message": error.message, "retryable": False}
+        return b"event: error\ndata: " + event_data(session_id, None, 0, datetime.now(UTC), why) + b"\n\n"
+
+    return told
 
 
 def _deleted(session_id: UUID, seq: int) -> Frame:
@@ -82,6 +92,7 @@ def run_stream(
     core: Core,
     tenant_id: UUID,
     run: Submitted,
+    held: Held,
     *,
     partials: bool = True,
     left: Leaving | None = None,
@@ -93,7 +104,7 @@ def run_stream(
         **getattr(request.state, "limit_headers", {}),
     }
     chunks = _chunks(run_batches(core, tenant_id, run, partials))
-    return EventStream(chunks, instance_of(request).streams, headers=headers, left=left)
+    return EventStream(chunks, held, farewell=farewell(run.session_id), headers=headers, left=left)
 
 
 async def session_batches(
@@ -154,8 +165,8 @@ async def _all_seen(core: Core, followed: Followed, reached: int) -> bool:
 
 
 def session_stream(
-    request: Request,
     core: Core,
+    held: Held,
     followed: Followed,
     after: Position,
     newest: int,
@@ -163,10 +174,9 @@ def session_stream(
     until_idle: bool = False,
     run: OneRun | None = None,
 ) -> EventStream:
-    """The same as server-sent events."""
+    """The same as server-sent events, opened as `held`."""
     batches = session_batches(core, followed, after, newest, until_idle=until_idle, run=run)
     chunks = _chunks(batches, b": connected\n\n")
-    endless = not until_idle and run is None
-    return EventStream(
-        chunks, instance_of(request).streams, endless=endless, headers={"X-Session-ID": str(followed.session_id)}
-    )
+    held.endless = not until_idle and run is None
+    headers = {"X-Session-ID": str(followed.session_id)}
+    return EventStream(chunks, held, farewell=farewell(followed.session_id), headers=headers)

@@ -33,20 +33,20 @@ from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unautho
 from apps.api.web.callers import count_prompt, may_touch, presented_key
 from apps.api.web.doors import Router
 from apps.api.web.errors import error_response, from_exception
+from apps.api.web.opened import Held
 from apps.api.web.route import instance_of
-from apps.api.web.sse import Leaving, Streams
+from apps.api.web.sse import Leaving
 from apps.api.web.ws import (
     AUTH_TIMEOUT,
     FAILED,
-    FORBIDDEN,
     RESTART,
     STRANGERS_BYTES,
     TOO_LARGE,
-    TOO_MANY,
     UNAUTHORIZED,
     Closed,
     Socket,
     known,
+    refusal,
 )
 
 log = structlog.get_logger(__name__)
@@ -56,17 +56,11 @@ router = Router(prefix=PREFIX)
 SECONDS_TO_AUTHENTICATE = 10.0
 """For the first message of a client that sent no key with the handshake."""
 
-MAX_PER_KEY = 200
-"""Connections of one key to this instance; as many may be waiting for their key."""
-
 MAX_STREAMS = 64
 """Prompts and sessions that one connection may follow at once."""
 
 MAX_COMMANDS = 16
 """Messages that may wait for an agent at once, of one connection. The next one is read later."""
-
-KEY_CHECK_INTERVAL = 60.0
-"""Seconds of silence after which the key of a connection is checked again; each message checks it, too."""
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -83,39 +77,31 @@ def event_text(frame: Frame) -> str:
 async def query_ws(websocket: WebSocket) -> None:
     """Accept a client with a valid key, or one that will show its key; refuse others with the HTTP error."""
     instance, key = instance_of(websocket), presented_key(websocket)
-    core, sockets = instance.core, instance.sockets
+    core = instance.core
     try:
         if instance.probe.draining():
             raise Unavailable("This instance is stopping; connect again.", code="shutdown")
-        key_id = None if key is None else (await _authenticated(core, key)).key_id
-        _check_room(sockets, key_id)
+        caller = None if key is None else await _authenticated(core, key)
+        held = instance.opened.hold("strangers" if caller is None else "sockets", caller)
     except Exception as error:
         found = from_exception(error, websocket.state.request_id)
         await websocket.send_denial_response(error_response(websocket.scope, found))
         return
-    if key_id is not None:
-        known(websocket)
-    await websocket.accept()
-    socket = Socket(websocket)
-    socket.key_id = key_id
-    sockets.add(socket)
-    connection = Connection(websocket, socket, core, key)
-    try:
-        await socket.close(await connection.serve())
-    finally:
-        sockets.remove(socket)
-        await connection.leave()
+    with held:
+        connection = Connection(websocket, core, key, held)
+        if caller is not None:
+            known(websocket)
+        await websocket.accept()
+        try:
+            await connection.socket.close(await connection.serve())
+        finally:
+            await connection.leave()
 
 
 async def _authenticated(core: Core, key: str | None) -> Principal:
     caller = await auth.authenticate(core.db, core.redis, key)
     caller.require("read")
     return caller
-
-
-def _check_room(sockets: Streams[Socket], key_id: UUID | None) -> None:
-    if sum(1 for socket in sockets if socket.key_id == key_id) >= MAX_PER_KEY:
-        raise RateLimited(f"This key has {MAX_PER_KEY} connections to this instance.", code="too_many_connections")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +113,9 @@ class _Stream:
 class Connection:
     """What one client does on its connection, and what it follows."""
 
-    def __init__(self, websocket: WebSocket, socket: Socket, core: Core, key: str | None) -> None:
-        self._websocket, self._socket, self._core, self._key = websocket, socket, core, key
+    def __init__(self, websocket: WebSocket, core: Core, key: str | None, held: Held) -> None:
+        self._websocket, self._core, self._key, self._held = websocket, core, key, held
+        self.socket = Socket(websocket)
         self._request_id: str = websocket.state.request_id
         self._streams: dict[UUID, _Stream] = {}  # by run, or by session when all of it is followed
         self._leaving: dict[UUID, Leaving] = {}
@@ -140,6 +127,7 @@ class Connection:
         """Until the connection is over. Everything that it began has ended then; runs go on."""
         self._start(self._read(), "ws-read")
         self._start(self._drain(), "ws-drain")
+        self._start(self._end_when_over(), "ws-over")
         try:
             return await self._over
         finally:
@@ -175,14 +163,18 @@ class Connection:
             self._over.set_result(closed)
 
     async def _drain(self) -> None:
-        await self._socket.draining.wait()
-        await self._socket.send([_text({"type": "draining"})])
+        await self._held.draining.wait()
+        await self.socket.send([_text({"type": "draining"})])
         for key, stream in list(self._streams.items()):
             if key == stream.session_id:
                 await self._unfollow(key)
-        if self._streams:
-            await self._socket.ended.wait()
-        raise Closed(RESTART, "this instance stops; connect again and follow from the last id")
+        if not self._streams:
+            self._held.end(None)
+
+    async def _end_when_over(self) -> None:
+        await asyncio.wait({self._held.over})
+        why = self._held.why
+        raise refusal(why) if why else Closed(RESTART, "this instance stops; connect again and follow from the last id")
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -190,12 +182,7 @@ class Connection:
         if self._key is None:
             await self._admit()
         while True:
-            try:
-                async with asyncio.timeout(KEY_CHECK_INTERVAL):
-                    text = await self._socket.receive()
-            except TimeoutError:
-                await self._check_key()
-                continue
+            text = await self.socket.receive()
             message: dict[str, Any] = {}
             try:
                 message = await wire.parse(text)
@@ -208,7 +195,7 @@ class Connection:
     async def _admit(self) -> None:
         try:
             async with asyncio.timeout(SECONDS_TO_AUTHENTICATE):
-                text = await self._socket.receive()
+                text = await self.socket.receive()
         except TimeoutError as error:
             raise Closed(AUTH_TIMEOUT, "no key came in time") from error
         if len(text) > STRANGERS_BYTES:
@@ -220,13 +207,10 @@ class Connection:
                 raise Unauthorized('Send {"type": "auth", "api_key": …} first.')
             self._key = wire.checked(wire.Auth, message).api_key
             caller = await _authenticated(self._core, self._key)
-            _check_room(instance_of(self._websocket).sockets, caller.key_id)
-            self._socket.key_id = caller.key_id
+            instance_of(self._websocket).opened.admit(self._held, "sockets", caller)
             known(self._websocket)
         except Exception as error:
-            found = await self._tell_error(message, error)
-            other = UNAUTHORIZED if found.status < 500 else FAILED
-            raise Closed({403: FORBIDDEN, 429: TOO_MANY}.get(found.status, other), found.code) from error
+            raise refusal(await self._tell_error(message, error)) from error
         await self._ack(message, {})
 
     async def _caller(self) -> Principal:
@@ -235,14 +219,6 @@ class Connection:
             return await _authenticated(self._core, self._key)
         except Unauthorized as error:
             raise Closed(UNAUTHORIZED, error.code) from error
-
-    async def _check_key(self) -> None:
-        try:
-            await self._caller()
-        except Closed:
-            raise
-        except Exception as error:
-            from_exception(error, self._request_id)  # logs it; a database that is away is no reason to close
 
     async def _obey(self, message: dict[str, Any]) -> None:
         caller = await self._caller()
@@ -270,15 +246,15 @@ class Connection:
     async def _tell_error(self, message: dict[str, Any], error: Exception) -> ApiError:
         found = from_exception(error, self._request_id)
         told = {"type": "error", "ref": wire.ref_of(message), "status": found.status, **found.body(self._request_id)}
-        await self._socket.send([_text(told)])
+        await self.socket.send([_text(told)])
         return found
 
     async def _ack(self, message: dict[str, Any], result: dict[str, Any]) -> None:
-        await self._socket.send([_text({"type": "ack", "ref": message.get("ref"), "result": result})])
+        await self.socket.send([_text({"type": "ack", "ref": message.get("ref"), "result": result})])
 
     async def _ping(self, _: Principal, message: dict[str, Any]) -> None:
         wire.checked(wire.Head, message)
-        await self._socket.send([_text({"type": "pong", "ref": message.get("ref")})])
+        await self.socket.send([_text({"type": "pong", "ref": message.get("ref")})])
 
     async def _prompt(self, caller: Principal, message: dict[str, Any]) -> None:
         caller.require("write")
@@ -368,13 +344,13 @@ class Connection:
     async def _stream(self, key: UUID, batches: AsyncGenerator[Sequence[Frame]]) -> None:
         async with aclosing(batches):
             async for frames in batches:
-                await self._socket.send([event_text(frame) for frame in frames])
+                await self.socket.send(map(event_text, frames))
                 for frame in frames:
                     if frame.type == "done" and frame.run_id is not None:
                         self._leaving.pop(UUID(frame.run_id), None)
         self._streams.pop(key, None)
-        if self._socket.draining.is_set() and not self._streams:
-            self._socket.ended.set()
+        if self._held.draining.is_set() and not self._streams:
+            self._held.end(None)
 
 
 @dataclass(frozen=True, slots=True)

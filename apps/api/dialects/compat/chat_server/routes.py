@@ -17,7 +17,8 @@ from apps.api.dialects.compat.chat_server import translate
 from apps.api.dialects.compat.common import SessionId, documented, fastapi_shape, send, stream
 from apps.api.web.callers import Prompter, admit_guests, policy_of
 from apps.api.web.doors import Router
-from apps.api.web.route import CoreDep
+from apps.api.web.opened import Held
+from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
 
 PREFIX = "/compat/chat-server"
@@ -35,11 +36,11 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _stream(request: Request, core: Core, caller: Principal, run: Submitted) -> EventStream:
+async def _stream(request: Request, core: Core, caller: Principal, run: Submitted, held: Held) -> EventStream:
     preview = await session_ports.get(core.db, caller.tenant_id, run.session_id)
     base = str(request.base_url).rstrip("/")
     told = translate.Conversation(str(run.session_id), preview.ports, lambda ports: preview.urls(base, ports))
-    return stream(request, core, caller, run, told.of, first=translate.BEGIN, deleted=translate.DELETED)
+    return stream(request, core, caller, run, held, told.of, first=translate.BEGIN, farewell=translate.farewell)
 
 
 @router.post("/chat", tags=[TAG], response_class=Response, responses={**_STREAMED, **documented(413, 422, 429)})
@@ -51,8 +52,10 @@ async def chat(request: Request, core: CoreDep, caller: Prompter, body: wire.Cha
     if body.repo is not None:
         repositories.check(core.settings, Repository(url=body.repo), "repo")
     servers = await mcp.list_all(core.db, caller.tenant_id)
-    run = await send(core, caller, body.prompt, begin=translate.options(body, policy_of(core, caller), servers))
-    return await _stream(request, core, caller, run)
+    begin = translate.options(body, policy_of(core, caller), servers)
+    with stream_of(request, caller, "write") as held:
+        run = await send(core, caller, body.prompt, begin=begin)
+        return await _stream(request, core, caller, run, held)
 
 
 @router.post(
@@ -65,5 +68,6 @@ async def chat_on(
     request: Request, core: CoreDep, caller: Prompter, session_id: SessionId, body: wire.NextChat
 ) -> EventStream:
     """Go on with a conversation. 409 while its agent is at work."""
-    run = await send(core, caller, body.prompt, session_id=session_id, on_busy="reject")
-    return await _stream(request, core, caller, run)
+    with stream_of(request, caller, "write") as held:
+        run = await send(core, caller, body.prompt, session_id=session_id, on_busy="reject")
+        return await _stream(request, core, caller, run, held)

@@ -50,8 +50,10 @@ def _status(status: str, **more: Any) -> bytes:
 BEGIN = _status("initializing") + _status("creating_sandbox")
 """What a stream begins with, while the session waits for its turn and its agent starts."""
 
-DELETED = event("error", error="Session not found") + event("done")
-"""The end of a stream whose session was deleted meanwhile."""
+
+def farewell(reason: str) -> bytes:
+    """The end of a stream that ends before its run."""
+    return event("error", error=reason) + event("done")
 
 
 class Conversation:

@@ -19,7 +19,8 @@ from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, Reader, Writer, admit_guests, visitor
 from apps.api.web.doors import Router
 from apps.api.web.health import examine
-from apps.api.web.route import CoreDep
+from apps.api.web.opened import Held
+from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
 
 PREFIX = "/compat/code-server"
@@ -67,8 +68,8 @@ async def _count(core: Core, caller: Principal) -> int:
     return await surfaces.count(core.db, caller.tenant_id, translate.CONVERSATION, caller.profiles)
 
 
-def _stream(request: Request, core: Core, caller: Principal, run: Submitted) -> EventStream:
-    return stream(request, core, caller, run, translate.Lines().of, deleted=translate.DELETED)
+def _stream(request: Request, core: Core, caller: Principal, run: Submitted, held: Held) -> EventStream:
+    return stream(request, core, caller, run, held, translate.Lines().of, farewell=translate.farewell)
 
 
 @router.post(
@@ -79,10 +80,12 @@ def _stream(request: Request, core: Core, caller: Principal, run: Submitted) -> 
 )
 async def query(request: Request, core: CoreDep, caller: Prompter, body: wire.QueryBody) -> Response:
     """Ask once, without a history: each query has a session of its own."""
-    run = await send(core, caller, body.prompt, begin=translate.options(core, body, translate.ONE_OFF))
-    if body.stream:
-        return _stream(request, core, caller, run)
-    state = await ended(core, caller.tenant_id, run)
+    begin = translate.options(core, body, translate.ONE_OFF)
+    with stream_of(request, caller, "write") as held:
+        run = await send(core, caller, body.prompt, begin=begin)
+        if body.stream:
+            return _stream(request, core, caller, run, held)
+        state = await ended(request, core, caller, run, held)
     return Json(translate.answer(state), headers=request.state.limit_headers)
 
 
@@ -90,8 +93,9 @@ async def query(request: Request, core: CoreDep, caller: Prompter, body: wire.Qu
 async def start(request: Request, core: CoreDep, caller: Prompter, body: wire.StartBody) -> Response:
     """Begin a conversation; answers once the agent has answered."""
     begin = translate.options(core, body, translate.CONVERSATION)
-    run = await send(core, caller, body.initial_prompt, begin=begin)
-    state = await ended(core, caller.tenant_id, run)
+    with stream_of(request, caller, "write") as held:
+        run = await send(core, caller, body.initial_prompt, begin=begin)
+        state = await ended(request, core, caller, run, held)
     started = {
         "session_id": str(run.session_id),
         "status": "started",
@@ -111,20 +115,21 @@ async def session_query(
     request: Request, core: CoreDep, caller: Prompter, session_id: SessionId, body: wire.NextBody
 ) -> Response:
     """Go on with a conversation. A prompt that comes while another one runs waits for it."""
-    run = await send(core, caller, body.prompt, session_id=session_id)
-    if body.stream:
-        return _stream(request, core, caller, run)
-    found = translate.answer(await ended(core, caller.tenant_id, run))
+    with stream_of(request, caller, "write") as held:
+        run = await send(core, caller, body.prompt, session_id=session_id)
+        if body.stream:
+            return _stream(request, core, caller, run, held)
+        found = translate.answer(await ended(request, core, caller, run, held))
     shown = {"session_id": str(session_id), "response": found["response"], "duration_ms": found["duration_ms"]}
     return Json(shown, headers=request.state.limit_headers)
 
 
 @router.post("/session/{session_id}/interrupt", tags=[TAG], responses=documented(404))
-async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.SessionChange:
+async def interrupt(request: Request, core: CoreDep, caller: Writer, session_id: SessionId) -> wire.SessionChange:
     """Stop what the session is doing; it has stopped when this answers. Prompts that wait behind it go on."""
     waiting = await unfinished(core, caller.tenant_id, session_id)
     if waiting:
-        await stop(core, caller.tenant_id, waiting[-1])
+        await stop(request, core, caller, waiting[-1])
     return wire.SessionChange(status="interrupted", session_id=str(session_id))
 
 

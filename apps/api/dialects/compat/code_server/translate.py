@@ -92,5 +92,6 @@ class Lines:
         return line("text", content=rest) if rest else b""
 
 
-DELETED = line("error", error="Session not found") + line("done")
-"""The end of a stream whose session was closed meanwhile."""
+def farewell(reason: str) -> bytes:
+    """The end of a stream that ends before its run."""
+    return line("error", error=reason) + line("done")

@@ -59,11 +59,11 @@ async def status(core: CoreDep, caller: Reader, session_id: SessionId) -> Respon
 
 
 @router.post("/cancel/{session_id}", tags=[TAG], responses=documented(400, 404))
-async def cancel(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.Execution:
+async def cancel(request: Request, core: CoreDep, caller: Writer, session_id: SessionId) -> wire.Execution:
     """Cancel what the session is doing, and what waits in it. 400 when it is over."""
     waiting = await unfinished(core, caller.tenant_id, session_id)
     for run_id in waiting:
-        await stop(core, caller.tenant_id, run_id)
+        await stop(request, core, caller, run_id)
     page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=1, cursor=None)
     if not waiting or page.data[0]["status"] != "interrupted":
         state = translate.STATUS[page.data[0]["status"] if page.data else None]

@@ -1,0 +1,226 @@
+"""Connections of clients, as uvicorn's protocols: how many there may be, how long one may say nothing, how much a
+stranger may say, and the end of those whose client does not read.
+
+The limits are kept by one look at all connections a second (`Connections.look`), not by a timer for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import Any
+
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+HEAD_SECONDS = 10.0
+"""For the head of a request: from the connection, or from its first byte, to the empty line."""
+
+HEAD_BYTES = 64 * 1024
+"""Of a head. Proxies take 8 to 32 KB."""
+
+UNREAD_SECONDS = 35.0
+"""For a client to read, from when it has not taken what was written (64 KB, and what its system holds). Streams and
+WebSockets give up a little before (web/sse.py, WRITE_TIMEOUT), and say why."""
+
+CLOSE_SECONDS = 10.0
+"""For a client to take what is left, and to say goodbye, when its connection is closed."""
+
+KNOWN = "claude_agent_api.known"
+"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See web/ws.py."""
+
+STRANGERS_BYTES = 4 * 1024
+"""For what a client sends over a WebSocket before it is known who it is: the message with its key."""
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 23\r\n"
+    b"retry-after: 1\r\nconnection: close\r\n\r\ntoo many connections\r\n\r\n"
+)
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection at once, and what the system still holds of it: its client has not read."""
+    with suppress(OSError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class Connections:
+    """Those of one server."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: how many there may be. Beyond it the one that has been silent for longest makes room."""
+        self.limit = limit
+        self.all: set[_Watched] = set()
+        self.idle: dict[Http, None] = {}  # without a request, the longest first
+
+    def look(self, now: float) -> None:
+        """End what has taken too long; `now` is the loop's time."""
+        for connection in tuple(self.all):
+            connection.look(now)
+
+    def make_room(self) -> bool:
+        """Close an idle connection, if there is one; of strangers rather than of those who have asked before."""
+        unheard = (connection for connection in self.idle if connection.head_since is not None)
+        longest = next(unheard, None) or next(iter(self.idle), None)
+        if longest is not None:
+            self.idle.pop(longest)
+            self.all.discard(longest)
+            longest.transport.abort()
+        return longest is not None
+
+
+class _Watched(asyncio.Protocol):
+    """What one connection is waiting for."""
+
+    transport: asyncio.Transport
+    watch: Connections
+    _unread_since: float | None = None
+    _closing_since: float | None = None
+
+    def pause_writing(self) -> None:
+        self._unread_since = asyncio.get_running_loop().time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._unread_since = None
+        super().resume_writing()
+
+    def look(self, now: float) -> None:
+        if self.transport.is_closing():
+            self._closing_since = self._closing_since or now
+        for since, seconds in ((self._unread_since, UNREAD_SECONDS), (self._closing_since, CLOSE_SECONDS)):
+            if since is not None and now - since > seconds:
+                reset(self.transport)
+
+
+class Http(_Watched, HttpToolsProtocol):
+    """uvicorn's HTTP, with a bound on how many are silent and for how long.
+
+    Attributes:
+        head_since: since when the head of a request is awaited, but for connections that are kept for a next request:
+            those uvicorn closes.
+    """
+
+    def __init__(self, *, watch: Connections, **named: Any) -> None:
+        super().__init__(**named)
+        self.watch, self.head_since, self._head_bytes = watch, 0.0, 0
+        self.head_since: float | None = None
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.head_since = self.loop.time()
+        if len(self.watch.all) >= self.watch.limit and not self.watch.make_room():
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self.watch.idle[self] = None
+        self.watch.all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self) -> None:
+        self.watch.all.discard(self)
+        self.watch.idle.pop(self, None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle:
+            self.head_since = self.head_since or self.loop.time()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._idle and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self.head_since, self._head_bytes = None, 0
+        self.watch.idle.pop(self, None)
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._idle and not self.transport.is_closing():
+            self.watch.idle[self] = None
+
+    def handle_websocket_upgrade(self) -> None:
+        self._forget()
+        super().handle_websocket_upgrade()
+
+    def look(self, now: float) -> None:
+        super().look(now)
+        if self.head_since is not None and now - self.head_since > HEAD_SECONDS and not self.transport.is_closing():
+            self.transport.close()
+
+
+class WebSockets(WebSocketsSansIOProtocol):
+    """uvicorn's WebSockets, with a bound on what strangers send, and an end for connections whose client does not read.
+
+    uvicorn writes nothing, not even the reason for the end, while a client does not take what was written before; and
+    it then keeps the connection until the client does.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._strange, self._strangers_bytes = True, 0
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            # Its task has not begun yet.
+            self.scope["extensions"][KNOWN] = {"call": self._known}
+
+    def _known(self) -> None:
+        """The app knows who the client is: it may send what any client may."""
+        self._strange = False
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        connected = self.handshake_initiated
+        super().data_received(data)
+        if connected and self._strange and not self.read_paused:
+            self._strangers_bytes += len(data)
+            if self._strangers_bytes > STRANGERS_BYTES:
+                self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.handshake_complete or self.close_sent:
+            self.transport.abort()
+            return
+        self.conn.fail(1009, "too large for a client that has shown no key")
+        self.handle_parser_exception()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        if self._strange and message["type"] == "websocket.receive" and not self.close_sent:
+            # What comes behind the key is read once the key has been found good.
+            self.read_paused = True
+            self.transport.pause_reading()
+        return message
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "websocket.close":
+            self.writable.set()
+        await super().send(message)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()

@@ -1,0 +1,184 @@
+"""What stays open: event streams, requests that wait, WebSockets, previews. It is looked at once when it is opened, so
+it is written down here, whose it is with it, and ends with the key that opened it.
+
+Once a second the instance asks the database for all those keys, in one statement and whatever Redis is up to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, TypeVar
+from uuid import UUID
+
+from apps.api import auth
+from apps.api.auth import Principal
+from apps.api.core import tasks
+from apps.api.core.tasks import Loop
+from apps.api.db import Database
+from apps.api.errors import ApiError, Forbidden, Unauthorized, Unavailable
+from apps.api.shares import Kind, Level, Share
+
+T = TypeVar("T")
+
+CHECK_INTERVAL = 1.0
+"""Seconds between looks at the keys: what a key has opened ends within two after it has become invalid."""
+
+
+class Held:
+    """One thing that stays open.
+
+    As a context manager it lasts as long as the block, unless something in it keeps it longer (`kept`).
+
+    Attributes:
+        draining: the instance has begun to stop.
+        over: done when it has to end: because of its key (`why`), or because the instance stops.
+        endless: no run ends it, so that it ends first when the instance stops.
+    """
+
+    def __init__(self, caller: Principal | None, scope: str, close: Callable[[Held], None]) -> None:
+        self.caller, self.scope, self._close = caller, scope, close
+        self.endless = self.kept = False
+        self.draining = asyncio.Event()
+        self.over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def why(self) -> ApiError | None:
+        """For what reason it has to end, if its key is that."""
+        found: ApiError | None = self.over.result() if self.over.done() else None
+        return found
+
+    def end(self, why: ApiError | None) -> None:
+        """Have it end."""
+        if not self.over.done():
+            self.over.set_result(why)
+
+    def drain(self, *, only_endless: bool) -> None:
+        """The instance stops: end it, or with `only_endless` only what no run bounds."""
+        self.draining.set()
+        if self.endless or not only_endless:
+            self.end(None)
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do this, and cancel it when it has to end.
+
+        Raises:
+            Unauthorized, Forbidden: the key may not go on.
+            Unavailable: the instance stops.
+        """
+        task = asyncio.create_task(work, name="held")
+        try:
+            await asyncio.wait({task, self.over}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise self.why or Unavailable("This instance is stopping; ask again.", code="shutdown")
+        finally:
+            await tasks.end(task)
+
+    def close(self) -> None:
+        """It has ended: forget it, and give back what it has taken."""
+        self._close(self)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None or not self.kept:
+            self.close()
+
+
+class Opened:
+    """Everything that stays open on this instance."""
+
+    def __init__(self, db: Database, shares: Mapping[Kind, Share]) -> None:
+        self._db, self._shares = db, shares
+        self._open: dict[Held, tuple[Kind | None, ExitStack]] = {}
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(tuple(self._open))
+
+    def count(self, kind: Kind) -> int:
+        """How many there are of a kind."""
+        return sum(1 for found, _ in self._open.values() if found == kind)
+
+    def hold(
+        self,
+        kind: Kind | None,
+        caller: Principal | None,
+        scope: str = "read",
+        *,
+        tenant_id: UUID | None = None,
+        session_id: UUID | None = None,
+        descriptors: int = 1,
+    ) -> Held:
+        """Before something is opened that stays. The caller sees to it that it is closed.
+
+        Args:
+            kind: what it is; None: nothing of which a key has a share, and over soon.
+            scope: what the key must be allowed as long as it lasts.
+
+        Raises:
+            RateLimited: the key, the tenant or the session has its share.
+            Unavailable: the instance is full.
+        """
+        seats = self._seats(kind, caller, {"tenant": tenant_id, "session": session_id}, descriptors)
+        held = Held(caller, scope, self._close)
+        self._open[held] = kind, seats
+        return held
+
+    def admit(self, held: Held, kind: Kind, caller: Principal) -> None:
+        """Who has opened it has shown a key. Raises as `hold`; it stays what it was then."""
+        seats = self._seats(kind, caller, {}, 1)
+        self._open[held][1].close()
+        held.caller = caller
+        self._open[held] = kind, seats
+
+    def _seats(
+        self, kind: Kind | None, caller: Principal | None, of: Mapping[Level, UUID | None], descriptors: int
+    ) -> ExitStack:
+        holders = dict(of)
+        if caller is not None:
+            holders |= {"key": caller.key_id, "tenant": caller.tenant_id}
+        with ExitStack() as seats:
+            if kind is not None:
+                seats.callback(self._shares[kind].take(1, holders))
+                seats.callback(self._shares["open"].take(descriptors, holders))
+            return seats.pop_all()
+
+    def _close(self, held: Held) -> None:
+        if found := self._open.pop(held, None):
+            found[1].close()
+
+    def drain(self, *, only_endless: bool) -> None:
+        """See `Held.drain`; their clients connect again elsewhere."""
+        for held in self:
+            held.drain(only_endless=only_endless)
+
+    async def until_next_check(self) -> None:
+        """Wait until it is time to look at the keys."""
+        await tasks.pause(CHECK_INTERVAL)
+
+    async def check(self, loop: Loop) -> None:
+        """End what was opened with a key that may not go on."""
+        found = {held: held.caller for held in self if held.caller is not None and not held.over.done()}
+        if not found:
+            return
+        standing = await auth.standing(self._db, {caller.key_id for caller in found.values()})
+        for held, caller in found.items():
+            if why := refusal(caller, standing.get(caller.key_id), held.scope):
+                held.end(why)
+
+
+def refusal(opener: Principal, now: auth.Standing | None, scope: str) -> ApiError | None:
+    """Why what a caller has opened may not go on, if that is so."""
+    if now is None or (opener.secret_hash and opener.secret_hash not in now.secret_hashes):
+        return Unauthorized("This API key is not valid any more.", code="invalid_api_key")
+    if not auth.covers(now.scopes, scope):
+        return Forbidden(f"This key lacks the scope {scope!r} now.")
+    if now.profiles != opener.profiles:
+        return Forbidden("This key has been bound to other profiles. Ask again.", code="profile_not_permitted")
+    return None
