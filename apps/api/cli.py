@@ -129,7 +129,9 @@ def serve(
         _fail(f"cannot start: {refused}", 2)
     from apps.api.main import create_app
     from apps.api.server import build_server
+    from apps.api.shares import raise_descriptors
 
+    raise_descriptors()
     application = create_app(settings)
     server = build_server(application, settings, host=settings.host, port=settings.port)
     # SystemExit: uvicorn's own after a failed start, or ours for the signal that it raises again at its end.

@@ -37,12 +37,10 @@ STRANGERS_BYTES = 4 * 1024
 """For what a client sends over a WebSocket before it is known who it is: the message with its key."""
 
 _FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 23\r\n"
-    b"retry-after: 1\r\nconnection: close\r\n\r\ntoo many connections\r\n\r\n"
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 20\r\n"
+    b"retry-after: 1\r\nconnection: close\r\n\r\ntoo many connections"
 )
-_HEAD_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -111,7 +109,7 @@ class Http(_Watched, HttpToolsProtocol):
 
     def __init__(self, *, watch: Connections, **named: Any) -> None:
         super().__init__(**named)
-        self.watch, self.head_since, self._head_bytes = watch, 0.0, 0
+        self.watch, self._head_bytes = watch, 0
         self.head_since: float | None = None
 
     @property
@@ -165,16 +163,25 @@ class Http(_Watched, HttpToolsProtocol):
             self.transport.close()
 
 
-class WebSockets(WebSocketsSansIOProtocol):
+class WebSockets(_Watched, WebSocketsSansIOProtocol):
     """uvicorn's WebSockets, with a bound on what strangers send, and an end for connections whose client does not read.
 
     uvicorn writes nothing, not even the reason for the end, while a client does not take what was written before; and
     it then keeps the connection until the client does.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, *, watch: Connections, **named: Any) -> None:
+        super().__init__(**named)
+        self.watch = watch
         self._strange, self._strangers_bytes = True, 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.watch.all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.all.discard(self)
+        super().connection_lost(exc)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -214,7 +221,7 @@ class WebSockets(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+        self.loop.call_later(CLOSE_SECONDS, reset, self.transport)
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":

@@ -4,93 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from types import FrameType
-from typing import Any
 
+import structlog
 import uvicorn
-from fastapi import FastAPI
-from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
+from starlette.applications import Starlette
 
+from apps.api import shares
+from apps.api.connections import Connections, Http, WebSockets
 from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 PING_INTERVAL = 15.0
 """Seconds between pings to a client of a WebSocket."""
 
 PING_TIMEOUT = 45.0
 """Seconds for its pong. A slow reader is cut before (web/sse.py, WRITE_TIMEOUT), and told why."""
-
-CLOSE_SECONDS = 10.0
-"""For a client to take what is left, and to say goodbye, when its WebSocket is closed."""
-
-
-KNOWN = "claude_agent_api.known"
-"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See web/ws.py."""
-
-STRANGERS_BYTES = 4 * 1024
-"""For what a client sends over a WebSocket before it is known who it is: the message with its key."""
-
-
-class WebSockets(WebSocketsSansIOProtocol):
-    """uvicorn's WebSockets, with a bound on what strangers send, and an end for connections whose client does not read.
-
-    uvicorn writes nothing, not even the reason for the end, while a client does not take what was written before; and
-    it then keeps the connection until the client does.
-    """
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._strange, self._strangers_bytes = True, 0
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if self.response.status_code == 101:
-            # Its task has not begun yet.
-            self.scope["extensions"][KNOWN] = {"call": self._known}
-
-    def _known(self) -> None:
-        """The app knows who the client is: it may send what any client may."""
-        self._strange = False
-        if self.read_paused and self.queue.empty():
-            self.read_paused = False
-            self.transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        connected = self.handshake_initiated
-        super().data_received(data)
-        if connected and self._strange and not self.read_paused:
-            self._strangers_bytes += len(data)
-            if self._strangers_bytes > STRANGERS_BYTES:
-                self._refuse()
-
-    def _refuse(self) -> None:
-        if not self.handshake_complete or self.close_sent:
-            self.transport.abort()
-            return
-        self.conn.fail(1009, "too large for a client that has shown no key")
-        self.handle_parser_exception()
-
-    async def receive(self) -> ASGIReceiveEvent:
-        message = await super().receive()
-        if self._strange and message["type"] == "websocket.receive" and not self.close_sent:
-            # What comes behind the key is read once the key has been found good.
-            self.read_paused = True
-            self.transport.pause_reading()
-        return message
-
-    async def run_asgi(self) -> None:
-        await super().run_asgi()
-        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
-
-    async def send(self, message: ASGISendEvent) -> None:
-        if message["type"] == "websocket.close":
-            self.writable.set()
-        await super().send(message)
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        self.transport.abort()
 
 
 class DrainingServer(uvicorn.Server):
@@ -100,9 +31,9 @@ class DrainingServer(uvicorn.Server):
     the lifespan's end only when every stream is closed. A second signal ends at once.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, connections: Connections) -> None:
         super().__init__(config)
-        self._app = app
+        self._app, self.connections = app, connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
         self._signalled = False
@@ -119,6 +50,11 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
         if not self.force_exit:
             await self._running.aclose()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once a second
+            self.connections.look(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._signalled or self._loop is None or not self.started:
@@ -137,20 +73,32 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
 
-def build_server(app: FastAPI, settings: Settings, *, host: str, port: int) -> DrainingServer:
-    """A server for one process and one port. Run it with `.run()`."""
+def build_server(
+    app: Starlette, settings: Settings, *, host: str, port: int, limit: int | None = None
+) -> DrainingServer:
+    """A server for one process and one port. Run it with `.run()`.
+
+    Args:
+        limit: descriptors that it may have; None: as many as this process.
+    """
+    limit = limit or shares.descriptors()
+    if limit < shares.ENOUGH_DESCRIPTORS:
+        log.warning("descriptors.few", limit=limit, enough=shares.ENOUGH_DESCRIPTORS)
+    watched = Connections(shares.connections(limit))
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=partial(Http, watch=watched),  # type: ignore[arg-type] # what makes one is as good as its class
         lifespan="off",  # see DrainingServer.startup
-        ws=WebSockets,
+        ws=partial(WebSockets, watch=watched),  # type: ignore[arg-type]
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=PING_INTERVAL,
         ws_ping_timeout=PING_TIMEOUT,
         ws_per_message_deflate=False,  # deltas are small and many: it would cost more than it saves
+        # No more than this come in at once before any of them is looked at, which must not use up what is kept.
+        backlog=min(2048, (limit - watched.limit) // 2),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -158,4 +106,4 @@ def build_server(app: FastAPI, settings: Settings, *, host: str, port: int) -> D
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
-    return DrainingServer(config, app)
+    return DrainingServer(config, app, watched)

@@ -7,28 +7,28 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from apps.api.server import WebSockets
+from apps.api.server import build_server
+from apps.api.settings import Settings
 from apps.api.web.ws import SLOW_READER, Closed, Socket
+from tests.world import until
 
 TEXT = "x" * 10_000
 
 
 @asynccontextmanager
 async def serving(app: Starlette) -> AsyncIterator[int]:
-    """The app behind the server's own protocol; yields the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, ws=WebSockets, log_config=None, lifespan="off"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    """The app behind the server's own protocols; yields the port."""
+    server = build_server(app, Settings(_env_file=None), host="127.0.0.1", port=0)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
     try:
-        yield listener.getsockname()[1]
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
         await serving

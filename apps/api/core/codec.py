@@ -20,8 +20,9 @@ import orjson
 MAX_DEPTH = 100
 """Lists and objects inside one another. PostgreSQL, pydantic and orjson each give up somewhere above."""
 
-MAX_VALUES = 200_000
-"""Values in one document: some seconds of work and 100 MB, were they as many as the bytes of a body allow."""
+MAX_VALUES = 20_000
+"""Values in one document: a tenth of a second of work and 10 MB, which would be seconds and gigabytes were they as many
+as the bytes of a body allow. What an agent can be given has some thousand."""
 
 LARGE = 64 * 1024
 """Bytes of a document that take long enough to be read in a thread."""

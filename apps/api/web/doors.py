@@ -6,11 +6,12 @@ holds in memory and for how long it is busy.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from json import JSONDecodeError
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
@@ -18,6 +19,14 @@ from apps.api.core import codec
 from apps.api.errors import ValidationError
 from apps.api.web.callers import SCOPES, admit_guests, identify
 from apps.api.web.errors import Refused
+from apps.api.web.middleware import BODY_LIMIT, SMALL
+
+
+async def takes_content() -> None:
+    """For routes whose bodies hold what agents are given: up to MAX_BODY_BYTES; others take SMALL."""
+
+
+CONTENT = Depends(takes_content)
 
 
 class JsonRequest(Request):
@@ -42,8 +51,10 @@ class Route(APIRoute):
         handle = super().get_route_handler()
         calls = set(_calls(self.dependant))
         scopes, guests = [scope for call, scope in SCOPES.items() if call in calls], admit_guests in calls
+        limit = sys.maxsize if takes_content in calls else SMALL
 
         async def known_first(request: Request) -> Response:
+            request.scope[BODY_LIMIT] = limit
             if scopes:
                 caller = await identify(request, guests=guests)
                 for scope in scopes:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apps.api.errors import TooLarge
+from apps.api.auth import Principal
+from apps.api.errors import ApiError, TooLarge
+from apps.api.shares import Kind, Level, Share
 from apps.api.web.errors import Refused, error_response
 from apps.api.web.metrics import REQUESTS
+from apps.api.web.sse import PIECE
 
 log = structlog.get_logger("apps.api.web")
 
@@ -93,8 +97,20 @@ SMALL = 64 * 1024
 """Bytes of a body that is rather read to its end, so that the connection can be used again."""
 
 
+BODY_SECONDS = 60.0
+"""For the whole body of a request, from when it is wanted."""
+
+BODY_LIMIT = "claude_agent_api.body_limit"
+"""Key of the scope by which a route says that it holds its body in memory, and how many bytes it takes."""
+
+
+class _TooSlow(ApiError):
+    status, code = 408, "body_too_slow"
+
+
 class BoundedBody:
-    """Refuses bodies over `limit` bytes, announced or not, and ends connections whose body nobody has read."""
+    """Refuses bodies over `limit` bytes, or over what their route takes, announced or not, and beyond the shares of who
+    sends them; ends connections whose body nobody has read. Answers go out in pieces that wait for their client."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -104,41 +120,97 @@ class BoundedBody:
             await self._app(scope, receive, send)
             return
         body = _Body(scope, receive, send, self._limit)
-        if body.announced > self._limit:
-            await error_response(scope, body.too_large)(scope, body.receive, body.send)
-        else:
-            await self._app(scope, body.receive, body.send)
+        try:
+            if body.announced > self._limit:
+                await error_response(scope, _too_large(self._limit))(scope, body.receive, body.send)
+            else:
+                await self._app(scope, body.receive, body.send)
+        finally:
+            body.seats.close()
+
+
+def _too_large(limit: int) -> ApiError:
+    return TooLarge(f"The body is larger than {limit} bytes.", details={"limit_bytes": limit})
 
 
 class _Body:
-    """The body of one request as it arrives."""
+    """The body of one request as it arrives.
+
+    Attributes:
+        seats: gives back what the body holds of its sender's shares.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
         self.announced = int(announced) if announced.isdecimal() else 0
-        self.too_large = TooLarge(f"The body is larger than {limit} bytes.", details={"limit_bytes": limit})
-        self._receive, self._send, self._limit, self._seen = receive, send, limit, 0
+        self.seats = ExitStack()
+        self._scope, self._receive, self._send, self._limit = scope, receive, send, limit
+        self._seen = self._counted = 0
+        self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
         self._asks_first = headers.get("expect", "").lower() == "100-continue"
 
     async def receive(self) -> Message:
+        if not self._more:
+            return await self._receive()
+        if not self._begun:
+            self._begun, self._until = True, asyncio.get_running_loop().time() + BODY_SECONDS
+            self._check(self.announced)
         self._asks_first = False  # by now it has been told to go on
-        message = await self._receive()
-        self._seen += len(message.get("body", b""))
-        self._unread = self._unread and bool(message.get("more_body"))
-        if self._seen > self._limit:
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError as error:
             self._unread = True
-            raise Refused(self.too_large)
+            raise Refused(_TooSlow(f"The body has not come within {BODY_SECONDS:.0f} s.")) from error
+        self._seen += len(message.get("body", b""))
+        self._more = bool(message.get("more_body"))
+        self._unread = self._unread and self._more
+        self._check(self._seen)
         return message
 
+    def _check(self, size: int) -> None:
+        """Raises Refused when the body is, or will be, this large and may not."""
+        limit = min(self._limit, self._scope.get(BODY_LIMIT, self._limit))
+        try:
+            if size > limit:
+                raise _too_large(limit)
+            if BODY_LIMIT in self._scope:
+                self._count(size)
+        except ApiError as error:
+            self._unread = self._unread or self._more
+            raise Refused(error) from error
+
+    def _count(self, size: int) -> None:
+        caller: Principal | None = self._scope["state"].get("caller")
+        holders: dict[Level, UUID | None] = {"key": caller.key_id} if caller else {}
+        shares: Mapping[Kind, Share] = self._scope["app"].state.instance.shares
+        if size > self._counted:
+            self.seats.callback(shares["bodies"].take(size - self._counted, holders))
+            self._counted = size
+        if self._seen and self._more and not self._slow:  # not all of it came at once
+            self.seats.callback(shares["open"].take(1, holders))
+            self._slow = True
+
     async def send(self, message: Message) -> None:
-        if self._unread and message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["Connection"] = "close"
+        if message["type"] == "http.response.start":
+            self.seats.close()  # what was made of the body is all that is left of it
+            if self._unread:
+                MutableHeaders(scope=message)["Connection"] = "close"
         elif self._unread and not self._asks_first and not message.get("more_body"):
-            await self._send({**message, "more_body": True})
+            await self._send_body({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send_body(message)
+
+    async def _send_body(self, message: Message) -> None:
+        body: bytes = message.get("body", b"")
+        for end in range(PIECE, len(body), PIECE):
+            piece = body[end - PIECE : end]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        if len(body) > PIECE:
+            message = {**message, "body": body[(len(body) - 1) // PIECE * PIECE :]}
         await self._send(message)
 
     async def _linger(self) -> None:

@@ -16,7 +16,7 @@ from apps.api.dialects.compat.chat_server import schemas as wire
 from apps.api.dialects.compat.chat_server import translate
 from apps.api.dialects.compat.common import SessionId, documented, fastapi_shape, send, stream
 from apps.api.web.callers import Prompter, admit_guests, policy_of
-from apps.api.web.doors import Router
+from apps.api.web.doors import CONTENT, Router
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
@@ -25,7 +25,7 @@ PREFIX = "/compat/chat-server"
 TAG = "chat server"
 
 error_shape = fastapi_shape
-router = Router(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests), CONTENT])
 
 _STREAM = 'data: {"type":"status","status":"initializing"}\n\ndata: {"type":"done"}\n\n'
 _STREAMED: dict[int | str, dict[str, Any]] = {

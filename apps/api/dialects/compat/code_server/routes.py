@@ -17,7 +17,7 @@ from apps.api.dialects.compat.common import SessionId, documented, ended, public
 from apps.api.errors import Unavailable
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, Reader, Writer, admit_guests, visitor
-from apps.api.web.doors import Router
+from apps.api.web.doors import CONTENT, Router
 from apps.api.web.health import examine
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
@@ -36,7 +36,7 @@ ENDPOINTS = [
 ]
 
 error_shape = translate.error_shape
-router = Router(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests), CONTENT])
 
 _STREAM = 'data: {"type":"text","content":"Python "}\n\ndata: {"type":"done"}\n\n'
 _STREAMED = {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}}

@@ -15,7 +15,7 @@ from apps.api.dialects.compat.execute_server import translate
 from apps.api.errors import BadRequest
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, Reader, Writer, admit_guests
-from apps.api.web.doors import Router
+from apps.api.web.doors import CONTENT, Router
 from apps.api.web.route import CoreDep
 
 PREFIX = "/compat/execute-server"
@@ -32,7 +32,7 @@ MAX_MESSAGES = 5_000
 """Messages in a status, the newest ones."""
 
 error_shape = fastapi_shape
-router = Router(dependencies=[Depends(admit_guests)])
+router = Router(dependencies=[Depends(admit_guests), CONTENT])
 
 
 @router.get("/", tags=["health"])
