@@ -117,7 +117,7 @@ def table(settings: Settings, limit: int) -> dict[Kind, Share]:
         "open": Share(
             "connections that stay open",
             "too_many_streams",
-            {"key": max(stay // 2, 1), "tenant": max(stay * 3 // 4, 1), "instance": max(stay, 1)},
+            {"key": max(stay // 4, 1), "tenant": max(stay // 2, 1), "instance": max(stay, 1)},
         ),
         "streams": Share(
             "event streams and waiting requests", "too_many_streams", {"key": settings.max_streams_per_key}
