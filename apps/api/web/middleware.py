@@ -112,14 +112,15 @@ class BoundedBody:
     """Refuses bodies over `limit` bytes, or over what their route takes, announced or not, and beyond the shares of who
     sends them; ends connections whose body nobody has read. Answers go out in pieces that wait for their client."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS) -> None:
+        """`seconds`: for the whole of a body."""
+        self._app, self._limit, self._seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._limit)
+        body = _Body(scope, receive, send, self._limit, self._seconds)
         try:
             if body.announced > self._limit:
                 await error_response(scope, _too_large(self._limit))(scope, body.receive, body.send)
@@ -140,12 +141,13 @@ class _Body:
         seats: gives back what the body holds of its sender's shares.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float) -> None:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
         self.announced = int(announced) if announced.isdecimal() else 0
         self.seats = ExitStack()
-        self._scope, self._receive, self._send, self._limit = scope, receive, send, limit
+        self._scope, self._receive, self._send = scope, receive, send
+        self._limit, self._seconds = limit, seconds
         self._seen = self._counted = 0
         self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
@@ -155,7 +157,7 @@ class _Body:
         if not self._more:
             return await self._receive()
         if not self._begun:
-            self._begun, self._until = True, asyncio.get_running_loop().time() + BODY_SECONDS
+            self._begun, self._until = True, asyncio.get_running_loop().time() + self._seconds
             self._check(self.announced)
         self._asks_first = False  # by now it has been told to go on
         try:
@@ -163,7 +165,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             self._unread = True
-            raise Refused(_TooSlow(f"The body has not come within {BODY_SECONDS:.0f} s.")) from error
+            raise Refused(_TooSlow(f"The body has not come within {self._seconds:.0f} s.")) from error
         self._seen += len(message.get("body", b""))
         self._more = bool(message.get("more_body"))
         self._unread = self._unread and self._more

@@ -1,0 +1,91 @@
+"""Bodies of requests are bounded in bytes before they are read: by route, by key, for the instance, and in time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from apps.api.core.codec import MAX_VALUES
+from apps.api.web.errors import install
+from apps.api.web.middleware import SMALL, BoundedBody
+from tests.conftest import NewKey
+from tests.fleet import API_KEY, Fleet
+from tests.web.test_doors import head, wire
+
+LARGE = 7_900_000
+
+
+async def test_a_route_that_takes_no_content_takes_no_large_body(fleet: Fleet) -> None:
+    for path in ("/admin/tenants", "/admin/keys", "/webhooks"):
+        answer = await fleet[0].post(path, {"name": "x" * SMALL})
+        assert (answer.status_code, answer.json()["error"]["details"]) == (413, {"limit_bytes": SMALL}), path
+    assert (await fleet[0].post("/sessions", {"system_prompt": "x" * 90_000})).status_code == 201
+
+
+async def test_it_is_refused_before_it_has_come(fleet: Fleet) -> None:
+    async with wire(fleet) as (reader, writer):
+        writer.write(head("/api/v1/admin/tenants", f"Content-Length: {SMALL + 1}", f"X-API-Key: {API_KEY}"))
+        assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_bodies_in_flight_have_a_share_of_bytes(fleet: Fleet, new_key: NewKey) -> None:
+    key, other = [(await new_key())["X-API-Key"] for _ in range(2)]
+
+    async with AsyncExitStack() as stack:
+        refused, count = b"", 0
+        for _ in range(20):
+            reader, writer = await stack.enter_async_context(wire(fleet))
+            # It waits to be told, which says that the server has made room for it.
+            writer.write(
+                head("/api/v1/sessions", f"Content-Length: {LARGE}", f"X-API-Key: {key}", "Expect: 100-continue")
+            )
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if b" 100 " not in answer:
+                refused = answer + await reader.read()
+                break
+            count += 1
+        assert 2 <= count <= 8
+        assert b" 429 " in refused
+        assert b"too_many_bytes" in refused
+        assert b"retry-after: 1" in refused.lower()
+        assert (await fleet[0].post("/sessions", {}, headers={"X-API-Key": other})).status_code == 201
+    async with asyncio.timeout(30):
+        while True:  # what was given up is given back
+            answer = await fleet[0].post("/sessions", {"system_prompt": "x" * 90_000}, headers={"X-API-Key": key})
+            if answer.status_code == 201:
+                break
+
+
+async def test_many_values_are_refused_by_their_number(fleet: Fleet) -> None:
+    for body in ({"tags": [{}] * 2 * MAX_VALUES}, {str(n): 1 for n in range(MAX_VALUES + 2)}):
+        answer = await fleet[0].post("/sessions", body)
+        assert answer.status_code == 422
+        assert f"more than {MAX_VALUES} values" in answer.text
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def read(request: Request) -> Response:
+        await request.body()
+        return Response()
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    told: list[Message] = []
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    app = FastAPI()
+    app.add_route("/", read, methods=["POST"])
+    install(app)
+    headers = [(b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b"", "state": {}}
+    async with asyncio.timeout(30):
+        await BoundedBody(app, limit=1000, seconds=0)(scope, receive, send)
+    assert told[0]["status"] == 408
