@@ -14,7 +14,7 @@ from typing import Literal
 import asyncpg
 from dotenv import dotenv_values
 
-from apps.api import migrate, roles
+from apps.api import migrate, roles, shares
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import CONNECT_TIMEOUT, connect
@@ -47,7 +47,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_isolation, _sockets]
+    checks += [_isolation, _sockets, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -215,3 +215,11 @@ async def _sockets(_settings: Settings) -> Check:
         f" and {len(found) - SOCKETS_NAMED} more" * (len(found) > SOCKETS_NAMED)
     )
     return Check("warn", "Sockets", f"Landlock leaves agents these, if whoever listens lets them in: {named}")
+
+
+async def _descriptors(_settings: Settings) -> Check:
+    found = shares.most_descriptors()
+    if found < shares.ENOUGH_DESCRIPTORS:
+        advice = f"set the hard limit (ulimit -Hn, LimitNOFILE) to {shares.ENOUGH_DESCRIPTORS} or more"
+        return Check("warn", "Descriptors", f"{found}, of which {shares.connections(found)} for clients: {advice}")
+    return Check("ok", "Descriptors", f"{found}, of which {shares.connections(found)} for clients")

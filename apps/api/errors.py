@@ -11,10 +11,10 @@ ApiError
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy
 ├── TooLarge                413 body_too_large, workspace_too_large
-├── RateLimited             429 rate_limited
+├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
-└── Unavailable             503 dependency_unavailable, encryption_not_configured
+└── Unavailable             503 dependency_unavailable, encryption_not_configured, instance_full
 LeaseLost                   not for clients: this writer is no longer the owner
 """
 

@@ -42,12 +42,17 @@ def descriptors() -> int:
     return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
+def most_descriptors() -> int:
+    """How many it may have if it asks for them, up to DESCRIPTORS."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+
+
 def raise_descriptors() -> None:
-    """Take what the system lets this process have, up to DESCRIPTORS, instead of what it begins with."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    """Ask for them, instead of what a process begins with."""
+    if descriptors() < most_descriptors():
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_descriptors(), hard))
 
 
 def connections(limit: int) -> int:
@@ -113,19 +118,15 @@ def table(settings: Settings, limit: int) -> dict[Kind, Share]:
     """All shares of an instance which may have `limit` descriptors."""
     stay = connections(limit) * 3 // 4  # what stays leaves room for what comes and goes
     bodies = max(BODIES_BYTES, 4 * settings.max_body_bytes)
+    of_all: dict[Level, int] = {"key": max(stay // 4, 1), "tenant": max(stay // 2, 1), "instance": max(stay, 1)}
+    strangers = min(200, max(stay // 4, 1))
     return {
-        "open": Share(
-            "connections that stay open",
-            "too_many_streams",
-            {"key": max(stay // 4, 1), "tenant": max(stay // 2, 1), "instance": max(stay, 1)},
-        ),
+        "open": Share("connections that stay open", code="too_many_streams", limits=of_all),
         "streams": Share(
-            "event streams and waiting requests", "too_many_streams", {"key": settings.max_streams_per_key}
+            "event streams and waiting requests", code="too_many_streams", limits={"key": settings.max_streams_per_key}
         ),
-        "sockets": Share("WebSockets", "too_many_connections", {"key": 200}),
-        "strangers": Share(
-            "WebSockets without a key", "too_many_connections", {"instance": min(200, max(stay // 4, 1))}
-        ),
-        "previews": Share("connections to previews", "rate_limited", {"session": 50, "instance": 500}),
-        "bodies": Share("bytes of requests", "too_many_bytes", {"key": bodies // 2, "instance": bodies}),
+        "sockets": Share("WebSockets", code="too_many_connections", limits={"key": 200}),
+        "strangers": Share("WebSockets without a key", code="too_many_connections", limits={"instance": strangers}),
+        "previews": Share("connections to previews", code="rate_limited", limits={"session": 50, "instance": 500}),
+        "bodies": Share("bytes of requests", code="too_many_bytes", limits={"key": bodies // 2, "instance": bodies}),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -44,9 +45,9 @@ async def test_bodies_in_flight_have_a_share_of_bytes(fleet: Fleet, new_key: New
             writer.write(
                 head("/api/v1/sessions", f"Content-Length: {LARGE}", f"X-API-Key: {key}", "Expect: 100-continue")
             )
-            answer = await reader.readuntil(b"\r\n\r\n")
-            if b" 100 " not in answer:
-                refused = answer + await reader.read()
+            told = await reader.readuntil(b"\r\n\r\n")
+            if b" 100 " not in told:
+                refused = told + await reader.read()
                 break
             count += 1
         assert 2 <= count <= 8
@@ -62,7 +63,8 @@ async def test_bodies_in_flight_have_a_share_of_bytes(fleet: Fleet, new_key: New
 
 
 async def test_many_values_are_refused_by_their_number(fleet: Fleet) -> None:
-    for body in ({"tags": [{}] * 2 * MAX_VALUES}, {str(n): 1 for n in range(MAX_VALUES + 2)}):
+    bodies: list[dict[str, Any]] = [{"tags": [{}] * 2 * MAX_VALUES}, {str(n): 1 for n in range(MAX_VALUES + 2)}]
+    for body in bodies:
         answer = await fleet[0].post("/sessions", body)
         assert answer.status_code == 422
         assert f"more than {MAX_VALUES} values" in answer.text
@@ -74,7 +76,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         return Response()
 
     async def receive() -> Message:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.get_running_loop().create_future()
+        return {}
 
     told: list[Message] = []
 

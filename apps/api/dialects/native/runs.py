@@ -31,7 +31,7 @@ router = Router(prefix=PREFIX)
     "/sessions/{session_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={**FOLLOWED, **errors(404)},
+    responses={**FOLLOWED, **errors(404, 429)},
 )
 async def session_events(
     request: Request,
@@ -103,7 +103,7 @@ async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
     "/runs/{run_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={**FOLLOWED, **errors(404)},
+    responses={**FOLLOWED, **errors(404, 429)},
 )
 async def run_events(
     request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
