@@ -17,6 +17,7 @@ class Proxy:
     Attributes:
         requests, answers: set while bytes flow in that direction; cleared, they are held back and not lost.
         held: how many connections and directions have something that is held back.
+        asked: how often something came from a client.
     """
 
     def __init__(self, target: Path | int) -> None:
@@ -28,7 +29,7 @@ class Proxy:
         self.requests, self.answers = asyncio.Event(), asyncio.Event()
         self.requests.set()
         self.answers.set()
-        self.held = 0
+        self.held = self.asked = 0
         self.port = 0
 
     async def start(self) -> None:
@@ -79,6 +80,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                self.asked += flows is self.requests
                 self.held += 1
                 await flows.wait()
                 self.held -= 1

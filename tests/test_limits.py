@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from uuid import uuid4
 
@@ -11,6 +11,7 @@ import pytest
 
 from apps.api.errors import RateLimited
 from apps.api.limits import PromptLimits
+from apps.api.redis import Outage, open_redis
 from apps.api.settings import Settings
 from tests.proxy import changed, redis_proxy
 
@@ -20,13 +21,26 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 Start = Callable[..., PromptLimits]
 
 
+def probe_of(settings: Settings) -> Callable[[], Awaitable[object]]:
+    """Asks the Redis of these settings for a sign of life."""
+
+    async def ping() -> None:
+        async with open_redis(settings) as redis:
+            await redis.client.ping()
+
+    return ping
+
+
 @pytest.fixture
 async def limited(settings: Settings) -> AsyncIterator[Start]:
     """Make the limits of one instance."""
     async with AsyncExitStack() as stack:
 
         def make(limit: int = 3, **more: object) -> PromptLimits:
-            made = PromptLimits(changed(settings, rate_limit_query_per_minute=limit, **more))
+            given = changed(settings, rate_limit_query_per_minute=limit, **more)
+            outage = Outage(probe_of(given))
+            stack.push_async_callback(outage.close)
+            made = PromptLimits(given, outage)
             stack.push_async_callback(made.close)
             return made
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
 from pydantic import TypeAdapter
 
+from apps.api import invalidations
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
-from apps.api.redis import KEY_CACHE_TTL, REDIS_ERRORS, Redis
+from apps.api.redis import KEY_CACHE_TTL, Redis
 
 SCOPES = ("admin", "write", "read")
 """`admin` includes `write`, which includes `read`. It is the operator's: for keys and tenants of the whole server."""
@@ -147,9 +147,9 @@ async def anonymous(db: Database, redis: Redis, no_hash: str) -> Principal:
     return await _principal_of(db, redis, no_hash)
 
 
-async def forget_cached(redis: Redis, *hashes: str | None) -> None:
-    """Let the next request with these secrets ask the database."""
+async def forget_cached(db: Database, redis: Redis, *hashes: str | None) -> None:
+    """Let the next request with these secrets ask the database, on every instance; also where Redis is away, see
+    `invalidations`."""
     for secret_hash in filter(None, hashes):
-        with suppress(*REDIS_ERRORS):
-            # An empty entry keeps a reader that looked before the change from caching what it saw.
-            await redis.client.set(redis.keys.api_key(secret_hash), b"", ex=KEY_CACHE_TTL)
+        await redis.forget(redis.keys.api_key(secret_hash), KEY_CACHE_TTL * 1000)
+    await invalidations.tell(db, redis)

@@ -1,7 +1,10 @@
-"""PostgreSQL: one engine for composed queries, one asyncpg pool for the hot, fixed statements.
+"""PostgreSQL: one engine for composed queries, asyncpg pools for the hot, fixed statements.
 
-Both are owned by the lifespan. docs/adr/0003-two-ways-into-postgresql.md says why there are two: an append
+All are owned by the lifespan. docs/adr/0003-two-ways-into-postgresql.md says why there are two ways: an append
 through asyncpg costs a quarter of the CPU that the same statement costs through SQLAlchemy.
+
+Connections have lanes. The renewal of the lease has one of its own (runner/heartbeat.py), what the runner writes a pool
+that no request can take from, and requests have the rest, with a line before it that has an end.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -21,12 +24,13 @@ import asyncpg
 import orjson
 import structlog
 from asyncpg.pool import PoolAcquireContext
-from sqlalchemy import ExceptionContext
+from sqlalchemy import ExceptionContext, exc
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from apps.api.errors import LeaseLost, Unavailable
+from apps.api.errors import Busy, LeaseLost, Unavailable
+from apps.api.lanes import Line, Turns
 from apps.api.settings import Settings
 
 T = TypeVar("T")
@@ -38,6 +42,12 @@ CONNECT_TIMEOUT = 5.0
 
 STATEMENT_TIMEOUT = 15.0
 """Seconds for one statement. Nothing here is meant to take longer than some milliseconds."""
+
+REQUESTS, COMPOSED, WRITERS = 14, 6, 9
+"""Connections of one instance: for the fixed statements of requests, for their composed queries, and for the runner.
+With the one that renews the lease an instance has at most 30, see docs/deployment.md."""
+
+_BUSY = "All connections of this instance to the database are in use, and too many requests wait for one."
 
 _SETUP = "SET idle_in_transaction_session_timeout = '10s'"
 """A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
@@ -70,6 +80,9 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.exceptions.TransactionRollbackError,  # deadlock
     asyncpg.ReadOnlySQLTransactionError,  # a primary that has just become a standby
     asyncpg.IdleInTransactionSessionTimeoutError,
+    exc.TimeoutError,  # SQLAlchemy's pool has no connection left
+    exc.DisconnectionError,  # nor one that works
+    Busy,
 )
 """Failures of the connection or the server, not of the statement: it may succeed a moment later."""
 
@@ -164,20 +177,21 @@ def _replace_read_only(context: ExceptionContext) -> None:
 
 
 class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
-    """A pool that replaces its connections, and the engine's, when the server behind one has become read-only.
+    """A pool with a line before it, if any, and a bound of the wait for a connection, whoever asks.
 
-    A connection outlives the failover that made its server a standby. A new one goes to where the address leads now.
+    It replaces its connections, and the engine's, when the server behind one has become read-only: a connection
+    outlives the failover that made its server a standby. A new one goes to where the address leads now.
     """
 
-    def __init__(self, engine: AsyncEngine, dsn: str, **options: Any) -> None:
+    def __init__(self, engine: AsyncEngine, line: Line | None, dsn: str, **options: Any) -> None:
         # What asyncpg.create_pool() fills in.
         usual = {"loop": None, "connection_class": asyncpg.Connection, "record_class": asyncpg.Record}
         usual |= {"max_queries": 50_000, "max_inactive_connection_lifetime": 300.0}
         super().__init__(dsn, **usual, **options)
-        self._engine, self._renewed_at = engine, 0.0
+        self._engine, self.line, self._renewed_at = engine, line or nullcontext(), 0.0
 
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
-        return _Acquired(self, timeout)
+        return _Acquired(self, timeout or CONNECT_TIMEOUT)
 
     async def renew(self) -> None:
         if time.monotonic() - self._renewed_at < RENEWAL_PAUSE:
@@ -189,57 +203,65 @@ class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
 
 
 class _Acquired(PoolAcquireContext):  # type: ignore[misc] # asyncpg has no types
+    async def __aenter__(self) -> asyncpg.Connection:
+        await self.pool.line.__aenter__()
+        try:
+            # Not by the timeout of asyncpg, which makes a task for each.
+            async with asyncio.timeout(self.timeout):
+                self.connection = await self.pool._acquire(None)
+        except BaseException:
+            await self.pool.line.__aexit__(None, None, None)
+            raise
+        return self.connection
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None = None,
         error: BaseException | None = None,
         trace: TracebackType | None = None,
     ) -> None:
-        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            await self.pool.renew()
-        await super().__aexit__(kind, error, trace)
+        try:
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                await self.pool.renew()
+            await super().__aexit__(kind, error, trace)
+        finally:
+            await self.pool.line.__aexit__(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The two ways into PostgreSQL. Open with `Database.open(settings)`.
+    """The two ways into PostgreSQL, for requests. Open with `Database.open(settings)`.
 
     Attributes:
         engine: SQLAlchemy, for queries composed from filters.
         pool: asyncpg, for fixed statements; its `jsonb` columns are Python objects.
+        line: before the engine.
+        turns: what each tenant may have of the costly requests.
     """
 
     engine: AsyncEngine
     pool: asyncpg.Pool
+    line: Line
+    turns: Turns
+    _writers: asyncpg.Pool
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Database]:
         """Connect. Raises one of CONNECTION_ERRORS when the server cannot be reached."""
-        engine = create_engine(settings, pool_size=5, max_overflow=5, pool_timeout=CONNECT_TIMEOUT, pool_pre_ping=True)
+        async with AsyncExitStack() as stack:
+            engine = create_engine(
+                settings, pool_size=COMPOSED, max_overflow=0, pool_timeout=CONNECT_TIMEOUT, pool_pre_ping=True
+            )
+            stack.push_async_callback(engine.dispose)
+            line = Line(REQUESTS, CONNECT_TIMEOUT, _BUSY)
+            pool = await stack.enter_async_context(_open_pool(settings, engine, line, REQUESTS, at_first=1))
+            writers = await stack.enter_async_context(_open_pool(settings, engine, None, WRITERS, at_first=0))
+            yield cls(engine, pool, Line(COMPOSED, CONNECT_TIMEOUT, _BUSY), Turns(), writers)
 
-        async def prepare(connection: asyncpg.Connection) -> None:
-            await _set_up(settings, connection)
-            await connection.set_type_codec("jsonb", encoder=_json, decoder=orjson.loads, schema="pg_catalog")
-
-        pool = await _Pool(
-            engine,
-            settings.asyncpg_dsn,
-            min_size=1,
-            max_size=20,
-            command_timeout=STATEMENT_TIMEOUT,
-            init=prepare,
-            reset=_keep,
-            **_connecting(settings),
-        )
-        try:
-            yield cls(engine, pool)
-        finally:
-            try:
-                await asyncio.wait_for(pool.close(), CONNECT_TIMEOUT)
-            except TimeoutError:
-                pool.terminate()
-            await engine.dispose()
+    def for_runner(self) -> Database:
+        """The same, by the connections that no request can take: for claims, events, commands, and ends of runs."""
+        return replace(self, pool=self._writers)
 
     async def check_schema(self) -> None:
         """Raises SchemaMissing unless the migrations up to SCHEMA_REVISION have run."""
@@ -253,7 +275,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
         """One transaction on the asyncpg pool."""
-        async with self.pool.acquire(timeout=CONNECT_TIMEOUT) as connection, connection.transaction():
+        async with self.pool.acquire() as connection, connection.transaction():
             yield connection
 
     async def sweep(self, delete: str, *arguments: Any, batch: int = SWEEP_BATCH) -> None:
@@ -272,8 +294,36 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """One transaction on the SQLAlchemy engine."""
-        async with self.engine.begin() as connection:
+        async with self.line, self.engine.begin() as connection:
             yield connection
+
+
+@asynccontextmanager
+async def _open_pool(
+    settings: Settings, engine: AsyncEngine, line: Line | None, size: int, *, at_first: int
+) -> AsyncIterator[asyncpg.Pool]:
+    async def prepare(connection: asyncpg.Connection) -> None:
+        await _set_up(settings, connection)
+        await connection.set_type_codec("jsonb", encoder=_json, decoder=orjson.loads, schema="pg_catalog")
+
+    pool = await _Pool(
+        engine,
+        line,
+        settings.asyncpg_dsn,
+        min_size=at_first,
+        max_size=size,
+        command_timeout=STATEMENT_TIMEOUT,
+        init=prepare,
+        reset=_keep,
+        **_connecting(settings),
+    )
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), CONNECT_TIMEOUT)
+        except TimeoutError:
+            pool.terminate()
 
 
 async def schema_revision(on: asyncpg.Connection | asyncpg.Pool) -> str | None:

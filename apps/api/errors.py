@@ -15,6 +15,7 @@ ApiError
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
 └── Unavailable             503 dependency_unavailable, encryption_not_configured, instance_full
+    └── Busy                503 dependency_unavailable, at once
 LeaseLost                   not for clients: this writer is no longer the owner
 """
 
@@ -124,6 +125,13 @@ class StillRunning(ApiError):
 
 class Unavailable(ApiError):
     status, code = 503, "dependency_unavailable"
+
+
+class Busy(Unavailable):
+    """There is no place for this request now. It was not begun, so it may be sent again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
 
 
 def problems_in(error: ApiError, field: str) -> list[Problem]:

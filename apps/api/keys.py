@@ -226,7 +226,7 @@ def _info(fields: dict[str, Any]) -> KeyInfo:
 
 
 async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
-    """Make a key invalid, at once where Redis can be reached, else within KEY_CACHE_TTL. False when unknown."""
+    """Make a key invalid: at once where Redis can be reached, else within a quarter of a lease. False when unknown."""
     row = await db.pool.fetchrow(
         "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1"
         " RETURNING secret_hash, previous_hash",
@@ -234,7 +234,7 @@ async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
     )
     if row is None:
         return False
-    await forget_cached(redis, *row.values())
+    await forget_cached(db, redis, *row.values())
     return True
 
 
@@ -256,7 +256,7 @@ async def change_key(db: Database, redis: Redis, key_id: UUID, changes: Mapping[
     )
     if row is None:
         raise await _missing(db, key_id)
-    await forget_cached(redis, *row.values())
+    await forget_cached(db, redis, *row.values())
 
 
 async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: float) -> CreatedKey:
@@ -283,7 +283,7 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
             )
     if before is None:
         raise await _missing(db, key_id)
-    await forget_cached(redis, *before.values())
+    await forget_cached(db, redis, *before.values())
     return CreatedKey(key_id, tenant, prefix_of(secret), secret)
 
 

@@ -41,7 +41,8 @@ _TOLD: dict[Counted, str] = {"prompt": "prompts", "lookup": "requests that look 
 class PromptLimits:
     """How many prompts a key may send per minute, in a moving window, and how many look-ups: as many, counted apart."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, outage: Outage) -> None:
+        """`outage`: that of the instance."""
         self._default = settings.rate_limit_query_per_minute
         self._pool = ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),
@@ -57,7 +58,7 @@ class PromptLimits:
         )
         self._shared = MovingWindowRateLimiter(storage)
         self._local = MovingWindowRateLimiter(MemoryStorage())
-        self._outage = Outage()
+        self._outage = outage
 
     async def close(self) -> None:
         """Close the connections to Redis."""

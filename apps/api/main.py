@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -126,6 +127,11 @@ async def _admit_guests(core: Core) -> str | None:
     return await keys.ensure_anonymous_key(core.db, tenant)
 
 
+async def _ensure_first_key(db: Database, settings: Settings) -> None:
+    if settings.api_key is not None:
+        await keys.ensure_first_key(db, settings.api_key.get_secret_value())
+
+
 async def _look_at_role(db: Database, settings: Settings) -> None:
     if found := await roles.excess(db.pool):
         log.warning("database.role", warning=found)
@@ -141,10 +147,9 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await db.check_schema()
         await _look_at_role(db, settings)
         redis = await stack.enter_async_context(open_redis(settings))
-        prompt_limits = PromptLimits(settings)
+        prompt_limits = PromptLimits(settings, redis.outage)
         stack.push_async_callback(prompt_limits.close)
-        if settings.api_key is not None:
-            await keys.ensure_first_key(db, settings.api_key.get_secret_value())
+        await _ensure_first_key(db, settings)
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)
@@ -152,9 +157,10 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
         deliveries = Deliveries(db, settings, outbound, instance_id=core.instance_id)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
-        worker = Worker(core, lease)
-        failed = _Failed()
-        loops = Loops(settings.instance_lease_seconds, failed.give_up)
+        stack.callback(core.blocking.close)
+        runner = replace(core, db=db.for_runner())
+        worker = Worker(runner, lease)
+        loops = Loops(settings.instance_lease_seconds, (failed := _Failed()).give_up)
         stack.push_async_callback(loops.stop)
         loops.keep("relay-publisher", publisher.run)
         loops.keep("relay-subscriber", subscriptions.run)
@@ -163,7 +169,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         model = default_model.Watch(settings)
         loops.start("model-watch", model.look, model.until_next_look)
         await worker.start()
-        for part in (worker, Upkeep(core, worker), Watch(core, worker.executions)):
+        for part in (worker, Upkeep(runner, worker), Watch(runner, worker.executions)):
             part.run_in(loops)
         opened = Opened(db, shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)

@@ -6,10 +6,12 @@ they hold a tenant's data; `REDIS_KEY_PREFIX` separates deployments that share a
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
@@ -32,7 +34,14 @@ OPERATION_TIMEOUT = 1.0
 """Seconds for one call. A cache that takes longer than its database is no cache."""
 
 PAUSE_AFTER_FAILURE = 2.0
-"""Seconds for which Redis is not asked after a failure."""
+"""Seconds for which Redis is not asked after a failure, and between two looks whether it is back."""
+
+FORGET_TIMEOUT = 0.1
+"""Seconds that a write waits for Redis to forget what it has cached. What takes longer is done by others: see
+`Tombstones`."""
+
+MAX_TOMBSTONES = 10_000
+"""Entries that wait for Redis to forget them. Beyond it the oldest go; they live for KEY_CACHE_TTL at most."""
 
 STREAM_MAX_LENGTH = 5_000
 """Entries that a session's stream keeps, approximately."""
@@ -99,27 +108,136 @@ class Keys:
 
 
 class Outage:
-    """Leaves Redis alone for a while after it failed, so that a hanging one does not slow every request down."""
+    """Whether Redis is left alone, one for all of an instance: who waits for it in vain first spares the others that.
 
-    def __init__(self) -> None:
-        self._until = 0.0
+    It ends when a probe in the background has had an answer, never by a request.
+    """
+
+    def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
+        self._probe, self._begun = probe, asyncio.Event()
+        self._probing: asyncio.Task[None] | None = None
 
     @property
     def lasts(self) -> bool:
-        return time.monotonic() < self._until
+        return self._begun.is_set()
+
+    async def begins(self, seconds: float) -> None:
+        """Wait until it does, at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._begun.wait()
+        except TimeoutError:
+            return
 
     def begin(self, error: BaseException) -> None:
-        self._until = time.monotonic() + PAUSE_AFTER_FAILURE
-        log.warning("redis.unavailable", error=type(error).__name__, pause_seconds=PAUSE_AFTER_FAILURE)
+        """Leave Redis alone from now on."""
+        if not self.lasts:
+            self._begun.set()
+            log.warning("redis.unavailable", error=type(error).__name__, pause_seconds=PAUSE_AFTER_FAILURE)
+            self._probing = asyncio.create_task(self._end_when_over(), name="redis-probe")
+
+    async def _end_when_over(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSE_AFTER_FAILURE * random.uniform(1.0, 1.2))
+            try:
+                async with asyncio.timeout(OPERATION_TIMEOUT):
+                    await self._probe()
+            except REDIS_ERRORS:
+                continue
+            self._begun.clear()
+            log.info("redis.available")
+            return
+
+    async def close(self) -> None:
+        """End the probe, if one is under way."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait([self._probing])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Tombstone:
+    """An entry that must go from the cache, and for how long nobody may write it again.
+
+    Attributes:
+        ttl_ms: milliseconds.
+        since: monotonic seconds.
+        told: whether the other instances have been told by PostgreSQL, or have told this one.
+    """
+
+    ttl_ms: int
+    since: float
+    told: bool
+
+
+class Tombstones:
+    """What Redis has not forgotten yet. The publisher sends it, the probe too, as long as it takes."""
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        self._left: dict[str, Tombstone] = {}
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def add(self, name: str, ttl_ms: int, *, told: bool = False) -> None:
+        """Name an entry. With one of the same name that waits it becomes one."""
+        before = self._left.pop(name, None) or Tombstone(ttl_ms, time.monotonic(), told)
+        if len(self._left) >= MAX_TOMBSTONES:
+            del self._left[next(iter(self._left))]
+        self._left[name] = Tombstone(max(ttl_ms, before.ttl_ms), before.since, told and before.told)
+        self.wake()
+
+    def all(self) -> dict[str, Tombstone]:
+        """Those that wait now. Say `written` of them once Redis has answered."""
+        return dict(self._left)
+
+    def written(self, them: dict[str, Tombstone]) -> None:
+        """Redis has them: strike those off that were not named again meanwhile."""
+        for name, tombstone in them.items():
+            if self._left.get(name) is tombstone:
+                del self._left[name]
+
+
 class Redis:
-    """The shared client and the key names."""
+    """The shared client and the key names, and whether the server answers.
 
-    client: redis.asyncio.Redis
-    keys: Keys
-    outage: Outage = field(default_factory=Outage)
+    Attributes:
+        outage: asked and begun by everything of the instance that asks Redis.
+        tombstones: what is to be forgotten and could not be.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+        self.client, self.keys = client, keys
+        self.outage, self.tombstones = Outage(self._probe), Tombstones()
+
+    async def _probe(self) -> None:
+        await self.client.ping()
+        left = self.tombstones.all()
+        if left:  # before anybody reads what should be gone
+            async with self.client.pipeline(transaction=False) as pipeline:
+                for name, tombstone in left.items():
+                    pipeline.set(name, b"", px=tombstone.ttl_ms)
+                await pipeline.execute()
+            self.tombstones.written(left)
+
+    async def forget(self, name: str, ttl_ms: int, *, told: bool = False) -> None:
+        """Drop a cached entry, and let nobody write it again for that long: a reader may have looked before the change.
+
+        Waits for FORGET_TIMEOUT at most; what was not done by then is among the `tombstones`.
+        """
+        if not self.outage.lasts:
+            try:
+                async with asyncio.timeout(FORGET_TIMEOUT):
+                    await self.client.set(name, b"", px=ttl_ms)
+                    return
+            except REDIS_ERRORS as error:
+                if not isinstance(error, TimeoutError):  # so short a wait says little
+                    self.outage.begin(error)
+        self.tombstones.add(name, ttl_ms, told=told)
 
     async def attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """What `call` answers, or None without Redis: for what PostgreSQL can answer as well."""
@@ -136,6 +254,8 @@ class Redis:
 
         An entry may be of another version or another program: PostgreSQL has the answer.
         """
+        if key in self.tombstones:
+            return None
         entry = await self.attempt(lambda: self.client.get(key))
         if not isinstance(entry, bytes) or not entry:
             return None
@@ -163,7 +283,9 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
         retry=Retry(NoBackoff(), 0),
         max_connections=50,
     )
+    opened = Redis(client, Keys.below(settings.redis_key_prefix))
     try:
-        yield Redis(client, Keys.below(settings.redis_key_prefix))
+        yield opened
     finally:
+        await opened.outage.close()
         await client.aclose()

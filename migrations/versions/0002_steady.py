@@ -89,6 +89,15 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("lost", postgresql.INT8RANGE()))
     for statement in QUEUE:
         op.execute(statement)
+    op.create_table(
+        "invalidations",
+        sa.Column("id", sa.Uuid(), server_default=sa.func.gen_random_uuid(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("ttl_ms", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("invalidations_pkey")),
+    )
+    op.create_index(op.f("invalidations_created_at_idx"), "invalidations", ["created_at"])
 
 
 def _build(name: str, on: str) -> None:
@@ -101,6 +110,7 @@ def _build(name: str, on: str) -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("invalidations")
     op.drop_column("sessions", "lost")
     op.execute("DROP TRIGGER sessions_freed ON sessions")
     op.execute("DROP TRIGGER runs_cancelled ON runs")

@@ -14,6 +14,7 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 from apps.api.settings import Settings
+from apps.api.threads import Blocking
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Core:
 
     Attributes:
         profiles: what PROFILES_FILE says, by name.
+        blocking: threads for what blocks.
         wake_local: called when a run was queued here, so that this instance tries first.
     """
 
@@ -34,6 +36,7 @@ class Core:
     followers: Followers
     outbound: Outbound
     profiles: Mapping[str, Profile]
+    blocking: Blocking = field(default_factory=Blocking)
     wake_local: list[Callable[[], None]] = field(default_factory=list)
 
     def wake(self, tenant_id: UUID, session_id: UUID) -> None:
@@ -49,7 +52,7 @@ class Core:
         self._forget_cached(tenant_id, session_id)
 
     def _forget_cached(self, tenant_id: UUID, session_id: UUID) -> None:
-        self.publisher.command("SET", self.redis.keys.session(tenant_id, session_id), b"", "PX", TOMBSTONE_TTL_MS)
+        self.publisher.forget(self.redis.keys.session(tenant_id, session_id), TOMBSTONE_TTL_MS)
 
     def forget(self, tenant_id: UUID, session_id: UUID) -> None:
         """After a session's deletion: tell followers and owners, and remove what is cached or on disk."""

@@ -83,6 +83,17 @@ class Instance(Base):
     lease_expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
+class Invalidation(Base):
+    """A name in Redis that an instance could not remove there; the others read it with their leases, and do."""
+
+    __tablename__ = "invalidations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    name: Mapped[str]
+    ttl_ms: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW, index=True)
+
+
 class Session(Base):
     """A durable conversation.
 

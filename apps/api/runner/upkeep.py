@@ -91,10 +91,10 @@ class Upkeep:
         await self._sweep_files(loop)
 
     async def _sweep_files(self, loop: Loop) -> None:
-        settings = self._core.settings
-        await asyncio.to_thread(workspaces.discard_forgotten, settings)
-        await asyncio.to_thread(self._worker.scratch.sweep)
-        present = await asyncio.to_thread(workspaces.present, settings)
+        settings, removal = self._core.settings, self._core.blocking.removal
+        await removal.run(workspaces.discard_forgotten, settings)
+        await removal.run(self._worker.scratch.sweep)
+        present = await removal.run(workspaces.present, settings)
         for session_id in await sessions.deleted_among(self._core.db, present):
             with loop.one(session_id):
-                await asyncio.to_thread(workspaces.remove, settings, session_id)
+                await removal.run(workspaces.remove, settings, session_id)

@@ -7,7 +7,6 @@ from time to time.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -16,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api import __version__
+from apps.api import __version__, invalidations
 from apps.api.core.context import Core
 from apps.api.core.events.log import note_lost
 from apps.api.core.fleet import claims, commands, instances, ownership
@@ -29,6 +28,7 @@ from apps.api.errors import LeaseLost
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.heartbeat import Heartbeat
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import StartGate
@@ -37,6 +37,13 @@ log = structlog.get_logger(__name__)
 
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
+
+
+UNSAID_AFTER = 1.0
+"""Seconds for which Redis could not be told what to forget, after which other instances are told by PostgreSQL."""
+
+MAX_DELETED = 1_000
+"""Deleted sessions whose files are still to be removed; a sweep finds what is beyond."""
 
 
 class _Wakeups:
@@ -57,6 +64,9 @@ class Worker:
 
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core, self._lease = core, lease
+        self._heartbeat = Heartbeat(core.settings, lease)
+        self._obeyed: set[UUID] = set()
+        self._deleted = asyncio.Queue[UUID](MAX_DELETED)
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
         lease.tell(self.scratch.lease.write)
@@ -87,9 +97,10 @@ class Worker:
         return len(self.executions)
 
     async def start(self) -> None:
-        """Register the instance and listen. The loops are separate: see `loops`."""
+        """Register the instance, keep its lease, and listen. The loops are separate: see `run_in`."""
         self._url = await asyncio.to_thread(instances.own_url, self._core.settings)
         await self._register()
+        self._heartbeat.start()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
@@ -101,10 +112,11 @@ class Worker:
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
-        loops.start("runner-heartbeat", self._beat, self._until_beat, must=True)
+        loops.start("runner-heartbeat", self._beat, partial(asyncio.sleep, 0), must=True)
         loops.start("runner-fence", self._fence_when_over, self._until_over, must=True)
         loops.start("runner-claim", self._claim_runs, partial(nap, self._claim_now, POLL), must=True)
         loops.start("runner-commands", self._obey_commands, partial(nap, self._commands_now, POLL), must=True)
+        loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
 
     # --- waking up ---------------------------------------------------------------------------------------------
 
@@ -121,30 +133,38 @@ class Worker:
         self._commands_now.set()
 
     def _heard_deletion(self, session: str) -> None:
-        if session_id := _session_id(session):
-            self._spawn(self._bury(session_id), f"bury-{session_id}")
-
-    async def _bury(self, session_id: UUID) -> None:
-        """A session was deleted: end its agent here, if it is here, then remove its files."""
-        execution = self.executions.get(session_id)
-        if execution is not None:
+        session_id = _session_id(session)
+        if session_id is None:
+            return
+        if execution := self.executions.get(session_id):
             execution.fence()
-            async with asyncio.timeout(60):
-                await execution.over.wait()
-        await asyncio.to_thread(workspaces.remove, self._core.settings, session_id)
+        with suppress(asyncio.QueueFull):  # the next sweep finds it
+            self._deleted.put_nowait(session_id)
+
+    async def _bury_next(self, loop: Loop) -> None:
+        """Remove the files of a deleted session, once its agent, if it is here, has ended. One after the other."""
+        session_id = await self._deleted.get()
+        with loop.one(session_id):
+            if execution := self.executions.get(session_id):
+                async with asyncio.timeout(60):
+                    await execution.over.wait()
+            await self._core.blocking.removal.run(workspaces.remove, self._core.settings, session_id)
 
     # --- the lease ---------------------------------------------------------------------------------------------
 
-    async def _until_beat(self) -> None:
-        await asyncio.sleep(self._lease.seconds / 4 * random.uniform(0.9, 1.0))
-
     async def _beat(self, loop: Loop) -> None:
+        """Act upon what the database said at a renewal."""
         try:
-            async with asyncio.timeout(self._lease.seconds / 2):
-                await self._reconcile(loop, await instances.renew(self._core.db, self._lease))
+            renewed = await self._heartbeat.next()
         except LeaseLost:
             self._fence_all()
             await self._register_again(loop)
+            return
+        await self._reconcile(loop, renewed.owned)
+        await invalidations.tell(self._core.db, self._core.redis, older_than=UNSAID_AFTER)
+        new = [entry for entry in renewed.invalid if entry.id not in self._obeyed]
+        self._obeyed = {entry.id for entry in renewed.invalid}
+        await invalidations.obey(self._core.redis, new)
 
     async def _until_over(self) -> None:
         await asyncio.sleep(min(max(self._lease.remaining(), 0.2), 1.0))
@@ -332,6 +352,7 @@ class Worker:
             await instances.unregister(self._core.db, self._lease.instance_id)
         except PASSING as error:
             log.warning("worker.not_unregistered", error=type(error).__name__)
+        await self._heartbeat.stop()
         await asyncio.to_thread(self.scratch.close)
 
 

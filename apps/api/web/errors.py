@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,6 +89,19 @@ def _from_http(error: HTTPException) -> ApiError:
     return made
 
 
+_traced: dict[type[Exception], float] = {}
+
+
+def _is_news(error: Exception) -> bool:
+    """Whether no other error of its kind was logged with all of its frames within a second: that costs more than many
+    requests do."""
+    now = time.monotonic()
+    if now - _traced.get(type(error), -math.inf) < 1.0:
+        return False
+    _traced[type(error)] = now
+    return True
+
+
 def from_exception(error: Exception, request_id: str) -> ApiError:
     """The error that a client is told for whatever was raised. What nobody expected is logged."""
     if isinstance(error, ApiError):
@@ -95,7 +110,7 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
         log.warning("request.dependency_unavailable", error=type(error).__name__)
         text = "A part that this service depends on is away. Try again."
         return Unavailable(text, headers={"Retry-After": "1"})
-    log.error("request.failed", error=error, request_id=request_id, exc_info=error)
+    log.error("request.failed", error=error, request_id=request_id, exc_info=error if _is_news(error) else None)
     return ApiError("The server failed. The request id helps to find out why.")
 
 

@@ -62,7 +62,7 @@ class Health(BaseModel):
 
 async def _postgres(core: Core) -> State:
     try:
-        await asyncio.wait_for(core.db.pool.fetchval("SELECT 1"), PROBE_TIMEOUT)
+        await asyncio.wait_for(core.db.for_runner().pool.fetchval("SELECT 1"), PROBE_TIMEOUT)
     except CONNECTION_ERRORS:
         return "unavailable"
     return "ok"

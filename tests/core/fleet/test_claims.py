@@ -509,10 +509,10 @@ async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being
 
 async def test_a_lease_that_ran_out_cannot_be_renewed(world: World) -> None:
     lease, claim, _ = await world.owned()
-    assert [owned.generation for owned in await instances.renew(world.db, lease)] == [claim.generation]
+    assert [o.generation for o in (await instances.renew(world.db.pool, lease)).owned] == [claim.generation]
     await world.expire(lease)
     with pytest.raises(LeaseLost):
-        await instances.renew(world.db, lease)
+        await instances.renew(world.db.pool, lease)
     assert lease.is_over()
     assert len(await world.reap()) == 1
 
@@ -521,7 +521,7 @@ async def test_an_instance_comes_back_only_when_nothing_of_its_old_lease_is_left
     lease, claim, _ = await world.owned()
     await world.expire(lease)
     with pytest.raises(LeaseLost):
-        await instances.renew(world.db, lease)
+        await instances.renew(world.db.pool, lease)
     await instances.register(world.db, lease, hostname="test", version="0", slots=4)
     assert lease.is_over()
     await world.reap()

@@ -206,8 +206,8 @@ class Followers:
 
     async def until_next_check(self) -> None:
         """Wait until it is time to compare."""
-        self._was_connected = self._subscriptions.connected
-        await asyncio.sleep(self._check_interval if self._was_connected else CHECK_INTERVAL_WITHOUT_REDIS)
+        self._was_connected = await self._subscriptions.hears_for(self._check_interval)
+        await asyncio.sleep(0 if self._was_connected else CHECK_INTERVAL_WITHOUT_REDIS)
 
     async def check(self, loop: Loop) -> None:
         """Compare all readers with the database, in one query for the whole instance."""

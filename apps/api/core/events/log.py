@@ -287,7 +287,7 @@ class Writer:
             if any(event.type in ENDS_OF_DELTAS for event in events):
                 self._part = 0
             self._publisher.send(self.tenant_id, self.session_id, frames)
-            self._publisher.command("SET", self._cached, b"", "PX", TOMBSTONE_TTL_MS)
+            self._publisher.forget(self._cached, TOMBSTONE_TTL_MS)
 
     async def _stored(self, connection: asyncpg.Connection, expected: int, count: int) -> list[Frame] | None:
         # Nobody else writes with this generation, so a position that has moved means that our batch was stored.

@@ -22,6 +22,7 @@ import structlog
 from hiredis import pack_command
 from redis.asyncio import Connection
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from apps.api.core import tasks
 from apps.api.core.events.frames import Frame, write_batch
@@ -82,6 +83,8 @@ async def _keep_connected(
             await work(connection)
         except REDIS_ERRORS as error:
             log.warning("relay.disconnected", connection=name, error=type(error).__name__, attempt=attempt)
+            if isinstance(error, (TimeoutError, RedisTimeout)):
+                redis.outage.begin(error)
         finally:
             await connection.disconnect(nowait=True)
             lost()
@@ -129,7 +132,7 @@ class Publisher:
         self.command("PUBLISH", channel, payload)
 
     def command(self, *words: str | bytes | int) -> None:
-        """Queue a command that nobody waits for, such as dropping a cache entry."""
+        """Queue a command that nobody waits for."""
         packed = _pack(*words)
         self._commands.append(packed)
         self._command_bytes += len(packed)
@@ -137,6 +140,10 @@ class Publisher:
             del self._commands[: (len(self._commands) + 1) // 2]
             self._command_bytes = sum(map(len, self._commands))
         self._wake()
+
+    def forget(self, name: str, ttl_ms: int) -> None:
+        """Drop a cached entry, and let nobody write it again for that long. Repeated until Redis has done it."""
+        self._redis.tombstones.add(name, ttl_ms)
 
     async def flushed(self, timeout: float = 2.0) -> None:
         """Wait until nothing is pending, or `timeout` seconds."""
@@ -166,21 +173,26 @@ class Publisher:
 
     async def run(self) -> None:
         """Flush until cancelled; reconnects for ever, with back-off and jitter."""
+        self._redis.tombstones.wake = self._wake
         await _keep_connected(self._redis, "publisher", self._flush_loop, self._lost)
 
     async def _flush_loop(self, connection: Connection) -> None:
         window_started, window_events = time.monotonic(), 0
+        self._work.set()  # for tombstones that an earlier connection could not write
         while True:
             await self._work.wait()
             self._work.clear()
             streams, events = self._take()
-            commands = [packed for _, packed in streams] + self._sent
+            forgotten = self._redis.tombstones.all()
+            others = [_pack("SET", name, b"", "PX", t.ttl_ms) for name, t in forgotten.items()] + self._sent
+            commands = [packed for _, packed in streams] + others
             if commands:
                 await connection.send_packed_command(commands)
                 async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
                     refused = {stream for stream, _ in streams if not await self._accepted(connection)}
-                    for _ in self._sent:
+                    for _ in others:
                         await self._accepted(connection)
+                self._redis.tombstones.written(forgotten)
                 self._sent = []
                 for stream in refused:
                     self.command("DEL", stream)
@@ -245,6 +257,18 @@ class Subscriptions:
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(maxsize=100_000)
         self.connected = False
 
+    @property
+    def hears(self) -> bool:
+        """Whether what is published can be expected to come. A Redis that hangs leaves its connections open."""
+        return self.connected and not self._redis.outage.lasts
+
+    async def hears_for(self, seconds: float) -> bool:
+        """Wait so long, or until Redis is known to be away. Whether what was published meanwhile should have come."""
+        heard = self.hears
+        if heard:
+            await self._redis.outage.begins(seconds)
+        return heard and self.hears
+
     async def subscribe(self, channel: str, listener: Listener, timeout: float = 1.0) -> None:
         """Add a listener; returns when Redis confirmed, or after `timeout` seconds without that.
 
@@ -258,12 +282,13 @@ class Subscriptions:
         if confirmed is None:
             confirmed = self._confirmed[name] = asyncio.Event()
             self._request("SUBSCRIBE", name)
-        if not confirmed.is_set() and self.connected:
+        if not confirmed.is_set() and self.hears:
             try:
                 async with asyncio.timeout(timeout):
                     await confirmed.wait()
-            except TimeoutError:
+            except TimeoutError as error:
                 log.warning("relay.subscribe_not_confirmed")
+                self._redis.outage.begin(error)
 
     def unsubscribe(self, channel: str, listener: Listener) -> None:
         """Remove a listener; the last one ends the subscription."""

@@ -76,7 +76,7 @@ class Replay:
         keys, client = self._redis.keys, self._redis.client
         stream, cached = (name(followed.tenant_id, followed.session_id) for name in (keys.stream, keys.session))
         await self._redis.attempt(lambda: client.delete(stream))
-        await self._redis.attempt(lambda: client.set(cached, b"", px=TOMBSTONE_TTL_MS))
+        await self._redis.forget(cached, TOMBSTONE_TTL_MS)
 
     async def look_back(self, followed: Followed, last_seq: int) -> None:
         """Compare the stream with the end of the log, of which nobody has written more."""

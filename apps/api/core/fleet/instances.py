@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from apps.api.core.lease import Lease, now
 from apps.api.db import Database
 from apps.api.errors import LeaseLost
+from apps.api.invalidations import TOLD_FOR, Invalid
 from apps.api.settings import Settings
 
 
@@ -57,29 +60,47 @@ class Owned:
     generation: int
 
 
-async def renew(db: Database, lease: Lease) -> list[Owned]:
-    """Extend the lease; returns the sessions that this instance owns by the database's word.
+_RENEW = """
+WITH me AS (
+  UPDATE instances SET lease_expires_at = now() + make_interval(secs => $2)
+  WHERE id = $1 AND lease_expires_at > now() RETURNING id
+), mine AS (
+  SELECT s.id, s.generation FROM me JOIN sessions s ON s.owner_id = me.id
+), told AS (
+  SELECT id, name, ttl_ms FROM invalidations WHERE created_at > now() - make_interval(secs => $3)
+)
+SELECT ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
+  ARRAY(SELECT generation FROM mine ORDER BY id) AS generations,
+  ARRAY(SELECT id FROM told ORDER BY id) AS told, ARRAY(SELECT name FROM told ORDER BY id) AS names,
+  ARRAY(SELECT ttl_ms FROM told ORDER BY id) AS ttls
+FROM me
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What the database said at a renewal: the sessions that this instance owns, and what is no longer true of what
+    Redis has cached."""
+
+    owned: list[Owned]
+    invalid: list[Invalid]
+
+
+async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> Renewed:
+    """Extend the lease.
 
     Raises:
         LeaseLost: the lease had run out, so the sessions may have been given to others.
     """
     sent_at = now()
-    rows = await db.pool.fetch(
-        """
-        WITH me AS (
-          UPDATE instances SET lease_expires_at = now() + make_interval(secs => $2)
-          WHERE id = $1 AND lease_expires_at > now() RETURNING id
-        )
-        SELECT me.id AS instance_id, s.id, s.generation FROM me LEFT JOIN sessions s ON s.owner_id = me.id
-        """,
-        lease.instance_id,
-        lease.seconds,
-    )
-    if not rows:
+    row = await connection.fetchrow(_RENEW, lease.instance_id, lease.seconds, TOLD_FOR)
+    if row is None:
         lease.give_up()
         raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
     lease.renewed(sent_at)
-    return [Owned(row["id"], row["generation"]) for row in rows if row["id"] is not None]
+    owned = [Owned(*session) for session in zip(row["sessions"], row["generations"], strict=True)]
+    invalid = [Invalid(*entry) for entry in zip(row["told"], row["names"], row["ttls"], strict=True)]
+    return Renewed(owned, invalid)
 
 
 async def set_draining(db: Database, instance_id: UUID) -> None:

@@ -6,7 +6,6 @@ its numbers; its runs remain the parent's.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,7 +76,13 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Fork
             `idempotency_key_reused`, `session_deleted`.
         TooLarge: `workspace_too_large`.
         ValidationError, Forbidden: as `prompts.submit`.
+        Busy: too many forks of this tenant wait.
     """
+    async with core.db.turns.copying(tenant_id):
+        return await _fork(core, tenant_id, api_key_id, asked)
+
+
+async def _fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Fork) -> Forked:
     parent_id = asked.submission.session_id
     assert parent_id is not None  # noqa: S101 - for the type checker
     found = await admission.problems_of_change(core, tenant_id, asked.wanted)
@@ -100,10 +105,10 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Fork
             await _on_disk(core, parent_id, workspaces.adopt, session_id)
         return forked
     except BaseException:
-        await asyncio.to_thread(workspaces.remove, core.settings, session_id)
+        await core.blocking.copies.run(workspaces.remove, core.settings, session_id)
         raise
     finally:
-        await asyncio.to_thread(workspaces.discard, core.settings, session_id)
+        await core.blocking.copies.run(workspaces.discard, core.settings, session_id)
 
 
 async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) -> Forked | None:
@@ -177,7 +182,7 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Fo
 async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *arguments: Any) -> None:
     limit = core.settings.max_workspace_copy_bytes
     try:
-        await asyncio.to_thread(work, core.settings, *arguments)
+        await core.blocking.copies.run(work, core.settings, *arguments)
     except files.TooMuch as error:
         message = f"The session's files are more than {limit} bytes."
         raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error

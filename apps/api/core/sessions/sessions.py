@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,7 +24,7 @@ from apps.api.core.tenant.presets import parse_reference
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.models import Agent, Instance, Run, Session
-from apps.api.redis import REDIS_ERRORS, SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
+from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
 BUSY = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)"
 
@@ -162,8 +162,7 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
 async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
     """Invalidate the cached state after a write."""
-    with suppress(*REDIS_ERRORS):  # tried in any case: a stale entry would be served for its whole life
-        await redis.client.set(redis.keys.session(tenant_id, session_id), b"", px=TOMBSTONE_TTL_MS)
+    await redis.forget(redis.keys.session(tenant_id, session_id), TOMBSTONE_TTL_MS)
 
 
 async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
@@ -251,7 +250,8 @@ async def list_page(
     if cursor is not None:
         query = query.where(tuple_(Session.created_at, Session.id) < tuple_(*read_cursor(cursor)))
     query = query.order_by(Session.created_at.desc(), Session.id.desc()).limit(limit + 1)
-    async with db.connect() as connection:
+    share = nullcontext() if filters == Filters() else db.turns.reading(tenant_id)  # all that it has, perhaps
+    async with share, db.connect() as connection:
         found = (await connection.execute(query)).all()
     rows = await db.pool.fetch(_STATE, [row.id for row in found[:limit]], tenant_id)
     states = {row["id"]: _state(row, default_model) for row in rows}
@@ -367,21 +367,22 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
         ValidationError: the cursor is not one of this list.
     """
     await require(db, tenant_id, session_id)
-    rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
-    more = bool(rows) and rows[0]["found"] > min(len(rows), limit)
-    data = [_shown(row) for row in rows[:limit]]
-    callers, room, size = _callers(data), MAX_SUBAGENT_MESSAGES, MAX_SUBAGENT_BYTES
-    while callers and room > 0:  # one round for each level of subagents
-        by_column = {clean_text(call): message for call, message in callers.items()}
-        found = await db.pool.fetch(_NESTED, session_id, [*by_column], room + 1, size)
-        nested = [row for row in found[:room] if row["data"] is not None]
-        for row in found[len(nested) :]:
-            by_column[row["parent_tool_use_id"]]["subagent_messages_omitted"] = True
-        messages = [*map(_shown, nested)]
-        for message in messages:
-            callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
-        room = room - len(found) if len(nested) == len(found) else 0
-        callers, size = _callers(messages), size - (nested[-1]["up_to"] if nested else 0)
+    async with db.turns.reading(tenant_id):
+        rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
+        more = bool(rows) and rows[0]["found"] > min(len(rows), limit)
+        data = [_shown(row) for row in rows[:limit]]
+        callers, room, size = _callers(data), MAX_SUBAGENT_MESSAGES, MAX_SUBAGENT_BYTES
+        while callers and room > 0:  # one round for each level of subagents
+            by_column = {clean_text(call): message for call, message in callers.items()}
+            found = await db.pool.fetch(_NESTED, session_id, [*by_column], room + 1, size)
+            nested = [row for row in found[:room] if row["data"] is not None]
+            for row in found[len(nested) :]:
+                by_column[row["parent_tool_use_id"]]["subagent_messages_omitted"] = True
+            messages = [*map(_shown, nested)]
+            for message in messages:
+                callers[message["parent_tool_use_id"]]["subagent_messages"].append(message)
+            room = room - len(found) if len(nested) == len(found) else 0
+            callers, size = _callers(messages), size - (nested[-1]["up_to"] if nested else 0)
     return Page(data, str(data[-1]["seq"]) if more else None)
 
 

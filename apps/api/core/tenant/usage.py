@@ -119,7 +119,7 @@ async def report(
         query = query.join(ApiKey, ApiKey.id == Usage.api_key_id, isouter=True)
     if columns:
         query = query.group_by(*columns).order_by(*columns)
-    async with db.connect() as connection:
+    async with db.turns.reading(tenant_id), db.connect() as connection:
         rows = (await connection.execute(query.offset(start).limit(limit + 1))).mappings().all()
     data = [_row(dict(row)) for row in rows[:limit]]
     return Page(data, str(start + limit) if len(rows) > limit else None)
@@ -156,5 +156,5 @@ async def unmeasured(db: Database, tenant_id: UUID, scope: Scope) -> int:
         query = query.where(Run.api_key_id == scope.key_id)
     if scope.profiles is not None:
         query = query.where(Run.session_id.in_(scope.sessions(tenant_id)))
-    async with db.connect() as connection:
+    async with db.turns.reading(tenant_id), db.connect() as connection:
         return int((await connection.execute(query)).scalar_one())

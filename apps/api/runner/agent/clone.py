@@ -64,7 +64,7 @@ async def provide(core: Core, claim: Claim, writer: Writer) -> None:
     if repository is None:
         return
     try:
-        draft = await asyncio.to_thread(workspaces.draft, settings, claim.session_id, claim.generation)
+        draft = await core.blocking.starts.run(workspaces.draft, settings, claim.session_id, claim.generation)
         if draft is None:
             return
         told = {"repository": repository.url, "ref": repository.ref}
@@ -73,9 +73,9 @@ async def provide(core: Core, claim: Claim, writer: Writer) -> None:
             source = await repositories.resolve(core, claim.tenant_id, repository)
             git = Git(source, draft, CLONE_SECONDS, settings.max_repository_bytes)
             commit = await git.clone()
-            await asyncio.to_thread(workspaces.publish, settings, claim.session_id, git.files)
+            await core.blocking.starts.run(workspaces.publish, settings, claim.session_id, git.files)
         finally:
-            await asyncio.to_thread(workspaces.put_away, settings, draft)
+            await core.blocking.starts.run(workspaces.put_away, settings, draft)
     except (outbound.Refused, outbound.Failed) as error:
         raise CloneFailed(f"The repository was not cloned: {error}.") from error
     except ApiError as error:

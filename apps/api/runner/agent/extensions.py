@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,7 +54,7 @@ async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
     owned = await skills.own(core.db, claim.tenant_id)
     try:
         servers, subagents = _by_owner(resolved)
-        written = await asyncio.to_thread(_write_all, given, owned, servers, _prompt(claim.config))
+        written = await core.blocking.starts.run(_write_all, given, owned, servers, _prompt(claim.config))
         return replace(written, subagents=subagents)
     except OSError as error:
         raise StartFailed(f"cannot write what the agent is given: {error}") from error

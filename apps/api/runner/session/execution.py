@@ -326,7 +326,9 @@ class Execution:
             agent = await self._prepare(turn, claim)
             if agent is None:
                 return
-            workspace = await asyncio.to_thread(workspaces.create, settings, self.session_id, claim.config.cwd)
+            workspace = await self._core.blocking.starts.run(
+                workspaces.create, settings, self.session_id, claim.config.cwd
+            )
             try:
                 found = await checkpoints.obey(agent, workspace, self._store, self._store.conversation, asked)
             except checkpoints.CannotRewind as error:

@@ -104,7 +104,7 @@ class Launch:
         await clone.provide(self._core, claim, self._writer)
         async with self._gate.place():
             self.clear()  # of one that did not start
-            self._place = await asyncio.to_thread(self._scratch.make)
+            self._place = await self._core.blocking.starts.run(self._scratch.make)
             return await self._process(claim, self._place)
 
     def clear(self) -> None:
@@ -116,7 +116,7 @@ class Launch:
     async def _tell_missing_files(self, claim: Claim) -> None:
         """Say that a session in which an agent has been at work has no files on this host."""
         root = workspaces.root_of(self._core.settings, claim.session_id)
-        if not await asyncio.to_thread(files.is_directory, root) and await self._store.has_any():
+        if not await self._core.blocking.starts.run(files.is_directory, root) and await self._store.has_any():
             log.warning("launch.workspace_missing", session_id=str(claim.session_id))
             await self._writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
 
@@ -127,17 +127,19 @@ class Launch:
         conversation = self._store.conversation
         try:
             wanted = (claim.config.cwd, claim.config.add_dirs)
-            workspace = await asyncio.to_thread(workspaces.create, settings, claim.session_id, *wanted)
-            config_dir = await asyncio.to_thread(workspaces.point, settings, claim.session_id, place.config)
-            key = await asyncio.to_thread(project_key_for_directory, workspace.cwd)
+            workspace = await self._core.blocking.starts.run(workspaces.create, settings, claim.session_id, *wanted)
+            config_dir = await self._core.blocking.starts.run(
+                workspaces.point, settings, claim.session_id, place.config
+            )
+            key = await self._core.blocking.starts.run(project_key_for_directory, workspace.cwd)
             project = place.config / "projects" / key
-            await asyncio.to_thread(workspaces.link_results, workspace, conversation, project)
+            await self._core.blocking.starts.run(workspaces.link_results, workspace, conversation, project)
             resume = await history.write(self._store, conversation, project)
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, claim, place.given)
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
-        permissions = await asyncio.to_thread(
+        permissions = await self._core.blocking.starts.run(
             extensions.write_permissions, place.given / "permissions.json", claim.config, allowed
         )
         await self._store.adopt(conversation, key)
@@ -161,4 +163,4 @@ class Launch:
             options.check_size(built)
             return await Agent.start(claim, built, process.stderr)
         finally:
-            await asyncio.to_thread(given.forget_secrets)
+            await self._core.blocking.starts.run(given.forget_secrets)

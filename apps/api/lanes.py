@@ -1,0 +1,93 @@
+"""Lines: a number of places, those who wait for one, and how many may wait.
+
+What takes places without a bound of its own stands in a line: requests before connections to PostgreSQL, and a tenant's
+requests before what costs much. Who would wait too long is sent away at once, with a time to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from apps.api.errors import Busy
+
+MAX_WAITING = 500
+"""In one line. A prompt holds a connection for some milliseconds, so that this many wait for about a second."""
+
+
+class Line:
+    """Places for which one waits, first come first served; `async with line:` is a turn.
+
+    Nobody joins while so many wait already, or while the first of them has waited for half of the longest time: those
+    behind would wait for longer.
+    """
+
+    def __init__(self, places: int, seconds: float, busy: str, *, most: int = MAX_WAITING) -> None:
+        """
+        Args:
+            places: how many have a turn at a time.
+            seconds: the longest wait.
+            busy: what those are told who are sent away.
+            most: how many may wait.
+        """
+        self._turns = asyncio.Semaphore(places)
+        self._seconds, self._busy, self._most = seconds, busy, most
+        self._waiting: dict[object, float] = {}  # since when, the first of the line first
+
+    async def __aenter__(self) -> None:
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        first = next(iter(self._waiting.values()), None)
+        late = first is not None and time.monotonic() - first > self._seconds / 2
+        if late or len(self._waiting) >= self._most:
+            raise Busy(self._busy)
+        me = object()
+        self._waiting[me] = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Busy(self._busy) from None
+        finally:
+            del self._waiting[me]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._turns.release()
+
+
+AT_ONCE = 2
+"""Costly requests of one tenant that an instance serves at a time, of each kind: what copies, what reads a lot."""
+
+LONGEST_WAIT = 30.0
+"""Seconds that one of them waits for those before it; it holds nothing meanwhile."""
+
+MOST_WAITING = 100
+
+
+class Turns:
+    """What each tenant may have of what costs much, so that nobody else waits for it."""
+
+    def __init__(self) -> None:
+        # Held by whoever has or wants a turn, so that nothing is kept of tenants without such requests.
+        self._lines: WeakValueDictionary[tuple[str, UUID], Line] = WeakValueDictionary()
+
+    def copying(self, tenant_id: UUID) -> Line:
+        """For what copies a session."""
+        return self._line("copying", tenant_id)
+
+    def reading(self, tenant_id: UUID) -> Line:
+        """For what reads as much as a tenant has."""
+        return self._line("reading", tenant_id)
+
+    def _line(self, what: str, tenant_id: UUID) -> Line:
+        line = self._lines.get((what, tenant_id))
+        if line is None:
+            text = f"{AT_ONCE} requests of this tenant like this one are served at a time, and too many wait."
+            line = self._lines[what, tenant_id] = Line(AT_ONCE, LONGEST_WAIT, text, most=MOST_WAITING)
+        return line

@@ -1,0 +1,261 @@
+"""Who waits for whom: lines before connections, turns of tenants, threads of their own for what blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import text
+
+from apps.api import db as db_module
+from apps.api.core.sessions import sessions
+from apps.api.core.sessions.sessions import Filters
+from apps.api.core.tenant import usage
+from apps.api.db import Database, is_connection_error
+from apps.api.errors import Busy
+from apps.api.lanes import AT_ONCE, Line, Turns
+from apps.api.settings import Settings
+from apps.api.threads import Blocking
+from apps.api.web.errors import from_exception
+from tests.world import PATIENCE, World, lone_world, until
+
+__all__ = ["lone_world"]
+
+Take = Callable[[Database], AbstractAsyncContextManager[object]]
+
+
+@asynccontextmanager
+async def taken(take: Callable[[], AbstractAsyncContextManager[object]], count: int) -> AsyncIterator[None]:
+    """So many of them are held while the block lasts."""
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            await stack.enter_async_context(take())
+        yield
+
+
+@asynccontextmanager
+async def waiting(take: Callable[[], AbstractAsyncContextManager[object]], count: int) -> AsyncIterator[set[int]]:
+    """So many wait for one while the block lasts. Yields who has had a turn."""
+    served = set[int]()
+
+    async def one(number: int) -> None:
+        async with take():
+            served.add(number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(count)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    try:
+        yield served
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_line_sends_away_at_once_who_would_be_one_too_many() -> None:
+    line = Line(2, PATIENCE, "full", most=3)
+    async with taken(lambda: line, 2), waiting(lambda: line, 3) as served:
+        with pytest.raises(Busy, match="full") as refused:
+            async with line:
+                raise AssertionError("had a turn")
+        assert served == set()
+        assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
+
+
+async def test_a_line_is_served_in_its_order_and_takes_new_ones_when_there_is_room() -> None:
+    line = Line(1, PATIENCE, "full", most=2)
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        async with line:
+            order.append(number)
+
+    async with line:
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(one(number)) for number in range(2)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    await one(2)
+    assert order == [0, 1, 2]
+
+
+async def test_nobody_joins_a_line_that_does_not_move() -> None:
+    line = Line(1, 0.2, "full")
+    async with line, waiting(lambda: line, 1) as served:
+
+        async def is_refused() -> bool:
+            try:
+                async with asyncio.timeout(0), line:
+                    raise AssertionError("had a turn")
+            except Busy:
+                return True
+            except TimeoutError:
+                return False
+
+        await until(is_refused)
+        assert served == set()
+
+
+async def test_who_gives_up_leaves_the_line() -> None:
+    line = Line(1, PATIENCE, "full", most=1)
+    async with line:
+        for _ in range(3):
+            async with waiting(lambda: line, 1):
+                pass
+    async with asyncio.timeout(PATIENCE), line:
+        pass
+
+
+LANES = pytest.mark.parametrize(
+    ("take", "places"),
+    [(Database.transaction, db_module.REQUESTS), (Database.connect, db_module.COMPOSED)],
+    ids=["fixed statements", "composed queries"],
+)
+
+
+@LANES
+async def test_requests_beyond_the_line_are_refused_while_the_others_wait(
+    db: Database, take: Take, places: int
+) -> None:
+    """And none of them makes what the runner writes wait."""
+    async with taken(lambda: take(db), places), waiting(lambda: take(db), 500) as served:
+        with pytest.raises(Busy):
+            async with take(db):
+                raise AssertionError("had a connection")
+        assert served == set()
+        assert await db.for_runner().pool.fetchval("SELECT 1") == 1
+
+
+async def test_what_the_runner_holds_makes_no_request_wait(db: Database) -> None:
+    runner = db.for_runner()
+    async with taken(runner.transaction, db_module.WRITERS):
+        assert await db.pool.fetchval("SELECT 1") == 1
+        async with db.connect() as connection:
+            assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+
+
+async def test_an_instance_opens_no_more_connections_than_it_says(db: Database) -> None:
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    runner = db.for_runner()
+    async with (
+        taken(db.transaction, db_module.REQUESTS - 1),
+        taken(runner.transaction, db_module.WRITERS),
+        taken(db.connect, db_module.COMPOSED),
+    ):
+        assert await db.pool.fetchval(count) + 1 + 1 == 30  # with this one, and the heartbeat's
+
+
+# --- what pools raise ----------------------------------------------------------------------------------------------
+
+
+def subclasses(kind: type[BaseException]) -> set[type[BaseException]]:
+    return {kind}.union(*map(subclasses, kind.__subclasses__()))
+
+
+def of_pools() -> list[type[BaseException]]:
+    """Whatever says that there is no connection, or that one was lost: of asyncpg, of its pool, of SQLAlchemy's."""
+    kinds = subclasses(asyncpg.PostgresConnectionError) | subclasses(asyncpg.exceptions.InsufficientResourcesError)
+    kinds |= subclasses(asyncpg.exceptions.OperatorInterventionError) | subclasses(asyncpg.InterfaceError)
+    kinds |= subclasses(sqlalchemy.exc.DisconnectionError) | {sqlalchemy.exc.TimeoutError, asyncpg.InternalClientError}
+    kinds |= {TimeoutError, ConnectionError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError, Busy}
+    return sorted(kinds, key=lambda kind: kind.__qualname__)
+
+
+@pytest.mark.parametrize("kind", of_pools(), ids=lambda kind: kind.__qualname__)
+def test_whatever_a_pool_raises_is_answered_503_with_a_time_to_come_again(kind: type[Exception]) -> None:
+    error = kind("a message")
+    assert is_connection_error(error)
+    answer = from_exception(error, "request")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+async def test_a_full_pool_of_the_engine_is_a_lack_of_connections(settings: Settings) -> None:
+    engine = db_module.create_engine(settings, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    try:
+        async with engine.connect():
+            with pytest.raises(sqlalchemy.exc.TimeoutError) as full:
+                async with engine.connect():
+                    raise AssertionError("had a connection")
+    finally:
+        await engine.dispose()
+    assert from_exception(full.value, "request").status == 503
+
+
+# --- turns of tenants ---------------------------------------------------------------------------------------------
+
+
+async def test_a_tenant_that_asks_for_much_makes_itself_wait_and_nobody_else(lone_world: World) -> None:
+    world = lone_world
+    ours, theirs, db = world.tenant_id, await world.other_tenant(), world.db
+    session_id = await world.session()
+    costly: dict[str, Callable[[UUID], Coroutine[Any, Any, object]]] = {
+        "filtered": lambda tenant: sessions.list_page(
+            db, tenant, Filters(search="x"), limit=1, cursor=None, default_model="m"
+        ),
+        "usage": lambda tenant: usage.report(db, tenant, usage.Scope(), [], limit=1, cursor=None),
+        "unmeasured": lambda tenant: usage.unmeasured(db, tenant, usage.Scope()),
+    }
+    async with taken(lambda: db.turns.reading(ours), AT_ONCE):
+        for what in costly.values():
+            await what(theirs)
+        await sessions.list_page(db, ours, Filters(), limit=1, cursor=None, default_model="m")  # by an index
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(what(ours)) for what in costly.values()]
+        tasks.append(asyncio.create_task(sessions.messages(db, ours, session_id, limit=1, cursor=None)))
+        await world.one("SELECT pg_sleep(0.05)")
+        assert not any(task.done() for task in tasks)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*tasks)
+
+
+def test_nothing_is_kept_of_tenants_that_ask_for_nothing() -> None:
+    turns, tenant = Turns(), uuid4()
+    held = turns.copying(tenant)
+    assert turns.copying(tenant) is held
+    assert turns.reading(tenant) is not held
+    del held
+    assert len(turns._lines) == 0
+
+
+# --- threads -------------------------------------------------------------------------------------------------------
+
+
+async def test_removals_go_one_by_one_and_keep_neither_starts_nor_copies_waiting() -> None:
+    blocking, go_on = Blocking(), threading.Event()
+    at_work: list[int] = []
+
+    def remove(number: int) -> None:
+        at_work.append(number)
+        assert go_on.wait(PATIENCE)
+
+    removals = [asyncio.create_task(blocking.removal.run(remove, number)) for number in range(50)]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            for threads in (blocking.starts, blocking.copies):
+                assert await threads.run(lambda: "done") == "done"
+            assert await asyncio.to_thread(lambda: "done") == "done"
+        await until(lambda: at_work == [0])
+    finally:
+        go_on.set()
+    await asyncio.gather(*removals)
+    assert at_work == list(range(50))
+    blocking.close()
+
+
+async def test_what_has_not_begun_is_forgotten_at_the_end() -> None:
+    blocking, go_on = Blocking(), threading.Event()
+    first = asyncio.create_task(blocking.removal.run(go_on.wait, PATIENCE))
+    others = [asyncio.create_task(blocking.removal.run(go_on.wait, PATIENCE)) for _ in range(3)]
+    await until(lambda: blocking.removal._executor._work_queue.qsize() == 3)
+    blocking.close()
+    go_on.set()
+    assert await first
+    assert [type(found) for found in await asyncio.gather(*others, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 3

@@ -1,0 +1,221 @@
+"""Redis that hangs or is away: who waits for it, who is spared that, and what becomes of what it should forget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+
+from apps.api import auth, invalidations, keys
+from apps.api.core.events.frames import Position
+from apps.api.core.events.log import Event
+from apps.api.core.events.replay import Followed
+from apps.api.core.fleet import instances
+from apps.api.core.sessions import sessions
+from apps.api.core.sessions.sessions import Labels
+from apps.api.errors import Unauthorized
+from apps.api.limits import PromptLimits
+from apps.api.redis import MAX_TOMBSTONES, Redis, Tombstones, open_redis
+from tests.proxy import Proxy, redis_proxy
+from tests.world import PATIENCE, World, lone_world, relaying, until
+
+__all__ = ["lone_world"]
+
+MODEL = "some-model"
+
+
+class Silent:
+    """A listener that hears nothing."""
+
+    def deliver(self, payload: bytes) -> None:
+        """Never called."""
+
+    def gap(self) -> None:
+        """Nothing was heard before either."""
+
+
+@dataclass
+class Cut:
+    """An instance that reaches Redis through a proxy, and a limiter of its own."""
+
+    proxy: Proxy
+    redis: Redis
+    limits: PromptLimits
+
+
+@asynccontextmanager
+async def behind_a_proxy(world: World) -> AsyncIterator[Cut]:
+    async with redis_proxy(world.settings) as (proxy, through), open_redis(through) as redis:
+        limits = PromptLimits(through, redis.outage)
+        try:
+            yield Cut(proxy, redis, limits)
+        finally:
+            proxy.answers.set()
+            await limits.close()
+
+
+Use = Callable[[], Awaitable[object]]
+
+
+async def uses_of(world: World, cut: Cut) -> dict[str, Use]:
+    """What requests ask Redis for."""
+    session_id, secret = await world.session(), await secret_of(world)
+    of = (world.db, cut.redis, world.tenant_id, session_id)
+    return {
+        "cache of keys": lambda: auth.authenticate(world.db, cut.redis, secret),
+        "cache of sessions": lambda: sessions.get(*of, MODEL),
+        "limits": lambda: cut.limits.hit(uuid4(), 5),
+        "invalidations": lambda: sessions.patch(*of, Labels("New")),
+    }
+
+
+async def secret_of(world: World) -> str:
+    """A new key."""
+    return (await keys.create_key(world.db, tenant=f"t{uuid4().hex}", name="k", scopes=["read"])).secret
+
+
+@pytest.mark.parametrize("first", ["cache of keys", "cache of sessions", "limits"])
+async def test_who_waits_for_a_redis_that_hangs_spares_everybody_else_that(lone_world: World, first: str) -> None:
+    async with behind_a_proxy(lone_world) as cut:
+        uses = await uses_of(lone_world, cut)
+        for use in uses.values():
+            await use()
+        cut.proxy.answers.clear()
+        await uses[first]()
+        assert cut.redis.outage.lasts
+        asked = cut.proxy.asked
+        for use in uses.values():
+            for _ in range(10):
+                await use()
+        assert cut.proxy.asked - asked < 10  # by nobody but the probe
+        cut.proxy.answers.set()
+        await until(lambda: not cut.redis.outage.lasts)
+        asked = cut.proxy.asked
+        await uses["limits"]()
+        assert cut.proxy.asked > asked
+
+
+async def test_nobody_waits_for_a_subscription_or_a_message_while_redis_hangs(lone_world: World) -> None:
+    """Its connections stay open, and nothing says that they are of no use."""
+    world = lone_world
+    async with behind_a_proxy(world) as cut, relaying(world.db, cut.redis, check_interval=10 * PATIENCE) as relay:
+        _, claim, writer = await world.owned(relay.publisher)
+        await until(lambda: relay.subscriptions.connected)
+        await relay.publisher.flushed()
+        followed = Followed(claim.tenant_id, claim.session_id)
+        async with aclosing(relay.followers.follow(followed, Position(0))) as batches:
+            reading = asyncio.create_task(anext(batches))
+            await until(lambda: relay.followers.count == 1)
+            cut.proxy.answers.clear()
+            await cut.redis.attempt(cut.redis.client.ping)  # somebody else's
+            assert relay.subscriptions.connected
+            await writer.append(Event("message", {}, claim.run_id))
+            async with asyncio.timeout(PATIENCE):
+                assert [frame.seq for frame in await reading] == [1]
+                await relay.subscriptions.subscribe("another", Silent(), timeout=10 * PATIENCE)
+
+
+async def test_no_request_ends_an_outage(lone_world: World) -> None:
+    async with behind_a_proxy(lone_world) as cut:
+        await cut.redis.client.ping()
+        cut.proxy.answers.clear()
+        assert await cut.redis.attempt(cut.redis.client.ping) is None
+        cut.proxy.answers.set()
+        assert cut.redis.outage.lasts  # although Redis would answer now
+        asked = cut.proxy.asked
+        assert await cut.redis.attempt(cut.redis.client.ping) is None
+        assert cut.proxy.asked == asked
+        await until(lambda: not cut.redis.outage.lasts)
+        assert await cut.redis.attempt(cut.redis.client.ping) is True
+
+
+# --- what Redis should forget --------------------------------------------------------------------------------------
+
+
+async def test_a_write_does_not_wait_for_a_redis_that_hangs_and_is_seen_once_that_goes_on(lone_world: World) -> None:
+    world, elsewhere = lone_world, lone_world.redis
+    session_id = await world.session(Labels("Old"))
+    of = (world.tenant_id, session_id)
+    async with behind_a_proxy(world) as cut:
+        assert (await sessions.get(world.db, elsewhere, *of, MODEL))["title"] == "Old"
+        cut.proxy.requests.clear()
+        await sessions.patch(world.db, cut.redis, *of, Labels("New"))
+        assert cut.redis.tombstones
+        assert (await sessions.get(world.db, cut.redis, *of, MODEL))["title"] == "New"  # its own writes are read
+        assert (await sessions.get(world.db, elsewhere, *of, MODEL))["title"] == "Old"
+        cut.proxy.requests.set()
+        await until(lambda: not cut.redis.tombstones)
+        assert (await sessions.get(world.db, elsewhere, *of, MODEL))["title"] == "New"
+
+
+async def test_what_a_lost_connection_of_the_publisher_had_to_forget_is_written_by_the_next(lone_world: World) -> None:
+    world = lone_world
+    async with behind_a_proxy(world) as cut, relaying(world.db, cut.redis) as relay:
+        _, claim, writer = await world.owned(relay.publisher)
+        await relay.publisher.flushed()
+        cached = world.redis.keys.session(claim.tenant_id, claim.session_id)
+        await world.redis.client.set(cached, "outdated")
+        cut.proxy.requests.clear()
+        await writer.append(Event("message", {}, claim.run_id))
+        await until(lambda: cut.proxy.held > 0)
+        cut.proxy.cut()
+        cut.proxy.requests.set()  # what was held goes nowhere
+        await until(lambda: not cut.redis.tombstones)
+        assert await world.redis.client.get(cached) in (b"", None)
+
+
+async def test_a_key_that_is_revoked_without_redis_is_refused_by_others_after_their_next_renewal(
+    lone_world: World,
+) -> None:
+    world, elsewhere = lone_world, lone_world.redis
+    secret, lease = await secret_of(world), await world.instance()
+    principal = await auth.authenticate(world.db, elsewhere, secret)
+    await auth.authenticate(world.db, elsewhere, secret)
+    async with behind_a_proxy(world) as cut:
+        await cut.proxy.refuse()
+        cut.proxy.cut()
+        assert await keys.revoke_key(world.db, cut.redis, principal.key_id)
+        assert await auth.authenticate(world.db, elsewhere, secret)  # it is in the cache
+        told = (await instances.renew(world.db.pool, lease)).invalid
+        await invalidations.obey(elsewhere, told)
+        with pytest.raises(Unauthorized):
+            await auth.authenticate(world.db, elsewhere, secret)
+        with pytest.raises(Unauthorized):
+            await auth.authenticate(world.db, cut.redis, secret)
+
+
+async def test_only_what_redis_was_not_told_is_told_by_the_database_and_once(lone_world: World) -> None:
+    world, lease = lone_world, await lone_world.instance()
+    await world.redis.forget("known", 1_000)
+    await invalidations.tell(world.db, world.redis)
+    assert (await instances.renew(world.db.pool, lease)).invalid == []
+    async with behind_a_proxy(world) as cut:
+        await cut.proxy.refuse()
+        cut.proxy.cut()
+        await cut.redis.forget("unknown", 1_000)
+        await invalidations.tell(world.db, cut.redis, older_than=60)
+        assert (await instances.renew(world.db.pool, lease)).invalid == []
+        for _ in range(2):
+            await invalidations.tell(world.db, cut.redis)
+        [told] = (await instances.renew(world.db.pool, lease)).invalid
+        assert (told.name, told.ttl_ms) == ("unknown", 1_000)
+        await invalidations.obey(cut.redis, [told])  # by who cannot write it either: it is not told again
+        await invalidations.tell(world.db, cut.redis)
+        assert (await instances.renew(world.db.pool, lease)).invalid == [told]
+
+
+def test_what_waits_to_be_forgotten_is_bounded_and_named_once() -> None:
+    tombstones = Tombstones()
+    for number in range(MAX_TOMBSTONES + 10):
+        tombstones.add(str(number), 1_000)
+        tombstones.add(str(number), 2_000)
+    assert len(tombstones) == MAX_TOMBSTONES
+    assert ("9" not in tombstones, "10" in tombstones) == (True, True)
+    written = tombstones.all()
+    tombstones.add("10", 1_000)
+    tombstones.written(written)
+    assert list(tombstones.all()) == ["10"]  # named again since
