@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+from apps.api.core import tasks
 from apps.api.db import Database
 from tests.conftest import database_of
 from tests.fleet import Fleet, Instance, Sse
@@ -49,8 +50,7 @@ async def test_the_next_prompt_works_and_readers_have_what_is_stored(fleet: Flee
     own = await fleet[2].follow(run_id)
     assert (own[-1].event, own[-1].data["status"]) == ("done", "succeeded")
     await until(lambda: seen[-1].event == "done" and seen[-1].data["run_id"] == run_id)
-    reader.cancel()
-    await asyncio.wait({reader})
+    await tasks.end(reader)
     stored = (await fleet[1].get(f"/sessions/{session_id}/events", headers={"Accept": "application/json"})).json()
     listed = [(event["id"], event["event"]) for event in stored["data"]]
     [at] = [n for n, event in enumerate(seen) if event.event == "resync"]

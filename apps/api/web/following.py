@@ -17,6 +17,7 @@ from apps.api.core.events.follow import SessionDeleted
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
+from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import RunFailed
 from apps.api.web.opened import Held
@@ -60,7 +61,7 @@ async def finished(
         held: what the wait was opened as, unless it is a short one. Of those no key has a share.
 
     Raises:
-        RunFailed: the session was deleted meanwhile.
+        RunFailed: the session was deleted meanwhile, or the database has lost the run.
         Unauthorized, Forbidden: the key may not wait on.
     """
     with held or instance_of(request).opened.hold(None, caller) as place:
@@ -91,7 +92,7 @@ async def _finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: f
         return None
     except SessionDeleted as error:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
-        raise RunFailed("session_deleted", "The session was deleted.", ids) from error
+        raise RunFailed(error.code, failure(error.code)["message"], ids) from error
     return await runs.get(core.db, tenant_id, run.run_id)
 
 

@@ -19,6 +19,7 @@ from apps.api.core.events import follow
 from apps.api.core.events.follow import DELETED, MAILBOX_BYTES, Followers, Mailbox, SessionDeleted
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.log import Event, Writer
+from apps.api.core.events.place import Deltas, Place
 from apps.api.core.events.relay import MAX_COMMAND_BYTES, MAX_PENDING_BYTES, Publisher
 from apps.api.core.events.replay import Followed
 from apps.api.core.fleet import ownership
@@ -709,10 +710,10 @@ GAPS: dict[str, tuple[list[Frame], list[str]]] = {
 
 @pytest.mark.parametrize(("come", "told"), GAPS.values(), ids=GAPS)
 def test_after_a_hole_no_delta_is_told_until_its_message_is(come: list[Frame], told: list[str]) -> None:
-    place = follow._Place(Position(1), follow._Deltas())
-    assert [decode(f.data)["text"] for f in place.move(come, Mailbox())] == told
+    place = Place(Position(1), Deltas())
+    assert [decode(f.data)["text"] for f in place.move(come, lambda: None)] == told
     assert place.position == come[-1].position
-    assert follow._Place(Position(1)).move(come, Mailbox()) == come
+    assert Place(Position(1)).move(come, lambda: None) == come
 
 
 async def test_who_puts_deltas_together_has_the_text_once_after_redis_was_away(world: World) -> None:

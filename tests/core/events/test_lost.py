@@ -11,6 +11,8 @@ from contextlib import aclosing
 
 import pytest
 
+from apps.api.core import tasks
+from apps.api.core.events.follow import RunLost
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.events.replay import Followed
@@ -121,8 +123,7 @@ async def test_open_readers_are_told_by_the_check_where_nothing_new_is_written(w
     await lose(world, claim, 5)
     await relay.followers.check(Loop("check"))
     await until(lambda: reader.durable[8:] == [("resync", 5)])
-    reader.task.cancel()
-    await asyncio.wait({reader.task})
+    await tasks.end(reader.task)
 
 
 async def test_open_readers_are_told_by_the_check_where_the_same_numbers_came_again(world: World, relay: Relay) -> None:
@@ -137,8 +138,7 @@ async def test_open_readers_are_told_by_the_check_where_the_same_numbers_came_ag
     await relay.followers.check(Loop("check"))
     await until(lambda: len(reader.durable) == 12)
     assert [frame.data for frame in reader.seen if not frame.part][9:] == await stored(world, claim, 5)
-    reader.task.cancel()
-    await asyncio.wait({reader.task})
+    await tasks.end(reader.task)
 
 
 @pytest.mark.parametrize("moved", [0, 1], ids=["same generation", "another generation"])
@@ -178,6 +178,25 @@ async def test_the_events_of_the_next_run_alone_are_its_own(world: World, relay:
     assert [frame.data for frame in frames if not frame.part] == await stored(world, claim, 0)
 
 
+async def test_who_follows_a_run_that_was_lost_is_told_so(world: World, relay: Relay) -> None:
+    claim, _ = await told_eight(world, relay)
+    seen: list[Frame] = []
+
+    async def follow() -> None:
+        async with aclosing(relay.followers.follow(followed(claim), START, run_id=claim.run_id)) as batches:
+            async for batch in batches:
+                seen.extend(batch)
+
+    reader = asyncio.create_task(follow())
+    await until(lambda: len(seen) > 0 and seen[-1].seq == 8)
+    await lose(world, claim, 0)
+    await world.db.pool.execute("DELETE FROM runs WHERE id = $1", claim.run_id)
+    await relay.followers.check(Loop("check"))
+    with pytest.raises(RunLost):
+        await asyncio.wait_for(reader, PATIENCE)
+    assert (seen[-1].type, seen[-1].seq) == ("resync", 0)
+
+
 async def test_a_number_that_was_lost_is_not_believed_when_a_client_comes_back_with_it(
     world: World, relay: Relay
 ) -> None:
@@ -194,8 +213,7 @@ async def test_a_number_that_was_lost_is_not_believed_when_a_client_comes_back_w
     assert [await start(followed(claim), Position(*p), beyond) for p in ((6,), (7, 2), (8,))] == [Position(5)] * 3
     assert await start(followed(claim), Position(9), beyond) == Position(9)
     assert await start(followed(claim), Position(99), beyond) == Position(beyond)
-    witness.task.cancel()
-    await asyncio.wait({witness.task})
+    await tasks.end(witness.task)
 
 
 async def test_an_owner_whose_events_were_lost_notes_it_and_writes_no_more(world: World, relay: Relay) -> None:
@@ -262,5 +280,4 @@ async def test_what_was_cached_of_a_session_is_forgotten_with_its_events(world: 
     await relay.followers.check(Loop("check"))
     await until(lambda: len(reader.durable) == 9)
     assert (await sessions.get(*get))["last_seq"] == 5
-    reader.task.cancel()
-    await asyncio.wait({reader.task})
+    await tasks.end(reader.task)

@@ -15,11 +15,10 @@ from uuid import UUID
 
 import structlog
 
-from apps.api.core.codec import decode
-from apps.api.core.events import log as event_log
 from apps.api.core.events.frames import Frame, Position, parse_batch, resync
+from apps.api.core.events.place import Deltas, Place
 from apps.api.core.events.relay import Subscriptions
-from apps.api.core.events.replay import Followed, Head, Replay, continues
+from apps.api.core.events.replay import Followed, Replay
 from apps.api.core.tasks import Loop
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.redis import Redis
@@ -38,10 +37,6 @@ instance is not: a reader is healed ARRIVAL + CHECK_INTERVAL after an event was 
 
 CHECK_INTERVAL_WITHOUT_REDIS = 0.5
 
-TOLD = 32
-"""Events of which a reader remembers when they were made: where the database has lost the newest ones, it goes on from
-what it still has. A standby lags by less than so many, as a rule; beyond that the reader begins again."""
-
 KEEP_ALIVE_INTERVAL = 15.0
 """Seconds of silence after which a reader gets an empty batch, for a sign of life to its client."""
 
@@ -51,6 +46,14 @@ DELETED = b"deleted"
 
 class SessionDeleted(Exception):
     """The session was deleted while it was being followed."""
+
+    code = "session_deleted"
+
+
+class RunLost(SessionDeleted):
+    """The run that was followed has never been: the database has lost it."""
+
+    code = "storage_failed"
 
 
 class Mailbox:
@@ -84,6 +87,10 @@ class Mailbox:
     def delete(self) -> None:
         self.deleted = True
         self._changed.set()
+
+    def show(self, place: Place) -> None:
+        """Let the checks see how far the reader has come."""
+        self.seq, self.generation = place.position.seq, place.generation
 
     def catch_up(self) -> None:
         """From here on keep what arrives; called before a replay reads."""
@@ -241,12 +248,12 @@ class Followers:
                 put them together, and cannot take back what they have told.
 
         Raises:
-            SessionDeleted: the session was deleted meanwhile.
+            SessionDeleted: the session was deleted meanwhile; RunLost: or the database has lost the run.
         """
         wanted = None if run_id is None else str(run_id).encode()
         told = time.monotonic()
         async with self.mailbox(followed) as mailbox:
-            place = _Place(after, _Deltas(after.part) if gapless else None)
+            place = Place(after, Deltas(after.part) if gapless else None)
             async with aclosing(self._batches(followed, mailbox, place, tick)) as batches:
                 async for frames in batches:
                     silence = not frames
@@ -255,13 +262,15 @@ class Followers:
                     if frames or silence or time.monotonic() - told >= tick:
                         yield frames
                         told = time.monotonic()
+                    if run_id and not silence and not await self._still_is(run_id, frames):
+                        raise RunLost
 
     async def _batches(
-        self, followed: Followed, mailbox: Mailbox, place: _Place, tick: float
+        self, followed: Followed, mailbox: Mailbox, place: Place, tick: float
     ) -> AsyncGenerator[list[Frame]]:
         """What follows the place, for ever; an empty batch is a sign of life."""
         while True:
-            place.show(mailbox)
+            mailbox.show(place)
             if mailbox.deleted:
                 raise SessionDeleted
             if mailbox.behind:
@@ -275,12 +284,17 @@ class Followers:
                     yield []
                     await asyncio.sleep(CHECK_INTERVAL_WITHOUT_REDIS)
             elif frames := mailbox.take():
-                if fresh := place.move(frames, mailbox):
+                if fresh := place.move(frames, mailbox.gap):
                     yield fresh
             elif not await mailbox.wait(tick):
                 yield []
 
-    async def _missed(self, followed: Followed, mailbox: Mailbox, place: _Place) -> AsyncGenerator[list[Frame]]:
+    async def _still_is(self, run_id: UUID, frames: list[Frame]) -> bool:
+        if all(frame.type != "resync" for frame in frames):
+            return True
+        return bool(await self._db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM runs WHERE id = $1)", run_id))
+
+    async def _missed(self, followed: Followed, mailbox: Mailbox, place: Place) -> AsyncGenerator[list[Frame]]:
         """What is stored after the place; first `resync` where the database has lost what was told before."""
         head = await self._replay.head(followed, place.position.seq)
         if head is None:
@@ -297,104 +311,7 @@ class Followers:
             async for frames, stored in pages:
                 if stored and place.deltas is not None:
                     place.deltas.lost()
-                fresh = place.move(frames, mailbox)
-                place.show(mailbox)
+                fresh = place.move(frames, mailbox.gap)
+                mailbox.show(place)
                 if fresh:
                     yield fresh
-
-
-class _Deltas:
-    """Which deltas continue what a reader was told. After a hole none of a message does, until that has come whole."""
-
-    def __init__(self, last: int = 0) -> None:
-        """`last`: the last delta that the reader has."""
-        self._last = last
-        self._in_message = self._holed = False
-        self._whole: set[str | None] = set()  # callers whose message has come since the hole
-
-    def lost(self) -> None:
-        """What follows was stored: the deltas between are gone, of a message that had begun."""
-        if self._in_message:
-            self._hole()
-
-    def _hole(self) -> None:
-        self._holed = True
-        self._whole.clear()
-
-    def admits(self, frame: Frame) -> bool:
-        """Whether the frame may be told."""
-        if frame.part:
-            self._in_message = True
-            if frame.part != self._last + 1:
-                self._hole()
-            self._last = frame.part
-            return not self._holed or decode(frame.data).get("parent_tool_use_id") in self._whole
-        if frame.type in event_log.ENDS_OF_DELTAS:
-            self._last = 0
-        if frame.type == "done":
-            self._in_message = self._holed = False
-        elif frame.type == "message":
-            self._in_message = False
-            data = decode(frame.data) if self._holed else {}
-            if data.get("role") == "assistant":
-                self._whole.add(data.get("parent_tool_use_id"))
-        return True
-
-
-class _Place:
-    """Where a reader stands in a log, of which it has been told a part.
-
-    Attributes:
-        told: the newest events that it has been told, by number and time: see `Frame.created_at`.
-        generation: of the owner that the log had at the last look at the database.
-    """
-
-    def __init__(self, position: Position, deltas: _Deltas | None = None) -> None:
-        self.position, self.deltas = position, deltas
-        self.told: deque[tuple[int, bytes]] = deque(maxlen=TOLD)
-        self.generation = 0
-
-    def is_lost(self, head: Head) -> bool:
-        """Whether the log does not have, or not have any more, what the reader has."""
-        if self.position.seq > head.last_seq:
-            return True
-        told = self.told[-1] if self.told else None
-        return told is not None and told[0] == head.seq and head.created_at not in (b"", told[1])
-
-    def go_back(self, seq: int) -> None:
-        """To after this event, which the reader has and the log, too."""
-        self.position = Position(seq)
-        while self.told and self.told[-1][0] > seq:
-            self.told.pop()
-        if self.deltas is not None:
-            self.deltas.lost()
-
-    def begin(self, head: Head) -> None:
-        """Go on in the log as `head` shows it."""
-        self.generation = head.generation
-        if not self.told and head.created_at and self.position.seq == head.seq:
-            self.told.append((head.seq, head.created_at))
-
-    def show(self, mailbox: Mailbox) -> None:
-        """Let the checks see how far this reader has come."""
-        mailbox.seq, mailbox.generation = self.position.seq, self.generation
-
-    def move(self, frames: list[Frame], mailbox: Mailbox) -> list[Frame]:
-        """What is new to the reader. At a hole in the numbers, and at the first frame of another owner, it stops and
-        sends the mailbox back to replay: the database may have lost what the reader has."""
-        fresh = []
-        for frame in frames:
-            if frame.generation not in (0, self.generation):
-                mailbox.gap()
-                break
-            if frame.position <= self.position:
-                continue
-            if not continues(frame, self.position):
-                mailbox.gap()
-                break
-            if self.deltas is None or self.deltas.admits(frame):
-                fresh.append(frame)
-            if not frame.part and frame.created_at:
-                self.told.append((frame.seq, frame.created_at))
-            self.position = frame.position
-        return fresh

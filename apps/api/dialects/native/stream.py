@@ -59,8 +59,8 @@ def farewell(session_id: UUID) -> Farewell:
     return told
 
 
-def _deleted(session_id: UUID, seq: int) -> Frame:
-    data = event_data(session_id, None, seq, datetime.now(UTC), failure("session_deleted"))
+def _gone(session_id: UUID, seq: int, code: str) -> Frame:
+    data = event_data(session_id, None, seq, datetime.now(UTC), failure(code))
     # Without an id: it is no event of the session, so nobody can resume after it.
     return Frame(seq, 0, "error", b"event: error\ndata: " + data + b"\n\n")
 
@@ -75,8 +75,8 @@ async def run_batches(core: Core, tenant_id: UUID, run: Submitted, partials: boo
                 if wanted or not batch or time.monotonic() - told >= KEEP_ALIVE_INTERVAL:
                     yield wanted
                     told = time.monotonic()
-    except SessionDeleted:
-        yield [_deleted(run.session_id, run.after)]
+    except SessionDeleted as gone:
+        yield [_gone(run.session_id, run.after, gone.code)]
 
 
 async def _chunks(batches: AsyncGenerator[Sequence[Frame]], first: bytes = b"") -> AsyncGenerator[bytes]:
@@ -143,8 +143,8 @@ async def session_batches(
                     return
                 if until_idle and (done or not frames) and await _all_seen(core, followed, reached):
                     return
-    except SessionDeleted:
-        yield [_deleted(followed.session_id, reached)]
+    except SessionDeleted as gone:
+        yield [_gone(followed.session_id, reached, gone.code)]
 
 
 async def nothing_left(
