@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+
+from asyncpg import Record
 
 from apps.api.errors import ValidationError
 
@@ -28,12 +31,19 @@ PAGE_BYTES = 256 * 1024
 def bounded(rows: str, column: str, order: str, limit: int = PAGE_BYTES) -> str:
     """A query for the first of `rows`, by the sizes of a text column of theirs: `limit` bytes, or one row of more.
 
-    Each row found has `found`, how many rows there are without that limit. PostgreSQL knows sizes without reading what
-    is stored out of line, so what is left out costs nothing.
+    See `cut` for what it answers. PostgreSQL knows sizes without reading what is stored out of line, so what is left
+    out costs nothing.
     """
-    sizes = f"sum(octet_length({column})) OVER (ORDER BY {order}) AS up_to, row_number() OVER (ORDER BY {order}) AS nth"
+    in_order = f"OVER (ORDER BY {order})"
+    sizes = f"sum(coalesce(octet_length({column}), 0)) {in_order} AS up_to, row_number() {in_order} AS nth"
     counted = f"SELECT *, count(*) OVER () AS found, {sizes} FROM ({rows}) AS unbounded"  # noqa: S608 - ours
     return f"SELECT * FROM ({counted}) AS sized WHERE up_to <= {limit} OR nth = 1 ORDER BY {order}"  # noqa: S608
+
+
+def cut(rows: Sequence[Record], limit: int) -> tuple[Sequence[Record], bool]:
+    """What a `bounded` query, which was asked for `limit + 1` rows, has of a page of `limit`; whether more follows."""
+    page = rows[:limit]
+    return page, bool(rows) and rows[0]["found"] > len(page)
 
 
 _BAD_CURSOR = ("cursor", "not a cursor that this list gave")

@@ -13,6 +13,7 @@ from apps.api.core import idempotency
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
 from apps.api.core.idempotency import Idempotency
+from apps.api.core.pages import PAGE_BYTES
 from apps.api.core.sessions import prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.prompts import Submission, Submitted
@@ -275,6 +276,22 @@ async def test_runs_are_listed_newest_first_and_paged_without_loss_while_more_co
         if cursor is None:
             break
     assert seen == queued[::-1]
+
+
+async def test_a_page_of_runs_has_a_bounded_size(world: World) -> None:
+    session_id = await world.session()
+    queued = [(await world.queue(session_id)).run_id for _ in range(6)]
+    await world.db.pool.execute(
+        "UPDATE runs SET result = to_json(repeat('x', $2))::text WHERE id = ANY($1)", queued[:5], PAGE_BYTES // 3
+    )
+    seen: list[list[UUID]] = []
+    cursor = None
+    while not seen or cursor is not None:
+        page = await runs.list_page(world.db, world.tenant_id, session_id, limit=200, cursor=cursor)
+        seen.append([UUID(run["run_id"]) for run in page.data])
+        cursor = page.next_cursor
+    assert [run_id for page in seen for run_id in page] == queued[::-1]
+    assert [len(page) for page in seen] == [3, 2, 1]
 
 
 BAD_CURSORS = ["", "x", "-1", "1.0", "٣", "²", "9" * 19, "9" * 200, "1 ", "\x00"]

@@ -22,7 +22,7 @@ from apps.api.core import codec
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
 from apps.api.core.lease import Lease
-from apps.api.core.pages import bounded
+from apps.api.core.pages import bounded, cut
 from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, Database, retrying
 from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
@@ -162,7 +162,8 @@ async def read(
 ) -> Stored:
     """Stored events after `after`: at most `limit`, and PAGE_BYTES or one. None for another tenant's session."""
     rows = await db.pool.fetch(_READ, session_id, tenant_id, after, run_id, limit + 1)
-    return Stored(_frames(rows[:limit]), bool(rows) and rows[0]["found"] > min(len(rows), limit))
+    page, more = cut(rows, limit)
+    return Stored(_frames(page), more)
 
 
 async def read_numbers(db: Database, tenant_id: UUID, session_id: UUID, numbers: Sequence[int]) -> list[Frame]:

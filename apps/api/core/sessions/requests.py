@@ -232,12 +232,16 @@ def _request(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
-_PAGE = f"""{_COLUMNS}
+_PAGE = pages.bounded(
+    f"""{_COLUMNS}
 WHERE tenant_id = $1 AND ($2::uuid IS NULL OR session_id = $2) AND ($3::text IS NULL OR status = $3)
   AND ($4::timestamptz IS NULL OR (created_at, id) > ($4, $5::uuid))
   AND ($7::text[] IS NULL OR session_id IN (SELECT id FROM sessions WHERE tenant_id = $1 AND profile = ANY($7)))
 ORDER BY created_at, id LIMIT $6
-"""  # noqa: S608 - ours
+""",  # noqa: S608 - ours
+    "data",
+    "created_at, id",
+)
 
 
 async def list_page(
@@ -272,8 +276,6 @@ async def list_page(
         limit + 1,
         None if profiles is None else list(profiles),
     )
-    more = len(rows) > limit
-    last = rows[limit - 1] if more else None
-    return Page(
-        [_request(row) for row in rows[:limit]], pages.write_cursor(last["created_at"], last["id"]) if last else None
-    )
+    page, more = pages.cut(rows, limit)
+    last = page[-1] if more else None
+    return Page([_request(row) for row in page], pages.write_cursor(last["created_at"], last["id"]) if last else None)

@@ -28,6 +28,14 @@ FROM runs
 """
 
 
+_PAGE = pages.bounded(
+    _COLUMNS + "WHERE session_id = $1 AND tenant_id = $2 AND ($3::bigint IS NULL OR position < $3)"
+    " ORDER BY position DESC LIMIT $4",
+    "result",
+    "position DESC",
+)
+
+
 def _optional_time(moment: datetime | None) -> str | None:
     return None if moment is None else timestamp(moment)
 
@@ -63,15 +71,9 @@ async def get(db: Database, tenant_id: UUID, run_id: UUID) -> dict[str, Any]:
 async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: int, cursor: str | None) -> Page:
     """Runs of a session, newest first. Raises NotFound, ValidationError."""
     await sessions.require(db, tenant_id, session_id)
-    rows = await db.pool.fetch(
-        _COLUMNS + "WHERE session_id = $1 AND tenant_id = $2 AND ($3::bigint IS NULL OR position < $3)"
-        " ORDER BY position DESC LIMIT $4",
-        session_id,
-        tenant_id,
-        pages.number_of(cursor),
-        limit + 1,
-    )
-    return Page([_run(row) for row in rows[:limit]], str(rows[limit - 1]["position"]) if len(rows) > limit else None)
+    rows = await db.pool.fetch(_PAGE, session_id, tenant_id, pages.number_of(cursor), limit + 1)
+    page, more = pages.cut(rows, limit)
+    return Page([_run(row) for row in page], str(page[-1]["position"]) if more else None)
 
 
 @dataclass(frozen=True, slots=True)

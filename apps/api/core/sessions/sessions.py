@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import NEXT_GENERATION
-from apps.api.core.pages import Page, bounded, number_of, read_cursor, write_cursor
+from apps.api.core.pages import Page, bounded, cut, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.tenant.presets import parse_reference
@@ -369,8 +369,8 @@ async def messages(db: Database, tenant_id: UUID, session_id: UUID, *, limit: in
     await require(db, tenant_id, session_id)
     async with db.turns.reading(tenant_id):
         rows = await db.pool.fetch(_MESSAGES, session_id, tenant_id, number_of(cursor) or 0, limit + 1)
-        more = bool(rows) and rows[0]["found"] > min(len(rows), limit)
-        data = [_shown(row) for row in rows[:limit]]
+        page, more = cut(rows, limit)
+        data = [_shown(row) for row in page]
         callers, room, size = _callers(data), MAX_SUBAGENT_MESSAGES, MAX_SUBAGENT_BYTES
         while callers and room > 0:  # one round for each level of subagents
             by_column = {clean_text(call): message for call, message in callers.items()}
