@@ -174,7 +174,6 @@ class Run(Base):
             unique=True,
             postgresql_where=text("status IN ('running','requires_action')"),
         ),
-        Index("runs_queue_idx", "position", postgresql_where=text("status = 'queued'")),
         Index("runs_queued_idx", "session_id", "position", postgresql_where=text("status = 'queued'")),
         Index("runs_startable_idx", "position", postgresql_where=text("startable AND status = 'queued'")),
         Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),

@@ -212,8 +212,8 @@ async def begin_background(
 async def kept_waiting(db: Database, session_id: UUID, seconds: float) -> bool:
     """Whether a run of the session has been queued for so long."""
     waits: bool = await db.pool.fetchval(
-        "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued'"
-        " AND created_at <= now() - make_interval(secs => $2))",
+        "SELECT coalesce((SELECT created_at FROM runs WHERE session_id = $1 AND status = 'queued'"
+        " ORDER BY position LIMIT 1) <= now() - make_interval(secs => $2), false)",
         session_id,
         seconds,
     )

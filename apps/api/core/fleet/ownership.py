@@ -47,7 +47,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
             await connection.execute("UPDATE sessions SET owner_id = NULL, ports = '{}' WHERE id = $1", session_id)
             await _reject_commands(connection, [session_id], "no_live_run")
         waiting: bool = await connection.fetchval(
-            "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued')", session_id
+            "SELECT min(position) IS NOT NULL FROM runs WHERE session_id = $1 AND status = 'queued'", session_id
         )
         return waiting
 
