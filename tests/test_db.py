@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from apps.api import migrate
-from apps.api.db import Database, connect, is_connection_error
+from apps.api.db import SWEEP_LOCK, Database, connect, is_connection_error
 from apps.api.dev.embedded import Servers
 from apps.api.settings import Settings
 from tests.conftest import TEMPLATE, StartFleet, settings_for
@@ -194,3 +194,14 @@ async def test_a_fleet_works_behind_pgbouncer_in_transaction_mode(
         session = await fleet[0].session()
         for prompt in ("say hello", "say more"):
             assert (await fleet[0].ask(session, prompt))["status"] == "succeeded"
+
+
+async def test_what_is_old_is_deleted_in_batches_until_none_is_left_by_one_at_a_time(db: Database) -> None:
+    delete = "DELETE FROM catalog WHERE cli_version IN (SELECT cli_version FROM catalog WHERE data = $1 LIMIT $2)"
+    await db.pool.execute("INSERT INTO catalog (cli_version, data) SELECT n::text, n % 2 FROM generate_series(1, 14) n")
+    async with db.transaction() as other:
+        await other.execute("SELECT pg_advisory_xact_lock($1)", SWEEP_LOCK)
+        await db.sweep(delete, "1")
+        assert await db.pool.fetchval("SELECT count(*) FROM catalog") == 14
+    await db.sweep(delete, "1", batch=3)
+    assert await db.pool.fetchval("SELECT array_agg(DISTINCT data) FROM catalog") == ["0"]

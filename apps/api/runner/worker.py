@@ -73,7 +73,7 @@ class Worker:
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
-        self._taken: set[UUID] = set()  # commands that are being obeyed
+        self._obeyed: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with one that is not urgent
         self._claim_now = asyncio.Event()
         self._start_gate = StartGate(cpus(), self._claim_now.set)
         self._commands_now = asyncio.Event()
@@ -291,20 +291,25 @@ class Worker:
     # --- commands ----------------------------------------------------------------------------------------------
 
     async def _obey_commands(self, loop: Loop) -> None:
-        waiting = await commands.pending(self._core.db, self._lease.instance_id) if self.executions else []
-        for command in waiting:
-            if command.id not in self._taken:
-                self._spawn(self._obey(command), f"command-{command.id}")
-        self._taken = {command.id for command in waiting}
+        if not self.executions:
+            return
+        busy = [session_id for session_id in self._obeyed.values() if session_id is not None]
+        for command in await commands.pending(self._core.db, self._lease.instance_id, self._obeyed, busy):
+            self._obeyed[command.id] = None if command.urgent else command.session_id
+            self._spawn(self._obey(command), f"command-{command.id}")
 
     async def _obey(self, command: commands.Command) -> None:
-        execution = self.executions.get(command.session_id)
-        applied, result = (False, {}) if execution is None else await command_handlers.obey(execution, command)
-        core = self._core
-        await retrying(
-            lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result=result),
-            until=self._lease.is_over,
-        )
+        execution, core = self.executions.get(command.session_id), self._core
+        try:
+            applied, result = (False, {}) if execution is None else await command_handlers.obey(execution, command)
+            await retrying(
+                lambda: commands.settle(core.db, core.redis, core.publisher, command, applied=applied, result=result),
+                until=self._lease.is_over,
+            )
+        finally:
+            del self._obeyed[command.id]
+            if not command.urgent:
+                self._commands_now.set()  # its session's next one
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(_logged(work), name=name)

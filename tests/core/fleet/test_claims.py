@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
@@ -607,6 +608,30 @@ async def test_a_place_is_told_once_by_one_instance_and_again_when_it_changes(wo
     assert (moved.run_id, moved.position) == (second.run_id, 1)
     await claims.announce_unowned(world.db, moved)
     assert [(n, d["position"]) for n, _, d in await world.events(second.session_id)] == [(1, 2), (2, 1)]
+
+
+async def test_telling_places_in_a_long_queue_costs_little_for_each_run_that_starts(world: World) -> None:
+    await world.db.pool.execute(
+        "WITH made AS (INSERT INTO sessions (id, tenant_id, sdk_session_id)"
+        " SELECT gen_random_uuid(), $1, gen_random_uuid() FROM generate_series(1, 1000) RETURNING id)"
+        " INSERT INTO runs (id, tenant_id, session_id, prompt, timeout_seconds, created_at)"
+        " SELECT gen_random_uuid(), $1, id, '\"x\"', 60, now() - interval '1 second' FROM made",
+        world.tenant_id,
+    )
+    lease, other = await world.instance(slots=100), await world.instance()
+    new = await claims.waiting(world.db, lease.instance_id, limit=2_000)
+    assert [run.position for run in new] == list(range(1, 1001))
+    for run in new:
+        await claims.mark_announced(world.db.pool, run)
+    starts = 25
+    for _ in range(starts):
+        await world.claim(lease)
+        for instance_id in (other.instance_id, lease.instance_id):
+            for run in await claims.waiting(world.db, instance_id):
+                assert await claims.announce_unowned(world.db, run)
+    told = await world.db.pool.fetch("SELECT data FROM events WHERE type = 'queued'")
+    assert {decode(row["data"])["position"] for row in told} == {1, 10, 100}
+    assert len(told) < 5 * starts
 
 
 async def test_a_place_is_not_told_to_a_session_that_was_claimed_or_deleted_meanwhile(world: World) -> None:

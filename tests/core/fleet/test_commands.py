@@ -270,17 +270,25 @@ async def test_a_session_with_many_commands_keeps_neither_others_nor_its_own_int
     quiet = await world.claim(lease)
     await world.db.pool.execute(
         "INSERT INTO commands (id, session_id, type, created_at)"
-        " SELECT gen_random_uuid(), $1, 'mcp', now() - interval '1 second' FROM generate_series(1, 300)",
+        " SELECT gen_random_uuid(), $1, 'control', now() - interval '1 second' FROM generate_series(1, 300)",
         talkative.session_id,
     )
     asked = [asyncio.create_task(send(world, relay, c.session_id)) for c in (talkative, quiet)]
     await until(lambda: _count(world, [talkative.session_id, quiet.session_id], 302))
-    waiting = await commands.pending(world.db, lease.instance_id)
-    kinds = [(c.session_id, c.type) for c in waiting]
-    assert (quiet.session_id, "interrupt") in kinds
-    assert (talkative.session_id, "interrupt") in kinds
-    assert len(waiting) == commands.MAX_PENDING + 1
-    await asyncio.gather(*asked)
+    first = await commands.pending(world.db, lease.instance_id)
+    assert sorted((c.session_id == quiet.session_id, c.type) for c in first) == [
+        (False, "control"),
+        (False, "interrupt"),
+        (True, "interrupt"),
+    ]
+    # What is being obeyed is not taken again, and nothing else of a session that is busy, but what is urgent.
+    taken, busy = [c.id for c in first], [talkative.session_id]
+    assert await commands.pending(world.db, lease.instance_id, taken, busy) == []
+    again = asyncio.create_task(send(world, relay, talkative.session_id))
+    await until(lambda: _count(world, [talkative.session_id], 302))
+    urgent = await commands.pending(world.db, lease.instance_id, taken, busy)
+    assert [(c.session_id, c.type) for c in urgent] == [(talkative.session_id, "interrupt")]
+    await asyncio.gather(*asked, again)
 
 
 @pytest.mark.parametrize("kind", ["mcp", "cancel"])
@@ -320,6 +328,32 @@ async def test_a_command_expires_and_an_answer_does_not(world: World, relay: Rel
         commands.EXPIRY + 1,
     )
     assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["answer"]
+
+
+async def test_a_question_expires_when_who_asked_has_gone(world: World, relay: Relay) -> None:
+    lease, claim, _ = await world.owned()
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, type, created_at)"
+        " SELECT gen_random_uuid(), $1, kind, now() - make_interval(secs => $2)"
+        " FROM unnest(ARRAY['mcp', 'context', 'control']) AS kind",
+        claim.session_id,
+        commands.WAIT + 2,
+    )
+    assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["control"]
+
+
+async def test_commands_that_were_settled_long_ago_are_forgotten(world: World) -> None:
+    _, claim, _ = await world.owned()
+    await world.db.pool.execute(
+        "INSERT INTO commands (id, session_id, type, status, applied_at)"
+        " SELECT gen_random_uuid(), $1, 'mcp', CASE WHEN hours IS NULL THEN 'pending' ELSE 'applied' END,"
+        " now() - make_interval(hours => hours) FROM unnest(ARRAY[0, $2 + 1, NULL]) AS hours",
+        claim.session_id,
+        commands.KEEP_HOURS,
+    )
+    await commands.forget_old(world.db)
+    left = await world.db.pool.fetch("SELECT status FROM commands WHERE session_id = $1", claim.session_id)
+    assert sorted(row["status"] for row in left) == ["applied", "pending"]
 
 
 async def ask(world: World, relay: Relay, session_id: UUID, type_: str) -> commands.Sent:

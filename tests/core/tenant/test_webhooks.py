@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,7 +21,7 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import deliveries, webhooks
-from apps.api.core.tenant.deliveries import AT_ONCE_PER_WEBHOOK, BACKOFF, Deliveries
+from apps.api.core.tenant.deliveries import AT_ONCE_PER_TENANT, AT_ONCE_PER_WEBHOOK, BACKOFF, Deliveries
 from apps.api.core.tenant.webhooks import MAX_WEBHOOKS, Changes
 from apps.api.errors import Conflict, NotFound, ValidationError
 from tests.receiver import Received, Receiver, Reply, receiving
@@ -332,6 +334,106 @@ async def test_a_silent_endpoint_does_not_hold_up_the_others(lone_world: World, 
         never.set()
         await tasks.end(running)
     assert [request.target for request in got].count("/silent") == AT_ONCE_PER_WEBHOOK
+
+
+async def silent_ones(world: World, receiver: Receiver, endpoints: int, messages: int) -> None:
+    """Endpoints of a tenant of their own that never answer, with messages that are due."""
+    tenant = replace(world, tenant_id=await world.other_tenant())
+    for _ in range(endpoints):
+        webhook = await registered(tenant, receiver.url(f"/silent/{tenant.tenant_id}"))
+        for _ in range(messages):
+            await deliveries.ping(world.db, tenant.tenant_id, id_of(webhook))
+
+
+async def test_however_many_tenants_have_slow_endpoints_a_message_to_another_one_leaves(
+    lone_world: World, receiver: Receiver
+) -> None:
+    never = asyncio.Event()
+
+    async def answer(request: Received) -> Reply:
+        if request.target.startswith("/silent"):
+            await never.wait()
+        return Reply()
+
+    receiver.answer = answer
+    for _ in range(6):
+        await silent_ones(lone_world, receiver, endpoints=10, messages=4)
+    running = asyncio.create_task(sender(lone_world).run())
+    try:
+        await receiver.until(lambda got: len(got) >= deliveries.AT_ONCE)
+        await pinged(lone_world, receiver.url("/quick"))
+        got = await receiver.until(lambda got: "/quick" in [request.target for request in got])
+    finally:
+        never.set()
+        await tasks.end(running)
+    of_tenants = Counter(request.target for request in got if request.target != "/quick")
+    assert max(of_tenants.values()) <= AT_ONCE_PER_TENANT
+
+
+async def test_places_go_to_tenants_by_turns(lone_world: World, receiver: Receiver) -> None:
+    """One has many messages that were due before, another has few: both are among the first."""
+    never = asyncio.Event()
+
+    async def hang(_request: Received) -> Reply:
+        await never.wait()
+        return Reply()
+
+    receiver.answer = hang
+    for _ in range(AT_ONCE_PER_TENANT):
+        await silent_ones(lone_world, receiver, endpoints=2, messages=4)
+    running = sender(lone_world)
+    await running._start_due()
+    got = await receiver.until(lambda got: len(got) == deliveries.AT_ONCE)
+    shares = Counter(request.target for request in got)
+    assert set(shares.values()) == {deliveries.AT_ONCE // AT_ONCE_PER_TENANT}
+    never.set()
+    await running.send_due()
+
+
+async def test_an_endpoint_that_timed_out_has_one_place(lone_world: World, receiver: Receiver) -> None:
+    never, most = asyncio.Event(), 0
+    running = sender(lone_world, timeout=0.3, backoff=())
+
+    async def hang(_request: Received) -> Reply:
+        nonlocal most
+        if len(receiver.received) > AT_ONCE_PER_WEBHOOK:
+            most = max(most, len(running._sending))
+        await never.wait()
+        return Reply()
+
+    receiver.answer = hang
+    webhook = await registered(lone_world, receiver.url())
+    for _ in range(AT_ONCE_PER_WEBHOOK + 3):
+        await deliveries.ping(lone_world.db, lone_world.tenant_id, id_of(webhook))
+    await running.send_due()
+    never.set()
+    assert (len(receiver.received), most) == (AT_ONCE_PER_WEBHOOK + 3, 1)
+
+
+async def test_what_a_dead_instance_was_sending_is_due_when_its_lease_is_over(
+    lone_world: World, receiver: Receiver
+) -> None:
+    never = asyncio.Event()
+
+    async def hang(_request: Received) -> Reply:
+        await never.wait()
+        return Reply()
+
+    receiver.answer = hang
+    webhook = await pinged(lone_world, receiver.url())
+    lease = await lone_world.instance()
+    killed = asyncio.create_task(sender(lone_world, instance_id=lease.instance_id).run())
+    await receiver.until(len)
+    await tasks.end(killed)
+    receiver.replies(Reply())
+    other = sender(lone_world, instance_id=(await lone_world.instance()).instance_id)
+    for sent in (0, 1):
+        for _ in range(2):  # the first look finds that it is due
+            await other.send_due()
+        assert other.sent == sent
+        await lone_world.expire(lease)
+    never.set()
+    assert [entry["status"] for entry in await logged(lone_world, webhook)] == ["delivered"]
 
 
 async def test_after_a_rotation_both_secrets_sign_until_the_old_one_expires(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +29,22 @@ EXPIRY = 60.0
 """Seconds after which nobody obeys a command any more. Whoever sent it was told after WAIT what became of it, and the
 owner gives each one 20."""
 
-MAX_PENDING = 20
-"""Commands of one session that its owner obeys at a time."""
+QUESTIONS = ("context", "mcp")
+"""Types whose answer is all that they are for: nobody obeys one when who asked has gone, a second after WAIT."""
+
+URGENT = ("interrupt", "cancel", "answer")
+"""Types that ask nothing of the agent's program, or no more than to stop: they never wait behind others, which are
+obeyed one at a time in each session."""
+
+MAX_URGENT = 20
+"""Urgent commands of one session that its owner takes in one look."""
 
 MAX_RESULT_BYTES = 4 * 1024 * 1024
 """Size of what a command may answer."""
 
-MAX_STORED = 100
-"""Commands of one session that may wait for an owner that does not get to them. Answers are not counted: their requests
-are bounded."""
+MAX_STORED = 8
+"""Commands of one session that may wait for an owner that does not get to them, and as many interrupts and cancels.
+Answers are not counted: their requests are bounded."""
 
 KEEP_HOURS = 1
 """Hours that settled commands are kept, for who looks for what went wrong."""
@@ -63,6 +70,11 @@ class Command:
     type: str
     payload: Mapping[str, Any]
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it waits for no other command of its session."""
+        return self.type in URGENT
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -84,17 +96,19 @@ class _Bell:
         """A lost reply is found by polling."""
 
 
+_FRESH = f"""(type = 'answer'
+  OR created_at > now() - make_interval(secs => CASE WHEN type IN {QUESTIONS} THEN {WAIT + 1} ELSE {EXPIRY} END))"""
+
 # With the session's row locked: whoever takes the session from its owner does so before, and then nothing is stored,
 # or after, and then rejects what is. A command that nobody will ever answer must not be answered with "accepted".
-_STORE = """
+_STORE = f"""
 WITH target AS (
   SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE
 ), expired AS (
-  DELETE FROM commands
-  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at <= now() - make_interval(secs => $8)
+  DELETE FROM commands WHERE session_id = $2 AND status = 'pending' AND NOT {_FRESH}
 ), waiting AS (
   SELECT count(*) AS count FROM commands
-  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND created_at > now() - make_interval(secs => $8)
+  WHERE session_id = $2 AND status = 'pending' AND type <> 'answer' AND {_FRESH}
     AND type IN ('interrupt', 'cancel') = ($4 IN ('interrupt', 'cancel'))
 ), stored AS (
   INSERT INTO commands (id, session_id, run_id, type, payload)
@@ -104,7 +118,7 @@ WITH target AS (
   RETURNING id
 )
 SELECT EXISTS (SELECT 1 FROM stored) AS stored, count >= $7 AND $4 <> 'answer' AS full FROM waiting
-"""
+"""  # noqa: S608 - ours
 
 _TARGET = """
 SELECT s.deleted_at, i.id AS owner_id, r.id AS run_id FROM sessions s
@@ -157,7 +171,7 @@ async def send(
         await core.subscriptions.subscribe(reply, bell)
         async with core.db.transaction() as connection:
             fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
-            found = await connection.fetchrow(_STORE, *fields, MAX_STORED, EXPIRY)
+            found = await connection.fetchrow(_STORE, *fields, MAX_STORED)
             if found["full"] and type_ in ("interrupt", "cancel"):
                 return Sent("accepted", about, {})  # one more would tell the owner nothing new
             if found["full"]:
@@ -194,22 +208,32 @@ async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, di
     return "pending", {}
 
 
-# What asks nothing of the agent goes first: an interrupt must not wait behind questions to an agent that is stuck.
-_PENDING = """
+_PENDING = f"""
 SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM sessions s CROSS JOIN LATERAL (
-  SELECT * FROM commands WHERE session_id = s.id AND status = 'pending'
-    AND (type = 'answer' OR created_at > now() - make_interval(secs => $2))
-  ORDER BY type IN ('interrupt', 'cancel', 'answer') DESC, created_at LIMIT $3
+  (SELECT * FROM commands
+   WHERE session_id = s.id AND status = 'pending' AND type IN {URGENT} AND {_FRESH} AND id <> ALL($2::uuid[])
+   ORDER BY created_at LIMIT $4)
+  UNION ALL
+  (SELECT * FROM commands
+   WHERE session_id = s.id AND status = 'pending' AND type NOT IN {URGENT} AND {_FRESH} AND s.id <> ALL($3::uuid[])
+   ORDER BY created_at LIMIT 1)
 ) c WHERE s.owner_id = $1 ORDER BY c.created_at
-"""
+"""  # noqa: S608 - ours
 
 
-async def pending(db: Database, instance_id: UUID) -> list[Command]:
-    """Commands that wait for this instance, oldest first: at most MAX_PENDING of a session, and none that expired.
+async def pending(
+    db: Database, instance_id: UUID, taken: Collection[UUID] = (), busy: Collection[UUID] = ()
+) -> list[Command]:
+    """What this instance is to do next, oldest first: the urgent commands of each session, and one other.
 
-    The answer to a request never expires: it is stored, and its tool call waits for it.
+    None that has expired. The answer to a request never does: it is stored, and its tool call waits for it.
+
+    Args:
+        taken: commands that are being obeyed.
+        busy: sessions that are at one which is not urgent.
     """
-    return [Command(**dict(row)) for row in await db.pool.fetch(_PENDING, instance_id, EXPIRY, MAX_PENDING)]
+    rows = await db.pool.fetch(_PENDING, instance_id, list(taken), list(busy), MAX_URGENT)
+    return [Command(**dict(row)) for row in rows]
 
 
 async def settle(
