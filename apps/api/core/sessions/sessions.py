@@ -26,11 +26,9 @@ from apps.api.errors import Conflict, NotFound
 from apps.api.models import Agent, Instance, Run, Session
 from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
-CURRENT = """
-SELECT coalesce(
+CURRENT = """SELECT coalesce(
   (SELECT id FROM runs WHERE session_id = s.id AND status IN ('running','requires_action')),
-  (SELECT id FROM runs WHERE session_id = s.id AND status = 'queued' ORDER BY position LIMIT 1))
-"""
+  (SELECT id FROM runs WHERE session_id = s.id AND status = 'queued' ORDER BY position LIMIT 1))"""
 """What a session `s` does: the run that is active; where none is, the one that is queued first."""
 
 BUSY = f"SELECT ({CURRENT}) IS NOT NULL FROM sessions s WHERE s.id = $1"  # noqa: S608 - ours
