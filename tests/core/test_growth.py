@@ -177,7 +177,7 @@ async def test_a_prompt_costs_the_same_in_a_session_with_a_long_past(large: Larg
     steps = (
         writer.append(Event("message", {}, claim.run_id)),
         commands.pending(world.db, lease.instance_id),
-        instances.renew(world.db, lease),
+        instances.renew(world.db.pool, lease),
         sessions.get(world.db, world.redis, world.tenant_id, LONG, "m"),
         runs.get(world.db, world.tenant_id, claim.run_id),
         outcome.finish(writer, claim.run_id, Outcome("succeeded"), done),

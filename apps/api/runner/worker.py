@@ -73,7 +73,9 @@ class Worker:
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
-        self._obeyed: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with one that is not urgent
+        self._at_work: dict[
+            UUID, UUID | None
+        ] = {}  # commands, and the session that is busy with one that is not urgent
         self._claim_now = asyncio.Event()
         self._start_gate = StartGate(cpus(), self._claim_now.set)
         self._commands_now = asyncio.Event()
@@ -293,9 +295,9 @@ class Worker:
     async def _obey_commands(self, loop: Loop) -> None:
         if not self.executions:
             return
-        busy = [session_id for session_id in self._obeyed.values() if session_id is not None]
-        for command in await commands.pending(self._core.db, self._lease.instance_id, self._obeyed, busy):
-            self._obeyed[command.id] = None if command.urgent else command.session_id
+        busy = [session_id for session_id in self._at_work.values() if session_id is not None]
+        for command in await commands.pending(self._core.db, self._lease.instance_id, self._at_work, busy):
+            self._at_work[command.id] = None if command.urgent else command.session_id
             self._spawn(self._obey(command), f"command-{command.id}")
 
     async def _obey(self, command: commands.Command) -> None:
@@ -307,7 +309,7 @@ class Worker:
                 until=self._lease.is_over,
             )
         finally:
-            del self._obeyed[command.id]
+            del self._at_work[command.id]
             if not command.urgent:
                 self._commands_now.set()  # its session's next one
 
