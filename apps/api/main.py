@@ -165,10 +165,10 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         loops.keep("relay-publisher", publisher.run)
         loops.keep("relay-subscriber", subscriptions.run)
         loops.start("followers", followers.check, followers.until_next_check)
-        loops.keep("webhook-deliveries", deliveries.run)
         model = default_model.Watch(settings)
         loops.start("model-watch", model.look, model.until_next_look)
         await worker.start()
+        loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), Watch(runner, worker.executions)):
             part.run_in(loops)
         opened = Opened(db, shares := table(settings, descriptors()))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
+from apps.api.core.fleet.commands import MAX_STORED
 from tests.acceptance.asking import elsewhere
+from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Shared
 from tests.sockets import open_socket
 from tests.world import until
@@ -90,6 +93,26 @@ async def test_a_prompt_that_a_stopped_agent_does_not_read_is_ended_like_any_oth
     run = (await owner.get(f"/runs/{run_id}")).json()
     assert run["error"]["code"] == ("timeout" if by == "deadline" else "interrupted")
     assert (await owner.ask(session_id, "say still here"))["result"].endswith("still here")
+
+
+async def test_an_agent_that_is_stuck_and_asked_much_keeps_no_other_waiting(start_fleet: StartFleet) -> None:
+    [server] = (await start_fleet(1)).instances
+    stuck, busy = await server.session(), await server.session()
+    await server.ask(stuck, "say hello")
+    await server.prompt(busy, LONG)
+    cli = next(process for process in server.agent_of(stuck) if process.name() == "claude")
+    cli.suspend()
+    asking = [asyncio.create_task(server.get(f"/sessions/{stuck}/context")) for _ in range(60)]
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)  # refused: all places are taken
+    stopped = await server.post(f"/sessions/{busy}/interrupt")
+    assert stopped.json()["status"] == "applied"
+    assert not all(task.done() for task in asking)
+    told = Counter((a.status_code, a.json()["error"]["code"]) for a in await asyncio.gather(*asking))
+    assert told == {(503, "agent_busy"): MAX_STORED, (409, "too_many_commands"): 60 - MAX_STORED}
+    assert (
+        await server.post(f"/sessions/{stuck}/interrupt")
+    ).status_code == 409  # nothing runs, and it is told at once
+    cli.resume()
 
 
 async def is_running(owner: Instance, run_id: str) -> bool:

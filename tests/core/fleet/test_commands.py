@@ -337,7 +337,7 @@ async def test_a_question_expires_when_who_asked_has_gone(world: World, relay: R
         " SELECT gen_random_uuid(), $1, kind, now() - make_interval(secs => $2)"
         " FROM unnest(ARRAY['mcp', 'context', 'control']) AS kind",
         claim.session_id,
-        commands.WAIT + 2,
+        commands.PATIENCE + 1,
     )
     assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["control"]
 

@@ -30,7 +30,10 @@ EXPIRY = 60.0
 owner gives each one 20."""
 
 QUESTIONS = ("context", "mcp")
-"""Types whose answer is all that they are for: nobody obeys one when who asked has gone, a second after WAIT."""
+"""Types whose answer is all that they are for."""
+
+PATIENCE = WAIT + 1.0
+"""Seconds after which a question is given up: who asked has gone, for certain."""
 
 URGENT = ("interrupt", "cancel", "answer")
 """Types that ask nothing of the agent's program, or no more than to stop: they never wait behind others, which are
@@ -97,13 +100,16 @@ class _Bell:
 
 
 _FRESH = f"""(type = 'answer'
-  OR created_at > now() - make_interval(secs => CASE WHEN type IN {QUESTIONS} THEN {WAIT + 1} ELSE {EXPIRY} END))"""
+  OR created_at > now() - make_interval(secs => CASE WHEN type IN {QUESTIONS} THEN {PATIENCE} ELSE {EXPIRY} END))"""
 
 # With the session's row locked: whoever takes the session from its owner does so before, and then nothing is stored,
 # or after, and then rejects what is. A command that nobody will ever answer must not be answered with "accepted".
+# A statement of its own, so that the next one counts what was stored before.
+_LOCK = "SELECT 1 FROM sessions WHERE id = $1 FOR NO KEY UPDATE"
+
 _STORE = f"""
 WITH target AS (
-  SELECT id FROM sessions WHERE id = $2 AND owner_id = $6 FOR SHARE
+  SELECT id FROM sessions WHERE id = $2 AND owner_id = $6
 ), expired AS (
   DELETE FROM commands WHERE session_id = $2 AND status = 'pending' AND NOT {_FRESH}
 ), waiting AS (
@@ -170,6 +176,7 @@ async def send(
     try:
         await core.subscriptions.subscribe(reply, bell)
         async with core.db.transaction() as connection:
+            await connection.execute(_LOCK, session_id)
             fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
             found = await connection.fetchrow(_STORE, *fields, MAX_STORED)
             if found["full"] and type_ in ("interrupt", "cancel"):

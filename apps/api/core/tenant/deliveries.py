@@ -77,7 +77,7 @@ GONE = 410
 _CLAIM = """
 WITH orphaned AS (
   UPDATE webhook_deliveries d SET next_attempt_at = now(), sender_id = NULL
-  WHERE sender_id IS NOT NULL AND status = 'pending'
+  WHERE sender_id IS NOT NULL AND sender_id IS DISTINCT FROM $9 AND status = 'pending'
     AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.id = d.sender_id AND i.lease_expires_at > now())
 ), ends AS (
   SELECT w.id, w.tenant_id, coalesce(b.busy, 0) AS busy, w.id = ANY ($4::uuid[]) AS slow,

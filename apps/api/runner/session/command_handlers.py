@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api.core.fleet.commands import QUESTIONS, WAIT, Command
+from apps.api.core.fleet.commands import PATIENCE, QUESTIONS, Command
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent.process import Agent
 from apps.api.runner.session.execution import Execution
@@ -16,7 +16,7 @@ from apps.api.runner.session.execution import Execution
 log = structlog.get_logger(__name__)
 
 TIMEOUT = 20.0
-"""Seconds for one command. An interrupt has its own, shorter bounds; nobody waits longer than WAIT for a question."""
+"""Seconds for one command. An interrupt has its own, shorter bounds, and a question PATIENCE."""
 
 Settled = tuple[bool, dict[str, Any]]
 """Whether it was applied, and what to answer: for one that was not `{"code", "message"}`."""
@@ -31,7 +31,7 @@ def _failed(message: str) -> dict[str, Any]:
 async def obey(execution: Execution, command: Command) -> Settled:
     """Do what a command asks."""
     try:
-        async with asyncio.timeout(WAIT if command.type in QUESTIONS else TIMEOUT):
+        async with asyncio.timeout(PATIENCE if command.type in QUESTIONS else TIMEOUT):
             return await _obey(execution, command)
     except TimeoutError:
         return False, _failed("The agent did not answer in time.")
