@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "dialects": {"errors", "core", "auth", "keys", "limits", "web"},
     "roles": {*FOUNDATION, "models"},
     "migrate": {*FOUNDATION, "db", "roles"},
-    "doctor": {*FOUNDATION, "core", "db", "redis", "migrate", "roles", "runner", "shares", "spelling"},
+    "doctor": {*FOUNDATION, "core", "db", "redis", "machine", "migrate", "roles", "runner", "shares", "spelling"},
     "connections": set(),
     "server": {"settings", "shares", "connections"},
     "dev": {*FOUNDATION, "db", "redis", "auth", "keys", "migrate", "spelling"},
@@ -68,7 +68,7 @@ ORDER = {
         {"sessions"},
         {"fleet"},
     ),
-    "runner": ({"guard"}, {"agent"}, {"session", "heartbeat"}, {"worker"}, {"upkeep"}),
+    "runner": ({"guard"}, {"agent"}, {"host"}, {"session", "heartbeat"}, {"worker"}, {"upkeep"}),
     "dialects": ({"compat", "native"},),
 }
 """Rooms within rooms, the lowest first: each may import what is below it, never what is above."""
@@ -321,6 +321,7 @@ OPENS_FILES = {
     "runner.agent.history": "a configuration of which no agent knows yet",
     "runner.agent.extensions": "what agents can only read",
     "runner.guard.launcher": "the launcher, the CLI",
+    "runner.guard.trial": "directories of a trial start, with names that nobody knew",
     "runner.guard.isolation": "what the machine itself offers",
     "runner.agent.clone": "links of a clone that no agent has seen, by descriptors of core.sessions.files",
     "runner.agent.patches": "copies of files, under numbers, in a directory of the server's own",

@@ -118,10 +118,11 @@ class World:
         )
 
     async def owned(self, publisher: Publisher | None = None, seconds: float = 60) -> tuple[Lease, Claim, Writer]:
-        """An instance that executes a run of a new session."""
+        """An instance that executes a run of a new session; its agent has the prompt."""
         lease = await self.instance(seconds)
         await self.queue()
         claim = await self.claim(lease)
+        await ownership.note_sent(self.db, claim.session_id, claim.generation, claim.run_id, True)
         return lease, claim, self.writer(lease, claim, publisher)
 
     async def one(self, query: str, *arguments: Any) -> Any:

@@ -10,11 +10,12 @@ that no request can take from, and requests have the rest, with a line before it
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -70,7 +71,7 @@ REVISIONS = "schema_revision"
 """The table with the revision of a database. Before the first release it was Alembic's own `alembic_version`."""
 
 CONNECTION_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
+    ConnectionError,
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -84,7 +85,13 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     exc.DisconnectionError,  # nor one that works
     Busy,
 )
-"""Failures of the connection or the server, not of the statement: it may succeed a moment later."""
+"""Failures of the connection or the server, not of the statement: it may succeed a moment later.
+
+No other OSError: what a full disk or a used up table of descriptors does elsewhere is no word of the database. Where
+one means the connection it is made a ConnectionError, see `_dial` and `_unreachable`."""
+
+_NETWORK = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENOTCONN}
+"""What a connection that stood may end with, beside what Python has a class for (ip(7))."""
 
 PASSING: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
 """What a loop logs, and tries again in its next round."""
@@ -133,13 +140,34 @@ async def _set_up(settings: Settings, connection: asyncpg.Connection) -> None:
         await connection.execute(_SETUP)
 
 
+async def _dial(*arguments: Any, **options: Any) -> asyncpg.Connection:
+    """`asyncpg.connect`, of which every OSError is a ConnectionError: no such host, no socket, no descriptor left."""
+    try:
+        return await asyncpg.connect(*arguments, **options)
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+
+
+@contextmanager
+def _unreachable() -> Iterator[None]:
+    """Make a ConnectionError of what a connection that stood ends with."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NETWORK:
+            raise ConnectionError(str(error)) from error
+        raise
+
+
 async def connect(settings: Settings) -> asyncpg.Connection:
     """One connection outside of the pools, for a command. Works through any pooler that keeps transactions together.
 
     Raises:
         CONNECTION_ERRORS or another asyncpg.PostgresError: the server is out of reach, read-only, or refuses.
     """
-    return await asyncpg.connect(settings.asyncpg_dsn, **_connecting(settings) | {"statement_cache_size": 0})
+    return await _dial(settings.asyncpg_dsn, **_connecting(settings) | {"statement_cache_size": 0})
 
 
 def create_engine(
@@ -148,9 +176,7 @@ def create_engine(
     """A SQLAlchemy engine. It connects through asyncpg's own parser of URLs, which knows `sslmode` and its like."""
 
     async def connect() -> asyncpg.Connection:
-        connection = await asyncpg.connect(
-            settings.asyncpg_dsn, command_timeout=statement_timeout, **_connecting(settings)
-        )
+        connection = await _dial(settings.asyncpg_dsn, command_timeout=statement_timeout, **_connecting(settings))
         try:
             await _set_up(settings, connection)
         except BaseException:
@@ -224,6 +250,8 @@ class _Acquired(PoolAcquireContext):  # type: ignore[misc] # asyncpg has no type
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 await self.pool.renew()
             await super().__aexit__(kind, error, trace)
+            if isinstance(error, OSError) and error.errno in _NETWORK:
+                raise ConnectionError(str(error)) from error
         finally:
             await self.pool.line.__aexit__(None, None, None)
 
@@ -294,8 +322,9 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """One transaction on the SQLAlchemy engine."""
-        async with self.line, self.engine.begin() as connection:
-            yield connection
+        with _unreachable():
+            async with self.line, self.engine.begin() as connection:
+                yield connection
 
 
 @asynccontextmanager
@@ -314,6 +343,7 @@ async def _open_pool(
         max_size=size,
         command_timeout=STATEMENT_TIMEOUT,
         init=prepare,
+        connect=_dial,
         reset=_keep,
         **_connecting(settings),
     )

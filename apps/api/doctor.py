@@ -14,12 +14,12 @@ from typing import Literal
 import asyncpg
 from dotenv import dotenv_values
 
-from apps.api import migrate, roles, shares
+from apps.api import machine, migrate, roles, shares
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
-from apps.api.runner.guard import isolation
+from apps.api.runner.guard import isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli, landlock_abi
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
@@ -47,7 +47,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_isolation, _sockets, _descriptors]
+    checks += [_host, _isolation, _sockets, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -190,6 +190,15 @@ async def _workspaces(settings: Settings) -> Check:
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Check("FAIL", "Workspaces", f"{root}: {there} is not a directory to write to; set WORKSPACES_DIR")
     return Check("ok", "Workspaces", str(root) if there == root else f"{root}, which the first start makes")
+
+
+async def _host(settings: Settings) -> Check:
+    found = await asyncio.to_thread(machine.shortages, trial.places(settings))
+    if failure := await trial.failure(settings):
+        found.append(failure)
+    if found:
+        return Check("FAIL", "Host", "; ".join(found))
+    return Check("ok", "Host", "has room, inodes and descriptors, and the guard of agents starts")
 
 
 async def _git(_settings: Settings) -> Check:

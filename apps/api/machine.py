@@ -1,10 +1,12 @@
-"""What this process may use of the machine, which in a container is less than the machine has."""
+"""What this process may use of the machine, which in a container is less than the machine has; and what is left."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -54,3 +56,49 @@ def _quota(group: Path) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # no such group, or `max`: no quota
         return None
+
+
+LOW = 0.05
+"""Part of what there is below which something counts as used up."""
+
+AMPLE_BYTES, AMPLE_FILES = 1 << 30, 10_000
+"""Room on a file system that is enough for an hour's work, however small a part of it that is."""
+
+
+def shortages(places: Mapping[str, Path]) -> list[str]:
+    """What this process has nearly used up, in words for an operator: room, inodes (statvfs(3)), descriptors.
+
+    Args:
+        places: directories by name; of one that is not there, the one above it is looked at.
+    """
+    found = [words for name, path in places.items() for words in _short_of_room(name, path)]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = _descriptors()
+    if limit != resource.RLIM_INFINITY and used > limit * (1 - LOW):
+        found.append(f"{used} of {limit} descriptors are in use (ulimit -n)")
+    return found
+
+
+def _short_of_room(name: str, path: Path) -> Iterator[str]:
+    try:
+        there = next(at for at in (path, *path.absolute().parents) if at.exists())
+        room = os.statvfs(there)
+    except OSError as error:
+        yield f"{name} cannot be looked at: {error.strerror} ({path})"
+        return
+    free = room.f_bavail * room.f_frsize
+    if free < min(room.f_blocks * room.f_frsize * LOW, AMPLE_BYTES):
+        yield f"{name} has no room: {free >> 20} MB are free ({path})"
+    # Some file systems have as many inodes as they have room, and say 0.
+    if room.f_files and room.f_favail < min(room.f_files * LOW, AMPLE_FILES):
+        yield f"{name} has no inodes: {room.f_favail} are free ({path})"
+
+
+def _descriptors() -> int:
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(directory))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 0

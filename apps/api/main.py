@@ -223,6 +223,8 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.LIVE.set_function(lambda: worker.live)
     metrics.STREAMS.set_function(lambda: opened.count("streams"))
     metrics.SOCKETS.set_function(lambda: opened.count("sockets") + opened.count("strangers"))
+    metrics.UNFIT.set_function(lambda: len(worker.host.unfit))
+    metrics.STARTS_FAILED.read = lambda: worker.host.failed
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
     metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
     metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed
@@ -240,6 +242,7 @@ def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_mode
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,
         default_model=lambda: model.answer,
+        unfit=lambda: worker.host.unfit,
         failing_loops=lambda: loops.failing,
         address_of=address_of,
     )

@@ -80,6 +80,11 @@ def upgrade() -> None:
     # when the whole is repeated. Columns come before indexes, since they are what may have to wait for a reader.
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE runs ADD COLUMN IF NOT EXISTS startable boolean NOT NULL DEFAULT false")
+        op.execute(
+            "ALTER TABLE runs ADD COLUMN IF NOT EXISTS unsent boolean NOT NULL DEFAULT false,"
+            " ADD COLUMN IF NOT EXISTS requeued integer NOT NULL DEFAULT 0,"
+            " ADD COLUMN IF NOT EXISTS requeued_by uuid, ADD COLUMN IF NOT EXISTS requeued_at timestamptz"
+        )
         op.execute("ALTER TABLE webhook_deliveries ADD COLUMN IF NOT EXISTS sender_id uuid")
         op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
         for name, on in INDEXES.items():
@@ -123,4 +128,5 @@ def downgrade() -> None:
         op.drop_index(name)
     op.create_index("runs_queue_idx", "runs", ["position"], postgresql_where=sa.text("status = 'queued'"))
     op.drop_column("webhook_deliveries", "sender_id")
-    op.drop_column("runs", "startable")
+    for name in ("requeued_at", "requeued_by", "requeued", "unsent", "startable"):
+        op.drop_column("runs", name)

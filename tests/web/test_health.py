@@ -53,6 +53,7 @@ async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient,
         "draining": False,
         "dependencies": {"postgres": "ok", "redis": "ok", "claude_cli": "ok"},
         "failing_loops": [],
+        "unfit": [],
         "warnings": isolation.warnings(Settings(agent_isolation="require")),
     }
 

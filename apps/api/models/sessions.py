@@ -153,7 +153,9 @@ class Run(Base):
     """The execution of one prompt, or of one change to the session that must wait its turn (`kind`).
 
     `position` orders the queue; at most one run of a session is active. `startable`: it is the first that waits in a
-    session that nobody owns; triggers keep it so (docs/adr/0015-what-may-start.md).
+    session that nobody owns; triggers keep it so (docs/adr/0015-what-may-start.md). `unsent`: it was claimed, and no
+    agent has been given the prompt yet; false also of what is claimed by versions that do not know it. `requeued`: how
+    often it came back to the queue, last at `requeued_at` from the instance `requeued_by`.
     """
 
     __tablename__ = "runs"
@@ -200,6 +202,10 @@ class Run(Base):
     config: Mapped[dict[str, Any] | None]
     timeout_seconds: Mapped[float]
     startable: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    unsent: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    requeued: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    requeued_by: Mapped[UUID | None]
+    requeued_at: Mapped[datetime | None]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)

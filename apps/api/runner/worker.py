@@ -29,6 +29,7 @@ from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.heartbeat import Heartbeat
+from apps.api.runner.host import Host
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import StartGate
@@ -44,6 +45,9 @@ UNSAID_AFTER = 1.0
 
 MAX_DELETED = 1_000
 """Deleted sessions whose files are still to be removed; a sweep finds what is beyond."""
+
+UNHEARD_SECONDS = 20.0
+"""After a claim that failed with the connection, it may still be made: a statement ends within 15 s."""
 
 
 class _Wakeups:
@@ -70,12 +74,12 @@ class Worker:
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
         lease.tell(self.scratch.lease.write)
+        self.host = Host(core.settings, self.scratch)
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
-        self._at_work: dict[
-            UUID, UUID | None
-        ] = {}  # commands, and the session that is busy with one that is not urgent
+        self._at_work: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with a patient one
+        self._unheard_until = 0.0  # loop time, until which claims are looked for whose answers were lost
         self._claim_now = asyncio.Event()
         self._start_gate = StartGate(cpus(), self._claim_now.set)
         self._commands_now = asyncio.Event()
@@ -103,6 +107,7 @@ class Worker:
         self._url = await asyncio.to_thread(instances.own_url, self._core.settings)
         await self._register()
         self._heartbeat.start()
+        await self.host.look_closely()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
@@ -119,6 +124,7 @@ class Worker:
         loops.start("runner-claim", self._claim_runs, partial(nap, self._claim_now, POLL), must=True)
         loops.start("runner-commands", self._obey_commands, partial(nap, self._commands_now, POLL), must=True)
         loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
+        loops.start("runner-host", self.host.look, self.host.until_next_look)
 
     # --- waking up ---------------------------------------------------------------------------------------------
 
@@ -230,22 +236,28 @@ class Worker:
 
     async def _claim_runs(self, loop: Loop) -> None:
         with suppress(LeaseLost):
+            if asyncio.get_running_loop().time() < self._unheard_until:
+                known = [turn.run_id for execution in self.executions.values() for turn in execution.turns.all]
+                for claimed in await claims.unheard(self._core.db, self._lease.instance_id, known):
+                    await self._give_back(*claimed)
             while not self.draining and not self.is_full and await self._claim(loop):
                 continue
             if self.is_full:
                 self.left_waiting.set()
 
     async def _claim(self, loop: Loop) -> bool:
-        room = self.live < self._core.settings.live_session_limit
+        core, room = self._core, self.live < self._core.settings.live_session_limit
         if not room:
             self._evict_one()
-        room = room and not self._start_gate.is_crowded
-        leaving = [s for s, e in self.executions.items() if e.closing or e.busy]
-        leaving += loop.spared
+        room = room and self.host.starts_agents and not self._start_gate.is_crowded
+        warm = [s for s, e in self.executions.items() if e.agent is not None]
+        leaving = [s for s, e in self.executions.items() if e.closing or e.busy] + loop.spared
+        if not self.host.starts_agents:  # what has its agent goes on
+            leaving += self.executions.keys() - set(warm)
         written = {s: e.writer.last_seq for s, e in self.executions.items()}
         try:
             claim = await claims.claim(
-                self._core.db, self._lease, may_take_new=room, except_for=leaving, profiles=self._core.profiles
+                core.db, self._lease, may_take_new=room, except_for=leaving, warm=warm, profiles=core.profiles
             )
         except claims.Unreadable as claimed:
             log.error("worker.unreadable_run", session_id=str(claimed.session_id), error=claimed.__cause__)
@@ -253,18 +265,20 @@ class Worker:
                 if orphan := await claims.refuse(self._core.db, self._lease.instance_id, claimed):
                     ownership.announce(self._core, orphan)
             return True
+        except PASSING:
+            self._unheard_until = asyncio.get_running_loop().time() + UNHEARD_SECONDS
+            raise
         if claim is None:
             return False
         execution = self.executions.get(claim.session_id)
         if execution is not None:
             if execution.generation != claim.generation or claim.last_seq < written[claim.session_id]:
                 # The database has gone back: what its agent knows has never been. A new one begins when it has ended.
-                execution.fence()
                 await note_lost(self._core.db, claim.session_id, claim.last_seq, written[claim.session_id])
-                await claims.give_back(self._core.db, self._lease.instance_id, claim)
+                await self._give_back(claim.session_id, claim.generation, claim.run_id)
                 return True
         else:
-            execution = Execution(self._core, self._lease, self.scratch, self._start_gate, claim, self._claim_now.set)
+            execution = Execution(self._core, self._lease, self.host, self._start_gate, claim, self._claim_now.set)
             self.executions[claim.session_id] = execution
             task = asyncio.create_task(self._own(execution), name=f"session-{claim.session_id}")
             self._tasks.add(task)
@@ -272,6 +286,13 @@ class Worker:
             self._mark_active(claim.session_id, claim.generation)
         execution.assign(claim)
         return True
+
+    async def _give_back(self, session_id: UUID, *claimed: Any) -> None:
+        log.warning("worker.claim_given_back", session_id=str(session_id))
+        if execution := self.executions.get(session_id):
+            execution.fence()
+        if orphan := await ownership.give_back(self._core.db, self._lease.instance_id, session_id, *claimed):
+            ownership.announce(self._core, orphan)
 
     async def _own(self, execution: Execution) -> None:
         try:
@@ -321,7 +342,7 @@ class Worker:
     # --- the end -----------------------------------------------------------------------------------------------
 
     async def drain(self, grace: float) -> None:
-        """Stop claiming, let runs finish for `grace` seconds, interrupt the rest, and give everything back."""
+        """Stop claiming, let runs and agents' tasks end for `grace` seconds, end the rest, and give everything back."""
         self.draining = True
         try:
             await instances.set_draining(self._core.db, self._lease.instance_id)
@@ -329,9 +350,9 @@ class Worker:
             log.warning("worker.drain_unannounced", error=type(error).__name__)
         until = asyncio.get_running_loop().time() + grace
         while (left := until - asyncio.get_running_loop().time()) > 0:
-            in_background = [e for e in self.executions.values() if e.turns.in_background]
-            self._close_all(but=in_background)
-            if not in_background:
+            at_work = [e for e in self.executions.values() if e.at_work]
+            self._close_all(but=at_work)
+            if not at_work:
                 await self._until_empty(left)
                 break
             await asyncio.sleep(min(left, 0.2))

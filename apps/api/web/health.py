@@ -42,7 +42,7 @@ class Dependencies(BaseModel):
 class Health(BaseModel):
     """`degraded`: Redis is away, so live deltas are missing and latency is higher, but nothing is lost; or the model
     API does not have DEFAULT_MODEL (`missing`) or refuses the key of the server (`unauthorized`), so that runs fail; or
-    a loop of the instance fails, and is repeated.
+    a loop of the instance fails, and is repeated; or its host lacks something (`unfit`).
     """
 
     status: Literal["ok", "degraded", "unhealthy"] = Field(examples=["ok"])
@@ -56,6 +56,10 @@ class Health(BaseModel):
     failing_loops: list[str] = Field(
         description="What this instance does again and again, and failed at the last time. The log has the reason.",
         examples=[["runner-reap"]],
+    )
+    unfit: list[str] = Field(
+        description="What its host lacks to run agents. It is then not ready, and leaves runs to others.",
+        examples=[["WORKSPACES_DIR has no inodes: 0 are free (/var/lib/agents)"]],
     )
     warnings: list[str] = Field(description="Every way in which this instance does not fully confine its agents.")
 
@@ -101,8 +105,8 @@ async def examine(request: Request) -> Health:
     cli: State = "ok" if probe.cli_present() else "unavailable"
     ok = postgres == "ok" and cli == "ok" and not probe.lease_is_over()
     model = probe.default_model()
-    failing = probe.failing_loops()
-    impaired = redis != "ok" or model in ("missing", "unauthorized") or failing
+    failing, unfit = probe.failing_loops(), probe.unfit()
+    impaired = redis != "ok" or model in ("missing", "unauthorized") or failing or unfit
     return Health(
         status="unhealthy" if not ok else "degraded" if impaired else "ok",
         version=__version__,
@@ -111,6 +115,7 @@ async def examine(request: Request) -> Health:
         dependencies=Dependencies(postgres=postgres, redis=redis, claude_cli=cli),
         default_model=model,
         failing_loops=failing,
+        unfit=unfit,
         warnings=probe.warnings,
     )
 
@@ -135,9 +140,9 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", summary="Whether this instance should get traffic", responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """503 while draining, or without PostgreSQL, the agent CLI or a valid lease."""
+    """503 while draining, without PostgreSQL, the agent CLI or a valid lease, or on a host that is `unfit`."""
     state = await examine(request)
-    if state.status == "unhealthy" or state.draining:
+    if state.status == "unhealthy" or state.draining or state.unfit:
         response.status_code = 503
     return state
 

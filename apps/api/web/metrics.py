@@ -22,6 +22,7 @@ LIVE = Gauge("sessions_live", "Sessions that this instance owns, each with one a
 STREAMS = Gauge("event_streams_open", "Event streams and requests that wait, on this instance.", registry=REGISTRY)
 SOCKETS = Gauge("websockets_open", "WebSocket connections that are open on this instance.", registry=REGISTRY)
 LEASE = Gauge("instance_lease_remaining_seconds", "Seconds for which this instance may still write.", registry=REGISTRY)
+UNFIT = Gauge("instance_unfit", "What the host of this instance lacks to run agents, see /health.", registry=REGISTRY)
 
 
 class Total(Collector):
@@ -59,4 +60,5 @@ WEBHOOKS_SENT = Total("webhook_messages_sent", "Webhook messages that this insta
 WEBHOOKS_FAILED = Total(
     "webhook_attempts_failed", "Attempts of this instance to deliver a webhook message that failed."
 )
+STARTS_FAILED = Total("agent_starts_failed_by_host", "Starts of agents that failed for the host's reasons.")
 DROPPED = Total("relay_frames_dropped", "Live frames not relayed because Redis was away.")

@@ -31,6 +31,7 @@ class Probe:
 
     Attributes:
         warnings: every way in which this instance does not confine its agents.
+        unfit: why this instance should get no traffic, though it works.
         failing_loops: names of the loops of this instance whose last step has failed.
         address_of: session and port → the address that its agent's programs listen on here, if they do.
     """
@@ -40,6 +41,7 @@ class Probe:
     draining: Callable[[], bool]
     lease_is_over: Callable[[], bool]
     default_model: Callable[[], Answer]
+    unfit: Callable[[], list[str]]
     failing_loops: Callable[[], list[str]]
     address_of: Callable[[UUID, int], Awaitable[str | None]]
 

@@ -16,7 +16,7 @@ from apps.api.core.events.follow import RunLost
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.events.replay import Followed
-from apps.api.core.fleet import claims
+from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.tasks import Loop
@@ -239,10 +239,10 @@ async def test_a_claim_that_is_given_back_is_claimed_again_as_it_was(world: Worl
     run = await world.queue()
     await world.queue(run.session_id)
     first = await world.claim(lease)
-    await claims.give_back(world.db, lease.instance_id, first)
-    await claims.give_back(world.db, lease.instance_id, first)
+    for _ in range(2):
+        await ownership.give_back(world.db, lease.instance_id, first.session_id, first.generation, first.run_id)
     again = await world.claim(await world.instance())
-    assert (again.run_id, again.last_seq) == (first.run_id, first.last_seq)
+    assert (again.run_id, again.last_seq) == (first.run_id, first.last_seq + 1)  # its place was told
     assert again.generation > first.generation
 
 

@@ -17,6 +17,7 @@ from apps.api.core.fleet.claims import Claim
 from apps.api.core.fleet.commands import Command
 from apps.api.core.lease import Lease
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.host import Host
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import StartGate
@@ -63,7 +64,7 @@ async def executing(
 ) -> AsyncIterator[Execution]:
     """A session whose run is under way."""
     gate = gate or StartGate(1, lambda: None)
-    execution = Execution(world.core(), lease, scratch, gate, claim, lambda: None)
+    execution = Execution(world.core(), lease, Host(world.settings, scratch), gate, claim, lambda: None)
     execution.assign(claim)
     running = asyncio.create_task(execution.run())
     try:

@@ -10,9 +10,11 @@ from unittest.mock import Mock
 import pytest
 
 from apps.api.core.sessions.transcripts import Transcripts
-from apps.api.runner.agent.process import StartFailed
+from apps.api.errors import LeaseLost
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.host import Host
 from apps.api.runner.session.launch import Launch, StartGate
+from apps.api.runner.session.turn import Turn
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, until
 
@@ -25,12 +27,13 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     core = world.core(workspaces_dir=tmp_path / "file")
     scratch = Scratch()
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
-    launch = Launch(core, scratch, StartGate(1, lambda: None), writer, store, Mock(), Mock())
+    host = Host(core.settings, scratch)
+    launch = Launch(core, lease, host, StartGate(1, lambda: None), writer, store, Mock(), Mock())
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):
-            with pytest.raises(StartFailed):
-                await launch.start(claim)
+            with pytest.raises(LeaseLost):
+                await launch.start(claim, Turn(claim.run_id, claim))
         launch.clear()
 
         async def gone() -> bool:

@@ -28,6 +28,9 @@ from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 
+OTHERS_FIRST = 10.0
+"""Seconds for which a run that came back to the queue is left to other instances, if there are any."""
+
 # `free` is where tenants may take turns one day: its order, and what it passes over.
 _CLAIM = f"""
 WITH mine AS (
@@ -46,6 +49,9 @@ WITH mine AS (
   FROM runs r JOIN sessions s ON s.id = r.session_id
   WHERE $2 AND r.startable AND r.status = 'queued' AND s.owner_id IS NULL AND s.deleted_at IS NULL
     AND s.id <> ALL($3::uuid[])
+    AND (r.requeued_by IS DISTINCT FROM $1 OR r.requeued_at < now() - make_interval(secs => {OTHERS_FIRST})
+      OR NOT EXISTS (
+        SELECT 1 FROM instances WHERE id <> $1 AND lease_expires_at > now() AND NOT draining AND slots > 0))
     AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
     AND NOT EXISTS (
       SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
@@ -60,9 +66,10 @@ WITH mine AS (
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
 )
-UPDATE runs r SET status = 'running', startable = false, started_at = now(), first_seq = owned.last_seq + 1
+UPDATE runs r SET status = 'running', startable = false, started_at = now(), first_seq = owned.last_seq + 1,
+  unsent = owned.id <> ALL($4::uuid[])
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
-RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds,
+RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent,
   coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
   owned.profile,
@@ -83,6 +90,8 @@ class Claim:
         config: the session's, clamped to what its profile allows today.
         kind: `prompt`; or `rewind` or `reset`, whose `prompt` holds what to rewind to or how to reset.
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        unsent: whether the database says that no agent has been given the prompt. What is claimed for an agent that
+            lives already counts as sent, so that it costs no statement to say so.
         provisions: another value once the tenant has changed what its agents are given beside their configuration.
     """
 
@@ -97,6 +106,7 @@ class Claim:
     generation: int
     last_seq: int
     sdk_session_id: UUID
+    unsent: bool = False
     profile: Profile | None = None
     provisions: tuple[str, ...] = ()
 
@@ -107,6 +117,7 @@ async def claim(
     *,
     may_take_new: bool,
     except_for: list[UUID],
+    warm: Sequence[UUID] = (),
     profiles: Mapping[str, Profile] = NO_PROFILES,
 ) -> Claim | None:
     """Claim the next run, if any.
@@ -114,6 +125,7 @@ async def claim(
     Args:
         may_take_new: whether a session that nobody owns may be taken, or only own ones.
         except_for: sessions whose runs are not to be claimed now.
+        warm: sessions that have an agent, which will be given the prompt at once.
         profiles: those of this instance, by name.
 
     Raises:
@@ -122,7 +134,7 @@ async def claim(
     """
     lease.require()
     try:
-        row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for)
+        row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for, list(warm))
     except asyncpg.UniqueViolationError:
         return None  # a background turn of that session began after this statement had looked; the next look sees it
     if row is None:
@@ -147,21 +159,6 @@ async def claim(
     return Claim(**fields)
 
 
-_GIVE_BACK = f"""
-WITH freed AS (
-  UPDATE sessions SET generation = {NEXT_GENERATION}, owner_id = NULL
-  WHERE id = $1 AND owner_id = $2 AND generation = $3 RETURNING id
-)
-UPDATE runs SET status = 'queued', started_at = NULL, first_seq = NULL
-WHERE id = $4 AND status = 'running' AND session_id IN (SELECT id FROM freed)
-"""  # noqa: S608 - ours
-
-
-async def give_back(db: Database, instance_id: UUID, claim: Claim) -> None:
-    """Queue a claimed run again in its old place, of which no agent has been told, and let any instance claim it."""
-    await db.pool.execute(_GIVE_BACK, claim.session_id, instance_id, claim.generation, claim.run_id)
-
-
 class Unreadable(Exception):
     """What is stored of a claimed run is not for this instance: another version or other settings made it."""
 
@@ -181,8 +178,21 @@ _UNREADABLE = failure(
 
 
 async def refuse(db: Database, instance_id: UUID, claimed: Unreadable) -> Orphan | None:
-    """Fail a run that was claimed and cannot be executed here, and give its session back."""
-    return await disown(db, instance_id, claimed.session_id, claimed.generation, claimed.error)
+    """Give back a session whose run was claimed and cannot be executed here. Another version may be able to: the run
+    is queued again; it fails when none can, or its profile is gone."""
+    again = claimed.error is _UNREADABLE
+    return await disown(db, instance_id, claimed.session_id, claimed.generation, claimed.error, again=again)
+
+
+async def unheard(db: Database, instance_id: UUID, known: Sequence[UUID]) -> list[tuple[UUID, int, UUID]]:
+    """Runs that this instance has claimed by the database's word and does not know: session, generation, run."""
+    rows = await db.pool.fetch(
+        "SELECT r.id, s.id AS session_id, s.generation FROM sessions s JOIN runs r ON r.session_id = s.id"
+        " WHERE s.owner_id = $1 AND r.status = 'running' AND r.origin = 'client' AND r.id <> ALL($2::uuid[])",
+        instance_id,
+        known,
+    )
+    return [(row["session_id"], row["generation"], row["id"]) for row in rows]
 
 
 async def begin_background(

@@ -15,9 +15,10 @@ from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.sessions import agent_tasks, requests
-from apps.api.core.sessions.outcome import FINISH_RUN, failure
+from apps.api.core.sessions.outcome import FINISH_RUN, failure, requeue
 from apps.api.core.tasks import Loop
 from apps.api.db import PASSING, Database
+from apps.api.errors import LeaseLost
 
 log = structlog.get_logger(__name__)
 
@@ -110,8 +111,9 @@ FREE_AFTER = 3
 async def reap(core: Core, loop: Loop) -> list[Orphan]:
     """Take sessions from owners whose lease has run out, end the runs that they left behind, and say so.
 
-    A run is not repeated: its tools may have had effects already. A session that cannot be taken over is the loop's
-    item and holds up no other one. Any number of instances may do this at once. Returns those that were taken.
+    A run that an agent was given is not repeated: its tools may have had effects. A session that cannot be taken
+    over is the loop's item and holds up no other one. Any number of instances may do this at once. Returns those that
+    were taken.
     """
     taken: list[Orphan] = []
     while True:
@@ -161,9 +163,15 @@ _UNFINISHED = failure(
 
 
 async def disown(
-    db: Database, instance_id: UUID, session_id: UUID, generation: int, error: Mapping[str, Any] = _UNFINISHED
+    db: Database,
+    instance_id: UUID,
+    session_id: UUID,
+    generation: int,
+    error: Mapping[str, Any] = _UNFINISHED,
+    *,
+    again: bool = True,
 ) -> Orphan | None:
-    """Give back a session that this instance owns on paper only, and fail the run that it may have left."""
+    """Give back a session that this instance owns on paper only, with its run; see `abandon`."""
     async with db.transaction() as connection:
         row = await connection.fetchrow(
             "SELECT 1 FROM sessions WHERE id = $1 AND owner_id = $2 AND generation = $3 FOR NO KEY UPDATE",
@@ -173,31 +181,66 @@ async def disown(
         )
         if row is None:
             return None
-        [orphan] = await abandon(connection, [session_id], error)
+        [orphan] = await abandon(connection, [session_id], error, again=again)
         return orphan
 
 
+async def note_sent(db: Database, session_id: UUID, generation: int, run_id: UUID, sent: bool) -> None:
+    """Note just before it that an agent is given the prompt, or before a start that there is none that could be.
+
+    Raises LeaseLost: the session is somebody else's.
+    """
+    # The lock makes it wait for who takes the session from its owner, and see that.
+    status = await db.pool.execute(
+        "WITH pen AS MATERIALIZED (SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE)"
+        " UPDATE runs SET unsent = NOT $4 FROM pen WHERE runs.id = $3 AND session_id = pen.id AND status = 'running'",
+        session_id,
+        generation,
+        run_id,
+        sent,
+    )
+    if status != "UPDATE 1":
+        raise LeaseLost(f"session {session_id}: generation {generation} may not send run {run_id}")
+
+
+async def give_back(db: Database, instance_id: UUID, session_id: UUID, generation: int, run_id: UUID) -> Orphan | None:
+    """Give back a session with a run that was claimed here, and of which no agent has been told."""
+    try:
+        await note_sent(db, session_id, generation, run_id, False)
+    except LeaseLost:
+        return None
+    return await disown(db, instance_id, session_id, generation)
+
+
 async def abandon(
-    connection: asyncpg.Connection, session_ids: Sequence[UUID], error: Mapping[str, Any]
+    connection: asyncpg.Connection, session_ids: Sequence[UUID], error: Mapping[str, Any], *, again: bool = True
 ) -> list[Orphan]:
-    """End the ownership of sessions, with their rows locked: fence the owners, fail the active runs with `error`."""
+    """End the ownership of sessions, with their rows locked: fence the owners, and end the active runs.
+
+    A run that no agent was given is queued again, unless `again` is false, or it came back too often already. Others
+    fail with `error`.
+    """
+    # Before the sessions are free: then the first that waits is found, which may be one of these.
+    places = await requeue(connection, session_ids) if again else {}
     sessions = await connection.fetch(_FENCE, session_ids)
-    runs = {row["session_id"]: row["id"] for row in await connection.fetch(_ACTIVE, session_ids)}
+    runs = {row["session_id"]: row for row in await connection.fetch(_ACTIVE, session_ids)}
     told: defaultdict[UUID, list[Event]] = defaultdict(list)
     for session_id, event in (
         *await requests.abandon(connection, session_ids, str(error["code"])),
         *await agent_tasks.unfinished(connection, session_ids, str(error["code"])),
+        *places.items(),
     ):
         told[session_id].append(event)
     await _reject_commands(connection, session_ids, "owner_lost")
     orphans = []
     for row in sessions:
-        run_id, events = runs.get(row["id"]), told[row["id"]]
-        if run_id is not None:
-            events += [Event("error", error, run_id), Event("done", {"status": "failed"}, run_id)]
+        run, events = runs.get(row["id"]), told[row["id"]]
+        if run is not None:
+            events += [Event("error", error, run["id"]), Event("done", {"status": "failed"}, run["id"])]
         frames = await append(connection, row["id"], row["generation"], row["last_seq"], events) if events else []
-        if run_id is not None:
-            await connection.execute(FINISH_RUN, run_id, "failed", dict(error), None, None, frames[-1].seq)
+        if run is not None:
+            cost = 0.0 if run["unsent"] else None  # the model was never asked
+            await connection.execute(FINISH_RUN, run["id"], "failed", dict(error), None, cost, frames[-1].seq)
         orphans.append(Orphan(row["id"], row["tenant_id"], frames))
     return orphans
 
@@ -208,7 +251,7 @@ RETURNING id, tenant_id, generation, last_seq
 """  # noqa: S608 - ours
 
 _ACTIVE = """
-SELECT id, session_id FROM runs
+SELECT id, session_id, unsent FROM runs
 WHERE session_id = ANY($1::uuid[]) AND status IN ('running','requires_action') FOR NO KEY UPDATE
 """
 

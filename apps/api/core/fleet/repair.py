@@ -66,7 +66,7 @@ async def _take(connection: asyncpg.Connection, session_id: UUID) -> Orphan | No
     stuck = row is not None and not row["owner_alive"] and (row["owner_id"] is not None or row["active"])
     if not stuck:
         return None
-    [orphan] = await ownership.abandon(connection, [session_id], _REPAIRED)
+    [orphan] = await ownership.abandon(connection, [session_id], _REPAIRED, again=False)
     return orphan
 
 

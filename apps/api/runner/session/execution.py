@@ -35,7 +35,7 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent import checkpoints, clone, options
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, CannotStart, StartFailed, why_it_ended
-from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
@@ -61,7 +61,7 @@ class Execution:
         self,
         core: Core,
         lease: Lease,
-        scratch: Scratch,
+        host: Host,
         start_gate: StartGate,
         claim: Claim,
         freed: Callable[[], None],
@@ -84,7 +84,7 @@ class Execution:
         self.approvals = Approvals(core, self.writer, self.turns, self.tasks)
         self.ports = Ports(self.writer, self.turns)
         hooks = Hooks(core, self.writer, self.turns, self)
-        self._launch = Launch(core, scratch, start_gate, self.writer, self._store, self.approvals, hooks)
+        self._launch = Launch(core, lease, host, start_gate, self.writer, self._store, self.approvals, hooks)
         self._talk = Conversation(core, self.writer, self._store, self.turns, self.tasks, self.approvals, self.ports)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
@@ -285,7 +285,7 @@ class Execution:
             await self._disconnect(unfit)
         if self._agent is None:
             try:
-                self._agent = await self._launch.start(claim)
+                self._agent = await self._launch.start(claim, turn)
                 self._talk.new_process()
                 self._agent.read(self)
             except clone.CloneFailed as error:
@@ -300,6 +300,7 @@ class Execution:
             raise LeaseLost(f"session {self.session_id}: lost while its agent started")
         if turn.stopping:
             raise TurnOver
+        await self._launch.note_sent(turn, True)
         return self._agent
 
     async def _reset(self, turn: Turn, claim: Claim) -> None:
@@ -326,9 +327,8 @@ class Execution:
             agent = await self._prepare(turn, claim)
             if agent is None:
                 return
-            workspace = await self._core.blocking.starts.run(
-                workspaces.create, settings, self.session_id, claim.config.cwd
-            )
+            starts, cwd = self._core.blocking.starts, claim.config.cwd
+            workspace = await starts.run(workspaces.create, settings, self.session_id, cwd)
             try:
                 found = await checkpoints.obey(agent, workspace, self._store, self._store.conversation, asked)
             except checkpoints.CannotRewind as error:

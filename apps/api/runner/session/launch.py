@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from claude_agent_sdk import project_key_for_directory
 
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
+from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
+from apps.api.core.lease import Lease
 from apps.api.core.sessions import files, workspaces
+from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
+from apps.api.db import CONNECTION_ERRORS, retrying
+from apps.api.errors import LeaseLost
 from apps.api.runner.agent import clone, extensions, history, options
-from apps.api.runner.agent.process import Agent, StartFailed
-from apps.api.runner.agent.scratch import Place, Scratch
+from apps.api.runner.agent.process import Agent, CannotStart, StartFailed
+from apps.api.runner.agent.scratch import Place
+from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.hooks import Hooks
+from apps.api.runner.session.turn import Turn
 
 log = structlog.get_logger(__name__)
 
@@ -83,23 +91,70 @@ class Launch:
     def __init__(
         self,
         core: Core,
-        scratch: Scratch,
+        lease: Lease,
+        host: Host,
         gate: StartGate,
         writer: Writer,
         store: Transcripts,
         approvals: Approvals,
         hooks: Hooks,
     ) -> None:
-        self._core, self._scratch, self._gate, self._writer = core, scratch, gate, writer
+        self._core, self._scratch, self._gate, self._writer = core, host.scratch, gate, writer
+        self._lease, self._host = lease, host
         self._store, self._approvals, self._hooks = store, approvals, hooks
         self._place: Place | None = None
 
-    async def start(self, claim: Claim) -> Agent:
+    async def start(self, claim: Claim, turn: Turn) -> Agent:
         """Start an agent that knows the conversation so far, in a workspace with its repository.
 
+        What fails for the host's reasons goes back to the queue, with the session.
+
         Raises:
-            CloneFailed, StartFailed, LeaseLost, what the database raises.
+            CloneFailed, StartFailed, LeaseLost, Unavailable.
         """
+        if not turn.lost:
+            await self.note_sent(turn, False)
+        try:
+            agent = await self._start(claim)
+        except CONNECTION_ERRORS as error:
+            failed, code, words = error, "storage_failed", ""
+        except (StartFailed, clone.CloneFailed, OSError) as error:
+            if isinstance(error, CannotStart) or not await self._host.is_to_blame(error):
+                raise
+            self._host.has_failed()
+            failed, code, words = error, "agent_start_failed", "The host could not start an agent."
+        else:
+            self._host.has_started()
+            return agent
+        turn.end()
+        log.error("launch.given_back", session_id=str(claim.session_id), detail=failed)
+        await self._give_back(failure(code, words))
+        raise LeaseLost(f"session {claim.session_id}: given back, since no agent started here")
+
+    async def note_sent(self, turn: Turn, sent: bool) -> None:
+        """Note that the turn's prompt is about to be sent, or that there is no agent that could have it.
+
+        Raises LeaseLost, Unavailable.
+        """
+        if turn.claim is None or turn.unsent is not sent:
+            return
+        db, session_id, generation = self._core.db, self._writer.session_id, self._writer.generation
+        await retrying(
+            lambda: ownership.note_sent(db, session_id, generation, turn.run_id, sent), until=self._lease.is_over
+        )
+        turn.unsent = not sent
+
+    async def _give_back(self, error: Mapping[str, Any]) -> None:
+        """Give the session back with its run, which no agent was given. Raises LeaseLost, Unavailable."""
+        core, session_id, generation = self._core, self._writer.session_id, self._writer.generation
+        orphan = await retrying(
+            lambda: ownership.disown(core.db, self._lease.instance_id, session_id, generation, error),
+            until=self._lease.is_over,
+        )
+        if orphan is not None:
+            ownership.announce(core, orphan)
+
+    async def _start(self, claim: Claim) -> Agent:
         await self._tell_missing_files(claim)
         await clone.provide(self._core, claim, self._writer)
         async with self._gate.place():
@@ -135,6 +190,8 @@ class Launch:
             project = place.config / "projects" / key
             await self._core.blocking.starts.run(workspaces.link_results, workspace, conversation, project)
             resume = await history.write(self._store, conversation, project)
+        except CONNECTION_ERRORS:
+            raise
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, claim, place.given)

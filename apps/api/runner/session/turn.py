@@ -21,6 +21,7 @@ class Turn:
 
     Attributes:
         began: in monotonic seconds.
+        unsent: the database says that no agent was given the prompt.
         begun: the agent is being given the prompt.
         sent: the agent has all of it.
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
@@ -36,6 +37,7 @@ class Turn:
         """`seconds`: the deadline of a turn in the background, which no claim stands for."""
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
+        self.unsent = claim is not None and claim.unsent
         self.begun = self.sent = self.lost = False
         self.stopping: str | None = None
         self.ending: asyncio.Task[None] | None = None
