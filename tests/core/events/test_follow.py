@@ -6,8 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -125,6 +126,38 @@ async def test_deltas_are_counted_on_over_what_is_stored_between_them(world: Wor
         writer.delta("partial", claim.run_id, {"text": "word "})
         await writer.append(Event(kind, {}, claim.run_id))
     assert [f.position for f in await reader] == [(1, 0), (1, 1), (2, 0), (2, 2), (3, 0), (3, 1), (4, 0)]
+
+
+@dataclass
+class Counted:
+    """A pool of connections, and how many statements went through it."""
+
+    pool: Any
+    statements: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.statements += 1
+        return getattr(self.pool, name)
+
+
+async def test_a_reader_at_the_end_of_a_log_asks_the_database_once_and_then_hears_all(
+    world: World, relay: Relay
+) -> None:
+    _, claim, writer = await world.owned(relay.publisher)
+    await writer.append(*(Event("message", {}, claim.run_id) for _ in range(4)))
+    await relay.publisher.flushed(PATIENCE)
+    counted = Counted(world.db.pool)
+    followers = Followers(replace(world.db, pool=counted), world.redis, relay.subscriptions)
+    seen: list[Frame] = []
+    reader = asyncio.create_task(read_to_done(replace(relay, followers=followers), claim, Position(4), into=seen))
+    await until(lambda: counted.statements > 0)
+    await _round_trip(world, relay)
+    writer.delta("partial", claim.run_id, {"text": "word "})
+    await until(lambda: len(seen) == 1)
+    await talk(writer, claim, 20)
+    await reader
+    assert durable(seen) == list(range(5, 26))
+    assert counted.statements == 1
 
 
 async def test_a_reader_resumes_in_the_middle_of_deltas(world: World, relay: Relay) -> None:

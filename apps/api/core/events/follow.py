@@ -292,7 +292,9 @@ class Followers:
     async def _still_is(self, run_id: UUID, frames: list[Frame]) -> bool:
         if all(frame.type != "resync" for frame in frames):
             return True
-        return bool(await self._db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM runs WHERE id = $1)", run_id))
+        with suppress(*CONNECTION_ERRORS):  # not known is not lost
+            return bool(await self._db.pool.fetchval("SELECT EXISTS (SELECT 1 FROM runs WHERE id = $1)", run_id))
+        return True
 
     async def _missed(self, followed: Followed, mailbox: Mailbox, place: Place) -> AsyncGenerator[list[Frame]]:
         """What is stored after the place; first `resync` where the database has lost what was told before."""
