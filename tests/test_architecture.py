@@ -20,9 +20,10 @@ LONGER_WITH_A_REASON: dict[str, tuple[int, str]] = {}
 """module: (lines, reason). Take a module out of here once it is short enough."""
 
 # A room is a package of apps/api, or a module beside them. `entry` rooms may import everything but `dev`.
-FOUNDATION = {"settings", "errors"}
+FOUNDATION = {"clock", "settings", "errors"}
 MAY_IMPORT = {
     "machine": set(),
+    "clock": set(),
     "settings": {"machine"},
     "spelling": {"settings"},
     "errors": set(),
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "core": {*FOUNDATION, "models", "db", "redis", "invalidations", "threads"},
     "runner": {*FOUNDATION, "core", "db", "redis", "invalidations", "machine"},
     "web": {*FOUNDATION, "core", "auth", "limits", "shares", "db", "redis"},
-    "dialects": {"errors", "core", "auth", "keys", "limits", "web"},
+    "dialects": {"clock", "errors", "core", "auth", "keys", "limits", "web"},
     "roles": {*FOUNDATION, "models"},
     "migrate": {*FOUNDATION, "db", "roles"},
     "doctor": {*FOUNDATION, "core", "db", "redis", "machine", "migrate", "roles", "runner", "shares", "spelling"},
@@ -379,3 +380,30 @@ def test_nothing_removes_trees_by_recursion() -> None:
     for module in api_modules():
         if module.room in ("core", "runner"):
             assert "shutil" not in {name.partition(".")[0] for _, name in module.imports()}, module.name
+
+
+OTHER_CLOCKS = {
+    "clock": "the one way to a wall time",
+    "core.sessions.workspaces": "the age of files, which the machine has dated",
+    "runner.agent.scratch": "the same",
+    "limits": "the library's window, which begins by the same clock",
+}
+"""Modules that may ask the machine what time it is; everything else goes by the database's clock."""
+
+_WALL = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "time.time", "time.time_ns"}
+_WALL |= {"time.gmtime", "time.localtime", "time.strftime", "time.ctime"}
+
+
+def test_nobody_asks_the_machine_what_time_it_is() -> None:
+    found = {
+        module.name.removeprefix("apps.api."): [
+            f"{module.path}:{node.lineno}: {ast.unparse(node)}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute) and ".".join(ast.unparse(node).split(".")[-2:]) in _WALL
+        ]
+        for module in api_modules()
+        if module.room != "dev"
+    }
+    stray = [use for name, uses in found.items() if name not in OTHER_CLOCKS for use in uses]
+    assert not stray, "apps.api.clock has the fleet's time:\n" + "\n".join(stray)
+    assert not [name for name in OTHER_CLOCKS if not found[name]], "take those out that ask no more"

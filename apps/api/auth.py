@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from apps.api import invalidations
+from apps.api import clock, invalidations
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
 from apps.api.redis import KEY_CACHE_TTL, Redis
@@ -102,7 +102,7 @@ async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Princip
             raise Unauthorized("This API key is not valid.", code="invalid_api_key")
         principal = _PRINCIPAL.validate_python(dict(row))
         await _remember(db, redis, secret_hash, principal)
-    if principal.expires_at is not None and principal.expires_at <= datetime.now(UTC):
+    if principal.expires_at is not None and principal.expires_at <= clock.now():
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
     return principal
 

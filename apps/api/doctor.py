@@ -14,7 +14,7 @@ from typing import Literal
 import asyncpg
 from dotenv import dotenv_values
 
-from apps.api import machine, migrate, roles, shares
+from apps.api import clock, machine, migrate, roles, shares
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import CONNECT_TIMEOUT, connect
@@ -47,7 +47,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_host, _isolation, _sockets, _descriptors]
+    checks += [_clock, _host, _isolation, _sockets, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -190,6 +190,24 @@ async def _workspaces(settings: Settings) -> Check:
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Check("FAIL", "Workspaces", f"{root}: {there} is not a directory to write to; set WORKSPACES_DIR")
     return Check("ok", "Workspaces", str(root) if there == root else f"{root}, which the first start makes")
+
+
+async def _clock(settings: Settings) -> Check:
+    try:
+        connection = await connect(settings)
+        try:
+            asked_at = clock.uptime()
+            clock.heard(await connection.fetchval("SELECT now()"), asked_at)
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Check("FAIL", "Clock", f"unknown ({migrate.reason(error)})")
+    off = clock.offset()
+    if abs(off) > clock.TOLERANCE:
+        return Check(
+            "warn", "Clock", f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} PostgreSQL's: {clock.ADVICE}"
+        )
+    return Check("ok", "Clock", "agrees with that of PostgreSQL")
 
 
 async def _host(settings: Settings) -> Check:

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import FastAPI
 
-from apps.api import __version__, keys, roles
+from apps.api import __version__, clock, keys, roles
 from apps.api.core.config import profiles
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
@@ -223,6 +223,7 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.LIVE.set_function(lambda: worker.live)
     metrics.STREAMS.set_function(lambda: opened.count("streams"))
     metrics.SOCKETS.set_function(lambda: opened.count("sockets") + opened.count("strangers"))
+    metrics.CLOCK.set_function(clock.offset)
     metrics.UNFIT.set_function(lambda: len(worker.host.unfit))
     metrics.STARTS_FAILED.read = lambda: worker.host.failed
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))

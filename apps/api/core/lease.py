@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from uuid import UUID
 
+from apps.api.clock import UPTIME as CLOCK
+from apps.api.clock import uptime as now
 from apps.api.errors import LeaseLost
+
+__all__ = ["CLOCK", "Lease", "now"]
 
 FENCE_MARGIN = 0.15
 """Part of the lease that this side gives away: it stops before the database's clock can have run out."""
-
-
-CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Goes on while the machine is suspended, as the database's clock does: clock_gettime(2). Not every system has it."""
-
-
-def now() -> float:
-    """The moment on the clock of leases, in seconds: the same for every process of this machine."""
-    return time.clock_gettime(CLOCK)
 
 
 class Lease:

@@ -22,6 +22,9 @@ LIVE = Gauge("sessions_live", "Sessions that this instance owns, each with one a
 STREAMS = Gauge("event_streams_open", "Event streams and requests that wait, on this instance.", registry=REGISTRY)
 SOCKETS = Gauge("websockets_open", "WebSocket connections that are open on this instance.", registry=REGISTRY)
 LEASE = Gauge("instance_lease_remaining_seconds", "Seconds for which this instance may still write.", registry=REGISTRY)
+CLOCK = Gauge(
+    "clock_offset_seconds", "By which the clock of this machine is ahead of the database's.", registry=REGISTRY
+)
 UNFIT = Gauge("instance_unfit", "What the host of this instance lacks to run agents, see /health.", registry=REGISTRY)
 
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from apps.api import clock
 from apps.api.core import codec
 from apps.api.core.codec import encode, timestamp
 
@@ -118,7 +119,7 @@ def event_data(
 
 def resync(session_id: UUID, seq: int) -> Frame:
     """What a reader is told who holds events that are not in the log: what follows comes after number `seq`."""
-    return Frame.build(Position(seq), "resync", event_data(session_id, None, seq, datetime.now(UTC), {}))
+    return Frame.build(Position(seq), "resync", event_data(session_id, None, seq, clock.now(), {}))
 
 
 def write_batch(frames: Sequence[Frame]) -> bytes:

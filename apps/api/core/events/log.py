@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import structlog
 
+from apps.api import clock
 from apps.api.core import codec
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
@@ -125,7 +125,7 @@ async def append(
     Raises:
         LeaseLost: the session is gone, has another owner, or somebody else wrote.
     """
-    now = datetime.now(UTC)
+    now = clock.now()
     frames = [
         Frame.build(Position(seq), e.type, event_data(session_id, e.run_id, seq, now, e.fields), generation)
         for seq, e in enumerate(events, last_seq + 1)
@@ -235,7 +235,7 @@ class Writer:
             return
         self._part += 1
         position = Position(self.last_seq, self._part)
-        data = event_data(self.session_id, run_id, self.last_seq, datetime.now(UTC), fields)
+        data = event_data(self.session_id, run_id, self.last_seq, clock.now(), fields)
         self._publisher.send(self.tenant_id, self.session_id, (Frame.build(position, type_, data, self.generation),))
 
     async def append(self, *events: Event, also: Also | None = None) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import clock
 from apps.api.core.lease import Lease, now
 from apps.api.db import Database
 from apps.api.errors import LeaseLost
@@ -36,6 +37,7 @@ INSERT INTO instances AS i (id, hostname, version, slots, lease_expires_at, url)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6)
 ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = i.id)
+RETURNING now()
 """
 
 
@@ -47,9 +49,10 @@ async def register(
     After a lost lease it starts a new one under the same id, once no session is left that belonged to the old one.
     """
     sent_at = now()
-    status = await db.pool.execute(_REGISTER, lease.instance_id, hostname, version, slots, lease.seconds, url)
-    if status == "INSERT 0 1":
+    told = await db.pool.fetchval(_REGISTER, lease.instance_id, hostname, version, slots, lease.seconds, url)
+    if told is not None:
         lease.renewed(sent_at)
+        clock.heard(told, sent_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ WITH me AS (
 ), told AS (
   SELECT id, name, ttl_ms FROM invalidations WHERE created_at > now() - make_interval(secs => $3)
 )
-SELECT ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
+SELECT now() AS told_at, ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
   ARRAY(SELECT generation FROM mine ORDER BY id) AS generations,
   ARRAY(SELECT id FROM told ORDER BY id) AS told, ARRAY(SELECT name FROM told ORDER BY id) AS names,
   ARRAY(SELECT ttl_ms FROM told ORDER BY id) AS ttls
@@ -98,6 +101,7 @@ async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> 
         lease.give_up()
         raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
     lease.renewed(sent_at)
+    clock.heard(row["told_at"], sent_at)
     owned = [Owned(*session) for session in zip(row["sessions"], row["generations"], strict=True)]
     invalid = [Invalid(*entry) for entry in zip(row["told"], row["names"], row["ttls"], strict=True)]
     return Renewed(owned, invalid)

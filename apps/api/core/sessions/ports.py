@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
 
+from apps.api import clock
 from apps.api.db import Database
 from apps.api.errors import NotFound, Unauthorized
 
@@ -48,7 +48,7 @@ class PortAccess:
         """A ticket to a port, for that many seconds; `forwarded`: for the owner, else for a browser."""
         key = self.forward_key if forwarded else self.key
         assert key is not None  # noqa: S101 - for the type checker
-        expires = int(time.time()) + seconds
+        expires = int(clock.timestamp()) + seconds
         made = self.tenant_id.bytes + expires.to_bytes(5, "big") + self._mac(key, port, expires)
         return base64.urlsafe_b64encode(made).decode().rstrip("=")
 
@@ -58,7 +58,7 @@ class PortAccess:
         if key is None or raw is None:
             return False
         expires = int.from_bytes(raw[16:21], "big")
-        return hmac.compare_digest(raw[21:], self._mac(key, port, expires)) and time.time() < expires
+        return hmac.compare_digest(raw[21:], self._mac(key, port, expires)) and clock.timestamp() < expires
 
     def _mac(self, key: UUID, port: int, expires: int) -> bytes:
         signed = b"%s.%s.%d.%d" % (self.tenant_id.bytes, self.session_id.bytes, port, expires)

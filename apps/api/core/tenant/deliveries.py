@@ -23,7 +23,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from apps.api import __version__
+from apps.api import __version__, clock
 from apps.api.core import pages, tasks
 from apps.api.core.codec import decode, encode, timestamp
 from apps.api.core.network.outbound import Failed, Outbound, Refused
@@ -228,7 +228,7 @@ class Deliveries:
         sealed = [s for s in (claimed.secret, claimed.previous_secret) if s is not None]
         body = claimed.body()
         signed = signing.headers(
-            [vault.unseal(self._settings, s) for s in sealed], str(claimed.id), int(time.time()), body
+            [vault.unseal(self._settings, s) for s in sealed], str(claimed.id), int(clock.timestamp()), body
         )
         headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}", **signed}
         return (await self._outbound.post(claimed.url, headers, body, self._timeout, claimed.tenant_id)).status

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Header, Query, Request
 
+from apps.api import clock
 from apps.api.core.context import Core
 from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.events.frames import Frame, Position, event_data, join, resync
@@ -54,13 +54,13 @@ def farewell(session_id: UUID) -> Farewell:
 
     def told(error: ApiError) -> bytes:
         why = {"code": error.code, "message": error.message, "retryable": False}
-        return b"event: error\ndata: " + event_data(session_id, None, 0, datetime.now(UTC), why) + b"\n\n"
+        return b"event: error\ndata: " + event_data(session_id, None, 0, clock.now(), why) + b"\n\n"
 
     return told
 
 
 def _gone(session_id: UUID, seq: int, code: str) -> Frame:
-    data = event_data(session_id, None, seq, datetime.now(UTC), failure(code))
+    data = event_data(session_id, None, seq, clock.now(), failure(code))
     # Without an id: it is no event of the session, so nobody can resume after it.
     return Frame(seq, 0, "error", b"event: error\ndata: " + data + b"\n\n")
 

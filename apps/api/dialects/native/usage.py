@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
 from pydantic import BaseModel, Field
 
+from apps.api import clock
 from apps.api.core.config.names import ModelName
 from apps.api.core.sessions import sessions
 from apps.api.core.tenant import usage
@@ -70,7 +71,7 @@ class SessionUsage(BaseModel):
 
 
 def _days(first: date | None, last: date | None) -> tuple[date, date]:
-    last = last or datetime.now(UTC).date()
+    last = last or clock.now().date()
     try:
         first = first or last - timedelta(days=DEFAULT_DAYS - 1)
     except OverflowError as error:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +15,7 @@ import asyncpg
 from claude_agent_sdk import PermissionResult, PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
 from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
 
+from apps.api import clock
 from apps.api.core import codec
 from apps.api.core.config.profiles import Profile
 from apps.api.core.config.rules import Rule
@@ -120,7 +121,7 @@ class Approvals:
         return None if agent_id in self._tasks.outlasting else self._turns.run_id
 
     def _asked(self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Asked:
-        expires_at = datetime.now(UTC) + timedelta(seconds=self._seconds)
+        expires_at = clock.now() + timedelta(seconds=self._seconds)
         ids = {"tool_use_id": context.tool_use_id, "agent_id": context.agent_id}
         run_id = self._run_of(context.agent_id)
         if tool_name == QUESTION:

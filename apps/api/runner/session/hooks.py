@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,7 +16,7 @@ from claude_agent_sdk import HookMatcher
 from claude_agent_sdk.types import HookCallback, HookContext, HookEvent, HookInput, HookJSONOutput
 from pydantic import Field, ValidationError
 
-from apps.api import __version__
+from apps.api import __version__, clock
 from apps.api.core import codec
 from apps.api.core.codec import encode, timestamp
 from apps.api.core.config.agent import AgentConfig
@@ -198,7 +197,7 @@ class Hooks:
 
     async def _ask(self, event: HookEvent, hook: Hook, given: Mapping[str, Any]) -> HookAnswer:
         """Send the event and read the answer. Raises Failed, Refused."""
-        now, run_id, message_id = datetime.now(UTC), self._turns.run_id, str(uuid4())
+        now, run_id, message_id = clock.now(), self._turns.run_id, str(uuid4())
         data = {
             "hook_event": event,
             "session_id": str(self._writer.session_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from apps.api import clock
 from apps.api.core.codec import decode, encode
 from apps.api.core.config.aliases import current_model
 from apps.api.core.context import Core
@@ -37,7 +38,7 @@ def options(core: Core, body: Options, surface: str) -> dict[str, Any]:
 
 def moment(text: str | None = None) -> str:
     """A time of the core's (now, if none) as the original wrote it: seconds, without a zone. It is UTC."""
-    when = datetime.fromisoformat(text) if text else datetime.now(UTC)
+    when = datetime.fromisoformat(text) if text else clock.now()
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from apps.api import clock
 from apps.api.core.codec import decode, encode
 from apps.api.core.config.aliases import current_model
 from apps.api.core.context import Core
@@ -70,7 +71,7 @@ def _duration_ms(run: dict[str, Any]) -> int | None:
         return None
     if run["result"] and run["result"].get("duration_ms") is not None:
         return int(run["result"]["duration_ms"])
-    end = datetime.fromisoformat(run["finished_at"]) if run["finished_at"] else datetime.now(UTC)
+    end = datetime.fromisoformat(run["finished_at"]) if run["finished_at"] else clock.now()
     return max(int((end - datetime.fromisoformat(run["started_at"])).total_seconds() * 1000), 0)
 
 
