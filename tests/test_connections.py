@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 from starlette.applications import Starlette
@@ -14,15 +15,19 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
-from apps.api.connections import CLOSE_SECONDS, HEAD_BYTES, HEAD_SECONDS, UNREAD_SECONDS, Connections
+from apps.api.connections import CLOSE_SECONDS, HEAD_BYTES, HEAD_SECONDS, UNREAD_SECONDS, Connections, WebSockets
 from apps.api.server import build_server
 from apps.api.settings import Settings
+from apps.api.shares import Share
 from apps.api.web.middleware import BoundedBody
+from apps.api.web.ws import known
 from tests.world import until
 
 PATIENCE = 30.0
 LARGE = 30_000_000
+BODIES = 300_000
 ASK = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 
 Wire = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -37,8 +42,10 @@ async def large(_: Request) -> Response:
 
 
 async def echo(websocket: WebSocket) -> None:
+    known(websocket, None)
     await websocket.accept()
-    await websocket.send_text(await websocket.receive_text())
+    while True:
+        await websocket.send_text(str(len(await websocket.receive_text())))
 
 
 class Serving:
@@ -79,6 +86,8 @@ class Serving:
 async def serving(limit: int = 1024) -> AsyncIterator[Serving]:
     app = Starlette(routes=[Route("/small", small), Route("/large", large), WebSocketRoute("/ws", echo)])
     app.add_middleware(BoundedBody, limit=1000)
+    bodies = Share("bytes", code="too_many_bytes", limits={"instance": BODIES})
+    app.state.instance = SimpleNamespace(shares={"bodies": bodies})
     server = build_server(app, Settings(_env_file=None), host="127.0.0.1", port=0, limit=limit)
     task = asyncio.create_task(server.serve())
     try:
@@ -211,5 +220,31 @@ async def test_websockets_count_and_are_no_strangers() -> None:
         await server.count(1)
         server.look(HEAD_SECONDS + 1)
         await client.send("hello")
-        assert await client.recv() == "hello"
+        assert await client.recv() == "5"
     assert not server.connections.all
+
+
+async def test_messages_that_come_in_have_a_share_of_bytes() -> None:
+    async with serving() as server:
+        url, more = f"ws://127.0.0.1:{server.port}/ws", asyncio.Event()
+
+        async def halves() -> AsyncIterator[str]:
+            yield "x" * 200_000
+            await more.wait()
+            yield "x" * 10_000
+
+        async with connect(url) as slow, connect(url) as other:
+            sending = asyncio.create_task(slow.send(halves()))
+            await until(lambda: any(isinstance(c, WebSockets) and c._counted for c in server.connections.all))
+            with suppress(ConnectionClosed):
+                await other.send("x" * 200_000)
+                await other.recv()
+            await other.wait_closed()
+            assert other.close_code == 1013
+            more.set()
+            await sending
+            assert await slow.recv() == "210000"
+            async with connect(url) as again:
+                for _ in range(3):  # each gives back what it took
+                    await again.send("x" * 200_000)
+                    assert await again.recv() == "200000"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 HEAD_SECONDS = 10.0
@@ -31,7 +33,13 @@ CLOSE_SECONDS = 10.0
 """For a client to take what is left, and to say goodbye, when its connection is closed."""
 
 KNOWN = "claude_agent_api.known"
-"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`. See web/ws.py."""
+"""The ASGI extension by which the app says that a client has shown its key: `{"call": …}`, called with what takes bytes
+of that key's share and returns what gives them back. See web/ws.py."""
+
+Take = Callable[[int], Callable[[], None]]
+
+COUNTED_BYTES = 64 * 1024
+"""Of a message that is coming in, from which on it counts for its sender's share, and in steps of which it does."""
 
 STRANGERS_BYTES = 4 * 1024
 """For what a client sends over a WebSocket before it is known who it is: the message with its key."""
@@ -174,6 +182,9 @@ class WebSockets(_Watched, WebSocketsSansIOProtocol):
         super().__init__(**named)
         self.watch = watch
         self._strange, self._strangers_bytes = True, 0
+        self._take: Take | None = None
+        self._coming = self._counted = 0  # bytes of a message that has not come whole
+        self._seats = ExitStack()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -181,6 +192,7 @@ class WebSockets(_Watched, WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.watch.all.discard(self)
+        self._seats.close()
         super().connection_lost(exc)
 
     def handle_connect(self, event: Request) -> None:
@@ -189,20 +201,50 @@ class WebSockets(_Watched, WebSocketsSansIOProtocol):
             # Its task has not begun yet.
             self.scope["extensions"][KNOWN] = {"call": self._known}
 
-    def _known(self) -> None:
+    def _known(self, take: Take) -> None:
         """The app knows who the client is: it may send what any client may."""
-        self._strange = False
+        self._strange, self._take = False, take
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         connected = self.handshake_initiated
+        self._coming += len(data)
         super().data_received(data)
+        self._count()
         if connected and self._strange and not self.read_paused:
             self._strangers_bytes += len(data)
             if self._strangers_bytes > STRANGERS_BYTES:
                 self._refuse()
+
+    def _count(self) -> None:
+        if self._take is None or self._coming - self._counted < COUNTED_BYTES or self.close_sent:
+            return
+        try:
+            self._seats.callback(self._take(self._coming - self._counted))
+        except Exception as error:  # the share, or that of all, is used up
+            self.conn.fail(1013, str(error)[:120])
+            self.handle_parser_exception()
+        self._counted = self._coming
+
+    def send_receive_event_to_app(self) -> None:
+        super().send_receive_event_to_app()
+        self._none_is_coming()
+
+    def handle_ping(self) -> None:
+        self._none_is_coming()
+        super().handle_ping()
+
+    def handle_pong(self, event: Frame) -> None:
+        self._none_is_coming()
+        super().handle_pong(event)
+
+    def _none_is_coming(self) -> None:
+        # Between the fragments of a message there may be pings; what has come of it counts on.
+        if not self.frames:
+            self._coming = self._counted = 0
+            self._seats.close()
 
     def _refuse(self) -> None:
         if not self.handshake_complete or self.close_sent:

@@ -171,7 +171,7 @@ async def preview_socket(websocket: WebSocket, session_id: UUID, port: Port, pat
     """The same for a WebSocket."""
     try:
         to = await _admit(websocket, session_id, port, path)
-        known(websocket)
+        known(websocket, to.caller)
         with _hold(websocket, to) as held:
             await relay_socket(websocket, await _upstream(websocket, to), held)
     except ApiError as error:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from uuid import UUID
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from apps.api.auth import Principal
 from apps.api.errors import ApiError
+from apps.api.shares import Level, Share
 from apps.api.web.sse import WRITE_TIMEOUT
 
 GONE = 1006
@@ -32,10 +35,12 @@ KNOWN = "claude_agent_api.known"
 """The ASGI extension by which a server is told that a client has shown its key: `{"call": …}`. See server.py."""
 
 
-def known(websocket: WebSocket) -> None:
-    """The client has shown its key: let it send what any client may."""
+def known(websocket: WebSocket, caller: Principal | None) -> None:
+    """The client has shown its key, or a link: let it send what any client may, as far as there is room."""
+    holders: dict[Level, UUID | None] = {} if caller is None else {"key": caller.key_id}
+    bodies: Share = websocket.app.state.instance.shares["bodies"]
     if extension := websocket.scope.get("extensions", {}).get(KNOWN):
-        extension["call"]()
+        extension["call"](lambda size: bodies.take(size, holders))
 
 
 class Closed(Exception):

@@ -90,7 +90,7 @@ async def query_ws(websocket: WebSocket) -> None:
     with held:
         connection = Connection(websocket, core, key, held)
         if caller is not None:
-            known(websocket)
+            known(websocket, caller)
         await websocket.accept()
         try:
             await connection.socket.close(await connection.serve())
@@ -208,7 +208,7 @@ class Connection:
             self._key = wire.checked(wire.Auth, message).api_key
             caller = await _authenticated(self._core, self._key)
             instance_of(self._websocket).opened.admit(self._held, "sockets", caller)
-            known(self._websocket)
+            known(self._websocket, caller)
         except Exception as error:
             raise refusal(await self._tell_error(message, error)) from error
         await self._ack(message, {})
