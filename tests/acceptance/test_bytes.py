@@ -77,7 +77,7 @@ async def test_readers_that_do_not_read(start_fleet: StartFleet) -> None:
             await asyncio.sleep(0.5)
             assert (await instance.client.get("/health/live")).status_code == 200
             most = max(most, memory(instance))
-        print(f"before {before:.0f} most {most:.0f} after {memory(instance):.0f} MB")
+
         assert most - before < READERS * 2 + 50
         for sock in socks:
             sock.settimeout(5)
@@ -119,6 +119,6 @@ async def test_bodies_that_are_refused(start_fleet: StartFleet) -> None:
             slowest = max(slowest, asyncio.get_running_loop().time() - begun)
             most = max(most, memory(instance))
             await asyncio.sleep(0.05)
-        print(f"before {before:.0f} most {most:.0f} MB, slowest {slowest:.2f} s, {statuses}")
+
         assert most - before < 500
         assert (await instance.follow(run))[-1].data["status"] == "succeeded"
