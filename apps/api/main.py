@@ -171,7 +171,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), Watch(runner, worker.executions)):
             part.run_in(loops)
-        opened = Opened(db, shares := table(settings, descriptors()))
+        opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, worker, lease, model, loops)
         _measure(core, worker, lease, opened, deliveries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,21 @@ async def test_web_sockets_pass_with_a_key_and_by_link(served: Served) -> None:
                     await connection.send(message)
                     async with asyncio.timeout(20):
                         assert await connection.recv() == message
+
+
+async def test_what_a_key_has_opened_ends_with_it(served: Served) -> None:
+    made = (await served.owner.post("/admin/keys", {"name": "k", "tenant": "default", "scopes": ["write"]})).json()
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        opened = []
+        for instance in (served.owner, served.others[0]):
+            url, key = instance.url.replace("http", "ws") + served.path + "/", {"x-api-key": made["secret"]}
+            opened.append(await stack.enter_async_context(websockets.connect(url, additional_headers=key, proxy=None)))
+            await opened[-1].send("hello")
+            assert await opened[-1].recv() == "hello"
+        await served.owner.post(f"/admin/keys/{made['id']}/revoke")
+        for connection in opened:
+            await connection.wait_closed()
+            assert (connection.close_code, connection.close_reason) == (4401, "invalid_api_key")
 
 
 async def test_strangers_and_spoilt_links_are_turned_away(served: Served, new_key: NewKey) -> None:
