@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+import pytest
+
 from apps.api.core import tasks
 from apps.api.db import Database
 from tests.conftest import database_of
@@ -15,12 +17,19 @@ RUN_SECONDS = 60.0
 """Only ends a hang."""
 
 
-async def lose(db: Database, session_id: str, run_id: str) -> int:
-    """Take a run out of the database, and all that it wrote into its session's log; returns the newest number left."""
+async def lose(db: Database, session_id: str, run_id: str, *, owner: bool) -> int:
+    """Take a run out of the database, and all that it wrote into its session's log; returns the newest number left.
+
+    `owner`: that the session has an owner is lost, too.
+    """
     kept: int = await db.pool.fetchval("SELECT min(seq) - 1 FROM events WHERE run_id = $1", UUID(run_id))
     await db.pool.execute("DELETE FROM events WHERE session_id = $1 AND seq > $2", UUID(session_id), kept)
     await db.pool.execute("DELETE FROM runs WHERE id = $1", UUID(run_id))
     await db.pool.execute("UPDATE sessions SET last_seq = $2 WHERE id = $1", UUID(session_id), kept)
+    if owner:
+        await db.pool.execute(
+            "UPDATE sessions SET owner_id = NULL, generation = generation + 1 WHERE id = $1", UUID(session_id)
+        )
     return kept
 
 
@@ -34,7 +43,8 @@ def durable(events: list[Sse]) -> list[tuple[str, str]]:
     return [(event.id, event.event) for event in events if event.event != "partial"]
 
 
-async def test_the_next_prompt_works_and_readers_have_what_is_stored(fleet: Fleet) -> None:
+@pytest.mark.parametrize("owner", [False, True], ids=["its owner is known", "nobody owns it"])
+async def test_the_next_prompt_works_and_readers_have_what_is_stored(fleet: Fleet, owner: bool) -> None:
     """Its agent has not noticed: it is warm, and knows of a run that has never been."""
     session_id = await fleet[0].session()
     kept_run = await fleet[0].prompt(session_id, "say one")
@@ -45,7 +55,7 @@ async def test_the_next_prompt_works_and_readers_have_what_is_stored(fleet: Flee
     reader = asyncio.create_task(read(fleet[1], f"/sessions/{session_id}/events", seen))
     await until(lambda: len(seen) > 0 and seen[-1].id == last)
     async with database_of(fleet) as db:
-        kept = await lose(db, session_id, lost_run)
+        kept = await lose(db, session_id, lost_run, owner=owner)
     run_id = await fleet[2].prompt(session_id, "say three")
     own = await fleet[2].follow(run_id)
     assert (own[-1].event, own[-1].data["status"]) == ("done", "succeeded")
