@@ -18,6 +18,7 @@ class Proxy:
         requests, answers: set while bytes flow in that direction; cleared, they are held back and not lost.
         held: how many connections and directions have something that is held back.
         asked: how often something came from a client.
+        accepted: how many clients there have been.
     """
 
     def __init__(self, target: Path | int) -> None:
@@ -29,7 +30,7 @@ class Proxy:
         self.requests, self.answers = asyncio.Event(), asyncio.Event()
         self.requests.set()
         self.answers.set()
-        self.held = self.asked = 0
+        self.held = self.asked = self.accepted = 0
         self.port = 0
 
     async def start(self) -> None:
@@ -63,6 +64,7 @@ class Proxy:
             upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target)
         else:
             upstream, downstream = await asyncio.open_unix_connection(self._target)
+        self.accepted += 1
         self._clients.add(writer)
         self._servers.add(downstream)
         for pump in (

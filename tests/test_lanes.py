@@ -20,7 +20,7 @@ from apps.api.core.sessions.sessions import Filters
 from apps.api.core.tenant import usage
 from apps.api.db import Database, is_connection_error
 from apps.api.errors import Busy
-from apps.api.lanes import AT_ONCE, Line, Turns
+from apps.api.lanes import AT_ONCE, AT_ONCE_IN_ALL, Line, Turns
 from apps.api.settings import Settings
 from apps.api.threads import Blocking
 from apps.api.web.errors import from_exception
@@ -214,13 +214,25 @@ async def test_a_tenant_that_asks_for_much_makes_itself_wait_and_nobody_else(lon
         await asyncio.gather(*tasks)
 
 
-def test_nothing_is_kept_of_tenants_that_ask_for_nothing() -> None:
-    turns, tenant = Turns(), uuid4()
-    held = turns.copying(tenant)
-    assert turns.copying(tenant) is held
-    assert turns.reading(tenant) is not held
-    del held
-    assert len(turns._lines) == 0
+async def test_of_all_tenants_together_some_are_served_and_the_others_wait_in_their_order() -> None:
+    turns, served = Turns(), list[int]()
+
+    async def one(number: int) -> None:
+        async with turns.copying(uuid4()):
+            served.append(number)
+
+    async with AsyncExitStack() as stack:
+        for _ in range(AT_ONCE_IN_ALL):
+            await stack.enter_async_context(turns.copying(uuid4()))
+        tasks = [asyncio.create_task(one(number)) for number in range(3)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert served == []
+        async with turns.reading(uuid4()), turns.removing(uuid4()):
+            served.append(-1)  # of another kind
+    await asyncio.gather(*tasks)
+    assert served == [-1, 0, 1, 2]
+    assert not turns._of_tenants  # nothing is kept of tenants that ask for nothing
 
 
 # --- threads -------------------------------------------------------------------------------------------------------

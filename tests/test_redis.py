@@ -19,7 +19,7 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.sessions import Labels
 from apps.api.errors import Unauthorized
 from apps.api.limits import PromptLimits
-from apps.api.redis import MAX_TOMBSTONES, Redis, Tombstones, open_redis
+from apps.api.redis import CONNECTIONS, LIMITS_CONNECTIONS, MAX_TOMBSTONES, Redis, Tombstones, open_redis
 from tests.proxy import Proxy, redis_proxy
 from tests.world import PATIENCE, World, lone_world, relaying, until
 
@@ -131,6 +131,15 @@ async def test_no_request_ends_an_outage(lone_world: World) -> None:
         assert cut.proxy.asked == asked
         await until(lambda: not cut.redis.outage.lasts)
         assert await cut.redis.attempt(cut.redis.client.ping) is True
+
+
+async def test_more_calls_at_once_than_connections_are_no_outage(lone_world: World) -> None:
+    async with behind_a_proxy(lone_world) as cut:
+        answers = await asyncio.gather(*(cut.redis.attempt(cut.redis.client.ping) for _ in range(4 * CONNECTIONS)))
+        await asyncio.gather(*(cut.limits.hit(uuid4(), 5) for _ in range(4 * CONNECTIONS)))
+        assert answers == [True] * 4 * CONNECTIONS
+        assert not cut.redis.outage.lasts
+        assert cut.proxy.accepted <= CONNECTIONS + LIMITS_CONNECTIONS
 
 
 # --- what Redis should forget --------------------------------------------------------------------------------------

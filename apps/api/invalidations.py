@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 TOLD_FOR = 60.0
 """Seconds for which a name is told; longer than anything is cached, and than two renewals are apart."""
 
+UNSAID_AFTER = 1.0
+"""Seconds for which Redis could not be told what to forget, after which other instances are told by PostgreSQL."""
+
 _TELL = f"""
 WITH old AS (DELETE FROM invalidations WHERE created_at < now() - interval '{2 * TOLD_FOR:.0f} seconds')
 INSERT INTO invalidations (name, ttl_ms) SELECT * FROM unnest($1::text[], $2::int[])
@@ -57,3 +60,18 @@ async def obey(redis: Redis, told: Sequence[Invalid]) -> None:
     """Write the tombstones that others could not."""
     for entry in told:
         await redis.forget(entry.name, entry.ttl_ms, told=True)
+
+
+class Exchange:
+    """What an instance does about it at each renewal of its lease."""
+
+    def __init__(self, db: Database, redis: Redis) -> None:
+        self._db, self._redis = db, redis
+        self._obeyed: set[UUID] = set()
+
+    async def exchange(self, told: Sequence[Invalid]) -> None:
+        """Tell the others what Redis was not told here, and obey what they have told, once."""
+        await tell(self._db, self._redis, older_than=UNSAID_AFTER)
+        new = [entry for entry in told if entry.id not in self._obeyed]
+        self._obeyed = {entry.id for entry in told}
+        await obey(self._redis, new)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -61,33 +63,40 @@ class Line:
         self._turns.release()
 
 
-AT_ONCE = 2
-"""Costly requests of one tenant that an instance serves at a time, of each kind: what copies, what reads a lot."""
+AT_ONCE, AT_ONCE_IN_ALL = 2, 4
+"""Costly requests of one tenant, and of all, that an instance serves at a time, of each kind."""
 
 LONGEST_WAIT = 30.0
 """Seconds that one of them waits for those before it; it holds nothing meanwhile."""
 
-MOST_WAITING = 100
-
 
 class Turns:
-    """What each tenant may have of what costs much, so that nobody else waits for it."""
+    """What each tenant may have at a time of what costs much, so that nobody else waits for it."""
 
     def __init__(self) -> None:
         # Held by whoever has or wants a turn, so that nothing is kept of tenants without such requests.
-        self._lines: WeakValueDictionary[tuple[str, UUID], Line] = WeakValueDictionary()
+        self._of_tenants: WeakValueDictionary[tuple[str, UUID], Line] = WeakValueDictionary()
+        self._of_all: dict[str, Line] = {}
 
-    def copying(self, tenant_id: UUID) -> Line:
+    def copying(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
         """For what copies a session."""
-        return self._line("copying", tenant_id)
+        return self._turn("copying", tenant_id)
 
-    def reading(self, tenant_id: UUID) -> Line:
+    def removing(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
+        """For what removes all that a session has said."""
+        return self._turn("removing", tenant_id)
+
+    def reading(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
         """For what reads as much as a tenant has."""
-        return self._line("reading", tenant_id)
+        return self._turn("reading", tenant_id)
 
-    def _line(self, what: str, tenant_id: UUID) -> Line:
-        line = self._lines.get((what, tenant_id))
+    @asynccontextmanager
+    async def _turn(self, what: str, tenant_id: UUID) -> AsyncIterator[None]:
+        # The tenant's line first: of those in the other one no tenant has more than AT_ONCE.
+        line = self._of_tenants.get((what, tenant_id))
         if line is None:
             text = f"{AT_ONCE} requests of this tenant like this one are served at a time, and too many wait."
-            line = self._lines[what, tenant_id] = Line(AT_ONCE, LONGEST_WAIT, text, most=MOST_WAITING)
-        return line
+            line = self._of_tenants[what, tenant_id] = Line(AT_ONCE, LONGEST_WAIT, text)
+        text = f"{AT_ONCE_IN_ALL} requests like this one are served at a time, and too many wait."
+        async with line, self._of_all.setdefault(what, Line(AT_ONCE_IN_ALL, LONGEST_WAIT, text)):
+            yield

@@ -15,12 +15,11 @@ from uuid import UUID
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from redis.asyncio import ConnectionPool
 from slowapi import Limiter
 from slowapi.util import get_remote_address
 
 from apps.api.errors import RateLimited
-from apps.api.redis import OPERATION_TIMEOUT, REDIS_ERRORS, Outage
+from apps.api.redis import LIMITS_CONNECTIONS, REDIS_ERRORS, Outage, pool_of
 from apps.api.settings import Settings
 
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
@@ -44,12 +43,7 @@ class PromptLimits:
     def __init__(self, settings: Settings, outage: Outage) -> None:
         """`outage`: that of the instance."""
         self._default = settings.rate_limit_query_per_minute
-        self._pool = ConnectionPool.from_url(
-            settings.redis_url.get_secret_value(),
-            protocol=2,
-            socket_timeout=OPERATION_TIMEOUT,
-            socket_connect_timeout=OPERATION_TIMEOUT,
-        )
+        self._pool = pool_of(settings, LIMITS_CONNECTIONS)
         storage = RedisStorage(
             "async+redis://",  # the pool knows the address
             implementation="redispy",

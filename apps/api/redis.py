@@ -33,6 +33,9 @@ REDIS_ERRORS: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
 OPERATION_TIMEOUT = 1.0
 """Seconds for one call. A cache that takes longer than its database is no cache."""
 
+CONNECTIONS, LIMITS_CONNECTIONS = 50, 20
+"""Of one instance, for caches and for limits; publishing and subscribing have one each besides."""
+
 PAUSE_AFTER_FAILURE = 2.0
 """Seconds for which Redis is not asked after a failure, and between two looks whether it is back."""
 
@@ -272,17 +275,23 @@ class Redis:
         return connection
 
 
-@asynccontextmanager
-async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
-    """A client with bounded waits. It connects on first use, so a Redis that is down does not stop a start."""
-    client = redis.asyncio.Redis.from_url(
+def pool_of(settings: Settings, connections: int) -> redis.asyncio.BlockingConnectionPool:
+    """A pool of so many connections, with bounded waits. Many calls at once wait for one: that is no outage."""
+    return redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         protocol=2,
         socket_timeout=OPERATION_TIMEOUT,
         socket_connect_timeout=OPERATION_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
-        max_connections=50,
+        max_connections=connections,
+        timeout=OPERATION_TIMEOUT,
     )
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """A client with bounded waits. It connects on first use, so a Redis that is down does not stop a start."""
+    client = redis.asyncio.Redis.from_pool(pool_of(settings, CONNECTIONS))
     opened = Redis(client, Keys.below(settings.redis_key_prefix))
     try:
         yield opened

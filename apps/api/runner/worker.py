@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api import __version__, invalidations
+from apps.api import __version__
 from apps.api.core.context import Core
 from apps.api.core.events.log import note_lost
 from apps.api.core.fleet import claims, commands, instances, ownership
@@ -25,6 +25,7 @@ from apps.api.core.sessions import workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, jittered, nap
 from apps.api.db import PASSING, retrying
 from apps.api.errors import LeaseLost
+from apps.api.invalidations import Exchange
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
@@ -39,9 +40,6 @@ log = structlog.get_logger(__name__)
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
 
-
-UNSAID_AFTER = 1.0
-"""Seconds for which Redis could not be told what to forget, after which other instances are told by PostgreSQL."""
 
 MAX_DELETED = 1_000
 """Deleted sessions whose files are still to be removed; a sweep finds what is beyond."""
@@ -69,7 +67,7 @@ class Worker:
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core, self._lease = core, lease
         self._heartbeat = Heartbeat(core.settings, lease)
-        self._obeyed: set[UUID] = set()
+        self._invalidations = Exchange(core.db, core.redis)
         self._deleted = asyncio.Queue[UUID](MAX_DELETED)
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
@@ -156,7 +154,10 @@ class Worker:
             if execution := self.executions.get(session_id):
                 async with asyncio.timeout(60):
                     await execution.over.wait()
-            await self._core.blocking.removal.run(workspaces.remove, self._core.settings, session_id)
+            try:
+                await self._core.blocking.removal.run(workspaces.remove, self._core.settings, session_id)
+            except OSError as error:  # of this session's files; the next sweep tries again
+                log.warning("worker.files_not_removed", session_id=str(session_id), error=error)
 
     # --- the lease ---------------------------------------------------------------------------------------------
 
@@ -169,10 +170,7 @@ class Worker:
             await self._register_again(loop)
             return
         await self._reconcile(loop, renewed.owned)
-        await invalidations.tell(self._core.db, self._core.redis, older_than=UNSAID_AFTER)
-        new = [entry for entry in renewed.invalid if entry.id not in self._obeyed]
-        self._obeyed = {entry.id for entry in renewed.invalid}
-        await invalidations.obey(self._core.redis, new)
+        await self._invalidations.exchange(renewed.invalid)
 
     async def _until_over(self) -> None:
         await asyncio.sleep(min(max(self._lease.remaining(), 0.2), 1.0))

@@ -23,6 +23,7 @@ from apps.api.core.sessions import prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.sessions import Filters, Labels
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
+from apps.api.lanes import AT_ONCE
 from apps.api.redis import open_redis
 from tests.proxy import changed, redis_proxy
 from tests.world import World, administrator, core_of, until, waiting_for_locks
@@ -402,7 +403,7 @@ async def test_a_session_is_deleted_once(world: World) -> None:
             deleting = asyncio.gather(
                 *(sessions.delete(world.db, world.tenant_id, session_id) for _ in range(4)), return_exceptions=True
             )
-            await until(lambda: waiting_for_locks(observer, 4))
+            await until(lambda: waiting_for_locks(observer, AT_ONCE))
         refused = [ended for ended in await deleting if ended is not None]
     assert [type(ended) for ended in refused] == [Conflict] * 3
     with pytest.raises(NotFound):

@@ -184,15 +184,16 @@ class Publisher:
             self._work.clear()
             streams, events = self._take()
             forgotten = self._redis.tombstones.all()
-            others = [_pack("SET", name, b"", "PX", t.ttl_ms) for name, t in forgotten.items()] + self._sent
-            commands = [packed for _, packed in streams] + others
+            sets = [_pack("SET", name, b"", "PX", tombstone.ttl_ms) for name, tombstone in forgotten.items()]
+            commands = [packed for _, packed in streams] + sets + self._sent
             if commands:
                 await connection.send_packed_command(commands)
                 async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
                     refused = {stream for stream, _ in streams if not await self._accepted(connection)}
-                    for _ in others:
+                    written = {name: t for name, t in forgotten.items() if await self._accepted(connection)}
+                    for _ in self._sent:
                         await self._accepted(connection)
-                self._redis.tombstones.written(forgotten)
+                self._redis.tombstones.written(written)
                 self._sent = []
                 for stream in refused:
                     self.command("DEL", stream)

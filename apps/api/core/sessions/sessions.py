@@ -291,7 +291,7 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
         NotFound: no such session of this tenant.
         Conflict: `session_deleted`, deleted before; `session_busy` if `unless_busy` and something is queued or runs.
     """
-    async with db.transaction() as connection:
+    async with db.turns.removing(tenant_id), db.transaction() as connection:
         row = await connection.fetchrow(
             "SELECT owner_id, deleted_at FROM sessions WHERE id = $1 AND tenant_id = $2 FOR UPDATE",
             session_id,

@@ -72,7 +72,8 @@ async def overview(
     Rows: `session_id`, `created_at`, `prompt` (as it was given), `status`, `started_at`, `finished_at`, `error` and
     `result` of the run, and `events`: how many there are of these types.
     """
-    rows = await db.pool.fetch(_OVERVIEW, tenant_id, surface, event_types, MAX_LISTED, profiles)
+    async with db.turns.reading(tenant_id):
+        rows = await db.pool.fetch(_OVERVIEW, tenant_id, surface, event_types, MAX_LISTED, profiles)
     return [
         {
             "session_id": str(row["id"]),
@@ -101,7 +102,8 @@ ORDER BY s.created_at LIMIT $4
 
 async def clean_up(core: Core, tenant_id: UUID, surface: str, max_age_hours: float, profiles: Profiles = None) -> int:
     """Delete sessions of a surface whose last run ended that long ago, MAX_REMOVED at most. Returns how many."""
-    rows = await core.db.pool.fetch(_FINISHED, tenant_id, surface, max_age_hours, MAX_REMOVED, profiles)
+    async with core.db.turns.reading(tenant_id):
+        rows = await core.db.pool.fetch(_FINISHED, tenant_id, surface, max_age_hours, MAX_REMOVED, profiles)
     removed = 0
     for row in rows:
         with suppress(Conflict, NotFound):  # it was given a prompt or deleted meanwhile
