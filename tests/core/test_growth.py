@@ -86,9 +86,9 @@ INSERT INTO usage (run_id, model, tenant_id, session_id, day, input_tokens, outp
 SELECT md5('run' || n)::uuid, 'm', '{tenant}', md5(n::text)::uuid, now(), 1, 1, 0, 0, 0, 0
 FROM generate_series(1, 5000) AS n;
 INSERT INTO webhooks (id, tenant_id, url, events, secret)
-SELECT md5('hook' || n)::uuid, '{tenant}', 'http://127.0.0.1:9/', '{{}}', '' FROM generate_series(1, 20) AS n;
+SELECT md5('hook' || n)::uuid, '{tenant}', 'http://127.0.0.1:9/', '{{}}', '' FROM generate_series(1, 1000) AS n;
 INSERT INTO webhook_deliveries (webhook_id, type, payload, status)
-SELECT md5('hook' || 1 + n % 20)::uuid, 'run.queued', '{{}}', 'delivered' FROM generate_series(1, 5000) AS n;
+SELECT md5('hook' || 1 + n % 1000)::uuid, 'run.queued', '{{}}', 'delivered' FROM generate_series(1, 5000) AS n;
 ALTER TABLE runs ENABLE TRIGGER USER;
 ALTER TABLE sessions ENABLE TRIGGER USER;
 """

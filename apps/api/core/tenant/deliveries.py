@@ -74,15 +74,23 @@ GONE = 410
 
 # $1 free places; $2, $3 endpoints with attempts under way here, and how many; $4 slow ones, $5 places of each of them;
 # $6 and $7 places of other endpoints and of a tenant. `turn` is the how-manieth of its tenant a message would be.
+# `waiting` jumps from one endpoint with messages to the next: those that have none cost nothing.
 _CLAIM = """
-WITH orphaned AS (
+WITH RECURSIVE waiting AS (
+  (SELECT webhook_id FROM webhook_deliveries WHERE status = 'pending' ORDER BY webhook_id LIMIT 1)
+  UNION ALL
+  SELECT (SELECT d.webhook_id FROM webhook_deliveries d
+    WHERE d.status = 'pending' AND d.webhook_id > w.webhook_id ORDER BY d.webhook_id LIMIT 1)
+  FROM waiting w WHERE w.webhook_id IS NOT NULL
+), orphaned AS (
   UPDATE webhook_deliveries d SET next_attempt_at = now(), sender_id = NULL
   WHERE sender_id IS NOT NULL AND sender_id IS DISTINCT FROM $9 AND status = 'pending'
     AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.id = d.sender_id AND i.lease_expires_at > now())
 ), ends AS (
   SELECT w.id, w.tenant_id, coalesce(b.busy, 0) AS busy, w.id = ANY ($4::uuid[]) AS slow,
     sum(coalesce(b.busy, 0)) OVER (PARTITION BY w.tenant_id) AS of_tenant
-  FROM webhooks w LEFT JOIN unnest($2::uuid[], $3::int[]) AS b(id, busy) ON b.id = w.id WHERE w.disabled_at IS NULL
+  FROM waiting JOIN webhooks w ON w.id = waiting.webhook_id AND w.disabled_at IS NULL
+  LEFT JOIN unnest($2::uuid[], $3::int[]) AS b(id, busy) ON b.id = w.id
 ), due AS (
   SELECT d.id, e.slow, e.of_tenant
     + row_number() OVER (PARTITION BY e.tenant_id ORDER BY e.slow, e.busy + d.nth, d.next_attempt_at) AS turn
