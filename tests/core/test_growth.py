@@ -127,7 +127,9 @@ class Large:
         """The session with a long past, owned by a new instance that runs a prompt of it."""
         await self.world.queue(LONG)
         lease = await self.world.instance()
-        return lease, await self.world.claim(lease)
+        claim = await self.world.claim(lease)
+        await ownership.note_sent(self.world.db, LONG, claim.generation, claim.run_id, True)
+        return lease, claim
 
 
 @pytest.fixture(scope="module")
