@@ -24,6 +24,7 @@ from apps.api.runner.agent.scratch import Scratch
 from apps.api.settings import Settings
 from apps.demo_model.server import serving
 from tests.fleet import API_KEY, Fleet, Shared
+from tests.invariants import logs_hold
 from tests.mcp_things import COMMAND_LINE, PROGRAM
 from tests.recorder import Recorder
 
@@ -47,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "breaks_logs: leaves events that no instance of ours would have stored")
     config.addinivalue_line("markers", "slow: needs long by its nature (storms, fills, freezes); run with --slow")
 
 
@@ -59,6 +61,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: next(i for i, begins in enumerate(order) if item.nodeid.startswith(begins)))
     kept, left_out = list[pytest.Item](), list[pytest.Item]()
     for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        if "fleet" in fixtures and not item.get_closest_marker("breaks_logs"):
+            fixtures.append("logs_of_fleet")
         starts = item.nodeid.startswith(NOT_FAST) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ()))
         slow = item.get_closest_marker("slow") and not config.getoption("--slow")
         (left_out if slow or (starts and config.getoption("--fast")) else kept).append(item)
@@ -154,7 +159,12 @@ StartFleet = Callable[..., Awaitable[Fleet]]
 
 
 async def _fleets(
-    shared: Servers, model_url: str, directory: Path, catalog: dict[str, Any] | None = None
+    shared: Servers,
+    model_url: str,
+    directory: Path,
+    catalog: dict[str, Any] | None = None,
+    *,
+    breaks_logs: bool = False,
 ) -> AsyncIterator[StartFleet]:
     async with AsyncExitStack() as stack:
 
@@ -185,6 +195,8 @@ async def _fleets(
             if catalog is not None:
                 async with database_of(fleet) as db:
                     await skills.store_catalog(db, __cli_version__, catalog)
+            if not breaks_logs:
+                stack.push_async_callback(_hold, fleet)
             stack.push_async_callback(fleet.stop)
             await fleet.start(count)
             return fleet
@@ -194,10 +206,16 @@ async def _fleets(
 
 @pytest.fixture
 async def start_fleet(
-    servers: Servers, template: str, model_url: str, catalog: dict[str, Any], tmp_path: Path
+    request: pytest.FixtureRequest,
+    servers: Servers,
+    template: str,
+    model_url: str,
+    catalog: dict[str, Any],
+    tmp_path: Path,
 ) -> AsyncIterator[StartFleet]:
     """Start fleets that end with the test: for tests that kill something."""
-    async for start in _fleets(servers, model_url, tmp_path, catalog):
+    broken = request.node.get_closest_marker("breaks_logs") is not None
+    async for start in _fleets(servers, model_url, tmp_path, catalog, breaks_logs=broken):
         yield start
 
 
@@ -220,6 +238,19 @@ async def fleet(
         made.forked = True
         await made.start(2)
         yield made
+
+
+async def _hold(fleet: Fleet) -> None:
+    async with database_of(fleet) as db:
+        await logs_hold(db)
+
+
+@pytest.fixture
+async def logs_of_fleet(fleet_db: Database) -> AsyncIterator[None]:
+    """After each test of the shared fleet, see `pytest_collection_modifyitems`."""
+    began = await fleet_db.pool.fetchval("SELECT now()")
+    yield
+    await logs_hold(fleet_db, since=began)
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
 from apps.api.settings import Settings
 from tests.conftest import settings_for
+from tests.invariants import logs_hold
 
 PATIENCE = 10.0
 """Seconds after which something that was to happen counts as not happening."""
@@ -154,17 +155,25 @@ async def neighbourhood(
 
 
 @pytest.fixture
-async def world(neighbourhood: World) -> World:
+async def world(request: pytest.FixtureRequest, neighbourhood: World) -> AsyncIterator[World]:
     """A tenant of the test's own, among those of its file's other tests. The queue, which all share, is empty."""
     await neighbourhood.db.pool.execute("DELETE FROM runs WHERE status = 'queued'")
-    return replace(neighbourhood, tenant_id=await neighbourhood.other_tenant())
+    mine = replace(neighbourhood, tenant_id=await neighbourhood.other_tenant())
+    yield mine
+    if not request.node.get_closest_marker("breaks_logs"):
+        await logs_hold(mine.db, tenant_id=mine.tenant_id, by_instances=False)
 
 
 @pytest.fixture
-async def lone_world(settings: Settings, db: Database, redis: Redis) -> World:
+async def lone_world(
+    request: pytest.FixtureRequest, settings: Settings, db: Database, redis: Redis
+) -> AsyncIterator[World]:
     """A database of the test's own: for the queue, which all tenants share, and for tests that break things."""
     tenant_id: UUID = await db.pool.fetchval("INSERT INTO tenants (name) VALUES ('ours') RETURNING id")
-    return World(settings, db, redis, tenant_id)
+    yield World(settings, db, redis, tenant_id)
+    if not request.node.get_closest_marker("breaks_logs"):
+        async with Database.open(settings) as again:  # the test may have cut off its own connections
+            await logs_hold(again, by_instances=False)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ async def errors_of(db: Database, run_ids: list[UUID]) -> list[str | None]:
 
 
 @pytest.mark.slow
+@pytest.mark.breaks_logs
 async def test_a_session_that_cannot_be_taken_over_holds_up_no_other_and_is_freed_in_the_end(
     start_fleet: StartFleet,
 ) -> None:

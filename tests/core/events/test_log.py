@@ -110,6 +110,7 @@ async def test_another_tenant_reads_nothing(world: World) -> None:
     assert await log.read(world.db, await world.other_tenant(), claim.session_id, 0) == log.Stored([], False)
 
 
+@pytest.mark.breaks_logs
 async def test_a_cached_session_is_forgotten_by_whoever_appends_to_its_log(world: World) -> None:
     async with relaying(world.db, world.redis) as relay:
         _, claim, writer = await world.owned(relay.publisher)

@@ -482,6 +482,7 @@ async def test_survivors_share_the_sessions_of_a_dead_owner(world: World) -> Non
         assert taken == set(owned) - {row["id"] for row in locked}
 
 
+@pytest.mark.breaks_logs
 async def test_one_session_that_cannot_be_taken_over_does_not_hold_up_its_batch(world: World) -> None:
     dead = await world.instance()
     owned = await fill(world, dead, 9)
