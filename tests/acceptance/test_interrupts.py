@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from uuid import uuid4
 
 import pytest
 
@@ -60,7 +61,7 @@ async def test_it_is_interrupted_at_once_through_a_websocket_as_well(fleet: Flee
     async with open_socket(fleet[1]) as socket:
         for _ in range(2):
             run = await socket.ask("prompt", prompt=LONG)
-            stopped = await socket.ask("interrupt", session_id=run["session_id"])
+            stopped = await socket.ask("interrupt", session_id=run["session_id"], run_id=run["run_id"])
             assert stopped["run_id"] == run["run_id"]
             assert (await socket.of_run(run["run_id"]))["data"]["status"] == "interrupted"
 
@@ -69,8 +70,11 @@ async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(
     fleet, session_id = shared.fleet, await shared.of()
     other = await elsewhere(fleet, session_id)
     first, second = [await other.prompt(session_id, LONG) for _ in range(2)]
+    for meant in (second, str(uuid4())):  # not the current one
+        refused = await other.post(f"/sessions/{session_id}/interrupt", {"run_id": meant})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run"), refused.text
     for run_id in (first, second):
-        stopped = await other.post(f"/sessions/{session_id}/interrupt")
+        stopped = await other.post(f"/sessions/{session_id}/interrupt", {"run_id": run_id})
         assert (stopped.status_code, stopped.json().get("run_id")) == (200, run_id), stopped.text
         assert (await other.follow(run_id))[-1].data["status"] == "interrupted"
     refused = await other.post(f"/sessions/{session_id}/interrupt")

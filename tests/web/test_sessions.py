@@ -10,9 +10,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from fastapi.routing import APIRoute
 
 from apps.api.core.config.agent import DEFAULT_TOOLS
 from apps.api.db import Database
+from apps.api.dialects.native.common import NO_BODY
+from apps.api.dialects.native.routes import routers as native
 from tests.fleet import Fleet, Instance, Sse, events_of
 from tests.world import until
 
@@ -432,8 +435,31 @@ async def test_a_wait_answers_with_the_result_or_with_the_run(fleet: Fleet) -> N
 
 
 async def test_nothing_is_interrupted_where_nothing_runs(fleet: Fleet) -> None:
-    refused = await fleet[0].post(f"/sessions/{await fleet[0].session()}/interrupt")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
+    path = f"/sessions/{await fleet[0].session()}/interrupt"
+    for body in (None, {}, {"run_id": None}, {"run_id": str(uuid4())}):
+        refused = await fleet[0].post(path, body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run"), body
+    for unknown in ({"run": str(uuid4())}, {"run_id": "x"}, [], "x"):
+        refused = await fleet[0].client.post(f"/api/v1{path}", json=unknown)
+        assert refused.status_code == 422, unknown
+
+
+async def test_what_a_client_says_where_nothing_is_to_be_said_is_refused(fleet: Fleet) -> None:
+    cancel = f"/runs/{uuid4()}/cancel"
+    assert (await fleet[0].post(cancel, {"session_id": "x"})).status_code == 422
+    assert (await fleet[0].post(cancel, {})).status_code == 404
+
+
+def test_every_route_that_takes_no_body_says_so() -> None:
+    silent = [
+        route.path
+        for router in native
+        for route in router.routes
+        if isinstance(route, APIRoute) and {"POST", "PUT", "PATCH"} & (route.methods or set())
+        if route.body_field is None and not route.openapi_extra  # which tells of a body that is read by itself
+        if NO_BODY.dependency not in [inner.call for inner in route.dependant.dependencies]
+    ]
+    assert silent == []
 
 
 # --- what was said -------------------------------------------------------------------------------------------------

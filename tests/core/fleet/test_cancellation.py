@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from apps.api.core.fleet import cancellation, dispatch
@@ -42,3 +44,15 @@ async def test_another_tenant_interrupts_nothing(world: World) -> None:
     with pytest.raises(NotFound):
         await cancellation.interrupt(core_of(world), await world.other_tenant(), run.session_id)
     assert (await world.run(run.run_id))["status"] == "queued"
+
+
+async def test_an_interrupt_that_means_another_run_stops_nothing(world: World) -> None:
+    first = await world.queue()
+    second = await world.queue(first.session_id)
+    for meant in (second.run_id, uuid4()):
+        with pytest.raises(Conflict) as caught:
+            await cancellation.interrupt(core_of(world), world.tenant_id, first.session_id, meant)
+        assert caught.value.code == "no_live_run"
+    assert [(await world.run(run.run_id))["status"] for run in (first, second)] == ["queued", "queued"]
+    sent = await cancellation.interrupt(core_of(world), world.tenant_id, first.session_id, first.run_id)
+    assert (sent.status, sent.run_id) == ("applied", first.run_id)

@@ -49,12 +49,16 @@ SELECT s.deleted_at, ({sessions.CURRENT}) AS run_id FROM sessions s WHERE s.id =
 """  # noqa: S608 - ours
 
 
-async def interrupt(core: Core, tenant_id: UUID, session_id: UUID) -> Sent:
+async def interrupt(core: Core, tenant_id: UUID, session_id: UUID, meant: UUID | None = None) -> Sent:
     """Stop a session's current run: the active one; where none is, the one that is queued first. See `cancel`.
+
+    Args:
+        meant: the run that is to be the current one.
 
     Raises:
         NotFound: no such session.
-        Conflict: `no_live_run`: nothing runs or waits, or it ended by itself meanwhile; `session_deleted`.
+        Conflict: `no_live_run`: nothing runs or waits, or it ended by itself meanwhile, or it is not the one that is
+            meant; `session_deleted`.
     """
     row = await core.db.pool.fetchrow(_CURRENT, session_id, tenant_id)
     if row is None:
@@ -63,6 +67,8 @@ async def interrupt(core: Core, tenant_id: UUID, session_id: UUID) -> Sent:
         raise Conflict("This session has been deleted.", code="session_deleted")
     if row["run_id"] is None:
         raise not_live()
+    if meant not in (None, row["run_id"]):
+        raise not_live("This run is not the current one of the session.")
     return await cancel(core, tenant_id, row["run_id"])
 
 

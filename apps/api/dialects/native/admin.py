@@ -13,7 +13,7 @@ from apps.api.core.context import Core
 from apps.api.core.fleet import instances, ownership, repair
 from apps.api.core.sessions import runs
 from apps.api.dialects.native import admin_schemas as wire
-from apps.api.dialects.native.common import PREFIX, Limit, RunId, errors
+from apps.api.dialects.native.common import NO_BODY, PREFIX, Limit, RunId, errors
 from apps.api.dialects.native.schemas import Page
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web.callers import Operator
@@ -110,7 +110,7 @@ async def rotate_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.
     return await _with_secret(core, await keys.rotate_key(core.db, core.redis, key_id, body.overlap_seconds))
 
 
-@router.post("/keys/{key_id}/revoke", responses=errors(404))
+@router.post("/keys/{key_id}/revoke", dependencies=[NO_BODY], responses=errors(404))
 async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeyState:
     """Make a key invalid for good, on all instances at once; with Redis away within 30 s. Its runs go on."""
     if not await keys.revoke_key(core.db, core.redis, key_id):
@@ -124,7 +124,7 @@ async def list_instances(core: CoreDep, caller: Operator) -> Page[wire.InstanceS
     return Page[wire.InstanceState].model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
 
 
-@router.post("/runs/{run_id}/repair", responses=errors(404, 409))
+@router.post("/runs/{run_id}/repair", dependencies=[NO_BODY], responses=errors(404, 409))
 async def repair_run(core: CoreDep, caller: Operator, run_id: RunId) -> wire.RepairedRun:
     """End a run that nobody executes and that still counts as running, and free its session.
 

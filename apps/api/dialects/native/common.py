@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import Depends, Header, Path, Query
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel
 
 from apps.api.auth import Principal
@@ -23,6 +23,7 @@ from apps.api.core.sessions.sessions import Labels
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS
 from apps.api.dialects.native.stream import position
+from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
 from apps.api.web.callers import policy_of
 
@@ -34,6 +35,14 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     answered = sorted({401, 403, 422, 500, 503, *statuses})
     return {status: {"model": wire.ErrorAnswer, **ERRORS[status]} for status in answered}
 
+
+async def _no_body(request: Request) -> None:
+    if (await request.body()).strip() not in (b"", b"{}"):
+        raise ValidationError.of("body", "no field is known here")
+
+
+NO_BODY = Depends(_no_body)
+"""Of a route that takes no body: what a client says in one is refused, not ignored."""
 
 IdempotencyKey = Annotated[
     str | None,

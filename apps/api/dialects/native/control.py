@@ -17,7 +17,7 @@ from apps.api.core.fleet.commands import Sent
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission, runs
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
+from apps.api.dialects.native.common import NO_BODY, PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.errors import Unavailable, refuse
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import CONTENT, Router
@@ -55,6 +55,18 @@ class ControlBody(wire.Closed):
         if not self.model_dump(exclude_none=True):
             raise ValueError("name something to change")
         return self
+
+
+class InterruptBody(wire.Closed):
+    """What to interrupt, where it matters that it is no other run."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"run_id": "7d444840-9dc0-41d1-b245-5ffdce74fad2"}]}
+    )
+
+    run_id: UUID | None = Field(
+        None, description="The run that is meant; when another one is current: 409 `no_live_run`."
+    )
 
 
 class ResetBody(wire.Closed):
@@ -100,17 +112,18 @@ def _told(sent: Sent) -> Any:
     return sent.result
 
 
-@router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(404, 409))
-async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId) -> Applied:
+@router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(400, 404, 409, 413))
+async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId, body: InterruptBody | None = None) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
 
     That is the active run; where none is active, the one that is queued first, which then never begins. `run_id` says
-    which it was. 409 `no_live_run` when there is none.
+    which it was. 409 `no_live_run` when there is none, it ended by itself meanwhile, or another one was meant.
     """
-    return _applied(session_id, await cancellation.interrupt(core, caller.tenant_id, session_id))
+    meant = body.run_id if body else None
+    return _applied(session_id, await cancellation.interrupt(core, caller.tenant_id, session_id, meant))
 
 
-@router.post("/runs/{run_id}/cancel", tags=["runs"], responses=errors(404, 409))
+@router.post("/runs/{run_id}/cancel", tags=["runs"], dependencies=[NO_BODY], responses=errors(404, 409))
 async def cancel_run(core: CoreDep, caller: Writer, run_id: RunId) -> Applied:
     """Cancel a run: a queued one never begins, an active one is interrupted. 409 `no_live_run` when it is over."""
     sent = await cancellation.cancel(core, caller.tenant_id, run_id)

@@ -14,7 +14,7 @@ from apps.api.core.config.parts import Url
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.tenant import deliveries, webhooks
 from apps.api.core.tenant.webhooks import Changes, WebhookEvent
-from apps.api.dialects.native.common import PREFIX, Cursor, IdempotencyKey, Limit, errors
+from apps.api.dialects.native.common import NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.errors import ValidationError
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader
@@ -139,14 +139,14 @@ async def delete_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookI
     return Response(status_code=204)
 
 
-@router.post("/webhooks/{webhook_id}/rotate", responses=errors(404))
+@router.post("/webhooks/{webhook_id}/rotate", dependencies=[NO_BODY], responses=errors(404))
 async def rotate_secret(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> WebhookWithSecret:
     """Make a new secret, shown once. For 24 hours messages carry a signature of the previous one too."""
     made = await webhooks.rotate(core.db, core.settings, caller.tenant_id, webhook_id)
     return WebhookWithSecret.model_validate(made)
 
 
-@router.post("/webhooks/{webhook_id}/test", status_code=202, responses=errors(404, 409))
+@router.post("/webhooks/{webhook_id}/test", dependencies=[NO_BODY], status_code=202, responses=errors(404, 409))
 async def ping_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> Delivery:
     """Send a message of type `webhook.test`. The log says what became of it."""
     return Delivery.model_validate(await deliveries.ping(core.db, caller.tenant_id, webhook_id))
@@ -165,7 +165,12 @@ async def list_deliveries(
     return Page[Delivery].of(page)
 
 
-@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses=errors(404, 409))
+@router.post(
+    "/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    dependencies=[NO_BODY],
+    status_code=202,
+    responses=errors(404, 409),
+)
 async def redeliver(core: CoreDep, caller: Configurer, webhook_id: WebhookId, delivery_id: DeliveryId) -> Delivery:
     """Send a message again, with the same `webhook-id` and from the first attempt on."""
     return Delivery.model_validate(await deliveries.redeliver(core.db, caller.tenant_id, webhook_id, delivery_id))

@@ -274,8 +274,8 @@ class Connection:
 
     async def _interrupt(self, caller: Principal, message: dict[str, Any]) -> None:
         caller.require("write")
-        head = wire.checked(wire.InSession, message)
-        applied = await control.interrupt(self._core, caller, head.session_id)
+        head, body = wire.divided(wire.InSession, control.InterruptBody, message)
+        applied = await control.interrupt(self._core, caller, head.session_id, body)
         await self._ack(message, applied.model_dump(mode="json"))
 
     async def _control(self, caller: Principal, message: dict[str, Any]) -> None:
