@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -31,6 +32,9 @@ from tests.recorder import Recorder
 NewKey = Callable[..., Awaitable[dict[str, str]]]
 
 _numbers = itertools.count(1)
+UNRETRIEVED = "exception was never retrieved"
+"""What asyncio logs of a task whose failure nobody has asked for."""
+
 TEMPLATE = "template_app"
 ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 
@@ -195,7 +199,7 @@ async def _fleets(
             if catalog is not None:
                 async with database_of(fleet) as db:
                     await skills.store_catalog(db, __cli_version__, catalog)
-            if not breaks_logs:
+            if servers is shared and not breaks_logs:  # a test's own may have gone before
                 stack.push_async_callback(_hold, fleet)
             stack.push_async_callback(fleet.stop)
             await fleet.start(count)
@@ -240,7 +244,32 @@ async def fleet(
         yield made
 
 
+class _Unretrieved(logging.Handler):
+    """Failures of tasks that nobody has asked for: each hides something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if UNRETRIEVED in record.getMessage():
+            self.found.append(f"{record.getMessage()}: {record.exc_info and record.exc_info[1]!r}")
+
+
+_unretrieved = _Unretrieved()
+logging.getLogger("asyncio").addHandler(_unretrieved)
+
+
+@pytest.fixture(autouse=True)
+def _every_failure_is_asked_for() -> Iterator[None]:
+    _unretrieved.found.clear()
+    yield
+    assert _unretrieved.found == []
+
+
 async def _hold(fleet: Fleet) -> None:
+    for instance in fleet.instances:
+        assert UNRETRIEVED not in instance.log.read_text(errors="replace"), instance.log
     async with database_of(fleet) as db:
         await logs_hold(db)
 

@@ -439,6 +439,7 @@ async def test_nothing_is_interrupted_where_nothing_runs(fleet: Fleet) -> None:
     for body in (None, {}, {"run_id": None}, {"run_id": str(uuid4())}):
         refused = await fleet[0].post(path, body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run"), body
+    unknown: Any
     for unknown in ({"run": str(uuid4())}, {"run_id": "x"}, [], "x"):
         refused = await fleet[0].client.post(f"/api/v1{path}", json=unknown)
         assert refused.status_code == 422, unknown

@@ -342,10 +342,8 @@ class Worker:
     async def drain(self, grace: float) -> None:
         """Stop claiming, let runs and agents' tasks end for `grace` seconds, end the rest, and give everything back."""
         self.draining = True
-        try:
-            await instances.set_draining(self._core.db, self._lease.instance_id)
-        except PASSING as error:
-            log.warning("worker.drain_unannounced", error=type(error).__name__)
+        # Beside the rest: a database that does not answer holds up neither the runs' grace nor what is idle.
+        self._spawn(instances.set_draining(self._core.db, self._lease.instance_id), "announce-drain")
         until = asyncio.get_running_loop().time() + grace
         while (left := until - asyncio.get_running_loop().time()) > 0:
             at_work = [e for e in self.executions.values() if e.at_work]
@@ -374,10 +372,7 @@ class Worker:
         """After `drain`: leave the fleet. What is still owned is fenced and left to a reaper."""
         self._fence_all()
         await self._until_empty(10)
-        try:
-            await instances.unregister(self._core.db, self._lease.instance_id)
-        except PASSING as error:
-            log.warning("worker.not_unregistered", error=type(error).__name__)
+        await instances.unregister(self._core.db, self._lease.instance_id)
         await self._heartbeat.stop()
         await asyncio.to_thread(self.scratch.close)
 

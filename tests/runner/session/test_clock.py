@@ -22,6 +22,7 @@ from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import StartGate
 from apps.api.runner.session.turn import Turn, TurnOver
+from apps.api.runner.worker import Worker
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, administrator, until, waiting_for_locks
 
@@ -185,6 +186,23 @@ async def test_a_run_that_ended_otherwise_just_before_was_not_interrupted(
         assert await cancelling == (False, {})
         assert not await stopping
     assert await ended(world, claim) == "shutdown"
+
+
+async def test_a_drain_does_not_wait_for_a_database_that_does_not_answer(
+    world: World, stuck: Callable[[str], Scratch]
+) -> None:
+    (lease, claim), scratch = await claimed(world), stuck(NEVER_STARTS)
+    worker = Worker(world.core(), lease)
+    async with executing(world, lease, scratch, claim) as execution, administrator(world.settings) as admin:
+        worker.executions[claim.session_id] = execution
+        await until(lambda: bool(processes(scratch)))
+        await admin.execute("BEGIN; SELECT FROM instances FOR NO KEY UPDATE")
+        draining = asyncio.create_task(worker.drain(0))
+        assert await ended(world, claim) == "shutdown"
+        assert await waiting_for_locks(admin, 1)  # it still is about to say that it drains
+        await admin.execute("COMMIT")
+        await draining
+    await asyncio.to_thread(worker.scratch.close)
 
 
 async def test_a_clock_that_has_gone_off_or_is_over_is_set_no_more() -> None:

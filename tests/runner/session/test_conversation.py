@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -55,7 +56,7 @@ class Talk:
         lease = Lease(uuid4(), 60)
         lease.renewed(now())
         self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
-        approvals, ports = Approvals(core, writer, self.turns, self.tasks), Ports(writer, self.turns)
+        approvals, ports = Approvals(core, writer, self.turns, self.tasks, Mock()), Ports(writer, self.turns)
         self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports)
         self.agent = Agent(claim, ClaudeSDKClient())
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from apps.api import clock
 from apps.api.core.lease import Lease, now
-from apps.api.db import Database
+from apps.api.db import PASSING, Database
 from apps.api.errors import LeaseLost
 from apps.api.invalidations import TOLD_FOR, Invalid
 from apps.api.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+GOODBYE_SECONDS = 5.0
+"""For telling the fleet that this instance ends, which it finds out by itself once the lease has run out."""
 
 
 def own_url(settings: Settings) -> str | None:
@@ -108,16 +117,32 @@ async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> 
 
 
 async def set_draining(db: Database, instance_id: UUID) -> None:
-    """Say that this instance takes no more runs."""
-    await db.pool.execute("UPDATE instances SET draining = true WHERE id = $1", instance_id)
+    """Say that this instance takes no more runs. What keeps it from saying so is logged."""
+    with _goodbye():
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await db.pool.execute("UPDATE instances SET draining = true WHERE id = $1", instance_id)
 
 
 async def unregister(db: Database, instance_id: UUID) -> None:
-    """Remove the row. Sessions that it still owns, if any, are left for a reaper: the lease ends at once."""
-    await db.pool.execute("UPDATE instances SET lease_expires_at = now() WHERE id = $1", instance_id)
-    await db.pool.execute(
-        "DELETE FROM instances WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = $1)", instance_id
-    )
+    """Remove the row. Sessions that it still owns, if any, are left for a reaper: the lease ends at once.
+
+    What keeps it from that is logged.
+    """
+    with _goodbye():
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await db.pool.execute("UPDATE instances SET lease_expires_at = now() WHERE id = $1", instance_id)
+            await db.pool.execute(
+                "DELETE FROM instances WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE owner_id = $1)",
+                instance_id,
+            )
+
+
+@contextmanager
+def _goodbye() -> Iterator[None]:
+    try:
+        yield
+    except PASSING as error:
+        log.warning("instances.goodbye_unheard", error=type(error).__name__)
 
 
 async def forget_dead(db: Database) -> None:

@@ -23,6 +23,8 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Writer
 from apps.api.core.sessions import requests
 from apps.api.core.sessions.requests import Asked, Remembered
+from apps.api.errors import LeaseLost, Unavailable
+from apps.api.runner.agent.process import Owner
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.turn import Turns
 
@@ -48,8 +50,8 @@ class _Open:
 class Approvals:
     """The open requests of one session. The clocks of the runs that wait for them stand still."""
 
-    def __init__(self, core: Core, writer: Writer, turns: Turns, tasks: Tasks) -> None:
-        self._db, self._writer, self._turns, self._tasks = core.db, writer, turns, tasks
+    def __init__(self, core: Core, writer: Writer, turns: Turns, tasks: Tasks, owner: Owner) -> None:
+        self._db, self._writer, self._turns, self._tasks, self._owner = core.db, writer, turns, tasks, owner
         self._seconds = core.settings.action_timeout_seconds
         self._remembered: list[Remembered] = []
         self._open: dict[UUID, _Open] = {}
@@ -72,6 +74,15 @@ class Approvals:
         self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResult:
         """The SDK's callback: ask, and wait for the decision, the end of the request's time, or a cancellation."""
+        try:
+            return await self._decided(tool_name, tool_input, context)
+        except (LeaseLost, Unavailable) as error:
+            self._owner.lost(error)
+            return PermissionResultDeny(message="The session is another instance's now.", interrupt=True)
+
+    async def _decided(
+        self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResult:
         if any(before.covers(tool_name, tool_input) for before in self._remembered):
             return PermissionResultAllow()
         await self._shown(context.tool_use_id or "")
@@ -94,7 +105,10 @@ class Approvals:
             closing = asyncio.create_task(self._close(mine.asked, reason), name=f"close-{mine.asked.id}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
+            try:
+                await asyncio.shield(closing)
+            except (LeaseLost, Unavailable) as error:
+                self._owner.lost(error)
             raise
         finally:
             self._open.pop(mine.asked.id, None)

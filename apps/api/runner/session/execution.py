@@ -81,7 +81,7 @@ class Execution:
         )
         self.turns, self.tasks = Turns(freed), Tasks()
         self._store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
-        self.approvals = Approvals(core, self.writer, self.turns, self.tasks)
+        self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)
         self.ports = Ports(self.writer, self.turns)
         hooks = Hooks(core, self.writer, self.turns, self)
         self._launch = Launch(core, lease, host, start_gate, self.writer, self._store, self.approvals, hooks)
