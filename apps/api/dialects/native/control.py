@@ -69,6 +69,9 @@ class InterruptBody(wire.Closed):
     )
 
 
+WHATEVER_RUNS = InterruptBody.model_validate({})
+
+
 class ResetBody(wire.Closed):
     """How to reset a session."""
 
@@ -113,14 +116,15 @@ def _told(sent: Sent) -> Any:
 
 
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(400, 404, 409, 413))
-async def interrupt(core: CoreDep, caller: Writer, session_id: SessionId, body: InterruptBody | None = None) -> Applied:
+async def interrupt(
+    core: CoreDep, caller: Writer, session_id: SessionId, body: InterruptBody = WHATEVER_RUNS
+) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
 
     That is the active run; where none is active, the one that is queued first, which then never begins. `run_id` says
     which it was. 409 `no_live_run` when there is none, it ended by itself meanwhile, or another one was meant.
     """
-    meant = body.run_id if body else None
-    return _applied(session_id, await cancellation.interrupt(core, caller.tenant_id, session_id, meant))
+    return _applied(session_id, await cancellation.interrupt(core, caller.tenant_id, session_id, body.run_id))
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"], dependencies=[NO_BODY], responses=errors(404, 409))
