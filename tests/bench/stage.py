@@ -92,6 +92,7 @@ def _environment(servers: Servers, directory: Path, name: str, model_url: str) -
         "ANTHROPIC_API_KEY": MODEL_KEY,
         "WORKSPACES_DIR": str(directory / "workspaces"),
         "RATE_LIMIT_QUERY_PER_MINUTE": "0",
+        "MAX_STREAMS_PER_KEY": "10000",
         "MAX_QUEUED_RUNS_PER_SESSION": "1000000",
         "SHUTDOWN_GRACE_SECONDS": "5",
     }
