@@ -92,6 +92,13 @@ async def test_nothing_is_asked_where_nothing_is_open(settings: Settings) -> Non
     await opened.check(LOOP)
 
 
+async def test_a_database_that_is_away_ends_nothing(settings: Settings, caller: Principal) -> None:
+    async with Database.open(settings) as gone:
+        opened = Opened(gone, table(settings, 1024))
+    held = opened.hold("streams", caller)
+    assert await ended(opened, held) == [None]
+
+
 # --- shares --------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.tasks import Loop
-from apps.api.db import Database
+from apps.api.db import PASSING, Database
 from apps.api.errors import ApiError, Forbidden, Unauthorized, Unavailable
 from apps.api.shares import Kind, Level, Share
 
@@ -167,7 +167,10 @@ class Opened:
         found = {held: held.caller for held in self if held.caller is not None and not held.over.done()}
         if not found:
             return
-        standing = await auth.standing(self._db, {caller.key_id for caller in found.values()})
+        try:
+            standing = await auth.standing(self._db, {caller.key_id for caller in found.values()})
+        except PASSING:
+            return  # asked again in a second, not after a pause that grows: what is open stays until the answer comes
         for held, caller in found.items():
             if why := refusal(caller, standing.get(caller.key_id), held.scope):
                 held.end(why)

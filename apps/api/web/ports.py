@@ -159,11 +159,11 @@ async def preview(request: Request, session_id: UUID, port: Port, path: str) -> 
     with _hold(request, to) as held:
         upstream = await _upstream(request, to)
         answer = await held.during(relay(request, upstream, held))
-    answer.raw_headers = _origin(request, to, upstream).outside(answer.raw_headers)
-    if not to.forwarded:
-        for name, value in {**_GUARDED, **(_OPEN if to.by_link else {})}.items():
-            answer.headers.append(name, value)
-    return answer
+        answer.raw_headers = _origin(request, to, upstream).outside(answer.raw_headers)
+        if not to.forwarded:
+            for name, value in {**_GUARDED, **(_OPEN if to.by_link else {})}.items():
+                answer.headers.append(name, value)
+        return answer
 
 
 @router.websocket(PATH)
