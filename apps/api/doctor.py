@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 
 from apps.api import clock, machine, migrate, roles, shares
 from apps.api.core.config import profiles
+from apps.api.core.fleet import facts
 from apps.api.core.network import default_model
 from apps.api.db import CONNECT_TIMEOUT, connect
 from apps.api.redis import REDIS_ERRORS, open_redis
@@ -47,7 +48,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_clock, _host, _isolation, _sockets, _descriptors]
+    checks += [_fleet, _clock, _host, _isolation, _sockets, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -190,6 +191,18 @@ async def _workspaces(settings: Settings) -> Check:
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Check("FAIL", "Workspaces", f"{root}: {there} is not a directory to write to; set WORKSPACES_DIR")
     return Check("ok", "Workspaces", str(root) if there == root else f"{root}, which the first start makes")
+
+
+async def _fleet(settings: Settings) -> Check:
+    try:
+        connection = await connect(settings)
+        try:
+            found = await facts.differing(connection, settings)
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Check("FAIL", "Fleet", f"unknown ({migrate.reason(error)})")
+    return Check("FAIL", "Fleet", "; ".join(found)) if found else Check("ok", "Fleet", "no instance differs from this")
 
 
 async def _clock(settings: Settings) -> Check:

@@ -85,6 +85,7 @@ def upgrade() -> None:
             " ADD COLUMN IF NOT EXISTS requeued integer NOT NULL DEFAULT 0,"
             " ADD COLUMN IF NOT EXISTS requeued_by uuid, ADD COLUMN IF NOT EXISTS requeued_at timestamptz"
         )
+        op.execute("ALTER TABLE instances ADD COLUMN IF NOT EXISTS facts jsonb NOT NULL DEFAULT '{}'::jsonb")
         op.execute("ALTER TABLE webhook_deliveries ADD COLUMN IF NOT EXISTS sender_id uuid")
         op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
         for name, on in INDEXES.items():
@@ -128,5 +129,6 @@ def downgrade() -> None:
         op.drop_index(name)
     op.create_index("runs_queue_idx", "runs", ["position"], postgresql_where=sa.text("status = 'queued'"))
     op.drop_column("webhook_deliveries", "sender_id")
+    op.drop_column("instances", "facts")
     for name in ("requeued_at", "requeued_by", "requeued", "unsent", "startable"):
         op.drop_column("runs", name)

@@ -65,7 +65,10 @@ async def test_a_session_that_comes_to_a_host_without_its_files_tells_it_once(
     fleet = await start_fleet(1)
     session = await fleet[0].session(**BYPASS)
     await fleet[0].ask(session, "write a.txt: one")
-    other = await replace(fleet, fleet[0], WORKSPACES_DIR=str(tmp_path / "elsewhere"))
+    fleet[0].signal(signal.SIGTERM)
+    await fleet[0].ended()  # while it lives no other directory is taken for that of the fleet
+    await fleet.start(1, WORKSPACES_DIR=str(tmp_path / "elsewhere"))
+    other = fleet.instances[-1]
 
     async def told(session: str) -> list[str]:
         run = await other.prompt(session, "run ls")

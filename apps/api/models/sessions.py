@@ -67,6 +67,7 @@ class ApiKey(Base):
 class Instance(Base):
     """One server process and its lease, on the database's clock.
 
+    `facts`: what it must have in common with the others, see `core/fleet/facts.py`; empty of earlier versions.
     `url`: where the other instances reach it. `forward_key`: signs the requests for previews that they pass on to it.
     """
 
@@ -76,6 +77,7 @@ class Instance(Base):
     hostname: Mapped[str]
     version: Mapped[str]
     slots: Mapped[int] = mapped_column(Integer)
+    facts: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     url: Mapped[str | None]
     forward_key: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
     draining: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))

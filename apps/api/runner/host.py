@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 
@@ -34,17 +34,23 @@ _REASONS = frozenset(
 """Errors of system calls for which no session is to blame: no room, no descriptors, no memory, no process, no disk."""
 
 
+Compare = Callable[[], Awaitable[list[str]]]
+
+
 class Host:
     """This host, as one instance has found it.
 
     Attributes:
+        differing: in what the instance differs from the fleet, so that it must not execute anything.
         scratch: the instance's directory on it.
         lacking: what it is short of, or why a trial start failed.
         failed: starts of agents that failed for its reasons, since the instance began.
     """
 
-    def __init__(self, settings: Settings, scratch: Scratch) -> None:
-        self._settings, self.scratch = settings, scratch
+    def __init__(self, settings: Settings, scratch: Scratch, compare: Compare | None = None) -> None:
+        """`compare` tells `differing`."""
+        self._settings, self.scratch, self._compare = settings, scratch, compare
+        self.differing: list[str] = []
         self.lacking: list[str] = []
         self.failed = self._in_a_row = 0
         self._pause = LOOK_SECONDS
@@ -52,12 +58,12 @@ class Host:
     @property
     def starts_agents(self) -> bool:
         """Whether it may take runs that need a start."""
-        return self._in_a_row < MAX_FAILURES
+        return self._in_a_row < MAX_FAILURES and not self.differing
 
     @property
     def unfit(self) -> list[str]:
         """Why it should get no traffic, in words for an operator."""
-        found = list(self.lacking)
+        found = self.differing + self.lacking
         if not self.starts_agents and not found:
             found.append(f"the last {MAX_FAILURES} starts of agents failed for the host's reasons, see its log")
         return found
@@ -87,16 +93,33 @@ class Host:
 
     async def look(self, loop: Loop) -> None:
         """Look at what is left; of a sick host, try whether it can start agents again."""
-        if self.starts_agents and not self.lacking:
+        await self._look_around()
+        if self._in_a_row < MAX_FAILURES and not self.lacking:
             self.lacking = await asyncio.to_thread(machine.shortages, trial.places(self._settings))
             return
         await self.look_closely()
         if self.lacking:
             self._pause = min(self._pause * 2, LONGEST)
-        elif not self.starts_agents:
+        elif self._in_a_row >= MAX_FAILURES:
             log.info("host.well")
             self._in_a_row = MAX_FAILURES - 1  # the next failure counts at once, and is waited for longer
             self._pause = min(self._pause * 2, LONGEST)
+
+    async def begin(self) -> None:
+        """Look for the first time, before anything is claimed."""
+        await self._look_around()
+        await self.look_closely()
+
+    async def _look_around(self) -> None:
+        if self._compare is None:
+            return
+        try:
+            differing = await self._compare()
+        except OSError as error:
+            differing = [f"WORKSPACES_DIR cannot be looked at: {error}"]
+        if differing and differing != self.differing:
+            log.error("host.differs", differing=differing)
+        self.differing = differing
 
     async def look_closely(self) -> None:
         """Look at what is left, and try to start the guard."""

@@ -18,7 +18,7 @@ import structlog
 from apps.api import __version__
 from apps.api.core.context import Core
 from apps.api.core.events.log import note_lost
-from apps.api.core.fleet import claims, commands, instances, ownership
+from apps.api.core.fleet import claims, commands, facts, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
@@ -39,7 +39,6 @@ log = structlog.get_logger(__name__)
 
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
-
 
 MAX_DELETED = 1_000
 """Deleted sessions whose files are still to be removed; a sweep finds what is beyond."""
@@ -72,7 +71,7 @@ class Worker:
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
         lease.tell(self.scratch.lease.write)
-        self.host = Host(core.settings, self.scratch)
+        self.host = Host(core.settings, self.scratch, partial(facts.compare, core, lease.instance_id))
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
@@ -105,7 +104,7 @@ class Worker:
         self._url = await asyncio.to_thread(instances.own_url, self._core.settings)
         await self._register()
         self._heartbeat.start()
-        await self.host.look_closely()
+        await self.host.begin()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")

@@ -1,0 +1,91 @@
+"""What instances must have in common: the one that differs executes nothing, and says in what it differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from apps.api import doctor
+from apps.api.core.fleet import facts
+from apps.api.core.lease import Lease
+from apps.api.core.tasks import Loop
+from apps.api.runner.worker import Worker
+from tests.proxy import changed
+from tests.world import World
+
+
+@pytest.fixture
+def world(lone_world: World) -> World:
+    return lone_world
+
+
+async def compared(world: World, lease: Lease, **settings: Any) -> list[str]:
+    return await facts.compare(world.core(**settings), lease.instance_id)
+
+
+async def test_instances_of_one_fleet_differ_in_nothing(world: World) -> None:
+    for _ in range(3):
+        assert await compared(world, await world.instance()) == []
+
+
+async def test_who_came_later_differs_as_long_as_the_elder_lives(world: World, tmp_path: Path) -> None:
+    elder, later = await world.instance(), await world.instance()
+    assert await compared(world, elder) == []
+    [told] = await compared(world, later, workspaces_dir=tmp_path / "elsewhere")
+    assert "WORKSPACES_DIR" in told
+    assert str(tmp_path / "elsewhere") in told
+    assert await compared(world, elder) == []
+    [check] = [
+        check
+        for check in await doctor.examine(changed(world.settings, workspaces_dir=tmp_path / "elsewhere"))
+        if check.subject == "Fleet"
+    ]
+    assert (check.verdict, check.finding) == ("FAIL", told)
+    await world.expire(elder)
+    assert await compared(world, later, workspaces_dir=tmp_path / "elsewhere") == []
+
+
+async def test_a_share_that_is_not_mounted_is_another_directory(world: World) -> None:
+    assert await compared(world, await world.instance()) == []
+    root = world.settings.workspaces_root
+    root.rename(away := root.with_name("away"))
+    later = await world.instance()
+    [told] = await compared(world, later)
+    assert "mounted" in told
+    (root / ".fleet").unlink()
+    root.rmdir()
+    away.rename(root)
+    assert await compared(world, later) == []
+
+
+async def test_keys_that_are_rotated_are_in_common_and_others_are_not(world: World) -> None:
+    one, two, three = (SecretStr(name * 3) for name in ("one", "two", "three"))
+    assert await compared(world, await world.instance(), encryption_keys=(one, two)) == []
+    assert await compared(world, await world.instance(), encryption_keys=(three, one)) == []
+    later = await world.instance()
+    for keys in ((), (SecretStr("four"),)):
+        [told] = await compared(world, later, encryption_keys=keys)
+        assert "ENCRYPTION_KEYS" in told
+
+
+async def test_an_instance_without_slots_may_do_without_the_files(world: World, tmp_path: Path) -> None:
+    assert await compared(world, await world.instance()) == []
+    assert await compared(world, await world.instance(), runner_slots=0, workspaces_dir=tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+async def test_an_instance_that_differs_claims_nothing_and_is_unfit(world: World, tmp_path: Path) -> None:
+    assert await compared(world, await world.instance()) == []
+    later = await world.instance()
+    run = await world.queue()
+    worker = Worker(world.core(workspaces_dir=tmp_path / "elsewhere"), later)
+    try:
+        await worker.host.begin()
+        await worker._claim_runs(Loop("claim"))
+        assert (await world.run(run.run_id))["status"] == "queued"
+        assert any("WORKSPACES_DIR differs" in words for words in worker.host.unfit)
+    finally:
+        worker.scratch.close()
