@@ -16,7 +16,7 @@ import pytest
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events import log
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, commands, control
+from apps.api.core.fleet import cancellation, commands, control, ownership
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import PAGE_BYTES, Page
 from apps.api.core.sessions import prompts, runs, sessions
@@ -74,6 +74,7 @@ async def test_the_state_follows_the_runs(world: World) -> None:
     run = await world.queue(session_id)
     assert await now() == ("queued", False, None, 1)
     claim = await world.claim(lease)
+    await ownership.note_sent(world.db, session_id, claim.generation, claim.run_id, True)
     await world.queue(session_id)
     assert await now() == ("running", True, str(run.run_id), 1)
     await world.db.pool.execute("UPDATE runs SET status = 'requires_action' WHERE id = $1", run.run_id)
