@@ -273,6 +273,15 @@ def test_the_index_names_every_page() -> None:
         assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not name {name}"
 
 
+def test_the_tests_that_hold_the_promises_exist() -> None:
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 30
+    for path, name in named:
+        source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in source, f"docs/reliability.md: there is no {path}::{name}"
+
+
 def test_the_readme_names_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in ("scripts/dev", "scripts/test"):
