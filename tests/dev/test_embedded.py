@@ -113,7 +113,9 @@ async def test_one_holder_at_a_time_a_restart_keeps_the_data_and_only_running_se
         assert found.database_url is not None
         assert found.redis_url is not None
     for name in ("data", "never"):
-        assert embedded.find(tmp_path / name) == embedded.Addresses(None, None, None, tmp_path / name / "workspaces")
+        assert embedded.find(tmp_path / name) == embedded.Addresses(
+            None, None, None, tmp_path / name / "workspaces", None
+        )
     with psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
         try:
             # Files with the id of a process that is somebody else's end nobody.

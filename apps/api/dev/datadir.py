@@ -100,10 +100,17 @@ class DataDir:
 
     def encryption_key(self) -> str:
         """The key that secrets of tenants are encrypted with, made once: with another one they cannot be read."""
-        path = self.root / "encryption-key"
-        if not path.exists():
-            write_secret(path, Fernet.generate_key().decode())
-        return path.read_text().strip()
+        if not self._encryption_key.exists():
+            write_secret(self._encryption_key, Fernet.generate_key().decode())
+        return self._encryption_key.read_text().strip()
+
+    def known_encryption_key(self) -> str | None:
+        """The same, if it has been made."""
+        return self.encryption_key() if self._encryption_key.exists() else None
+
+    @property
+    def _encryption_key(self) -> Path:
+        return self.root / "encryption-key"
 
     @contextmanager
     def hold(self) -> Iterator[int]:

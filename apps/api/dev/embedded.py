@@ -22,12 +22,14 @@ Name = Literal["postgres", "valkey"]
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where embedded servers are reached, by setting; None for one that does not run. Each URL holds its password."""
+    """What a `dev` uses, by setting: where its servers are reached, None for one that does not run, and what is stored
+    there is encrypted with. Each URL holds its password."""
 
     database_url: str | None
     database_owner_url: str | None
     redis_url: str | None
     workspaces_dir: Path | None
+    encryption_keys: str | None
 
 
 def find(data_dir: Path) -> Addresses:
@@ -39,6 +41,7 @@ def find(data_dir: Path) -> Addresses:
         postgres.owner_url(home, postgres.DATABASE) if has_database else None,
         valkey.url(home) if valkey.is_running(home) else None,
         home.workspaces,
+        home.known_encryption_key() if has_database else None,
     )
 
 
