@@ -175,7 +175,8 @@ def instances_of(tmp: Path) -> list[Path]:
 
 def is_gone(workspaces: Path, session: str) -> bool:
     """Whether nothing of a session is left, and nothing that waits to be removed."""
-    names = [name for above in (workspaces, *workspaces.glob(".*")) for name in os.listdir(above)]
+    above = [workspaces, *(path for path in workspaces.glob(".*") if path.is_dir())]
+    names = [name for path in above for name in os.listdir(path)]
     return session not in names and not os.listdir(workspaces / ".removed")
 
 

@@ -97,6 +97,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "mcp_reconnect": "s",
         "mcp_toggle": {"name": "s", "enabled": True},
     },
+    ("post", "/api/v1/sessions/{session_id}/interrupt"): {"run_id": NOBODY},
     ("post", "/api/v1/sessions/{session_id}/reset"): {"mode": "soft"},
     ("post", "/api/v1/sessions/{session_id}/rewind"): {"checkpoint_id": NOBODY},
     ("post", "/api/v1/agents"): {"name": "n", "description": "x", "system_prompt": "x", "env": {"A": "x"}},
