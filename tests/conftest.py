@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -32,10 +33,9 @@ from tests.recorder import Recorder
 NewKey = Callable[..., Awaitable[dict[str, str]]]
 
 _numbers = itertools.count(1)
-UNRETRIEVED = "Task exception was never retrieved"
-"""A failure of a task of ours that nobody asked for. Python up to 3.11.3 says the like of a future of its own when a
-program has closed its input."""
-"""What asyncio logs of a task whose failure nobody has asked for."""
+UNRETRIEVED = re.compile(r"Task exception was never retrieved(?:\\n|\s)+future: (?!.*/claude_agent_sdk/).*")
+"""What asyncio logs, here or in a server, of a task of ours whose failure nobody has asked for. The SDK has some when
+its program has ended."""
 
 TEMPLATE = "template_app"
 ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
@@ -254,7 +254,7 @@ class _Unretrieved(logging.Handler):
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if UNRETRIEVED in record.getMessage():
+        if UNRETRIEVED.match(record.getMessage()):
             self.found.append(f"{record.getMessage()}: {record.exc_info and record.exc_info[1]!r}")
 
 
@@ -271,7 +271,7 @@ def _every_failure_is_asked_for() -> Iterator[None]:
 
 async def _hold(fleet: Fleet, database_url: str) -> None:
     for instance in fleet.instances:
-        assert UNRETRIEVED not in instance.log.read_text(errors="replace"), instance.log
+        assert not UNRETRIEVED.findall(instance.log.read_text(errors="replace")), instance.log
     async with Database.open(Settings(_env_file=None, database_url=database_url)) as db:
         await logs_hold(db)
 

@@ -17,7 +17,7 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-async def fleet(start_fleet: StartFleet) -> Fleet:
+async def tight(start_fleet: StartFleet) -> Fleet:
     """Of one instance."""
     made = await start_fleet(0)
     made.prefix = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
@@ -43,8 +43,8 @@ async def follow(instance: Instance, key: dict[str, str]) -> bytes:
 
 
 @pytest.mark.slow
-async def test_neither_silence_nor_streams_take_an_instance_away(fleet: Fleet) -> None:
-    instance = fleet[0]
+async def test_neither_silence_nor_streams_take_an_instance_away(tight: Fleet) -> None:
+    instance = tight[0]
     async with asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
         run = await instance.prompt(await instance.session(), "stream 600 words slowly")
         url = httpx.URL(instance.url)
@@ -53,7 +53,7 @@ async def test_neither_silence_nor_streams_take_an_instance_away(fleet: Fleet) -
             stack.callback(writer.close)
         await goes_on(instance, run)
 
-        async with database_of(fleet) as db:
+        async with database_of(tight) as db:
             keys = [await make_key(db) for _ in range(2)]
         asked = [await follow(instance, key) for key in keys]
         statuses: Counter[bytes] = Counter()
