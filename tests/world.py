@@ -40,9 +40,11 @@ PATIENCE = 10.0
 """Seconds after which something that was to happen counts as not happening."""
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], *, every: float = 0.005) -> None:
-    """Wait for a fact that cannot be awaited. Raises TimeoutError after PATIENCE."""
-    async with asyncio.timeout(PATIENCE):
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], *, every: float = 0.005, seconds: float = PATIENCE
+) -> None:
+    """Wait for a fact that cannot be awaited. Raises TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:

@@ -1,0 +1,60 @@
+"""The fleet that the experiments of a module share, and a storm for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from apps.api.settings import Settings
+from tests.acceptance.storms.storm import Place, Storm
+from tests.conftest import StartFleet, database_of, make_key
+from tests.fleet import Fleet, Instance
+from tests.proxy import postgres_proxy, redis_proxy
+
+
+async def owned_by(fleet: Fleet, instance: Instance, headers: dict[str, str]) -> str:
+    """A session whose agent is live on this instance. Whoever is prompted nearly always takes it."""
+    for _ in range(10):
+        made = (await instance.post("/sessions", {}, headers=headers)).json()["session_id"]
+        body = {"prompt": "say I am warm", "session_id": made}
+        assert (await instance.post("/query/single", body, headers=headers)).status_code == 200
+        if (await instance.get(f"/sessions/{made}", headers=headers)).json()["owner"] == instance.id:
+            return str(made)
+        await instance.client.delete(f"/api/v1/sessions/{made}", headers=headers)
+    raise AssertionError(f"{instance.url} takes nothing")
+
+
+@pytest.fixture(scope="module")
+async def place(start_lasting_fleet: StartFleet) -> AsyncIterator[Place]:
+    fleet = await start_lasting_fleet(0)
+    direct = Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"], redis_url=fleet.env["REDIS_URL"])
+    async with (
+        postgres_proxy(direct) as (postgres, through_postgres),
+        redis_proxy(direct) as (redis, through_redis),
+        database_of(fleet) as db,
+    ):
+        await fleet.start(
+            3,
+            DATABASE_URL=through_postgres.database_url.get_secret_value(),
+            REDIS_URL=through_redis.redis_url.get_secret_value(),
+        )
+        try:
+            other = await make_key(db, f"probed-{uuid4().hex}")
+            busy = [await owned_by(fleet, instance, {}) for instance in fleet.instances]
+            yield Place(fleet, postgres, redis, db, busy, await owned_by(fleet, fleet[0], other), other)
+        finally:
+            await fleet.stop()  # before its proxies
+
+
+@pytest.fixture
+async def storm(place: Place, request: pytest.FixtureRequest) -> AsyncIterator[Storm]:
+    """Traffic is under way when the test begins; after it, everything works again, and what has to hold is checked."""
+
+    def tell(name: str, value: object) -> None:
+        request.node.user_properties.append((name, value))
+        print(f"{name}: {value}")
+
+    async with Storm.over(place, tell) as storm:
+        yield storm
