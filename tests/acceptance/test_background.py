@@ -97,7 +97,7 @@ async def test_tasks_keep_their_agent_for_a_while_and_are_told_to_have_ended(sta
 @pytest.mark.parametrize("reason", ["evicted", "shutdown"])
 async def test_a_task_does_not_outlast_its_agent_unseen(start_fleet: StartFleet, reason: str) -> None:
     if reason == "shutdown":
-        fleet: Fleet = await start_fleet(2)
+        fleet: Fleet = await start_fleet(2, SHUTDOWN_GRACE_SECONDS="1")
         session_id = await fleet[0].session(**BYPASS)
         await fleet[0].ask(session_id, "run in background sleep 100")
         owner = await fleet.owner_of(session_id)

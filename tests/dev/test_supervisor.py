@@ -116,6 +116,7 @@ async def test_one_directory_over_its_starts(dev: Any, tmp_path: Path) -> None:
     assert [p for p in everything if is_alive(p)] == [], "a killed supervisor leaves nothing"
     assert second.key() == chosen
     two_instances_answer(second)
+    assert psutil.Process(rows[0]["pid"]).environ()["SHUTDOWN_GRACE_SECONDS"] == "5"
     the_curl_line_of_the_welcome_works(second)
     a_second_start_is_refused(dev, second)
     a_wrong_database_password_is_one_line_and_no_trace(second)

@@ -109,7 +109,8 @@ async def create_database(home: DataDir, name: str, template: str = "template1")
     try:
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
             quoted, source = (word.replace('"', '""') for word in (name, template))
-            await connection.execute(f'CREATE DATABASE "{quoted}" TEMPLATE "{source}"')
+            # A copy of the files takes a third of the time of a copy through the log, the default.
+            await connection.execute(f'CREATE DATABASE "{quoted}" TEMPLATE "{source}" STRATEGY file_copy')
     finally:
         await connection.close()
 
