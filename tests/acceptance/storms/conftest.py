@@ -8,22 +8,9 @@ from uuid import uuid4
 import pytest
 
 from apps.api.settings import Settings
-from tests.acceptance.storms.storm import Place, Storm
+from tests.acceptance.storms.storm import Place, Storm, owned_by
 from tests.conftest import StartFleet, database_of, make_key
-from tests.fleet import Fleet, Instance
 from tests.proxy import postgres_proxy, redis_proxy
-
-
-async def owned_by(fleet: Fleet, instance: Instance, headers: dict[str, str]) -> str:
-    """A session whose agent is live on this instance. Whoever is prompted nearly always takes it."""
-    for _ in range(10):
-        made = (await instance.post("/sessions", {}, headers=headers)).json()["session_id"]
-        body = {"prompt": "say I am warm", "session_id": made}
-        assert (await instance.post("/query/single", body, headers=headers)).status_code == 200
-        if (await instance.get(f"/sessions/{made}", headers=headers)).json()["owner"] == instance.id:
-            return str(made)
-        await instance.client.delete(f"/api/v1/sessions/{made}", headers=headers)
-    raise AssertionError(f"{instance.url} takes nothing")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +29,8 @@ async def place(start_lasting_fleet: StartFleet) -> AsyncIterator[Place]:
         )
         try:
             other = await make_key(db, f"probed-{uuid4().hex}")
-            busy = [await owned_by(fleet, instance, {}) for instance in fleet.instances]
-            yield Place(fleet, postgres, redis, db, busy, await owned_by(fleet, fleet[0], other), other)
+            busy = [await owned_by(instance, {}) for instance in fleet.instances]
+            yield Place(fleet, postgres, redis, db, busy, await owned_by(fleet[0], other), other)
         finally:
             await fleet.stop()  # before its proxies
 

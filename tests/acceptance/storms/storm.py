@@ -31,7 +31,10 @@ PATIENCE = 60.0
 MOST_GROWTH = 100.0
 """Megabytes that an instance may have more than before."""
 
-_RUNS = "SELECT id, status, error ->> 'code' AS code FROM runs WHERE session_id = ANY($1::uuid[]) AND created_at >= $2"
+_RUNS = """
+SELECT id, session_id, prompt, status, error ->> 'code' AS code FROM runs
+WHERE session_id = ANY($1::uuid[]) AND created_at >= $2
+"""
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,19 @@ class Storm:
         yield
         self.lasted = begun, _now()
 
+    async def owner(self, session_id: str) -> Instance:
+        """Of a session of either tenant."""
+        owner_id = await self.place.db.pool.fetchval("SELECT owner_id FROM sessions WHERE id = $1", UUID(session_id))
+        return await self.fleet.by_id(str(owner_id))
+
     async def probes(self, count: int = 5) -> None:
         """Wait until the other tenant has had so many more answers: what is wrong meanwhile does not keep it."""
-        await self._more([self.place.probed], count)
+        await self.answered([self.place.probed], count)
+
+    async def answered(self, sessions: list[str], count: int) -> None:
+        """Wait until each of these has had so many more good answers."""
+        wanted = {session: self._good(session) + count for session in sessions}
+        await self._until(lambda: all(self._good(session) >= number for session, number in wanted.items()))
 
     async def leave(self, instance: Instance) -> None:
         """Let clients use the others, and wait for what they have asked this one."""
@@ -118,7 +131,7 @@ class Storm:
         self.through = list(self.fleet.instances)
         for instance in self.fleet.instances:
             await self._until(lambda instance=instance: _is_well(instance))  # type: ignore[misc]
-        await self._more(self.sessions, len(self.through))
+        await self.answered(self.sessions, len(self.through))
 
     # --- its traffic -------------------------------------------------------------------------------------------------
 
@@ -130,7 +143,7 @@ class Storm:
         storm = cls(place, list(place.fleet.instances), answers={s: [] for s in [*place.busy, place.probed]})
         storm._tasks = [asyncio.create_task(storm._traffic(session)) for session in storm.sessions]
         try:
-            await storm._more(storm.sessions, 2)
+            await storm.answered(storm.sessions, 2)
             storm._memory = {i.url: (now := _memory(i), now) for i in place.fleet.instances}
             yield storm
             await storm.settle()
@@ -178,11 +191,6 @@ class Storm:
         self.accepted.add(UUID(answer["run_id"]))
         return str(answer["status"])
 
-    async def _more(self, sessions: list[str], count: int) -> None:
-        """Wait for so many more good answers in each of these."""
-        wanted = {session: self._good(session) + count for session in sessions}
-        await self._until(lambda: all(self._good(session) >= number for session, number in wanted.items()))
-
     def _good(self, session_id: str) -> int:
         return sum(answer.how == "succeeded" for answer in self.answers[session_id])
 
@@ -221,12 +229,26 @@ class Storm:
         for session, told in self._counted().items():
             assert told.keys() <= may | ({"failed"} if session in self.may_lose else set()), (session, told)
         rows = await self.place.db.pool.fetch(_RUNS, [UUID(session) for session in self.sessions], began)
-        assert Counter(row["id"] for row in rows) == Counter(self.accepted)
+        assert len({(row["session_id"], row["prompt"]) for row in rows}) == len(rows)  # none was run twice
+        unknown = {row["id"] for row in rows} ^ self.accepted  # such as of a prompt whose answer was a 503
+        assert not unknown or (self.may_refuse and not self.accepted & unknown)
         ends = {(row["status"], row["code"]) for row in rows}
         assert ends <= {("succeeded", None)} | ({("failed", "owner_lost")} if self.may_lose else set())
         for url, (before, most) in self._memory.items():
             assert most - before < MOST_GROWTH, (url, before, most)
         await logs_hold(self.place.db, since=began)
+
+
+async def owned_by(instance: Instance, headers: dict[str, str], **config: Any) -> str:
+    """A session whose agent is live on this instance. Whoever is prompted nearly always takes it."""
+    for _ in range(10):
+        made = (await instance.post("/sessions", config, headers=headers)).json()["session_id"]
+        body = {"prompt": "say I am warm", "session_id": made}
+        assert (await instance.post("/query/single", body, headers=headers)).status_code == 200
+        if (await instance.get(f"/sessions/{made}", headers=headers)).json()["owner"] == instance.id:
+            return str(made)
+        await instance.client.delete(f"/api/v1/sessions/{made}", headers=headers)
+    raise AssertionError(f"{instance.url} takes nothing")
 
 
 def _now() -> float:
