@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -17,7 +18,15 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from apps.api.connections import CLOSE_SECONDS, HEAD_BYTES, HEAD_SECONDS, UNREAD_SECONDS, Connections, WebSockets
+from apps.api.connections import (
+    CLOSE_SECONDS,
+    HEAD_BYTES,
+    HEAD_SECONDS,
+    UNREAD_SECONDS,
+    Connections,
+    WebSockets,
+    reset,
+)
 from apps.api.server import build_server
 from apps.api.settings import Settings
 from apps.api.shares import Share
@@ -204,6 +213,22 @@ async def test_a_client_that_does_not_read_is_cut_off(ending: str) -> None:
         await server.count(0)
         with pytest.raises(ConnectionResetError):
             await wire[0].read()
+
+
+def test_a_connection_that_has_ended_by_itself_can_be_cut_off() -> None:
+    """As some are when their time is over; on the loop that servers have, which says it in its own way."""
+
+    async def ended() -> None:
+        async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.get_extra_info("socket")  # as uvicorn asks for it
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            reset(writer.transport)  # type: ignore[arg-type]
+
+    uvloop.run(ended())
 
 
 async def test_who_reads_slowly_gets_all_of_it() -> None:

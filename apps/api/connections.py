@@ -53,7 +53,7 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-leng
 
 def reset(transport: asyncio.Transport) -> None:
     """End a connection at once, and what the system still holds of it: its client has not read."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # it has ended by itself; uvloop raises the latter
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
