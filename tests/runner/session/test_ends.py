@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from uuid import uuid4
 
 import asyncpg
@@ -56,6 +57,19 @@ async def test_an_end_that_could_not_be_stored_is_none(world: World) -> None:
     assert (turn.ending, turn.ended.is_set()) == (None, False)
     await talk.conversation.fail(turn, "agent_crashed")
     assert (await world.run(claim.run_id))["error"]["code"] == "agent_crashed"
+
+
+async def test_an_end_that_fails_when_nobody_waits_for_it_any_more_leaves_no_failure_unasked(world: World) -> None:
+    _, claim, writer = await world.owned()
+    talk = Talk(world, writer, claim)
+    turn = talk.turns.assign(claim)
+    waiting = asyncio.create_task(talk.conversation.finish(turn, Outcome("succeeded", error={"code": object()}), []))
+    await asyncio.sleep(0)
+    assert turn.ending is not None
+    waiting.cancel()
+    await asyncio.wait({waiting, turn.ending})
+    assert turn.ending is None
+    gc.collect()  # asyncio tells of it when the task goes
 
 
 async def test_the_database_ends_a_run_once_and_stores_nothing_of_a_second_end(world: World) -> None:

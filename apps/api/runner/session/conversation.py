@@ -68,6 +68,7 @@ class Conversation:
             return
         if turn.ending is None:
             turn.ending = asyncio.create_task(self._end(turn, outcome, events), name=f"end-{turn.run_id}")
+            turn.ending.add_done_callback(_ask)
         # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
         await asyncio.shield(turn.ending)
 
@@ -191,3 +192,9 @@ class Conversation:
         if turn is not None and turn.claim is not None:
             return await self._store.forget(turn.run_id)
         return self._model_told.said is not None and await self._store.forget_turn(self._model_told.said)
+
+
+def _ask(ending: asyncio.Task[None]) -> None:
+    """Take note of why an end could not be stored: whoever waited for it may have been cancelled."""
+    if not ending.cancelled():
+        ending.exception()
