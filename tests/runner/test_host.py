@@ -152,6 +152,23 @@ async def test_an_instance_on_a_sick_host_claims_what_needs_no_start_alone(lone_
         worker.scratch.close()
 
 
+async def test_an_instance_that_nobody_can_wake_looks_more_often(lone_world: World) -> None:
+    order = list[bool]()
+
+    async def look(*, hears: bool) -> None:
+        core = lone_world.core()
+        core.subscriptions.connected = hears
+        worker = Worker(core, await lone_world.instance())
+        try:
+            await worker._until_woken(asyncio.Event())
+            order.append(hears)
+        finally:
+            worker.scratch.close()
+
+    await asyncio.gather(*(look(hears=hears) for hears in (True, True, False, False)))
+    assert order == [False, False, True, True]
+
+
 async def test_a_claim_whose_answer_was_lost_is_queued_again(lone_world: World) -> None:
     world = lone_world
     lease = await world.instance()

@@ -53,6 +53,9 @@ MAX_SICK = 1_000
 POLL = 1.0
 """Seconds between looks at the queue and the commands without a wake-up."""
 
+POLL_UNHEARD = 0.25
+"""The same while nobody can be woken, Redis being away: every prompt and command waits for such a look then."""
+
 
 def jittered(seconds: float) -> float:
     """About that many seconds, 20 % up or down."""

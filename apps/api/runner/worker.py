@@ -22,7 +22,7 @@ from apps.api.core.fleet import claims, commands, facts, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
-from apps.api.core.tasks import POLL, Loop, Loops, jittered, nap
+from apps.api.core.tasks import POLL, POLL_UNHEARD, Loop, Loops, jittered, nap
 from apps.api.db import PASSING, retrying
 from apps.api.errors import LeaseLost
 from apps.api.invalidations import Exchange
@@ -118,12 +118,15 @@ class Worker:
         """Start the loops."""
         loops.start("runner-heartbeat", self._beat, partial(asyncio.sleep, 0), must=True)
         loops.start("runner-fence", self._fence_when_over, self._until_over, must=True)
-        loops.start("runner-claim", self._claim_runs, partial(nap, self._claim_now, POLL), must=True)
-        loops.start("runner-commands", self._obey_commands, partial(nap, self._commands_now, POLL), must=True)
+        loops.start("runner-claim", self._claim_runs, partial(self._until_woken, self._claim_now), must=True)
+        loops.start("runner-commands", self._obey_commands, partial(self._until_woken, self._commands_now), must=True)
         loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
         loops.start("runner-host", self.host.look, self.host.until_next_look)
 
     # --- waking up ---------------------------------------------------------------------------------------------
+
+    async def _until_woken(self, wake: asyncio.Event) -> None:
+        await nap(wake, POLL if self._core.subscriptions.hears else POLL_UNHEARD)
 
     def _heard_wake(self, message: str) -> None:
         sender, _, session = message.partition(":")

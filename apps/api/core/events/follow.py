@@ -35,7 +35,7 @@ ARRIVAL = 0.5
 """Seconds after which what was stored should have come over Redis. Its owner may be cut off from Redis when this
 instance is not: a reader is healed ARRIVAL + CHECK_INTERVAL after an event was stored, or sooner."""
 
-CHECK_INTERVAL_WITHOUT_REDIS = 0.5
+CHECK_INTERVAL_WITHOUT_REDIS = 0.25
 
 KEEP_ALIVE_INTERVAL = 15.0
 """Seconds of silence after which a reader gets an empty batch, for a sign of life to its client."""
