@@ -152,6 +152,30 @@ async def test_an_instance_opens_no_more_connections_than_it_says(db: Database) 
         assert await db.pool.fetchval(count) + 1 + 1 == 30  # with this one, and the heartbeat's
 
 
+ASLEEP = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+@pytest.mark.parametrize("runner", [False, True])
+async def test_who_is_cancelled_again_while_it_gives_its_connection_back_leaves_the_place(
+    db: Database, runner: bool
+) -> None:
+    lane, places = (db.for_runner(), db_module.WRITERS) if runner else (db, db_module.REQUESTS)
+    asks = [asyncio.create_task(lane.pool.execute("SELECT pg_sleep(600)")) for _ in range(places)]
+    other = db if runner else db.for_runner()
+
+    async def all_asleep() -> bool:
+        return int(await other.pool.fetchval(ASLEEP)) == places
+
+    await until(all_asleep)
+    async with asyncio.timeout(PATIENCE):
+        while any(not ask.done() for ask in asks):
+            for ask in asks:
+                ask.cancel()
+            await asyncio.sleep(0)
+        async with taken(lane.transaction, places - 1):
+            assert await lane.pool.fetchval("SELECT 1") == 1
+
+
 # --- what pools raise ----------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ class Clock:
     def now(self) -> datetime:
         """The time, in UTC. What an answer corrects by less than PRECISION does not make it go back."""
         now = datetime.now(UTC) if self._boot is None else self._boot + timedelta(seconds=uptime())
-        if timedelta(0) < self._newest - now < timedelta(seconds=PRECISION):
+        if now < self._newest < now + timedelta(seconds=PRECISION):
             return self._newest
         self._newest = now
         return now

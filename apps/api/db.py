@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import orjson
 import structlog
-from asyncpg.pool import PoolAcquireContext
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 from sqlalchemy import ExceptionContext, exc
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
@@ -218,6 +218,13 @@ class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
 
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
         return _Acquired(self, timeout or CONNECT_TIMEOUT)
+
+    async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
+        # Without the task that asyncpg makes for each, half of what an acquisition costs. It keeps whoever is cancelled
+        # from leaving a connection half reset; a holder that is cancelled ends its connection, and opens another.
+        if connection._con is not None:
+            connection._con._on_release()
+            await connection._holder.release(timeout)
 
     async def renew(self) -> None:
         if time.monotonic() - self._renewed_at < RENEWAL_PAUSE:

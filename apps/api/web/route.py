@@ -90,4 +90,9 @@ def core_of(connection: HTTPConnection) -> Core:
     return instance_of(connection).core
 
 
-CoreDep = Annotated[Core, Depends(core_of)]
+async def _core(connection: HTTPConnection) -> Core:
+    # A coroutine, since FastAPI sends what is none to a thread.
+    return core_of(connection)
+
+
+CoreDep = Annotated[Core, Depends(_core)]

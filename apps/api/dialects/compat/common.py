@@ -111,7 +111,7 @@ def fastapi_shape(error: ApiError, request_id: str) -> tuple[int, Any]:
     return status, {"detail": found}
 
 
-def _session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> UUID:
+async def _session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> UUID:
     try:
         return UUID(session_id)
     except ValueError as error:

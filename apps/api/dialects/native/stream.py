@@ -27,7 +27,7 @@ OneRun = tuple[UUID, int | None]
 """A run, and the number of its `done` if it is over."""
 
 
-def position(
+async def position(
     last_event_id: Annotated[
         str | None, Header(description="Resume after this event id.", examples=["12"], max_length=40)
     ] = None,
