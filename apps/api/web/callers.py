@@ -67,10 +67,6 @@ async def may_touch(core: Core, caller: Principal, named: Mapping[str, Any]) -> 
     )
 
 
-async def admit_guests() -> None:
-    """For routers of dialects whose originals knew no keys: their routes serve ANONYMOUS_TENANT, if there is one."""
-
-
 async def visitor(request: Request) -> Principal | None:
     """Who asks at a route of such a dialect that needs no key, if it is somebody."""
     known = presented_key(request) or instance_of(request).anonymous

@@ -11,22 +11,15 @@ from collections.abc import Callable, Coroutine, Iterator
 from json import JSONDecodeError
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from apps.api.core import codec
 from apps.api.errors import ValidationError
-from apps.api.web.callers import SCOPES, admit_guests, identify
+from apps.api.web.callers import SCOPES, identify
 from apps.api.web.errors import Refused
 from apps.api.web.middleware import BODY_LIMIT, SMALL
-
-
-async def takes_content() -> None:
-    """For routes whose bodies hold what agents are given: up to MAX_BODY_BYTES; others take SMALL."""
-
-
-CONTENT = Depends(takes_content)
 
 
 class JsonRequest(Request):
@@ -45,18 +38,24 @@ class JsonRequest(Request):
 
 
 class Route(APIRoute):
-    """A route whose caller is known, and may do what it is for, before its body is read."""
+    """A route whose caller is known, and may do what it is for, before its body is read.
+
+    Attributes:
+        body_limit: bytes of a body.
+        guests: whether it serves who shows no key as ANONYMOUS_TENANT, if there is one.
+    """
+
+    body_limit, guests = SMALL, False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         calls = set(_calls(self.dependant))
-        scopes, guests = [scope for call, scope in SCOPES.items() if call in calls], admit_guests in calls
-        limit = sys.maxsize if takes_content in calls else SMALL
+        scopes = [scope for call, scope in SCOPES.items() if call in calls]
 
         async def known_first(request: Request) -> Response:
-            request.scope[BODY_LIMIT] = limit
+            request.scope[BODY_LIMIT] = self.body_limit
             if scopes:
-                caller = await identify(request, guests=guests)
+                caller = await identify(request, guests=self.guests)
                 for scope in scopes:
                     caller.require(scope)
             return await handle(JsonRequest(request.scope, request.receive))
@@ -64,11 +63,23 @@ class Route(APIRoute):
         return known_first
 
 
-class Router(APIRouter):
-    """FastAPI's, whose routes are of the kind above."""
+class ContentRoute(Route):
+    """A route whose bodies hold what agents are given: up to MAX_BODY_BYTES."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(route_class=Route, **options)
+    body_limit = sys.maxsize
+
+
+class GuestRoute(ContentRoute):
+    """A route of a dialect whose original knew no keys."""
+
+    guests = True
+
+
+class Router(APIRouter):
+    """FastAPI's, whose routes are of the kinds above."""
+
+    def __init__(self, *, route_class: type[Route] = Route, **options: Any) -> None:
+        super().__init__(route_class=route_class, **options)
 
 
 def _calls(dependant: Dependant) -> Iterator[Any]:

@@ -19,11 +19,11 @@ from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import Page, described
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.errors import from_validation
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, tags=["agents"], dependencies=[CONTENT])
+router = Router(prefix=PREFIX, tags=["agents"], route_class=ContentRoute)
 
 _CONFIG = {"system_prompt_append": "You review code.", "tools": ["Glob", "Grep", "Read"], "max_turns": 20}
 

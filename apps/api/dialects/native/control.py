@@ -20,11 +20,11 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.errors import Unavailable, refuse
 from apps.api.web.callers import Reader, Writer, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.following import finished, outcome_or_error
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, dependencies=[CONTENT])
+router = Router(prefix=PREFIX, route_class=ContentRoute)
 
 RESET_WAIT = 10.0
 """Seconds that a reset is waited for; it stands in the queue behind the runs before it."""

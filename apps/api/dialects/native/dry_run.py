@@ -16,11 +16,11 @@ from apps.api.dialects.native.prompts import run_request
 from apps.api.errors import BadRequest, Problem
 from apps.api.errors import ValidationError as Refused
 from apps.api.web.callers import LOOKS_UP, Writer
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.errors import findings
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, tags=["agents"], dependencies=[CONTENT])
+router = Router(prefix=PREFIX, tags=["agents"], route_class=ContentRoute)
 
 
 class DryRunAgent(BaseModel):

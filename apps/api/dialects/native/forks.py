@@ -14,10 +14,10 @@ from apps.api.dialects.native.sessions import state_of
 from apps.api.dialects.native.stream import run_stream
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep, stream_of
 
-router = Router(prefix=PREFIX, dependencies=[CONTENT])
+router = Router(prefix=PREFIX, route_class=ContentRoute)
 
 
 @router.post(

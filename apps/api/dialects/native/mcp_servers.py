@@ -15,10 +15,10 @@ from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, tags=["MCP servers"], dependencies=[CONTENT])
+router = Router(prefix=PREFIX, tags=["MCP servers"], route_class=ContentRoute)
 
 ServerName = Annotated[Name, Path(description="The server's name in the registry.")]
 

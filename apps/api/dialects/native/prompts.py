@@ -23,12 +23,12 @@ from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import Conflict, NotFound, StillRunning
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream, Leaving
 
-router = Router(prefix=PREFIX, dependencies=[CONTENT])
+router = Router(prefix=PREFIX, route_class=ContentRoute)
 
 
 def run_request(

@@ -18,10 +18,10 @@ from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web.callers import Reader, Writer, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, dependencies=[CONTENT])
+router = Router(prefix=PREFIX, route_class=ContentRoute)
 
 RequestId = Annotated[UUID, Path(description="`request_id` of the event.")]
 Status = Annotated[

@@ -13,10 +13,10 @@ from apps.api.core.tenant import vault
 from apps.api.dialects.native.common import PREFIX, Limit, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.callers import Configurer, Reader
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, tags=["secrets"], dependencies=[CONTENT])
+router = Router(prefix=PREFIX, tags=["secrets"], route_class=ContentRoute)
 
 Named = Annotated[SecretName, Path(description="Capital letters, digits and `_`; the first one a letter.")]
 

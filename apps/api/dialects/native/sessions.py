@@ -29,10 +29,10 @@ from apps.api.dialects.native.common import (
 )
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Reader, Writer, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, dependencies=[CONTENT])
+router = Router(prefix=PREFIX, route_class=ContentRoute)
 
 
 @router.post("/sessions", tags=["sessions"], status_code=201, responses=errors(400, 404, 409, 413))

@@ -16,10 +16,10 @@ from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
-router = Router(prefix=PREFIX, tags=["skills and commands"], dependencies=[CONTENT])
+router = Router(prefix=PREFIX, tags=["skills and commands"], route_class=ContentRoute)
 
 MAX_CHARS = 100_000
 MAX_FILES_CHARS = 200_000

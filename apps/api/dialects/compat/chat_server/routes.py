@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core.config.parts import Repository
@@ -15,8 +15,8 @@ from apps.api.core.tenant import mcp, repositories
 from apps.api.dialects.compat.chat_server import schemas as wire
 from apps.api.dialects.compat.chat_server import translate
 from apps.api.dialects.compat.common import SessionId, documented, fastapi_shape, send, stream
-from apps.api.web.callers import Prompter, admit_guests, policy_of
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.callers import Prompter, policy_of
+from apps.api.web.doors import GuestRoute, Router
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
@@ -25,7 +25,7 @@ PREFIX = "/compat/chat-server"
 TAG = "chat server"
 
 error_shape = fastapi_shape
-router = Router(dependencies=[Depends(admit_guests), CONTENT])
+router = Router(route_class=GuestRoute)
 
 _STREAM = 'data: {"type":"status","status":"initializing"}\n\ndata: {"type":"done"}\n\n'
 _STREAMED: dict[int | str, dict[str, Any]] = {

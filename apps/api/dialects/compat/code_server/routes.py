@@ -16,8 +16,8 @@ from apps.api.dialects.compat.code_server import translate
 from apps.api.dialects.compat.common import SessionId, documented, ended, public, send, stop, stream, unfinished
 from apps.api.errors import Unavailable
 from apps.api.web.answer import Json
-from apps.api.web.callers import Prompter, Reader, Writer, admit_guests, visitor
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.callers import Prompter, Reader, Writer, visitor
+from apps.api.web.doors import GuestRoute, Router
 from apps.api.web.health import examine
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
@@ -36,7 +36,7 @@ ENDPOINTS = [
 ]
 
 error_shape = translate.error_shape
-router = Router(dependencies=[Depends(admit_guests), CONTENT])
+router = Router(route_class=GuestRoute)
 
 _STREAM = 'data: {"type":"text","content":"Python "}\n\ndata: {"type":"done"}\n\n'
 _STREAMED = {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from apps.api import __version__
 from apps.api.core.events import log
@@ -14,8 +14,8 @@ from apps.api.dialects.compat.execute_server import schemas as wire
 from apps.api.dialects.compat.execute_server import translate
 from apps.api.errors import BadRequest
 from apps.api.web.answer import Json
-from apps.api.web.callers import Prompter, Reader, Writer, admit_guests
-from apps.api.web.doors import CONTENT, Router
+from apps.api.web.callers import Prompter, Reader, Writer
+from apps.api.web.doors import GuestRoute, Router
 from apps.api.web.route import CoreDep
 
 PREFIX = "/compat/execute-server"
@@ -32,7 +32,7 @@ MAX_MESSAGES = 5_000
 """Messages in a status, the newest ones."""
 
 error_shape = fastapi_shape
-router = Router(dependencies=[Depends(admit_guests), CONTENT])
+router = Router(route_class=GuestRoute)
 
 
 @router.get("/", tags=["health"])
