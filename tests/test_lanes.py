@@ -15,8 +15,14 @@ import sqlalchemy.exc
 from sqlalchemy import text
 
 from apps.api import db as db_module
+from apps.api.core.events.follow import Followers
+from apps.api.core.events.frames import Position
+from apps.api.core.events.place import Place
+from apps.api.core.events.relay import Subscriptions
+from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.sessions import Filters
+from apps.api.core.tasks import Loop
 from apps.api.core.tenant import usage
 from apps.api.db import Database, is_connection_error
 from apps.api.errors import Busy
@@ -139,6 +145,18 @@ async def test_what_the_runner_holds_makes_no_request_wait(db: Database) -> None
         assert await db.pool.fetchval("SELECT 1") == 1
         async with db.connect() as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+
+
+async def test_readers_are_compared_with_the_database_whatever_requests_hold_and_want(lone_world: World) -> None:
+    db, redis = lone_world.db, lone_world.redis
+    followers = Followers(db, redis, Subscriptions(redis))
+    followed = Followed(lone_world.tenant_id, await lone_world.session())
+    async with followers.mailbox(followed) as mailbox:
+        mailbox.show(Place(Position(1)))  # which the database does not have
+        mailbox.catch_up()
+        async with taken(db.transaction, db_module.REQUESTS), waiting(db.transaction, 500):
+            await followers.check(Loop("followers"))
+        assert mailbox.behind
 
 
 async def test_an_instance_opens_no_more_connections_than_it_says(db: Database) -> None:

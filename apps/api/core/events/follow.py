@@ -167,7 +167,8 @@ class Followers:
         self, db: Database, redis: Redis, subscriptions: Subscriptions, *, check_interval: float = CHECK_INTERVAL
     ) -> None:
         """`check_interval`: seconds between checks against the database while Redis is connected."""
-        self._db, self._redis, self._subscriptions = db, redis, subscriptions
+        # Requests may take all of theirs, and readers are to be compared none the less.
+        self._db, self._redis, self._subscriptions = db.for_runner(), redis, subscriptions
         self._replay = Replay(db, redis)
         self._check_interval = check_interval
         self._topics: dict[str, _Topic] = {}
