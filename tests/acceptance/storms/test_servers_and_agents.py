@@ -16,6 +16,7 @@ import httpx
 import orjson
 import psutil
 import pytest
+from redis.exceptions import ResponseError
 
 from apps.api import keys
 from apps.api.auth import hash_of
@@ -120,8 +121,9 @@ async def test_what_strangers_write_into_redis(storm: Storm) -> None:
             for row in tenants:
                 stream = keys.stream(row["tenant_id"], row["id"])
                 await client.delete(stream)
-                await client.xadd(stream, {"x": "y"}, id="1-1")
-                await client.xadd(stream, {"f": garbage}, id="2-1")
+                with suppress(ResponseError):  # the owner has written its next event in between
+                    await client.xadd(stream, {"x": "y"}, id="1-1")
+                    await client.xadd(stream, {"f": garbage}, id="2-1")
             for instance in fleet.instances:
                 for session_id in storm.place.busy:
                     assert (await instance.get(f"/sessions/{session_id}")).json()["session_id"] == session_id
@@ -237,7 +239,6 @@ async def test_a_database_that_answers_late_and_is_asked_much(storm: Storm) -> N
             storm.place.postgres.delay = 0.0
             over.set()
             await asyncio.gather(*asking)
-    print(told)
     assert told.keys() == {200, 503}, told
     assert await end_of(fleet[0], run_id) == "succeeded"
     assert [instance.log.read_text().count("worker.fenced") for instance in fleet.instances] == fenced
