@@ -234,6 +234,17 @@ async def test_a_takeover_costs_what_is_taken(large: Large) -> None:
     assert (await world.run(claim.run_id))["status"] == "failed"
 
 
+async def test_a_run_that_comes_back_to_the_queue_costs_the_same_however_long_that_is(large: Large) -> None:
+    world = large.world
+    run = await world.queue(LONG)
+    lease = await world.instance()
+    claim = await world.claim(lease)
+    await world.expire(lease)
+    assert await large.cost(world.reap()) < BOUND
+    assert (claim.run_id, (await world.run(claim.run_id))["status"]) == (run.run_id, "queued")
+    await world.db.pool.execute("DELETE FROM runs WHERE id = $1", run.run_id)
+
+
 async def test_cancelling_and_deleting_cost_what_goes(large: Large) -> None:
     world = large.world
     run = await world.queue(session(300))

@@ -131,7 +131,7 @@ async def test_a_run_that_a_sick_host_cannot_start_goes_to_another(lone_world: W
     finally:
         away.rename(scratch.root)
     assert (await world.run(run.run_id))["status"] == "queued"
-    assert [kind for _, kind, _ in await world.events(run.session_id)] == ["queued"]
+    assert await world.events(run.session_id) == []
     assert (await world.claim(other)).run_id == run.run_id
     assert host.failed == 1
     assert execution.fenced
@@ -184,4 +184,4 @@ async def test_a_claim_whose_answer_was_lost_is_queued_again(lone_world: World) 
     assert lost.run_id == run.run_id
     state = await world.run(run.run_id)
     assert state["status"] == "queued"
-    assert [kind for _, kind, _ in await world.events(run.session_id)] == ["queued"]
+    assert await world.events(run.session_id) == []

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from apps.api.core.codec import decode
 from apps.api.core.fleet import claims, instances, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
@@ -39,7 +40,7 @@ async def test_a_run_that_no_agent_was_given_outlives_its_owner(world: World) ->
     later = await world.queue(first.session_id)
     await world.expire(lease)
     [orphan] = await world.reap()
-    assert [(frame.type, frame.run_id) for frame in orphan.frames] == [("queued", str(first.run_id))]
+    assert orphan.frames == []
     state = await world.run(first.run_id)
     assert (state["status"], state["started_at"], state["first_seq"]) == ("queued", None, None)
     other = await world.instance()
@@ -97,9 +98,27 @@ async def test_a_run_comes_back_twice_and_then_fails_for_the_reason_of_the_last(
         await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation)
         claim = await world.claim(lease)
     await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation)
-    assert await told(world, claim.session_id) == ["queued", "queued", "error", "done"]
+    assert await told(world, claim.session_id) == ["error", "done"]
     state = await world.run(claim.run_id)
     assert (state["status"], state["error"]["code"], state["total_cost_usd"]) == ("failed", "storage_failed", 0.0)
+
+
+async def test_a_run_that_came_back_and_waits_is_told_its_place_again(world: World) -> None:
+    lease = await world.instance()
+    run = await world.queue()
+    await world.db.pool.execute("UPDATE runs SET created_at = now() - interval '1 second'")
+
+    async def tell() -> list[int]:
+        waiting = await claims.waiting(world.db, lease.instance_id)
+        frames = [frame for told in waiting for frame in await claims.announce_unowned(world.db, told)]
+        return [decode(frame.data)["position"] for frame in frames]
+
+    assert (await tell(), await tell()) == ([1], [])
+    claim = await world.claim(lease)
+    assert await tell() == []
+    await ownership.disown(world.db, lease.instance_id, claim.session_id, claim.generation)
+    assert (await tell(), await tell()) == ([1], [])
+    assert await told(world, run.session_id) == ["queued", "queued"]
 
 
 async def test_it_goes_to_another_instance_if_one_is_there(world: World) -> None:

@@ -221,14 +221,14 @@ async def abandon(
     fail with `error`.
     """
     # Before the sessions are free: then the first that waits is found, which may be one of these.
-    places = await requeue(connection, session_ids) if again else {}
+    if again:
+        await requeue(connection, session_ids)
     sessions = await connection.fetch(_FENCE, session_ids)
     runs = {row["session_id"]: row for row in await connection.fetch(_ACTIVE, session_ids)}
     told: defaultdict[UUID, list[Event]] = defaultdict(list)
     for session_id, event in (
         *await requests.abandon(connection, session_ids, str(error["code"])),
         *await agent_tasks.unfinished(connection, session_ids, str(error["code"])),
-        *places.items(),
     ):
         told[session_id].append(event)
     await _reject_commands(connection, session_ids, "owner_lost")

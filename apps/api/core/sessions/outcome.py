@@ -56,27 +56,25 @@ WHERE id = $1 AND status IN ('running','requires_action')
 MAX_REQUEUED = 2
 """How often a run comes back to the queue, so that one that no instance can start does not go around for ever."""
 
-# What a client has cancelled meanwhile does not begin again. Its place is that of the queue before it.
+# What a client has cancelled meanwhile does not begin again. To find the place here would be to count the queue: it
+# counts as not told, so that it is told like any other, if the run waits: see `claims.waiting`.
 _REQUEUE = """
 UPDATE runs r SET status = 'queued', started_at = NULL, first_seq = NULL, unsent = false,
-  requeued = requeued + 1, requeued_by = s.owner_id, requeued_at = now(),
-  announced_position = 1 + (SELECT count(*) FROM runs q WHERE q.status = 'queued' AND q.position < r.position)
+  requeued = requeued + 1, requeued_by = s.owner_id, requeued_at = now(), announced_position = NULL
 FROM sessions s
 WHERE s.id = r.session_id AND s.deleted_at IS NULL AND r.session_id = ANY($1::uuid[]) AND r.status = 'running'
   AND r.unsent AND r.requeued < $2
   AND NOT EXISTS (SELECT 1 FROM commands WHERE run_id = r.id AND type = 'cancel' AND status = 'pending')
-RETURNING r.id, r.session_id, r.announced_position
 """
 
 
-async def requeue(connection: asyncpg.Connection, session_ids: Sequence[UUID]) -> dict[UUID, Event]:
+async def requeue(connection: asyncpg.Connection, session_ids: Sequence[UUID]) -> None:
     """The one way back to the queue: for the active runs of these sessions that no agent was given.
 
     Nothing has happened for them, so that another instance may begin anew. The caller has locked the sessions' rows,
-    and frees them next. Returns what their sessions are to be told: the places in the queue.
+    and frees them next.
     """
-    rows = await connection.fetch(_REQUEUE, session_ids, MAX_REQUEUED)
-    return {row["session_id"]: Event("queued", {"position": row["announced_position"]}, row["id"]) for row in rows}
+    await connection.execute(_REQUEUE, session_ids, MAX_REQUEUED)
 
 
 _ADD_TOTALS = """
