@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -69,6 +70,12 @@ async def test_the_next_prompt_works_and_readers_have_what_is_stored(fleet: Flee
     path = f"/sessions/{session_id}/events?until=idle"
     async with fleet[1].stream(path, headers={"Last-Event-ID": last}) as events:
         again = [event async for event in events]
+    pages: list[dict[str, Any]] = []
+    after: str | None = last
+    while after is not None:
+        page = await fleet[1].get(path, params={"after": after}, headers={"Accept": "application/json"})
+        pages, after = pages + page.json()["data"], page.json()["next_cursor"]
+    assert [(event["id"], event["event"]) for event in pages] == durable(again)
     assert (again[0].event, again[0].data["seq"]) == ("resync", kept)
     assert durable(again[1:]) == [entry for entry in listed if int(entry[0]) > kept]
     assert own[0].data["seq"] == kept + 1

@@ -11,7 +11,8 @@ from apps.api.auth import Principal
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
 from apps.api.core.events import log
-from apps.api.core.events.frames import Position
+from apps.api.core.events.frames import Position, resync
+from apps.api.core.events.log import Stored
 from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import schemas as wire
@@ -70,16 +71,25 @@ async def _events(
     until_idle: bool,
     limit: int,
 ) -> Response:
+    followed = Followed(caller.tenant_id, session_id)
     if "application/json" in request.headers.get("accept", "") and "event-stream" not in request.headers["accept"]:
-        run_id = run[0] if run else None
-        stored = await log.read(core.db, caller.tenant_id, session_id, start.seq, run_id=run_id, limit=limit)
+        stored = await _page(core, followed, start, newest, run[0] if run else None, limit)
         data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in stored.frames]
         return Json({"data": data, "next_cursor": data[-1]["id"] if stored.more else None})
-    followed = Followed(caller.tenant_id, session_id)
     if await nothing_left(core, followed, start, newest, until_idle=until_idle, run=run):
         return Response(status_code=204, headers={"X-Session-ID": str(session_id)})
     with stream_of(request, caller, "read") as held:
         return session_stream(core, held, followed, start, newest, until_idle=until_idle, run=run)
+
+
+async def _page(
+    core: Core, followed: Followed, after: Position, newest: int, run_id: UUID | None, limit: int
+) -> Stored:
+    """Stored events after `after`; or `resync` alone, where a stream would begin with it."""
+    start = await core.followers.start(followed, after, newest)
+    if start != after:
+        return Stored([resync(followed.session_id, start.seq)], more=True)
+    return await log.read(core.db, followed.tenant_id, followed.session_id, after.seq, run_id=run_id, limit=limit)
 
 
 @router.get(
