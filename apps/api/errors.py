@@ -10,7 +10,7 @@ ApiError
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy
-├── TooLarge                413 body_too_large, workspace_too_large
+├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running

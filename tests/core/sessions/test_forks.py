@@ -134,6 +134,23 @@ async def test_nothing_is_left_of_a_fork_whose_files_could_not_be_copied(
     assert await world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
 
 
+@pytest.mark.parametrize(("table", "column"), [("events", "data"), ("transcript_entries", "entry")])
+async def test_a_conversation_of_more_than_can_be_copied_in_time_is_refused(
+    lone_world: World, table: str, column: str
+) -> None:
+    parent = await talked(lone_world)
+    number = "seq" if table == "events" else "id"
+    await lone_world.db.pool.execute(
+        f"UPDATE {table} SET {column} = repeat('x', $1) WHERE {number} = (SELECT max({number}) FROM {table})",
+        forks.MAX_CONVERSATION,
+    )
+    with pytest.raises(TooLarge) as refused:
+        await fork(lone_world, parent)
+    assert refused.value.code == "conversation_too_large"
+    assert await lone_world.one("SELECT count(*) FROM sessions") == 1
+    assert await fork(lone_world, parent, at_seq=2)
+
+
 async def test_what_an_instance_left_of_a_fork_is_removed_when_it_is_old(lone_world: World) -> None:
     drafts = lone_world.settings.workspaces_root / ".forks"
     for name, age in (("old", workspaces.FORGOTTEN_AGE + 60), ("young", 0)):
