@@ -159,12 +159,22 @@ async def test_readers_are_compared_with_the_database_whatever_requests_hold_and
         assert mailbox.behind
 
 
+async def test_neither_requests_nor_the_runner_keep_a_message_to_a_webhook_waiting(db: Database) -> None:
+    webhooks = db.for_webhooks()
+    async with taken(db.transaction, db_module.REQUESTS), taken(db.for_runner().transaction, db_module.WRITERS):
+        assert await webhooks.pool.fetchval("SELECT 1") == 1
+    async with taken(webhooks.transaction, db_module.WEBHOOKS), waiting(webhooks.transaction, 100) as served:
+        assert await db.pool.fetchval("SELECT 1") == await db.for_runner().pool.fetchval("SELECT 1") == 1
+        assert served == set()
+
+
 async def test_an_instance_opens_no_more_connections_than_it_says(db: Database) -> None:
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     runner = db.for_runner()
     async with (
         taken(db.transaction, db_module.REQUESTS - 1),
         taken(runner.transaction, db_module.WRITERS),
+        taken(db.for_webhooks().transaction, db_module.WEBHOOKS),
         taken(db.connect, db_module.COMPOSED),
     ):
         assert await db.pool.fetchval(count) + 1 + 1 == 30  # with this one, and the heartbeat's

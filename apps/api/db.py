@@ -3,8 +3,8 @@
 All are owned by the lifespan. docs/adr/0003-two-ways-into-postgresql.md says why there are two ways: an append
 through asyncpg costs a quarter of the CPU that the same statement costs through SQLAlchemy.
 
-Connections have lanes. The renewal of the lease has one of its own (runner/heartbeat.py), what the runner writes a pool
-that no request can take from, and requests have the rest, with a line before it that has an end.
+Connections have lanes: one that renews the lease (runner/heartbeat.py), a pool for the runner, one for deliveries to
+webhooks, and the rest for requests, which wait for them in a line that has an end.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ CONNECT_TIMEOUT = 5.0
 STATEMENT_TIMEOUT = 15.0
 """Seconds for one statement. Nothing here is meant to take longer than some milliseconds."""
 
-REQUESTS, COMPOSED, WRITERS = 14, 6, 9
-"""Connections of one instance: for the fixed statements of requests, for their composed queries, and for the runner.
-With the one that renews the lease an instance has at most 30, see docs/deployment.md."""
+REQUESTS, COMPOSED, WRITERS, WEBHOOKS = 12, 6, 9, 2
+"""Connections of one instance: for fixed statements of requests, for their composed queries, for the runner, and for
+deliveries to webhooks, which hold none during an attempt. With that of the lease 30, see docs/deployment.md."""
 
 _BUSY = "All connections of this instance to the database are in use, and too many requests wait for one."
 
@@ -279,6 +279,7 @@ class Database:
     line: Line
     turns: Turns
     _writers: asyncpg.Pool
+    _webhooks: asyncpg.Pool
 
     @classmethod
     @asynccontextmanager
@@ -292,11 +293,16 @@ class Database:
             line = Line(REQUESTS, CONNECT_TIMEOUT, _BUSY)
             pool = await stack.enter_async_context(_open_pool(settings, engine, line, REQUESTS, at_first=1))
             writers = await stack.enter_async_context(_open_pool(settings, engine, None, WRITERS, at_first=0))
-            yield cls(engine, pool, Line(COMPOSED, CONNECT_TIMEOUT, _BUSY), Turns(), writers)
+            webhooks = await stack.enter_async_context(_open_pool(settings, engine, None, WEBHOOKS, at_first=0))
+            yield cls(engine, pool, Line(COMPOSED, CONNECT_TIMEOUT, _BUSY), Turns(), writers, webhooks)
 
     def for_runner(self) -> Database:
         """The same, by the connections that no request can take: for claims, events, commands, and ends of runs."""
         return replace(self, pool=self._writers)
+
+    def for_webhooks(self) -> Database:
+        """The same, by the connections that only deliveries take: for claims of them, and notes of how they ended."""
+        return replace(self, pool=self._webhooks)
 
     async def check_schema(self) -> None:
         """Raises SchemaMissing unless the migrations up to SCHEMA_REVISION have run."""

@@ -155,7 +155,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         outbound = Outbound(settings.outbound_allow)
         stack.push_async_callback(outbound.close)
         core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
-        deliveries = Deliveries(db, settings, outbound, instance_id=core.instance_id)
+        deliveries = Deliveries(db.for_webhooks(), settings, outbound, instance_id=core.instance_id)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         stack.callback(core.blocking.close)
         runner = replace(core, db=db.for_runner())

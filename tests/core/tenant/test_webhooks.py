@@ -25,7 +25,7 @@ from apps.api.core.tenant.deliveries import AT_ONCE_PER_TENANT, AT_ONCE_PER_WEBH
 from apps.api.core.tenant.webhooks import MAX_WEBHOOKS, Changes
 from apps.api.errors import Conflict, NotFound, ValidationError
 from tests.receiver import Received, Receiver, Reply, receiving
-from tests.world import World, until
+from tests.world import World, administrator, terminate_backends, until, waiting_for_locks
 
 OUTBOUND = Outbound(["127.0.0.0/8"])
 
@@ -302,6 +302,28 @@ async def test_what_a_killed_sender_had_claimed_is_sent_by_another_under_the_sam
     assert len(receiver.received) == 2
     assert len({request.id for request in receiver.received}) == 1
     assert [entry["status"] for entry in await logged(lone_world, webhook)] == ["delivered"]
+
+
+async def test_a_message_whose_end_is_noted_over_a_connection_that_broke_is_not_sent_again(
+    lone_world: World, receiver: Receiver
+) -> None:
+    webhook = await pinged(lone_world, receiver.url())
+    locked = asyncio.Event()
+    async with administrator(lone_world.settings) as admin:
+
+        async def lock(_request: Received) -> Reply:
+            await admin.execute("BEGIN; LOCK TABLE webhook_deliveries")
+            locked.set()
+            return Reply()
+
+        receiver.answer = lock
+        sending = asyncio.create_task(sender(lone_world).send_due())
+        await locked.wait()
+        await until(lambda: waiting_for_locks(admin, 1))
+        assert await terminate_backends(admin) > 0
+        await admin.execute("COMMIT")
+        await sending
+    assert [(entry["status"], entry["attempts"]) for entry in await logged(lone_world, webhook)] == [("delivered", 1)]
 
 
 async def test_senders_share_the_work_without_sending_anything_twice(lone_world: World, receiver: Receiver) -> None:

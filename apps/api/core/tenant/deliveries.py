@@ -29,7 +29,7 @@ from apps.api.core.codec import decode, encode, timestamp
 from apps.api.core.network.outbound import Failed, Outbound, Refused
 from apps.api.core.pages import Page
 from apps.api.core.tenant import signing, vault, webhooks
-from apps.api.db import CONNECTION_ERRORS, Database
+from apps.api.db import CONNECTION_ERRORS, Database, retrying
 from apps.api.errors import Conflict, NotFound, Unavailable
 from apps.api.settings import Settings
 
@@ -210,6 +210,7 @@ class Deliveries:
 
     async def _send(self, claimed: Claimed) -> None:
         status: int | None = None
+        leased_until = time.monotonic() + LEASE
         try:
             status = await self._post(claimed)
             failure = None if 200 <= status < 300 else f"it answered {status}"
@@ -220,14 +221,18 @@ class Deliveries:
         except Exception as error:  # of this one message: a secret that no key opens, for example
             log.error("webhook.attempt_broke", delivery_id=str(claimed.id), error=error, exc_info=error)
             failure = f"it could not be sent: {type(error).__name__}"
-        try:
+
+        async def note() -> None:
             async with self._db.transaction() as connection:
                 if failure is None:
                     await _note_success(connection, claimed, status)
                 else:
                     await self._note_failure(connection, claimed, status, failure)
-        except CONNECTION_ERRORS as error:
-            # The lease brings it back. At worst it is sent twice, under the same id.
+
+        try:
+            await retrying(note, until=lambda: time.monotonic() > leased_until)
+        except Unavailable as error:
+            # The end of the lease brings it back. At worst it is sent twice, under the same id.
             log.warning("webhook.outcome_not_noted", delivery_id=str(claimed.id), error=type(error).__name__)
             return
         self.sent, self.failed = self.sent + (failure is None), self.failed + (failure is not None)
