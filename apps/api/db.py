@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -247,12 +246,7 @@ class _Acquired(PoolAcquireContext):  # type: ignore[misc] # asyncpg has no type
             raise
         return self.connection
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:
         try:
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 await self.pool.renew()

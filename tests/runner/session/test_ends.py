@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextlib import closing
 from uuid import uuid4
 
 import asyncpg
@@ -12,7 +13,9 @@ from claude_agent_sdk import AssistantMessage, TextBlock
 
 from apps.api.core.events.log import Event
 from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
+from apps.api.runner.agent.scratch import Scratch
 from tests.core.conftest import neighbourhood, world
+from tests.runner.session.test_clock import ended, executing
 from tests.runner.session.test_conversation import MODEL, Talk, begins, ends
 from tests.world import World, administrator, until, waiting_for_locks
 
@@ -84,6 +87,30 @@ async def test_the_database_ends_a_run_once_and_stores_nothing_of_a_second_end(w
     assert await world.events(claim.session_id) == stored
     assert await world.one("SELECT num_turns FROM sessions WHERE id = $1", claim.session_id) == 1
     await writer.append(Event("status", {"status": "goes on"}))
+
+
+async def test_a_reset_is_told_and_has_ended_at_once(world: World) -> None:
+    """Its owner may die at any moment: else the next one, which begins it anew, would tell it again."""
+    lease = await world.instance()
+    await world.queue(prompt={"mode": "hard"}, kind="reset")
+    claim = await world.claim(lease)
+
+    async def told() -> tuple[bool, list[tuple[str, str]]]:
+        """Whether the conversation is another one, and the session's events."""
+        conversation = await world.one("SELECT sdk_session_id FROM sessions WHERE id = $1", claim.session_id)
+        events = await world.events(claim.session_id)
+        return conversation != claim.sdk_session_id, [(type_, data["status"]) for _, type_, data in events]
+
+    with closing(Scratch()) as scratch:
+        async with administrator(world.settings) as admin:
+            await admin.execute("BEGIN; SELECT FROM runs FOR NO KEY UPDATE")  # events may still be stored
+            async with executing(world, lease, scratch, claim):
+                await until(lambda: waiting_for_locks(admin, 1))
+                before = await told()
+                await admin.execute("COMMIT")
+                assert await ended(world, claim) == "succeeded"
+    assert before == (False, [])
+    assert await told() == (True, [("status", "reset"), ("done", "succeeded")])
 
 
 async def test_what_is_said_of_a_run_after_its_end_is_the_sessions(world: World) -> None:

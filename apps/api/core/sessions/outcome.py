@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from apps.api.core.codec import clean_text
-from apps.api.core.events.log import Event, Writer
+from apps.api.core.events.log import Also, Event, Writer
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
@@ -91,8 +91,8 @@ class NotRunning(Exception):
     """The run has ended before, or has not begun."""
 
 
-async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event) -> None:
-    """Append the last events of a run; with them end it, record its usage and add up the session's totals.
+async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event, also: Also | None = None) -> None:
+    """Append the last events of a run; with them end it, record its usage, add up the session's totals, and `also`.
 
     Raises:
         NotRunning: nothing was stored. A run ends once, and its row decides how.
@@ -109,5 +109,7 @@ async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event)
             _ADD_TOTALS, writer.session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
         )
         await usage.record(connection, run_id, outcome.usage)
+        if also is not None:
+            await also(connection, last_seq)
 
     await writer.append(*events, also=end_run)

@@ -10,7 +10,7 @@ import structlog
 from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
 
 from apps.api.core.context import Core
-from apps.api.core.events.log import Event, Writer
+from apps.api.core.events.log import Also, Event, Writer
 from apps.api.core.fleet import claims
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
@@ -62,22 +62,25 @@ class Conversation:
             cost = cost or 0.0  # the model was never asked
         await self.finish(turn, Outcome(status, error=failure, cost_usd=cost, usage=used(models)), events)
 
-    async def finish(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
-        """End a run with its last events. A run ends once: who comes second waits for the first end."""
+    async def finish(self, turn: Turn, outcome: Outcome, events: list[Event], *, also: Also | None = None) -> None:
+        """End a run with its last events, and `also` in one transaction.
+
+        A run ends once: who comes second waits for the first end.
+        """
         if turn.ended.is_set():
             return
         if turn.ending is None:
-            turn.ending = asyncio.create_task(self._end(turn, outcome, events), name=f"end-{turn.run_id}")
+            turn.ending = asyncio.create_task(self._end(turn, outcome, events, also), name=f"end-{turn.run_id}")
             turn.ending.add_done_callback(_ask)
         # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
         await asyncio.shield(turn.ending)
 
-    async def _end(self, turn: Turn, outcome: Outcome, events: list[Event]) -> None:
+    async def _end(self, turn: Turn, outcome: Outcome, events: list[Event], also: Also | None) -> None:
         last = [Event(e.type, e.fields, turn.run_id) for e in events]
         last.append(Event("done", {"status": outcome.status}, turn.run_id))
         try:
             await self._approvals.close_all("run_ended", turn.run_id)
-            await finish(self._writer, turn.run_id, outcome, *last)
+            await finish(self._writer, turn.run_id, outcome, *last, also=also)
         except NotRunning as error:
             log.warning("execution.ended_before", session_id=str(self._writer.session_id), error=error)
             self._turns.end(turn)

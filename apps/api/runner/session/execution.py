@@ -312,11 +312,10 @@ class Execution:
         async def store(connection: asyncpg.Connection, _seq: int) -> None:
             await sessions.begin_anew(connection, self.session_id, fresh)
 
-        event = Event("status", {"status": "reset", **claim.prompt}, turn.run_id)
-        await self.writer.append(event, also=store if hard else None)
-        if hard:
+        told = [Event("status", {"status": "reset", **claim.prompt})]
+        await self._talk.finish(turn, Outcome("succeeded", cost_usd=0.0), told, also=store if hard else None)
+        if hard and turn.status == "succeeded":
             self._store.follow(fresh)
-        await self._talk.finish(turn, Outcome("succeeded", cost_usd=0.0), [])
 
     async def _rewind(self, turn: Turn, claim: Claim) -> None:
         """Bring files back to what they were before a message, or only say what that would change."""
