@@ -40,7 +40,8 @@ class Blocking:
         self.copies = Threads("copies", 4)
         """What forks copy, and what failed copies leave: twice what one tenant may have at a time."""
         self.removal = Threads("removal", 1)
-        """What nobody waits for: one after the other, however many sessions are deleted at a time."""
+        """What nobody waits for: one after the other, however many sessions are deleted at a time. Not at a
+        lower priority: a thread that waits for a processor while it holds the interpreter stops the event loop."""
 
     def close(self) -> None:
         """Forget what has not begun."""
