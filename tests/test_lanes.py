@@ -70,7 +70,7 @@ async def test_a_line_sends_away_at_once_who_would_be_one_too_many() -> None:
     line = Line(2, PATIENCE, "full", most=3)
     async with taken(lambda: line, 2), waiting(lambda: line, 3) as served:
         with pytest.raises(Busy, match="full") as refused:
-            async with line:
+            async with asyncio.timeout(0), line:
                 raise AssertionError("had a turn")
         assert served == set()
         assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
@@ -133,7 +133,7 @@ async def test_requests_beyond_the_line_are_refused_while_the_others_wait(
     """And none of them makes what the runner writes wait."""
     async with taken(lambda: take(db), places), waiting(lambda: take(db), 500) as served:
         with pytest.raises(Busy):
-            async with take(db):
+            async with asyncio.timeout(0), take(db):  # at once: whoever waits for anything is cut off
                 raise AssertionError("had a connection")
         assert served == set()
         assert await db.for_runner().pool.fetchval("SELECT 1") == 1

@@ -26,6 +26,7 @@ from tests.world import PATIENCE, World, lone_world, relaying, until
 __all__ = ["lone_world"]
 
 MODEL = "some-model"
+LATER = 600.0
 
 
 class Silent:
@@ -142,6 +143,29 @@ async def test_more_calls_at_once_than_connections_are_no_outage(lone_world: Wor
         assert cut.proxy.accepted <= CONNECTIONS + LIMITS_CONNECTIONS
 
 
+async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:
+    world, client, keys_ = lone_world, lone_world.redis.client, lone_world.redis.keys
+    _, claim, writer = await world.owned()
+    await writer.append(Event("message", {}, claim.run_id))
+    of = (claim.tenant_id, claim.session_id)
+    limits = PromptLimits(world.settings, world.redis.outage)
+    secret, key_id = await secret_of(world), uuid4()
+    async with relaying(world.db, world.redis) as relay:
+        await limits.hit(key_id, 5)
+        [counted] = await client.keys(f"{world.settings.redis_key_prefix}limits*")
+        for name in (counted, keys_.session(*of), keys_.api_key(auth.hash_of(secret)), keys_.stream(*of)):
+            await client.delete(name)
+            await client.hset(name, "a", "b")
+        await limits.hit(key_id, 5)
+        assert (await sessions.get(world.db, world.redis, *of, MODEL))["last_seq"] == 1
+        assert (await auth.authenticate(world.db, world.redis, secret)).scopes == ("read",)
+        async with aclosing(relay.followers.follow(Followed(*of), Position(0))) as batches:
+            assert [frame.seq for frame in await anext(batches)] == [1]
+        await relay.followers.look_back(*of, 1)
+    assert not world.redis.outage.lasts
+    await limits.close()
+
+
 # --- what Redis should forget --------------------------------------------------------------------------------------
 
 
@@ -154,6 +178,7 @@ async def test_a_write_does_not_wait_for_a_redis_that_hangs_and_is_seen_once_tha
         cut.proxy.requests.clear()
         await sessions.patch(world.db, cut.redis, *of, Labels("New"))
         assert cut.redis.tombstones
+        assert not cut.redis.outage.lasts  # not even for as long as a call may take
         assert (await sessions.get(world.db, cut.redis, *of, MODEL))["title"] == "New"  # its own writes are read
         assert (await sessions.get(world.db, elsewhere, *of, MODEL))["title"] == "Old"
         cut.proxy.requests.set()
@@ -190,7 +215,7 @@ async def test_a_key_that_is_revoked_without_redis_is_refused_by_others_after_th
         assert await keys.revoke_key(world.db, cut.redis, principal.key_id)
         assert await auth.authenticate(world.db, elsewhere, secret)  # it is in the cache
         told = (await instances.renew(world.db.pool, lease)).invalid
-        await invalidations.obey(elsewhere, told)
+        invalidations.obey(elsewhere, told)
         with pytest.raises(Unauthorized):
             await auth.authenticate(world.db, elsewhere, secret)
         with pytest.raises(Unauthorized):
@@ -208,13 +233,38 @@ async def test_only_what_redis_was_not_told_is_told_by_the_database_and_once(lon
         await cut.redis.forget("unknown", 1_000)
         await invalidations.tell(world.db, cut.redis, older_than=60)
         assert (await instances.renew(world.db.pool, lease)).invalid == []
+        exchange, tombstone = invalidations.Exchange(world.db, cut.redis), cut.redis.tombstones.all()["unknown"]
+        tombstone.since += LATER
+        await exchange.exchange([])  # it is not long enough ago
+        assert (await instances.renew(world.db.pool, lease)).invalid == []
+        tombstone.since -= LATER + invalidations.UNSAID_AFTER
         for _ in range(2):
-            await invalidations.tell(world.db, cut.redis)
+            await exchange.exchange([])
         [told] = (await instances.renew(world.db.pool, lease)).invalid
         assert (told.name, told.ttl_ms) == ("unknown", 1_000)
-        await invalidations.obey(cut.redis, [told])  # by who cannot write it either: it is not told again
+        invalidations.obey(cut.redis, [told])  # by who cannot write it either: it is not told again
         await invalidations.tell(world.db, cut.redis)
         assert (await instances.renew(world.db.pool, lease)).invalid == [told]
+
+
+async def test_what_others_could_not_forget_is_bounded_and_costs_neither_a_renewal_nor_a_wait(
+    lone_world: World,
+) -> None:
+    world, lease = lone_world, await lone_world.instance()
+    await world.db.pool.execute(
+        "INSERT INTO invalidations (name, ttl_ms, created_at)"
+        " SELECT n::text, 1000, now() - make_interval(secs => n * 0.001) FROM generate_series(0, $1::int) AS n",
+        MAX_TOMBSTONES,
+    )
+    told = (await instances.renew(world.db.pool, lease)).invalid
+    assert {entry.name for entry in told} == {str(n) for n in range(MAX_TOMBSTONES)}  # the newest
+    async with behind_a_proxy(world) as cut:
+        await cut.redis.client.ping()
+        asked = cut.proxy.asked
+        cut.proxy.answers.clear()
+        async with asyncio.timeout(PATIENCE):
+            await invalidations.Exchange(world.db, cut.redis).exchange(told)
+        assert (cut.proxy.asked, len(cut.redis.tombstones)) == (asked, MAX_TOMBSTONES)
 
 
 def test_what_waits_to_be_forgotten_is_bounded_and_named_once() -> None:

@@ -56,10 +56,11 @@ async def tell(db: Database, redis: Redis, *, older_than: float = 0.0) -> None:
         tombstone.told = True
 
 
-async def obey(redis: Redis, told: Sequence[Invalid]) -> None:
-    """Write the tombstones that others could not."""
+def obey(redis: Redis, told: Sequence[Invalid]) -> None:
+    """Have the tombstones written that others could not. They may be thousands: the publisher sends them all at once,
+    and nobody waits for it."""
     for entry in told:
-        await redis.forget(entry.name, entry.ttl_ms, told=True)
+        redis.tombstones.add(entry.name, entry.ttl_ms, told=True)
 
 
 class Exchange:
@@ -74,4 +75,4 @@ class Exchange:
         await tell(self._db, self._redis, older_than=UNSAID_AFTER)
         new = [entry for entry in told if entry.id not in self._obeyed]
         self._obeyed = {entry.id for entry in told}
-        await obey(self._redis, new)
+        obey(self._redis, new)

@@ -19,7 +19,7 @@ import redis.asyncio
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from apps.api.settings import Settings
 
@@ -133,8 +133,10 @@ class Outage:
             return
 
     def begin(self, error: BaseException) -> None:
-        """Leave Redis alone from now on."""
-        if not self.lasts:
+        """Leave Redis alone from now on; but not for an entry of another type than ours: the server is well then."""
+        if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+            log.warning("redis.entry_not_read", error=error)
+        elif not self.lasts:
             self._begun.set()
             log.warning("redis.unavailable", error=type(error).__name__, pause_seconds=PAUSE_AFTER_FAILURE)
             self._probing = asyncio.create_task(self._end_when_over(), name="redis-probe")
@@ -227,7 +229,7 @@ class Redis:
                 await pipeline.execute()
             self.tombstones.written(left)
 
-    async def forget(self, name: str, ttl_ms: int, *, told: bool = False) -> None:
+    async def forget(self, name: str, ttl_ms: int) -> None:
         """Drop a cached entry, and let nobody write it again for that long: a reader may have looked before the change.
 
         Waits for FORGET_TIMEOUT at most; what was not done by then is among the `tombstones`.
@@ -240,7 +242,7 @@ class Redis:
             except REDIS_ERRORS as error:
                 if not isinstance(error, TimeoutError):  # so short a wait says little
                     self.outage.begin(error)
-        self.tombstones.add(name, ttl_ms, told=told)
+        self.tombstones.add(name, ttl_ms)
 
     async def attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """What `call` answers, or None without Redis: for what PostgreSQL can answer as well."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from apps.api.core.codec import MAX_VALUES
+from apps.api.shares import Share
 from apps.api.web.errors import install
-from apps.api.web.middleware import SMALL, BoundedBody
+from apps.api.web.middleware import BODY_LIMIT, SMALL, BoundedBody
 from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet
 from tests.web.test_doors import head, wire
@@ -60,6 +62,29 @@ async def test_bodies_in_flight_have_a_share_of_bytes(fleet: Fleet, new_key: New
             answer = await fleet[0].post("/sessions", {"system_prompt": "x" * 90_000}, headers={"X-API-Key": key})
             if answer.status_code == 201:
                 break
+
+
+async def test_a_body_counts_no_more_once_it_is_answered() -> None:
+    """An answer may be a stream that stands for hours."""
+    share = Share("bytes", "too_many_bytes", {"instance": 1000})
+    counted: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"0123456789", "more_body": False}
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        counted.append(share.total)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        counted.append(share.total)
+
+    async def send(_message: Message) -> None: ...
+
+    instance = SimpleNamespace(shares={"bodies": share, "open": share})
+    state = SimpleNamespace(state=SimpleNamespace(instance=instance))
+    scope = {"type": "http", "headers": [], "state": {}, "app": state, BODY_LIMIT: 1000}
+    await BoundedBody(app, limit=1000)(scope, receive, send)
+    assert counted == [10, 0]
 
 
 async def test_many_values_are_refused_by_their_number(fleet: Fleet) -> None:

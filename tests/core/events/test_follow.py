@@ -682,6 +682,8 @@ async def test_an_owner_that_is_cut_off_from_redis_is_followed_by_one_check(worl
     )
     relay.followers._was_connected = True
     await relay.followers.check(Loop("check"))
+    [topic] = relay.followers._topics.values()
+    assert [mailbox.behind for mailbox in topic.mailboxes] == [True]  # it has not waited for a second one
     assert durable(await reader) == [1, 2, 3]
     assert follow.CHECK_INTERVAL + follow.ARRIVAL <= 2
 

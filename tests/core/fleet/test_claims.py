@@ -492,6 +492,31 @@ async def test_one_session_that_cannot_be_taken_over_does_not_hold_up_its_batch(
     taken = {orphan.session_id for orphan in await ownership.reap(world.core(), loop)}
     assert taken == set(owned) - {broken}
     assert (loop.failures_of(broken), loop.sick) == (1, 1)
+    for times in range(2, ownership.FREE_AFTER + 1):
+        loop._failed[broken] = times - 1, 0.0  # it has been left alone for long enough
+        await ownership.reap(world.core(), loop)
+        assert (await session_row(world, broken))["owner_id"] == dead.instance_id
+        assert loop.failures_of(broken) == times
+    loop._failed[broken] = ownership.FREE_AFTER, 0.0
+    await ownership.reap(world.core(), loop)
+    assert (await session_row(world, broken))["owner_id"] is None
+    assert await world.one("SELECT error ->> 'code' FROM runs WHERE session_id = $1", broken) == "storage_failed"
+
+
+async def test_a_session_of_which_somebody_else_holds_a_run_does_not_hold_up_its_batch(world: World) -> None:
+    dead = await world.instance()
+    owned = await fill(world, dead, 9)
+    held = await world.db.pool.fetchrow("SELECT id, session_id FROM runs WHERE status = 'running' LIMIT 1")
+    loop = Loop("reap")
+    async with administrator(world.settings) as other, other.transaction():
+        await other.execute("SELECT 1 FROM runs WHERE id = $1 FOR UPDATE", held["id"])
+        for times in range(1, ownership.FREE_AFTER + 2):
+            taken = {orphan.session_id for orphan in await ownership.reap(world.core(), loop)}
+            assert taken == (set(owned) - {held["session_id"]} if times == 1 else set())
+            assert loop.failures_of(held["session_id"]) == times
+            loop._failed[held["session_id"]] = times, 0.0  # it has been left alone for long enough
+    [orphan] = await ownership.reap(world.core(), loop)
+    assert (orphan.session_id, [frame.type for frame in orphan.frames][-1:]) == (held["session_id"], ["done"])
 
 
 async def test_a_reaper_neither_skips_nor_deadlocks_with_a_command_that_is_being_stored(world: World) -> None:

@@ -18,6 +18,7 @@ from apps.api.core.lease import Lease, now
 from apps.api.db import PASSING, Database
 from apps.api.errors import LeaseLost
 from apps.api.invalidations import TOLD_FOR, Invalid
+from apps.api.redis import MAX_TOMBSTONES
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,7 @@ WITH me AS (
   SELECT s.id, s.generation FROM me JOIN sessions s ON s.owner_id = me.id
 ), told AS (
   SELECT id, name, ttl_ms FROM invalidations WHERE created_at > now() - make_interval(secs => $3)
+  ORDER BY created_at DESC LIMIT $4
 )
 SELECT now() AS told_at, ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
   ARRAY(SELECT generation FROM mine ORDER BY id) AS generations,
@@ -105,7 +107,7 @@ async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> 
         LeaseLost: the lease had run out, so the sessions may have been given to others.
     """
     sent_at = now()
-    row = await connection.fetchrow(_RENEW, lease.instance_id, lease.seconds, TOLD_FOR)
+    row = await connection.fetchrow(_RENEW, lease.instance_id, lease.seconds, TOLD_FOR, MAX_TOMBSTONES)
     if row is None:
         lease.give_up()
         raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")

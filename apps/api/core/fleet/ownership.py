@@ -79,6 +79,9 @@ WHERE i.lease_expires_at < now() AND s.id <> ALL($1::uuid[]) AND ($2::uuid IS NU
 LIMIT $3 FOR NO KEY UPDATE OF s SKIP LOCKED
 """
 
+_PATIENCE = "SET LOCAL lock_timeout = '1s'"
+"""Others' locks on what belongs to one session are waited for no longer; then it is tried alone, and left for later."""
+
 _IDLE = f"""
 UPDATE sessions s SET generation = {NEXT_GENERATION}, owner_id = NULL, ports = '{{}}'
 WHERE id = ANY($1::uuid[])
@@ -137,6 +140,7 @@ async def _take_from_dead(core: Core, found: list[UUID], spared: list[UUID], onl
         found += [row["id"] for row in await connection.fetch(_ORPHANED, spared, only, BATCH)]
         if not found:
             return []
+        await connection.execute(_PATIENCE)
         # Each a statement of its own: it must see what was committed while the first one waited for the rows.
         orphans = [Orphan(row["id"], row["tenant_id"], []) for row in await connection.fetch(_IDLE, found)]
         idle = {orphan.session_id for orphan in orphans}
@@ -150,8 +154,13 @@ async def _take_from_dead(core: Core, found: list[UUID], spared: list[UUID], onl
 
 async def _take_one(core: Core, loop: Loop, session_id: UUID) -> list[Orphan]:
     with loop.one(session_id):
-        if loop.failures_of(session_id) < FREE_AFTER:
+        try:
             return await _take_from_dead(core, [], [], session_id)
+        except (*PASSING, asyncpg.LockNotAvailableError):
+            raise
+        except Exception:
+            if loop.failures_of(session_id) < FREE_AFTER:
+                raise
         log.error("ownership.freed_unwritten", session_id=str(session_id))
         await core.db.pool.execute(_FREE, session_id, _UNFINISHED)
     return []
