@@ -166,7 +166,7 @@ async def test_a_claim_costs_what_it_takes_whatever_is_queued_that_may_not_start
 async def test_who_has_nothing_that_waits_does_not_number_the_queue(large: Large) -> None:
     db, lease = large.world.db, await large.world.instance()
     assert await large.cost(claims.waiting(db, lease.instance_id)) < BOUND
-    assert await large.cost(claims.kept_waiting_among(db, [LONG])) < BOUND
+    assert await large.cost(claims.kept_waiting(db, [LONG], 1)) < BOUND
 
 
 async def test_a_prompt_costs_the_same_in_a_session_with_a_long_past(large: Large) -> None:
@@ -183,7 +183,7 @@ async def test_a_prompt_costs_the_same_in_a_session_with_a_long_past(large: Larg
         sessions.get(world.db, world.redis, world.tenant_id, LONG, "m"),
         runs.get(world.db, world.tenant_id, claim.run_id),
         outcome.finish(writer, claim.run_id, Outcome("succeeded"), done),
-        claims.kept_waiting(world.db, LONG, 1),
+        claims.kept_waiting(world.db, [LONG, session(1)], 1),
         ownership.release(world.db, LONG, claim.generation),
     )
     assert max(queued, *[await large.cost(step) for step in steps]) < BOUND

@@ -31,6 +31,9 @@ from apps.api.db import Database
 OTHERS_FIRST = 10.0
 """Seconds for which a run that came back to the queue is left to other instances, if there are any."""
 
+STARTS_WITHIN = 0.15
+"""Seconds within which a run starts, as a rule. What is queued for longer waits."""
+
 # `free` is where tenants may take turns one day: its order, and what it passes over.
 _CLAIM = f"""
 WITH mine AS (
@@ -219,15 +222,15 @@ async def begin_background(
     return bool(status == "INSERT 0 1")
 
 
-async def kept_waiting(db: Database, session_id: UUID, seconds: float) -> bool:
-    """Whether a run of the session has been queued for so long."""
-    waits: bool = await db.pool.fetchval(
-        "SELECT coalesce((SELECT created_at FROM runs WHERE session_id = $1 AND status = 'queued'"
-        " ORDER BY position LIMIT 1) <= now() - make_interval(secs => $2), false)",
-        session_id,
+async def kept_waiting(db: Database, session_ids: Sequence[UUID], seconds: float) -> set[UUID]:
+    """Which of these sessions have runs that have been queued for so long."""
+    rows = await db.pool.fetch(
+        "SELECT DISTINCT session_id FROM runs WHERE session_id = ANY($1::uuid[]) AND status = 'queued'"
+        " AND created_at <= now() - make_interval(secs => $2)",
+        session_ids,
         seconds,
     )
-    return waits
+    return {row["session_id"] for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,39 +248,31 @@ async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Wai
     """Queued runs whose place is to be told: new ones, and those that have come to the first 1, 10, 100, …
 
     Each telling is an event that is stored, so a long queue must not tell every step of every run. The place counts
-    every run that is queued before it, 1 being next: slots are shared by all. Runs younger than 0.15 s are left out,
-    since most of them start at once. Of sessions that nobody owns, the eldest living instance tells.
+    every run that is queued before it, 1 being next: slots are shared by all. Runs younger than STARTS_WITHIN are left
+    out. Of sessions that nobody owns, the eldest living instance tells.
     """
     return [Waiting(**dict(row)) for row in await db.pool.fetch(_WAITING, instance_id, limit)]
 
 
 # The whole queue is numbered only for the eldest, and for whom something of its own waits.
-_WAITING = """
+_WAITING = f"""
+WITH eldest AS (
+  SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1
+)
 SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
   SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
   FROM runs WHERE status = 'queued'
 ) q JOIN sessions s ON s.id = q.session_id
 WHERE (
-    $1 = (SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1)
+    $1 = (SELECT id FROM eldest)
     OR EXISTS (SELECT 1 FROM sessions o JOIN runs w ON w.session_id = o.id AND w.status = 'queued'
       WHERE o.owner_id = $1)
   )
   AND (q.announced_position IS NULL OR ceil(log(q.place)) < ceil(log(q.announced_position)))
-  AND q.created_at < now() - interval '0.15 seconds' AND s.deleted_at IS NULL
-  AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (
-    SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1)))
+  AND q.created_at < now() - interval '{STARTS_WITHIN} s' AND s.deleted_at IS NULL
+  AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (SELECT id FROM eldest)))
 ORDER BY q.place LIMIT $2
-"""
-
-
-async def kept_waiting_among(db: Database, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Which of these sessions have runs that are queued and did not start at once."""
-    rows = await db.pool.fetch(
-        "SELECT DISTINCT session_id FROM runs WHERE session_id = ANY($1::uuid[]) AND status = 'queued'"
-        " AND created_at < now() - interval '0.15 seconds'",
-        session_ids,
-    )
-    return {row["session_id"] for row in rows}
+"""  # noqa: S608 - ours
 
 
 async def mark_announced(connection: asyncpg.Connection | asyncpg.Pool, run: Waiting) -> bool:

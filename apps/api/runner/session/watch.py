@@ -59,5 +59,5 @@ async def _look(loop: Loop, core: Core, execution: Execution, turn: Turn) -> Non
                 await execution.agent.interrupt()
         elif turn.seconds_left() <= 0:
             await execution.stop(turn.run_id, "timeout")
-        elif await claims.kept_waiting(core.db, execution.session_id, patience):
+        elif await claims.kept_waiting(core.db, [execution.session_id], patience):
             await execution.stop(turn.run_id, "interrupted")
