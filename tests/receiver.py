@@ -79,6 +79,18 @@ class Receiver:
 
         self.answer = answer
 
+    def hangs(self, where: str = "/") -> asyncio.Event:
+        """Do not answer what comes to a path that begins so until the event that this returns is set."""
+        go_on = asyncio.Event()
+
+        async def answer(request: Received) -> Reply:
+            if request.target.startswith(where):
+                await go_on.wait()
+            return Reply()
+
+        self.answer = answer
+        return go_on
+
     def url(self, path: str = "/", scheme: str = "http") -> str:
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 

@@ -228,6 +228,13 @@ async def relaying(db: Database, redis: Redis, *, check_interval: float = 15.0) 
             await loops.stop()
 
 
+@pytest.fixture
+async def relay(world: World) -> AsyncIterator[Relay]:
+    """The live relay of an instance in this world."""
+    async with relaying(world.db, world.redis) as running:
+        yield running
+
+
 @asynccontextmanager
 async def administrator(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the database's owner that no test of ours breaks."""

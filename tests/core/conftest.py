@@ -1,3 +1,3 @@
-from tests.world import lone_world, neighbourhood, world
+from tests.world import lone_world, neighbourhood, relay, world
 
-__all__ = ["lone_world", "neighbourhood", "world"]
+__all__ = ["lone_world", "neighbourhood", "relay", "world"]

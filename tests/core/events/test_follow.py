@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,12 +32,6 @@ from apps.api.dialects.compat.code_server.translate import Lines
 from apps.api.redis import Redis, open_redis
 from tests.proxy import changed, postgres_proxy, redis_proxy
 from tests.world import PATIENCE, Relay, World, core_of, relaying, until
-
-
-@pytest.fixture
-async def relay(world: World) -> AsyncIterator[Relay]:
-    async with relaying(world.db, world.redis) as running:
-        yield running
 
 
 def followed(claim: Claim) -> Followed:

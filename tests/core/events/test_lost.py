@@ -6,7 +6,6 @@ Redis and readers still have what it has lost, under numbers that it gives out a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -21,15 +20,9 @@ from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.tasks import Loop
 from apps.api.errors import LeaseLost
-from tests.world import PATIENCE, Relay, World, relaying, until
+from tests.world import PATIENCE, Relay, World, until
 
 START = Position(0)
-
-
-@pytest.fixture
-async def relay(world: World) -> AsyncIterator[Relay]:
-    async with relaying(world.db, world.redis) as running:
-        yield running
 
 
 def followed(claim: Claim) -> Followed:

@@ -22,12 +22,6 @@ from tests.proxy import changed
 from tests.world import PATIENCE, Relay, World, administrator, core_of, relaying, until, waiting_for_locks
 
 
-@pytest.fixture
-async def relay(world: World) -> AsyncIterator[Relay]:
-    async with relaying(world.db, world.redis) as running:
-        yield running
-
-
 async def send(world: World, relay: Relay, session_id: UUID, tenant_id: UUID | None = None) -> tuple[str, UUID]:
     tenant_id = tenant_id or world.tenant_id
     sent = await commands.send(core_of(world, relay), tenant_id, session_id, "interrupt")
@@ -318,28 +312,21 @@ async def test_an_owner_that_answers_nothing_has_a_bounded_number_of_commands_wa
         assert await _count(world, [claim.session_id], commands.MAX_STORED)
 
 
-async def test_a_command_expires_and_an_answer_does_not(world: World, relay: Relay) -> None:
+@pytest.mark.parametrize(
+    ("age", "left"),
+    [(commands.PATIENCE + 1, {"control", "interrupt", "answer"}), (commands.EXPIRY + 1, {"answer"})],
+    ids=["who asked has gone", "long ago"],
+)
+async def test_questions_expire_before_commands_and_answers_do_not(world: World, age: float, left: set[str]) -> None:
     lease, claim, _ = await world.owned()
     await world.db.pool.execute(
         "INSERT INTO commands (id, session_id, type, created_at)"
         " SELECT gen_random_uuid(), $1, kind, now() - make_interval(secs => $2)"
-        " FROM unnest(ARRAY['mcp', 'control', 'interrupt', 'answer']) AS kind",
+        " FROM unnest(ARRAY['mcp', 'context', 'control', 'interrupt', 'answer']) AS kind",
         claim.session_id,
-        commands.EXPIRY + 1,
+        age,
     )
-    assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["answer"]
-
-
-async def test_a_question_expires_when_who_asked_has_gone(world: World, relay: Relay) -> None:
-    lease, claim, _ = await world.owned()
-    await world.db.pool.execute(
-        "INSERT INTO commands (id, session_id, type, created_at)"
-        " SELECT gen_random_uuid(), $1, kind, now() - make_interval(secs => $2)"
-        " FROM unnest(ARRAY['mcp', 'context', 'control']) AS kind",
-        claim.session_id,
-        commands.PATIENCE + 1,
-    )
-    assert [c.type for c in await commands.pending(world.db, lease.instance_id)] == ["control"]
+    assert {c.type for c in await commands.pending(world.db, lease.instance_id)} == left
 
 
 async def test_commands_that_were_settled_long_ago_are_forgotten(world: World) -> None:

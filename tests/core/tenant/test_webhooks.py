@@ -281,13 +281,7 @@ async def test_an_endpoint_that_fails_for_days_is_disabled_and_may_be_enabled_ag
 async def test_what_a_killed_sender_had_claimed_is_sent_by_another_under_the_same_id(
     lone_world: World, receiver: Receiver
 ) -> None:
-    never = asyncio.Event()
-
-    async def hang(_request: Received) -> Reply:
-        await never.wait()
-        return Reply()
-
-    receiver.answer = hang
+    go_on = receiver.hangs()
     webhook = await pinged(lone_world, receiver.url())
     killed = asyncio.create_task(sender(lone_world).run())
     await receiver.until(len)
@@ -298,7 +292,7 @@ async def test_what_a_killed_sender_had_claimed_is_sent_by_another_under_the_sam
     assert other.sent == 0, "the lease of the killed one still holds"
     await make_due(lone_world)
     await other.send_due()
-    never.set()
+    go_on.set()
     assert len(receiver.received) == 2
     assert len({request.id for request in receiver.received}) == 1
     assert [entry["status"] for entry in await logged(lone_world, webhook)] == ["delivered"]
@@ -335,14 +329,7 @@ async def test_senders_share_the_work_without_sending_anything_twice(lone_world:
 
 
 async def test_a_silent_endpoint_does_not_hold_up_the_others(lone_world: World, receiver: Receiver) -> None:
-    never = asyncio.Event()
-
-    async def answer(request: Received) -> Reply:
-        if request.target == "/silent":
-            await never.wait()
-        return Reply()
-
-    receiver.answer = answer
+    go_on = receiver.hangs("/silent")
     silent = await registered(lone_world, receiver.url("/silent"))
     for _ in range(50):
         await deliveries.ping(lone_world.db, lone_world.tenant_id, id_of(silent))
@@ -353,7 +340,7 @@ async def test_a_silent_endpoint_does_not_hold_up_the_others(lone_world: World, 
         await pinged(lone_world, receiver.url("/later"))
         got = await receiver.until(lambda got: "/later" in [request.target for request in got])
     finally:
-        never.set()
+        go_on.set()
         await tasks.end(running)
     assert [request.target for request in got].count("/silent") == AT_ONCE_PER_WEBHOOK
 
@@ -370,14 +357,7 @@ async def silent_ones(world: World, receiver: Receiver, endpoints: int, messages
 async def test_however_many_tenants_have_slow_endpoints_a_message_to_another_one_leaves(
     lone_world: World, receiver: Receiver
 ) -> None:
-    never = asyncio.Event()
-
-    async def answer(request: Received) -> Reply:
-        if request.target.startswith("/silent"):
-            await never.wait()
-        return Reply()
-
-    receiver.answer = answer
+    go_on = receiver.hangs("/silent")
     for _ in range(6):
         await silent_ones(lone_world, receiver, endpoints=10, messages=4)
     running = asyncio.create_task(sender(lone_world).run())
@@ -386,7 +366,7 @@ async def test_however_many_tenants_have_slow_endpoints_a_message_to_another_one
         await pinged(lone_world, receiver.url("/quick"))
         got = await receiver.until(lambda got: "/quick" in [request.target for request in got])
     finally:
-        never.set()
+        go_on.set()
         await tasks.end(running)
     of_tenants = Counter(request.target for request in got if request.target != "/quick")
     assert max(of_tenants.values()) <= AT_ONCE_PER_TENANT
@@ -394,13 +374,7 @@ async def test_however_many_tenants_have_slow_endpoints_a_message_to_another_one
 
 async def test_places_go_to_tenants_by_turns(lone_world: World, receiver: Receiver) -> None:
     """One has many messages that were due before, another has few: both are among the first."""
-    never = asyncio.Event()
-
-    async def hang(_request: Received) -> Reply:
-        await never.wait()
-        return Reply()
-
-    receiver.answer = hang
+    go_on = receiver.hangs()
     for _ in range(AT_ONCE_PER_TENANT):
         await silent_ones(lone_world, receiver, endpoints=2, messages=4)
     running = sender(lone_world)
@@ -408,7 +382,7 @@ async def test_places_go_to_tenants_by_turns(lone_world: World, receiver: Receiv
     got = await receiver.until(lambda got: len(got) == deliveries.AT_ONCE)
     shares = Counter(request.target for request in got)
     assert set(shares.values()) == {deliveries.AT_ONCE // AT_ONCE_PER_TENANT}
-    never.set()
+    go_on.set()
     await running.send_due()
 
 
@@ -435,13 +409,7 @@ async def test_an_endpoint_that_timed_out_has_one_place(lone_world: World, recei
 async def test_what_a_dead_instance_was_sending_is_due_when_its_lease_is_over(
     lone_world: World, receiver: Receiver
 ) -> None:
-    never = asyncio.Event()
-
-    async def hang(_request: Received) -> Reply:
-        await never.wait()
-        return Reply()
-
-    receiver.answer = hang
+    go_on = receiver.hangs()
     webhook = await pinged(lone_world, receiver.url())
     lease = await lone_world.instance()
     killed = asyncio.create_task(sender(lone_world, instance_id=lease.instance_id).run())
@@ -454,7 +422,7 @@ async def test_what_a_dead_instance_was_sending_is_due_when_its_lease_is_over(
             await other.send_due()
         assert other.sent == sent
         await lone_world.expire(lease)
-    never.set()
+    go_on.set()
     assert [entry["status"] for entry in await logged(lone_world, webhook)] == ["delivered"]
 
 
