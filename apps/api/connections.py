@@ -20,17 +20,18 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 HEAD_SECONDS = 10.0
-"""For the head of a request: from the connection, or from its first byte, to the empty line."""
+"""Seconds for the head of a request to be complete: from when the connection was made, or, of a later request on it,
+from the first byte."""
 
 HEAD_BYTES = 64 * 1024
 """Of a head. Proxies take 8 to 32 KB."""
 
 UNREAD_SECONDS = 35.0
-"""For a client to read, from when it has not taken what was written (64 KB, and what its system holds). Streams and
-WebSockets give up a little before (web/sse.py, WRITE_TIMEOUT), and say why."""
+"""Seconds that a client may leave unread what was written to it, once the 64 KB that are held for it are full; then the
+connection is reset. Streams and WebSockets give up a little before (web/sse.py, WRITE_TIMEOUT), and say why."""
 
 CLOSE_SECONDS = 10.0
-"""For a client to take what is left, and to say goodbye, when its connection is closed."""
+"""Seconds for a client to read the rest when its connection is being closed; then the connection is reset."""
 
 KNOWN = "claude_agent_api.known"
 """The ASGI extension by which the app says that a client has shown its key: `{"call": …}`, called with what takes bytes
@@ -39,10 +40,10 @@ of that key's share and returns what gives them back. See web/ws.py."""
 Take = Callable[[int], Callable[[], None]]
 
 COUNTED_BYTES = 64 * 1024
-"""Of a message that is coming in, from which on it counts for its sender's share, and in steps of which it does."""
+"""A message that is coming in counts for its sender's share from this size on, and in steps of it."""
 
 STRANGERS_BYTES = 4 * 1024
-"""For what a client sends over a WebSocket before it is known who it is: the message with its key."""
+"""Size of a WebSocket message before the client has shown its key; the message with the key is small."""
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 20\r\n"
@@ -84,7 +85,7 @@ class Connections:
 
 
 class _Watched(asyncio.Protocol):
-    """What one connection is waiting for."""
+    """A connection of either protocol: since when its client has not read, and since when it is being closed."""
 
     transport: asyncio.Transport
     watch: Connections
@@ -111,8 +112,8 @@ class Http(_Watched, HttpToolsProtocol):
     """uvicorn's HTTP, with a bound on how many are silent and for how long.
 
     Attributes:
-        head_since: since when the head of a request is awaited, but for connections that are kept for a next request:
-            those uvicorn closes.
+        head_since: since when the head of a request is awaited; None between two requests, where uvicorn's own timeout
+            of kept connections holds.
     """
 
     def __init__(self, *, watch: Connections, **named: Any) -> None:

@@ -1,7 +1,7 @@
-"""Lines: a number of places, those who wait for one, and how many may wait.
+"""Queues of bounded length and time before what is scarce: connections to PostgreSQL, and work that costs much.
 
-What takes places without a bound of its own stands in a line: requests before connections to PostgreSQL, and a tenant's
-requests before what costs much. Who would wait too long is sent away at once, with a time to come again.
+A `Line` is a semaphore with a bound on how many wait for it and for how long. Who would wait too long gets 503 at once,
+with a time to come again. `Turns` has such lines for costly requests, of each tenant and of all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_WAITING = 500
 
 
 class Line:
-    """Places for which one waits, first come first served; `async with line:` is a turn.
+    """A semaphore with a bounded queue, first come first served: `async with line:` holds one of its places.
 
     Nobody joins while so many wait already, or while the first of them has waited for half of the longest time: those
     behind would wait for longer.
@@ -71,10 +71,10 @@ LONGEST_WAIT = 30.0
 
 
 class Turns:
-    """What each tenant may have at a time of what costs much, so that nobody else waits for it."""
+    """Bounds how many costly requests are served at a time, for each tenant and in all: two lines for each kind."""
 
     def __init__(self) -> None:
-        # Held by whoever has or wants a turn, so that nothing is kept of tenants without such requests.
+        # Weak: only who has or wants a place refers to a tenant's line, so it is gone with the last of them.
         self._of_tenants: WeakValueDictionary[tuple[str, UUID], Line] = WeakValueDictionary()
         self._of_all: dict[str, Line] = {}
 

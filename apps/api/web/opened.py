@@ -1,7 +1,8 @@
-"""What stays open: event streams, requests that wait, WebSockets, previews. It is looked at once when it is opened, so
-it is written down here, whose it is with it, and ends with the key that opened it.
+"""What stays open for long: event streams, requests that wait for a run, WebSockets, previews.
 
-Once a second the instance asks the database for all those keys, in one statement and whatever Redis is up to.
+A key is checked when such a thing is opened, and may be revoked while it is open. So each is registered here with its
+key, and once a second the instance asks the database, in one statement and without Redis, which keys are still valid;
+what a key that is not has opened ends.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Held:
     Attributes:
         draining: the instance has begun to stop.
         over: done when it has to end: because of its key (`why`), or because the instance stops.
-        endless: no run ends it, so that it ends first when the instance stops.
+        endless: it does not end with a run, as a stream of a whole session. When the instance stops, these end first.
+        kept: it goes on after its block: whoever serves it calls `close`.
     """
 
     def __init__(self, caller: Principal | None, scope: str, close: Callable[[Held], None]) -> None:
@@ -46,7 +48,7 @@ class Held:
 
     @property
     def why(self) -> ApiError | None:
-        """For what reason it has to end, if its key is that."""
+        """What is wrong with its key, if it has to end for that."""
         found: ApiError | None = self.over.result() if self.over.done() else None
         return found
 
@@ -115,10 +117,10 @@ class Opened:
         session_id: UUID | None = None,
         descriptors: int = 1,
     ) -> Held:
-        """Before something is opened that stays. The caller sees to it that it is closed.
+        """Register something before it is opened, and take its share. The caller closes what this returns.
 
         Args:
-            kind: what it is; None: nothing of which a key has a share, and over soon.
+            kind: what it is, as its share is counted; None for what is over soon, and not counted.
             scope: what the key must be allowed as long as it lasts.
 
         Raises:
@@ -131,7 +133,10 @@ class Opened:
         return held
 
     def admit(self, held: Held, kind: Kind, caller: Principal) -> None:
-        """Who has opened it has shown a key. Raises as `hold`; it stays what it was then."""
+        """Count it as `kind` and for this key: a WebSocket's client shows its key only after it has opened.
+
+        Raises as `hold`, and then changes nothing.
+        """
         seats = self._seats(kind, caller, {}, 1)
         self._open[held][1].close()
         held.caller = caller
