@@ -264,8 +264,8 @@ class Database:
     Attributes:
         engine: SQLAlchemy, for queries composed from filters.
         pool: asyncpg, for fixed statements; its `jsonb` columns are Python objects.
-        line: before the engine.
-        turns: what each tenant may have of the costly requests.
+        line: bounds who waits for a connection of the engine.
+        turns: bounds how many costly requests are served at a time, of each tenant and in all.
     """
 
     engine: AsyncEngine

@@ -26,18 +26,18 @@ WAIT = 2.0
 """Seconds that a request waits for its command to be applied before it answers `accepted`."""
 
 EXPIRY = 60.0
-"""Seconds after which nobody obeys a command any more. Whoever sent it was told after WAIT what became of it, and the
-owner gives each one 20."""
+"""Seconds after which an owner does not apply a command any more: its sender has had an answer after WAIT, and an owner
+takes at most 20 s for each."""
 
 QUESTIONS = ("context", "mcp")
-"""Types whose answer is all that they are for."""
+"""Types that only ask, and change nothing: without somebody who waits for the answer they are of no use."""
 
 PATIENCE = WAIT + 1.0
-"""Seconds after which a question is given up: who asked has gone, for certain."""
+"""Seconds after which one of QUESTIONS is not answered any more: its sender waits for WAIT only."""
 
 URGENT = ("interrupt", "cancel", "answer")
-"""Types that ask nothing of the agent's program, or no more than to stop: they never wait behind others, which are
-obeyed one at a time in each session."""
+"""Types that never wait behind others, which are applied one at a time in each session: they ask nothing of the agent's
+program, which may be stuck, or only to stop."""
 
 MAX_URGENT = 20
 """Urgent commands of one session that its owner takes in one look."""
@@ -46,11 +46,11 @@ MAX_RESULT_BYTES = 4 * 1024 * 1024
 """Size of what a command may answer."""
 
 MAX_STORED = 8
-"""Commands of one session that may wait for an owner that does not get to them, and as many interrupts and cancels.
-Answers are not counted: their requests are bounded."""
+"""Commands of one session that may be pending, and as many interrupts and cancels beside them; one more is refused.
+Answers are not counted: there are no more of them than open requests."""
 
 KEEP_HOURS = 1
-"""Hours that settled commands are kept, for who looks for what went wrong."""
+"""Hours that applied and rejected commands are kept, for operators."""
 
 _UNSTORABLE = {"code": "control_failed", "message": "What the agent answered cannot be stored."}
 
