@@ -28,14 +28,16 @@ PAGE_BYTES = 256 * 1024
 """What is read at a time of rows that may each have megabytes: events, messages, entries of transcripts."""
 
 
-def bounded(rows: str, column: str, order: str, limit: int = PAGE_BYTES) -> str:
+def bounded(rows: str, column: str, order: str, limit: int = PAGE_BYTES, *, size: str = "octet_length") -> str:
     """A query for the first of `rows`, by the sizes of a text column of theirs: `limit` bytes, or one row of more.
+
+    `size` is what measures the column. Of a jsonb one it is `pg_column_size`: how much it is as it is stored.
 
     See `cut` for what it answers. PostgreSQL knows sizes without reading what is stored out of line, so what is left
     out costs nothing.
     """
     in_order = f"OVER (ORDER BY {order})"
-    sizes = f"sum(coalesce(octet_length({column}), 0)) {in_order} AS up_to, row_number() {in_order} AS nth"
+    sizes = f"sum(coalesce({size}({column}), 0)) {in_order} AS up_to, row_number() {in_order} AS nth"
     counted = f"SELECT *, count(*) OVER () AS found, {sizes} FROM ({rows}) AS unbounded"  # noqa: S608 - ours
     return f"SELECT * FROM ({counted}) AS sized WHERE up_to <= {limit} OR nth = 1 ORDER BY {order}"  # noqa: S608
 

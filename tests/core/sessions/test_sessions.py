@@ -7,6 +7,7 @@ import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -215,6 +216,19 @@ async def test_sessions_created_at_the_same_moment_are_paged_without_loss(world:
     seen = await walk(world, 3)
     assert len(seen) == 11
     assert set(seen) == created
+
+
+async def test_a_page_of_sessions_has_a_bounded_size(world: World) -> None:
+    subagents = {f"a{n}": {"description": "d", "prompt": token_hex(25_000)} for n in range(5)}
+    made = [str(await world.session(agents=subagents)) for _ in range(6)]
+    listed, cursor = list[str](), None
+    while not listed or cursor:
+        page = await sessions.list_page(
+            world.db, world.tenant_id, Filters(), limit=200, cursor=cursor, default_model="m"
+        )
+        assert 1 <= len(page.data) <= 2
+        listed, cursor = listed + [state["session_id"] for state in page.data], page.next_cursor
+    assert listed == made[::-1]
 
 
 async def test_sessions_that_come_while_a_client_turns_pages_do_not_shift_them(world: World) -> None:

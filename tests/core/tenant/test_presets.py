@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from secrets import token_hex
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,6 +15,7 @@ from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import UNRESTRICTED, Policy
 from apps.api.core.idempotency import Idempotency
+from apps.api.core.pages import Page
 from apps.api.core.sessions import admission, prompts, sessions
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.tenant import presets
@@ -192,3 +195,23 @@ async def test_sessions_are_found_by_their_preset(world: World) -> None:
             world.db, world.tenant_id, sessions.Filters(agent=reference), limit=9, cursor=None, default_model="default"
         )
         assert [row["session_id"] for row in page.data] == [state["session_id"] for state in wanted]
+
+
+async def test_pages_of_presets_and_of_their_versions_have_a_bounded_size(world: World) -> None:
+    subagents = {f"a{n}": {"description": "d", "prompt": token_hex(25_000)} for n in range(5)}
+    for name in "abc":
+        await made(world, name, agents=subagents)
+    for turns in (1, 2):
+        change = {"max_turns": turns}
+        await presets.revise(world.db, world.tenant_id, "a", change, judge(world, PACKAGED), whole=False)
+    lists: dict[str, Callable[[str | None], Awaitable[Page]]] = {
+        "name": lambda cursor: presets.list_page(world.db, world.tenant_id, None, limit=200, cursor=cursor),
+        "version": lambda cursor: presets.versions(world.db, world.tenant_id, "a", limit=200, cursor=cursor),
+    }
+    for field, listing in lists.items():
+        found, cursor = list[Any](), None
+        while not found or cursor:
+            page = await listing(cursor)
+            assert 1 <= len(page.data) <= 2
+            found, cursor = found + [shown[field] for shown in page.data], page.next_cursor
+        assert found == (["a", "b", "c"] if field == "name" else [3, 2, 1])

@@ -231,7 +231,7 @@ async def reconfigure(
 async def list_page(
     db: Database, tenant_id: UUID, filters: Filters, *, limit: int, cursor: str | None, default_model: str
 ) -> Page:
-    """Sessions of a tenant, newest first."""
+    """Sessions of a tenant, newest first: at most `limit`, and PAGE_BYTES of configurations or one."""
     query = select(Session.id, Session.created_at).where(Session.tenant_id == tenant_id, Session.deleted_at.is_(None))
     if filters.tag is not None:
         query = query.where(Session.tags.contains(cast(array([filters.tag]), ARRAY(Text))))
@@ -252,11 +252,12 @@ async def list_page(
     query = query.order_by(Session.created_at.desc(), Session.id.desc()).limit(limit + 1)
     share = nullcontext() if filters == Filters() else db.turns.reading(tenant_id)  # all that it has, perhaps
     async with share, db.connect() as connection:
-        found = (await connection.execute(query)).all()
-    rows = await db.pool.fetch(_STATE, [row.id for row in found[:limit]], tenant_id)
-    states = {row["id"]: _state(row, default_model) for row in rows}
-    data = [states[row.id] for row in found[:limit] if row.id in states]
-    return Page(data, write_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None)
+        found = (await connection.execute(query)).mappings().all()
+    states = bounded(_STATE, "config", "created_at DESC, id DESC", size="pg_column_size")
+    page, more = cut(await db.pool.fetch(states, [row["id"] for row in found], tenant_id), limit)
+    last = page[-1] if page else found[limit - 1] if len(found) > limit else None  # they may just have been deleted
+    cursor = write_cursor(last["created_at"], last["id"]) if last and (more or len(found) > limit) else None
+    return Page([_state(row, default_model) for row in page], cursor)
 
 
 def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
@@ -305,8 +306,7 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
             raise Conflict("A run of this session is queued or running.", code="session_busy")
         await connection.execute(
             f"UPDATE sessions SET deleted_at = now(), updated_at = now(), generation = {NEXT_GENERATION},"  # noqa: S608
-            " owner_id = NULL,"
-            " title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
+            " owner_id = NULL, title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
             session_id,
         )
         await connection.execute(

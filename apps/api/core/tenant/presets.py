@@ -17,7 +17,7 @@ from apps.api.core import idempotency
 from apps.api.core.codec import timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.idempotency import Idempotency
-from apps.api.core.pages import Page, number_of
+from apps.api.core.pages import Page, bounded, cut, number_of
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 
@@ -154,36 +154,41 @@ async def get(db: Database, tenant_id: UUID, reference: str) -> dict[str, Any]:
     return _shown(await find(db.pool, tenant_id, reference))
 
 
+_COLUMNS = """
+SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,
+  v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id
+"""
+
+_PAGE = bounded(
+    f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
+  AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)
+  AND ($3::text IS NULL OR a.name COLLATE "C" > $3) ORDER BY a.name COLLATE "C" LIMIT $4""",
+    "config",
+    'name COLLATE "C"',
+    size="pg_column_size",
+)
+
+_VERSIONS = bounded(
+    f"""{_COLUMNS} WHERE a.id = $1 AND a.tenant_id = $2 AND ($3::bigint IS NULL OR v.version < $3)
+  ORDER BY v.version DESC LIMIT $4""",
+    "config",
+    "version DESC",
+    size="pg_column_size",
+)
+
+
 async def list_page(db: Database, tenant_id: UUID, search: str | None, *, limit: int, cursor: str | None) -> Page:
     """Presets with their newest versions, by name. `search`: part of name or description, any case."""
-    rows = await db.pool.fetch(
-        "SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,"
-        " v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id AND v.version = a.version"
-        " WHERE a.tenant_id = $1 AND a.deleted_at IS NULL"
-        " AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)"
-        ' AND ($3::text IS NULL OR a.name COLLATE "C" > $3) ORDER BY a.name COLLATE "C" LIMIT $4',
-        tenant_id,
-        search,
-        cursor,
-        limit + 1,
-    )
-    return Page([_shown(row) for row in rows[:limit]], rows[limit - 1]["name"] if len(rows) > limit else None)
+    page, more = cut(await db.pool.fetch(_PAGE, tenant_id, search, cursor, limit + 1), limit)
+    return Page([_shown(row) for row in page], page[-1]["name"] if more else None)
 
 
 async def versions(db: Database, tenant_id: UUID, reference: str, *, limit: int, cursor: str | None) -> Page:
     """All versions of a preset, newest first. Raises NotFound, ValidationError."""
     found = await find(db.pool, tenant_id, reference.partition("@")[0])
-    rows = await db.pool.fetch(
-        "SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,"
-        " v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id"
-        " WHERE a.id = $1 AND a.tenant_id = $2 AND ($3::bigint IS NULL OR v.version < $3)"
-        " ORDER BY v.version DESC LIMIT $4",
-        found["id"],
-        tenant_id,
-        number_of(cursor),
-        limit + 1,
-    )
-    return Page([_shown(row) for row in rows[:limit]], str(rows[limit - 1]["version"]) if len(rows) > limit else None)
+    rows = await db.pool.fetch(_VERSIONS, found["id"], tenant_id, number_of(cursor), limit + 1)
+    page, more = cut(rows, limit)
+    return Page([_shown(row) for row in page], str(page[-1]["version"]) if more else None)
 
 
 def parse_reference(reference: str) -> tuple[UUID | None, str, int | None]:
