@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from apps.api.machine import cpus
+from apps.api.shares import descriptors, most_descriptors, raise_descriptors
 
 MINE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 HALF = ("50000", "100000")
@@ -76,3 +78,13 @@ def test_cpus_that_the_process_may_not_run_on_do_not_count(tmp_path: Path) -> No
         assert cpus(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_a_server_asks_for_all_descriptors_that_it_may_have() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        raise_descriptors()
+        assert descriptors() == most_descriptors() > 1024
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

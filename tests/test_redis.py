@@ -196,6 +196,7 @@ async def test_what_a_lost_connection_of_the_publisher_had_to_forget_is_written_
         cut.proxy.requests.clear()
         await writer.append(Event("message", {}, claim.run_id))
         await until(lambda: cut.proxy.held > 0)
+        assert cached in cut.redis.tombstones  # until Redis has answered
         cut.proxy.cut()
         cut.proxy.requests.set()  # what was held goes nowhere
         await until(lambda: not cut.redis.tombstones)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -9,7 +10,8 @@ from claude_agent_sdk import ClaudeSDKClient
 
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.fleet.claims import Claim
-from apps.api.runner.agent.process import Agent
+from apps.api.core.tasks import end
+from apps.api.runner.agent.process import RECYCLE_AFTER_TURNS, Agent
 
 
 class Stubborn(ClaudeSDKClient):
@@ -28,3 +30,18 @@ async def test_what_an_agent_took_of_a_change_that_it_refused_is_known_to_the_ne
     with pytest.raises(Exception, match="Cannot set"):
         await agent.change({"model": "after", "permission_mode": "plan"})
     assert (agent.config.model, agent.config.permission_mode) == ("after", claim.config.permission_mode)
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_an_agent_whose_tasks_are_at_work_is_not_recycled_for_its_size() -> None:
+    claim = Claim(uuid4(), "prompt", "say", False, 60, AgentConfig(), uuid4(), uuid4(), 1, 0, uuid4())
+    agent = Agent(claim, ClaudeSDKClient())
+    agent._reader = asyncio.create_task(for_ever())  # as if it lived
+    agent._turns = RECYCLE_AFTER_TURNS
+    assert agent.unfit(claim, tasks=True, at_work=False) == "recycled"
+    assert agent.unfit(claim, tasks=True, at_work=True) is None
+    await end(agent._reader)
+    assert agent.unfit(claim, tasks=True, at_work=True) == "agent_ended"

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 import pytest
 
 from apps.api.core.lease import now
+from apps.api.runner.agent import options
 from apps.api.runner.guard import processes
 from apps.api.runner.guard.launcher import LeaseFile, bundled_cli, guard_environment, install_guard, landlock_abi
 from tests.old_kernel import LANDLOCK_CREATE_RULESET, SECCOMP, without
@@ -142,7 +143,7 @@ def test_only_listed_variables_and_the_sessions_own_reach_the_cli(session: Sessi
         "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
         "CLAUDE_CODE_MAX_RETRIES": "3",
         "CLAUDE_AGENT_SDK_VERSION": "0",
-        "CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS": "60000",
+        **dict.fromkeys(options._SILENCE, "900000"),
         "TRACEPARENT": "00-1-2-03",
     }
     session.env = {"GREETING": "hello world", "BASH_ENV": "/nowhere", "ANTHROPIC_BASE_URL": "http://evil"}

@@ -7,6 +7,14 @@ from typing import Any
 from claude_agent_sdk import Message, ResultMessage, SystemMessage, TaskNotificationMessage, TaskStartedMessage
 
 from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.execution import Execution
+from apps.api.runner.session.launch import StartGate
+from apps.api.runner.upkeep import Upkeep
+from apps.api.runner.worker import Worker
+from tests.core.conftest import neighbourhood, world
+from tests.world import World
+
+__all__ = ["neighbourhood", "world"]
 
 OF_ALL: dict[str, Any] = {"data": {}, "task_id": "t", "uuid": "u", "session_id": "s"}
 STARTED = TaskStartedMessage("task_started", description="d", **OF_ALL)
@@ -42,3 +50,24 @@ def test_news_dies_with_its_process() -> None:
     assert tasks.news
     assert tasks.end("killed") == []
     assert not tasks.news
+
+
+async def test_a_session_whose_tasks_are_at_work_is_given_up_to_no_other_instance(world: World) -> None:
+    lease, _ = await world.instance(), await world.instance()
+    await world.queue()
+    claim = await world.claim(lease)
+    worker, gate = Worker(world.core(), lease), StartGate(1, lambda: None)
+    try:
+        execution = Execution(world.core(), lease, worker.host, gate, claim, lambda: None)
+        worker.executions[claim.session_id] = execution
+        await world.queue(claim.session_id)
+        await world.db.pool.execute("UPDATE runs SET created_at = created_at - interval '1 minute'")
+        upkeep = Upkeep(world.core(), worker)
+        execution.tasks.take(STARTED)
+        await upkeep._yield_idle()
+        assert not execution.closing
+        execution.tasks.end("stopped")
+        await upkeep._yield_idle()
+        assert execution.closing
+    finally:
+        worker.scratch.close()

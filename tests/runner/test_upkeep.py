@@ -1,0 +1,46 @@
+"""What instances do for the whole fleet, step by step."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from apps.api.core.tasks import Loop
+from apps.api.runner.upkeep import Upkeep
+from apps.api.runner.worker import Worker
+from tests.world import World, lone_world
+
+__all__ = ["lone_world"]
+
+OLD = """
+INSERT INTO commands (id, session_id, type, status, applied_at, created_at)
+VALUES (gen_random_uuid(), '{session}', 'control', 'applied', now() - interval '{age}', now());
+INSERT INTO idempotency_keys (tenant_id, key, fingerprint, created_at)
+VALUES ('{tenant}', '{age}', '', now() - interval '{age}');
+INSERT INTO instances (id, hostname, version, slots, lease_expires_at)
+VALUES (gen_random_uuid(), 'dead', '0', 1, now() - interval '{age}');
+INSERT INTO webhook_deliveries (webhook_id, type, payload, status, created_at)
+VALUES ('{webhook}', 'run.queued', '{{}}', 'delivered', now() - interval '{age}');
+"""
+TABLES = ("commands", "idempotency_keys", "instances", "webhook_deliveries")
+
+
+async def test_a_sweep_forgets_all_that_is_old_and_nothing_else(lone_world: World) -> None:
+    world, webhook = lone_world, uuid4()
+    await world.db.pool.execute(
+        "INSERT INTO webhooks (id, tenant_id, url, events, secret) VALUES ($1, $2, 'http://127.0.0.1:9/', '{}', '')",
+        webhook,
+        world.tenant_id,
+    )
+    session_id = await world.session()
+    for age in ("1 minute", "8 days"):
+        statements = OLD.format(session=session_id, tenant=world.tenant_id, webhook=webhook, age=age)
+        await world.db.pool.execute(statements)
+    worker = Worker(world.core(), await world.instance())
+    loop = Loop("sweep")
+    try:
+        await Upkeep(world.core(), worker)._sweep(loop)
+    finally:
+        worker.scratch.close()
+    left = {table: await world.one(f"SELECT count(*) FROM {table}") for table in TABLES}
+    assert left == {**dict.fromkeys(TABLES, 1), "instances": 2}  # with the one that sweeps
+    assert loop.sick == 0
