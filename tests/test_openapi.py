@@ -27,7 +27,7 @@ def exported() -> str:
 
 @pytest.fixture(scope="module")
 def document(exported: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(exported)
+    loaded: dict[str, Any] = yaml.load(exported, Loader=yaml.CSafeLoader)
     return loaded
 
 

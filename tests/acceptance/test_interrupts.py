@@ -81,6 +81,7 @@ async def test_of_several_the_active_run_is_interrupted_and_the_next_one_begins(
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_live_run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["deadline", "interrupt"])
 async def test_a_prompt_that_a_stopped_agent_does_not_read_is_ended_like_any_other(fleet: Fleet, by: str) -> None:
     """It is larger than the pipe to the agent, so that it cannot be sent as a whole."""
@@ -99,6 +100,7 @@ async def test_a_prompt_that_a_stopped_agent_does_not_read_is_ended_like_any_oth
     assert (await owner.ask(session_id, "say still here"))["result"].endswith("still here")
 
 
+@pytest.mark.slow
 async def test_an_agent_that_is_stuck_and_asked_much_keeps_no_other_waiting(start_fleet: StartFleet) -> None:
     [server] = (await start_fleet(1)).instances
     stuck, busy = await server.session(), await server.session()

@@ -192,6 +192,7 @@ def test_a_socket_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_a_holder_that_ends_or_is_killed_leaves_nothing_and_the_next_one_starts(tmp_path: Path) -> None:
     with holder(tmp_path / "data") as process:
         left = children(process)
@@ -214,6 +215,7 @@ def test_a_killed_holder_of_ephemeral_servers_leaves_no_directory(tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 async def test_servers_that_lost_their_holder_and_its_reaper_are_replaced(tmp_path: Path) -> None:
     with Servers(tmp_path / "data") as servers:
         await remember(servers)

@@ -100,14 +100,15 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         await request.body()
         return Response()
 
-    async def receive() -> Message:
-        await asyncio.get_running_loop().create_future()
-        return {}
+    told, answered = list[Message](), asyncio.Event()
 
-    told: list[Message] = []
+    async def receive() -> Message:
+        await answered.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         told.append(message)
+        answered.set()
 
     app = FastAPI()
     app.add_route("/", read, methods=["POST"])

@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import orjson
 import pytest
+from fastapi import FastAPI
 
 from apps.api.main import create_app
 from apps.api.settings import Settings
@@ -685,6 +686,18 @@ async def test_a_stream_carries_the_request_id_too(fleet: Fleet, ids: dict[str, 
 # --- when the server itself fails ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def failing() -> tuple[FastAPI, list[Exception]]:
+    """An application whose `/fails` raises the exception in the list."""
+    app, failures = create_app(Settings(_env_file=None)), list[Exception]()
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise failures[0]
+
+    return app, failures
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "code"),
     [
@@ -697,13 +710,11 @@ async def test_a_stream_carries_the_request_id_too(fleet: Fleet, ids: dict[str, 
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_a_failure_is_told_without_its_cause(failure: Exception, status: int, code: str) -> None:
-    app = create_app(Settings(_env_file=None))
-
-    @app.get("/fails")
-    async def fails() -> None:
-        raise failure
-
+async def test_a_failure_is_told_without_its_cause(
+    failing: tuple[FastAPI, list[Exception]], failure: Exception, status: int, code: str
+) -> None:
+    app, failures = failing
+    failures[:] = [failure]
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", verify=NO_TLS) as client:
         response = await client.get("/fails", headers={"X-Request-ID": "of-a-failure"})

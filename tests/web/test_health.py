@@ -219,17 +219,13 @@ async def test_documents_are_shown_with_debug(nobody: httpx.AsyncClient) -> None
     assert "/api/v1/query" in document["paths"]
 
 
-async def status_of(path: str, *, debug: bool) -> int:
+@pytest.mark.parametrize("debug", [True, False])
+async def test_documents_are_there_with_debug_only(debug: bool) -> None:
     app = create_app(Settings(_env_file=None, debug=debug))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", verify=NO_TLS) as client:
-        response = await client.get(path)
+        for path, there in (("/docs", debug), ("/openapi.json", debug), ("/redoc", False)):
+            response = await client.get(path)
+            assert response.status_code == (200 if there else 404), path
+            if not there:
+                assert response.json()["error"]["code"] == "not_found"
         assert (await client.get("/health/live")).status_code == 200
-    if response.status_code == 404:
-        assert response.json()["error"]["code"] == "not_found"
-    return response.status_code
-
-
-@pytest.mark.parametrize(("path", "debug"), [("/docs", 200), ("/openapi.json", 200), ("/redoc", 404)])
-async def test_documents_are_there_with_debug_only(path: str, debug: int) -> None:
-    assert await status_of(path, debug=True) == debug
-    assert await status_of(path, debug=False) == 404

@@ -119,7 +119,7 @@ async def ask(page: Page, prompt: str) -> str:
 
 @in_a_browser
 async def test_a_prompt_streams_and_the_next_one_continues_its_session(page: Page) -> None:
-    said = await ask(page, "stream 40 words slowly")
+    said = await ask(page, "stream 40 words every 20 ms")
     assert "word1 word2" in said
     assert said.count("word40") == 1
     names = await page.evaluate(NAMES)
@@ -127,7 +127,7 @@ async def test_a_prompt_streams_and_the_next_one_continues_its_session(page: Pag
     assert {"init", "partial", "message", "result"} <= set(names)
     assert "succeeded" in await page.text("#state")
     session = await page.evaluate("document.getElementById('session').value")
-    assert "1. stream 40 words slowly" in await ask(page, "recall")
+    assert "1. stream 40 words every 20 ms" in await ask(page, "recall")
     assert await page.evaluate("document.getElementById('session').value") == session
 
 
