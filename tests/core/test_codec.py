@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -139,6 +140,19 @@ def test_what_is_json_is_read_as_it_is() -> None:
     }
     assert codec.parse(json.dumps(value)) == value
     assert codec.parse(b"\xef\xbb\xbf" + json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("value", [b'"a",', b'"",', b'"1":1,', b"1,"], ids=bytes.decode)
+def test_many_values_are_refused_before_all_of_them_are_looked_at(value: bytes) -> None:
+    """The body is held as bytes and as text, whatever it is made of; a list of its parts takes fifty times that."""
+    sent = b"[" + value * (4_000_000 // len(value)) + b"0]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(codec.Unsuitable, match="values"):
+            codec.parse(sent)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(sent)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_long_text_is_not_many_values() -> None:
