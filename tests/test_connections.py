@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from apps.api import connections
 from apps.api.connections import (
     CLOSE_SECONDS,
     HEAD_BYTES,
@@ -170,6 +171,23 @@ async def test_silent_connections_make_room_for_who_asks() -> None:
         await asked(crowd[-1])  # those that came last are still there
         await kept[0].readexactly(5)
         assert b" 200 " in await asked(kept)  # strangers go first
+
+
+async def test_who_has_just_come_does_not_make_room_while_others_have_been_idle_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "GRACE", 2 * PATIENCE)  # however busy the machine is
+    async with serving(limit=80) as server:
+        kept = [await server.open() for _ in range(server.connections.limit)]
+        for wire in kept:
+            await asked(wire)
+        for connection in server.connections.idle:
+            server.connections.idle[connection] -= 10 * HEAD_SECONDS
+        crowd = [await server.open() for _ in range(server.connections.limit)]
+        for wire in kept:
+            await ended(wire)
+        for wire in crowd:
+            assert b" 200 " in await asked(wire)
 
 
 async def test_where_everybody_is_served_the_next_one_is_told_so() -> None:

@@ -39,6 +39,10 @@ of that key's share and returns what gives them back. See web/ws.py."""
 
 Take = Callable[[int], Callable[[], None]]
 
+GRACE = 1.0
+"""For whoever has just connected: what they have sent may be on its way. Meanwhile one that has been idle for
+HEAD_SECONDS gives way to the next."""
+
 COUNTED_BYTES = 64 * 1024
 """A message that is coming in counts for its sender's share from this size on, and in steps of it."""
 
@@ -66,17 +70,20 @@ class Connections:
         """`limit`: how many there may be. Beyond it the one that has been silent for longest makes room."""
         self.limit = limit
         self.all: set[_Watched] = set()
-        self.idle: dict[Http, None] = {}  # without a request, the longest first
+        self.idle: dict[Http, float] = {}  # without a request, since when on the loop's clock; the longest first
 
     def look(self, now: float) -> None:
         """End what has taken too long; `now` is the loop's time."""
         for connection in tuple(self.all):
             connection.look(now)
 
-    def make_room(self) -> bool:
+    def make_room(self, now: float) -> bool:
         """Close an idle connection, if there is one; of strangers rather than of those who have asked before."""
-        unheard = (connection for connection in self.idle if connection.head_since is not None)
-        longest = next(unheard, None) or next(iter(self.idle), None)
+        stranger = next((connection for connection in self.idle if connection.head_since is not None), None)
+        known = next((connection for connection in self.idle if connection.head_since is None), None)
+        longest = stranger or known
+        if stranger and known and now - self.idle[stranger] <= GRACE and now - self.idle[known] > HEAD_SECONDS:
+            longest = known
         if longest is not None:
             self.idle.pop(longest)
             self.all.discard(longest)
@@ -128,11 +135,11 @@ class Http(_Watched, HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.head_since = self.loop.time()
-        if len(self.watch.all) >= self.watch.limit and not self.watch.make_room():
+        if len(self.watch.all) >= self.watch.limit and not self.watch.make_room(self.head_since):
             transport.write(_FULL)
             transport.close()
         else:
-            self.watch.idle[self] = None
+            self.watch.idle[self] = self.head_since
         self.watch.all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,7 +167,7 @@ class Http(_Watched, HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._idle and not self.transport.is_closing():
-            self.watch.idle[self] = None
+            self.watch.idle[self] = self.loop.time()
 
     def handle_websocket_upgrade(self) -> None:
         self._forget()
