@@ -154,7 +154,8 @@ down_revision = "{SCHEMA_REVISION}"
 
 def upgrade():
     op.execute("CREATE TABLE made (id int)")
-    op.execute("ALTER TABLE instances ADD COLUMN more int")
+    for table in ("instances", "sessions", "runs"):
+        op.execute(f"ALTER TABLE {{table}} ADD COLUMN more int")
 """
 
 

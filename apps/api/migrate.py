@@ -37,8 +37,11 @@ WAIT = 60.0
 LOCK = 0x436C_6175_6465_4150
 """The advisory lock of migrations: `ClaudeAP` as a number, so that it collides with nobody else's."""
 
-LOCK_TIMEOUT_MS = 1_000
-"""Milliseconds for which a migration stands in line for a table. Behind it stand heartbeats: leases are longer."""
+LOCK_TIMEOUT_MS = 300
+"""Milliseconds for which a migration stands in line for a table. Behind it stands everybody else who wants it."""
+
+PAUSE = 1.0, 2.0
+"""Seconds, at least and at most, for which it then lets them go first: they stand for a sixth of the time."""
 
 ERRORS: tuple[type[Exception], ...] = (
     TimeoutError,
@@ -131,7 +134,7 @@ async def _when_free(migrate: Callable[[], Awaitable[None]], wait: float) -> Non
             if time.monotonic() - started > wait:
                 raise TimeoutError(f"A table was in use for {wait:.0f} s. Try again when it is not.") from error
             logger.warning("a table is in use: the migration is tried again")
-        await asyncio.sleep(random.uniform(0.2, 0.6))
+        await asyncio.sleep(random.uniform(*PAUSE))
 
 
 def _upgrade(connection: Connection, scripts: Path) -> None:

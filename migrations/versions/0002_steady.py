@@ -92,7 +92,7 @@ def upgrade() -> None:
             _build(name, on)
         # The planner took it for what one session has queued, and read the whole queue. `runs_queued_idx` is for both.
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_queue_idx")
-        op.execute("SET lock_timeout = '1s'")
+        op.execute("SET lock_timeout = '300ms'")
     # Then the rest, all or nothing.
     op.add_column("sessions", sa.Column("lost", postgresql.INT8RANGE()))
     for statement in QUEUE:
