@@ -178,6 +178,30 @@ async def lone_world(
             await logs_hold(again, by_instances=False)
 
 
+async def left_by(db: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, owner: UUID, count: int) -> list[UUID]:
+    """Sessions of one instance: of three one is idle, one has a run, and one's run waits for a person."""
+    rows = await db.fetch(
+        """
+        WITH made AS (
+          INSERT INTO sessions (id, tenant_id, sdk_session_id, owner_id, generation)
+          SELECT gen_random_uuid(), $1, gen_random_uuid(), $2, 1 FROM generate_series(1, $3) RETURNING id
+        ), numbered AS (SELECT id, row_number() OVER () % 3 AS kind FROM made), busy AS (
+          INSERT INTO runs (id, tenant_id, session_id, status, timeout_seconds, started_at, first_seq)
+          SELECT gen_random_uuid(), $1, id, CASE kind WHEN 1 THEN 'running' ELSE 'requires_action' END, 60, now(), 1
+          FROM numbered WHERE kind > 0 RETURNING id, session_id, status
+        ), asked AS (
+          INSERT INTO requests (id, tenant_id, session_id, run_id, kind, data, expires_at)
+          SELECT gen_random_uuid(), $1, session_id, id, 'permission', '{}', now() FROM busy WHERE status <> 'running'
+        )
+        SELECT id FROM numbered
+        """,
+        tenant_id,
+        owner,
+        count,
+    )
+    return [row["id"] for row in rows]
+
+
 @dataclass(frozen=True)
 class Relay:
     """The live relay of one instance, running."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
 import pytest
@@ -12,9 +12,17 @@ from tests.acceptance.storms.storm import Place, Storm, owned_by
 from tests.conftest import StartFleet, database_of, make_key
 from tests.proxy import postgres_proxy, redis_proxy
 
+Host = tuple[Sequence[str], dict[str, str]]
+"""Of an instance: the words before its command, such as make its machine a small one, and more settings."""
+
 
 @pytest.fixture(scope="module")
-async def place(start_lasting_fleet: StartFleet) -> AsyncIterator[Place]:
+def hosts() -> list[Host]:
+    return [((), {})] * 3
+
+
+@pytest.fixture(scope="module")
+async def place(start_lasting_fleet: StartFleet, hosts: list[Host]) -> AsyncIterator[Place]:
     fleet = await start_lasting_fleet(0)
     direct = Settings(_env_file=None, database_url=fleet.env["DATABASE_URL"], redis_url=fleet.env["REDIS_URL"])
     async with (
@@ -22,11 +30,13 @@ async def place(start_lasting_fleet: StartFleet) -> AsyncIterator[Place]:
         redis_proxy(direct) as (redis, through_redis),
         database_of(fleet) as db,
     ):
-        await fleet.start(
-            3,
-            DATABASE_URL=through_postgres.database_url.get_secret_value(),
-            REDIS_URL=through_redis.redis_url.get_secret_value(),
-        )
+        for fleet.prefix, settings in hosts:
+            await fleet.start(
+                1,
+                DATABASE_URL=through_postgres.database_url.get_secret_value(),
+                REDIS_URL=through_redis.redis_url.get_secret_value(),
+                **settings,
+            )
         try:
             other = await make_key(db, f"probed-{uuid4().hex}")
             busy = [await owned_by(instance, {}) for instance in fleet.instances]

@@ -18,7 +18,7 @@ from apps.api.core.sessions import outcome, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.tasks import Loop
 from apps.api.errors import LeaseLost
-from tests.world import PATIENCE, World, administrator
+from tests.world import PATIENCE, World, administrator, left_by
 
 
 @pytest.fixture
@@ -436,28 +436,10 @@ async def test_many_reapers_end_each_run_once(world: World) -> None:
 
 
 async def fill(world: World, dead: Lease, count: int) -> list[UUID]:
-    """Sessions of one instance: of three one is idle, one has a run, and one's run waits for a person."""
-    rows = await world.db.pool.fetch(
-        """
-        WITH made AS (
-          INSERT INTO sessions (id, tenant_id, sdk_session_id, owner_id, generation)
-          SELECT gen_random_uuid(), $1, gen_random_uuid(), $2, 1 FROM generate_series(1, $3) RETURNING id
-        ), numbered AS (SELECT id, row_number() OVER () % 3 AS kind FROM made), busy AS (
-          INSERT INTO runs (id, tenant_id, session_id, status, timeout_seconds, started_at, first_seq)
-          SELECT gen_random_uuid(), $1, id, CASE kind WHEN 1 THEN 'running' ELSE 'requires_action' END, 60, now(), 1
-          FROM numbered WHERE kind > 0 RETURNING id, session_id, status
-        ), asked AS (
-          INSERT INTO requests (id, tenant_id, session_id, run_id, kind, data, expires_at)
-          SELECT gen_random_uuid(), $1, session_id, id, 'permission', '{}', now() FROM busy WHERE status <> 'running'
-        )
-        SELECT id FROM numbered
-        """,
-        world.tenant_id,
-        dead.instance_id,
-        count,
-    )
+    """See `left_by`."""
+    left = await left_by(world.db.pool, world.tenant_id, dead.instance_id, count)
     await world.expire(dead)
-    return [row["id"] for row in rows]
+    return left
 
 
 async def test_all_sessions_of_a_dead_owner_are_taken_at_once_and_told_what_they_must_be(world: World) -> None:
