@@ -12,8 +12,10 @@ import pytest
 from claude_agent_sdk import AssistantMessage, TextBlock
 
 from apps.api.core.events.log import Event
+from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.session.turn import Turn
 from tests.core.conftest import neighbourhood, world
 from tests.runner.session.test_clock import ended, executing
 from tests.runner.session.test_conversation import MODEL, Talk, begins, ends
@@ -22,10 +24,15 @@ from tests.world import World, administrator, until, waiting_for_locks
 __all__ = ["neighbourhood", "world"]
 
 
-async def test_a_run_that_two_tasks_end_has_one_end_and_the_first_says_how(world: World) -> None:
+async def talking(world: World) -> tuple[Claim, Talk, Turn]:
+    """A run of a new session that is being executed."""
     _, claim, writer = await world.owned()
     talk = Talk(world, writer, claim)
-    turn = talk.turns.assign(claim)
+    return claim, talk, talk.turns.assign(claim)
+
+
+async def test_a_run_that_two_tasks_end_has_one_end_and_the_first_says_how(world: World) -> None:
+    claim, talk, turn = await talking(world)
     await talk.hear(begins(claim, str(claim.run_id)))
     async with administrator(world.settings) as admin:
         await admin.execute("BEGIN; LOCK TABLE runs")
@@ -43,18 +50,14 @@ async def test_a_run_that_two_tasks_end_has_one_end_and_the_first_says_how(world
 
 
 async def test_what_is_stopped_ends_for_that_reason_whatever_fails_then(world: World) -> None:
-    _, claim, writer = await world.owned()
-    talk = Talk(world, writer, claim)
-    turn = talk.turns.assign(claim)
+    claim, talk, turn = await talking(world)
     turn.stop("timeout")
     await talk.conversation.fail(turn, "storage_failed")
     assert (await world.run(claim.run_id))["error"]["code"] == "timeout"
 
 
 async def test_an_end_that_could_not_be_stored_is_none(world: World) -> None:
-    _, claim, writer = await world.owned()
-    talk = Talk(world, writer, claim)
-    turn = talk.turns.assign(claim)
+    claim, talk, turn = await talking(world)
     with pytest.raises(asyncpg.DataError):
         await talk.conversation.finish(turn, Outcome("succeeded", error={"code": object()}), [])
     assert (turn.ending, turn.ended.is_set()) == (None, False)
@@ -63,9 +66,7 @@ async def test_an_end_that_could_not_be_stored_is_none(world: World) -> None:
 
 
 async def test_an_end_that_fails_when_nobody_waits_for_it_any_more_leaves_no_failure_unasked(world: World) -> None:
-    _, claim, writer = await world.owned()
-    talk = Talk(world, writer, claim)
-    turn = talk.turns.assign(claim)
+    _, talk, turn = await talking(world)
     waiting = asyncio.create_task(talk.conversation.finish(turn, Outcome("succeeded", error={"code": object()}), []))
     await asyncio.sleep(0)
     assert turn.ending is not None
@@ -114,9 +115,7 @@ async def test_a_reset_is_told_and_has_ended_at_once(world: World) -> None:
 
 
 async def test_what_is_said_of_a_run_after_its_end_is_the_sessions(world: World) -> None:
-    _, claim, writer = await world.owned()
-    talk = Talk(world, writer, claim)
-    turn = talk.turns.assign(claim)
+    claim, talk, turn = await talking(world)
     await talk.hear(begins(claim, str(claim.run_id)))
     async with administrator(world.settings) as admin:
         await admin.execute("BEGIN; LOCK TABLE runs")

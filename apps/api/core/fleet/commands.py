@@ -46,8 +46,9 @@ MAX_RESULT_BYTES = 4 * 1024 * 1024
 """Size of what a command may answer."""
 
 MAX_STORED = 8
-"""Commands of one session that may be pending, and as many interrupts and cancels beside them; one more is refused.
-Answers are not counted: there are no more of them than open requests."""
+"""Commands of one session that may be pending, and as many interrupts and cancels beside them. One more is refused; an
+interrupt or cancel is only not stored, since it would tell the owner nothing new. Answers are not counted: there are no
+more of them than open requests."""
 
 KEEP_HOURS = 1
 """Hours that applied and rejected commands are kept, for operators."""
