@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
@@ -39,8 +40,9 @@ async def place(start_lasting_fleet: StartFleet, hosts: list[Host]) -> AsyncIter
             )
         try:
             other = await make_key(db, f"probed-{uuid4().hex}")
-            busy = [await owned_by(instance, {}) for instance in fleet.instances]
-            yield Place(fleet, postgres, redis, db, busy, await owned_by(fleet[0], other), other)
+            wanted = [*((instance, {}) for instance in fleet.instances), (fleet[0], other)]
+            *busy, probed = await asyncio.gather(*(owned_by(instance, headers) for instance, headers in wanted))
+            yield Place(fleet, postgres, redis, db, busy, probed, other)
         finally:
             await fleet.stop()  # before its proxies
 

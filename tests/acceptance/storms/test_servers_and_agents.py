@@ -232,7 +232,7 @@ async def test_a_database_that_answers_late_and_is_asked_much(storm: Storm) -> N
         storm.place.postgres.delay = 0.3
         asking = [asyncio.create_task(ask(number)) for number in range(500)]
         try:
-            await storm.probes(3)
+            await storm.probes(2)
             for instance in fleet.instances:
                 assert (await instance.client.get("/health/live")).status_code == 200
         finally:
