@@ -211,6 +211,11 @@ async def test_a_database_that_answers_late_and_is_asked_much(storm: Storm) -> N
     fenced = [instance.log.read_text().count("worker.fenced") for instance in fleet.instances]
     run_id = await fleet[0].prompt(session_id, "stream 300 words every 30 ms")
     over = asyncio.Event()
+
+    async def over_in_database() -> bool:
+        ended = await storm.place.db.pool.fetchval("SELECT finished_at FROM runs WHERE id = $1", UUID(run_id))
+        return ended is not None
+
     paths = ("/sessions", "/usage", f"/sessions/{session_id}")
 
     async def ask(number: int) -> None:
@@ -232,7 +237,8 @@ async def test_a_database_that_answers_late_and_is_asked_much(storm: Storm) -> N
         storm.place.postgres.delay = 0.3
         asking = [asyncio.create_task(ask(number)) for number in range(500)]
         try:
-            await storm.probes(2)
+            await storm.probes(1)
+            await until(over_in_database, every=0.1, seconds=PATIENCE)
             for instance in fleet.instances:
                 assert (await instance.client.get("/health/live")).status_code == 200
         finally:
