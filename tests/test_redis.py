@@ -169,6 +169,25 @@ async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:
     await limits.close()
 
 
+@pytest.mark.parametrize(
+    "entry", [{"x": "y"}, {"g": "no number", "f": "x"}, {"g": "1", "f": b"\xff"}, {"g": "1", "n": ""}]
+)
+async def test_what_strangers_put_into_a_stream_is_not_taken_for_events(
+    lone_world: World, entry: dict[str, str | bytes]
+) -> None:
+    world = lone_world
+    _, claim, writer = await world.owned()
+    await writer.append(Event("message", {}, claim.run_id))
+    of = (claim.tenant_id, claim.session_id)
+    await world.redis.client.xadd(world.redis.keys.stream(*of), entry, id="1-0")  # type: ignore[arg-type]
+    async with (
+        relaying(world.db, world.redis) as relay,
+        asyncio.timeout(PATIENCE),
+        aclosing(relay.followers.follow(Followed(*of), Position(0))) as batches,
+    ):
+        assert [(frame.seq, frame.type) for frame in await anext(batches)] == [(1, "message")]
+
+
 # --- what Redis should forget --------------------------------------------------------------------------------------
 
 
