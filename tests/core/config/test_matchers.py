@@ -65,7 +65,7 @@ def test_python_regular_expressions_are_ours_alone() -> None:
 
 
 LINEAR = {
-    "core/codec.py": {r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'},
+    "core/codec.py": {r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|,'},
     "core/config/environment.py": {"'|'.join((*_OF_AGENTS, *_OF_SERVERS))"},  # of names of at most 128 characters
     "core/config/expansion.py": {r'@(?:"([^"]*)|([^\s"]*))', r"\s*/(model|config|settings|heapdump)\b"},
     "core/config/parts.py": {
