@@ -254,6 +254,12 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_websocket_example_takes_messages_of_any_size() -> None:
+    """What an agent says at once may be MAX_AGENT_MESSAGE_BYTES; the library's own limit is 1 MB."""
+    [example] = re.findall(r"\n    async with connect\((.*)\) as ws:\n", (ROOT / "docs/websocket.md").read_text())
+    assert "max_size=None" in example
+
+
 def test_relative_links_lead_somewhere() -> None:
     for page in tracked("*.md"):
         for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +17,7 @@ from apps.api import doctor
 from apps.api.core.network import default_model
 from apps.api.settings import Settings
 
+ROOT = Path(__file__).parents[3]
 Asked = Callable[[bytes], Awaitable[None]]
 
 
@@ -121,6 +126,16 @@ def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
     settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
     assert (default_model.refusal(settings, environment) or "").startswith(words)
     assert default_model.refusal(settings.model_copy(update={"runner_slots": 0}), environment) is None
+
+
+async def test_a_server_whose_agents_would_reach_no_model_does_not_start(settings: Settings) -> None:
+    assert settings.database_url is not None
+    given = {"DATABASE_URL": settings.database_url.get_secret_value(), "RUNNER_SLOTS": "1", "AGENT_ISOLATION": "auto"}
+    given |= {"ANTHROPIC_AUTH_TOKEN": "t", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    words = [sys.executable, "-m", "apps.api.cli", "serve"]
+    done = await asyncio.to_thread(subprocess.run, words, env=given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "cannot start: ANTHROPIC_AUTH_TOKEN is set" in done.stderr
 
 
 @pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": ""}])
