@@ -81,8 +81,10 @@ def disk() -> Iterator[Path | None]:
 
 @pytest.fixture(scope="module")
 def hosts(disk: Path | None) -> list[Host]:
-    """All have slots for whoever asks. The last has few descriptors, and a disk of its own: WORKSPACES_DIR, TMPDIR."""
-    slots, words = {"RUNNER_SLOTS": "16"}, ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}"]
+    """All have slots for whoever asks, and the usual lease. The last has few descriptors, and a disk of its own:
+    WORKSPACES_DIR, TMPDIR."""
+    slots = {"RUNNER_SLOTS": "16", "INSTANCE_LEASE_SECONDS": "10"}
+    words = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}"]
     if disk is not None:
         there = f'mkdir {disk}/w && cp "$WORKSPACES_DIR/.fleet" {disk}/w && mount --bind {disk}/w "$WORKSPACES_DIR"'
         words += ["env", f"TMPDIR={disk}", "unshare", "--mount", "sh", "-c", f'{there} && exec "$@"', "sh"]
