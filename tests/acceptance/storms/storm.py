@@ -31,6 +31,12 @@ PATIENCE = 60.0
 MOST_GROWTH = 100.0
 """Megabytes that an instance may have more than before."""
 
+DEAD = """
+INSERT INTO instances (id, hostname, version, slots, lease_expires_at)
+VALUES (gen_random_uuid(), 'dead', '0', 4, now() - interval '1 second') RETURNING id
+"""
+"""An instance whose lease has run out; gives its id."""
+
 _RUNS = """
 SELECT id, session_id, prompt, status, error ->> 'code' AS code FROM runs
 WHERE session_id = ANY($1::uuid[]) AND created_at >= $2

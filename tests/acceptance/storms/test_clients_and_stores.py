@@ -27,7 +27,7 @@ from apps.api.core.sessions import removal
 from apps.api.dev.embedded import Servers
 from apps.api.shares import connections
 from tests.acceptance.storms.conftest import Host
-from tests.acceptance.storms.storm import PATIENCE, Storm, owned_by
+from tests.acceptance.storms.storm import DEAD, PATIENCE, Storm, owned_by
 from tests.acceptance.test_lost_events import durable, lose, read
 from tests.conftest import make_key, settings_for
 from tests.fleet import API_KEY, Instance, Sse
@@ -49,11 +49,6 @@ ROOM, FILES = 64 << 20, 2_000
 
 READERS, EVENTS, EVENT_BYTES = 50, 300, 100_000
 STREAMS, SILENT = 1_000, 1_200
-
-_DEAD = """
-INSERT INTO instances (id, hostname, version, slots, lease_expires_at)
-VALUES (gen_random_uuid(), 'dead', '0', 4, now() - interval '1 second') RETURNING id
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,7 +178,7 @@ async def test_a_thousand_streams(storm: Storm) -> None:
                 request = events_of(session, key["X-API-Key"])
                 statuses.update([await stream(instance, request, stack) for _ in range(STREAMS // 10)])
             assert statuses.keys() <= {b"200", b"429", b"503"}
-            assert statuses[b"200"] <= most // 2
+            assert 0 < statuses[b"200"] <= most // 2
             assert statuses[b"429"] > 0
             await storm.probes()
             assert storm.may_refuse or all(a.how == "succeeded" for all_ in storm.answers.values() for a in all_)
@@ -279,7 +274,7 @@ async def test_a_thousand_sessions_of_a_dead_owner(storm: Storm) -> None:
     tenant = await db.pool.fetchval("SELECT tenant_id FROM sessions WHERE id = $1", UUID(storm.place.busy[0]))
     async with storm.cause():
         async with db.transaction() as connection:
-            dead: UUID = await connection.fetchval(_DEAD)
+            dead: UUID = await connection.fetchval(DEAD)
             sessions = await left_by(connection, tenant, dead, 1_000)
 
         async def taken() -> bool:

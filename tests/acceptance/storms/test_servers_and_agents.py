@@ -22,17 +22,12 @@ from apps.api import keys
 from apps.api.auth import hash_of
 from apps.api.redis import open_redis
 from apps.api.settings import Settings
-from tests.acceptance.storms.storm import PATIENCE, Storm, owned_by
+from tests.acceptance.storms.storm import DEAD, PATIENCE, Storm, owned_by
 from tests.fleet import API_KEY, Fleet, Instance
 from tests.sockets import open_socket
 from tests.world import until
 
 pytestmark = pytest.mark.slow
-
-_DEAD = """
-INSERT INTO instances (id, hostname, version, slots, lease_expires_at)
-VALUES ($1, 'dead', '0', 4, now() - interval '1 second')
-"""
 
 _LEFT = """
 WITH mine AS (UPDATE sessions SET owner_id = $2 WHERE id = $1 RETURNING id, tenant_id)
@@ -84,7 +79,7 @@ async def test_a_row_that_cannot_be_taken_over(storm: Storm) -> None:
     sessions = [await fleet[0].session() for _ in range(5)]
     async with storm.cause():
         await db.pool.execute(_BEYOND_THE_END, UUID(sessions[0]))  # no end of its run can be written
-        await db.pool.execute(_DEAD, dead := uuid4())
+        dead = await db.pool.fetchval(DEAD)
         runs = [str(await db.pool.fetchval(_LEFT, UUID(session_id), dead)) for session_id in sessions]
         assert [await end_of(fleet[1], run_id) for run_id in runs[1:]] == ["owner_lost"] * 4
         await storm.probes()
