@@ -29,8 +29,8 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-async def test_a_tool_call_waits_until_another_instance_allows_it(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
+async def test_a_tool_call_waits_until_another_instance_allows_it(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
     request = await asked(fleet[1], run_id)
     assert (request.data["tool_name"], request.data["input"]["command"]) == ("Bash", "touch made.txt && echo made")
@@ -258,16 +258,6 @@ async def test_a_background_tasks_request_outlives_the_run_and_keeps_the_session
     assert (await other.get(f"/runs/{result.data['run_id']}")).json()["origin"] == "background"
 
 
-async def test_a_background_tasks_request_is_closed_when_the_agent_ends(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**ASKING)
-    await fleet[0].prompt(session_id, f"delegate in background {COMMAND}")
-    (request,) = await all_asked(fleet[1], f"/sessions/{session_id}/events", 1)
-    assert (await fleet[2].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).json()["status"] == "applied"
-    state = await request_state(fleet[1], request)
-    assert (state["status"], state["resolved_by"]["type"]) == ("closed", "system")
-    assert refusal(await fleet[1].post(path_of(request), {"decision": "allow"})) == (409, "request_resolved")
-
-
 async def test_a_denial_may_end_the_run(shared: Shared) -> None:
     fleet, session_id = shared.fleet, await shared.of(**ASKING)
     run_id = await fleet[0].prompt(session_id, COMMAND)
@@ -279,11 +269,13 @@ async def test_a_denial_may_end_the_run(shared: Shared) -> None:
     assert (await fleet[1].ask(session_id, "say still here"))["result"].endswith("still here")
 
 
-async def test_a_remembered_tool_is_remembered_as_a_whole_and_a_command_by_its_rule(fleet: Fleet) -> None:
+async def test_a_remembered_tool_is_remembered_as_a_whole_and_a_command_by_its_rule(start_fleet: StartFleet) -> None:
+    """By the agent that asked, by the next one of its owner, and by one of the next owner."""
+    fleet = await start_fleet(2)
     session_id = await fleet[0].session(**ASKING)
 
     async def requests(prompt: str) -> int:
-        events = await fleet[2].follow(await fleet[1].prompt(session_id, prompt))
+        events = await fleet[1].follow(await fleet[1].prompt(session_id, prompt))
         assert events[-1].data["status"] == "succeeded"
         return len([e for e in events if e.event == "permission_request"])
 
@@ -292,27 +284,19 @@ async def test_a_remembered_tool_is_remembered_as_a_whole_and_a_command_by_its_r
         run_id = await fleet[0].prompt(session_id, prompt)
         request = await asked(fleet[1], run_id)
         await decide(await elsewhere(fleet, session_id), request, decision="allow", remember=True)
-        await fleet[2].follow(run_id)
+        await fleet[1].follow(run_id)
         assert await requests(again) == 0, again
     asking = await fleet[1].prompt(session_id, "run rmdir a")
-    await decide(fleet[2], await asked(fleet[1], asking), decision="deny")
+    await decide(fleet[1], await asked(fleet[1], asking), decision="deny")
     assert (await fleet[1].follow(asking))[-1].data["status"] == "succeeded"
     await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})
     for prompt in ("write c.txt: hello", COMMAND):
         assert await requests(prompt) == 0, "another process remembers it, too"
-
-
-async def test_what_is_remembered_holds_on_the_next_owner(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
-    session_id = await fleet[0].session(**ASKING)
-    run_id = await fleet[0].prompt(session_id, COMMAND)
-    await decide(fleet[1], await asked(fleet[1], run_id), decision="allow", remember=True)
-    await fleet[1].follow(run_id)
-    first = fleet[0]
-    first.process.terminate()
-    await first.ended()
-    assert "made" in (await fleet[1].ask(session_id, COMMAND))["result"]
-    assert await fleet.owner_of(session_id) is fleet[1]
+    owner, heir = await fleet.owner_of(session_id), await elsewhere(fleet, session_id)
+    owner.process.terminate()
+    await owner.ended()
+    assert "made" in (await heir.ask(session_id, COMMAND))["result"]
+    assert await fleet.owner_of(session_id) is heir
 
 
 async def test_a_decision_cannot_widen_the_sessions_profile(brief: Fleet) -> None:
@@ -411,3 +395,14 @@ async def test_requests_belong_to_their_tenant_and_only_writers_decide(shared: S
     assert refusal(await fleet[1].post(path_of(strange), {"decision": "allow"})) == (404, "request_not_found")
     await decide(fleet[1], request, decision="allow")
     assert (await fleet[2].follow(run_id))[-1].data["status"] == "succeeded"
+
+
+async def test_a_background_tasks_request_is_closed_when_the_agent_ends(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**ASKING)
+    newest = (await fleet[0].get(f"/sessions/{session_id}")).json()["last_seq"]
+    await fleet[0].prompt(session_id, f"delegate in background {COMMAND}")
+    (request,) = await all_asked(fleet[1], f"/sessions/{session_id}/events?after={newest}", 1)
+    assert (await fleet[2].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).json()["status"] == "applied"
+    state = await request_state(fleet[1], request)
+    assert (state["status"], state["resolved_by"]["type"]) == ("closed", "system")
+    assert refusal(await fleet[1].post(path_of(request), {"decision": "allow"})) == (409, "request_resolved")
