@@ -42,14 +42,14 @@ async def test_interrupt_from_another_instance_stops_a_running_tool(shared: Shar
 
 
 async def test_the_next_prompt_on_another_instance_remembers_the_conversation(shared: Shared) -> None:
-    fleet, session_id = shared.fleet, await shared.of()
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     await fleet[0].ask(session_id, "say my number is 4711")
     answer = await fleet[1].ask(session_id, "recall")
     assert "4711" in answer["result"]
 
 
 async def test_a_stream_resumes_on_another_instance_without_gap_or_repeat(shared: Shared) -> None:
-    fleet, session_id = shared.fleet, await shared.of()
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     run_id = await fleet[0].prompt(session_id, "stream 100 words every 5 ms")
     seen: list[Sse] = []
     async with fleet[1].stream(f"/runs/{run_id}/events") as events:
@@ -66,7 +66,7 @@ async def test_a_stream_resumes_on_another_instance_without_gap_or_repeat(shared
 
 
 async def test_a_client_that_leaves_changes_nothing_for_its_run(shared: Shared) -> None:
-    fleet, body = shared.fleet, {"prompt": "stream 40 words every 20 ms", "session_id": await shared.of()}
+    fleet, body = shared.fleet, {"prompt": "stream 40 words every 20 ms", "session_id": await shared.of(**BYPASS)}
     async with fleet[0].client.stream("POST", "/api/v1/query", json=body) as reply:
         run_id = reply.headers["X-Run-ID"]
         async for line in reply.aiter_lines():
@@ -76,19 +76,20 @@ async def test_a_client_that_leaves_changes_nothing_for_its_run(shared: Shared) 
     assert events[-1].data["status"] == "succeeded"
 
 
-async def test_a_second_stream_of_the_session_shows_all_runs_and_ends_when_idle(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_second_stream_of_the_session_shows_all_runs_and_ends_when_idle(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
+    newest = (await fleet[0].get(f"/sessions/{session_id}")).json()["last_seq"]
     first = await fleet[0].prompt(session_id, "say one")
     second = await fleet[1].prompt(session_id, "say two")
-    async with fleet[2].stream(f"/sessions/{session_id}/events?until=idle") as events:
+    async with fleet[2].stream(f"/sessions/{session_id}/events?until=idle&after={newest}") as events:
         seen = [event async for event in events]
     assert [e.data["run_id"] for e in seen if e.event == "done"] == [first, second]
     durable = [int(e.id) for e in seen if e.event != "partial"]
-    assert durable == list(range(1, len(durable) + 1))
+    assert durable == list(range(newest + 1, newest + 1 + len(durable)))
 
 
-async def test_the_agents_environment_holds_no_server_secret(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS, env={"COLOUR": "blue"})
+async def test_the_agents_environment_holds_no_server_secret(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS, env={"COLOUR": "blue"})
     await fleet[0].ask(session_id, "run env; cat /proc/$PPID/environ; cat /proc/*/environ")
     messages = (await fleet[1].get(f"/sessions/{session_id}/messages")).text
     assert "COLOUR=blue" in messages
@@ -100,10 +101,10 @@ async def test_the_agents_environment_holds_no_server_secret(fleet: Fleet) -> No
 async def test_an_agent_cannot_read_another_sessions_files(shared: Shared) -> None:
     fleet, theirs = shared.fleet, await shared.of(**BYPASS)
     await fleet[0].ask(theirs, "write secret.txt: the treasure map")
-    mine = await fleet[0].session(**BYPASS)
+    mine = await shared.of(**BYPASS, env={"COLOUR": "blue"})
     root = fleet.env["WORKSPACES_DIR"]
-    await fleet[0].ask(mine, f"run ls {root}; cat {root}/{theirs}/secret.txt; echo mine > here.txt; cat here.txt")
-    messages = (await fleet[1].get(f"/sessions/{mine}/messages")).text
-    assert "treasure map" not in messages
-    assert "Permission denied" in messages
-    assert "mine" in messages
+    command = f"ls {root}; cat {root}/{theirs}/secret.txt; echo mine > here.txt; cat here.txt"
+    said = (await fleet[1].ask(mine, f"run {command}"))["result"]
+    assert "treasure map" not in said
+    assert "Permission denied" in said
+    assert "mine" in said
