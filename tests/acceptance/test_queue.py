@@ -44,13 +44,3 @@ async def test_a_free_instance_takes_the_next_run_of_a_full_ones_idle_session(st
     assert (await fleet.owner_of(warm)) is not first_owner
     assert (await fleet[1].get(f"/runs/{blocking}")).json()["status"] == "running"
     await fleet[1].post(f"/runs/{blocking}/cancel")
-
-
-async def test_an_api_node_without_slots_serves_what_others_run(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(1, RUNNER_SLOTS="0")
-    session_id = await fleet[0].session()
-    run_id = await fleet[0].prompt(session_id, "say hello")
-    await fleet.start(1, RUNNER_SLOTS="1")
-    events = await fleet[0].follow(run_id)
-    assert events[-1].data["status"] == "succeeded"
-    assert (await fleet.owner_of(session_id)) is fleet[1]
