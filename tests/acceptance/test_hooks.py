@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -242,21 +240,12 @@ async def test_a_hook_answers_a_permission_request(
     assert asked in ([], [{"type": "system", "reason": "withdrawn"}])
 
 
-async def test_one_hook_that_denies_outweighs_others_that_allow(
-    shared: Shared, secret: str, receiver: Receiver
-) -> None:
-    async def answer(request: Received) -> Reply:
-        return Reply({"decision": "deny" if request.target == "/no" else "allow", "reason": f"of {request.target}"})
-
-    receiver.answer = answer
-    hooks = {"PreToolUse": [hook(receiver.url("/yes")), hook(receiver.url("/no")), hook(receiver.url("/yes"))]}
-    events = await ran(shared, "run echo unwanted", hooks)
-    assert sorted(t["decision"] for t in told(events)) == ["allow", "allow", "deny"]
-    assert "of /no" in tool_results(events)
-    assert "unwanted" not in tool_results(events)
-
-
 MATCHERS = ["Ba", "ash", "Ba.*", "*", "Edit|Bash", "[A-B]ash", "Write", "B(a|u)sh?", "Task"]
+
+
+def of_matchers(receiver: Receiver) -> dict[str, Any]:
+    """A hook for each of them; its path is its number."""
+    return {"PreToolUse": [hook(receiver.url(f"/{n}"), matcher=matcher) for n, matcher in enumerate(MATCHERS)]}
 
 
 @pytest.mark.parametrize(
@@ -269,10 +258,24 @@ MATCHERS = ["Ba", "ash", "Ba.*", "*", "Edit|Bash", "[A-B]ash", "Write", "B(a|u)s
 async def test_a_matcher_is_asked_about_whole_names_and_task_means_the_tool_that_starts_subagents(
     shared: Shared, secret: str, receiver: Receiver, prompt: str, tool: str, matching: set[str]
 ) -> None:
-    hooks = {"PreToolUse": [hook(receiver.url(f"/{n}"), matcher=matcher) for n, matcher in enumerate(MATCHERS)]}
-    await ran(shared, prompt, hooks)
+    await ran(shared, prompt, of_matchers(receiver))
     assert {MATCHERS[int(request.target[1:])] for request in receiver.received} == matching
     assert {request.json["data"]["tool_name"] for request in receiver.received} == {tool}
+
+
+async def test_one_hook_that_denies_outweighs_others_that_allow(
+    shared: Shared, secret: str, receiver: Receiver
+) -> None:
+    no = f"/{MATCHERS.index('Edit|Bash')}"
+
+    async def answer(request: Received) -> Reply:
+        return Reply({"decision": "deny" if request.target == no else "allow", "reason": f"of {request.target}"})
+
+    receiver.answer = answer
+    events = await ran(shared, "run echo unwanted", of_matchers(receiver))
+    assert sorted(t["decision"] for t in told(events)) == [*["allow"] * 4, "deny"]
+    assert f"of {no}" in tool_results(events)
+    assert "unwanted" not in tool_results(events)
 
 
 # --- failures ------------------------------------------------------------------------------------------------------
@@ -304,30 +307,71 @@ async def test_a_tool_does_not_run_when_its_hook_fails(
     assert events[-1].data["status"] == "succeeded"
 
 
-async def test_a_silent_hook_fails_after_its_time(shared: Shared, secret: str, receiver: Receiver) -> None:
-    never = asyncio.Event()
+GONE = "HOOK_SECRET_GONE"
+PRIVATE = {"10.0.0.1": "", "169.254.169.254": "/latest", "[::1]": ":9/", "0": "/"}
 
-    async def silent(_request: Received) -> Reply:
-        await never.wait()
-        return Reply()
 
-    receiver.answer = silent
-    events = await ran(shared, "run echo unwanted", {"PreToolUse": [hook(receiver.url(), timeout_seconds=0.3)]})
-    never.set()
-    assert [t["error"] for t in told(events)] == ["no answer within 0.3 s"]
+@pytest.fixture
+async def failing(shared: Shared, secret: str, receiver: Receiver) -> dict[str, Any]:
+    """The hooks of a session, which fail in ways of their own, each with another tool; those of Bash may be ignored.
+    The secret of one of them has gone."""
+    before = [
+        hook(receiver.url("/ignored"), matcher="Bash", on_failure="allow"),
+        hook(receiver.url("/silent"), matcher="Glob", timeout_seconds=0.3),
+        *(hook(f"http://{host}{rest}", matcher="Write") for host, rest in PRIVATE.items()),
+        {"url": receiver.url("/unsigned"), "secret": f"${{{GONE}}}", "matcher": "Task"},
+    ]
+    after = [hook(receiver.url("/ignored"))]
+    hooks, fleet = {"PreToolUse": before, "PostToolUse": after, "Stop": after}, shared.fleet
+    await fleet[0].client.put(f"/api/v1/secrets/{GONE}", json={"value": "for now"})
+    await shared.of(**BYPASS, hooks=hooks)
+    await fleet[1].client.delete(f"/api/v1/secrets/{GONE}")
+    receiver.received.clear()
+    return hooks
+
+
+async def test_a_silent_hook_fails_after_its_time(shared: Shared, failing: dict[str, Any], receiver: Receiver) -> None:
+    go_on = receiver.hangs("/silent")
+    events = await ran(shared, 'run touch unwanted then use tool Glob {"pattern": "*"}', failing)
+    go_on.set()
+    failed = [t for t in told(events) if t["decision"] == "failed"]
+    assert [(t["tool_name"], t["error"]) for t in failed] == [("Glob", "no answer within 0.3 s")]
+    assert "The hook that decides on this failed" in tool_results(events)
     assert "unwanted" not in tool_results(events)
 
 
-async def test_a_private_target_is_refused_without_an_exception(shared: Shared, secret: str) -> None:
-    urls = {"10.0.0.1": "", "169.254.169.254": "/latest", "[::1]": ":9/", "0": "/"}
-    hooks = {"PreToolUse": [hook(f"http://{host}{rest}") for host, rest in urls.items()]}
-    events = await ran(shared, "run echo unwanted", hooks)
-    failed = told(events)
-    assert sorted(f["host"].strip("[]") for f in failed) == sorted(host.strip("[]") for host in urls)
+async def test_a_private_target_is_refused_without_an_exception(shared: Shared, failing: dict[str, Any]) -> None:
+    events = await ran(shared, "write b.txt: unwanted then run cat b.txt", failing)
+    failed = [t for t in told(events, "PreToolUse") if t["tool_name"] == "Write"]
+    assert sorted(f["host"].strip("[]") for f in failed) == sorted(host.strip("[]") for host in PRIVATE)
     for failure in failed:
         assert failure["decision"] == "failed"
         assert "not a public one" in failure["error"]
+    assert "No such file" in tool_results(events)
     assert "unwanted" not in tool_results(events)
+
+
+async def test_a_hook_whose_secret_is_gone_fails_and_names_it(
+    shared: Shared, failing: dict[str, Any], receiver: Receiver
+) -> None:
+    events = await ran(shared, "delegate say unwanted", failing)
+    [failed] = told(events, "PreToolUse")
+    assert GONE in failed["error"]
+    assert "/unsigned" not in [request.target for request in receiver.received]
+    assert "unwanted" not in tool_results(events)
+
+
+async def test_a_failing_hook_that_may_be_ignored_is_ignored_and_told(
+    shared: Shared, failing: dict[str, Any], receiver: Receiver
+) -> None:
+    receiver.replies(Reply(status=500))
+    events = await ran(shared, "run echo wanted", failing)
+    assert "wanted" in tool_results(events)
+    assert [(t["hook_event"], t["decision"]) for t in told(events)] == [
+        ("PreToolUse", "failed"),
+        ("PostToolUse", "failed"),
+        ("Stop", "failed"),
+    ]
 
 
 async def test_loopback_is_private_too_unless_the_operator_allows_it(
@@ -341,49 +385,13 @@ async def test_loopback_is_private_too_unless_the_operator_allows_it(
     assert receiver.received == []
 
 
-async def test_a_failing_hook_that_may_be_ignored_is_ignored_and_told(
-    shared: Shared, secret: str, receiver: Receiver
-) -> None:
-    receiver.replies(Reply(status=500))
-    hooks = {
-        "PreToolUse": [hook(receiver.url(), on_failure="allow")],
-        "PostToolUse": [hook(receiver.url())],
-        "Stop": [hook(receiver.url())],
-    }
-    events = await ran(shared, "run echo wanted", hooks)
-    assert "wanted" in tool_results(events)
-    assert [(t["hook_event"], t["decision"]) for t in told(events)] == [
-        ("PreToolUse", "failed"),
-        ("PostToolUse", "failed"),
-        ("Stop", "failed"),
-    ]
-
-
-async def test_a_hook_whose_secret_is_gone_fails_and_names_it(fleet: Fleet, receiver: Receiver) -> None:
-    name = f"GONE_{uuid4().hex.upper()}"
-    await fleet[0].client.put(f"/api/v1/secrets/{name}", json={"value": "for now"})
-    session_id = await fleet[0].session(
-        **BYPASS, hooks={"PreToolUse": [{"url": receiver.url(), "secret": f"${{{name}}}"}]}
-    )
-    await fleet[1].client.delete(f"/api/v1/secrets/{name}")
-    events = await fleet[1].follow(await fleet[0].prompt(session_id, "run echo unwanted"))
-    assert name in told(events)[0]["error"]
-    assert receiver.received == []
-
-
 async def test_an_interrupt_does_not_wait_for_a_hook(shared: Shared, secret: str, receiver: Receiver) -> None:
-    never = asyncio.Event()
-
-    async def silent(_request: Received) -> Reply:
-        await never.wait()
-        return Reply()
-
-    receiver.answer = silent
+    go_on = receiver.hangs()
     session_id, fleet = await shared.of(**BYPASS, hooks=of_bash(receiver)), shared.fleet
     run_id = await fleet[0].prompt(session_id, "run echo unwanted")
     await receiver.until(len)
     assert (await fleet[1].post(f"/sessions/{session_id}/interrupt")).json()["status"] == "applied"
-    never.set()
+    go_on.set()
     events = await fleet[2].follow(run_id)
     assert (events[-1].event, events[-1].data["status"]) == ("done", "interrupted")
 
