@@ -93,13 +93,17 @@ async def test_every_failure_of_the_model_has_a_code_and_the_session_lives_on(fl
     assert {prompt: answer for share in found for prompt, answer in share.items()} == FAILURES
 
 
-async def test_a_first_prompt_that_the_model_refuses_leaves_an_empty_conversation(fleet: Fleet) -> None:
+async def test_a_first_prompt_that_is_refused_leaves_an_empty_conversation_and_an_empty_answer_is_a_result(
+    fleet: Fleet,
+) -> None:
     session_id = await fleet[0].session()
     refused = await fleet[0].post("/query/single", {"session_id": session_id, "prompt": "poison with 400"})
     assert refused.json()["error"]["code"] == "model_request_invalid"
     assert "you have said nothing before" in (await fleet[1].ask(session_id, "recall"))["result"]
     forked = await fleet[2].post(f"/sessions/{session_id}/fork", {})
     assert forked.status_code == 201, forked.text
+    assert (await fleet[0].ask(session_id, "answer nothing every time"))["result"] == ""
+    assert (await fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
 
 
 @pytest.mark.slow
@@ -144,12 +148,6 @@ async def test_a_model_api_that_takes_no_connections_fails_the_run_and_the_next_
         await network.close()
 
 
-async def test_an_answer_without_content_is_an_empty_result(shared: Shared) -> None:
-    session_id = await shared.of()
-    assert (await shared.fleet[0].ask(session_id, "answer nothing every time"))["result"] == ""
-    assert (await shared.fleet[0].ask(session_id, "say next"))["result"] == "[demo model, scripted] next"
-
-
 @pytest.mark.slow
 async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(shared: Shared) -> None:
     fleet, body = shared.fleet, {"prompt": "fail with 429 asking for 2 s", "session_id": await shared.of()}
@@ -161,31 +159,26 @@ async def test_a_client_is_told_how_long_the_model_api_asked_to_wait(shared: Sha
     assert run["error"]["retry_after_seconds"] == seconds
 
 
-async def test_system_prompts_of_any_alphabet_reach_the_model_whole(fleet: Fleet, recorded: Recorder) -> None:
-    async def system(instance: Instance, **config: str | None) -> str:
+async def test_prompts_and_rules_longer_than_an_argument_of_a_process_reach_it_whole(
+    fleet: Fleet, recorded: Recorder
+) -> None:
+    async def system(instance: Instance, prompt: str, **config: str | None) -> str:
         """What the model is told with the next prompt."""
         before = recorded.count
-        events = await instance.follow(await instance.prompt(session_id, "say hello", **config))
+        events = await instance.follow(await instance.prompt(session_id, prompt, **config))
+        assert events[-1].data["status"] == "succeeded"
         conversation = next(e.data["sdk_session_id"] for e in events if e.event == "init")
         return "".join(block["text"] for block in recorded.of(conversation, before)[-1].body["system"])
 
-    first = {"system_prompt": "Ж" * 99_000 + " the end", "system_prompt_append": "Щ" * 99_000 + " of all"}
-    session_id = await fleet[0].session(**first)
-    seen = await system(fleet[1])
-    assert [text in seen for text in first.values()] == [True, True]
-    seen = await system(fleet[2], system_prompt="ж" * 70_000 + " anew", system_prompt_append=None)
-    assert "ж" * 70_000 + " anew" in seen
-    assert not {"Ж", "Щ"} & set(seen)
-    seen = await system(fleet[1], system_prompt=None, system_prompt_append="щ" * 70_000 + " again")
-    assert "щ" * 70_000 + " again" in seen
-    assert not {"Ж", "Щ", "ж"} & set(seen)
-
-
-async def test_rules_longer_than_an_argument_of_a_process_reach_the_agent(fleet: Fleet) -> None:
     rules = [f"Bash({number} {'ж' * 490})" for number in range(199)]
-    session_id = await fleet[0].session(allowed_tools=[*rules, "Bash(touch there)"], disallowed_tools=rules)
-    await fleet[1].ask(session_id, "run touch there")
-    assert (await fleet[2].get(f"/sessions/{session_id}")).json()["status"] == "idle"
+    first = {"system_prompt": "Ж" * 99_000 + " the end", "system_prompt_append": "Щ" * 99_000 + " of all"}
+    allowed = [*rules, "Bash(touch there)"]
+    session_id = await fleet[0].session(**first, allowed_tools=allowed, disallowed_tools=rules)
+    seen = await system(fleet[1], "run touch there")  # nobody is asked for it
+    assert [text in seen for text in first.values()] == [True, True]
+    seen = await system(fleet[2], "say hello", system_prompt=None, system_prompt_append="щ" * 70_000 + " again")
+    assert "щ" * 70_000 + " again" in seen
+    assert not {"Ж", "Щ"} & set(seen)
 
 
 @pytest.mark.parametrize(
