@@ -6,14 +6,13 @@ import asyncio
 import os
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 
 from tests.acceptance.test_rewind import files_of, rewind
-from tests.conftest import StartFleet
+from tests.conftest import StartFleet, database_of
 from tests.fleet import Fleet, Instance, events_of
 from tests.sockets import open_socket
 
@@ -38,6 +37,20 @@ async def busy_hands(fleet: Fleet) -> str:
     return session_id
 
 
+@pytest.fixture(scope="module")
+async def family(fleet: Fleet) -> tuple[str, dict[str, Any]]:
+    """A session that has kept the files before its two prompts, and what was answered of its fork; both are warm."""
+    parent = await fleet[0].session(
+        title="first", tags=["t"], metadata={"a": "b"}, enable_file_checkpointing=True, **TOOLS
+    )
+    for prompt in ("remember the cheese then write a.txt: one", "edit a.txt: one => two"):
+        await fleet[0].ask(parent, prompt)
+    [elsewhere, _] = await fleet.others(await fleet.owner_of(parent))
+    child = await fork(elsewhere, parent, title="second")
+    await fleet[1].ask(child["session_id"], "say I am the fork")
+    return parent, child
+
+
 async def of_tool(instance: Instance, session_id: str, kind: str, name: str) -> dict[str, Any]:
     """The message with the call of a tool (`tool_use`), or its result (`tool_result`)."""
     said = [(m, m["content"][0]) for m in await messages(instance, session_id)]
@@ -56,28 +69,60 @@ async def messages(instance: Instance, session_id: str) -> list[dict[str, Any]]:
     return (await instance.get(f"/sessions/{session_id}/messages")).json()["data"]  # type: ignore[no-any-return]
 
 
+async def remembered(fleet: Fleet, session_id: str) -> list[str]:
+    """The conversation that a session's next agent would be given: its entries, but for what names the session."""
+    async with database_of(fleet) as db:
+        rows = await db.pool.fetch(
+            "SELECT t.entry FROM transcript_entries t JOIN sessions s ON s.id = t.session_id"
+            " WHERE s.id = $1 AND t.sdk_session_id = s.sdk_session_id::text AND t.subpath = '' ORDER BY t.id",
+            UUID(session_id),
+        )
+        conversation = str(
+            await db.pool.fetchval("SELECT sdk_session_id FROM sessions WHERE id = $1", UUID(session_id))
+        )
+    return [row["entry"].replace(session_id, "…").replace(conversation, "…") for row in rows]
+
+
 async def refused(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-async def test_a_whole_fork_goes_on_apart_from_its_parent(fleet: Fleet) -> None:
-    parent = await fleet[0].session(title="first", tags=["t"], metadata={"a": "b"}, **TOOLS)
-    await fleet[0].ask(parent, "remember the cheese then write a.txt: one")
-    owner = await fleet.owner_of(parent)
-    elsewhere = (await fleet.others(owner))[0]
-    child = await fork(elsewhere, parent, title="second")
-    assert child["parent_session_id"] == parent
-    assert (child["title"], child["tags"], child["metadata"], child["num_turns"]) == ("second", ["t"], {"a": "b"}, 0)
-    assert child["config"] == TOOLS
-    child_id = child["session_id"]
-    assert len(await messages(fleet[2], child_id)) == len(await messages(fleet[2], parent)) > 0
-    said = (await fleet[1].ask(child_id, "recall"))["result"]
-    assert "remember the cheese" in said
-    await fleet[1].ask(child_id, "edit a.txt: one => the fork's")
-    await fleet[2].ask(parent, "edit a.txt: one => the parent's then write b.txt: too")
-    assert files_of(fleet, child_id) == {"a.txt": "the fork's"}
+async def test_a_whole_fork_goes_on_apart_from_its_parent(fleet: Fleet, family: tuple[str, dict[str, Any]]) -> None:
+    parent, made = family
+    assert made["parent_session_id"] == parent
+    assert (made["title"], made["tags"], made["metadata"], made["num_turns"]) == ("second", ["t"], {"a": "b"}, 0)
+    assert made["config"] == {**TOOLS, "enable_file_checkpointing": True}
+    child = made["session_id"]
+    said = [m["uuid"] for m in await messages(fleet[2], parent)]
+    assert len(said) > 0
+    assert [m["uuid"] for m in await messages(fleet[2], child)][: len(said)] == said
+    assert "remember the cheese" in (await fleet[1].ask(child, "recall"))["result"]
+    await fleet[1].ask(child, "edit a.txt: two => the fork's")
+    await fleet[2].ask(parent, "edit a.txt: two => the parent's then write b.txt: too")
+    assert files_of(fleet, child) == {"a.txt": "the fork's"}
     assert files_of(fleet, parent) == {"a.txt": "the parent's", "b.txt": "too"}
-    assert "the fork's" not in (await fleet[0].ask(parent, "recall"))["result"]
+    assert "the fork" not in (await fleet[0].ask(parent, "recall"))["result"]
+
+
+async def test_a_fork_of_a_fork_knows_both_and_its_files_can_be_rewound_to_prompts_of_the_first(
+    fleet: Fleet, family: tuple[str, dict[str, Any]]
+) -> None:
+    first, second = family[0], family[1]["session_id"]
+    third = (await fork(fleet[2], second))["session_id"]
+    never_begun = (await fork(fleet[2], third))["session_id"]
+    assert (await fleet[0].get(f"/sessions/{never_begun}")).json()["parent_session_id"] == third
+    assert (await fleet[1].client.delete(f"/api/v1/sessions/{first}")).status_code == 204
+    files = files_of(fleet, second)
+    assert list(files) == ["a.txt"]
+    assert files_of(fleet, never_begun) == files
+    listed = (await fleet[2].get(f"/sessions/{never_begun}/checkpoints")).json()["data"]
+    prompts = ["remember the cheese then write a.txt: one", "edit a.txt: one => two", "say I am the fork"]
+    assert [c["prompt"] for c in listed][:3] == prompts
+    assert (await rewind(fleet[2], never_begun, listed[1]["checkpoint_id"]))["not_restored"] == []
+    assert (files_of(fleet, never_begun), files_of(fleet, second)) == ({"a.txt": "one"}, files)
+    recalled = (await fleet[0].ask(never_begun, "recall"))["result"]
+    assert "remember the cheese" in recalled
+    assert "say I am the fork" in recalled
 
 
 async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fleet: Fleet, parent: str) -> None:
@@ -85,12 +130,14 @@ async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fl
     answer = next(m for m in said if "two" in m["content"][0]["text"] and m["role"] == "assistant")
     by_message = await fork(fleet[1], parent, message_uuid=answer["uuid"])
     by_number = await fork(fleet[2], parent, at_seq=answer["seq"])
+    known = [await remembered(fleet, child["session_id"]) for child in (by_message, by_number)]
+    assert known[0] == known[1] != []
     for child in (by_message, by_number):
         assert child["last_seq"] == answer["seq"]
         shown = await messages(fleet[0], child["session_id"])
         assert [m["uuid"] for m in shown] == [m["uuid"] for m in said[:4]]
-        recalled = (await fleet[2].ask(child["session_id"], "recall"))["result"]
-        assert ("say one" in recalled, "say two" in recalled, "say three" in recalled) == (True, True, False)
+    recalled = (await fleet[2].ask(by_message["session_id"], "recall"))["result"]
+    assert ("say one" in recalled, "say two" in recalled, "say three" in recalled) == (True, True, False)
 
 
 async def test_a_fork_before_everything_has_no_history(fleet: Fleet, busy_hands: str) -> None:
@@ -101,10 +148,9 @@ async def test_a_fork_before_everything_has_no_history(fleet: Fleet, busy_hands:
 
 
 async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet, busy_hands: str) -> None:
-    for kind in ("tool_use", "tool_result"):
-        cut = (await of_tool(fleet[1], busy_hands, kind, "Bash"))["uuid"]
-        child = await fork(fleet[1], busy_hands, message_uuid=cut)
-        assert "run echo cheese" in (await fleet[2].ask(child["session_id"], "recall"))["result"]
+    cut = (await of_tool(fleet[1], busy_hands, "tool_use", "Bash"))["uuid"]
+    child = await fork(fleet[1], busy_hands, message_uuid=cut)
+    assert "run echo cheese" in (await fleet[2].ask(child["session_id"], "recall"))["result"]
 
 
 async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet, parent: str) -> None:
@@ -122,31 +168,22 @@ async def test_a_fork_with_a_prompt_streams_its_run(fleet: Fleet, parent: str) -
     assert "recall" not in (await fleet[2].ask(parent, "say four then recall"))["result"].split("say four")[0]
 
 
-async def test_fork_session_runs_the_prompt_in_a_fork(fleet: Fleet, parent: str) -> None:
+async def test_fork_session_runs_the_prompt_in_a_fork_over_a_websocket_as_over_http(fleet: Fleet, parent: str) -> None:
     before = (await fleet[0].get(f"/sessions/{parent}")).json()["num_turns"]
-    result = await fleet[1].ask(parent, "recall", fork_session=True)
-    assert result["session_id"] != parent
-    assert "say one" in result["result"]
-    state = (await fleet[2].get(f"/sessions/{result['session_id']}")).json()
-    assert state["parent_session_id"] == parent
+    body: dict[str, Any] = {"prompt": "recall", "session_id": parent, "fork_session": True}
+    sent = await fleet[1].post("/query", body, headers={"Idempotency-Key": parent})
+    assert sent.status_code == 200, sent.text
+    child, run_id = sent.headers["X-Session-ID"], sent.headers["X-Run-ID"]
+    assert child != parent
+    assert (await fleet[2].get(f"/sessions/{child}")).json()["parent_session_id"] == parent
+    async with open_socket(fleet[2]) as socket:
+        run = await socket.ask("prompt", **body, idempotency_key=parent)
+        assert (run["session_id"], run["run_id"]) == (child, run_id), "the same request, so the same run"
+        result = await socket.of_run(run_id, "result")
+    assert "say one" in result["data"]["result"]
     assert (await fleet[0].get(f"/sessions/{parent}")).json()["num_turns"] == before
     answer = await fleet[1].post("/query/single", {"prompt": "recall", "fork_session": True})
     assert answer.status_code == 422
-
-
-async def test_a_fork_of_a_fork_knows_both(fleet: Fleet) -> None:
-    first = await fleet[0].session(**TOOLS)
-    await fleet[0].ask(first, "say one then write a.txt: one")
-    second = (await fork(fleet[1], first))["session_id"]
-    await fleet[1].ask(second, "say two")
-    third = (await fork(fleet[2], second))["session_id"]
-    never_begun = (await fork(fleet[2], third))["session_id"]
-    assert (await fleet[1].client.delete(f"/api/v1/sessions/{first}")).status_code == 204
-    recalled = (await fleet[0].ask(never_begun, "recall"))["result"]
-    assert "say one" in recalled
-    assert "say two" in recalled
-    assert files_of(fleet, never_begun) == {"a.txt": "one"}
-    assert (await fleet[0].get(f"/sessions/{never_begun}")).json()["parent_session_id"] == third
 
 
 async def test_transcripts_of_subagents_are_copied(fleet: Fleet, busy_hands: str) -> None:
@@ -157,30 +194,16 @@ async def test_transcripts_of_subagents_are_copied(fleet: Fleet, busy_hands: str
     nested = [m for m in await messages(fleet[2], child) if m["subagent_messages"]]
     assert nested
     assert nested[0]["subagent_messages"][0]["session_id"] == child
-    assert "delegate say hello" in (await fleet[2].ask(child, "recall"))["result"]
-    connection = await asyncpg.connect(fleet.env["DATABASE_URL"].replace("+asyncpg", ""))
-    try:
-        rows = await connection.fetch(
+    assert "delegate say hello" in (await fleet[2].ask(cut, "recall"))["result"]
+    async with database_of(fleet) as db:
+        rows = await db.pool.fetch(
             "SELECT session_id::text AS session, count(*) AS entries, bool_or(strpos(entry, $1) > 0) AS names_parent"
             " FROM transcript_entries WHERE session_id::text = ANY($2) AND subpath <> '' GROUP BY 1",
             parent,
             [parent, child, cut],
         )
-    finally:
-        await connection.close()
     found = {row["session"]: (row["entries"], row["names_parent"]) for row in rows}
     assert found[child] == found[cut] == (found[parent][0], False)
-
-
-async def test_files_of_a_fork_can_be_rewound_to_prompts_of_its_parent(fleet: Fleet) -> None:
-    parent = await fleet[0].session(enable_file_checkpointing=True, **TOOLS)
-    for prompt in ("write a.txt: one", "edit a.txt: one => two"):
-        run_id = (await fleet[0].ask(parent, prompt))["run_id"]
-    child = (await fork(fleet[1], parent))["session_id"]
-    listed = (await fleet[2].get(f"/sessions/{child}/checkpoints")).json()["data"]
-    assert [c["prompt"] for c in listed] == ["write a.txt: one", "edit a.txt: one => two"]
-    assert (await rewind(fleet[2], child, run_id))["not_restored"] == []
-    assert (files_of(fleet, child), files_of(fleet, parent)) == ({"a.txt": "one"}, {"a.txt": "two"})
 
 
 async def test_a_session_that_was_reset_forks_the_conversation_it_has_now(fleet: Fleet) -> None:
@@ -192,8 +215,12 @@ async def test_a_session_that_was_reset_forks_the_conversation_it_has_now(fleet:
     await fleet[0].ask(parent, "say new")
     renewed = (await fork(fleet[2], parent))["session_id"]
     old = (await fork(fleet[2], parent, message_uuid=before["uuid"]))["session_id"]
-    texts = [(await fleet[0].ask(child, "recall"))["result"] for child in (emptied, renewed, old)]
-    assert [("say old" in t, "say new" in t) for t in texts] == [(False, False), (False, True), (True, False)]
+    assert await remembered(fleet, emptied) == []
+    known = await remembered(fleet, renewed)
+    assert known == (await remembered(fleet, parent))[: len(known)]
+    assert ("say old" in str(known), "say new" in str(known)) == (False, True)
+    recalled = (await fleet[0].ask(old, "recall"))["result"]
+    assert ("say old" in recalled, "say new" in recalled) == (True, False)
 
 
 async def test_a_busy_session_forks_only_before_its_active_run(fleet: Fleet, parent: str) -> None:
@@ -205,9 +232,9 @@ async def test_a_busy_session_forks_only_before_its_active_run(fleet: Fleet, par
         answer = await fleet[1].post(f"/sessions/{parent}/fork", {"at_seq": done + 1})
         assert await refused(answer) == (409, "session_busy")
         child = await fork(fleet[1], parent, at_seq=done)
-        recalled = (await fleet[2].ask(child["session_id"], "recall"))["result"]
-        assert "say one" in recalled
-        assert "hang" not in recalled
+        known = str(await remembered(fleet, child["session_id"]))
+        assert '"say one"' in known
+        assert '"hang"' not in known
         assert (await fleet[2].post(f"/sessions/{parent}/interrupt")).status_code == 200
 
 
@@ -235,20 +262,13 @@ async def test_what_cannot_be_forked_is_refused(fleet: Fleet, parent: str) -> No
 
 
 async def test_a_workspace_that_is_too_large_is_not_copied(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(1, MAX_WORKSPACE_COPY_BYTES="100000")
+    fleet = await start_fleet(1, MAX_WORKSPACE_COPY_BYTES="100000", RUNNER_SLOTS="0")
     parent = await fleet[0].session(**TOOLS)
-    await fleet[0].ask(parent, "run head -c 200000 /dev/zero > big")
+    root = Path(fleet.env["WORKSPACES_DIR"])
+    (root / parent).mkdir(parents=True)
+    (root / parent / "big").write_bytes(bytes(200_000))
     answer = await fleet[0].post(f"/sessions/{parent}/fork", {})
     assert await refused(answer) == (413, "workspace_too_large")
-    root = Path(fleet.env["WORKSPACES_DIR"])
     assert [name for name in os.listdir(root) if not name.startswith(".")] == [parent]
     assert os.listdir(root / ".forks") == []
     assert len((await fleet[0].get("/sessions")).json()["data"]) == 1
-
-
-async def test_a_prompt_of_a_websocket_can_fork_its_session(fleet: Fleet, parent: str) -> None:
-    async with open_socket(fleet[1]) as socket:
-        run = await socket.ask("prompt", prompt="recall", session_id=parent, fork_session=True)
-        result = await socket.of_run(run["run_id"], "result")
-    assert run["session_id"] != parent
-    assert "say one" in result["data"]["result"]
