@@ -49,10 +49,12 @@ def ids(events: list[Message]) -> list[str]:
     return [event["id"] for event in events if event["event"] != "partial"]
 
 
-async def test_two_prompts_run_on_one_connection(fleet: Fleet) -> None:
-    async with open_socket(fleet[0]) as socket:
-        runs = [await socket.ask("prompt", prompt=f"say {word}") for word in ("one", "two")]
-        assert runs[0]["session_id"] != runs[1]["session_id"]
+async def test_two_prompts_run_on_one_connection_the_first_in_a_new_session(shared: Shared) -> None:
+    session_id = await shared.of()
+    async with open_socket(shared.fleet[0]) as socket:
+        runs = [await socket.ask("prompt", prompt="say one")]
+        runs.append(await socket.ask("prompt", prompt="say two", session_id=session_id))
+        assert runs[0]["session_id"] != runs[1]["session_id"] == session_id
         for run, word in zip(runs, ("one", "two"), strict=True):
             assert (await socket.of_run(run["run_id"]))["data"]["status"] == "succeeded"
             result = await socket.of_run(run["run_id"], "result")
@@ -113,7 +115,7 @@ async def test_a_permission_is_decided_and_a_question_answered_inside(shared: Sh
 
 
 async def test_the_agent_is_changed_inside(shared: Shared) -> None:
-    session_id, _, other = await owned_elsewhere(shared, permission_mode="default")
+    session_id, _, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         changed = await socket.ask("control", session_id=session_id, permission_mode="acceptEdits")
         assert changed["status"] == "applied"
@@ -141,7 +143,7 @@ async def test_a_connection_that_was_cut_goes_on_elsewhere_without_gap_or_repeat
         assert "".join(deltas).count("word40") == 1, "deltas are neither lost nor repeated while they are live"
 
 
-async def test_a_followed_session_shows_every_event_once(fleet: Fleet) -> None:
+async def test_a_followed_session_shows_every_event_once_and_that_it_is_deleted(fleet: Fleet) -> None:
     session_id, owner, other = await owned_elsewhere(Shared(fleet))
     async with open_socket(other) as socket:
         await socket.ask("follow", session_id=session_id)
@@ -156,6 +158,12 @@ async def test_a_followed_session_shows_every_event_once(fleet: Fleet) -> None:
         await socket.ask("follow", session_id=session_id, run_id=outside)
         await socket.of_run(outside)
         assert {e["data"]["run_id"] for e in socket.events} == {outside}
+        socket.events.clear()
+        await socket.ask("follow", session_id=session_id, after="1")
+        assert (await owner.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        told = await socket.event(lambda e: e["event"] == "error")
+        assert (told["id"], told["data"]["code"]) == (None, "session_deleted")
+        assert (await socket.reply(await socket.send("ping")))["type"] == "pong"
 
 
 async def test_a_position_beyond_the_end_is_answered_with_resync(shared: Shared) -> None:
@@ -166,22 +174,12 @@ async def test_a_position_beyond_the_end_is_answered_with_resync(shared: Shared)
         assert socket.events[0]["id"] == await newest(other, session_id)
 
 
-async def test_a_deleted_session_ends_what_follows_it_and_nothing_else(shared: Shared) -> None:
-    session_id, owner, other = await owned_elsewhere(shared)
-    async with open_socket(other) as socket:
-        await socket.ask("follow", session_id=session_id, after="1")
-        assert (await owner.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-        told = await socket.event(lambda e: e["event"] == "error")
-        assert (told["id"], told["data"]["code"]) == (None, "session_deleted")
-        assert (await socket.reply(await socket.send("ping")))["type"] == "pong"
-
-
 async def test_a_run_that_is_to_end_with_its_client_does(shared: Shared) -> None:
     session_id, owner, other = await owned_elsewhere(shared)
-    hang = {"prompt": "hang", "session_id": session_id}
+    lasting = await shared.of(**ASKING)
     async with open_socket(other) as socket:
-        stays = await socket.ask("prompt", prompt="hang", on_disconnect="continue")
-        goes = await socket.ask("prompt", **hang, on_disconnect="interrupt")
+        stays = await socket.ask("prompt", prompt="hang", session_id=lasting, on_disconnect="continue")
+        goes = await socket.ask("prompt", prompt="hang", session_id=session_id, on_disconnect="interrupt")
         await socket.of_run(goes["run_id"], "init")
         socket.connection.transport.abort()
     assert (await owner.follow(goes["run_id"]))[-1].data["status"] == "interrupted"
