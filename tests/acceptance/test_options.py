@@ -250,29 +250,54 @@ async def ended(instance: Instance, session_id: str, prompt: str, **config: Any)
     return next((e.data["code"] for e in events if e.event == "error"), str(events[-1].data["status"]))
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after", "prompt", "seen"),
-    [
-        ("max_turns", 1, 10, "use 3 tools", ("max_turns_exceeded", "succeeded")),
-        ("max_budget_usd", 0.000001, 100, "use 3 tools", ("max_budget_exceeded", "succeeded")),
-        ("fallback_model", None, "claude-haiku-5-5", f"fail with 404 for {MODEL}", ("model_not_found", "succeeded")),
-    ],
-)
-async def test_a_changed_bound_holds_from_the_next_prompt_on(
-    fleet: Fleet, name: str, before: Any, after: Any, prompt: str, seen: tuple[str, str]
-) -> None:
-    session_id = await fleet[0].session(permission_mode="bypassPermissions", model=MODEL, **{name: before})
-    found = [await ended(fleet[0], session_id, prompt), await ended(fleet[1], session_id, prompt, **{name: after})]
+BOUNDS: list[tuple[dict[str, Any], tuple[str, str]]] = [
+    ({"max_turns": 10, "max_budget_usd": 0.000001, "fallback_model": None}, ("model_not_found", "max_budget_exceeded")),
+    ({"max_turns": 1, "max_budget_usd": 100}, ("model_not_found", "max_turns_exceeded")),
+    ({"max_turns": 10, "fallback_model": "claude-haiku-5-5"}, ("succeeded", "succeeded")),
+]
+"""What is changed in a session, and how two prompts end then: for a model that there is not, and for three tools."""
+
+
+async def test_a_changed_bound_holds_from_the_next_prompt_on_and_in_a_new_process(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(permission_mode="bypassPermissions", model=MODEL)
+
+    async def check(changes: dict[str, Any], seen: tuple[str, str]) -> None:
+        found = await ended(fleet[1], session_id, f"fail with 404 for {MODEL}", **changes)
+        assert (found, await ended(fleet[2], session_id, "use 3 tools")) == seen, changes
+
+    owners = set[str]()
+    for changes, seen in BOUNDS:
+        await check(changes, seen)
+        owners.add((await fleet.owner_of(session_id)).id)
+    assert len(owners) == 1
+    assert "use 3 tools" in (await fleet[1].ask(session_id, "recall"))["result"]
     assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).status_code == 200
-    found.append(await ended(fleet[2], session_id, prompt, **{name: before}))
-    assert found == [seen[0], seen[1], seen[0]]
+    await check(*BOUNDS[0])
 
 
-async def test_a_session_that_is_attended_again_asks(fleet: Fleet) -> None:
+@pytest.fixture(scope="module")
+async def unattended(fleet: Fleet) -> str:
+    """A warm session in which a command was refused, since nobody is asked."""
     session_id = await fleet[0].session(**ASKING, unattended=True)
     refused = await fleet[0].ask(session_id, COMMAND)
     assert [denied["tool_name"] for denied in refused["permission_denials"]] == ["Bash"]
-    run_id = await fleet[1].prompt(session_id, COMMAND, unattended=False)
+    return session_id
+
+
+async def test_a_warm_agent_stays_where_nothing_has_changed_that_it_uses(fleet: Fleet, unattended: str) -> None:
+    def agent() -> list[int]:
+        return [process.pid for process in owner.agent_of(unattended) if "claude" in process.name()]
+
+    owner = await fleet.owner_of(unattended)
+    before = agent()
+    assert before
+    await put(fleet[1], "/secrets/UNRELATED", {"value": "x"})
+    await fleet[2].ask(unattended, "say next")
+    assert agent() == before
+
+
+async def test_a_session_that_is_attended_again_asks(fleet: Fleet, unattended: str) -> None:
+    run_id = await fleet[1].prompt(unattended, COMMAND, unattended=False)
     await decide(fleet[2], await asked(fleet[1], run_id), decision="deny")
 
 
@@ -320,49 +345,37 @@ async def test_a_warm_agent_knows_what_its_tenant_has_changed_meanwhile(fleet: F
     assert (await fleet[0].client.delete("/api/v1/mcp-servers/changing")).status_code == 204
 
 
-async def test_a_warm_agent_stays_where_nothing_has_changed_that_it_uses(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(permission_mode="bypassPermissions")
-    first = await fleet[0].ask(session_id, "run echo agent is $PPID")
-    await put(fleet[1], "/secrets/UNRELATED", {"value": "x"})
-    assert (await fleet[2].ask(session_id, "run echo agent is $PPID"))["result"] == first["result"]
-
-
 # --- subagents
 
 
 async def test_a_subagent_has_its_own_mcp_server_skill_and_mode(fleet: Fleet, recorded: Recorder) -> None:
+    """Secrets reach its servers as they were stored: the agent's program would put variables of its own into them,
+    which are the operator's."""
     await put(fleet[0], "/secrets/SUB_KEY", {"value": "hush-sub-secret"})
+    await put(fleet[0], "/secrets/DOLLAR_KEY", {"value": "pa${HOME}ss"})
     await put(fleet[0], "/skills/known", {"description": "d", "content": "THE TEXT OF THE SKILL"})
     own = helper(mcp_servers={"things": stdio(SCALE="${SUB_KEY}")}, permission_mode="acceptEdits")
-    knowing = helper(skills=["tenant:known"])
-    session_id = await fleet[0].session(
-        agents={"own": own, "knowing": knowing}, unattended=True, allowed_tools=["mcp__things__weigh"]
-    )
-    await fleet[1].ask(session_id, 'delegate to own: use tool mcp__things__weigh {"thing": "a cat"}')
-    await fleet[1].ask(session_id, "delegate to knowing: say hello")
-    for prompt, refused in (("delegate to own: write made.txt: made", 0), ("write made.txt: made", 1)):
-        answer = await fleet[1].ask(session_id, prompt)
-        assert len(answer["permission_denials"]) == refused
-    init = next(e.data for e in await fleet[1].follow(answer["run_id"]) if e.event == "init")
-    asked = "".join(request.text for request in recorded.of(init["sdk_session_id"]))
-    assert "a cat weighs 15 stone" in asked
-    assert "THE TEXT OF THE SKILL" in asked
-    said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
-    assert "hush-sub-secret" not in said + asked
-    shown = await fleet[2].get(f"/sessions/{session_id}")
-    assert shown.json()["config"]["agents"]["own"]["mcp_servers"]["things"]["env"] == {"SCALE": "***"}
-    assert "hush-sub-secret" not in shown.text
-
-
-async def test_secrets_reach_a_server_of_a_subagent_as_they_were_stored(fleet: Fleet) -> None:
-    """The agent's program would put variables of its own into them, which are the operator's."""
-    await put(fleet[0], "/secrets/DOLLAR_KEY", {"value": "pa${HOME}ss"})
+    allowed = ["mcp__things__weigh", "mcp__far__weigh"]
     with serving("http") as (url, seen):
-        server = {"type": "http", "url": url, "headers": {"Authorization": "Bearer ${DOLLAR_KEY}"}}
-        agents = {"own": helper(mcp_servers={"things": server})}
-        session_id = await fleet[0].session(agents=agents, permission_mode="bypassPermissions")
+        far = {"type": "http", "url": url, "headers": {"Authorization": "Bearer ${DOLLAR_KEY}"}}
+        agents = {"own": own, "knowing": helper(skills=["tenant:known"]), "far": helper(mcp_servers={"far": far})}
+        session_id = await fleet[0].session(agents=agents, unattended=True, allowed_tools=allowed)
         await fleet[1].ask(session_id, 'delegate to own: use tool mcp__things__weigh {"thing": "a cat"}')
+        await fleet[1].ask(session_id, 'delegate to far: use tool mcp__far__weigh {"thing": "a dog"}')
+        await fleet[1].ask(session_id, "delegate to knowing: say hello")
+        for prompt, refused in (("delegate to own: write made.txt: made", 0), ("write made.txt: made", 1)):
+            answer = await fleet[1].ask(session_id, prompt)
+            assert len(answer["permission_denials"]) == refused
+        init = next(e.data for e in await fleet[1].follow(answer["run_id"]) if e.event == "init")
+        asked = "".join(request.text for request in recorded.of(init["sdk_session_id"]))
+        for text in ("a cat weighs 15 stone", "a dog weighs 0 stone", "THE TEXT OF THE SKILL"):
+            assert text in asked
         assert {header for header in seen if header} == {"Bearer pa${HOME}ss"}
+        said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
+        assert "hush-sub-secret" not in said + asked
+        shown = await fleet[2].get(f"/sessions/{session_id}")
+        assert shown.json()["config"]["agents"]["own"]["mcp_servers"]["things"]["env"] == {"SCALE": "***"}
+        assert "hush-sub-secret" not in shown.text
         assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
 
 
