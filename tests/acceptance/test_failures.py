@@ -116,14 +116,6 @@ class Scene:
         return Watched(session_id, run_id, seen, ended)
 
 
-async def owner_when_running(fleet: Fleet, session_id: str) -> Instance:
-    async with fleet[0].stream(f"/sessions/{session_id}/events") as events:
-        async for event in events:
-            if event.event == "init":
-                break
-    return await fleet.owner_of(session_id)
-
-
 async def check_owner_lost(other: Instance, watched: Watched) -> None:
     seen = watched.seen
     assert [e.event for e in seen[-2:]] == ["error", "done"]
@@ -139,33 +131,38 @@ async def check_owner_lost(other: Instance, watched: Watched) -> None:
     assert [e for e in rest if e.event != "partial"] == durable[durable.index(half) + 1 :]
 
 
-@pytest.fixture(scope="module")
-async def killed(start_lasting_fleet: StartFleet) -> Scene:
-    """The owner was killed in the middle of a stream, of a tool, and of waiting for a person."""
-    scene = await Scene.begin(start_lasting_fleet, "stream", "tool", "request")
+async def killed(start_fleet: StartFleet, *moments: str) -> Scene:
+    """The owner was killed in the middle of each of these."""
+    scene = await Scene.begin(start_fleet, *moments)
     scene.owner.signal(signal.SIGKILL)
     await asyncio.gather(*(watched.ended for watched in scene.runs.values()))
     return scene
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["stream", "tool"])
-async def test_killed_owner_in_the_middle(killed: Scene, moment: str) -> None:
-    await check_owner_lost(killed.other, killed.runs[moment])
-    await gone(killed.agents)
-    answer = await killed.other.ask(killed.runs[moment].session_id, "recall")
-    assert "my number is 4711" in answer["result"]
+async def test_killed_owner_in_the_middle(start_fleet: StartFleet) -> None:
+    """Of a stream, and of a tool."""
+    scene = await killed(start_fleet, "stream", "tool")
+    await gone(scene.agents)
+    for watched in scene.runs.values():
+        await check_owner_lost(scene.other, watched)
+        answer = await scene.other.ask(watched.session_id, "recall")
+        assert "my number is 4711" in answer["result"]
 
 
-async def test_a_killed_owner_closes_its_request_and_the_session_goes_on_elsewhere(killed: Scene) -> None:
-    watched, other = killed.runs["request"], killed.other
+async def test_a_killed_owner_closes_its_request_and_the_session_goes_on_elsewhere(start_fleet: StartFleet) -> None:
+    scene = await killed(start_fleet, "request")
+    watched, other = scene.runs["request"], scene.other
     await check_owner_lost(other, watched)
     assert [e.event for e in watched.seen[-3:]] == ["action_resolved", "error", "done"]
     assert resolutions(watched.seen) == [("closed", "owner_lost")]
     assert await closed_for(other, watched.request) == "owner_lost"
-    run_id = await other.prompt(watched.session_id, COMMAND)
+    await gone(scene.agents)
+    run_id = await other.prompt(watched.session_id, f"{COMMAND} then recall")
     await decide(other, await asked(other, run_id), decision="allow")
-    assert "made" in (await other.follow(run_id))[-2].data["result"]
+    result = (await other.follow(run_id))[-2].data["result"]
+    assert "made" in result
+    assert "my number is 4711" in result
 
 
 @pytest.mark.slow
@@ -245,7 +242,7 @@ async def restartable(lasting_servers: Servers, start_lasting_fleet: StartFleet)
 
 async def during_a_stream(shared: Shared, servers: Servers, name: Literal["postgres", "valkey"]) -> list[Sse]:
     """What another instance than the owner shows of a run while a database restarts."""
-    session_id = await shared.of()
+    session_id = await shared.of(**ASKING)
     run_id = await shared.fleet[0].prompt(session_id, "stream 100 words every 20 ms then say the end")
     events: list[Sse] = []
     other = await elsewhere(shared.fleet, session_id)
@@ -318,12 +315,12 @@ async def test_a_run_survives_a_restart_of_postgresql(lasting_servers: Servers, 
 # --- agents and sessions
 
 
-async def test_killing_the_agent_process_ends_its_run_with_a_clear_event(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_killing_the_agent_process_ends_its_run_with_a_clear_event(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
+    owner = await fleet.owner_of(session_id)
     run_id = await fleet[0].prompt(session_id, STREAM)
-    owner = await owner_when_running(fleet, session_id)
     async with owner.stream(f"/runs/{run_id}/events") as events:
-        told = [await anext(e async for e in events if e.id == "2-40")]
+        told = [await anext(e async for e in events if e.id.endswith("-40"))]
         cli = [p for p in owner.agent_of(session_id) if "claude" in p.name()]
         assert cli
         for process in cli:
@@ -334,10 +331,12 @@ async def test_killing_the_agent_process_ends_its_run_with_a_clear_event(fleet: 
     assert STREAM in (await fleet[0].ask(session_id, "recall"))["result"]
 
 
-async def test_deleting_a_session_ends_its_agent_and_its_streams(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].prompt(session_id, STREAM)
-    owner = await owner_when_running(fleet, session_id)
+async def test_deleting_a_session_ends_its_agent_and_its_streams(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
+    owner = await fleet.owner_of(session_id)
+    run_id = await fleet[0].prompt(session_id, STREAM)
+    async with owner.stream(f"/runs/{run_id}/events") as events:
+        await anext(e async for e in events if e.event == "init")
     agents = owner.agent_of(session_id)
     assert [p for p in agents if "claude" in p.name()]
     other = (await fleet.others(owner))[0]
