@@ -31,18 +31,32 @@ def files_of(fleet: Fleet, session_id: str) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
-async def three_versions(instance: Instance, **config: Any) -> tuple[str, list[str]]:
+VERSIONS = ("write a.txt: one", "edit a.txt: one => two then write b.txt: new", "edit a.txt: two => three")
+OF_BOTH = (
+    "write a.txt: one then write b.txt: one",
+    "edit a.txt: one => two then edit b.txt: one => two",
+    "edit a.txt: two => three then edit b.txt: two => three",
+)
+
+
+async def three_versions(
+    instance: Instance, prompts: tuple[str, ...] = VERSIONS, **config: Any
+) -> tuple[str, list[str]]:
     """A session that has written, changed, and written again; and the ids of its prompts."""
     session_id = await instance.session(**{**CHECKPOINTING, **config})
-    prompts = ("write a.txt: one", "edit a.txt: one => two then write b.txt: new", "edit a.txt: two => three")
     return session_id, [(await instance.ask(session_id, prompt))["run_id"] for prompt in prompts]
 
 
-async def test_checkpoints_are_listed_with_their_prompts_in_pages_and_copies_of_files_go_with_the_session(
-    fleet: Fleet,
+@pytest.fixture(scope="module")
+async def versions(fleet: Fleet) -> tuple[str, list[str]]:
+    """See `three_versions`. Its tests leave the conversation as it is but for the last one."""
+    return await three_versions(fleet[0])
+
+
+async def test_checkpoints_are_listed_with_their_prompts_in_pages(
+    fleet: Fleet, versions: tuple[str, list[str]]
 ) -> None:
-    session_id, prompts = await three_versions(fleet[0])
-    await check_dry_run(fleet, session_id, prompts)
+    session_id, prompts = versions
     first = (await fleet[1].get(f"/sessions/{session_id}/checkpoints", params={"limit": 2})).json()
     assert [c["checkpoint_id"] for c in first["data"]] == prompts[:2]
     assert first["data"][0]["prompt"] == "write a.txt: one"
@@ -51,18 +65,12 @@ async def test_checkpoints_are_listed_with_their_prompts_in_pages_and_copies_of_
     assert rest.json()["next_cursor"] is None
     told = [e for e in await fleet[1].follow(prompts[0]) if e.event == "checkpoint"]
     assert [e.data["checkpoint_id"] for e in told] == [prompts[0]]
-    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
-    assert any(copies.rglob("*@v*"))
-    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
-        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-        async for _ in events:
-            continue
-
-    await until(lambda: not copies.exists())
 
 
-async def check_dry_run(fleet: Fleet, session_id: str, prompts: list[str]) -> None:
-    """A dry run on another instance shows the way back and changes nothing."""
+async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_nothing(
+    fleet: Fleet, versions: tuple[str, list[str]]
+) -> None:
+    session_id, prompts = versions
     owner = await fleet.owner_of(session_id)
     before = files_of(fleet, session_id)
     shown = await rewind((await fleet.others(owner))[0], session_id, prompts[1], dry_run=True)
@@ -74,9 +82,9 @@ async def check_dry_run(fleet: Fleet, session_id: str, prompts: list[str]) -> No
 
 
 async def test_files_are_as_they_were_before_the_message_and_the_conversation_goes_on_until_it_is_reset(
-    fleet: Fleet,
+    fleet: Fleet, versions: tuple[str, list[str]]
 ) -> None:
-    session_id, prompts = await three_versions(fleet[0])
+    session_id, prompts = versions
     await fleet[0].prompt(session_id, "stream 10 words every 100 ms then write c.txt: late")
     await rewind(fleet[2], session_id, prompts[2])
     assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}, "it waits for the runs before it"
@@ -117,13 +125,23 @@ async def test_rewinding_works_after_the_owner_was_killed(start_fleet: StartFlee
 
 
 async def test_changes_on_either_side_of_a_move_can_be_undone(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(2, SESSION_IDLE_SECONDS="0")
-    session_id = await fleet[0].session(**CHECKPOINTING)
-    prompts = ("write a.txt: one", "edit a.txt: one => two", "edit a.txt: two => three")
-    ids = [(await fleet[n % 2].ask(session_id, prompt))["run_id"] for n, prompt in enumerate(prompts)]
-    for step, (number, text) in enumerate(((2, "two"), (1, "one"), (2, "two"))):
-        await rewind(fleet[(step + 1) % 2], session_id, ids[number])
-        assert files_of(fleet, session_id) == {"a.txt": text}
+    fleet = await start_fleet(2)
+    session_id, prompts = await three_versions(fleet[0])
+    owner = await fleet.owner_of(session_id)
+    [heir] = await fleet.others(owner)
+    owner.signal(signal.SIGTERM)
+    await owner.ended()
+    prompts.append((await heir.ask(session_id, "edit a.txt: three => four"))["run_id"])
+    assert await fleet.owner_of(session_id) is heir
+    await rewind(heir, session_id, prompts[3])
+    assert files_of(fleet, session_id) == {"a.txt": "three", "b.txt": "new"}
+    await rewind(heir, session_id, prompts[1])
+    assert files_of(fleet, session_id) == {"a.txt": "one"}
+    await fleet.start(1)
+    heir.signal(signal.SIGTERM)
+    await heir.ended()
+    await rewind(fleet[2], session_id, prompts[3])
+    assert files_of(fleet, session_id) == {"a.txt": "three", "b.txt": "new"}
 
 
 async def test_what_cannot_be_rewound_to_is_told_apart(fleet: Fleet) -> None:
@@ -139,34 +157,41 @@ async def test_what_cannot_be_rewound_to_is_told_apart(fleet: Fleet) -> None:
     assert answer.status_code == 422
 
 
-async def test_a_working_directory_inside_the_workspace_is_part_of_the_paths(fleet: Fleet) -> None:
-    session_id, prompts = await three_versions(fleet[0], cwd="sub")
+async def test_a_working_directory_is_part_of_the_paths_and_copies_of_files_are_missed_and_go_with_the_session(
+    fleet: Fleet,
+) -> None:
+    session_id, prompts = await three_versions(fleet[0], OF_BOTH, cwd="sub")
     shown = await rewind(fleet[1], session_id, prompts[2], dry_run=True)
-    assert (shown["files_changed"], shown["diff_omitted"]) == (["sub/a.txt"], False)
+    assert (shown["files_changed"], shown["diff_omitted"]) == (["sub/a.txt", "sub/b.txt"], False)
     assert "\n-three\n\\ No newline at end of file\n+two\n\\ No newline at end of file\n" in shown["diff"]
     await rewind(fleet[2], session_id, prompts[2])
-    assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "new"}
-
-
-async def test_files_whose_copies_are_gone_are_named_or_refused(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**CHECKPOINTING)
-    prompts = [
-        (await fleet[0].ask(session_id, prompt))["run_id"]
-        for prompt in (
-            "write a.txt: one then write b.txt: one",
-            "edit a.txt: one => two then edit b.txt: one => two",
-            "edit a.txt: two => three then edit b.txt: two => three",
-        )
-    ]
+    assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "two"}
     copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
-    for copy in [copy for copy in copies.rglob("*@v*") if copy.read_text() == "one"][:1]:
-        copy.unlink()
+    await check_lost_copies(fleet, session_id, prompts, copies)
+    async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
+        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        async for _ in events:
+            continue
+    await until(lambda: not copies.exists())
+
+
+def lose(copies: Path, text: str | None = None) -> None:
+    """One copy of a file with this text; without, all copies."""
+    found = [copy for copy in copies.rglob("*@v*") if text in (None, copy.read_text())]
+    assert found
+    for copy in found[: 1 if text else None]:
+        copy.rename(copy.with_name(f"lost-{copy.name}".replace("@v", "-")))
+
+
+async def check_lost_copies(fleet: Fleet, session_id: str, prompts: list[str], copies: Path) -> None:
+    """Files whose copies are gone are named, and where there is no other, refused."""
+    lose(copies, "one")
     rewound = await rewind(fleet[1], session_id, prompts[1])
-    assert rewound["files_changed"] == ["a.txt", "b.txt"]
+    assert rewound["files_changed"] == ["sub/a.txt", "sub/b.txt"]
     [lost] = rewound["not_restored"]
-    assert files_of(fleet, session_id) == {"a.txt": "one", "b.txt": "one"} | {lost: "three"}
-    for copy in copies.rglob("*@v*"):
-        copy.unlink()
+    left = {"sub/a.txt": "one", "sub/b.txt": "one"} | {lost: "two"}
+    assert files_of(fleet, session_id) == left
+    lose(copies)
     answer = await fleet[1].post(f"/sessions/{session_id}/rewind", {"checkpoint_id": prompts[2]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "rewind_failed")
-    assert files_of(fleet, session_id) == {"a.txt": "one", "b.txt": "one"} | {lost: "three"}
+    assert files_of(fleet, session_id) == left
