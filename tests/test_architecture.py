@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "db": {*FOUNDATION, "lanes"},
     "redis": {"settings"},
     "invalidations": {"db", "redis"},
-    "auth": {*FOUNDATION, "db", "redis", "invalidations"},
+    "auth": {*FOUNDATION, "lanes", "db", "redis", "invalidations"},
     "keys": {*FOUNDATION, "db", "redis", "auth"},
     "limits": {*FOUNDATION, "redis"},
     "shares": {*FOUNDATION},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +15,7 @@ import sqlalchemy.exc
 from sqlalchemy import text
 
 from apps.api import db as db_module
+from apps.api.auth import authenticate
 from apps.api.core.events.follow import Followers
 from apps.api.core.events.frames import Position
 from apps.api.core.events.place import Place
@@ -26,7 +27,9 @@ from apps.api.core.tasks import Loop
 from apps.api.core.tenant import usage
 from apps.api.db import Database, is_connection_error
 from apps.api.errors import Busy
-from apps.api.lanes import AT_ONCE, AT_ONCE_IN_ALL, Line, Turns
+from apps.api.keys import USUAL_SCOPES, create_key
+from apps.api.lanes import ASKING, AT_ONCE, AT_ONCE_IN_ALL, Line, Turns
+from apps.api.redis import Redis
 from apps.api.settings import Settings
 from apps.api.threads import Blocking
 from apps.api.web.errors import from_exception
@@ -109,6 +112,50 @@ async def test_nobody_joins_a_line_that_does_not_move() -> None:
         assert served == set()
 
 
+async def served(line: Line, tenants: Sequence[UUID], *, cancelled: Sequence[int] = ()) -> list[UUID | None]:
+    """Whose turns came, in what order, when requests of these tenants wait for the line's one place; None: refused."""
+    told: list[UUID | None] = []
+
+    async def one(tenant: UUID) -> None:
+        ASKING.set(tenant)
+        try:
+            async with line:
+                told.append(tenant)
+        except Busy:
+            told.append(None)
+
+    async with line:
+        tasks: list[asyncio.Task[None]] = []
+        for tenant in tenants:
+            tasks.append(asyncio.create_task(one(tenant)))
+            await asyncio.sleep(0)
+    for number in cancelled:
+        tasks[number].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return told
+
+
+async def test_tenants_have_a_line_by_turns() -> None:
+    busy, other, third = uuid4(), uuid4(), uuid4()
+    wait = [busy] * 4 + [other] * 2 + [third]
+    assert await served(Line(1, PATIENCE, "full"), wait) == [busy, other, third, busy, other, busy, busy]
+
+
+async def test_where_too_many_wait_the_last_of_the_longest_queue_makes_room() -> None:
+    busy, other = uuid4(), uuid4()
+    line = Line(1, PATIENCE, "full", most=4)
+    assert await served(line, [busy] * 4 + [other] * 3) == [None, None, None, busy, other, busy, other]
+    assert await served(line, [busy] * 4) == [busy] * 4  # nobody was forgotten in it
+
+
+async def test_a_place_that_comes_to_somebody_who_has_just_been_cancelled_is_not_lost() -> None:
+    busy, other = uuid4(), uuid4()
+    line = Line(1, PATIENCE, "full")
+    assert await served(line, [busy, busy, other], cancelled=[0, 2]) == [busy]
+    async with asyncio.timeout(PATIENCE), line:
+        pass
+
+
 async def test_who_gives_up_leaves_the_line() -> None:
     line = Line(1, PATIENCE, "full", most=1)
     async with line:
@@ -117,6 +164,33 @@ async def test_who_gives_up_leaves_the_line() -> None:
                 pass
     async with asyncio.timeout(PATIENCE), line:
         pass
+
+
+async def test_callers_have_connections_by_turns_with_other_tenants(db: Database, redis: Redis) -> None:
+    """Also those of a tenant with several keys."""
+    tenants = ["busy", "busy", "other"]
+    first, second, others = [await create_key(db, tenant=name, name="k", scopes=USUAL_SCOPES) for name in tenants]
+    known, told, all_known = list[str](), list[str](), asyncio.Event()
+
+    async def one(secret: str) -> None:
+        caller = await authenticate(db, redis, secret)
+        known.append(caller.tenant)
+        await all_known.wait()
+        async with db.transaction():
+            told.append(caller.tenant)
+
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        for number, key in enumerate((first, second, first, second, others)):
+            group.create_task(one(key.secret))
+            await until(lambda number=number: len(known) > number)  # type: ignore[misc]
+        async with taken(db.transaction, db_module.REQUESTS - 1):
+            async with db.transaction():
+                all_known.set()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                assert told == []
+            await until(lambda: len(told) == 5)
+    assert told == ["busy", "other", "busy", "busy", "busy"]
 
 
 LANES = pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from apps.api import clock, invalidations
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
+from apps.api.lanes import ASKING
 from apps.api.redis import KEY_CACHE_TTL, Redis
 
 SCOPES = ("admin", "write", "read")
@@ -83,7 +84,7 @@ WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
 
 
 async def authenticate(db: Database, redis: Redis, secret: str | None) -> Principal:
-    """The principal of a key.
+    """The principal of a key. From then on the task works for its tenant: see `lanes.ASKING`.
 
     Raises:
         Unauthorized: `authentication_required` without a key, `invalid_api_key` for one that is unknown,
@@ -95,6 +96,7 @@ async def authenticate(db: Database, redis: Redis, secret: str | None) -> Princi
 
 
 async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Principal:
+    ASKING.set(secret_hash)
     principal = await redis.cached(redis.keys.api_key(secret_hash), _PRINCIPAL.validate_json)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
@@ -104,6 +106,7 @@ async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Princip
         await _remember(db, redis, secret_hash, principal)
     if principal.expires_at is not None and principal.expires_at <= clock.now():
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
+    ASKING.set(principal.tenant_id)
     return principal
 
 

@@ -1,15 +1,17 @@
 """Queues of bounded length and time before what is scarce: connections to PostgreSQL, and work that costs much.
 
-A `Line` is a semaphore with a bound on how many wait for it and for how long. Who would wait too long gets 503 at once,
-with a time to come again. `Turns` has such lines for costly requests, of each tenant and of all.
+A `Line` is a semaphore with a bound on how many wait for it and for how long; tenants that wait have its places by
+turns. Who would wait too long gets 503 at once, with a time to come again. `Turns` has such lines for costly requests,
+of each tenant and of all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -19,12 +21,16 @@ from apps.api.errors import Busy
 MAX_WAITING = 500
 """In one line. A prompt holds a connection for some milliseconds, so that this many wait for about a second."""
 
+ASKING: ContextVar[UUID | str | None] = ContextVar("asking", default=None)
+"""For whom this task works: a tenant, or the hash of a key while its tenant is looked up. None: for the service."""
+
 
 class Line:
-    """A semaphore with a bounded queue, first come first served: `async with line:` holds one of its places.
+    """A semaphore with a bounded queue for each who asks: `async with line:` holds one of its places.
 
-    Nobody joins while so many wait already, or while the first of them has waited for half of the longest time: those
-    behind would wait for longer.
+    A place that becomes free goes to the first in the queue whose turn it is, which then is the last queue. Nobody
+    joins a queue whose first has waited for half of the longest time: those behind would wait for longer. Where as many
+    wait as may, the last of the longest queue is sent away, be it another or who has just come.
     """
 
     def __init__(self, places: int, seconds: float, busy: str, *, most: int = MAX_WAITING) -> None:
@@ -33,34 +39,67 @@ class Line:
             places: how many have a turn at a time.
             seconds: the longest wait.
             busy: what those are told who are sent away.
-            most: how many may wait.
+            most: how many may wait, in all queues.
         """
-        self._turns = asyncio.Semaphore(places)
-        self._seconds, self._busy, self._most = seconds, busy, most
-        self._waiting: dict[object, float] = {}  # since when, the first of the line first
+        self._free, self._seconds, self._busy, self._most = places, seconds, busy, most
+        # The queue whose turn it is first; in each since when they wait, on the loop's clock. None is empty.
+        self._queues: OrderedDict[UUID | str | None, dict[asyncio.Future[None], float]] = OrderedDict()
 
     async def __aenter__(self) -> None:
-        if not self._turns.locked():
-            await self._turns.acquire()
+        if self._free:
+            self._free -= 1
             return
-        first = next(iter(self._waiting.values()), None)
-        late = first is not None and time.monotonic() - first > self._seconds / 2
-        if late or len(self._waiting) >= self._most:
-            raise Busy(self._busy)
-        me = object()
-        self._waiting[me] = time.monotonic()
+        asking = ASKING.get()
+        turn = self._join(asking)
         try:
             async with asyncio.timeout(self._seconds):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Busy(self._busy) from None
-        finally:
-            del self._waiting[me]
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled() and not turn.exception():
+                self._pass_on()  # the place came at the same time
+            else:
+                self._leave(asking, turn)
+            if isinstance(error, TimeoutError):
+                raise Busy(self._busy) from None
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._turns.release()
+        self._pass_on()
+
+    def _join(self, asking: UUID | str | None) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        queue = self._queues.get(asking, {})
+        if queue and loop.time() - next(iter(queue.values())) > self._seconds / 2:
+            raise Busy(self._busy)
+        if sum(map(len, self._queues.values())) >= self._most:
+            longest = max(self._queues, key=lambda one: len(self._queues[one]))
+            if len(self._queues[longest]) <= len(queue) + 1:
+                raise Busy(self._busy)
+            last = next(reversed(self._queues[longest]))
+            last.set_exception(Busy(self._busy))
+            self._leave(longest, last)
+        turn = loop.create_future()
+        self._queues.setdefault(asking, queue)[turn] = loop.time()
+        return turn
+
+    def _leave(self, asking: UUID | str | None, turn: asyncio.Future[None]) -> None:
+        queue = self._queues.get(asking, {})
+        queue.pop(turn, None)
+        if not queue:
+            self._queues.pop(asking, None)
+
+    def _pass_on(self) -> None:
+        while self._queues:
+            asking, queue = next(iter(self._queues.items()))
+            turn = next(iter(queue))
+            self._queues.move_to_end(asking)
+            self._leave(asking, turn)
+            if not turn.done():  # else it has been cancelled, and does not know yet
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 AT_ONCE, AT_ONCE_IN_ALL = 2, 4

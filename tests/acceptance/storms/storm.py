@@ -82,6 +82,7 @@ class Storm:
         may_refuse: clients may be answered 503, as of a database that is slow.
         answers: of each session, in order.
         accepted: the runs of prompts that were answered 202 or 200.
+        reads: how long the other tenant's reads of its session took.
     """
 
     place: Place
@@ -90,6 +91,7 @@ class Storm:
     may_refuse: bool = False
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     accepted: set[UUID] = field(default_factory=set)
+    reads: list[Answer] = field(default_factory=list)
     lasted: tuple[float, float] = (0.0, 0.0)
     _asked: Counter[str] = field(default_factory=Counter)
     _memory: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -149,6 +151,7 @@ class Storm:
         began = await place.db.pool.fetchval("SELECT now()")
         storm = cls(place, list(place.fleet.instances), answers={s: [] for s in [*place.busy, place.probed]})
         storm._tasks = [asyncio.create_task(storm._traffic(session)) for session in storm.sessions]
+        storm._tasks.append(asyncio.create_task(storm._reading()))
         try:
             await storm.answered(storm.sessions, 2)
             storm._memory = {i.url: (now := _memory(i), now) for i in place.fleet.instances}
@@ -185,6 +188,21 @@ class Storm:
         finally:
             self._asked[instance.url] -= 1
 
+    async def _reading(self) -> None:
+        for number in itertools.count():
+            if self._over:
+                return
+            with self._next(number) as instance:
+                began = _now()
+                try:
+                    response = await instance.get(f"/sessions/{self.place.probed}", headers=self.place.headers)
+                except httpx.TransportError as error:
+                    how = repr(error)
+                else:
+                    how = str(response.status_code)
+            self.reads.append(Answer(began, _now() - began, how))
+            await asyncio.sleep(PAUSE / 5)
+
     async def _ask(self, instance: Instance, session_id: str, prompt: str) -> str:
         headers = self.place.headers if session_id == self.place.probed else {}
         body = {"prompt": prompt, "session_id": session_id}
@@ -216,6 +234,7 @@ class Storm:
         """What the other tenant saw, in seconds, and by how much the instances grew, in megabytes."""
         begun, ended = self.lasted
         probes = self.answers[self.place.probed]
+        reads = [r.seconds for r in self.reads if r.began < ended and r.began + r.seconds > begun]
         during = [p.seconds for p in probes if p.began < ended and p.began + p.seconds > begun]
         calm = [p.seconds for p in probes if p.began > ended or p.began + p.seconds < begun]
         return {
@@ -225,6 +244,8 @@ class Storm:
             "probe_slowest": round(max(during), 2) if during else None,
             "calm_median": round(statistics.median(calm), 2) if calm else None,
             "calm_slowest": round(max(calm), 2) if calm else None,
+            "read_median": round(statistics.median(reads), 2) if reads else None,
+            "read_slowest": round(max(reads), 2) if reads else None,
             "growth_mb": [round(most - before) for before, most in self._memory.values()],
             "prompts": len(self.accepted),
         }
@@ -232,6 +253,7 @@ class Storm:
     async def _check(self, began: datetime) -> None:
         for instance in self.fleet.instances:
             assert instance.process.poll() is None, instance.log.read_text()[-2000:]
+        assert {read.how for read in self.reads} <= {"200"} | ({"503"} if self.may_refuse else set())
         may = {"succeeded"} | ({"503"} if self.may_refuse else set())
         for session, told in self._counted().items():
             assert told.keys() <= may | ({"failed", "503"} if session in self.may_lose else set()), (session, told)

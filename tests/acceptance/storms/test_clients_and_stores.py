@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -95,15 +95,16 @@ def held(instance: Instance, socks: Sequence[socket.socket]) -> int:
     return sum(bool(c.raddr) and c.raddr.port in ports for c in psutil.Process(instance.process.pid).net_connections())
 
 
-def connected(instance: Instance, request: bytes = b"", *, buffer: int = 65_536) -> socket.socket:
+@asynccontextmanager
+async def connected(instance: Instance, request: bytes = b"", *, buffer: int = 65_536) -> AsyncIterator[socket.socket]:
     """A client that has sent this, and for which its system takes so many bytes."""
-    url = httpx.URL(instance.url)
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.connect((url.host, url.port))
-    sock.sendall(request)
-    sock.setblocking(False)
-    return sock
+    url, loop = httpx.URL(instance.url), asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, (url.host, url.port))
+        await loop.sock_sendall(sock, request)
+        yield sock
 
 
 def events_of(session: str, key: str) -> bytes:
@@ -121,12 +122,8 @@ def read_all(sock: socket.socket, count: int) -> int:
 
 async def silent(instance: Instance) -> None:
     """More clients than the instance may have connect and say nothing, until it has closed the last of them."""
-    with ExitStack() as stack:
-        socks = []
-        for number in range(SILENT):
-            socks.append(stack.enter_context(connected(instance)))
-            if number % 50 == 0:
-                await asyncio.sleep(0)
+    async with AsyncExitStack() as stack:
+        socks = [await stack.enter_async_context(connected(instance)) for _ in range(SILENT)]
         assert held(instance, socks) <= connections(DESCRIPTORS)
         await until(lambda: not held(instance, socks), every=0.5, seconds=PATIENCE)
 
@@ -144,7 +141,7 @@ async def test_fifty_readers_of_a_byte_a_second_and_many_who_say_nothing(storm: 
     await db.pool.execute("UPDATE sessions SET last_seq = $2 WHERE id = $1", UUID(session), EVENTS)
     async with storm.cause(), asyncio.timeout(2 * PATIENCE), asyncio.TaskGroup() as beside, AsyncExitStack() as stack:
         request = events_of(session, API_KEY)
-        socks = [stack.enter_context(connected(instance, request, buffer=4_096)) for _ in range(READERS)]
+        socks = [await stack.enter_async_context(connected(instance, request, buffer=4_096)) for _ in range(READERS)]
         beside.create_task(silent(storm.fleet[2]))
         await until(lambda: held(instance, socks) == READERS, every=0.1, seconds=PATIENCE)
         while held(instance, socks):
