@@ -21,18 +21,10 @@ TOOLS = {"permission_mode": "bypassPermissions"}
 
 @pytest.fixture(scope="module")
 async def parent(fleet: Fleet) -> str:
-    """A session in which one, two and three were said."""
-    session_id = await fleet[0].session()
-    for word in ("one", "two", "three"):
-        await fleet[0].ask(session_id, f"say {word}")
-    return session_id
-
-
-@pytest.fixture(scope="module")
-async def busy_hands(fleet: Fleet) -> str:
-    """A session that has written a file, run a command, and had a subagent do something."""
+    """A session in which one, two and three were said; that has written a file, run a command, and had a subagent do
+    something."""
     session_id = await fleet[0].session(**TOOLS)
-    for prompt in ("write a.txt: one", "run echo cheese", "delegate say hello"):
+    for prompt in ("say one", "say two", "say three", "write a.txt: one", "run echo cheese", "delegate say hello"):
         await fleet[0].ask(session_id, prompt)
     return session_id
 
@@ -140,16 +132,16 @@ async def test_a_fork_at_an_earlier_message_recalls_only_what_was_said_before(fl
     assert ("say one" in recalled, "say two" in recalled, "say three" in recalled) == (True, True, False)
 
 
-async def test_a_fork_before_everything_has_no_history(fleet: Fleet, busy_hands: str) -> None:
-    child = await fork(fleet[1], busy_hands, at_seq=0)
+async def test_a_fork_before_everything_has_no_history(fleet: Fleet, parent: str) -> None:
+    child = await fork(fleet[1], parent, at_seq=0)
     assert await messages(fleet[2], child["session_id"]) == []
-    result = await fleet[2].ask(child["session_id"], "recall then read a.txt")
-    assert "write a.txt" not in result["result"]
+    assert "you have said nothing before" in (await fleet[2].ask(child["session_id"], "recall"))["result"]
+    assert "one" in (await fleet[2].ask(child["session_id"], "read a.txt"))["result"]
 
 
-async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet, busy_hands: str) -> None:
-    cut = (await of_tool(fleet[1], busy_hands, "tool_use", "Bash"))["uuid"]
-    child = await fork(fleet[1], busy_hands, message_uuid=cut)
+async def test_a_cut_between_a_tool_call_and_its_result_goes_on(fleet: Fleet, parent: str) -> None:
+    cut = (await of_tool(fleet[1], parent, "tool_use", "Bash"))["uuid"]
+    child = await fork(fleet[1], parent, message_uuid=cut)
     assert "run echo cheese" in (await fleet[2].ask(child["session_id"], "recall"))["result"]
 
 
@@ -186,8 +178,7 @@ async def test_fork_session_runs_the_prompt_in_a_fork_over_a_websocket_as_over_h
     assert answer.status_code == 422
 
 
-async def test_transcripts_of_subagents_are_copied(fleet: Fleet, busy_hands: str) -> None:
-    parent = busy_hands
+async def test_transcripts_of_subagents_are_copied(fleet: Fleet, parent: str) -> None:
     report = await of_tool(fleet[1], parent, "tool_result", "Agent")
     cut = (await fork(fleet[1], parent, message_uuid=report["uuid"]))["session_id"]
     child = (await fork(fleet[1], parent))["session_id"]
