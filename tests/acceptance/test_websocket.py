@@ -20,9 +20,9 @@ ASKING = {"permission_mode": "default", "tools": ["Bash", "Write", "AskUserQuest
 COMMAND = "run touch made.txt && echo made"
 
 
-async def owned_elsewhere(shared: Shared, **config: Any) -> tuple[str, Instance, Instance]:
+async def owned_elsewhere(shared: Shared) -> tuple[str, Instance, Instance]:
     """A session, its owner, and another instance."""
-    session_id = await shared.of(**config)
+    session_id = await shared.of(**ASKING)
     owner = await shared.fleet.owner_of(session_id)
     return session_id, owner, (await shared.fleet.others(owner))[0]
 
@@ -50,7 +50,7 @@ def ids(events: list[Message]) -> list[str]:
 
 
 async def test_two_prompts_run_on_one_connection_the_first_in_a_new_session(shared: Shared) -> None:
-    session_id = await shared.of()
+    session_id = await shared.of(**ASKING)
     async with open_socket(shared.fleet[0]) as socket:
         runs = [await socket.ask("prompt", prompt="say one")]
         runs.append(await socket.ask("prompt", prompt="say two", session_id=session_id))
@@ -99,7 +99,7 @@ async def test_a_run_is_interrupted_from_another_instance_inside_of_its_stream(s
 
 
 async def test_a_permission_is_decided_and_a_question_answered_inside(shared: Shared) -> None:
-    session_id, _, other = await owned_elsewhere(shared, **ASKING)
+    session_id, _, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
         run = await socket.ask("prompt", prompt=COMMAND, session_id=session_id)
         request = (await socket.of_run(run["run_id"], "permission_request"))["data"]
@@ -117,10 +117,11 @@ async def test_a_permission_is_decided_and_a_question_answered_inside(shared: Sh
 async def test_the_agent_is_changed_inside(shared: Shared) -> None:
     session_id, _, other = await owned_elsewhere(shared)
     async with open_socket(other) as socket:
-        changed = await socket.ask("control", session_id=session_id, permission_mode="acceptEdits")
-        assert changed["status"] == "applied"
         assert await socket.refused("control", session_id=session_id) == (422, "validation_error")
-    assert (await other.get(f"/sessions/{session_id}")).json()["permission_mode"] == "acceptEdits"
+        for mode in ("acceptEdits", "default"):
+            changed = await socket.ask("control", session_id=session_id, permission_mode=mode)
+            assert changed["status"] == "applied"
+            assert (await other.get(f"/sessions/{session_id}")).json()["permission_mode"] == mode
 
 
 async def test_a_connection_that_was_cut_goes_on_elsewhere_without_gap_or_repeat(shared: Shared) -> None:
@@ -176,10 +177,10 @@ async def test_a_position_beyond_the_end_is_answered_with_resync(shared: Shared)
 
 async def test_a_run_that_is_to_end_with_its_client_does(shared: Shared) -> None:
     session_id, owner, other = await owned_elsewhere(shared)
-    lasting = await shared.of(**ASKING)
+    hang = {"prompt": "hang", "session_id": session_id}
     async with open_socket(other) as socket:
-        stays = await socket.ask("prompt", prompt="hang", session_id=lasting, on_disconnect="continue")
-        goes = await socket.ask("prompt", prompt="hang", session_id=session_id, on_disconnect="interrupt")
+        goes = await socket.ask("prompt", **hang, on_disconnect="interrupt")
+        stays = await socket.ask("prompt", **hang, on_disconnect="continue")
         await socket.of_run(goes["run_id"], "init")
         socket.connection.transport.abort()
     assert (await owner.follow(goes["run_id"]))[-1].data["status"] == "interrupted"
@@ -188,7 +189,7 @@ async def test_a_run_that_is_to_end_with_its_client_does(shared: Shared) -> None
 
 
 async def test_an_idempotency_key_means_the_same_over_http(shared: Shared) -> None:
-    fleet, prompt = shared.fleet, {"prompt": "say once", "session_id": await shared.of()}
+    fleet, prompt = shared.fleet, {"prompt": "say once", "session_id": await shared.of(**ASKING)}
     async with open_socket(fleet[0]) as socket:
         run = await socket.ask("prompt", **prompt, idempotency_key="ws-once")
         again = await socket.ask("prompt", **prompt, idempotency_key="ws-once")
@@ -201,7 +202,7 @@ async def test_an_idempotency_key_means_the_same_over_http(shared: Shared) -> No
 
 
 async def test_prompts_count_against_the_keys_limit(shared: Shared) -> None:
-    fleet, of = shared.fleet, {"session_id": await shared.of()}
+    fleet, of = shared.fleet, {"session_id": await shared.of(**ASKING)}
     key = await made_key(fleet[0], prompts_per_minute=2)
     async with open_socket(fleet[0], key) as socket:
         await socket.ask("prompt", prompt="say one", **of)
@@ -343,7 +344,7 @@ async def test_whatever_a_client_sends_gets_a_clear_error_and_the_connection_goe
 
 
 async def test_half_of_a_character_is_a_prompt_like_any_other(shared: Shared) -> None:
-    session_id = await shared.of()
+    session_id = await shared.of(**ASKING)
     async with open_socket(shared.fleet[0]) as socket:
         of = f'"session_id": "{session_id}"'
         await socket.connection.send(f'{{"type": "prompt", "ref": "half", {of}, "prompt": "say \\ud800"}}')
