@@ -354,16 +354,16 @@ async def test_a_subagent_has_its_own_mcp_server_skill_and_mode(fleet: Fleet, re
     await put(fleet[0], "/secrets/SUB_KEY", {"value": "hush-sub-secret"})
     await put(fleet[0], "/secrets/DOLLAR_KEY", {"value": "pa${HOME}ss"})
     await put(fleet[0], "/skills/known", {"description": "d", "content": "THE TEXT OF THE SKILL"})
-    own = helper(mcp_servers={"things": stdio(SCALE="${SUB_KEY}")}, permission_mode="acceptEdits")
+    own = helper(mcp_servers={"things": stdio(SCALE="${SUB_KEY}")})
+    knowing = helper(skills=["tenant:known"], permission_mode="acceptEdits")
     allowed = ["mcp__things__weigh", "mcp__far__weigh"]
     with serving("http") as (url, seen):
         far = {"type": "http", "url": url, "headers": {"Authorization": "Bearer ${DOLLAR_KEY}"}}
-        agents = {"own": own, "knowing": helper(skills=["tenant:known"]), "far": helper(mcp_servers={"far": far})}
+        agents = {"own": own, "knowing": knowing, "far": helper(mcp_servers={"far": far})}
         session_id = await fleet[0].session(agents=agents, unattended=True, allowed_tools=allowed)
         await fleet[1].ask(session_id, 'delegate to own: use tool mcp__things__weigh {"thing": "a cat"}')
         await fleet[1].ask(session_id, 'delegate to far: use tool mcp__far__weigh {"thing": "a dog"}')
-        await fleet[1].ask(session_id, "delegate to knowing: say hello")
-        for prompt, refused in (("delegate to own: write made.txt: made", 0), ("write made.txt: made", 1)):
+        for prompt, refused in (("delegate to knowing: write made.txt: made", 0), ("write made.txt: made", 1)):
             answer = await fleet[1].ask(session_id, prompt)
             assert len(answer["permission_denials"]) == refused
         init = next(e.data for e in await fleet[1].follow(answer["run_id"]) if e.event == "init")
