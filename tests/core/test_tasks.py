@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from apps.api.core.tasks import MAX_SICK, Loop, Loops, retry_pause
 from apps.api.errors import LeaseLost, Unavailable
-from tests.world import PATIENCE
+from tests.world import PATIENCE, until
 
 BUG = RuntimeError("a bug")
 
@@ -124,7 +124,23 @@ async def test_what_passes_is_the_loops_and_a_lost_session_is_nobodys_fault() ->
         raise Unavailable("away")
     with loop.one(2):
         raise LeaseLost("taken")
-    assert (loop.spared, loop.sick) == ([], 0)
+    assert (loop.spared, loop.sick) == ([1], 0)
+
+
+async def test_an_item_whose_statement_takes_too_long_does_not_keep_the_others_from_their_turn(loops: Loops) -> None:
+    done = list[str]()
+
+    async def step(loop: Loop) -> None:
+        for item in ("slow", "good"):
+            if item not in loop.spared:
+                with loop.one(item):
+                    if item == "slow":
+                        raise TimeoutError
+                    done.append(item)
+
+    loops.start("items", step, soon, must=True)
+    await until(lambda: "good" in done)
+    assert loops.all[0].sick == 0
 
 
 async def test_what_is_kept_in_mind_of_items_is_bounded() -> None:

@@ -50,6 +50,9 @@ SETTLED = 10.0
 MAX_SICK = 1_000
 """Items of one loop that are kept in mind as failed."""
 
+SPARED = 2.0
+"""Seconds for which an item is left alone at which something passing came up: longer than a loop's first pause."""
+
 POLL = 1.0
 """Seconds between looks at the queue and the commands without a wake-up."""
 
@@ -116,23 +119,30 @@ class Loop:
     def one(self, item: Hashable) -> Iterator[None]:
         """What is done to one of many. What it raises is logged and ends here, but for what passes: that is the loop's.
 
-        One that fails is among the `spared` from then on, longer each time.
+        One that fails is among the `spared` from then on, longer each time. So is one at which something passing came
+        up, for SPARED or four times as long as it took: it may be what takes too long, and the others have their turn.
         """
+        began = time.monotonic()
         try:
             yield
         except PASSING:
+            now = time.monotonic()
+            self._spare(item, self.failures_of(item), now + max(SPARED, 4 * (now - began)))
             raise
         except LeaseLost as error:  # it is somebody else's by now
             log.warning("loop.item_lost", loop=self.name, item=str(item), error=error)
         except Exception as error:
             times = self.failures_of(item) + 1
-            if item not in self._failed and len(self._failed) >= MAX_SICK:
-                del self._failed[next(iter(self._failed))]
-            self._failed[item] = times, time.monotonic() + retry_pause(times, longest=600.0)
+            self._spare(item, times, time.monotonic() + retry_pause(times, longest=600.0))
             self.sick += 1
             log.error("loop.item_failed", loop=self.name, item=str(item), times=times, error=error, exc_info=error)
         else:
             self._failed.pop(item, None)
+
+    def _spare(self, item: Hashable, times: int, until: float) -> None:
+        if item not in self._failed and len(self._failed) >= MAX_SICK:
+            del self._failed[next(iter(self._failed))]
+        self._failed[item] = times, until
 
     def well(self) -> None:
         """A step has been done."""

@@ -86,8 +86,9 @@ class Upkeep:
 
     async def _sweep(self, loop: Loop) -> None:
         for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):
-            with loop.one(what.__module__):
-                await what(self._core.db)
+            if what.__module__ not in loop.spared:
+                with loop.one(what.__module__):
+                    await what(self._core.db)
         await self._sweep_files(loop)
 
     async def _sweep_files(self, loop: Loop) -> None:

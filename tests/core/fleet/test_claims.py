@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from apps.api.core.codec import decode
@@ -483,6 +485,27 @@ async def test_one_session_that_cannot_be_taken_over_does_not_hold_up_its_batch(
     await ownership.reap(world.core(), loop)
     assert (await session_row(world, broken))["owner_id"] is None
     assert await world.one("SELECT error ->> 'code' FROM runs WHERE session_id = $1", broken) == "storage_failed"
+
+
+async def test_one_session_whose_end_takes_too_long_does_not_hold_up_its_batch(world: World) -> None:
+    dead = await world.instance()
+    owned = await fill(world, dead, 9)
+    slow = await world.one("SELECT session_id FROM runs WHERE status = 'running' LIMIT 1")
+    async with administrator(world.settings) as administering:
+        await administering.execute(
+            "CREATE FUNCTION take_too_long() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'query_canceled'; END $$;"
+            "CREATE TRIGGER take_too_long BEFORE UPDATE ON runs FOR EACH ROW"
+            f" WHEN (new.session_id = '{slow}') EXECUTE FUNCTION take_too_long()"
+        )
+    loop = Loop("reap")
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await ownership.reap(world.core(), loop)
+    assert loop._failed.keys() == {slow}
+    loop._failed[slow] = 0, math.inf  # it is still left alone
+    await ownership.reap(world.core(), loop)
+    left = await world.db.pool.fetch("SELECT id FROM sessions WHERE id = ANY($1) AND owner_id IS NOT NULL", owned)
+    assert [row["id"] for row in left] == [slow]
 
 
 async def test_a_session_of_which_somebody_else_holds_a_run_does_not_hold_up_its_batch(world: World) -> None:

@@ -111,6 +111,10 @@ FREE_AFTER = 3
 """Failures to take a session over, after which it is freed without a word in its log, which cannot be written."""
 
 
+_TOO_LONG = (TimeoutError, asyncpg.QueryCanceledError)
+"""What passes, and may yet be the fault of one session: its statement took longer than db.STATEMENT_TIMEOUT."""
+
+
 async def reap(core: Core, loop: Loop) -> list[Orphan]:
     """Take sessions from owners whose lease has run out, end the runs that they left behind, and say so.
 
@@ -123,11 +127,10 @@ async def reap(core: Core, loop: Loop) -> list[Orphan]:
         found: list[UUID] = []
         try:
             orphans = await _take_from_dead(core, found, loop.spared)
-        except PASSING:
-            raise
-        except Exception:  # of one of them: each alone tells which
-            if not found:
+        except Exception as error:
+            if not found or (isinstance(error, PASSING) and not isinstance(error, _TOO_LONG)):
                 raise
+            # Of one of them: each alone tells which.
             orphans = [orphan for id_ in found for orphan in await _take_one(core, loop, id_)]
         taken += orphans
         if len(found) < BATCH or not orphans:
