@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -19,9 +20,34 @@ async def put(instance: Instance, path: str, body: dict[str, Any]) -> httpx.Resp
     return await instance.client.put(f"/api/v1{path}", json=body)
 
 
-@pytest.fixture(autouse=True)
+STATUSES = {"things": "connected", "scales": "connected", "gone": "failed"}
+
+
+@pytest.fixture(autouse=True, scope="module")
 async def secret(fleet: Fleet) -> None:
     assert (await put(fleet[0], "/secrets/SCALE_KEY", {"value": SECRET})).status_code in (200, 201)
+
+
+@pytest.fixture(scope="module")
+async def registered(fleet: Fleet, secret: None) -> AsyncIterator[dict[str, Any]]:
+    """Answers about a server of the tenant's, by which request, from all instances."""
+    answer = await put(fleet[0], "/mcp-servers/scales", stdio(SCALE="plain-value-${SCALE_KEY}"))
+    assert answer.status_code == 201
+    shown = await fleet[1].get("/mcp-servers/scales")
+    yield {"put": answer, "get": shown, "list": await fleet[2].get("/mcp-servers")}
+    assert (await fleet[2].client.delete("/api/v1/mcp-servers/scales")).status_code == 204
+
+
+@pytest.fixture(scope="module")
+async def equipped(fleet: Fleet, registered: dict[str, Any]) -> tuple[str, list[Sse]]:
+    """A session with a server of each kind, and what its first prompt told."""
+    servers = {
+        "things": stdio(SCALE="${SCALE_KEY}"),
+        "scales": {"type": "registered", "name": "scales"},
+        "gone": {"type": "http", "url": "http://127.0.0.1:1/mcp"},
+    }
+    session_id = await fleet[0].session(mcp_servers=servers, **BYPASS)
+    return session_id, await events_of_run(fleet, session_id, WEIGH)
 
 
 async def events_of_run(fleet: Fleet, session_id: str, prompt: str) -> list[Sse]:
@@ -33,11 +59,12 @@ def data_of(events: list[Sse], kind: str) -> dict[str, Any]:
     return next(e.data for e in events if e.event == kind)
 
 
-async def test_the_first_turn_has_the_tools_of_a_stdio_server_which_alone_knows_the_secret(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(mcp_servers={"things": stdio(SCALE="${SCALE_KEY}")}, **BYPASS)
-    events = await events_of_run(fleet, session_id, WEIGH)
+async def test_the_first_turn_has_the_tools_of_a_stdio_server_which_alone_knows_the_secret(
+    fleet: Fleet, equipped: tuple[str, list[Sse]]
+) -> None:
+    session_id, events = equipped
     init = data_of(events, "init")
-    assert [(s["name"], s["status"]) for s in init["mcp_servers"]] == [("things", "connected")]
+    assert {s["name"]: s["status"] for s in init["mcp_servers"]} == STATUSES
     assert "mcp__things__weigh" in init["tools"]
     assert f"a cat weighs {len(SECRET)} stone" in data_of(events, "result")["result"]
     await check_nobody_sees_the_secret(fleet, session_id)
@@ -60,40 +87,29 @@ async def check_nobody_sees_the_secret(fleet: Fleet, session_id: str) -> None:
     assert SECRET not in "".join(instance.log.read_text() for instance in fleet.instances)
 
 
-@pytest.mark.parametrize("transport", ["http", "sse"])
-async def test_a_remote_server_is_sent_the_secrets_of_its_headers_and_url(
-    fleet: Fleet, transport: Literal["http", "sse"]
+def remote(transport: str, url: str) -> dict[str, Any]:
+    return {
+        "type": transport,
+        "url": url + "?token=${SCALE_KEY}",
+        "headers": {"Authorization": "Bearer ${SCALE_KEY}"},
+    }
+
+
+async def test_a_registered_server_is_used_by_its_name_and_never_shows_its_values(
+    fleet: Fleet, registered: dict[str, Any], equipped: tuple[str, list[Sse]]
 ) -> None:
-    with serving(transport) as (url, seen):
-        server = {
-            "type": transport,
-            "url": url + "?token=${SCALE_KEY}",
-            "headers": {"Authorization": "Bearer ${SCALE_KEY}"},
-        }
-        session_id = await fleet[0].session(mcp_servers={"things": server}, **BYPASS)
-        events = await events_of_run(fleet, session_id, WEIGH)
-        assert "a cat weighs 0 stone" in data_of(events, "result")["result"]
-        assert {f"Bearer {SECRET}", f"token={SECRET}"} <= seen
-        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-
-
-async def test_a_registered_server_is_used_by_its_name_and_never_shows_its_values(fleet: Fleet) -> None:
-    answer = await put(fleet[0], "/mcp-servers/scales", stdio(SCALE="plain-value-${SCALE_KEY}"))
-    assert answer.status_code == 201
-    shown = await fleet[1].get("/mcp-servers/scales")
-    assert shown.json()["env"] == {"SCALE": "***"}
-    assert "plain-value" not in answer.text + shown.text + (await fleet[2].get("/mcp-servers")).text
-    session_id = await fleet[1].session(mcp_servers={"things": {"type": "registered", "name": "scales"}}, **BYPASS)
-    events = await events_of_run(fleet, session_id, WEIGH)
+    assert registered["get"].json()["env"] == {"SCALE": "***"}
+    assert "scales" in registered["list"].text
+    assert not [request for request, answer in registered.items() if "plain-value" in answer.text]
+    events = await events_of_run(fleet, equipped[0], WEIGH.replace("things", "scales", 1))
     assert f"a cat weighs {len('plain-value-' + SECRET)} stone" in data_of(events, "result")["result"]
-    assert (await fleet[2].client.delete("/api/v1/mcp-servers/scales")).status_code == 204
 
 
-async def test_a_server_that_does_not_answer_is_shown_as_failed_and_the_run_goes_on(fleet: Fleet) -> None:
-    server = {"type": "http", "url": "http://127.0.0.1:1/mcp"}
-    session_id = await fleet[0].session(mcp_servers={"gone": server})
-    events = await events_of_run(fleet, session_id, "say hello")
-    assert [(s["name"], s["status"]) for s in data_of(events, "init")["mcp_servers"]] == [("gone", "failed")]
+async def test_a_server_that_does_not_answer_is_shown_as_failed_and_the_run_goes_on(
+    equipped: tuple[str, list[Sse]],
+) -> None:
+    _, events = equipped
+    assert {s["name"]: s["status"] for s in data_of(events, "init")["mcp_servers"]} == STATUSES
     assert events[-1].data["status"] == "succeeded"
 
 
@@ -110,17 +126,22 @@ async def test_what_has_gone_since_the_request_ends_the_run_with_its_name(fleet:
         assert name in error["message"]
 
 
-async def test_status_reconnect_and_toggle_from_other_instances_than_the_owner(fleet: Fleet) -> None:
-    with serving("http") as (url, _):
-        server = {"type": "http", "url": url + "?token=${SCALE_KEY}", "headers": {"X-Key": "${SCALE_KEY}"}}
-        session_id = await fleet[0].session(mcp_servers={"things": server}, **BYPASS)
-        await fleet[0].ask(session_id, "say hello")
+async def test_remote_servers_are_sent_their_secrets_and_other_instances_tell_and_change_their_status(
+    fleet: Fleet,
+) -> None:
+    with serving("http") as (url, seen), serving("sse") as (sse_url, sse_seen):
+        servers = {"things": remote("http", url), "events": remote("sse", sse_url)}
+        session_id = await fleet[0].session(mcp_servers=servers, **BYPASS)
+        for name, sent in (("things", seen), ("events", sse_seen)):
+            events = await events_of_run(fleet, session_id, WEIGH.replace("things", name, 1))
+            assert "a cat weighs 0 stone" in data_of(events, "result")["result"], name
+            assert {f"Bearer {SECRET}", f"token={SECRET}"} <= sent, name
         one, other = await fleet.others(await fleet.owner_of(session_id))
 
         async def status() -> dict[str, Any]:
             answer = await one.get(f"/sessions/{session_id}/mcp")
             assert SECRET not in answer.text
-            [found] = answer.json()["mcp_servers"]
+            [found] = [server for server in answer.json()["mcp_servers"] if server["name"] == "things"]
             return dict(found)
 
         before = await status()
@@ -137,9 +158,10 @@ async def test_status_reconnect_and_toggle_from_other_instances_than_the_owner(f
         assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
 
 
-async def test_an_agent_that_does_not_answer_in_time_is_busy_and_that_is_no_failure(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say hello")
+async def test_an_agent_that_does_not_answer_in_time_is_busy_and_that_is_no_failure(
+    fleet: Fleet, equipped: tuple[str, list[Sse]]
+) -> None:
+    session_id, _ = equipped
     owner = await fleet.owner_of(session_id)
     [cli] = [p for p in owner.agent_of(session_id) if p.name() == "claude"]
     cli.suspend()
@@ -149,4 +171,5 @@ async def test_an_agent_that_does_not_answer_in_time_is_busy_and_that_is_no_fail
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "agent_busy")
     finally:
         cli.resume()
-    assert (await fleet[2].get(f"/sessions/{session_id}/mcp")).json() == {"mcp_servers": []}
+    answered = (await fleet[2].get(f"/sessions/{session_id}/mcp")).json()["mcp_servers"]
+    assert {server["name"]: server["status"] for server in answered} == STATUSES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.fleet import Fleet, Sse
+from tests.fleet import Fleet, Shared, Sse
 
 REVIEWER = {
     "description": "Reviews code",
@@ -15,10 +15,9 @@ REVIEWER = {
 CONFIG: dict[str, Any] = {"agents": {"reviewer": REVIEWER}, "permission_mode": "bypassPermissions"}
 
 
-async def delegated(fleet: Fleet, prompt: str) -> tuple[str, list[Sse]]:
+async def delegated(shared: Shared, prompt: str) -> tuple[str, list[Sse]]:
     """The session and the events of a run whose client is on other instances than its owner."""
-    session_id = await fleet[0].session(**CONFIG)
-    await fleet[0].ask(session_id, "say hello")
+    fleet, session_id = shared.fleet, await shared.of(**CONFIG)
     one, other = await fleet.others(await fleet.owner_of(session_id))
     return session_id, await one.follow(await other.prompt(session_id, prompt))
 
@@ -27,8 +26,8 @@ def calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [m for m in messages if any(block["type"] == "tool_use" for block in m["content"])]
 
 
-async def test_a_custom_subagent_is_offered_and_reports_its_progress_as_task_events(fleet: Fleet) -> None:
-    _, events = await delegated(fleet, "delegate to reviewer: run echo inside")
+async def test_a_custom_subagent_is_offered_and_reports_its_progress_as_task_events(shared: Shared) -> None:
+    _, events = await delegated(shared, "delegate to reviewer: run echo inside")
     assert "reviewer" in next(e.data["agents"] for e in events if e.event == "init")
     tasks = [e.data for e in events if e.event == "task"]
     assert tasks[0]["status"] == "started"
@@ -39,10 +38,12 @@ async def test_a_custom_subagent_is_offered_and_reports_its_progress_as_task_eve
     assert {m["parent_tool_use_id"] for m in nested} == {tasks[0]["tool_use_id"]}
 
 
-async def test_its_messages_stand_under_the_call_with_its_own_prompt_model_and_tools(fleet: Fleet) -> None:
-    session_id, _ = await delegated(fleet, 'delegate to reviewer: "show system prompt then list tools"')
+async def test_its_messages_stand_under_the_call_with_its_own_prompt_model_and_tools(shared: Shared) -> None:
+    fleet = shared.fleet
+    session_id, events = await delegated(shared, 'delegate to reviewer: "show system prompt then list tools"')
     for instance in fleet.instances:
         messages = (await instance.get(f"/sessions/{session_id}/messages")).json()["data"]
+        messages = [m for m in messages if m["run_id"] == events[-1].data["run_id"]]
         [call] = calls(messages)
         inner = call["subagent_messages"]
         said = "".join(block.get("text", "") for m in inner for block in m["content"])
@@ -51,8 +52,9 @@ async def test_its_messages_stand_under_the_call_with_its_own_prompt_model_and_t
         assert not [m for m in messages if m["parent_tool_use_id"]]
 
 
-async def test_a_subagent_in_the_background_outlasts_the_run_and_its_report_is_a_run_of_its_own(fleet: Fleet) -> None:
-    session_id, events = await delegated(fleet, "delegate in background to reviewer: run sleep 2; echo inside")
+async def test_a_subagent_in_the_background_outlasts_the_run_and_its_report_is_a_run_of_its_own(shared: Shared) -> None:
+    fleet = shared.fleet
+    session_id, events = await delegated(shared, "delegate in background to reviewer: run sleep 2; echo inside")
     assert events[-1].data["status"] == "succeeded"
     later = []
     async with fleet[2].stream(f"/sessions/{session_id}/events", headers={"Last-Event-ID": events[-1].id}) as stream:

@@ -107,10 +107,16 @@ async def client(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module")
-async def talk(fleet: Fleet) -> str:
-    """A session that many tests go on with; each leaves it idle."""
+async def began(fleet: Fleet) -> Told:
+    """What was told of a first prompt."""
     async with at(fleet[0]) as client:
-        return str(one(await chat(client, "remember this number: 42"), "complete")["session_id"])
+        return await chat(client, "stream 5 words")
+
+
+@pytest.fixture(scope="module")
+def talk(began: Told) -> str:
+    """Its session, which many tests go on with; each leaves it idle."""
+    return str(one(began, "complete")["session_id"])
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +129,8 @@ def git(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
 # --- the document -------------------------------------------------------------------------------------------------
 
 
-async def test_the_complete_example_flow_in_its_order(client: httpx.AsyncClient) -> None:
-    told = await chat(client, "stream 5 words")
+def test_the_complete_example_flow_in_its_order(began: Told) -> None:
+    told = began
     names = [name(line) for line in told]
     assert [n for n in names if n != "text_delta"] == FLOW + END
     assert names[len(FLOW) : -len(END)] == ["text_delta"] * (len(names) - len(FLOW) - len(END))
@@ -154,18 +160,12 @@ async def test_the_session_of_complete_goes_on_from_another_instance(fleet: Flee
     turns = (await other.get(f"/sessions/{talk}")).json()["num_turns"]
     async with at(other) as client:
         told = await chat(client, "recall", talk)
-        assert "42" in text(told)
+        assert "1. stream 5 words" in text(told)
         assert one(told, "complete")["session_id"] == talk
         assert [name(line) for line in told][: len(FLOW)] == FLOW
     state = (await other.get(f"/sessions/{talk}")).json()
     assert (state["surface"], state["num_turns"]) == ("chat_server", turns + 1)
-    assert "42" in (await another.ask(talk, "recall"))["result"]
-
-
-async def test_a_repository_is_there_before_the_prompt_runs(client: httpx.AsyncClient, git: GitServer) -> None:
-    told = await chat(client, "run cat README.md", repo=git.url("repository"))
-    assert "a project without tests" in text(told)
-    assert [name(line) for line in told][:7] == FLOW[:7]
+    assert "1. stream 5 words" in (await another.ask(talk, "recall"))["result"]
 
 
 async def test_tools_run_without_asking_and_each_message_begins_and_ends(client: httpx.AsyncClient, talk: str) -> None:
@@ -186,16 +186,20 @@ async def test_a_line_stays_one_line_whatever_is_said(client: httpx.AsyncClient,
     assert text([json.loads(line[6:]) for line in lines if line.startswith("data: ")]).endswith(said)
 
 
-async def test_registered_mcp_servers_are_given_and_told(fleet: Fleet, new_key: NewKey) -> None:
+async def test_a_repository_and_registered_mcp_servers_are_there_before_the_prompt_runs(
+    fleet: Fleet, new_key: NewKey, git: GitServer
+) -> None:
     headers = await new_key()
     command, *args = COMMAND_LINE.split()
     server = {"type": "stdio", "command": command, "args": args}
     registered = await fleet[1].client.put("/api/v1/mcp-servers/things", json=server, headers=headers)
     assert registered.is_success, registered.text
     async with at(fleet[0], headers) as client:
-        told = await chat(client, "list tools")
+        told = await chat(client, "run cat README.md then list tools", repo=git.url("repository"))
+    assert "a project without tests" in text(told)
     names = [name(line) for line in told]
-    assert names.index("status configuring_mcp") + 1 == names.index("mcp_configured")
+    configuring = names.index("mcp_configured") - 1
+    assert names[: len(FLOW)] == [*FLOW[:configuring], "status configuring_mcp", *FLOW[configuring:-1]]
     assert one(told, "mcp_configured")["mcp_enabled"] == one(told, "complete")["mcp_enabled"] == ["things"]
     assert "mcp__things" in str(one(told, "system")["data"]["tools"]) + text(told)
 

@@ -103,19 +103,6 @@ async def test_every_query_of_the_document_in_its_order(fleet: Fleet, new_key: N
         info = shaped((await client.get("/")).json(), {"name": str, "version": str, "endpoints": list})
         assert {"/health", "/query", "/session/start", "/sessions"} <= set(info["endpoints"])
 
-        body = {
-            "prompt": "say Python is a language",
-            "model": "claude-3-5-sonnet-20241022",
-            "allowed_tools": ["Read", "Write"],
-            "permission_mode": "acceptEdits",
-            "stream": False,
-        }
-        answer = shaped((await client.post("/query", json=body)).json(), ANSWER)
-        assert answer["response"].endswith("Python is a language")
-        assert answer["num_turns"] == 1
-        assert answer["duration_ms"] > 0
-        assert answer["total_cost_usd"] > 0
-
         *texts, last = await streamed(client, "/query", {"prompt": "stream 5 words"})
         assert last == {"type": "done"}
         assert all(list(line) == ["type", "content"] and line["type"] == "text" for line in texts), texts
@@ -123,18 +110,28 @@ async def test_every_query_of_the_document_in_its_order(fleet: Fleet, new_key: N
         assert "".join(line["content"] for line in texts) == "word1 word2 word3 word4 word5"
 
         # One-off queries have no history, and are sessions that the lists of this dialect do not show.
-        answer = (await client.post("/query", json={"prompt": "recall"})).json()
+        body = {
+            "prompt": "recall",
+            "model": "claude-3-5-sonnet-20241022",
+            "allowed_tools": ["Read", "Write"],
+            "permission_mode": "acceptEdits",
+            "stream": False,
+        }
+        answer = shaped((await client.post("/query", json=body)).json(), ANSWER)
         assert answer["response"].endswith("you have said nothing before.")
+        assert answer["num_turns"] == 1
+        assert answer["duration_ms"] > 0
+        assert answer["total_cost_usd"] > 0
         assert (await client.get("/sessions")).json()["count"] == 0
     native = (await fleet[1].get("/sessions", headers=headers)).json()["data"]
-    assert [state["surface"] for state in native] == ["code_server.query"] * 3
+    assert [state["surface"] for state in native] == ["code_server.query"] * 2
 
 
 async def test_every_request_of_the_document_about_sessions_in_its_order(fleet: Fleet, new_key: NewKey) -> None:
-    async with at(fleet[0], await new_key()) as client:
+    async with at(fleet[1], await new_key()) as client:
         body = {
             "initial_prompt": "remember Docker",
-            "model": "claude-3-5-sonnet-20241022",
+            "model": "claude-3-opus-20240229",
             "allowed_tools": ["Read"],
             "permission_mode": "default",
         }
@@ -156,6 +153,8 @@ async def test_every_request_of_the_document_about_sessions_in_its_order(fleet: 
         session = shaped((await client.get(f"/session/{session_id}")).json(), SESSION)
         assert (session["session_id"], session["active"]) == (session_id, True)
         assert session["created_at"] == started["created_at"]
+        # See tests/dialects/test_translate.py for the other names of models.
+        assert session["model"] == "claude-opus-5-5"
 
         assert (await client.get("/sessions")).json() == {"active_sessions": [session_id], "count": 1}
         assert (await client.get("/health")).json()["active_sessions"] == 1
@@ -164,18 +163,6 @@ async def test_every_request_of_the_document_about_sessions_in_its_order(fleet: 
         assert response.status_code == 200
         assert response.json() == {"status": "closed", "session_id": session_id}
         assert (await client.get("/sessions")).json() == {"active_sessions": [], "count": 0}
-
-
-def test_a_python_client_that_only_changed_its_base_url(fleet: Fleet) -> None:
-    base_url = fleet[1].url + PREFIX
-    with httpx.Client(headers=HEADERS, timeout=60) as requests:
-        body = {"initial_prompt": "remember Python", "model": "claude-3-opus-20240229"}
-        session = requests.post(f"{base_url}/session/start", json=body).json()
-        url = f"{base_url}/session/{session['session_id']}"
-        assert "remember Python" in requests.post(f"{url}/query", json={"prompt": "recall"}).json()["response"]
-        # See tests/dialects/test_translate.py for the other names of models.
-        assert requests.get(url).json()["model"] == "claude-opus-5-5"
-        assert requests.delete(url).json()["status"] == "closed"
 
 
 SCRIPT = r"""
@@ -221,8 +208,9 @@ async def test_a_line_stays_one_line_whatever_is_said(client: httpx.AsyncClient,
 async def test_nobody_is_asked_unless_a_prompt_says_that_somebody_can_be(
     fleet: Fleet, client: httpx.AsyncClient
 ) -> None:
-    # No rules are as if none were given.
-    session_id = await start(client, "write notes.txt: hello", permission_mode="default", allowed_tools=[])
+    # No rules are as if none were given, and what is null is as if it were not there.
+    given = {"permission_mode": None, "allowed_tools": [], "model": None}
+    session_id = await start(client, "write notes.txt: hello", **given)
     answer = (await client.post(f"/session/{session_id}/query", json={"prompt": "recall"})).json()
     assert "write notes.txt" in answer["response"]
     said = (await fleet[0].get(f"/sessions/{session_id}/messages")).text
@@ -246,16 +234,7 @@ async def test_nobody_is_asked_unless_a_prompt_says_that_somebody_can_be(
 @pytest.mark.parametrize(
     ("options", "prompts"),
     [
-        ({"permission_mode": "plan"}, {"write a.txt: hello": "plan mode"}),
         ({"permission_mode": "bypassPermissions"}, {"run echo 1 > a.txt && cat a.txt": "answered: 1"}),
-        (
-            {"permission_mode": None, "allowed_tools": None, "model": None},
-            {"write a.txt: hello": "haven't granted"},
-        ),
-        (
-            {"permission_mode": "acceptEdits"},
-            {"write a.txt: hello": "File created", "run curl http://127.0.0.1:1": "requires approval|permission"},
-        ),
         (
             {"allowed_tools": ["Write", "Bash(echo:*)"]},
             {
@@ -265,7 +244,7 @@ async def test_nobody_is_asked_unless_a_prompt_says_that_somebody_can_be(
             },
         ),
     ],
-    ids=["plan", "bypassPermissions", "nulls", "acceptEdits", "allowed_tools"],
+    ids=["bypassPermissions", "allowed_tools"],
 )
 async def test_permission_modes_and_allowed_tools_mean_what_the_sdk_means(
     client: httpx.AsyncClient, options: dict[str, Any], prompts: dict[str, str]
@@ -275,6 +254,15 @@ async def test_permission_modes_and_allowed_tools_mean_what_the_sdk_means(
     assert re.search(outcome, started["initial_response"]), started
     for prompt, outcome in more:
         answer = (await client.post(f"/session/{started['session_id']}/query", json={"prompt": prompt})).json()
+        assert re.search(outcome, answer["response"]), answer
+
+
+async def test_who_accepts_edits_accepts_no_commands(client: httpx.AsyncClient, talk: Talk) -> None:
+    for prompt, outcome in (
+        ("write a.txt: hello", "File created"),
+        ("run curl http://127.0.0.1:1", "requires approval|permission"),
+    ):
+        answer = (await client.post(talk.path, json={"prompt": prompt})).json()
         assert re.search(outcome, answer["response"]), answer
 
 
@@ -431,9 +419,14 @@ async def test_a_run_that_fails_is_500_or_an_error_line_before_done(client: http
     assert "400" in error["error"]
 
 
-async def test_a_session_closed_while_it_answers_ends_the_stream_in_order_and_is_404(fleet: Fleet) -> None:
+async def test_a_session_that_only_plans_closed_while_it_answers_ends_the_stream_in_order_and_is_404(
+    fleet: Fleet,
+) -> None:
     async with at(fleet[0]) as client, at(fleet[1]) as closing:
-        session_id = await start(client)
+        body = {"initial_prompt": "write a.txt: hello", "permission_mode": "plan"}
+        started = (await client.post("/session/start", json=body)).json()
+        assert "plan mode" in started["initial_response"]
+        session_id = started["session_id"]
         since = await last_seq(fleet[0], session_id)
         asked = asyncio.create_task(streamed(client, f"/session/{session_id}/query", {"prompt": "hang after 3 words"}))
         await running(fleet[0], session_id, since)
@@ -460,7 +453,16 @@ async def open_instance(start_lasting_fleet: StartFleet) -> Instance:
     return (await start_lasting_fleet(1, RATE_LIMIT_QUERY_PER_MINUTE="3", **given))[0]
 
 
-async def test_callers_without_a_key_act_for_the_anonymous_tenant_in_dialects_only(open_instance: Instance) -> None:
+@pytest.fixture(scope="module")
+async def of_the_owner(open_instance: Instance) -> str:
+    """A session of one who has a key, begun at the root."""
+    async with httpx.AsyncClient(base_url=open_instance.url, headers=HEADERS, timeout=60, verify=NO_TLS) as client:
+        return await start(client, "remember Ada")
+
+
+async def test_callers_without_a_key_act_for_the_anonymous_tenant_in_dialects_only(
+    open_instance: Instance, of_the_owner: str
+) -> None:
     assert "anonymous.admitted" in open_instance.log.read_text()
     wrong_key = {"X-API-Key": "wrong"}
     async with at(open_instance, {}) as guest, at(open_instance) as owner, at(open_instance, wrong_key) as wrong:
@@ -474,17 +476,20 @@ async def test_callers_without_a_key_act_for_the_anonymous_tenant_in_dialects_on
         response = await guest.post(f"/session/{session_id}/query", json={"prompt": "say third"})
         assert response.status_code == 200
         refused(await guest.post("/query", json={"prompt": "say fourth"}), 429)
-        assert (await owner.post("/query", json={"prompt": "say hi"})).status_code == 200
+        response = await owner.post(f"/session/{of_the_owner}/query", json={"prompt": "say hi"})
+        assert response.status_code == 200
     async with httpx.AsyncClient(base_url=open_instance.url, verify=NO_TLS) as nobody:
         for path in ("/api/v1/sessions", f"/api/v1/sessions/{session_id}", "/api/v1/admin/keys", "/api/v1/whoami"):
             assert (await nobody.get(path)).status_code == 401, path
 
 
-async def test_a_dialect_at_the_root_leaves_the_native_api_where_it_is(open_instance: Instance) -> None:
+async def test_a_dialect_at_the_root_leaves_the_native_api_where_it_is(
+    open_instance: Instance, of_the_owner: str
+) -> None:
     async with httpx.AsyncClient(base_url=open_instance.url, headers=HEADERS, timeout=60, verify=NO_TLS) as client:
         shaped((await client.get("/health")).json(), HEALTH)
         assert "/query" in (await client.get("/")).json()["endpoints"]
-        session_id = await start(client, "remember Ada")
+        session_id = of_the_owner
         assert (await client.get("/sessions")).json()["active_sessions"] == [session_id]
         assert (await client.get(f"{PREFIX}/sessions")).json()["active_sessions"] == [session_id]
         assert refused(await client.get(f"/session/{uuid4()}"), 404) == "Session not found"

@@ -20,7 +20,7 @@ from apps.api.dialects.native.routes import routers as native
 from apps.api.main import DIALECTS
 from apps.api.web.doors import Route, _calls
 from tests.conftest import NewKey
-from tests.fleet import API_KEY, Fleet
+from tests.fleet import API_KEY, Fleet, Shared
 
 PATIENCE = 20.0
 ROUTES = [
@@ -167,14 +167,16 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
     ],
 )
 async def test_a_key_has_names_looked_up_as_often_as_it_may_prompt(
-    fleet: Fleet, new_key: NewKey, method: str, path: str, body: dict[str, Any]
+    shared: Shared, new_key: NewKey, method: str, path: str, body: dict[str, Any]
 ) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     headers = await new_key("default", prompts_per_minute=1)
     answers = [await fleet[n].client.request(method, f"/api/v1{path}", json=body, headers=headers) for n in range(2)]
     assert [answer.status_code == 429 for answer in answers] == [False, True]
     assert answers[1].json()["error"]["code"] == "rate_limited"
     assert 1 <= int(answers[1].headers["Retry-After"]) <= 61
-    assert (await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=headers)).status_code == 200
+    prompt = {"prompt": "say hello", "session_id": session_id}
+    assert (await fleet[0].post("/query/single", prompt, headers=headers)).status_code == 200
 
 
 def test_nothing_that_a_route_depends_on_is_sent_to_a_thread() -> None:
