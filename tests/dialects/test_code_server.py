@@ -209,7 +209,7 @@ async def test_nobody_is_asked_unless_a_prompt_says_that_somebody_can_be(
     fleet: Fleet, client: httpx.AsyncClient
 ) -> None:
     # No rules are as if none were given, and what is null is as if it were not there.
-    given = {"permission_mode": None, "allowed_tools": [], "model": None}
+    given: dict[str, Any] = {"permission_mode": None, "allowed_tools": [], "model": None}
     session_id = await start(client, "write notes.txt: hello", **given)
     answer = (await client.post(f"/session/{session_id}/query", json={"prompt": "recall"})).json()
     assert "write notes.txt" in answer["response"]
