@@ -24,6 +24,7 @@ def png(width: int, height: int, *, filler: int = 0) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+BYPASS = {"permission_mode": "bypassPermissions"}
 PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj"
 
 
@@ -37,7 +38,7 @@ def text(words: str) -> dict[str, Any]:
 
 
 async def test_images_and_documents_reach_the_model_from_another_instance(shared: Shared) -> None:
-    fleet, session_id = shared.fleet, await shared.of()
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     [other, _] = await fleet.others(await fleet.owner_of(session_id))
     document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "some words"}}
     blocks = [
@@ -65,26 +66,26 @@ async def test_images_and_documents_reach_the_model_from_another_instance(shared
     assert blocks[0]["source"]["data"] not in listed
 
 
-async def test_the_conversation_keeps_its_images(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_the_conversation_keeps_its_images(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     first = await fleet[1].post(
         "/query/single", {"prompt": [of("image", "image/png", png(8, 8)), text("look")], "session_id": session_id}
     )
     assert "image/png" in first.json()["result"]
     assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).status_code < 300
     context = await fleet[2].ask(session_id, "recall")
-    assert "1. look" in context["result"]
+    assert ". look" in context["result"]
 
 
 async def test_a_picture_alone_is_a_prompt(shared: Shared) -> None:
-    body = {"prompt": [of("image", "image/png", png(4, 4))], "session_id": await shared.of()}
+    body = {"prompt": [of("image", "image/png", png(4, 4))], "session_id": await shared.of(**BYPASS)}
     answer = await shared.fleet[1].post("/query/single", body)
     assert answer.status_code == 200, answer.text
     assert "1 attachment(s) of type image/png" in answer.json()["result"]
 
 
 async def test_a_picture_of_the_largest_size_fits_into_a_request(shared: Shared) -> None:
-    fleet, session_id = shared.fleet, await shared.of()
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     room = 5 * 1024 * 1024 // 4 * 3
     picture = png(64, 64, filler=room - len(png(64, 64)) - 12)
     assert len(picture) == room
@@ -98,8 +99,8 @@ async def test_a_picture_of_the_largest_size_fits_into_a_request(shared: Shared)
     assert len(events.content) < 20_000
 
 
-async def test_a_picture_that_a_tool_shows_is_left_out_of_events_too(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(permission_mode="bypassPermissions")
+async def test_a_picture_that_a_tool_shows_is_left_out_of_events_too(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     made = base64.b64encode(png(64, 64)).decode()
     await fleet[0].ask(session_id, f"run echo {made} | base64 -d > picture.png")
     answer = await fleet[1].ask(session_id, "read picture.png")

@@ -15,7 +15,7 @@ MUCH = 5_000
 """Input tokens that the model is sent more when it is shown the 40,000 characters of `big.txt`."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 async def greet(fleet: Fleet) -> AsyncIterator[None]:
     """The tenant's command `greet`."""
     body = {"description": "Greets", "content": "say hello $ARGUMENTS"}
@@ -32,8 +32,15 @@ async def session_elsewhere(fleet: Fleet, prompt: str = "say hi", **config: Any)
     return session_id, one, other
 
 
-async def test_a_command_acts_only_in_a_prompt_that_says_so(fleet: Fleet, greet: None) -> None:
-    session_id, one, other = await session_elsewhere(fleet)
+async def warm(shared: Shared) -> tuple[str, Any, Any]:
+    """The session that most tests share, and the two instances that do not own it."""
+    session_id = await shared.of(**BYPASS)
+    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
+    return session_id, one, other
+
+
+async def test_a_command_acts_only_in_a_prompt_that_says_so(shared: Shared) -> None:
+    session_id, one, other = await warm(shared)
     plain = await one.ask(session_id, "/tenant:greet Ada")
     assert 'You said: "/tenant:greet Ada"' in plain["result"]
     acted = await other.ask(session_id, "/tenant:greet Ada", **EXPAND)
@@ -46,8 +53,7 @@ async def test_a_command_acts_only_in_a_prompt_that_says_so(fleet: Fleet, greet:
 
 
 async def test_a_command_that_needs_no_model_ends_its_run_like_any_other(shared: Shared) -> None:
-    session_id = await shared.of()
-    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
+    session_id, one, other = await warm(shared)
     run_id = await one.prompt(session_id, "/context", **EXPAND)
     events = await other.follow(run_id)
     assert [e.event for e in events][-2:] == ["result", "done"]
@@ -55,8 +61,10 @@ async def test_a_command_that_needs_no_model_ends_its_run_like_any_other(shared:
     assert {e.data["run_id"] for e in events} == {run_id}
 
 
-async def test_clear_begins_a_new_conversation_also_for_the_next_process(fleet: Fleet) -> None:
-    session_id, one, other = await session_elsewhere(fleet, "say my number is 4711")
+async def test_clear_begins_a_new_conversation_also_for_the_next_process(shared: Shared) -> None:
+    session_id, one, other = await warm(shared)
+    await one.ask(session_id, "say my number is 4711")
+    assert "4711" in (await one.ask(session_id, "recall"))["result"]
     await one.ask(session_id, "/clear", **EXPAND)
     assert "4711" not in (await other.ask(session_id, "recall"))["result"]
     await other.ask(session_id, "say my number is 1234")
@@ -68,8 +76,7 @@ async def test_clear_begins_a_new_conversation_also_for_the_next_process(fleet: 
 
 
 async def test_a_mention_shows_a_file_only_in_a_prompt_that_says_so(shared: Shared) -> None:
-    session_id = await shared.of(**BYPASS)
-    one, other = await shared.fleet.others(await shared.fleet.owner_of(session_id))
+    session_id, one, other = await warm(shared)
     await one.ask(session_id, "run yes text | head -c 40000 > big.txt")
     before = await tokens(one, session_id, "say @big.txt")
     assert await tokens(other, session_id, "say @big.txt") - before < MUCH
@@ -86,7 +93,7 @@ async def tokens(instance: Any, session_id: str, prompt: str, **more: Any) -> in
     ["@/etc/passwd", '@"/etc/passwd"', "x@/etc/passwd", "@~/x", "@../x", "@a/../../x", '@"a b/../../x"', "@./.."],
 )
 async def test_a_mention_that_leads_out_of_the_workspace_is_refused(shared: Shared, mention: str) -> None:
-    fleet, session_id = shared.fleet, await shared.of()
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     for prompt in (f"look at {mention} now", [{"type": "text", "text": f"look\n{mention}"}]):
         answer = await fleet[0].post("/query/single", {"prompt": prompt, **EXPAND})
         assert answer.status_code == 422

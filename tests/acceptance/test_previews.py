@@ -219,8 +219,22 @@ async def test_ports_of_other_processes_are_not_reached(served: Served, fleet: F
     assert (await served.owner.client.get(f"/preview/{session_id}/70000/")).status_code == 422
 
 
-async def test_a_preview_is_gone_with_its_session(fleet: Fleet) -> None:
-    served = await serving(fleet, fleet[1])
+async def test_the_chat_server_tells_ports_with_links(served: Served) -> None:
+    url = f"{served.others[0].url}/compat/chat-server/chat/{served.session_id}"
+    response = await served.others[0].client.post(url, json={"prompt": "say hi"})
+    lines: list[dict[str, Any]] = [
+        httpx.Response(200, content=x[6:]).json() for x in response.text.split("\n") if x[:6] == "data: "
+    ]
+    for kind in ("ports", "complete"):
+        urls = next(line["exposed_urls"] for line in lines if line["type"] == kind)
+        assert list(urls) == [str(served.port)]
+        async with httpx.AsyncClient() as browser:
+            assert (await browser.get(urls[str(served.port)])).text.startswith("GET / ")
+
+
+async def test_a_preview_is_gone_with_its_session(served: Served) -> None:
+    """The last test: they all share the session."""
+    fleet = served.fleet
     path = await link(served.owner, served)
     processes = [
         p
@@ -235,16 +249,3 @@ async def test_a_preview_is_gone_with_its_session(fleet: Fleet) -> None:
             assert response.status_code == 404, response.text
     for process in processes:
         await asyncio.to_thread(process.wait, 20)
-
-
-async def test_the_chat_server_tells_ports_with_links(served: Served) -> None:
-    url = f"{served.others[0].url}/compat/chat-server/chat/{served.session_id}"
-    response = await served.others[0].client.post(url, json={"prompt": "say hi"})
-    lines: list[dict[str, Any]] = [
-        httpx.Response(200, content=x[6:]).json() for x in response.text.split("\n") if x[:6] == "data: "
-    ]
-    for kind in ("ports", "complete"):
-        urls = next(line["exposed_urls"] for line in lines if line["type"] == kind)
-        assert list(urls) == [str(served.port)]
-        async with httpx.AsyncClient() as browser:
-            assert (await browser.get(urls[str(served.port)])).text.startswith("GET / ")

@@ -31,8 +31,8 @@ async def test_a_readonly_agent_that_is_asked_to_write_cannot(shared: Shared) ->
     assert "tools: Glob, Grep, Read" in (await other.ask(session_id, "list tools"))["result"]
 
 
-async def test_a_sandboxed_agent_writes_without_asking_and_has_neither_commands_nor_network(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(profile="sandboxed")
+async def test_a_sandboxed_agent_writes_without_asking_and_has_neither_commands_nor_network(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(profile="sandboxed")
     _, other = await elsewhere(fleet, session_id)
     assert "File created" in (await other.ask(session_id, "write notes.txt: hello"))["result"]
     outside = await other.ask(session_id, 'write "/var/tmp/outside.txt": hello')
@@ -69,10 +69,11 @@ async def test_a_later_prompt_can_neither_leave_nor_widen_the_profile(shared: Sh
     assert (await other.get(f"/sessions/{session_id}")).json()["profile"] == "readonly"
 
 
-async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: Fleet, new_key: NewKey) -> None:
+async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(shared: Shared, new_key: NewKey) -> None:
     bound = await new_key("default", profiles=["readonly"])
-    foreign = await fleet[0].session()
+    fleet, foreign = shared.fleet, await shared.of(profile="sandboxed")
     _, other = await elsewhere(fleet, foreign)
+    before = (await other.get(f"/sessions/{foreign}/runs")).json()["data"]
     for body in (
         {"prompt": "say no"},
         {"prompt": "say no", "title": "mine"},
@@ -80,7 +81,8 @@ async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(fleet: 
     ):
         answer = await other.post(f"/sessions/{foreign}/query", body, headers=bound)
         assert refusal(answer) == (403, "profile_not_permitted")
-    assert [run["status"] for run in (await other.get(f"/sessions/{foreign}/runs")).json()["data"]] == ["succeeded"]
+    assert (await other.get(f"/sessions/{foreign}/runs")).json()["data"] == before
+    assert {run["status"] for run in before} == {"succeeded"}
     for body, code in (
         ({"permission_mode": "bypassPermissions"}, "option_not_permitted"),
         ({"profile": "dev"}, "profile_not_permitted"),

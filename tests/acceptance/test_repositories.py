@@ -58,28 +58,22 @@ async def test_the_workspace_begins_with_the_repository_and_is_not_cloned_again(
     assert "print()" in next(e.data["result"] for e in again if e.event == "result")
 
 
-async def test_a_branch_can_be_chosen(fleet: Fleet, git: GitServer) -> None:
-    session_id = await fleet[0].session(
-        repository={"url": git.url("plain.git"), "ref": "other"}, permission_mode="bypassPermissions"
-    )
-    answer = await fleet[0].ask(session_id, "run git branch --show-current")
-    assert "other" in answer["result"]
-
-
-async def test_the_tenants_secret_opens_a_private_repository_and_stays_out_of_sight(
+async def test_a_branch_can_be_chosen_and_the_tenants_secret_opens_a_private_repository_and_stays_out_of_sight(
     fleet: Fleet, git: GitServer
 ) -> None:
     url = git.url("private/secret.git")
     assert "GIT_TOKEN" in (await failure(fleet[0], url))["message"]
     assert (await fleet[0].client.put("/api/v1/secrets/GIT_TOKEN_127_0_0_1", json={"value": TOKEN})).is_success
     try:
-        session_id = await fleet[0].session(repository={"url": url}, permission_mode="bypassPermissions")
+        repository = {"url": url, "ref": "other"}
+        session_id = await fleet[0].session(repository=repository, permission_mode="bypassPermissions")
         run_id = await fleet[0].prompt(session_id, "run cat README.md ; env ; cat .git/config")
         events = await fleet[0].follow(run_id)
     finally:
         await fleet[0].client.delete("/api/v1/secrets/GIT_TOKEN_127_0_0_1")
     assert "for members" in next(e.data["result"] for e in events if e.event == "result")
     assert TOKEN not in str(events)
+    assert (await fleet[0].ask(session_id, "run git branch --show-current"))["result"].endswith("other")
     files = [p for p in workspace(fleet, session_id).rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if TOKEN.encode() in p.read_bytes()]

@@ -15,6 +15,19 @@ async def waiting(shared: Shared) -> tuple[str, str, Sse, Instance, Instance]:
     return session_id, run_id, request, owner, (await fleet.others(owner))[0]
 
 
+async def test_deleting_the_session_ends_the_wait(shared: Shared) -> None:
+    session_id, run_id, request, owner, other = await waiting(shared)
+    assert (await other.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+    listed = (await other.get("/requests?status=all&limit=200")).json()["data"]
+    assert request.data["request_id"] not in [r["request_id"] for r in listed]
+    late = await other.post(path_of(request), {"decision": "allow"})
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "session_not_found")
+    assert (await other.get(f"/runs/{run_id}")).json()["status"] == "interrupted"
+    fresh = await shared.of(**ASKING)
+    assert fresh != session_id
+    assert (await owner.ask(fresh, "say still here"))["result"].endswith("still here")
+
+
 async def test_a_killed_agent_process_closes_its_request(shared: Shared) -> None:
     session_id, run_id, request, owner, other = await waiting(shared)
     for process in owner.agent_of(session_id):
@@ -25,15 +38,3 @@ async def test_a_killed_agent_process_closes_its_request(shared: Shared) -> None
     assert events[-2].data["code"] == "agent_crashed"
     assert await closed_for(other, request) == "agent_ended"
     assert (await other.ask(session_id, "say still here"))["result"].endswith("still here")
-
-
-async def test_deleting_the_session_ends_the_wait(shared: Shared) -> None:
-    session_id, run_id, request, owner, other = await waiting(shared)
-    assert (await other.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-    listed = (await other.get("/requests?status=all&limit=200")).json()["data"]
-    assert request.data["request_id"] not in [r["request_id"] for r in listed]
-    late = await other.post(path_of(request), {"decision": "allow"})
-    assert (late.status_code, late.json()["error"]["code"]) == (404, "session_not_found")
-    assert (await other.get(f"/runs/{run_id}")).json()["status"] == "interrupted"
-    fresh = await owner.session(**ASKING)
-    assert (await owner.ask(fresh, "say still here"))["result"].endswith("still here")

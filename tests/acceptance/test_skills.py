@@ -28,12 +28,14 @@ async def put(instance: Instance, path: str, body: dict[str, Any]) -> httpx.Resp
 
 @pytest.fixture(scope="module")
 async def skills(fleet: Fleet) -> AsyncIterator[None]:
-    """The tenant's own skill `report` and command `greet`."""
+    """The tenant's own skills `report` and `unlisted`, and command `greet`."""
     assert (await put(fleet[0], "/skills/report", REPORT)).status_code == 201
+    unlisted = {"description": "Speaks", "content": "say the other skill speaks"}
+    assert (await put(fleet[0], "/skills/unlisted", unlisted)).status_code == 201
     greet = {"description": "Greets", "content": "say hello $ARGUMENTS"}
     assert (await put(fleet[1], "/commands/greet", greet)).status_code == 201
     yield
-    for path in ("/skills/report", "/commands/greet"):
+    for path in ("/skills/report", "/skills/unlisted", "/commands/greet"):
         assert (await fleet[2].client.delete(f"/api/v1{path}")).status_code == 204
 
 
@@ -56,8 +58,10 @@ async def test_the_image_and_the_tenant_are_both_listed_with_descriptions(fleet:
     assert not offered.keys() & commands.keys()
 
 
-async def test_a_session_on_another_instance_is_given_the_tenants_skills(fleet: Fleet, skills: None) -> None:
-    session_id = await fleet[1].session(skills=["tenant:report"], permission_mode="dontAsk")
+async def test_a_session_on_another_instance_is_given_the_skills_that_are_listed_in_the_option_and_no_other(
+    fleet: Fleet, skills: None
+) -> None:
+    session_id = await fleet[1].session(skills=["tenant:report", "verify"], permission_mode="dontAsk")
     run_id = await fleet[2].prompt(session_id, 'use tool Skill {"skill": "tenant:report"}')
     events = await fleet[0].follow(run_id)
     init = next(e.data for e in events if e.event == "init")
@@ -66,12 +70,8 @@ async def test_a_session_on_another_instance_is_given_the_tenants_skills(fleet: 
     assert "Skill" in init["tools"]
     result = next(e.data for e in events if e.event == "result")
     assert "the skill speaks" in result["result"]
-
-
-async def test_a_skill_that_is_not_listed_in_the_option_is_refused_to_the_agent(fleet: Fleet, skills: None) -> None:
-    session_id = await fleet[0].session(skills=["verify"], permission_mode="dontAsk")
-    answer = await fleet[1].ask(session_id, 'use tool Skill {"skill": "tenant:report"}')
-    assert "the skill speaks" not in answer["result"]
+    answer = await fleet[1].ask(session_id, 'use tool Skill {"skill": "tenant:unlisted"}')
+    assert "the other skill speaks" not in answer["result"]
 
 
 async def test_the_agent_can_read_its_skills_and_not_write_them(shared: Shared, skills: None) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.fleet import Fleet, Shared
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+PROPERTIES = {"a": {"type": "integer"}}
+SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["a"]}
 FORMAT = {"output_format": {"type": "json_schema", "schema": SCHEMA}}
 
 
@@ -25,8 +26,8 @@ async def failed(shared: Shared, prompt: str) -> dict[str, Any]:
     return error
 
 
-async def test_the_answer_comes_as_data(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**FORMAT)
+async def test_the_answer_comes_as_data(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**FORMAT)
     first = await fleet[0].ask(session_id, 'answer by schema {"a": 7}')
     assert first["structured_output"] == {"a": 7}
     for instance in await fleet.others(await fleet.owner_of(session_id)):
@@ -36,9 +37,15 @@ async def test_the_answer_comes_as_data(fleet: Fleet) -> None:
         assert next(e for e in events if e.event == "result").data["structured_output"] == {"a": 0}
 
 
-async def test_an_agent_without_tools_can_answer_by_schema_too(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**FORMAT, tools=[], permission_mode="dontAsk")
-    assert (await fleet[1].ask(session_id, "answer by schema"))["structured_output"] == {"a": 0}
+async def test_an_agent_without_tools_can_answer_by_schema_too_and_judges_patterns_as_we_do(fleet: Fleet) -> None:
+    patterns = {"b": r"^\p{Lu}(?<=A)\u{42}?$", "c": "(?<name>x)"}
+    properties = {name: {"type": "string", "pattern": pattern} for name, pattern in patterns.items()}
+    schema = {**SCHEMA, "properties": {**PROPERTIES, **properties}}
+    output_format = {"type": "json_schema", "schema": schema}
+    session_id = await fleet[0].session(output_format=output_format, tools=[], permission_mode="dontAsk")
+    assert (await fleet[1].ask(session_id, 'answer by schema {"a": 0}'))["structured_output"] == {"a": 0}
+    mended = await fleet[1].ask(session_id, 'answer by schema {"a": 0, "b": "x"} then answer by schema {"a": 1}')
+    assert mended["structured_output"] == {"a": 1}
 
 
 async def test_an_answer_without_the_data_is_a_failure_that_shows_the_text(shared: Shared) -> None:
@@ -70,16 +77,15 @@ async def test_answers_that_never_match_are_a_failure_that_says_why(shared: Shar
     assert run["usage"][0]["output_tokens"] > 0
 
 
-async def test_a_prompt_can_ask_for_a_schema_and_a_later_one_can_take_it_back(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    assert (await fleet[0].ask(session_id, "say hello"))["structured_output"] is None
+async def test_a_prompt_can_take_a_schema_back_and_a_later_one_can_ask_for_it(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**FORMAT)
+    free = await fleet[1].ask(session_id, "say goodbye", output_format=None)
+    assert (free["result"], free["structured_output"]) == ("[demo model, scripted] goodbye", None)
+    assert "output_format" not in (await fleet[2].get(f"/sessions/{session_id}")).json()["config"]
     asked = await fleet[1].ask(session_id, "answer by schema", **FORMAT)
     assert asked["structured_output"] == {"a": 0}
     still = await fleet[2].ask(session_id, "answer by schema")
     assert still["structured_output"] == {"a": 0}
-    free = await fleet[1].ask(session_id, "say goodbye", output_format=None)
-    assert (free["result"], free["structured_output"]) == ("[demo model, scripted] goodbye", None)
-    assert "output_format" not in (await fleet[2].get(f"/sessions/{session_id}")).json()["config"]
 
 
 async def test_null_takes_away_what_a_preset_has(fleet: Fleet) -> None:
@@ -99,12 +105,3 @@ async def test_a_bad_schema_is_refused_when_it_arrives_with_its_place(fleet: Fle
         [error] = response.json()["error"]["details"]["errors"]
         assert error["field"] == "output_format.schema"
         assert error["reason"].startswith("#/properties/a/type: ")
-
-
-async def test_patterns_are_judged_as_the_agent_does(fleet: Fleet) -> None:
-    patterns = {"a": r"^\p{Lu}(?<=A)\u{42}?$", "b": "(?<name>x)"}
-    properties = {name: {"type": "string", "pattern": pattern} for name, pattern in patterns.items()}
-    schema = {"type": "object", "properties": properties}
-    body = {"prompt": "say hello", "output_format": {"type": "json_schema", "schema": schema}}
-    answer = await fleet[1].post("/query/single", body)
-    assert answer.status_code == 200, answer.text

@@ -30,7 +30,7 @@ async def report(instance: Instance, **query: Any) -> dict[str, Any]:
     return answered
 
 
-async def test_sums_agree_with_what_the_results_told(fleet: Fleet) -> None:
+async def test_sums_agree_with_what_the_results_told_outlive_the_session_and_stay_with_its_tenant(fleet: Fleet) -> None:
     session_id = await fleet[0].session(**BYPASS)
     results = [
         await fleet[1].ask(session_id, "say one"),
@@ -54,6 +54,18 @@ async def test_sums_agree_with_what_the_results_told(fleet: Fleet) -> None:
     own = (await fleet[2].get(f"/sessions/{session_id}/usage")).json()
     assert {row["model"] for row in own["data"]} == {"claude-sonnet-5-5", "claude-opus-5-5"}
     assert own["totals"]["cost_usd"] == pytest.approx(cost)
+    await check_usage_outlives_the_session(fleet, session_id, cost)
+
+
+async def check_usage_outlives_the_session(fleet: Fleet, session_id: str, cost: float) -> None:
+    assert (await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+    answered = await report(fleet[1], session_id=session_id, group_by="session")
+    assert [(row["session_id"], row["cost_usd"]) for row in answered["data"]] == [(session_id, pytest.approx(cost))]
+    assert (await fleet[1].get(f"/sessions/{session_id}/usage")).status_code == 404
+    secret, _ = await key_of(fleet, "usage-strangers")
+    async with httpx.AsyncClient(base_url=fleet[1].url, headers={"X-API-Key": secret}, timeout=60) as client:
+        theirs = await report(replace(fleet[1], client=client), session_id=session_id)
+    assert (theirs["data"], theirs["totals"]["runs"]) == ([], 0)
 
 
 async def test_what_a_background_turn_costs_is_counted_once_wherever_it_is_shown(shared: Shared) -> None:
@@ -110,9 +122,8 @@ async def test_an_interrupted_run_tells_what_it_used_until_then(shared: Shared) 
     await agree(fleet[1], session_id)
 
 
-async def test_a_run_whose_agent_is_killed_has_no_figures_and_says_so(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(**BYPASS)
-    await fleet[0].ask(session_id, "say hello")
+async def test_a_run_whose_agent_is_killed_has_no_figures_and_says_so(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of(**BYPASS)
     before = (await fleet[0].get(f"/sessions/{session_id}")).json()["total_cost_usd"]
     run_id = await fleet[1].prompt(session_id, "run kill -9 $PPID")
     assert (await fleet[1].follow(run_id))[-1].data["status"] == "failed"
@@ -122,19 +133,6 @@ async def test_a_run_whose_agent_is_killed_has_no_figures_and_says_so(fleet: Fle
     assert answered["unmeasured_runs"] == 1
     assert answered["totals"]["cost_usd"] == pytest.approx(before)
     assert (await report(fleet[2], session_id=session_id, model="claude-sonnet-5-5"))["unmeasured_runs"] is None
-
-
-async def test_usage_outlives_the_session_and_stays_with_its_tenant(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    cost = (await fleet[1].ask(session_id, "say hello"))["total_cost_usd"]
-    assert (await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
-    answered = await report(fleet[1], session_id=session_id, group_by="session")
-    assert [(row["session_id"], row["cost_usd"]) for row in answered["data"]] == [(session_id, pytest.approx(cost))]
-    assert (await fleet[1].get(f"/sessions/{session_id}/usage")).status_code == 404
-    secret, _ = await key_of(fleet, "usage-strangers")
-    async with httpx.AsyncClient(base_url=fleet[1].url, headers={"X-API-Key": secret}, timeout=60) as client:
-        theirs = await report(replace(fleet[1], client=client), session_id=session_id)
-    assert (theirs["data"], theirs["totals"]["runs"]) == ([], 0)
 
 
 @pytest.mark.parametrize(

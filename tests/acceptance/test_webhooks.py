@@ -29,42 +29,43 @@ async def registered(instance: Instance, receiver: Receiver, *events: str) -> di
     return made
 
 
-async def test_a_run_is_told_from_its_queue_to_its_end(fleet: Fleet, receiver: Receiver) -> None:
-    webhook = await registered(fleet[0], receiver, "run.queued", "run.running", "run.succeeded", "session.deleted")
+def of_session(got: list[Received], session_id: str) -> list[Received]:
+    return [request for request in got if request.json["data"]["session_id"] == session_id]
+
+
+def of_run(got: list[Received], run_id: str) -> list[str]:
+    return [request.json["type"] for request in got if request.json["data"].get("run_id") == run_id]
+
+
+async def test_runs_are_told_from_their_queue_to_their_end_also_one_that_waits_for_a_person(
+    fleet: Fleet, receiver: Receiver
+) -> None:
+    waits, ends = ("run.requires_action", "run.interrupted"), ("run.queued", "run.running", "run.succeeded")
+    webhook = await registered(fleet[0], receiver, *waits, *ends, "session.deleted")
     try:
         session_id = await fleet[1].session()
-        await fleet[1].ask(session_id, "say I own this")
+        waiting = await fleet[1].prompt(session_id, "run touch a.txt")
+        await receiver.until(lambda got: "run.requires_action" in of_run(got, waiting))
+        await fleet[2].post(f"/sessions/{session_id}/interrupt")
+        got = await receiver.until(lambda got: "run.interrupted" in of_run(got, waiting))
+        assert [kind for kind in of_run(got, waiting) if kind in waits] == list(waits)
+
         other = (await fleet.others(await fleet.owner_of(session_id)))[0]
         run_id = (await other.ask(session_id, "say hello"))["run_id"]
         await other.client.delete(f"/api/v1/sessions/{session_id}")
 
-        def mine(got: list[Received]) -> list[Received]:
-            return [request for request in got if request.json["data"]["session_id"] == session_id]
+        def all_told(got: list[Received]) -> bool:
+            deleted = "session.deleted" in [request.json["type"] for request in of_session(got, session_id)]
+            return deleted and set(of_run(got, run_id)) == set(ends)
 
-        got = mine(await receiver.until(lambda got: len(mine(got)) == 7))
+        got = of_session(await receiver.until(all_told), session_id)
         assert all(request.is_signed_by(base64.b64decode(webhook["secret"][6:])) for request in got)
-        of_the_run = {request.json["type"] for request in got if request.json["data"].get("run_id") == run_id}
-        assert of_the_run == {"run.queued", "run.running", "run.succeeded"}
+        assert set(of_run(got, waiting)) == {"run.queued", "run.running", *waits}
+        assert sorted(of_run(got, run_id)) == sorted(ends)
         assert [request.json["type"] for request in got].count("session.deleted") == 1
-        assert len({request.id for request in got}) == 7
+        assert len({request.id for request in got}) == len(got)
         log = await fleet[2].get(f"/webhooks/{webhook['webhook_id']}/deliveries", params={"limit": 200})
         assert {request.id for request in got} <= {entry["delivery_id"] for entry in log.json()["data"]}
-    finally:
-        await fleet[0].client.delete(f"/api/v1/webhooks/{webhook['webhook_id']}")
-
-
-async def test_a_run_that_waits_for_a_person_is_told(fleet: Fleet, receiver: Receiver) -> None:
-    webhook = await registered(fleet[0], receiver, "run.requires_action", "run.interrupted")
-    try:
-        session_id = await fleet[1].session()
-        run_id = await fleet[1].prompt(session_id, "run touch a.txt")
-
-        def mine(got: list[Received]) -> list[str]:
-            return [request.json["type"] for request in got if request.json["data"]["run_id"] == run_id]
-
-        await receiver.until(lambda got: mine(got) == ["run.requires_action"])
-        await fleet[2].post(f"/sessions/{session_id}/interrupt")
-        await receiver.until(lambda got: mine(got) == ["run.requires_action", "run.interrupted"])
     finally:
         await fleet[0].client.delete(f"/api/v1/webhooks/{webhook['webhook_id']}")
 

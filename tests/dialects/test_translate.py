@@ -114,6 +114,12 @@ def test_an_old_model_name_stands_for_a_current_one_and_an_unknown_one_for_the_d
         assert current_model(Settings(_env_file=None), body.model) == model
 
 
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    nothing = {"model": None, "allowed_tools": None, "permission_mode": None}
+    assert StartBody(initial_prompt="x", **nothing) == StartBody(initial_prompt="x")
+    assert QueryBody(prompt="x", **nothing) == QueryBody(prompt="x")
+
+
 @pytest.mark.parametrize(
     ("cwd", "inside"), [("/srv/project", "srv/project"), ("project", "project"), ("/", "."), ("", None), (None, None)]
 )

@@ -199,7 +199,7 @@ async def test_lists_leave_out_what_a_bound_key_cannot_use(fleet: Fleet, wall: W
 
 
 async def test_usage_by_session_is_of_the_sessions_that_a_bound_key_may_use(fleet: Fleet, wall: Wall) -> None:
-    await fleet[0].ask((await fleet[0].post("/sessions", {}, headers=wall.headers)).json()["session_id"], "say mine")
+    await fleet[0].ask(wall.own["session_id"], "say mine")
 
     async def sessions_of(**headers: str) -> tuple[set[str], int]:
         report = (await fleet[1].get("/usage?group_by=session&limit=200", headers=headers)).json()
