@@ -225,6 +225,24 @@ async def _round_trip(world: World, relay: Relay) -> None:
     await asyncio.wait_for(bell.wait(), PATIENCE)
 
 
+async def test_a_listener_that_cannot_read_a_message_is_told_of_a_gap_and_hears_the_next(relay: Relay) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    class Ear:
+        def deliver(self, payload: bytes) -> None:
+            told.put_nowait(f"heard {int(payload)}")
+
+        def gap(self) -> None:
+            told.put_nowait("gap")
+
+    await relay.subscriptions.subscribe("numbers", Ear())
+    async with asyncio.timeout(PATIENCE):
+        assert await told.get() == "gap"  # it is heard from here on
+        for message in ("1", "what is this", "2"):
+            relay.publisher.notify("numbers", message)
+        assert [await told.get() for _ in range(3)] == ["heard 1", "gap", "heard 2"]
+
+
 async def test_readers_of_one_run_see_only_its_events(world: World, relay: Relay) -> None:
     lease, claim, writer = await world.owned(relay.publisher)
     await talk(writer, claim, 3)
