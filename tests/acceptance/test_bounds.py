@@ -55,8 +55,17 @@ async def test_a_silent_model_and_a_message_too_large_end_the_run_and_the_sessio
     assert dict(zip(REACHED, found, strict=True)) == REACHED
 
 
-async def test_a_large_document_that_the_agent_reads_is_within_the_usual_bounds(fleet: Fleet) -> None:
-    session_id = await fleet[0].session(permission_mode="bypassPermissions")
-    await fleet[0].ask(session_id, pdf(14_000_000))
-    assert "[document]" in (await fleet[0].ask(session_id, "read a.pdf"))["result"]
-    assert "read a.pdf" in (await fleet[1].ask(session_id, "recall"))["result"]
+async def answered_after_a_silence(fleet: Fleet) -> None:
+    """Of a second longer than a CLI waits by itself."""
+    body = {"session_id": await fleet[0].session(), "prompt": "stream 2 words every 61000 ms"}
+    response = await fleet[0].post("/query/single", body, timeout=170)
+    assert (response.status_code, response.json()["result"]) == (200, "word1 word2")
+
+
+async def test_a_large_document_and_a_silence_of_a_minute_are_within_the_usual_bounds(fleet: Fleet) -> None:
+    async with asyncio.TaskGroup() as beside:
+        beside.create_task(answered_after_a_silence(fleet))
+        session_id = await fleet[0].session(permission_mode="bypassPermissions")
+        await fleet[0].ask(session_id, pdf(14_000_000))
+        assert "[document]" in (await fleet[0].ask(session_id, "read a.pdf"))["result"]
+        assert "read a.pdf" in (await fleet[1].ask(session_id, "recall"))["result"]
