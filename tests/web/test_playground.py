@@ -18,7 +18,7 @@ from apps.api.settings import Settings
 from apps.api.web import playground
 from tests import browser
 from tests.browser import Browser, Page
-from tests.fleet import API_KEY, NO_TLS, Fleet
+from tests.fleet import API_KEY, NO_TLS, Fleet, Shared
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +105,11 @@ async def page(chromium: Browser, fleet: Fleet) -> AsyncIterator[Page]:
         assert [url for url in urls if API_KEY in url] == []
 
 
+async def go_on(page: Page, shared: Shared) -> None:
+    """What is sent next belongs to the session that tests share."""
+    await page.type("session", await shared.of())
+
+
 async def send(page: Page, prompt: str) -> None:
     await page.type("prompt", prompt)
     await page.click("#send")
@@ -118,7 +123,7 @@ async def ask(page: Page, prompt: str) -> str:
 
 
 @in_a_browser
-async def test_a_prompt_streams_and_the_next_one_continues_its_session(page: Page) -> None:
+async def test_a_prompt_streams_and_the_next_one_continues_its_session_and_raw_events_are_shown(page: Page) -> None:
     said = await ask(page, "stream 40 words every 20 ms")
     assert "word1 word2" in said
     assert said.count("word40") == 1
@@ -129,10 +134,16 @@ async def test_a_prompt_streams_and_the_next_one_continues_its_session(page: Pag
     session = await page.evaluate("document.getElementById('session').value")
     assert "1. stream 40 words every 20 ms" in await ask(page, "recall")
     assert await page.evaluate("document.getElementById('session').value") == session
+    # Raw events are shown on demand.
+    assert await page.evaluate("document.querySelector('#events pre').textContent") == ""
+    assert await page.evaluate("document.querySelector('#events li:last-child pre').textContent") == ""
+    await page.click("#events li:last-child summary")
+    await page.when("document.querySelector('#events li:last-child pre').textContent.includes('\"succeeded\"')")
 
 
 @in_a_browser
-async def test_text_is_there_while_the_run_goes_on_and_interrupt_stops_it(page: Page) -> None:
+async def test_text_is_there_while_the_run_goes_on_and_interrupt_stops_it(page: Page, shared: Shared) -> None:
+    await go_on(page, shared)
     await send(page, "hang after 3 words")
     await page.when("document.getElementById('conversation').innerText.includes('word3')")
     assert await page.evaluate("document.getElementById('send').disabled")
@@ -142,16 +153,9 @@ async def test_text_is_there_while_the_run_goes_on_and_interrupt_stops_it(page: 
 
 
 @in_a_browser
-async def test_raw_events_are_shown_on_demand(page: Page) -> None:
-    await ask(page, "say hello")
-    assert await page.evaluate("document.querySelector('#events pre').textContent") == ""
-    await page.click("#events li:last-child summary")
-    await page.when("document.querySelector('#events li:last-child pre').textContent.includes('\"succeeded\"')")
-
-
-@in_a_browser
 @pytest.mark.parametrize(("button", "outcome"), [("Allow", "the tool answered: made"), ("Deny", "not in my house")])
-async def test_a_person_decides_about_a_tool(page: Page, button: str, outcome: str) -> None:
+async def test_a_person_decides_about_a_tool(page: Page, shared: Shared, button: str, outcome: str) -> None:
+    await go_on(page, shared)
     await page.choose("permission_mode", "default")
     await send(page, "run touch made.txt && echo made")
     await page.when("document.querySelector('#requests fieldset') !== null")
@@ -177,7 +181,8 @@ async def test_a_person_answers_a_question(page: Page) -> None:
 
 
 @in_a_browser
-async def test_what_an_agent_says_is_text_and_nothing_else(page: Page) -> None:
+async def test_what_an_agent_says_is_text_and_nothing_else(page: Page, shared: Shared) -> None:
+    await go_on(page, shared)
     hostile = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
     said = await ask(page, f"say {hostile}")
     assert said.count(hostile) == 2  # the prompt, and its echo
@@ -189,13 +194,11 @@ async def test_what_an_agent_says_is_text_and_nothing_else(page: Page) -> None:
 
 
 @in_a_browser
-async def test_a_session_is_followed_from_its_first_event(page: Page, fleet: Fleet) -> None:
-    session = await fleet[1].session()
-    await fleet[1].ask(session, "say hello")
-    await page.type("session", session)
+async def test_a_session_is_followed_from_its_first_event(page: Page, shared: Shared) -> None:
+    await go_on(page, shared)
     await page.click("#follow")
     await page.when(IDLE)
-    assert "hello" in await page.text("#conversation")
+    assert shared.first in await page.text("#conversation")
     assert (await page.evaluate(NAMES))[-1] == "done"
 
 
@@ -246,12 +249,14 @@ async def test_a_conversation_of_the_code_server_is_continued_and_interrupted(pa
 
 
 @in_a_browser
-async def test_a_stream_that_is_cut_is_resumed_without_a_gap(chromium: Browser, fleet: Fleet) -> None:
+async def test_a_stream_that_is_cut_is_resumed_without_a_gap(chromium: Browser, shared: Shared) -> None:
+    fleet = shared.fleet
     network = Proxy(int(fleet[0].url.rpartition(":")[2]))
     await network.start()
     try:
         async with chromium.page(f"http://127.0.0.1:{network.port}/playground") as page:
             await page.type("key", API_KEY)
+            await go_on(page, shared)
             await send(page, "stream 60 words slowly")
             await page.when("document.getElementById('conversation').innerText.includes('word5')")
             assert network.cut()
