@@ -31,6 +31,7 @@ from claude_agent_sdk import (
 )
 
 Options = Callable[..., ClaudeAgentOptions]
+PRESET = {"type": "preset", "preset": "claude_code"}
 PREFIX = "[demo model, scripted] "
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 pytestmark = pytest.mark.asyncio
@@ -64,12 +65,25 @@ def deltas(messages: list[Message], kind: str) -> list[str]:
     return [event["delta"][kind.removesuffix("_delta")] for event in events if event["delta"]["type"] == kind]
 
 
-async def test_the_conversation_is_remembered_over_turns_and_over_a_resume(options: Options) -> None:
-    session_id = str(uuid.uuid4())
-    async with ClaudeSDKClient(options(session_id=session_id)) as client:
+async def test_the_conversation_is_remembered_over_turns_and_over_a_resume_and_what_is_given_is_shown(
+    options: Options,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def answer(name: str, given: dict[str, Any], context: ToolPermissionContext) -> PermissionResultAllow:
+        asked.append(given)
+        return PermissionResultAllow(updated_input={**given, "answers": {"Which colour?": "green"}})
+
+    session_id, system = str(uuid.uuid4()), {**PRESET, "append": "Always wear a hat."}
+    given: dict[str, Any] = {"system_prompt": system, "tools": ["Bash", "Read", "AskUserQuestion"]}
+    given |= {"permission_mode": "default", "can_use_tool": answer, "include_partial_messages": True}
+    async with ClaudeSDKClient(options(session_id=session_id, **given)) as client:
         first = result(await turn(client, "say hello there"))
         echoed = result(await turn(client, "What is the weather?"))
         recalled = result(await turn(client, "recall"))
+        await words_and_thinking_arrive_as_partial_messages_and_a_hanging_reply_can_be_interrupted(client)
+        await the_system_prompt_and_the_tools_and_pictures_are_shown(client)
+        await a_question_is_put_to_can_use_tool_and_the_answer_quoted(client, asked)
     assert (first.result, first.is_error, first.model_usage and list(first.model_usage)) == (
         PREFIX + "hello there",
         False,
@@ -84,17 +98,17 @@ async def test_the_conversation_is_remembered_over_turns_and_over_a_resume(optio
 
     async with ClaudeSDKClient(options(resume=session_id)) as client:
         resumed = result(await turn(client, "what did I say?"))
-    assert resumed.result == PREFIX + "you said:\n1. say hello there\n2. What is the weather?\n3. recall"
+    begins = PREFIX + "you said:\n1. say hello there\n2. What is the weather?\n3. recall\n4. stream 5 words"
+    assert (resumed.result or "").startswith(begins)
 
 
-async def test_paced_words_and_thinking_arrive_as_partial_messages_and_a_hanging_reply_can_be_interrupted(
-    options: Options,
+async def words_and_thinking_arrive_as_partial_messages_and_a_hanging_reply_can_be_interrupted(
+    client: ClaudeSDKClient,
 ) -> None:
-    async with ClaudeSDKClient(options(include_partial_messages=True)) as client:
-        streamed = await turn(client, "stream 5 words every 5 ms")
-        thought = await turn(client, "think about cheese")
-        await hangs_and_is_interrupted(client, "hang", [])
-        await hangs_and_is_interrupted(client, "hang after 3 words", ["word1", " word2", " word3"])
+    streamed = await turn(client, "stream 5 words every 5 ms")
+    thought = await turn(client, "think about cheese")
+    await hangs_and_is_interrupted(client, "hang", [])
+    await hangs_and_is_interrupted(client, "hang after 3 words", ["word1", " word2", " word3"])
     assert deltas(streamed, "text_delta") == ["word1", " word2", " word3", " word4", " word5"]
     assert texts(streamed) == ["word1 word2 word3 word4 word5"]
     assert "".join(deltas(thought, "thinking_delta")) == "Let me think about cheese."
@@ -198,15 +212,10 @@ def a_subagent_acted_on_its_prompt_and_the_parent_quotes_it(messages: list[Messa
     assert end == PREFIX + "the end"
 
 
-async def test_a_question_is_put_to_can_use_tool_and_the_answer_quoted(options: Options) -> None:
-    asked: list[dict[str, Any]] = []
-
-    async def answer(name: str, given: dict[str, Any], context: ToolPermissionContext) -> PermissionResultAllow:
-        asked.append(given)
-        return PermissionResultAllow(updated_input={**given, "answers": {"Which colour?": "green"}})
-
-    async with ClaudeSDKClient(options(permission_mode="default", can_use_tool=answer)) as client:
-        messages = await turn(client, "ask Which colour? options red, green")
+async def a_question_is_put_to_can_use_tool_and_the_answer_quoted(
+    client: ClaudeSDKClient, asked: list[dict[str, Any]]
+) -> None:
+    messages = await turn(client, "ask Which colour? options red, green")
     [[question]] = [given["questions"] for given in asked]
     assert (question["question"], [option["label"] for option in question["options"]]) == (
         "Which colour?",
@@ -228,19 +237,17 @@ async def test_structured_output_is_given_filled_in_or_refused(options: Options)
     assert (refused.structured_output, refused.result) == (None, PREFIX + "I answer without the schema.")
 
 
-async def test_the_system_prompt_and_the_tools_and_pictures_are_shown(options: Options) -> None:
-    system = {"type": "preset", "preset": "claude_code", "append": "Always wear a hat."}
+async def the_system_prompt_and_the_tools_and_pictures_are_shown(client: ClaudeSDKClient) -> None:
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
 
     async def illustrated() -> Any:
         content = [picture, {"type": "text", "text": "look"}]
         yield {"type": "user", "message": {"role": "user", "content": content}, "parent_tool_use_id": None}
 
-    async with ClaudeSDKClient(options(system_prompt=system, tools=["Bash", "Read"])) as client:
-        shown = result(await turn(client, "show system prompt")).result or ""
-        tools = result(await turn(client, "list tools")).result or ""
-        await client.query(illustrated())
-        seen = result([message async for message in client.receive_response()]).result or ""
+    shown = result(await turn(client, "show system prompt")).result or ""
+    tools = result(await turn(client, "list tools")).result or ""
+    await client.query(illustrated())
+    seen = result([message async for message in client.receive_response()]).result or ""
     assert shown.startswith(PREFIX + "the system prompt ends: ")
     assert "Always wear a hat." in shown
     assert {"Bash", "Read"} <= set(tools.removeprefix(PREFIX + "tools: ").split(", "))
