@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.fleet import Fleet, Instance
+from tests.fleet import Fleet, Instance, Shared
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
@@ -165,9 +165,8 @@ async def test_unknown_keys_and_runs_and_a_second_tenant_of_one_name_are_refused
     assert refusal(await fleet[0].post(f"/admin/runs/{unknown}/repair")) == (404, "run_not_found")
 
 
-async def test_instances_are_listed_with_what_they_execute(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say hello")
+async def test_instances_are_listed_with_what_they_execute(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     owner = await fleet.owner_of(session_id)
     listed = {entry["id"]: entry for entry in (await fleet[1].get("/admin/instances")).json()["data"]}
     assert {instance.id for instance in fleet.instances} <= set(listed)
@@ -176,8 +175,8 @@ async def test_instances_are_listed_with_what_they_execute(fleet: Fleet) -> None
     assert found["sessions"] >= 1
 
 
-async def test_a_run_that_is_as_it_should_be_is_not_repaired(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_run_that_is_as_it_should_be_is_not_repaired(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
     run_id = await fleet[0].prompt(session_id, "stream 200 words slowly")
     async with fleet[1].stream(f"/runs/{run_id}/events") as events:
         async for event in events:

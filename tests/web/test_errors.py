@@ -79,9 +79,9 @@ async def ids(fleet: Fleet) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def talk(fleet: Fleet) -> str:
+def talk(ids: dict[str, str]) -> str:
     """A session of ours that tests go on with."""
-    return await fleet[0].session()
+    return ids["session_id"]
 
 
 @pytest.fixture(scope="module")
