@@ -87,6 +87,28 @@ async def test_a_body_counts_no_more_once_it_is_answered() -> None:
     assert counted == [10, 0]
 
 
+async def test_between_two_large_bodies_the_loop_turns_to_everybody_else() -> None:
+    """What is made of one takes a while."""
+    turns, seen = 0, list[int]()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(SMALL + 1), "more_body": False}
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        seen.append(turns)
+
+    async def send(_message: Message) -> None: ...
+
+    bounded = BoundedBody(app, limit=2 * SMALL)
+    requests = [asyncio.create_task(bounded({"type": "http", "headers": []}, receive, send)) for _ in range(10)]
+    async with asyncio.timeout(30):
+        while len(seen) < len(requests):
+            turns += 1
+            await asyncio.sleep(0)
+    assert sorted(set(seen)) == seen
+
+
 async def test_many_values_are_refused_by_their_number(fleet: Fleet) -> None:
     bodies: list[dict[str, Any]] = [{"tags": [{}] * 2 * MAX_VALUES}, {str(n): 1 for n in range(MAX_VALUES + 2)}]
     for body in bodies:

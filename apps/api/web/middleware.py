@@ -115,12 +115,13 @@ class BoundedBody:
     def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS) -> None:
         """`seconds`: for the whole of a body."""
         self._app, self._limit, self._seconds = app, limit, seconds
+        self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._limit, self._seconds)
+        body = _Body(scope, receive, send, self._limit, self._seconds, self._turn)
         try:
             if body.announced > self._limit:
                 await error_response(scope, _too_large(self._limit))(scope, body.receive, body.send)
@@ -141,13 +142,15 @@ class _Body:
         seats: gives back what the body holds of its sender's shares.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float, turn: asyncio.Lock
+    ) -> None:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
         self.announced = int(announced) if announced.isdecimal() else 0
         self.seats = ExitStack()
         self._scope, self._receive, self._send = scope, receive, send
-        self._limit, self._seconds = limit, seconds
+        self._limit, self._seconds, self._turn = limit, seconds, turn
         self._seen = self._counted = 0
         self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
@@ -170,6 +173,10 @@ class _Body:
         self._more = bool(message.get("more_body"))
         self._unread = self._unread and self._more
         self._check(self._seen)
+        if not self._more and self._seen > SMALL:
+            # It is parsed now, which takes some 10 ms. Between two of them the loop turns to everybody else.
+            await self._turn.acquire()
+            asyncio.get_running_loop().call_soon(self._turn.release)
         return message
 
     def _check(self, size: int) -> None:
