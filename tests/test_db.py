@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -205,3 +208,14 @@ async def test_what_is_old_is_deleted_in_batches_until_none_is_left_by_one_at_a_
         assert await db.pool.fetchval("SELECT count(*) FROM catalog") == 14
     await db.sweep(delete, "1", batch=3)
     assert await db.pool.fetchval("SELECT array_agg(DISTINCT data) FROM catalog") == ["0"]
+
+
+async def test_a_connection_that_had_broken_is_replaced_without_a_word(db: Database) -> None:
+    """Nobody awaits the end of one that the pool replaces: what it raised would only be found in the log."""
+    async with db.pool.acquire() as connection:
+        number = connection._con._transport.get_extra_info("socket").fileno()
+    with socket.socket(fileno=os.dup(number)) as same:
+        same.shutdown(socket.SHUT_WR)
+    await db.pool.expire_connections()
+    assert await db.pool.fetchval("SELECT 1") == 1
+    gc.collect()

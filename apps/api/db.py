@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -51,7 +51,6 @@ _BUSY = "All connections of this instance to the database are in use, and too ma
 
 _SETUP = "SET idle_in_transaction_session_timeout = '10s'"
 """A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
-
 A statement, because PgBouncer refuses it among the parameters of a connection."""
 
 RENEWAL_PAUSE = 1.0
@@ -85,7 +84,6 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     Busy,
 )
 """Failures of the connection or the server, not of the statement: it may succeed a moment later.
-
 No other OSError: what a full disk or a used up table of descriptors does elsewhere is no word of the database. Where
 one means the connection it is made a ConnectionError, see `_dial` and `_unreachable`."""
 
@@ -201,16 +199,21 @@ def _replace_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
-    """A pool with a line before it, if any, and a bound of the wait for a connection, whoever asks.
+class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
+    async def close(self, *, timeout: float | None = None) -> None:
+        with suppress(OSError):  # it had broken: the pool closes those that it replaces in tasks that nobody awaits
+            await super().close(timeout=timeout)
 
+
+class _Pool(asyncpg.Pool):  # type: ignore[misc]
+    """A pool with a line before it, if any, and a bound of the wait for a connection, whoever asks.
     It replaces its connections, and the engine's, when the server behind one has become read-only: a connection
     outlives the failover that made its server a standby. A new one goes to where the address leads now.
     """
 
     def __init__(self, engine: AsyncEngine, line: Line | None, dsn: str, **options: Any) -> None:
         # What asyncpg.create_pool() fills in.
-        usual = {"loop": None, "connection_class": asyncpg.Connection, "record_class": asyncpg.Record}
+        usual = {"loop": None, "connection_class": _Connection, "record_class": asyncpg.Record}
         usual |= {"max_queries": 50_000, "max_inactive_connection_lifetime": 300.0}
         super().__init__(dsn, **usual, **options)
         self._engine, self.line, self._renewed_at = engine, line or nullcontext(), 0.0
@@ -234,7 +237,7 @@ class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
         await self._engine.dispose()
 
 
-class _Acquired(PoolAcquireContext):  # type: ignore[misc] # asyncpg has no types
+class _Acquired(PoolAcquireContext):  # type: ignore[misc]
     async def __aenter__(self) -> asyncpg.Connection:
         await self.pool.line.__aenter__()
         try:
@@ -382,11 +385,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 async def retrying(attempt: Callable[[], Awaitable[T]], *, until: Callable[[], bool]) -> T:
     """Repeat `attempt` while it fails with a connection error and `until()` is false, with jittered back-off.
-
-    Only for attempts that are safe to repeat.
-
-    Raises:
-        Unavailable: the time was up.
+    Only for attempts that are safe to repeat. Raises Unavailable when the time was up.
     """
     delay = 0.02
     while True:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 REDIS_ERRORS: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
 """What a call to Redis may raise when the server is away or refuses."""
 
-OPERATION_TIMEOUT = 0.5
+OPERATION_TIMEOUT = 0.75
 """Seconds for one call, and so for a request that finds Redis hanging first. A call takes less than 1 ms where all is
 well, and a cache that takes longer than its database is no cache."""
 
