@@ -16,7 +16,7 @@ class Proxy:
 
     Attributes:
         requests, answers: set while bytes flow in that direction; cleared, they are held back and not lost.
-        delay: seconds that each answer comes later.
+        delay: seconds that each answer comes later that holds `delayed`.
         held: how many connections and directions have something that is held back.
         asked: how often something came from a client.
         accepted: how many clients there have been.
@@ -31,7 +31,7 @@ class Proxy:
         self.requests, self.answers = asyncio.Event(), asyncio.Event()
         self.requests.set()
         self.answers.set()
-        self.delay = 0.0
+        self.delay, self.delayed = 0.0, b""
         self.held = self.asked = self.accepted = 0
         self.port = 0
 
@@ -87,7 +87,7 @@ class Proxy:
                 self.asked += flows is self.requests
                 self.held += 1
                 await flows.wait()
-                if flows is self.answers and self.delay:
+                if flows is self.answers and self.delay and self.delayed in data:
                     await asyncio.sleep(self.delay)
                 self.held -= 1
                 sink.write(data)

@@ -212,6 +212,7 @@ def _draining(core: Core, worker: Worker, opened: Opened) -> Callable[[], Awaita
             opened.drain(only_endless=True)
             await worker.drain(core.settings.shutdown_grace_seconds)
             await core.publisher.flushed()
+            await opened.until_told()
             opened.drain(only_endless=False)
 
     return drain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import orjson
@@ -14,6 +14,7 @@ from apps.api.dialects.native.ws import MAX_STREAMS
 from apps.api.settings import Settings
 from tests.conftest import StartFleet
 from tests.fleet import API_KEY, Fleet, Instance, Shared
+from tests.proxy import redis_proxy
 from tests.sockets import Message, open_socket
 
 ASKING = {"permission_mode": "default", "tools": ["Bash", "Write", "AskUserQuestion"]}
@@ -378,21 +379,27 @@ async def test_a_connection_follows_so_many_and_no_more(fleet: Fleet) -> None:
 
 
 async def test_a_stopping_instance_lets_runs_finish_and_closes_in_order(start_fleet: StartFleet) -> None:
-    fleet = await start_fleet(2)
-    assert "websockets_open 0.0" in (await fleet[0].client.get("/metrics")).text
-    session_id = await fleet[0].session()
-    await fleet[0].ask(session_id, "say first")
-    async with open_socket(fleet[0]) as idle, open_socket(fleet[0]) as busy:
-        await idle.ask("follow", session_id=session_id)
-        run = await busy.ask(
-            "prompt", prompt="stream 20 words slowly", session_id=session_id, on_disconnect="interrupt"
-        )
-        await busy.of_run(run["run_id"], "partial")
-        assert "websockets_open 2.0" in (await fleet[0].client.get("/metrics")).text
-        fleet[0].signal(signal.SIGTERM)
-        assert await idle.closed() == 1012
-        assert (await busy.of_run(run["run_id"]))["data"]["status"] == "succeeded"
-        assert await busy.closed() == 1012
+    """Also where Redis brings the end of a run late."""
+    fleet = await start_fleet(0)
+    direct = Settings(_env_file=None, redis_url=fleet.env["REDIS_URL"])
+    async with redis_proxy(direct) as (redis, through), AsyncExitStack() as stack:
+        await fleet.start(1, REDIS_URL=through.redis_url.get_secret_value())
+        stack.push_async_callback(fleet[0].ended)
+        await fleet.start(1)
+        assert "websockets_open 0.0" in (await fleet[0].client.get("/metrics")).text
+        session_id = await fleet[0].session()
+        await fleet[0].ask(session_id, "say first")
+        async with open_socket(fleet[0]) as idle, open_socket(fleet[0]) as busy:
+            await idle.ask("follow", session_id=session_id)
+            prompt = {"prompt": "stream 20 words slowly", "session_id": session_id, "on_disconnect": "interrupt"}
+            run = await busy.ask("prompt", **prompt)
+            await busy.of_run(run["run_id"], "partial")
+            assert "websockets_open 2.0" in (await fleet[0].client.get("/metrics")).text
+            redis.delay, redis.delayed = 0.3, b"message"
+            fleet[0].signal(signal.SIGTERM)
+            assert await idle.closed() == 1012
+            assert (await busy.of_run(run["run_id"]))["data"]["status"] == "succeeded"
+            assert await busy.closed() == 1012
     async with open_socket(fleet[1]) as socket:
         await socket.ask("follow", session_id=session_id, after=idle.events[-1]["id"])
         await socket.of_run(run["run_id"])

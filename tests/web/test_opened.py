@@ -52,6 +52,19 @@ async def test_a_key_that_is_as_it_was_ends_nothing(opened: Opened, caller: Prin
     assert await ended(opened, *held) == [None] * 3
 
 
+async def test_what_ends_with_a_run_is_waited_for_before_an_instance_stops(opened: Opened, caller: Principal) -> None:
+    of_run, of_session = opened.hold("streams", caller), opened.hold("streams", caller)
+    of_session.endless = True
+    waiting = asyncio.create_task(opened.until_told())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    of_run.close()
+    async with asyncio.timeout(PATIENCE):
+        await waiting
+    assert not of_session.over.done()
+
+
 @pytest.mark.parametrize(
     ("change", "codes"),
     [

@@ -27,6 +27,10 @@ T = TypeVar("T")
 CHECK_INTERVAL = 1.0
 """Seconds between looks at the keys: what a key has opened ends within two after it has become invalid."""
 
+LAST_EVENTS = 1.0
+"""Seconds for clients to be told the ends of the runs that an instance has ended before it stops: a way through Redis,
+or a look into the database."""
+
 
 class Held:
     """One thing that stays open.
@@ -35,7 +39,7 @@ class Held:
 
     Attributes:
         draining: the instance has begun to stop.
-        over: done when it has to end: because of its key (`why`), or because the instance stops.
+        over: done when it has ended, or has to: because of its key (`why`), or because the instance stops.
         endless: it does not end with a run, as a stream of a whole session. When the instance stops, these end first.
         kept: it goes on after its block: whoever serves it calls `close`.
     """
@@ -81,6 +85,7 @@ class Held:
 
     def close(self) -> None:
         """It has ended: forget it, and give back what it has taken."""
+        self.end(None)
         self._close(self)
 
     def __enter__(self) -> Held:
@@ -157,6 +162,11 @@ class Opened:
     def _close(self, held: Held) -> None:
         if found := self._open.pop(held, None):
             found[1].close()
+
+    async def until_told(self) -> None:
+        """Wait until what ends with a run has ended, for LAST_EVENTS at most."""
+        if left := [held.over for held in self if not held.endless]:
+            await asyncio.wait(left, timeout=LAST_EVENTS)
 
     def drain(self, *, only_endless: bool) -> None:
         """See `Held.drain`; their clients connect again elsewhere."""
