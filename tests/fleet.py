@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import orjson
 import psutil
 
 from tests.forked import Forked, fork
+from tests.free_ports import free_port
 
 API_KEY = "test-key-of-the-acceptance-tests"
 HEADERS = {"X-API-Key": API_KEY}
@@ -145,9 +145,7 @@ class Fleet:
         await asyncio.gather(*(self._ready(instance) for instance in fresh))
 
     def _spawn(self, env: Mapping[str, str]) -> Instance:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("wb") as output:
             arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]

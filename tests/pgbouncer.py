@@ -17,6 +17,7 @@ import pytest
 
 from apps.api.dev.unprivileged import UNSHARE
 from apps.api.settings import Settings
+from tests.free_ports import free_port
 from tests.proxy import changed
 
 START_SECONDS = 30
@@ -38,8 +39,7 @@ def pgbouncer(
     if subprocess.run([*prefix, program, "--version"], stdout=subprocess.DEVNULL).returncode:
         pytest.skip("PgBouncer does not run as root, and this system has no user namespaces")
     url = urlsplit(settings.database_url.get_secret_value())
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     host = parse_qs(url.query)["host"][0]
     name = url.path.removeprefix("/")
     config = directory / f"pgbouncer-{mode}.ini"

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.dev_process import OURS, ROOT, Dev, free_ports
+from tests.dev_process import OURS, ROOT, Dev
+from tests.free_ports import free_ports
 
 pytestmark = pytest.mark.slow
 

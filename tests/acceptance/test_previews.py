@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import websockets
 
 from tests.conftest import NewKey
 from tests.fleet import Fleet, Instance
+from tests.free_ports import free_port
 
 SERVER = r"""
 import base64, hashlib, http.server, socketserver, sys
@@ -59,13 +59,6 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Served:

@@ -26,7 +26,8 @@ from apps.api import cli, keys, migrate, roles
 from apps.api.db import Database, connect
 from apps.api.dev.embedded import Servers, find
 from apps.api.settings import Settings
-from tests.dev_process import BOUND, OURS, ROOT, Dev, command_line, free_ports
+from tests.dev_process import BOUND, OURS, ROOT, Dev, command_line
+from tests.free_ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -216,7 +217,7 @@ def a_wrong_database_password_is_one_line_and_no_trace(one: Dev) -> None:
 
 
 def serve(directory: Path, database_url: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_ports(1))]
+    command = [sys.executable, "-m", "apps.api.cli", "serve", "--port", str(free_port())]
     return run(command, directory, {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT), **more})
 
 

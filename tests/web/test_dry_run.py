@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -12,6 +11,7 @@ import pytest
 
 from tests.conftest import NewKey, StartFleet
 from tests.fleet import Fleet, Instance
+from tests.free_ports import free_port
 
 HOOK = {"url": "http://169.254.169.254/hook", "secret": "${NO_SUCH_SECRET}"}
 
@@ -112,20 +112,13 @@ async def listener() -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", heard
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def test_addresses_are_connected_to_and_sent_nothing(
     start_fleet: StartFleet, listener: tuple[str, list[bytes]]
 ) -> None:
     url, heard = listener
     fleet = await start_fleet(1, OUTBOUND_ALLOW="127.0.0.0/8", MCP_STDIO_COMMANDS="allowed", RUNNER_SLOTS="0")
     await fleet[0].client.put("/api/v1/secrets/HOOK_SECRET", json={"value": "whsec_c2VjcmV0LW9mLXRoZS1ob29r"})
-    away = f"http://127.0.0.1:{closed_port()}/"
+    away = f"http://127.0.0.1:{free_port()}/"
     answer = await preview(
         fleet[0],
         hooks={"Stop": [{"url": url, "secret": "${HOOK_SECRET}"}, {"url": away, "secret": "${HOOK_SECRET}"}]},
