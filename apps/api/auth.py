@@ -74,12 +74,18 @@ def hash_of(secret: str) -> str:
 
 _PRINCIPAL = TypeAdapter(Principal)
 
+# Redis forgets a principal about twice a minute: often enough to note the key's use, and in one round trip.
 _LOOK_UP = """
-SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.profiles, k.prompts_per_minute,
-  CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
-  t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash
-FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
-WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
+WITH found AS (
+  SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.profiles, k.prompts_per_minute,
+    CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
+    t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash
+  FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+  WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
+), used AS (
+  UPDATE api_keys SET last_used_at = now() WHERE id IN (SELECT key_id FROM found)
+)
+SELECT * FROM found
 """
 
 
@@ -103,7 +109,9 @@ async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Princip
         if row is None:
             raise Unauthorized("This API key is not valid.", code="invalid_api_key")
         principal = _PRINCIPAL.validate_python(dict(row))
-        await _remember(db, redis, secret_hash, principal)
+        cached = _PRINCIPAL.dump_json(principal)
+        key = redis.keys.api_key(secret_hash)
+        await redis.attempt(lambda: redis.client.set(key, cached, ex=KEY_CACHE_TTL, nx=True))
     if principal.expires_at is not None and principal.expires_at <= clock.now():
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
     ASKING.set(principal.tenant_id)
@@ -136,13 +144,6 @@ async def standing(db: Database, key_ids: Iterable[UUID]) -> dict[UUID, Standing
         )
         for row in rows
     }
-
-
-async def _remember(db: Database, redis: Redis, secret_hash: str, principal: Principal) -> None:
-    # The cache is filled about twice a minute per key: often enough to note its use.
-    await db.pool.execute("UPDATE api_keys SET last_used_at = now() WHERE id = $1", principal.key_id)
-    cached = _PRINCIPAL.dump_json(principal)
-    await redis.attempt(lambda: redis.client.set(redis.keys.api_key(secret_hash), cached, ex=KEY_CACHE_TTL, nx=True))
 
 
 async def anonymous(db: Database, redis: Redis, no_hash: str) -> Principal:

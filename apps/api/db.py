@@ -10,12 +10,10 @@ webhooks, and the rest for requests, which wait for them in a line that has an e
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -23,7 +21,6 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import orjson
 import structlog
-from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 from sqlalchemy import ExceptionContext, exc
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
@@ -31,30 +28,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from apps.api.errors import Busy, LeaseLost, Unavailable
 from apps.api.lanes import Line, Turns
+from apps.api.pool import CONNECT_TIMEOUT, Pool, dial, unreachable
 from apps.api.settings import Settings
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds for one connection attempt or for a free connection of the pool."""
-
 STATEMENT_TIMEOUT = 15.0
 """Seconds for one statement. Nothing here is meant to take longer than some milliseconds."""
 
 REQUESTS, COMPOSED, WRITERS, WEBHOOKS = 12, 6, 9, 2
 """Connections of one instance: for fixed statements of requests, for their composed queries, for the runner, and for
-deliveries to webhooks, which hold none during an attempt. With that of the lease 30, see docs/deployment.md."""
+deliveries to webhooks, which hold none during an attempt. With that of the lease 30, see docs/deployment.md. Those of
+the first kind are opened at the start: while one is opened, what takes some round trips, its request waits."""
 
 _BUSY = "All connections of this instance to the database are in use, and too many requests wait for one."
 
 _SETUP = "SET idle_in_transaction_session_timeout = '10s'"
 """A process that vanishes inside a transaction must not hold a session's row until TCP notices, hours later.
 A statement, because PgBouncer refuses it among the parameters of a connection."""
-
-RENEWAL_PAUSE = 1.0
-"""Seconds between two replacements of all connections, so that a server that stays read-only is not stormed."""
 
 SWEEP_LOCK = 0x436C_6175_6465_5357
 """The advisory lock of who deletes what is old: `ClaudeSW` as a number."""
@@ -85,10 +78,7 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = (
 )
 """Failures of the connection or the server, not of the statement: it may succeed a moment later.
 No other OSError: what a full disk or a used up table of descriptors does elsewhere is no word of the database. Where
-one means the connection it is made a ConnectionError, see `_dial` and `_unreachable`."""
-
-_NETWORK = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENOTCONN}
-"""What a connection that stood may end with, beside what Python has a class for (ip(7))."""
+one means the connection it is made a ConnectionError, see `pool`."""
 
 PASSING: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, Unavailable)
 """What a loop logs, and tries again in its next round."""
@@ -137,34 +127,13 @@ async def _set_up(settings: Settings, connection: asyncpg.Connection) -> None:
         await connection.execute(_SETUP)
 
 
-async def _dial(*arguments: Any, **options: Any) -> asyncpg.Connection:
-    """`asyncpg.connect`, of which every OSError is a ConnectionError: no such host, no socket, no descriptor left."""
-    try:
-        return await asyncpg.connect(*arguments, **options)
-    except (ConnectionError, TimeoutError):
-        raise
-    except OSError as error:
-        raise ConnectionError(str(error)) from error
-
-
-@contextmanager
-def _unreachable() -> Iterator[None]:
-    """Make a ConnectionError of what a connection that stood ends with."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NETWORK:
-            raise ConnectionError(str(error)) from error
-        raise
-
-
 async def connect(settings: Settings) -> asyncpg.Connection:
     """One connection outside of the pools, for a command. Works through any pooler that keeps transactions together.
 
     Raises:
         CONNECTION_ERRORS or another asyncpg.PostgresError: the server is out of reach, read-only, or refuses.
     """
-    return await _dial(settings.asyncpg_dsn, **_connecting(settings) | {"statement_cache_size": 0})
+    return await dial(settings.asyncpg_dsn, **_connecting(settings) | {"statement_cache_size": 0})
 
 
 def create_engine(
@@ -173,7 +142,7 @@ def create_engine(
     """A SQLAlchemy engine. It connects through asyncpg's own parser of URLs, which knows `sslmode` and its like."""
 
     async def connect() -> asyncpg.Connection:
-        connection = await _dial(settings.asyncpg_dsn, command_timeout=statement_timeout, **_connecting(settings))
+        connection = await dial(settings.asyncpg_dsn, command_timeout=statement_timeout, **_connecting(settings))
         try:
             await _set_up(settings, connection)
         except BaseException:
@@ -197,67 +166,6 @@ def _replace_read_only(context: ExceptionContext) -> None:
     cause = getattr(context.original_exception, "__cause__", None)
     if isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
         context.is_disconnect = True
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    async def close(self, *, timeout: float | None = None) -> None:
-        with suppress(OSError):  # it had broken: the pool closes those that it replaces in tasks that nobody awaits
-            await super().close(timeout=timeout)
-
-
-class _Pool(asyncpg.Pool):  # type: ignore[misc]
-    """A pool with a line before it, if any, and a bound of the wait for a connection, whoever asks.
-    It replaces its connections, and the engine's, when the server behind one has become read-only: a connection
-    outlives the failover that made its server a standby. A new one goes to where the address leads now.
-    """
-
-    def __init__(self, engine: AsyncEngine, line: Line | None, dsn: str, **options: Any) -> None:
-        # What asyncpg.create_pool() fills in.
-        usual = {"loop": None, "connection_class": _Connection, "record_class": asyncpg.Record}
-        usual |= {"max_queries": 50_000, "max_inactive_connection_lifetime": 300.0}
-        super().__init__(dsn, **usual, **options)
-        self._engine, self.line, self._renewed_at = engine, line or nullcontext(), 0.0
-
-    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
-        return _Acquired(self, timeout or CONNECT_TIMEOUT)
-
-    async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
-        # Without the task that asyncpg makes for each, half of what an acquisition costs. It keeps whoever is cancelled
-        # from leaving a connection half reset; a holder that is cancelled ends its connection, and opens another.
-        if connection._con is not None:
-            connection._con._on_release()
-            await connection._holder.release(timeout)
-
-    async def renew(self) -> None:
-        if time.monotonic() - self._renewed_at < RENEWAL_PAUSE:
-            return
-        self._renewed_at = time.monotonic()
-        log.warning("database.read_only", action="connections are replaced")
-        await self.expire_connections()
-        await self._engine.dispose()
-
-
-class _Acquired(PoolAcquireContext):  # type: ignore[misc]
-    async def __aenter__(self) -> asyncpg.Connection:
-        await self.pool.line.__aenter__()
-        try:
-            # Not by the timeout of asyncpg, which makes a task for each.
-            async with asyncio.timeout(self.timeout):
-                self.connection = await self.pool._acquire(None)
-        except BaseException:
-            await self.pool.line.__aexit__(None, None, None)
-            raise
-        return self.connection
-
-    async def __aexit__(self, kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:
-        try:
-            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-                await self.pool.renew()
-            await super().__aexit__(kind, error, trace)
-            if isinstance(error, OSError) and error.errno in _NETWORK:
-                raise ConnectionError(str(error)) from error
-        finally:
-            await self.pool.line.__aexit__(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +196,7 @@ class Database:
             )
             stack.push_async_callback(engine.dispose)
             line = Line(REQUESTS, CONNECT_TIMEOUT, _BUSY)
-            pool = await stack.enter_async_context(_open_pool(settings, engine, line, REQUESTS, at_first=1))
+            pool = await stack.enter_async_context(_open_pool(settings, engine, line, REQUESTS, at_first=REQUESTS))
             writers = await stack.enter_async_context(_open_pool(settings, engine, None, WRITERS, at_first=0))
             webhooks = await stack.enter_async_context(_open_pool(settings, engine, None, WEBHOOKS, at_first=0))
             yield cls(engine, pool, Line(COMPOSED, CONNECT_TIMEOUT, _BUSY), Turns(), writers, webhooks)
@@ -332,7 +240,7 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """One transaction on the SQLAlchemy engine."""
-        with _unreachable():
+        with unreachable():
             async with self.line, self.engine.begin() as connection:
                 yield connection
 
@@ -345,7 +253,7 @@ async def _open_pool(
         await _set_up(settings, connection)
         await connection.set_type_codec("jsonb", encoder=_json, decoder=orjson.loads, schema="pg_catalog")
 
-    pool = await _Pool(
+    pool = await Pool(
         engine,
         line,
         settings.asyncpg_dsn,
@@ -353,7 +261,6 @@ async def _open_pool(
         max_size=size,
         command_timeout=STATEMENT_TIMEOUT,
         init=prepare,
-        connect=_dial,
         reset=_keep,
         **_connecting(settings),
     )

@@ -18,7 +18,8 @@ from apps.api import clock, machine, migrate, roles, shares
 from apps.api.core.config import profiles
 from apps.api.core.fleet import facts
 from apps.api.core.network import default_model
-from apps.api.db import CONNECT_TIMEOUT, connect
+from apps.api.db import connect
+from apps.api.pool import CONNECT_TIMEOUT
 from apps.api.redis import REDIS_ERRORS, open_redis
 from apps.api.runner.guard import isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli, landlock_abi

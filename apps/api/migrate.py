@@ -21,7 +21,6 @@ from sqlalchemy.pool import NullPool
 
 from apps.api import roles
 from apps.api.db import (
-    CONNECT_TIMEOUT,
     CONNECTION_ERRORS,
     SCHEMA_REVISION,
     SchemaUnreleased,
@@ -29,6 +28,7 @@ from apps.api.db import (
     create_engine,
     schema_revision,
 )
+from apps.api.pool import CONNECT_TIMEOUT
 from apps.api.settings import Settings
 
 WAIT = 60.0

@@ -23,7 +23,7 @@ from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
 from apps.api.core.lease import Lease
 from apps.api.core.pages import bounded, cut
-from apps.api.db import CONNECT_TIMEOUT, CONNECTION_ERRORS, Database, retrying
+from apps.api.db import CONNECTION_ERRORS, Database, retrying
 from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 
@@ -260,7 +260,7 @@ class Writer:
             async def attempt() -> list[Frame]:
                 nonlocal tried
                 self._lease.require()
-                async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                async with self._db.pool.acquire() as connection:
                     again, tried = tried, True
                     try:
                         if also is None:

@@ -19,7 +19,7 @@ from apps.api.core import codec
 from apps.api.core.codec import decode, encode
 from apps.api.core.lease import Lease
 from apps.api.core.pages import PAGE_BYTES
-from apps.api.db import CONNECT_TIMEOUT, Database, retrying
+from apps.api.db import Database, retrying
 from apps.api.errors import LeaseLost
 
 # FOR SHARE makes a reaper that takes the session wait for this statement: no entry slips in behind its back.
@@ -151,7 +151,7 @@ class Transcripts:
 
         async def attempt() -> int:
             self._lease.require()
-            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            async with self._db.pool.acquire() as connection:
                 given = (self._session_id, self._generation, *_parts(key), *columns)
                 held: int = await connection.fetchval(_APPEND, *given)
                 return held
@@ -176,7 +176,7 @@ class Transcripts:
 
         async def attempt() -> asyncpg.Record:
             self._lease.require()
-            async with self._db.pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            async with self._db.pool.acquire() as connection:
                 given = (self._session_id, self._generation, _storable(uuid), is_prompt)
                 return await connection.fetchrow(_FORGET, *given)
 
