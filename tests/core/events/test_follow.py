@@ -692,12 +692,31 @@ async def test_an_owner_that_is_cut_off_from_redis_is_followed_by_one_check(worl
         claim.session_id,
         follow.ARRIVAL,
     )
-    relay.followers._was_connected = True
     await relay.followers.check(Loop("check"))
     [topic] = relay.followers._topics.values()
     assert [mailbox.behind for mailbox in topic.mailboxes] == [True]  # it has not waited for a second one
     assert durable(await reader) == [1, 2, 3]
     assert follow.CHECK_INTERVAL + follow.ARRIVAL <= 2
+
+
+async def test_what_was_stored_just_now_is_on_its_way_also_where_redis_has_only_just_come(
+    world: World, relay: Relay
+) -> None:
+    """Replayed from the database it would come without the deltas before it."""
+    _, claim, silent = await world.owned()
+    await until(lambda: relay.subscriptions.hears)
+    reader = asyncio.create_task(read_to_done(relay, claim))
+    await until(lambda: relay.followers.count == 1)
+    [topic] = relay.followers._topics.values()
+    [mailbox] = topic.mailboxes
+    await until(lambda: not mailbox.behind)
+    relay.followers._was_connected = False
+    await talk(silent, claim, 2)
+    await relay.followers.check(Loop("check"))
+    assert not mailbox.behind
+    await relay.followers.check(Loop("check"))  # what was there at the last one
+    assert mailbox.behind
+    assert durable(await reader) == [1, 2, 3]
 
 
 # --- deltas that are put together ----------------------------------------------------------------------------------

@@ -223,8 +223,9 @@ class Followers:
         reached = {session_id: topic.seq for session_id, topic in topics.items()}
         rows = await self._db.pool.fetch(_NEWEST, list(topics)) if topics else []
         for row in rows:
-            # While Redis works, what is new is on its way; what was there at the last check should have arrived.
-            due = row["arrived"] or not self._was_connected
+            # While Redis works, what is new is on its way; what was there at the last check should have arrived. That
+            # Redis has just come back makes no difference: what came before is told as a gap with the subscription.
+            due = row["arrived"] or not self._subscriptions.hears
             expected = row["last_seq"] if due else self._seen.get(row["id"], 0)
             topic = topics[row["id"]]
             with loop.one(row["id"]):
