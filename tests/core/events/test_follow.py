@@ -710,7 +710,6 @@ async def test_what_was_stored_just_now_is_on_its_way_also_where_redis_has_only_
     [topic] = relay.followers._topics.values()
     [mailbox] = topic.mailboxes
     await until(lambda: not mailbox.behind)
-    relay.followers._was_connected = False
     await talk(silent, claim, 2)
     await relay.followers.check(Loop("check"))
     assert not mailbox.behind

@@ -173,7 +173,6 @@ class Followers:
         self._check_interval = check_interval
         self._topics: dict[str, _Topic] = {}
         self._seen: dict[UUID, int] = {}
-        self._was_connected = False
 
     @property
     def count(self) -> int:
@@ -214,8 +213,8 @@ class Followers:
 
     async def until_next_check(self) -> None:
         """Wait until it is time to compare."""
-        self._was_connected = await self._subscriptions.hears_for(self._check_interval)
-        await asyncio.sleep(0 if self._was_connected else CHECK_INTERVAL_WITHOUT_REDIS)
+        heard = await self._subscriptions.hears_for(self._check_interval)
+        await asyncio.sleep(0 if heard else CHECK_INTERVAL_WITHOUT_REDIS)
 
     async def check(self, loop: Loop) -> None:
         """Compare all readers with the database, in one query for the whole instance."""
