@@ -39,24 +39,32 @@ class Clock:
         self._boot: datetime | None = None  # when the uptime was 0, by the database
         self._off = False
         self._newest = datetime.min.replace(tzinfo=UTC)
+        self._tick = -1
 
     def heard(self, told: datetime, asked_at: float) -> None:
         """The database said that it was `told`, some time after `asked_at` (see `uptime`)."""
         took = uptime() - asked_at
         if took <= PRECISION or self._boot is None:
             self._boot = told - timedelta(seconds=asked_at + took / 2)
+        self._tick = -1
         off = abs(self.offset()) > TOLERANCE
         if off and not self._off:
             log.warning("clock.off", seconds=round(self.offset(), 1), advice=ADVICE)
         self._off = off
 
     def now(self) -> datetime:
-        """The time, in UTC. What an answer corrects by less than PRECISION does not make it go back."""
-        now = datetime.now(UTC) if self._boot is None else self._boot + timedelta(seconds=uptime())
-        if now < self._newest < now + timedelta(seconds=PRECISION):
+        """The time, in UTC. What an answer corrects by less than PRECISION does not make it go back.
+
+        Within a millisecond, which is what events tell, it stands: the deltas of many runs come in the same one.
+        """
+        seconds = uptime()
+        if (tick := int(seconds * 1000)) == self._tick:
             return self._newest
-        self._newest = now
-        return now
+        now = datetime.now(UTC) if self._boot is None else self._boot + timedelta(seconds=seconds)
+        if not now < self._newest < now + timedelta(seconds=PRECISION):
+            self._newest = now
+        self._tick = tick
+        return self._newest
 
     def offset(self) -> float:
         """Seconds by which the machine's own clock is ahead of this one; negative when it is behind."""

@@ -96,6 +96,10 @@ class Keys:
     def channel(self, tenant_id: UUID, session_id: UUID) -> str:
         return f"{self.prefix}live:{tenant_id}:{session_id}"
 
+    def feed(self, tenant_id: UUID, session_id: UUID) -> tuple[str, str]:
+        """The stream and the channel of a session's events."""
+        return self.stream(tenant_id, session_id), self.channel(tenant_id, session_id)
+
     def reply(self, command_id: UUID) -> str:
         return f"{self.prefix}reply:{command_id}"
 

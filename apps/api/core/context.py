@@ -48,7 +48,7 @@ class Core:
 
     def relay(self, tenant_id: UUID, session_id: UUID, frames: list[Frame]) -> None:
         """Publish events that were stored without an owner's writer."""
-        self.publisher.send(tenant_id, session_id, frames)
+        self.publisher.send(self.redis.keys.feed(tenant_id, session_id), frames)
         self._forget_cached(tenant_id, session_id)
 
     def _forget_cached(self, tenant_id: UUID, session_id: UUID) -> None:

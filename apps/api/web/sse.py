@@ -7,7 +7,7 @@ docs/adr/0004-live-relay.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -45,10 +45,11 @@ FAREWELL_SECONDS = 1.0
 """For a client to take the reason why its stream ends; it does not wait for one that is slow."""
 
 
-def pieces(data: bytes) -> Iterator[bytes]:
+def pieces(data: bytes) -> Iterable[bytes]:
     """The same bytes, cut so that each piece can wait for the client; once, if there are none."""
-    for start in range(0, len(data) or 1, PIECE):
-        yield data[start : start + PIECE]
+    if len(data) <= PIECE:  # nearly all
+        return (data,)
+    return (data[start : start + PIECE] for start in range(0, len(data), PIECE))
 
 
 class EventStream(Response):

@@ -599,9 +599,9 @@ async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_counted(wo
     publisher = Publisher(world.redis)  # not running: nothing is taken from it
     frame = Frame.build(Position(1), "message", b"x" * (MAX_PENDING_BYTES // 4))
     for n in range(4):
-        publisher.send(world.tenant_id, UUID(int=n), [frame])
+        publisher.send(world.redis.keys.feed(world.tenant_id, UUID(int=n)), [frame])
     assert publisher.dropped == 4
-    publisher.send(world.tenant_id, UUID(int=5), [frame])
+    publisher.send(world.redis.keys.feed(world.tenant_id, UUID(int=5)), [frame])
     assert publisher.dropped == 4
 
 

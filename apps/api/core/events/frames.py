@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -106,15 +107,28 @@ def event_data(
     session_id: UUID, run_id: UUID | None, seq: int, created_at: datetime, fields: Mapping[str, Any]
 ) -> bytes:
     """The JSON of one event: the four common fields, then its own."""
-    run = b'"%s"' % str(run_id).encode() if run_id else b"null"
+    run = b'"%s"' % _text(run_id) if run_id else b"null"
     head = b'{"session_id":"%s","run_id":%s,"seq":%d,"created_at":"%s"' % (
-        str(session_id).encode(),
+        _text(session_id),
         run,
         seq,
-        timestamp(created_at).encode(),
+        _time(created_at),
     )
     body = encode(fields)
     return head + (b"}" if body == b"{}" else b"," + body[1:])
+
+
+# Each delta of a run has the same two ids, and many have the same time.
+
+
+@lru_cache(maxsize=4096)
+def _text(id_: UUID) -> bytes:
+    return str(id_).encode()
+
+
+@lru_cache(maxsize=64)
+def _time(moment: datetime) -> bytes:
+    return timestamp(moment).encode()
 
 
 def resync(session_id: UUID, seq: int) -> Frame:

@@ -219,6 +219,7 @@ class Writer:
     ) -> None:
         self._db, self._publisher, self._lease = db, publisher, lease
         self._cached = redis.keys.session(tenant_id, session_id)
+        self._feed = redis.keys.feed(tenant_id, session_id)
         self.tenant_id, self.session_id, self.generation, self.last_seq = tenant_id, session_id, generation, last_seq
         self._part = 0
         self._ended: deque[UUID] = deque(maxlen=ENDS_KEPT)
@@ -236,7 +237,7 @@ class Writer:
         self._part += 1
         position = Position(self.last_seq, self._part)
         data = event_data(self.session_id, run_id, self.last_seq, clock.now(), fields)
-        self._publisher.send(self.tenant_id, self.session_id, (Frame.build(position, type_, data, self.generation),))
+        self._publisher.send(self._feed, (Frame.build(position, type_, data, self.generation),))
 
     async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.
@@ -287,7 +288,7 @@ class Writer:
             self._ended.extend(event.run_id for event in events if event.type == "done" and event.run_id)
             if any(event.type in ENDS_OF_DELTAS for event in events):
                 self._part = 0
-            self._publisher.send(self.tenant_id, self.session_id, frames)
+            self._publisher.send(self._feed, frames)
             self._publisher.forget(self._cached, TOMBSTONE_TTL_MS)
 
     async def _stored(self, connection: asyncpg.Connection, expected: int, count: int) -> list[Frame] | None:

@@ -95,7 +95,8 @@ class Place:
             if frame.generation not in (0, self.generation):
                 gap()
                 break
-            if frame.position <= self.position:
+            position = frame.position
+            if position <= self.position:
                 continue
             if not continues(frame, self.position):
                 gap()
@@ -104,5 +105,5 @@ class Place:
                 fresh.append(frame)
             if not frame.part and frame.created_at:
                 self.told.append((frame.seq, frame.created_at))
-            self.position = frame.position
+            self.position = position
         return fresh

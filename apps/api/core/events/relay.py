@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
-from uuid import UUID
 
 import structlog
 from hiredis import pack_command
@@ -106,7 +105,7 @@ class Publisher:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._frames: dict[tuple[UUID, UUID], list[Frame]] = {}
+        self._frames: dict[tuple[str, str], list[Frame]] = {}
         self._commands: list[bytes] = []
         self._sent: list[bytes] = []  # commands that Redis has not answered yet
         self._pending_bytes = self._command_bytes = 0
@@ -115,11 +114,12 @@ class Publisher:
         self._idle.set()
         self.dropped = 0
 
-    def send(self, tenant_id: UUID, session_id: UUID, frames: Sequence[Frame]) -> None:
-        """Queue frames of one session. Never waits; may drop when Redis is away (counted in `dropped`)."""
+    def send(self, feed: tuple[str, str], frames: Sequence[Frame]) -> None:
+        """Queue frames of one session for its stream and channel (`Keys.feed`: made once, since this is called for each
+        delta). Never waits; may drop when Redis is away (counted in `dropped`)."""
         if not frames:
             return
-        queue = self._frames.setdefault((tenant_id, session_id), [])
+        queue = self._frames.setdefault(feed, [])
         for frame in frames:
             queue.append(frame)
             self._pending_bytes += len(frame.raw)
@@ -226,16 +226,16 @@ class Publisher:
         self._sent, self._commands = self._commands, []
         self._pending_bytes = self._command_bytes = 0
         commands: list[tuple[str, bytes]] = []
-        for (tenant_id, session_id), frames in taken.items():
-            stream = self._redis.keys.stream(tenant_id, session_id)
-            packed = [_pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, *e) for e in map(_entry, frames) if e]
-            channel = self._redis.keys.channel(tenant_id, session_id)
-            for _, batch in groupby(frames, attrgetter("generation")):
-                packed.append(_pack("PUBLISH", channel, write_batch([*batch])))
+        for (stream, channel), frames in taken.items():
+            for frame in frames:
+                if entry := _entry(frame):
+                    packed = _pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, *entry)
+                    commands.append((stream, packed))
+            batches = [[*of] for _, of in groupby(frames, attrgetter("generation"))] if len(frames) > 1 else [frames]
+            commands += [(stream, _pack("PUBLISH", channel, write_batch(batch))) for batch in batches]
             if any(frame.part == 0 for frame in frames):
                 ttl = STREAM_TTL_AFTER_RUN if frames[-1].type == "done" else STREAM_TTL
-                packed.append(_pack("EXPIRE", stream, ttl))
-            commands += [(stream, command) for command in packed]
+                commands.append((stream, _pack("EXPIRE", stream, ttl)))
         return commands, sum(map(len, taken.values()))
 
 
