@@ -32,6 +32,7 @@ from apps.api.core.tasks import Loop, Loops
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
+from apps.api.runner.gateway.gateway import Gateway
 from apps.api.settings import Settings
 from tests.conftest import settings_for
 from tests.invariants import logs_hold
@@ -285,3 +286,12 @@ async def waiting_for_locks(admin: asyncpg.Connection, count: int) -> bool:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     return found >= count
+
+
+def gateway_of(settings: Settings) -> Gateway:
+    """A gateway to the model that listens nowhere, for sessions whose agents ask none."""
+
+    async def asked(_: object) -> Any:
+        raise AssertionError("no model was to be asked")
+
+    return Gateway(settings, asked, asked)

@@ -152,6 +152,7 @@ async def _model(settings: Settings) -> Check:
         name
         for name, value in (
             ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+            ("ANTHROPIC_AUTH_TOKEN", settings.anthropic_auth_token),
             ("CLAUDE_CODE_OAUTH_TOKEN", settings.claude_code_oauth_token),
             ("ANTHROPIC_BASE_URL", settings.anthropic_base_url),
         )

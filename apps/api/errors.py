@@ -192,6 +192,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "model_not_found": (400, False, _NO_ANSWER),
     "model_request_invalid": (400, False, _NO_ANSWER),
     "model_authentication_failed": (502, False, _NO_ANSWER),
+    "model_credential_missing": (409, False, "The tenant has no model credential, and needs one of its own."),
     "model_not_configured": (502, False, _NO_ANSWER),
     "model_billing_failed": (502, False, _NO_ANSWER),
     "model_refused": (422, False, _NO_ANSWER),

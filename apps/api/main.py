@@ -227,6 +227,7 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.CLOCK.set_function(clock.offset)
     metrics.UNFIT.set_function(lambda: len(worker.host.unfit))
     metrics.STARTS_FAILED.read = lambda: worker.host.failed
+    worker.gateway.observe = metrics.model_call
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
     metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
     metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed

@@ -63,8 +63,10 @@ class Settings(BaseSettings):
     redis_key_prefix: str = ""
 
     anthropic_api_key: SecretStr | None = None
+    anthropic_auth_token: SecretStr | None = None
     anthropic_base_url: str | None = None
     claude_code_oauth_token: SecretStr | None = None
+    tenant_model_credentials: Literal["optional", "required"] = "optional"
     default_model: str = "claude-sonnet-5-5"
     model_silence_seconds: int = Field(300, ge=10, le=1800)
     models: CommaList[str] = ()
@@ -121,6 +123,7 @@ class Settings(BaseSettings):
         "api_key",
         "database_owner_url",
         "anthropic_api_key",
+        "anthropic_auth_token",
         "claude_code_oauth_token",
         "anthropic_base_url",
         "advertise_url",
@@ -234,9 +237,28 @@ class Settings(BaseSettings):
         return max(self.runner_slots, self.max_live_sessions or self.runner_slots * 4)
 
     @property
+    def operator_has_a_model(self) -> bool:
+        """Whether some credential or endpoint for a model is set, for tenants that have none of their own."""
+        return any(
+            (
+                self.anthropic_api_key,
+                self.anthropic_auth_token,
+                self.claude_code_oauth_token,
+                self.anthropic_base_url,
+            )
+        )
+
+    @property
     def model_is_configured(self) -> bool:
-        """Whether some credential or endpoint for a model is set."""
-        return any((self.anthropic_api_key, self.claude_code_oauth_token, self.anthropic_base_url))
+        """Whether agents may have a model: the operator's, or their tenant's."""
+        return self.operator_has_a_model or self.tenant_model_credentials == "required"
+
+    @property
+    def agents_hold_the_credential(self) -> bool:
+        """Whether agents are given the model's credential itself, past the gateway: a subscription's token, which is
+        for a server that serves nobody but its owner, and which only the CLI itself may use."""
+        others = self.anthropic_api_key or self.anthropic_auth_token or self.tenant_model_credentials == "required"
+        return self.claude_code_oauth_token is not None and not others
 
     @cached_property
     def hostname(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import admission, burst, decision, idle, relay, sdk, turns
+from tests.bench import admission, burst, decision, gateway, idle, relay, sdk, turns
 from tests.bench.machine import Load
 from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk
@@ -25,7 +25,7 @@ from tests.bench.stage import AGENTS, Stage, opened
 BUDGET, QUICK_BUDGET = 285.0, 53.0
 """Seconds for everything; what has not been measured by then is left out."""
 
-SECTIONS = ("idle", "cold", "warm", "decision", "burst", "delta", "relay", "admission", "fleet")
+SECTIONS = ("idle", "cold", "warm", "decision", "gateway", "burst", "delta", "relay", "admission", "fleet")
 
 Measure = Callable[[], Awaitable[None]]
 
@@ -83,6 +83,10 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
         "decision": (
             "Permission requests, decided on another instance",
             [lambda: decision.decisions(stage, driven, report, size.decisions)],
+        ),
+        "gateway": (
+            "The model gateway",
+            [lambda: gateway.costs(stage, driven, report, rounds=size.warm_rounds, words=words)],
         ),
         "burst": (
             "Bursts, from the CLI to clients on another instance",

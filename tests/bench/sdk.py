@@ -53,6 +53,7 @@ class Sdk:
 
     settings: Settings
     scratch: Scratch
+    token: str = "none"
     store: InMemorySessionStore = field(default_factory=InMemorySessionStore)
 
     def options(
@@ -74,6 +75,7 @@ class Sdk:
             can_use_tool=can_use_tool,
             permissions=write_permissions(place.given / "permissions.json", AgentConfig(), ()),
             profile=None,
+            model=options.to_the_model(self.settings, self.settings.anthropic_base_url or "", self.token),
         )
         built = options.build(self.settings, AgentConfig(), process)
         if resume:  # from a store in memory, by the SDK's own means

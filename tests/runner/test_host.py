@@ -18,11 +18,11 @@ from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.guard import trial
 from apps.api.runner.host import LONGEST, LOOK_SECONDS, MAX_FAILURES, Host
 from apps.api.runner.session.execution import Execution
-from apps.api.runner.session.launch import StartGate
+from apps.api.runner.session.launch import Means, StartGate
 from apps.api.runner.worker import Worker
 from apps.api.settings import Settings
 from tests.core.conftest import lone_world
-from tests.world import World
+from tests.world import World, gateway_of
 
 __all__ = ["lone_world"]
 
@@ -124,7 +124,8 @@ async def test_a_run_that_a_sick_host_cannot_start_goes_to_another(lone_world: W
     host = Host(world.settings, scratch)
     scratch.root.rename(away := scratch.root.with_name(f"{scratch.root.name}-away"))
     try:
-        execution = Execution(world.core(), lease, host, StartGate(1, lambda: None), claim, lambda: None)
+        gate, gateway = StartGate(1, lambda: None), gateway_of(world.settings)
+        execution = Execution(world.core(), Means(lease, host, gate, gateway), claim, lambda: None)
         execution.assign(claim)
         async with asyncio.timeout(LATER):
             await execution.run()

@@ -198,3 +198,26 @@ async def test_a_run_that_is_as_it_should_be_is_not_repaired(shared: Shared) -> 
 async def test_the_models_are_the_default_and_those_that_the_operator_lists(fleet: Fleet) -> None:
     answer = (await fleet[0].get("/models")).json()
     assert answer["data"] == [{"id": answer["default"], "default": True}]
+
+
+async def test_a_model_credential_is_given_replaced_and_taken_away_and_never_shown(fleet: Fleet) -> None:
+    name = await tenant(fleet)
+    path = f"/admin/tenants/{name}/model-credential"
+    assert refusal(await fleet[1].get(path)) == (404, "model_credential_not_found")
+    for body, kind in (({"api_key": "sk-of-theirs"}, "api_key"), ({"auth_token": "token-of-theirs"}, "auth_token")):
+        put = await fleet[0].client.put(f"/api/v1{path}", json=body)
+        assert put.status_code == 200, put.text
+        shown = await fleet[1].get(path)
+        assert shown.json() == put.json() == {"tenant": name, "kind": kind, "updated_at": shown.json()["updated_at"]}
+        assert "of-theirs" not in put.text + shown.text
+    for wrong in ({}, {"api_key": "a", "auth_token": "b"}, {"api_key": "two words"}, {"api_key": ""}, {"key": "a"}):
+        assert (await fleet[0].client.put(f"/api/v1{path}", json=wrong)).status_code == 422, wrong
+    assert (await fleet[1].client.delete(f"/api/v1{path}")).status_code == 204
+    assert refusal(await fleet[0].client.delete(f"/api/v1{path}")) == (404, "model_credential_not_found")
+    nobody = "/admin/tenants/nobody/model-credential"
+    for answer in (
+        await fleet[0].get(nobody),
+        await fleet[0].client.put(f"/api/v1{nobody}", json={"api_key": "a"}),
+        await fleet[0].client.delete(f"/api/v1{nobody}"),
+    ):
+        assert refusal(answer) == (404, "tenant_not_found")

@@ -4,7 +4,17 @@ JSON that must survive a round trip byte for byte (events, prompts, transcripts)
 refuses NUL and lone surrogates, which agents do print. `jsonb` is used where we filter.
 """
 
-from apps.api.models.agents import Agent, AgentVersion, Catalog, McpServer, Secret, Skill, Usage
+from apps.api.models.agents import (
+    Agent,
+    AgentVersion,
+    Catalog,
+    McpServer,
+    ModelCall,
+    ModelCredential,
+    Secret,
+    Skill,
+    Usage,
+)
 from apps.api.models.base import Base
 from apps.api.models.sessions import (
     ApiKey,
@@ -33,6 +43,8 @@ __all__ = [
     "Instance",
     "Invalidation",
     "McpServer",
+    "ModelCall",
+    "ModelCredential",
     "Request",
     "Run",
     "Secret",

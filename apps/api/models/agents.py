@@ -6,7 +6,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Date, ForeignKey, Index, Integer, func, text
+from sqlalchemy import BigInteger, CheckConstraint, Date, ForeignKey, Identity, Index, Integer, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from apps.api.models.base import NOW, Base
@@ -114,3 +114,45 @@ class Usage(Base):
     cache_creation_input_tokens: Mapped[int] = mapped_column(BigInteger)
     web_search_requests: Mapped[int] = mapped_column(BigInteger)
     cost_usd: Mapped[float]
+
+
+class ModelCredential(Base):
+    """By what a tenant is known to the model API, in place of the operator's credential."""
+
+    __tablename__ = "model_credentials"
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str]
+    sealed: Mapped[str]
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class ModelCall(Base):
+    """One call of an agent to a model, as the gateway counted it. It outlives the session's content."""
+
+    __tablename__ = "model_calls"
+    __table_args__ = (
+        Index("model_calls_tenant_idx", "tenant_id", "began_at"),
+        Index("model_calls_run_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+        Index("model_calls_session_idx", "session_id"),
+        Index("model_calls_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    session_id: Mapped[UUID]
+    run_id: Mapped[UUID | None]
+    api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    kind: Mapped[str]
+    began_at: Mapped[datetime]
+    status: Mapped[int]
+    first_byte_seconds: Mapped[float | None]
+    seconds: Mapped[float]
+    model: Mapped[str | None]
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_read_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_creation_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_creation_1h_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    web_search_requests: Mapped[int] = mapped_column(BigInteger)
+    complete: Mapped[bool]

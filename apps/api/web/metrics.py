@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from apps.api.core.tasks import Loop
+from apps.api.core.tenant.model_calls import Call
+from apps.api.core.tenant.usage import TOKENS
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a time for each series of a counter, which nobody asks for
 
@@ -26,6 +28,29 @@ CLOCK = Gauge(
     "clock_offset_seconds", "By which the clock of this machine is ahead of the database's.", registry=REGISTRY
 )
 UNFIT = Gauge("instance_unfit", "What the host of this instance lacks to run agents, see /health.", registry=REGISTRY)
+MODEL_CALLS = Counter(
+    "model_calls_total",
+    "Calls of agents to the model by status of the answer, 0 when none came.",
+    ["kind", "status"],
+    registry=REGISTRY,
+)
+MODEL_FIRST_BYTE = Histogram(
+    "model_call_first_byte_seconds",
+    "Seconds until the head of the model's answer.",
+    ["kind"],
+    buckets=(0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256),
+    registry=REGISTRY,
+)
+MODEL_TOKENS = Counter("model_tokens_total", "Tokens, as the model API counted them.", ["kind"], registry=REGISTRY)
+
+
+def model_call(call: Call) -> None:
+    """Count a call that has ended."""
+    MODEL_CALLS.labels(call.kind, call.status).inc()
+    if call.first_byte_seconds is not None:
+        MODEL_FIRST_BYTE.labels(call.kind).observe(call.first_byte_seconds)
+    for name in TOKENS:
+        MODEL_TOKENS.labels(name.removesuffix("_tokens")).inc(getattr(call.used, name))
 
 
 class Total(Collector):

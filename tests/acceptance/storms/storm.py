@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -64,7 +65,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """How one prompt went: in what time (seconds) from when on the loop's clock, and how (`succeeded`, `503` …)."""
+    """How a prompt or a read went: when it began on the loop's clock, its seconds, and how it ended (`503` …)."""
 
     began: float
     seconds: float
@@ -170,10 +171,8 @@ class Storm:
         for number in itertools.count():
             if self._over:
                 return
-            with self._next(number) as instance:
-                began = _now()
-                how = await self._ask(instance, session_id, f"say {number}")
-            self.answers[session_id].append(Answer(began, _now() - began, how))
+            ask = partial(self._ask, session_id, f"say {number}")
+            self.answers[session_id].append(await self._timed(number, ask))
             for one in self.fleet.instances if self._memory else ():
                 before, most = self._memory[one.url]
                 self._memory[one.url] = before, max(most, _memory(one))
@@ -192,24 +191,26 @@ class Storm:
         for number in itertools.count():
             if self._over:
                 return
-            with self._next(number) as instance:
-                began = _now()
-                try:
-                    response = await instance.get(f"/sessions/{self.place.probed}", headers=self.place.headers)
-                except httpx.TransportError as error:
-                    how = repr(error)
-                else:
-                    how = str(response.status_code)
-            self.reads.append(Answer(began, _now() - began, how))
+            self.reads.append(await self._timed(number, self._read))
             await asyncio.sleep(PAUSE / 5)
 
-    async def _ask(self, instance: Instance, session_id: str, prompt: str) -> str:
+    async def _timed(self, number: int, ask: Callable[[Instance], Awaitable[str]]) -> Answer:
+        with self._next(number) as instance:
+            began = _now()
+            try:
+                how = await ask(instance)
+            except httpx.TransportError as error:
+                how = repr(error)
+            return Answer(began, _now() - began, how)
+
+    async def _read(self, instance: Instance) -> str:
+        response = await instance.get(f"/sessions/{self.place.probed}", headers=self.place.headers)
+        return str(response.status_code)
+
+    async def _ask(self, session_id: str, prompt: str, instance: Instance) -> str:
         headers = self.place.headers if session_id == self.place.probed else {}
         body = {"prompt": prompt, "session_id": session_id}
-        try:
-            response = await instance.post("/query/single", body, headers=headers)
-        except httpx.TransportError as error:
-            return repr(error)
+        response = await instance.post("/query/single", body, headers=headers)
         answer: dict[str, Any] = response.json()
         if response.status_code != 200:
             return str(response.status_code)

@@ -113,7 +113,11 @@ async def test_a_server_learns_of_a_retired_default_model_and_says_so(model_url:
 @pytest.mark.parametrize(
     ("environment", "given", "words"),
     [
-        ({"ANTHROPIC_AUTH_TOKEN": "t"}, {"anthropic_base_url": "http://gateway"}, "ANTHROPIC_AUTH_TOKEN is set"),
+        (
+            {"CLAUDE_CODE_USE_FOUNDRY": "yes"},
+            {"anthropic_base_url": "http://gateway"},
+            "CLAUDE_CODE_USE_FOUNDRY is set",
+        ),
         ({"CLAUDE_CODE_USE_BEDROCK": "1"}, {"anthropic_api_key": "k"}, "CLAUDE_CODE_USE_BEDROCK is set"),
         ({"CLAUDE_CODE_USE_VERTEX": "true"}, {}, "CLAUDE_CODE_USE_VERTEX is set"),
         ({}, {"anthropic_base_url": "http://gateway"}, "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY"),
@@ -131,14 +135,14 @@ def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
 async def test_a_server_whose_agents_would_reach_no_model_does_not_start(settings: Settings) -> None:
     assert settings.database_url is not None
     given = {"DATABASE_URL": settings.database_url.get_secret_value(), "RUNNER_SLOTS": "1", "AGENT_ISOLATION": "auto"}
-    given |= {"ANTHROPIC_AUTH_TOKEN": "t", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    given |= {"CLAUDE_CODE_USE_VERTEX": "1", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
     words = [sys.executable, "-m", "apps.api.cli", "serve"]
     done = await asyncio.to_thread(subprocess.run, words, env=given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "cannot start: ANTHROPIC_AUTH_TOKEN is set" in done.stderr
+    assert "cannot start: CLAUDE_CODE_USE_VERTEX is set" in done.stderr
 
 
-@pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": ""}])
+@pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": "t"}])
 def test_a_server_with_a_key_starts(environment: dict[str, str | None]) -> None:
     settings = Settings(_env_file=None, anthropic_api_key="k")
     assert default_model.refusal(settings, environment) is None

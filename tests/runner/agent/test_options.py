@@ -30,10 +30,24 @@ def test_the_guard_lets_through_all_that_the_server_sets(tmp_path: Path, monkeyp
     )
     workspace = workspaces.create(settings, uuid4(), None)
     place = Place(tmp_path / "place")
-    env = options.environment(settings, AgentConfig(), workspace, place, place.config)
+    mine = options.to_the_model(settings, "http://127.0.0.1:1", "a-token")
+    env = options.environment(settings, AgentConfig(), workspace, place, place.config, model=mine)
     own = {name: value for name, value in env.items() if not name.startswith("CLI_GUARD_")}
     assert program.environment(env) == own
     assert [name for name, value in own.items() if value == "1200000"]
+
+
+def test_no_agent_has_the_servers_credential_but_one_that_only_the_cli_may_use() -> None:
+    keys = {"anthropic_api_key": "key-of-the-server", "anthropic_auth_token": "token-of-the-server"}
+    for given in ({}, keys, dict([*keys.items()][1:])):
+        settings = Settings(_env_file=None, claude_code_oauth_token="subscription" if given else None, **given)  # type: ignore[arg-type]
+        env = options.to_the_model(settings, "http://127.0.0.1:1", "a-token")
+        assert (env["ANTHROPIC_BASE_URL"], env["ANTHROPIC_API_KEY"]) == ("http://127.0.0.1:1", "a-token")
+        assert not [value for value in env.values() if "server" in value or value == "subscription"]
+    settings = Settings(_env_file=None, claude_code_oauth_token="subscription")
+    assert options.to_the_model(settings, "http://127.0.0.1:1", "a-token") == {
+        "CLAUDE_CODE_OAUTH_TOKEN": "subscription"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(program._ALLOWED | {"LC_ALL"}))

@@ -339,3 +339,10 @@ def test_all_shares_make_the_sum() -> None:
     meter = Meter()
     costs = [share(meter, metered(n * n / 64))[0] or 0 for n in range(1, 20)]
     assert sum(costs) == 19 * 19 / 64
+
+
+def test_what_the_gateway_has_refused_fails_for_that_and_what_succeeds_none_the_less_does_not() -> None:
+    error = outcome_of(api_error(403), Meter(), refused="model_credential_missing")[0].error
+    assert error is not None
+    assert error["code"] == "model_credential_missing"
+    assert outcome_of(SUCCESS, Meter(), refused="model_credential_missing")[0].status == "succeeded"

@@ -8,7 +8,6 @@ from claude_agent_sdk import Message, ResultMessage, SystemMessage, TaskNotifica
 
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.execution import Execution
-from apps.api.runner.session.launch import StartGate
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from tests.core.conftest import neighbourhood, world
@@ -56,9 +55,9 @@ async def test_a_session_whose_tasks_are_at_work_is_given_up_to_no_other_instanc
     lease, _ = await world.instance(), await world.instance()
     await world.queue()
     claim = await world.claim(lease)
-    worker, gate = Worker(world.core(), lease), StartGate(1, lambda: None)
+    worker = Worker(world.core(), lease)
     try:
-        execution = Execution(world.core(), lease, worker.host, gate, claim, lambda: None)
+        execution = Execution(world.core(), worker._means, claim, lambda: None)
         worker.executions[claim.session_id] = execution
         await world.queue(claim.session_id)
         await world.db.pool.execute("UPDATE runs SET created_at = created_at - interval '1 minute'")

@@ -13,10 +13,10 @@ from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.errors import LeaseLost
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.host import Host
-from apps.api.runner.session.launch import Launch, StartGate
-from apps.api.runner.session.turn import Turn
+from apps.api.runner.session.launch import Launch, Means, StartGate
+from apps.api.runner.session.turn import Turn, Turns
 from tests.core.conftest import neighbourhood, world
-from tests.world import World, until
+from tests.world import World, gateway_of, until
 
 __all__ = ["neighbourhood", "world"]
 
@@ -28,7 +28,8 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     scratch = Scratch()
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
     host = Host(core.settings, scratch)
-    launch = Launch(core, lease, host, StartGate(1, lambda: None), writer, store, Mock(), Mock())
+    gate, gateway, turns = StartGate(1, lambda: None), gateway_of(core.settings), Turns(lambda: None)
+    launch = Launch(core, Means(lease, host, gate, gateway), turns, writer, store, Mock(), Mock())
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):

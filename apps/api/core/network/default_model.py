@@ -10,12 +10,11 @@ from urllib.parse import quote
 import httpx2
 import structlog
 
+from apps.api.core.network import model_api
 from apps.api.core.tasks import Loop, pause
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-ANTHROPIC = "https://api.anthropic.com"
 
 TIMEOUT = 2.0
 """Seconds for the answer, with the resolver, a proxy and TLS."""
@@ -38,13 +37,14 @@ async def ask(settings: Settings) -> Answer:
     Source: GET /v1/models/{id} of the Anthropic API, and its error of type `not_found_error`, which names the model.
     """
     name = settings.default_model.partition("[")[0]  # `[1m]` is a mark for the CLI, not a part of the id
-    if "-" not in name or not settings.model_is_configured:  # `sonnet` and the like are the CLI's own short names
+    if "-" not in name or not settings.operator_has_a_model:  # `sonnet` and the like are the CLI's own short names
         return "unknown"
-    base = (settings.anthropic_base_url or ANTHROPIC).rstrip("/")
     try:
+        base = model_api.of(settings).url
         async with asyncio.timeout(TIMEOUT), httpx2.AsyncClient(timeout=TIMEOUT) as client:
             url = f"{base}/v1/models/{quote(name, safe='')}"
-            async with client.stream("GET", url, headers=_credentials(settings)) as response:
+            headers = {"anthropic-version": "2023-06-01", **model_api.credential(settings)}
+            async with client.stream("GET", url, headers=headers) as response:
                 said = b""
                 async for piece in response.aiter_bytes():
                     said += piece
@@ -59,21 +59,10 @@ async def ask(settings: Settings) -> Answer:
     if response.status_code == 404 and b"not_found_error" in said and name.encode() in said:
         return "missing"
     # A subscription's token may ask for messages and for nothing else.
-    return "unauthorized" if response.status_code == 401 and settings.anthropic_api_key else "unknown"
-
-
-def _credentials(settings: Settings) -> dict[str, str]:
-    headers = {"anthropic-version": "2023-06-01"}
-    if settings.anthropic_api_key:
-        headers["x-api-key"] = settings.anthropic_api_key.get_secret_value()
-    elif settings.claude_code_oauth_token:
-        headers["authorization"] = f"Bearer {settings.claude_code_oauth_token.get_secret_value()}"
-        headers["anthropic-beta"] = "oauth-2025-04-20"
-    return headers
+    return "unauthorized" if response.status_code == 401 and not settings.agents_hold_the_credential else "unknown"
 
 
 UNSUPPORTED = {
-    "ANTHROPIC_AUTH_TOKEN": "the agents do not get it",
     "CLAUDE_CODE_USE_BEDROCK": "the agents get no credentials of a cloud",
     "CLAUDE_CODE_USE_VERTEX": "the agents get no credentials of a cloud",
     "CLAUDE_CODE_USE_FOUNDRY": "the agents get no credentials of a cloud",
@@ -98,11 +87,12 @@ def refusal(settings: Settings, environment: Mapping[str, str | None]) -> str | 
         return None
     if found := misled(environment):
         return found
-    if settings.anthropic_api_key or settings.claude_code_oauth_token:
+    if settings.anthropic_api_key or settings.anthropic_auth_token or settings.claude_code_oauth_token:
         return None
     if settings.anthropic_base_url:
         return (
-            "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY: agents need one; for an endpoint that takes none, any word"
+            "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN: the gateway sends one; for an"
+            " endpoint that takes none, any word"
         )
     return "no ANTHROPIC_API_KEY: set one, or RUNNER_SLOTS=0 for an instance without agents; `dev` has a demo model"
 

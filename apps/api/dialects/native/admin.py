@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Response
 
 from apps.api import keys
 from apps.api.core.context import Core
 from apps.api.core.fleet import instances, ownership, repair
 from apps.api.core.sessions import runs
+from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, Limit, RunId, errors
 from apps.api.dialects.native.schemas import Page
@@ -23,6 +24,7 @@ from apps.api.web.route import CoreDep
 router = Router(prefix=f"{PREFIX}/admin", tags=["administration"])
 
 KeyId = Annotated[UUID, Path(description="The key's id.")]
+Tenant = Annotated[wire.TenantName, Path(description="The tenant's name.", examples=["acme"])]
 After = Annotated[UUID | None, Query(description="`next_cursor` of the page before.")]
 
 
@@ -43,6 +45,38 @@ async def list_tenants(
 async def create_tenant(core: CoreDep, caller: Operator, body: wire.TenantBody) -> wire.TenantState:
     """Create a tenant, without keys. 409 `name_in_use`."""
     return wire.TenantState.model_validate(asdict(await keys.create_tenant(core.db, body.name)))
+
+
+@router.put("/tenants/{tenant}/model-credential", responses=errors(400, 404, 409, 413))
+async def put_model_credential(
+    core: CoreDep, caller: Operator, tenant: Tenant, body: wire.ModelCredentialBody
+) -> wire.ModelCredentialState:
+    """Give a tenant a model credential of its own, in place of the server's: its calls are made, and paid, by that.
+
+    It is encrypted, and no answer ever holds it; agents never have it. Within 10 seconds all calls of the tenant use
+    it, those of live agents too. 503 `encryption_not_configured` when the server has no ENCRYPTION_KEYS.
+    """
+    kind: model_credentials.Kind = "auth_token" if body.api_key is None else "api_key"
+    secret = body.api_key or body.auth_token or ""
+    return _credential(await model_credentials.put(core.db, core.settings, tenant, kind, secret))
+
+
+@router.get("/tenants/{tenant}/model-credential", responses=errors(404))
+async def get_model_credential(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.ModelCredentialState:
+    """Whether a tenant has a model credential of its own. 404 `model_credential_not_found` when it has none."""
+    return _credential(await model_credentials.get(core.db, tenant))
+
+
+@router.delete("/tenants/{tenant}/model-credential", status_code=204, responses=errors(404))
+async def delete_model_credential(core: CoreDep, caller: Operator, tenant: Tenant) -> Response:
+    """Take it away, within 10 seconds. The tenant's calls are made by the server's credential from then on, or, with
+    TENANT_MODEL_CREDENTIALS=required, not at all."""
+    await model_credentials.delete(core.db, tenant)
+    return Response(status_code=204)
+
+
+def _credential(given: model_credentials.Given) -> wire.ModelCredentialState:
+    return wire.ModelCredentialState.model_validate(asdict(given))
 
 
 @router.get("/keys", responses=errors())

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from apps.api.core.config.names import Name, Text
 from apps.api.core.pages import utc
@@ -33,6 +33,32 @@ class TenantState(BaseModel):
     name: str = Field(examples=["acme"])
     created_at: datetime
     keys: int = Field(description="How many of its keys are valid.")
+
+
+ModelSecret = Annotated[Text, Field(min_length=1, max_length=8000, pattern=r"^[\x21-\x7e]+$")]
+
+
+class ModelCredentialBody(Closed):
+    """A tenant's credential of the model API: one of the two."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"api_key": "sk-ant-…"}]})
+
+    api_key: ModelSecret | None = Field(None, description="Sent as `x-api-key`.")
+    auth_token: ModelSecret | None = Field(None, description="Sent as a bearer token.")
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelCredentialBody:
+        if (self.api_key is None) == (self.auth_token is None):
+            raise ValueError("give api_key or auth_token, and not both")
+        return self
+
+
+class ModelCredentialState(BaseModel):
+    """That a tenant has a model credential of its own; never which."""
+
+    tenant: str = Field(examples=["acme"])
+    kind: Literal["api_key", "auth_token"]
+    updated_at: datetime
 
 
 class KeyFields(Closed):

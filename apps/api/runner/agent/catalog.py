@@ -22,6 +22,9 @@ log = structlog.get_logger(__name__)
 TIMEOUT = 60.0
 """Seconds for the CLI to start, answer and end."""
 
+_NO_MODEL = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "ANTHROPIC_API_KEY": "none"}
+"""What is asked needs none; the CLI offers what it offers to who has a key."""
+
 
 async def fill(core: Core, scratch: Scratch) -> None:
     """Store the catalog of this version of the CLI, unless it is there. A failure is logged; the next start tries."""
@@ -39,7 +42,7 @@ async def ask(settings: Settings, scratch: Scratch) -> dict[str, Any]:
     workspace = Workspace(*[place.tmp] * 5)
     options = ClaudeAgentOptions(
         cwd=workspace.cwd,
-        env=environment(settings, AgentConfig(), workspace, place, place.config),
+        env=environment(settings, AgentConfig(), workspace, place, place.config, model=_NO_MODEL),
         cli_path=scratch.launcher,
         tools=["Skill"],
         setting_sources=[],

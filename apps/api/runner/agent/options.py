@@ -91,6 +91,16 @@ def keeps_checkpoints(settings: Settings, config: AgentConfig) -> bool:
     return settings.enable_file_checkpointing if own is None else own
 
 
+def to_the_model(settings: Settings, url: str, token: str) -> dict[str, str]:
+    """What leads the CLI to a model: the gateway at `url`, where `token` lets its process in."""
+    if settings.agents_hold_the_credential and settings.claude_code_oauth_token:
+        base = {"ANTHROPIC_BASE_URL": settings.anthropic_base_url} if settings.anthropic_base_url else {}
+        return base | {"CLAUDE_CODE_OAUTH_TOKEN": settings.claude_code_oauth_token.get_secret_value()}
+    # A proxy of the server's is for what is elsewhere. Bun and curl read the second name.
+    direct = ",".join(filter(None, ("127.0.0.1", os.environ.get("NO_PROXY") or os.environ.get("no_proxy"))))
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token, "NO_PROXY": direct, "no_proxy": direct}
+
+
 def environment(
     settings: Settings,
     config: AgentConfig,
@@ -99,17 +109,19 @@ def environment(
     config_dir: Path,
     profile: Profile | None = None,
     lease: Path | None = None,
+    *,
+    model: Mapping[str, str],
 ) -> dict[str, str]:
-    """What the agent process is given on top of the guard's allow-list. `config_dir`: a path that leads to
-    `place.config`; `lease`: see `guard_environment`."""
+    """What the agent process is given on top of the guard's allow-list.
+
+    Args:
+        config_dir: a path that leads to `place.config`.
+        lease: see `guard_environment`.
+        model: what leads the CLI to a model, see `to_the_model`.
+    """
     isolation = (profile and profile.isolation) or settings.agent_isolation
     env = {**_QUIET_CLI, **dict.fromkeys(_SILENCE, str(settings.model_silence_seconds * 1000))}
-    if settings.anthropic_base_url:
-        env["ANTHROPIC_BASE_URL"] = settings.anthropic_base_url
-    if settings.anthropic_api_key:
-        env["ANTHROPIC_API_KEY"] = settings.anthropic_api_key.get_secret_value()
-    if settings.claude_code_oauth_token:
-        env["CLAUDE_CODE_OAUTH_TOKEN"] = settings.claude_code_oauth_token.get_secret_value()
+    env |= model
     if os.geteuid() == 0:
         env["IS_SANDBOX"] = "1"  # the CLI refuses bypassPermissions to root otherwise
     if keeps_checkpoints(settings, config):
@@ -143,6 +155,7 @@ class Process:
         config_dir: a path that leads to `place.config`, and stays the same for all processes of the session.
         resume: whether `place.config` holds the conversation so far.
         permissions: a file that holds the rules of permission, see `write_permissions`.
+        model: see `to_the_model`.
         stderr: collects its last lines, for the message of a failed start.
     """
 
@@ -159,6 +172,7 @@ class Process:
     can_use_tool: CanUseTool
     permissions: Path
     profile: Profile | None
+    model: Mapping[str, str]
     stderr: list[str] = field(default_factory=list)
 
     def keep(self, line: str) -> None:
@@ -217,7 +231,14 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         cwd=process.workspace.cwd,
         add_dirs=list(process.workspace.more),
         env=environment(
-            settings, config, process.workspace, process.place, process.config_dir, process.profile, process.lease
+            settings,
+            config,
+            process.workspace,
+            process.place,
+            process.config_dir,
+            process.profile,
+            process.lease,
+            model=process.model,
         ),
         cli_path=process.launcher,
         stderr=process.keep,

@@ -88,20 +88,22 @@ def outcome_of(
     *,
     structured: bool = False,
     told: model_failures.Signs | None = None,
+    refused: str | None = None,
 ) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
     `stopping` is our reason for having interrupted it, if we have: a turn that succeeded nevertheless has succeeded.
     `structured`: it had to give a structured output. The CLI asks the model for it once more, and then succeeds
     without. A prompt that the model never saw (`/clear`, or a hook has blocked it) has none.
-    `told`: what the CLI has said of the model in this turn.
+    `told`: what the CLI has said of the model in this turn. `refused`: the failure for which we have answered it in the
+    model's place, if we have.
 
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
     """
     meter.read(message)
     cost, models = meter.take()
-    status, error = _verdict(message, told or model_failures.Signs())
+    status, error = _verdict(message, told or model_failures.Signs(), refused)
     if structured and status == "succeeded" and message.num_turns and message.structured_output is None:
         status, error = "failed", failure("structured_output_missing")
     if stopping and status != "succeeded":
@@ -136,7 +138,9 @@ def outcome_of(
     return ended, last
 
 
-def _verdict(message: ResultMessage, told: model_failures.Signs) -> tuple[str, dict[str, Any] | None]:
+def _verdict(
+    message: ResultMessage, told: model_failures.Signs, refused: str | None
+) -> tuple[str, dict[str, Any] | None]:
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
         return "interrupted", failure("interrupted")
@@ -148,6 +152,9 @@ def _verdict(message: ResultMessage, told: model_failures.Signs) -> tuple[str, d
         return "failed", failure("structured_output_invalid", "; ".join(message.errors or []))
     if not message.is_error:
         return "succeeded", None
-    if code := model_failures.code_of(message, told.kind):
+    code = model_failures.code_of(message, told.kind)
+    if code and refused:
+        return "failed", failure(refused)
+    if code:
         return "failed", model_failures.with_advice(failure(code, message.result or ""), told)
     return "failed", failure("execution_error", message.result or "; ".join(message.errors or []))

@@ -173,7 +173,9 @@ class Conversation:
                 raise Poisoned
             return
         structured = turn.claim is not None and turn.claim.config.output_format is not None
-        outcome, last = outcome_of(message, self._meter, turn.stopping, structured=structured, told=self._model_told)
+        outcome, last = outcome_of(
+            message, self._meter, turn.stopping, structured=structured, told=self._model_told, refused=turn.refused
+        )
         code = outcome.error["code"] if outcome.error else None
         if code == "max_budget_exceeded":
             agent.use_up()

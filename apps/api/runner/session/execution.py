@@ -27,7 +27,6 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
-from apps.api.core.lease import Lease
 from apps.api.core.sessions import sessions, workspaces
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.sessions.transcripts import Transcripts
@@ -35,12 +34,11 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent import checkpoints, clone, options
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, CannotStart, StartFailed, why_it_ended
-from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.hooks import Hooks
-from apps.api.runner.session.launch import Launch, StartGate
+from apps.api.runner.session.launch import Launch, Means
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
@@ -60,9 +58,7 @@ class Execution:
     def __init__(
         self,
         core: Core,
-        lease: Lease,
-        host: Host,
-        start_gate: StartGate,
+        means: Means,
         claim: Claim,
         freed: Callable[[], None],
     ) -> None:
@@ -73,18 +69,18 @@ class Execution:
             core.db,
             core.redis,
             core.publisher,
-            lease,
+            means.lease,
             tenant_id=claim.tenant_id,
             session_id=claim.session_id,
             generation=claim.generation,
             last_seq=claim.last_seq,
         )
         self.turns, self.tasks = Turns(freed), Tasks()
-        self._store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
+        self._store = Transcripts(core.db, means.lease, claim.session_id, claim.generation, claim.sdk_session_id)
         self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)
         self.ports = Ports(self.writer, self.turns)
         hooks = Hooks(core, self.writer, self.turns, self)
-        self._launch = Launch(core, lease, host, start_gate, self.writer, self._store, self.approvals, hooks)
+        self._launch = Launch(core, means, self.turns, self.writer, self._store, self.approvals, hooks)
         self._talk = Conversation(core, self.writer, self._store, self.turns, self.tasks, self.approvals, self.ports)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None

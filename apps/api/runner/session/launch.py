@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -23,10 +24,11 @@ from apps.api.errors import LeaseLost
 from apps.api.runner.agent import clone, extensions, history, options
 from apps.api.runner.agent.process import Agent, CannotStart, StartFailed
 from apps.api.runner.agent.scratch import Place
+from apps.api.runner.gateway.gateway import Gateway, Holder
 from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.hooks import Hooks
-from apps.api.runner.session.turn import Turn
+from apps.api.runner.session.turn import Turn, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -85,24 +87,35 @@ class StartGate:
                 self._moved()
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all sessions of an instance are executed with."""
+
+    lease: Lease
+    host: Host
+    gate: StartGate
+    gateway: Gateway
+
+
 class Launch:
     """What the processes of a session are started with, one after the other."""
 
     def __init__(
         self,
         core: Core,
-        lease: Lease,
-        host: Host,
-        gate: StartGate,
+        means: Means,
+        turns: Turns,
         writer: Writer,
         store: Transcripts,
         approvals: Approvals,
         hooks: Hooks,
     ) -> None:
-        self._core, self._scratch, self._gate, self._writer = core, host.scratch, gate, writer
-        self._lease, self._host = lease, host
+        self._core, self._turns, self._writer = core, turns, writer
+        self._lease, self._host, self._gate, self._gateway = means.lease, means.host, means.gate, means.gateway
+        self._scratch = means.host.scratch
         self._store, self._approvals, self._hooks = store, approvals, hooks
         self._place: Place | None = None
+        self._holder: Holder | None = None
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
         """Start an agent that knows the conversation so far, in a workspace with its repository.
@@ -163,7 +176,10 @@ class Launch:
             return await self._process(claim, self._place)
 
     def clear(self) -> None:
-        """Remove the directories of the process alone: it has ended, or was not started."""
+        """Take back what the process alone was given: it has ended, or was not started."""
+        if self._holder is not None:
+            self._gateway.dismiss(self._holder)
+            self._holder = None
         if self._place is not None:
             self._scratch.forget(self._place)
             self._place = None
@@ -200,6 +216,9 @@ class Launch:
             extensions.write_permissions, place.given / "permissions.json", claim.config, allowed
         )
         await self._store.adopt(conversation, key)
+        self._holder = self._gateway.admit(
+            claim.tenant_id, claim.session_id, lambda: self._turns.run_id, self._turns.refuse
+        )
         process = options.Process(
             workspace=workspace,
             extensions=given,
@@ -214,6 +233,7 @@ class Launch:
             can_use_tool=self._approvals.can_use_tool,
             permissions=permissions,
             profile=claim.profile,
+            model=options.to_the_model(settings, self._gateway.url, self._holder.token),
         )
         built = options.build(settings, claim.config, process)
         try:

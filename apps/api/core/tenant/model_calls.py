@@ -1,0 +1,104 @@
+"""Every call of agents to a model, as the gateway counted it: what was used does not rest on what an agent says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from apps.api.core.tenant.usage import TOKENS
+from apps.api.db import Database
+
+
+@dataclass(slots=True)
+class Used:
+    """Tokens of one call, as the model API counted them.
+
+    Attributes:
+        model: which one answered; None when no answer said so.
+        cache_creation_1h_input_tokens: those of `cache_creation_input_tokens` that are kept for an hour.
+        complete: whether the last figures came. Without them the output is what was known at the beginning.
+    """
+
+    model: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    web_search_requests: int = 0
+    complete: bool = False
+
+    def take(self, usage: Any) -> None:
+        """Take over the figures that are told: each is a total."""
+        if not isinstance(usage, dict):
+            return
+        for name in TOKENS:
+            setattr(self, name, max(getattr(self, name), _number(usage.get(name))))
+        kept = usage.get("cache_creation")
+        if isinstance(kept, dict):
+            hour = _number(kept.get("ephemeral_1h_input_tokens"))
+            self.cache_creation_1h_input_tokens = max(self.cache_creation_1h_input_tokens, hour)
+        tools = usage.get("server_tool_use")
+        if isinstance(tools, dict):
+            self.web_search_requests = max(self.web_search_requests, _number(tools.get("web_search_requests")))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call.
+
+    Attributes:
+        run_id: the run that was being executed; None for a turn of the agent's own that is none yet.
+        kind: `messages` or `count_tokens`.
+        status: of the answer; 0 when none came.
+        first_byte_seconds: until the head of the answer; None when none came.
+    """
+
+    tenant_id: UUID
+    session_id: UUID
+    run_id: UUID | None
+    kind: str
+    began_at: datetime
+    status: int
+    first_byte_seconds: float | None
+    seconds: float
+    used: Used
+
+
+_RECORD = """
+INSERT INTO model_calls (tenant_id, session_id, run_id, api_key_id, kind, began_at, status, first_byte_seconds, seconds,
+  model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
+  cache_creation_1h_input_tokens, web_search_requests, complete)
+VALUES ($1, $2, $3, (SELECT api_key_id FROM runs WHERE id = $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+  $16)
+"""
+
+
+async def record(db: Database, call: Call) -> None:
+    """Store a call."""
+    used = call.used
+    await db.pool.execute(
+        _RECORD,
+        call.tenant_id,
+        call.session_id,
+        call.run_id,
+        call.kind,
+        call.began_at,
+        call.status,
+        call.first_byte_seconds,
+        call.seconds,
+        used.model,
+        used.input_tokens,
+        used.output_tokens,
+        used.cache_read_input_tokens,
+        used.cache_creation_input_tokens,
+        used.cache_creation_1h_input_tokens,
+        used.web_search_requests,
+        used.complete,
+    )
