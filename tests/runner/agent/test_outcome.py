@@ -93,6 +93,8 @@ OUTCOMES: dict[str, tuple[ResultMessage, str, str | None]] = {
     "model: 413": (api_error(413), "failed", "model_request_invalid"),
     "model: 429": (api_error(429), "failed", "model_rate_limited"),
     "model: 500": (api_error(500), "failed", "model_error"),
+    "model: 502": (api_error(502), "failed", "model_unreachable"),
+    "model: 504": (api_error(504), "failed", "model_unreachable"),
     "model: 529": (api_error(529), "failed", "model_overloaded"),
     "model: a refusal that persists": (
         replace(api_error(None), stop_reason="refusal"),

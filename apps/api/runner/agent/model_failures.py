@@ -29,9 +29,11 @@ BY_STATUS = {
     404: "model_not_found",
     413: "model_request_invalid",
     429: "model_rate_limited",
+    502: "model_unreachable",
+    504: "model_unreachable",
     529: "model_overloaded",
 }
-"""HTTP status of the model API; any other is `model_error`."""
+"""HTTP status of the model API, or of a gateway before it; any other is `model_error`."""
 
 BY_KIND = {
     "authentication_failed": "model_not_configured",  # without a status: the CLI found nothing to log in with
