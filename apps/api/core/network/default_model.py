@@ -87,7 +87,7 @@ def refusal(settings: Settings, environment: Mapping[str, str | None]) -> str | 
         return None
     if found := misled(environment):
         return found
-    if settings.anthropic_api_key or settings.anthropic_auth_token or settings.claude_code_oauth_token:
+    if model_api.credential(settings):
         return None
     if settings.anthropic_base_url:
         return (

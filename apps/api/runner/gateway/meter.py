@@ -26,6 +26,7 @@ class Meter:
         self.used = Used()
         self._streamed = content_type.startswith("text/event-stream")
         self._rest = b""
+        self._whole = bytearray()
         self._too_long = False
 
     def feed(self, data: bytes) -> None:
@@ -47,10 +48,10 @@ class Meter:
             self._rest, self._too_long = b"", True
 
     def _document(self, data: bytes) -> None:
-        if len(self._rest) + len(data) > MAX_DOCUMENT_BYTES:
-            self._rest, self._too_long = b"", True
+        if len(self._whole) + len(data) > MAX_DOCUMENT_BYTES:
+            self._whole, self._too_long = bytearray(), True
         elif not self._too_long:
-            self._rest += data
+            self._whole += data
 
     def _line(self, line: bytes) -> None:
         if not line.startswith(b"data:") or b'"usage"' not in line:
@@ -70,15 +71,15 @@ class Meter:
 
     def end(self) -> Used:
         """What was used, now that the answer has ended, however."""
-        if not self._streamed and self._rest:
-            message = _read(self._rest)
+        if self._whole:
+            message = _read(self._whole)
             self._message(message)
             self.used.complete = isinstance(message.get("usage"), dict)
-        self._rest = b""
+        self._rest, self._whole = b"", bytearray()
         return self.used
 
 
-def _read(text: bytes) -> dict[str, Any]:
+def _read(text: bytes | bytearray) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -139,9 +139,6 @@ class Connection(asyncio.Protocol):
         if self._whole:
             self._end(None)
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._taking.set()
         if self._answer is not None:
