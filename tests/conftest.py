@@ -206,6 +206,7 @@ async def _fleets(
                 "ANTHROPIC_API_KEY": "demo-key-of-the-tests",
                 "WORKSPACES_DIR": str(directory / "workspaces"),
                 "RATE_LIMIT_QUERY_PER_MINUTE": "0",
+                "KEY_FAILURES_PER_MINUTE": "0",
                 "RUNNER_SLOTS": "4",
                 "INSTANCE_LEASE_SECONDS": "5",
                 "SHUTDOWN_GRACE_SECONDS": "20",

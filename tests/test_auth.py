@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import orjson
 import pytest
+from typer.testing import CliRunner, Result
 
+from apps.api import cli
 from apps.api.auth import SCOPES, Principal, authenticate
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
@@ -200,7 +202,7 @@ async def test_a_key_that_expires_while_it_is_cached_is_refused(db: Database, re
     ],
 )
 def test_a_wider_scope_holds_the_narrower_ones(scopes: tuple[str, ...], may: set[str]) -> None:
-    caller = Principal(uuid4(), "acme", uuid4(), "k", "cak_", scopes, None)
+    caller = Principal(uuid4(), "acme", uuid4(), "k", "cak_", scopes, None, None)
     for scope in SCOPES:
         if scope in may:
             caller.require(scope)
@@ -247,6 +249,25 @@ async def test_a_key_is_kept_nowhere_in_clear(db: Database, redis: Redis) -> Non
     for secret in secrets:
         assert secret not in kept
         assert secret[8:] not in kept  # all that is known of a key is the beginning that tells it from others
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_bound_to_networks_on_the_command_line(settings: Settings, db: Database) -> None:
+    given = {"DATABASE_URL": settings.database_url.get_secret_value(), "REDIS_URL": "redis://127.0.0.1:1/0"}
+    create = ["keys", "create", "--tenant", "acme", "--name", "ci", "--network", "10.1.0.0/16", "--network"]
+
+    async def ran(network: str) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, cli.app, [*create, network], env=given)
+
+    made = await ran("::ffff:192.0.2.7")
+    assert made.exit_code == 0, made.output
+    assert [key.networks for key in await list_keys(db)] == [("10.1.0.0/16", "192.0.2.7/32")]
+    refused = await ran("10.0.0.5/8")
+    assert refused.exit_code == 2
+    assert "--network: '10.0.0.5/8' has bits set beyond its prefix: write 10.0.0.0/8" in refused.stderr
+    assert len(await list_keys(db)) == 1
 
 
 # --- the first key -------------------------------------------------------------------------------------------------

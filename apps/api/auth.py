@@ -14,7 +14,8 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from apps.api import clock, invalidations
+from apps.api import addresses, clock, invalidations
+from apps.api.addresses import Address
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
 from apps.api.lanes import ASKING
@@ -29,6 +30,8 @@ class Principal:
     """An authenticated caller.
 
     Attributes:
+        networks: those that the key is bound to; None: not bound. No default, so that what an older release has cached
+            is not taken for a key without networks.
         profiles: those that the key is bound to, the first being its default; None: not bound.
         prompts_per_minute: the key's own limit, 0 being none; None: the server's.
         secret_hash: of the secret that was shown, since a key may have two for a while.
@@ -41,6 +44,7 @@ class Principal:
     prefix: str
     scopes: tuple[str, ...]
     expires_at: datetime | None
+    networks: tuple[str, ...] | None
     profiles: tuple[str, ...] | None = None
     prompts_per_minute: int | None = None
     secret_hash: str = field(default="", repr=False)
@@ -55,6 +59,12 @@ class Principal:
                 code="key_is_bound",
             )
 
+    def require_network(self, address: Address | None) -> None:
+        """Raises Forbidden `address_not_permitted` for a key that is bound to networks, unless the address is known and
+        in one of them."""
+        if self.networks is not None and not addresses.inside(address, self.networks):
+            raise Forbidden("This key may not be used from this address.", code="address_not_permitted")
+
     def require(self, scope: str) -> None:
         """Raises Forbidden `insufficient_scope` unless this key has `scope` or a wider one."""
         if not covers(self.scopes, scope):
@@ -64,6 +74,23 @@ class Principal:
 def covers(scopes: Iterable[str], wanted: str) -> bool:
     """Whether one of the scopes is `wanted` or a wider one."""
     return not set(scopes).isdisjoint(SCOPES[: SCOPES.index(wanted) + 1])
+
+
+class UnknownKey(Unauthorized):
+    """No key has this secret, or none that was not revoked."""
+
+    def __init__(self) -> None:
+        super().__init__("This API key is not valid.", code="invalid_api_key")
+
+
+def no_key() -> Unauthorized:
+    """What is told to whom shows none."""
+    return Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
+
+
+def prefix_of(secret: str) -> str:
+    """What is shown of a secret."""
+    return secret[: min(8, len(secret) // 4)]
 
 
 def hash_of(secret: str) -> str:
@@ -77,7 +104,7 @@ _PRINCIPAL = TypeAdapter(Principal)
 # Redis forgets a principal about twice a minute: often enough to note the key's use, and in one round trip.
 _LOOK_UP = """
 WITH found AS (
-  SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.profiles, k.prompts_per_minute,
+  SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.networks, k.profiles, k.prompts_per_minute,
     CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
     t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash
   FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
@@ -89,31 +116,37 @@ SELECT * FROM found
 """
 
 
-async def authenticate(db: Database, redis: Redis, secret: str | None) -> Principal:
+async def authenticate(db: Database, redis: Redis, secret: str | None, address: Address | None = None) -> Principal:
     """The principal of a key. From then on the task works for its tenant: see `lanes.ASKING`.
+
+    Args:
+        address: the client's, as far as it is known.
 
     Raises:
         Unauthorized: `authentication_required` without a key, `invalid_api_key` for one that is unknown,
             revoked or expired.
+        Forbidden: `address_not_permitted`.
     """
     if not secret:
-        raise Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
-    return await _principal_of(db, redis, hash_of(secret))
+        raise no_key()
+    return await of_hash(db, redis, hash_of(secret), address)
 
 
-async def _principal_of(db: Database, redis: Redis, secret_hash: str) -> Principal:
+async def of_hash(db: Database, redis: Redis, secret_hash: str, address: Address | None) -> Principal:
+    """The principal of the key whose secret has this hash. Raises as `authenticate`; UnknownKey when there is none."""
     ASKING.set(secret_hash)
     principal = await redis.cached(redis.keys.api_key(secret_hash), _PRINCIPAL.validate_json)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
         if row is None:
-            raise Unauthorized("This API key is not valid.", code="invalid_api_key")
+            raise UnknownKey
         principal = _PRINCIPAL.validate_python(dict(row))
         cached = _PRINCIPAL.dump_json(principal)
         key = redis.keys.api_key(secret_hash)
         await redis.attempt(lambda: redis.client.set(key, cached, ex=KEY_CACHE_TTL, nx=True))
     if principal.expires_at is not None and principal.expires_at <= clock.now():
         raise Unauthorized("This API key is not valid.", code="invalid_api_key")
+    principal.require_network(address)
     ASKING.set(principal.tenant_id)
     return principal
 
@@ -125,10 +158,12 @@ class Standing:
     secret_hashes: frozenset[str]
     scopes: tuple[str, ...]
     profiles: tuple[str, ...] | None
+    networks: tuple[str, ...] | None
 
 
 _STANDING = """
-SELECT id, scopes, profiles, secret_hash, CASE WHEN previous_expires_at > now() THEN previous_hash END AS previous
+SELECT id, scopes, profiles, networks, secret_hash,
+  CASE WHEN previous_expires_at > now() THEN previous_hash END AS previous
 FROM api_keys WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 
@@ -140,15 +175,37 @@ async def standing(db: Database, key_ids: Iterable[UUID]) -> dict[UUID, Standing
         row["id"]: Standing(
             frozenset(filter(None, (row["secret_hash"], row["previous"]))),
             tuple(row["scopes"]),
-            None if row["profiles"] is None else tuple(row["profiles"]),
+            listed(row["profiles"]),
+            listed(row["networks"]),
         )
         for row in rows
     }
 
 
-async def anonymous(db: Database, redis: Redis, no_hash: str) -> Principal:
-    """Who a caller without a key is; `no_hash` is from `ensure_anonymous_key`. Raises Unauthorized once revoked."""
-    return await _principal_of(db, redis, no_hash)
+def listed(column: list[str] | None) -> tuple[str, ...] | None:
+    """A column of texts, which may be null, as a tuple."""
+    return None if column is None else tuple(column)
+
+
+async def anonymous(db: Database, redis: Redis, no_hash: str, address: Address | None) -> Principal:
+    """Who a caller without a key is; `no_hash` is from `ensure_anonymous_key`.
+
+    Raises:
+        Unauthorized: once it is revoked.
+        Forbidden: `address_not_permitted`.
+    """
+    return await of_hash(db, redis, no_hash, address)
+
+
+async def existing(db: Database, secret_hashes: Iterable[str]) -> set[str]:
+    """Those of the hashes that some key has, valid or not."""
+    asked = list(secret_hashes)
+    rows = await db.pool.fetch(
+        "SELECT secret_hash, previous_hash FROM api_keys"
+        " WHERE secret_hash = ANY ($1::text[]) OR previous_hash = ANY ($1::text[])",
+        asked,
+    )
+    return {secret_hash for row in rows for secret_hash in row.values()} & set(asked)
 
 
 async def forget_cached(db: Database, redis: Redis, *hashes: str | None) -> None:

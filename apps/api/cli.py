@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from apps.api import __version__, keys, migrate
+from apps.api import __version__, addresses, keys, migrate
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import Database
@@ -178,6 +179,9 @@ def create(
     profile: Annotated[
         list[str] | None, typer.Option(help="Bind the key to this profile; repeatable, the first is its default.")
     ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="Let the key be used from this address or network only; repeatable.")
+    ] = None,
     prompts_per_minute: Annotated[
         int | None, typer.Option(min=0, max=1_000_000, help="The key's own limit, 0 for none; without it the server's.")
     ] = None,
@@ -186,6 +190,7 @@ def create(
     """Create a key. Its secret goes to standard output, once."""
 
     async def work() -> keys.CreatedKey:
+        networks = _networks(network or ())
         settings = _settings(data_dir)
         known = profiles.load(settings.profiles_file, settings.default_profile)
         if unknown := [name for name in profile or () if name not in known]:
@@ -198,6 +203,7 @@ def create(
                 scopes=scope or keys.USUAL_SCOPES,
                 expires_in_days=expires_in_days,
                 profiles=profile,
+                networks=networks,
                 prompts_per_minute=prompts_per_minute,
             )
 
@@ -244,6 +250,13 @@ def revoke(key_id: Annotated[UUID, typer.Argument(metavar="ID")], data_dir: Data
     if not asyncio.run(work()):
         _fail(f"no key has the id {key_id}")
     typer.echo(f"Key {key_id} is revoked.")
+
+
+def _networks(given: Sequence[str]) -> list[str]:
+    try:
+        return [addresses.network(one) for one in given]
+    except ValueError as error:
+        raise ValueError(f"--network: {error}") from error
 
 
 def _has_local_mode() -> bool:

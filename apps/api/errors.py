@@ -6,12 +6,13 @@ ApiError
 ├── NotFound                404 *_not_found
 ├── Unauthorized            401 authentication_required, invalid_api_key
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
-│                               key_is_bound, mcp_command_not_permitted
+│                               key_is_bound, mcp_command_not_permitted, address_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
-├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes
+├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
+│                               too_many_wrong_keys
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
 └── Unavailable             503 dependency_unavailable, encryption_not_configured, instance_full

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api.auth import SCOPES, forget_cached, hash_of
+from apps.api.auth import SCOPES, forget_cached, hash_of, listed, prefix_of
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
@@ -22,7 +22,7 @@ USUAL_SCOPES = ("write", "read")
 
 DEFAULT_TENANT = "default"
 
-_COLUMNS = ("name", "scopes", "profiles", "prompts_per_minute", "expires_at")
+_COLUMNS = ("name", "scopes", "profiles", "networks", "prompts_per_minute", "expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class KeyInfo:
     last_used_at: datetime | None
     revoked_at: datetime | None
     profiles: tuple[str, ...] | None
+    networks: tuple[str, ...] | None
     prompts_per_minute: int | None
     previous_expires_at: datetime | None
 
@@ -93,11 +94,6 @@ class KeyInfo:
 def new_secret() -> str:
     """A secret that nobody has."""
     return f"cak_{secrets.token_urlsafe(32)}"
-
-
-def prefix_of(secret: str) -> str:
-    """What is shown of a secret."""
-    return secret[: min(8, len(secret) // 4)]
 
 
 _TENANT = "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id"
@@ -112,6 +108,7 @@ async def create_key(
     expires_in_days: int | None = None,
     expires_at: datetime | None = None,
     profiles: Sequence[str] | None = None,
+    networks: Sequence[str] | None = None,
     prompts_per_minute: int | None = None,
     secret: str | None = None,
 ) -> CreatedKey:
@@ -133,7 +130,7 @@ async def create_key(
             tenant_id = await connection.fetchval(_TENANT, tenant)
             await connection.execute(
                 "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at, profiles,"
-                " prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                " networks, prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                 key_id,
                 tenant_id,
                 name,
@@ -142,6 +139,7 @@ async def create_key(
                 list(scopes),
                 expires_at,
                 list(profiles) if profiles else None,
+                list(networks) if networks else None,
                 prompts_per_minute,
             )
     except asyncpg.CheckViolationError as error:
@@ -213,7 +211,7 @@ async def get_key(db: Database, key_id: UUID) -> KeyInfo:
 async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInfo]:
     rows = await db.pool.fetch(
         "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"  # noqa: S608 - ours
-        " k.revoked_at, k.profiles, k.prompts_per_minute, k.previous_expires_at"
+        " k.revoked_at, k.profiles, k.networks, k.prompts_per_minute, k.previous_expires_at"
         f" FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE {condition}",
         *arguments,
     )
@@ -221,9 +219,7 @@ async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInf
 
 
 def _info(fields: dict[str, Any]) -> KeyInfo:
-    profiles = fields["profiles"]
-    lists = {"scopes": tuple(fields["scopes"]), "profiles": None if profiles is None else tuple(profiles)}
-    return KeyInfo(**{**fields, **lists})
+    return KeyInfo(**{**fields, **{name: listed(fields[name]) for name in ("scopes", "profiles", "networks")}})
 
 
 async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
@@ -240,8 +236,8 @@ async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
 
 
 async def change_key(db: Database, redis: Redis, key_id: UUID, changes: Mapping[str, Any]) -> None:
-    """Change some, at least one, of name, scopes, profiles, prompts_per_minute and expires_at of a key that is not
-    revoked.
+    """Change some, at least one, of name, scopes, profiles, networks, prompts_per_minute and expires_at of a key that
+    is not revoked.
 
     Raises:
         NotFound: `key_not_found`.

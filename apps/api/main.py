@@ -41,6 +41,7 @@ from apps.api.settings import ENV_FILE, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubtful
 from apps.api.web import errors, health, index, metrics, playground, ports
+from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
 from apps.api.web.opened import Opened
 from apps.api.web.route import ErrorShape, Instance, Probe
@@ -171,6 +172,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), Watch(runner, worker.executions)):
             part.run_in(loops)
+        stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, worker, lease, model, loops)
@@ -182,6 +184,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             probe,
             prompt_limits,
             shares,
+            entrance,
             opened,
             databases=health.Dependents(core).states,
             anonymous=await _admit_guests(core),
@@ -190,9 +193,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             error_shapes=_error_shapes(settings.root_dialect),
             playground=playground.render(dialect.PREFIX for dialect in DIALECTS.values()),
         )
-        for warning in probe.warnings:
-            log.warning("agents.not_confined", warning=warning)
-        log.info("instance.ready", instance_id=str(core.instance_id), slots=settings.runner_slots)
+        _announce(core, probe)
         try:
             yield
         finally:
@@ -200,6 +201,12 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             await worker.stop()
             await publisher.flushed()
             log.info("instance.stopped", instance_id=str(core.instance_id))
+
+
+def _announce(core: Core, probe: Probe) -> None:
+    for warning in probe.warnings:
+        log.warning("agents.not_confined", warning=warning)
+    log.info("instance.ready", instance_id=str(core.instance_id), slots=core.settings.runner_slots)
 
 
 def _draining(core: Core, worker: Worker, opened: Opened) -> Callable[[], Awaitable[None]]:

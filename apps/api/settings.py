@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
     rate_limit_query_per_minute: int = Field(60, ge=0)
+    key_failures_per_minute: int = Field(60, ge=0)
     max_body_bytes: int = Field(8_000_000, ge=1024)
     max_streams_per_key: int = Field(100, ge=1)
     max_agent_message_bytes: int = Field(128_000_000, ge=1_000_000)

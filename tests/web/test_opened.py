@@ -117,7 +117,7 @@ async def test_a_database_that_is_away_ends_nothing(settings: Settings, caller: 
 
 def somebody(**same: Any) -> Principal:
     given = {"tenant_id": uuid4(), "key_id": uuid4(), **same}
-    return Principal(tenant="t", key_name="k", prefix="cak_", scopes=("read",), expires_at=None, **given)
+    return Principal(tenant="t", key_name="k", prefix="cak_", scopes=("read",), expires_at=None, networks=None, **given)
 
 
 def taken_by(opened: Opened, kind: Kind, caller: Principal, most: int = 10_000) -> tuple[int, ApiError]:

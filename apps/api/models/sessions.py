@@ -60,6 +60,7 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     profiles: Mapped[list[str] | None]
     prompts_per_minute: Mapped[int | None] = mapped_column(Integer)
+    networks: Mapped[list[str] | None]
     previous_hash: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]
 

@@ -9,13 +9,13 @@ from fastapi import Depends, Request, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
 from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
-from apps.api.web.route import core_of, instance_of
+from apps.api.web.entrance import address_of
+from apps.api.web.route import caller_of, instance_of
 
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
 
@@ -36,15 +36,15 @@ async def identify(request: Request, *, guests: bool) -> Principal:
     """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one.
 
     Raises:
-        Unauthorized: it is nobody.
-        Forbidden: as `may_touch`.
+        Unauthorized, RateLimited: it is nobody.
+        Forbidden: as `may_touch`, and `address_not_permitted`.
     """
-    core, key, anonymous = core_of(request), presented_key(request), instance_of(request).anonymous
-    if not key and guests and anonymous:
-        caller = await auth.anonymous(core.db, core.redis, anonymous)
+    key, instance = presented_key(request), instance_of(request)
+    if not key and guests and instance.anonymous:
+        caller = await instance.entrance.guest(instance.anonymous, address_of(request))
     else:
-        caller = await auth.authenticate(core.db, core.redis, key)
-    await may_touch(core, caller, {**request.query_params, **request.path_params})
+        caller = await caller_of(request, key)
+    await may_touch(instance.core, caller, {**request.query_params, **request.path_params})
     request.state.caller = caller
     return caller
 

@@ -18,6 +18,7 @@ REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
     "http_requests_total", "Requests by route and status.", ["method", "route", "status"], registry=REGISTRY
 )
+KEYS_REFUSED = Counter("keys_refused_total", "Keys that were shown and refused, by code.", ["code"], registry=REGISTRY)
 RUNNING = Gauge("runs_running", "Runs that this instance executes now.", registry=REGISTRY)
 SLOTS = Gauge("runner_slots", "Runs that this instance may execute at once.", registry=REGISTRY)
 LIVE = Gauge("sessions_live", "Sessions that this instance owns, each with one agent process.", registry=REGISTRY)

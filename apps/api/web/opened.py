@@ -199,4 +199,6 @@ def refusal(opener: Principal, now: auth.Standing | None, scope: str) -> ApiErro
         return Forbidden(f"This key lacks the scope {scope!r} now.")
     if now.profiles != opener.profiles:
         return Forbidden("This key has been bound to other profiles. Ask again.", code="profile_not_permitted")
+    if now.networks != opener.networks:
+        return Forbidden("This key has been bound to other networks. Ask again.", code="address_not_permitted")
     return None

@@ -13,7 +13,6 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Request, Response, WebSocket
 from starlette.requests import HTTPConnection
 
-from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core.sessions import ports
 from apps.api.core.sessions.ports import PortAccess
@@ -23,7 +22,7 @@ from apps.api.web.errors import error_response
 from apps.api.web.opened import Held
 from apps.api.web.origins import Origin
 from apps.api.web.proxy import Upstream, relay, relay_socket
-from apps.api.web.route import core_of, instance_of
+from apps.api.web.route import caller_of, core_of, instance_of
 from apps.api.web.ws import known
 
 router = APIRouter(include_in_schema=False)
@@ -61,7 +60,7 @@ class Admitted:
 
 
 async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: str) -> Admitted:
-    """Raises Unauthorized, Forbidden, NotFound."""
+    """Raises Unauthorized, Forbidden, RateLimited, NotFound."""
     core = core_of(connection)
     prefix = f"/preview/{session_id}/{port}"
     if ticket := connection.headers.get(FORWARDED):
@@ -75,7 +74,7 @@ async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: 
         if not preview.admits(ticket, port):
             raise ports.refused()
         return Admitted(preview, port, f"{prefix}/~{ticket}")
-    caller = await auth.authenticate(core.db, core.redis, presented_key(connection))
+    caller = await caller_of(connection, presented_key(connection))
     caller.require(_scope(connection))
     await may_touch(core, caller, connection.path_params)
     preview = await ports.get(core.db, caller.tenant_id, session_id)

@@ -17,6 +17,7 @@ from apps.api.core.network.default_model import Answer
 from apps.api.errors import ApiError
 from apps.api.limits import PromptLimits
 from apps.api.shares import Kind, Share
+from apps.api.web.entrance import Entrance, address_of
 from apps.api.web.opened import Held, Opened
 
 State = Literal["ok", "unavailable"]
@@ -52,6 +53,7 @@ class Instance:
 
     Attributes:
         databases: whether PostgreSQL and Redis answer.
+        entrance: where keys are shown.
         opened: everything that stays open here, such as event streams and WebSockets.
         anonymous: what stands for the key of callers without a key, if there may be some.
         drain: ends what this instance does in order; returns when that is done.
@@ -64,6 +66,7 @@ class Instance:
     probe: Probe
     prompt_limits: PromptLimits
     shares: Mapping[Kind, Share]
+    entrance: Entrance
     opened: Opened
     databases: Callable[[], Awaitable[tuple[State, State]]]
     anonymous: str | None
@@ -83,6 +86,11 @@ def stream_of(request: HTTPConnection, caller: Principal, scope: str) -> Held:
     """For an event stream, or a request that waits for a run: before the run begins, so that what is refused leaves
     nothing behind. `scope`: what the key must be allowed as long as it lasts. Raises RateLimited, Unavailable."""
     return instance_of(request).opened.hold("streams", caller, scope)
+
+
+async def caller_of(connection: HTTPConnection, key: str | None) -> Principal:
+    """Whose key this is, shown by whoever is on this connection. Raises as `Entrance.authenticate`."""
+    return await instance_of(connection).entrance.authenticate(key, address_of(connection))
 
 
 def core_of(connection: HTTPConnection) -> Core:

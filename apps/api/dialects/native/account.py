@@ -26,6 +26,7 @@ async def whoami(caller: Reader) -> wire.Whoami:
             "scopes": caller.scopes,
             "expires_at": caller.expires_at,
             "profiles": caller.profiles,
+            "networks": caller.networks,
             "prompts_per_minute": caller.prompts_per_minute,
         }
     )

@@ -106,6 +106,7 @@ async def create_key(core: CoreDep, caller: Operator, body: wire.KeyBody) -> wir
         scopes=body.scopes or keys.USUAL_SCOPES,
         expires_at=body.expires_at,
         profiles=body.profiles,
+        networks=body.networks,
         prompts_per_minute=body.prompts_per_minute,
     )
     return await _with_secret(core, made)

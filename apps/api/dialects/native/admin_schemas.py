@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from apps.api import addresses
 from apps.api.core.config.names import Name, Text
 from apps.api.core.pages import utc
 from apps.api.dialects.native.schemas import Closed
@@ -17,6 +18,8 @@ TenantName = Annotated[str, StringConstraints(pattern=TENANT_NAME)]
 Scope = Literal["admin", "write", "read"]
 Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
 Profiles = Annotated[list[Name], Field(min_length=1, max_length=50)]
+Network = Annotated[str, Field(max_length=64), AfterValidator(addresses.network)]
+Networks = Annotated[list[Network], Field(min_length=1, max_length=50)]
 Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -68,6 +71,11 @@ class KeyFields(Closed):
     profiles: Profiles | None = Field(
         None, description="Bind the key to these profiles, its default first; null: any.", examples=[["readonly"]]
     )
+    networks: Networks | None = Field(
+        None,
+        description="Addresses and networks from which the key may be used; null: any.",
+        examples=[["203.0.113.0/24", "2001:db8::/32"]],
+    )
     prompts_per_minute: Limit | None = Field(
         None, description="The key's own limit, 0 for none; null: the server's.", examples=[60]
     )
@@ -113,6 +121,7 @@ class KeyState(BaseModel):
     prefix: str = Field(description="How its secret begins.", examples=["cak_o3Qr"])
     scopes: list[Scope]
     profiles: list[str] | None = Field(examples=[["readonly"]])
+    networks: list[str] | None = Field(examples=[["203.0.113.0/24", "2001:db8::/32"]])
     prompts_per_minute: int | None
     created_at: datetime
     expires_at: datetime | None

@@ -75,7 +75,11 @@ def _error(description: str, code: str, message: str, details: dict[str, Any] | 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: _error("`invalid_json`, or the model refused the request.", "invalid_json", "The body is not valid JSON."),
     401: _error("No key, or one that is unknown, revoked or expired.", "invalid_api_key", "This API key is not valid."),
-    403: _error("The key's scopes do not allow this.", "insufficient_scope", "This key lacks the scope 'write'."),
+    403: _error(
+        "The key does not allow this, or not from this address.",
+        "insufficient_scope",
+        "This key lacks the scope 'write'.",
+    ),
     404: _error("No such object, or it belongs to another tenant.", "session_not_found", "No such session."),
     409: _error(
         "The state of the session or of the idempotency key does not allow this.",
@@ -95,7 +99,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         {"errors": [{"field": "prompt", "reason": "must not be empty"}]},
     ),
     429: _error(
-        "The key's prompts, or its requests that look up names, of this minute are used up; see `Retry-After`.",
+        "The key's prompts, or its requests that look up names, of this minute are used up, or too many wrong keys came"
+        " from this address; see `Retry-After`.",
         "rate_limited",
         f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
         {"retry_after_seconds": 21},

@@ -15,7 +15,6 @@ from uuid import UUID
 import structlog
 from fastapi import WebSocket
 
-from apps.api import auth
 from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.codec import encode
@@ -29,12 +28,21 @@ from apps.api.dialects.native.common import PREFIX
 from apps.api.dialects.native.prompts import leaving, submit
 from apps.api.dialects.native.schemas import PromptBody
 from apps.api.dialects.native.stream import OneRun, run_batches, session_batches
-from apps.api.errors import ApiError, BadRequest, NotFound, RateLimited, Unauthorized, Unavailable, ValidationError
+from apps.api.errors import (
+    ApiError,
+    BadRequest,
+    Forbidden,
+    NotFound,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+    ValidationError,
+)
 from apps.api.web.callers import count_prompt, may_touch, presented_key
 from apps.api.web.doors import Router
 from apps.api.web.errors import error_response, from_exception
 from apps.api.web.opened import Held
-from apps.api.web.route import instance_of
+from apps.api.web.route import caller_of, instance_of
 from apps.api.web.sse import Leaving
 from apps.api.web.ws import (
     AUTH_TIMEOUT,
@@ -42,7 +50,6 @@ from apps.api.web.ws import (
     RESTART,
     STRANGERS_BYTES,
     TOO_LARGE,
-    UNAUTHORIZED,
     Closed,
     Socket,
     known,
@@ -81,7 +88,7 @@ async def query_ws(websocket: WebSocket) -> None:
     try:
         if instance.probe.draining():
             raise Unavailable("This instance is stopping; connect again.", code="shutdown")
-        caller = None if key is None else await _authenticated(core, key)
+        caller = None if key is None else await _authenticated(websocket, key)
         held = instance.opened.hold("strangers" if caller is None else "sockets", caller)
     except Exception as error:
         found = from_exception(error, websocket.state.request_id)
@@ -98,8 +105,8 @@ async def query_ws(websocket: WebSocket) -> None:
             await connection.leave()
 
 
-async def _authenticated(core: Core, key: str | None) -> Principal:
-    caller = await auth.authenticate(core.db, core.redis, key)
+async def _authenticated(websocket: WebSocket, key: str | None) -> Principal:
+    caller = await caller_of(websocket, key)
     caller.require("read")
     return caller
 
@@ -206,7 +213,7 @@ class Connection:
             if message["type"] != "auth":
                 raise Unauthorized('Send {"type": "auth", "api_key": …} first.')
             self._key = wire.checked(wire.Auth, message).api_key
-            caller = await _authenticated(self._core, self._key)
+            caller = await _authenticated(self._websocket, self._key)
             instance_of(self._websocket).opened.admit(self._held, "sockets", caller)
             known(self._websocket, caller)
         except Exception as error:
@@ -214,11 +221,11 @@ class Connection:
         await self._ack(message, {})
 
     async def _caller(self) -> Principal:
-        """Whoever holds the key now. Raises Closed when it has been revoked or has expired."""
+        """Whoever holds the key now. Raises Closed when it is not valid any more, or not from here."""
         try:
-            return await _authenticated(self._core, self._key)
-        except Unauthorized as error:
-            raise Closed(UNAUTHORIZED, error.code) from error
+            return await _authenticated(self._websocket, self._key)
+        except (Unauthorized, Forbidden, RateLimited) as error:
+            raise refusal(error) from error
 
     async def _obey(self, message: dict[str, Any]) -> None:
         caller = await self._caller()
