@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "invalidations": {"db", "redis"},
     "auth": {*FOUNDATION, "addresses", "lanes", "db", "redis", "invalidations"},
     "keys": {*FOUNDATION, "db", "redis", "auth"},
-    "limits": {*FOUNDATION, "redis"},
+    "limits": {*FOUNDATION, "addresses", "redis"},
     "shares": {*FOUNDATION},
     "core": {*FOUNDATION, "models", "db", "redis", "invalidations", "threads"},
     "runner": {*FOUNDATION, "core", "db", "redis", "invalidations", "machine"},

@@ -25,6 +25,7 @@ from apps.api.connections import (
     HEAD_SECONDS,
     UNREAD_SECONDS,
     Connections,
+    Http,
     WebSockets,
     reset,
 )
@@ -148,6 +149,22 @@ async def test_empty_lines_after_an_answer_are_no_request() -> None:
         await asked(wire)
         wire[1].write(b"\r\n")
         await until(lambda: all(c.head_since is not None for c in server.connections.idle))
+        server.look(HEAD_SECONDS + 1)
+        await ended(wire)
+
+
+async def test_who_is_kept_after_an_answer_and_says_nothing_is_closed_later() -> None:
+    """That is uvicorn's own timer; one whose body has not come whole, and is not read, has it too."""
+    async with serving() as server:
+        wire = await server.open()
+        wire[1].write(b"GET /small HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12")
+        assert b" 200 " in await wire[0].readuntil(b"\r\n\r\n")
+        [connection] = server.connections.all
+        assert isinstance(connection, Http)
+        assert connection.timeout_keep_alive == 75
+        assert connection.timeout_keep_alive_task is not None
+        wire[1].write(b"3")  # whoever drips has the time of a head
+        await until(lambda: connection.head_since is not None)
         server.look(HEAD_SECONDS + 1)
         await ended(wire)
 

@@ -9,6 +9,7 @@ import threading
 import tomllib
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,20 @@ def test_the_lowest_version_that_a_dependency_may_have_is_the_one_that_the_tests
         asked = Requirement(text)
         lowest = [bound.version for bound in asked.specifier if bound.operator in (">=", "==")]
         assert lowest == [locked[asked.name]], text
+
+
+def test_the_instances_believe_nginx_alone_when_it_says_who_asks(compose: dict[str, Any]) -> None:
+    services, [pool] = compose["services"], compose["networks"]["edge"]["ipam"]["config"]
+    nginx = ip_address(services["nginx"]["networks"]["edge"]["ipv4_address"])
+    assert services["api"]["environment"]["FORWARDED_ALLOW_IPS"] == str(nginx)
+    others = ip_network(pool["ip_range"])
+    assert nginx in ip_network(pool["subnet"])
+    assert nginx not in others
+    assert others.subnet_of(ip_network(pool["subnet"]))
+    told = re.findall(r"proxy_set_header X-Forwarded-For (.+);", (ROOT / "deploy/nginx.conf").read_text())
+    assert told == ["$remote_addr"]
+
+
+def test_nginxs_own_health_check_asks_what_is_never_limited(compose: dict[str, Any]) -> None:
+    check = compose["services"]["nginx"]["healthcheck"]["test"]
+    assert check[-1] == f"http://127.0.0.1:{PORT}/health/ready"

@@ -257,6 +257,19 @@ def test_callers_without_a_key_are_let_in_only_where_that_is_meant() -> None:
     assert "anonymous_tenant" in refusal(anonymous_tenant="no name", debug=True)
 
 
+def test_allowed_hosts_are_names() -> None:
+    assert settings(allowed_hosts="api.example.org, *.example.org,x_1,*").allowed_hosts[1] == "*.example.org"
+    for wrong in ("http://api.example.org", "api.example.org:443", "*x", "a..b", "[::1]", "a/b", "*.*.b", "."):
+        assert "is no name such as" in refusal(allowed_hosts=wrong)
+
+
+def test_proxies_that_are_believed_are_addresses_and_networks() -> None:
+    for right in ("127.0.0.1", "*", "", "10.0.0.0/8, 2001:db8::/32,::1"):
+        assert settings(forwarded_allow_ips=right).forwarded_allow_ips == right
+    for wrong in ("nginx", "10.0.0.5/8", "127.0.0.1,", "*,127.0.0.1", "127.0.0.1 10.0.0.1"):
+        assert "is no address and no network" in refusal(forwarded_allow_ips=wrong)
+
+
 def test_aliases_of_models_are_patterns_in_order() -> None:
     given = settings(model_aliases="claude-3*=claude-a, *opus*=claude-b", models="claude-c")
     assert given.aliases_of_models == (("claude-3*", "claude-a"), ("*opus*", "claude-b"))

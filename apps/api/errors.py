@@ -6,7 +6,8 @@ ApiError
 ├── NotFound                404 *_not_found
 ├── Unauthorized            401 authentication_required, invalid_api_key
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
-│                               key_is_bound, mcp_command_not_permitted, address_not_permitted
+│                               key_is_bound, mcp_command_not_permitted, address_not_permitted,
+│                               origin_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy

@@ -16,8 +16,9 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from slowapi import Limiter
-from slowapi.util import get_remote_address
+from starlette.requests import Request
 
+from apps.api import addresses
 from apps.api.errors import RateLimited
 from apps.api.redis import LIMITS_CONNECTIONS, REDIS_ERRORS, Outage, pool_of
 from apps.api.settings import Settings
@@ -26,9 +27,14 @@ DEFAULTS: dict[str, Any] = {name: field.default for name, field in Settings.mode
 """Of each setting, for documents that say a limit of the server."""
 
 PUBLIC_LIMIT = "600/minute"
-"""Requests per minute and address to routes that need no key."""
+"""Requests per minute and address, of IPv6 and network, to routes that need no key."""
 
-public_limiter = Limiter(key_func=get_remote_address, storage_uri="memory://", headers_enabled=False)
+
+def _client(request: Request) -> str:
+    return addresses.household(addresses.read(request.client.host if request.client else None))
+
+
+public_limiter = Limiter(key_func=_client, storage_uri="memory://", headers_enabled=False)
 
 
 Counted = Literal["prompt", "lookup"]

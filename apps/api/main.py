@@ -40,7 +40,7 @@ from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubtful
-from apps.api.web import errors, health, index, metrics, playground, ports
+from apps.api.web import errors, health, hosts, index, metrics, playground, ports
 from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
 from apps.api.web.opened import Opened
@@ -94,6 +94,8 @@ def create_app(settings: Settings) -> FastAPI:
     _mount(app, settings.root_dialect)
     if settings.playground:
         app.include_router(playground.router)
+    if names := hosts.names_of(settings):
+        app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app

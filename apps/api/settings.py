@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
     anonymous_in_production: bool = False
+    allowed_hosts: CommaList[str] = ()
 
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
@@ -158,6 +159,24 @@ class Settings(BaseSettings):
             except ValueError as error:
                 if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", entry) or "/" in entry:
                     raise ValueError(f"{entry!r} is no host, host:port, address or network") from error
+        return value
+
+    @field_validator("allowed_hosts", mode="after")
+    @classmethod
+    def _check_allowed_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", entry):
+                raise ValueError(f"{entry!r} is no name such as api.example.org or *.example.org, without a port")
+        return value
+
+    @field_validator("forwarded_allow_ips", mode="after")
+    @classmethod
+    def _check_forwarded_allow_ips(cls, value: str) -> str:
+        for entry in value.split(",") if value not in ("", "*") else ():
+            try:
+                ip_network(entry.strip())
+            except ValueError as error:  # uvicorn would take it for the name of a client, which none has
+                raise ValueError(f"{entry.strip()!r} is no address and no network such as 10.1.0.0/16") from error
         return value
 
     @field_validator("encryption_keys", mode="after")

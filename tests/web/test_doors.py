@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from inspect import iscoroutinefunction
@@ -12,12 +13,13 @@ from uuid import UUID
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from apps.api.dialects.native.routes import routers as native
-from apps.api.main import DIALECTS
+from apps.api.main import DIALECTS, create_app
+from apps.api.settings import Settings
 from apps.api.web.doors import Route, _calls
 from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet, Shared
@@ -152,6 +154,56 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
                 assert isinstance(route, Route), route.path
                 asking += 1
     assert asking > 50
+
+
+OPEN = {
+    *("/", "/health", "/health/live", "/health/ready", "/api/v1/health", "/metrics", "/playground"),
+    *("/openapi.json", "/docs", "/docs/oauth2-redirect"),  # with DEBUG
+    *("/compat/code-server/", "/compat/code-server/health", "/compat/execute-server/"),
+}
+"""Paths that need no key."""
+
+
+def table() -> tuple[list[tuple[str, str]], list[str]]:
+    """Method and path of every route of a server, and the paths of its WebSockets, ids filled in."""
+    http, sockets = list[tuple[str, str]](), list[str]()
+    for route in iter_route_contexts(create_app(Settings(_env_file=None, debug=True)).routes):
+        assert route.path is not None
+        path = re.sub(r"{\w+(:path)?}", str(UUID(int=1)), route.path.replace("{port}", "3000"))
+        if isinstance(route.route, APIWebSocketRoute):
+            sockets.append(path)
+        else:
+            http += [(method, path) for method in sorted(route.methods or ())]
+    return http, sockets
+
+
+async def test_every_route_that_needs_a_key_refuses_strangers_before_any_of_a_body_has_come(fleet: Fleet) -> None:
+    http, _ = table()
+    refused, let_in = 0, set[str]()
+    for method, path in http:
+        for key in ("", "X-API-Key: cak_nobody", "Authorization: Bearer cak_nobody"):
+            lines = (f"{method} {path} HTTP/1.1", "Host: x", "Content-Length: 7000000", *filter(None, [key]), "", "")
+            async with wire(fleet) as (reader, writer):
+                writer.write("\r\n".join(lines).encode())
+                answered = await reader.readuntil(b"\r\n\r\n")
+            if b" 401 " in answered:
+                assert b"connection: close" in answered.lower()
+                refused += 1
+            else:
+                let_in.add(path)
+    assert let_in == OPEN
+    assert refused > 3 * 80
+
+
+async def test_every_websocket_refuses_wrong_keys_in_its_handshake(fleet: Fleet) -> None:
+    _, sockets = table()
+    assert len(sockets) == 2
+    base = fleet[0].url.replace("http://", "ws://")
+    for path in sockets:
+        with pytest.raises(InvalidStatus) as refused:
+            async with asyncio.timeout(PATIENCE):
+                await connect(base + path, additional_headers={"X-API-Key": "cak_nobody"})
+        assert refused.value.response.status_code == 401, path
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ async def test_what_is_kept_in_mind_has_a_size(door: Entrance, db: Database, mon
         await shown(door, wrong(number), addresses.read(f"10.1.1.{number}"))
     for _ in range(20):
         assert await shown(door, (await a_key(db)).secret) == "ok"
-    assert max(map(len, (door._failures, door._wrong, door._right))) <= 10
+    assert max(len(door._failures), len(door._wrong), len(door._right)) <= 10
 
 
 async def test_more_than_may_wait_are_told_to_come_again(door: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ async def test_what_an_older_release_has_cached_is_no_key_without_networks(
     secret = (await a_key(db, networks=["192.0.2.0/24"])).secret
     assert await shown(door, secret) == "ok"
     [name] = [key async for key in redis.client.scan_iter(f"{redis.keys.prefix}key:*")]
-    cached = json.loads(await redis.client.get(name))
+    cached = json.loads(await redis.client.get(name) or b"")
     del cached["networks"]
     await redis.client.set(name, json.dumps(cached))
     assert await shown(door, secret, THERE) == "address_not_permitted"
@@ -376,7 +376,7 @@ async def test_wrong_keys_on_websockets_are_limited(limited: Fleet, handshake: b
                 with suppress(ConnectionClosed):
                     await socket.recv()
                 assert socket.close_code == 4000 + told["status"]
-                return int(socket.close_code)
+                return int(socket.close_code or 0)
         except InvalidStatus as refused:
             return refused.response.status_code
 

@@ -118,6 +118,13 @@ async def test_whoever_shares_a_balancers_address_does_not_take_the_fleet_down(n
 
 async def test_the_public_limit_is_per_client_behind_a_trusted_proxy(nobody: httpx.AsyncClient) -> None:
     assert await statuses(nobody, "/playground", 610, "192.0.2.2") == {200, 429}
+    assert await statuses(nobody, "/playground", 10, "192.0.2.3") == {200}
+
+
+async def test_a_network_of_ipv6_has_one_public_limit(nobody: httpx.AsyncClient) -> None:
+    assert await statuses(nobody, "/playground", 610, "2001:db8:5::1") == {200, 429}
+    assert await statuses(nobody, "/playground", 10, "2001:db8:5::2:1:1:1") == {429}
+    assert await statuses(nobody, "/playground", 10, "2001:db8:5:1::1") == {200}
     assert await statuses(nobody, "/playground", 1, "192.0.2.3") == {200}
 
 

@@ -15,6 +15,7 @@ from apps.api.core.context import Core
 from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
 from apps.api.web.entrance import address_of
+from apps.api.web.hosts import require_own_origin
 from apps.api.web.route import caller_of, instance_of
 
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
@@ -37,10 +38,11 @@ async def identify(request: Request, *, guests: bool) -> Principal:
 
     Raises:
         Unauthorized, RateLimited: it is nobody.
-        Forbidden: as `may_touch`, and `address_not_permitted`.
+        Forbidden: as `may_touch`, `address_not_permitted`, and of guests `origin_not_permitted`.
     """
     key, instance = presented_key(request), instance_of(request)
     if not key and guests and instance.anonymous:
+        require_own_origin(request)
         caller = await instance.entrance.guest(instance.anonymous, address_of(request))
     else:
         caller = await caller_of(request, key)
