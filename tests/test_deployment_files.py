@@ -9,7 +9,7 @@ import threading
 import tomllib
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -283,12 +283,12 @@ def test_the_lowest_version_that_a_dependency_may_have_is_the_one_that_the_tests
 
 def test_the_instances_believe_nginx_alone_when_it_says_who_asks(compose: dict[str, Any]) -> None:
     services, [pool] = compose["services"], compose["networks"]["edge"]["ipam"]["config"]
-    nginx = ip_address(services["nginx"]["networks"]["edge"]["ipv4_address"])
+    nginx = IPv4Address(services["nginx"]["networks"]["edge"]["ipv4_address"])
     assert services["api"]["environment"]["FORWARDED_ALLOW_IPS"] == str(nginx)
-    others = ip_network(pool["ip_range"])
-    assert nginx in ip_network(pool["subnet"])
+    others, subnet = IPv4Network(pool["ip_range"]), IPv4Network(pool["subnet"])
+    assert nginx in subnet
     assert nginx not in others
-    assert others.subnet_of(ip_network(pool["subnet"]))
+    assert others.subnet_of(subnet)
     told = re.findall(r"proxy_set_header X-Forwarded-For (.+);", (ROOT / "deploy/nginx.conf").read_text())
     assert told == ["$remote_addr"]
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 from apps.api import migrate, roles
 from apps.api.db import Database, connect
@@ -91,6 +92,45 @@ FORBIDDEN = {
     "a setting of the server": "ALTER SYSTEM SET archive_command = 'true'",
     "a setting of the database": "ALTER DATABASE postgres SET search_path = mine",
     "a library": "LOAD '/tmp/mine.so'",
+    "a sequence": "CREATE SEQUENCE mine",
+    "a type": "CREATE TYPE mine AS (a int)",
+    "a domain": "CREATE DOMAIN mine AS int",
+    "a materialized view": "CREATE MATERIALIZED VIEW mine AS SELECT 1",
+    "a procedure": "CREATE PROCEDURE mine() LANGUAGE sql AS 'SELECT 1'",
+    "an operator": "CREATE OPERATOR <<<>>> (PROCEDURE = int4eq, LEFTARG = int, RIGHTARG = int)",
+    "a language": "CREATE LANGUAGE mine HANDLER plpgsql_call_handler",
+    "a wrapper": "CREATE FOREIGN DATA WRAPPER mine",
+    "an event trigger": "CREATE EVENT TRIGGER mine ON ddl_command_start EXECUTE FUNCTION deliver_run()",
+    "a publication": "CREATE PUBLICATION mine FOR ALL TABLES",
+    "a tablespace": "CREATE TABLESPACE mine LOCATION '/tmp'",
+    "no column": "ALTER TABLE api_keys DROP secret_hash",
+    "no constraint": "ALTER TABLE api_keys DROP CONSTRAINT api_keys_scopes_check",
+    "another type of a column": "ALTER TABLE events ALTER data TYPE text",
+    "another name": "ALTER TABLE events RENAME TO mine",
+    "no trigger at all": "DROP TRIGGER runs_deliver_new ON runs",
+    "no function": "DROP FUNCTION deliver_run()",
+    "a function that acts as its owner": "ALTER FUNCTION deliver_run() SECURITY DEFINER",
+    "no schema": "DROP SCHEMA public CASCADE",
+    "no schema by another name": "ALTER SCHEMA public RENAME TO mine",
+    "no database": "DROP DATABASE template1",
+    "what the owner has": "REASSIGN OWNED BY postgres TO CURRENT_USER",
+    "nothing of the owner's": "DROP OWNED BY postgres",
+    "a policy": "CREATE POLICY mine ON runs USING (true)",
+    "row security": "ALTER TABLE runs ENABLE ROW LEVEL SECURITY",
+    "a role to be": "GRANT pg_execute_server_program TO CURRENT_USER",
+    "the password of the owner": "ALTER ROLE postgres PASSWORD 'mine'",
+    "an index to be rebuilt": "REINDEX TABLE runs",
+    "a table of a file": "COPY webhooks FROM '/etc/passwd'",
+    "a file's bytes": "SELECT pg_read_binary_file('/etc/passwd')",
+    "a directory": "SELECT pg_ls_dir('/')",
+    "a file's size": "SELECT pg_stat_file('/etc/passwd')",
+    "the server's log": "SELECT pg_ls_logdir()",
+    "a file of a large object": "SELECT lo_export(1, '/tmp/mine')",
+    "the files of settings": "SELECT * FROM pg_hba_file_rules",
+    "other settings read again": "SELECT pg_reload_conf()",
+    "the owner's connections": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+    "a replication slot": "SELECT pg_create_physical_replication_slot('mine')",
+    "a backup": "SELECT pg_backup_start('mine')",
 }
 
 
@@ -134,6 +174,28 @@ async def test_fleets_of_the_tests_run_with_it(fleet: Fleet) -> None:
     assert "database.role" not in "".join(instance.log.read_text() for instance in fleet.instances)
     session = await fleet[0].session()
     assert (await fleet[0].ask(session, "run echo of the role that serves"))["status"] == "succeeded"
+
+
+async def test_it_owns_nothing_and_cannot_migrate_by_itself(fresh: Settings) -> None:
+    """What migrations make is the owner's: the role that serves neither has them nor could have run them."""
+    alone = changed(fresh, database_owner_url=None)
+    name, password = roles._login(fresh)
+    async with administrator(fresh) as admin:
+        literal = await admin.fetchval("SELECT quote_literal($1::text)", password)
+        await admin.execute(f"CREATE ROLE {roles.quoted(name)} LOGIN PASSWORD {literal}")
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            await migrate.upgrade(alone)
+        await migrate.upgrade(fresh)
+        owned = "SELECT count(*) FROM pg_shdepend WHERE refobjid = $1::regrole AND deptype = 'o'"
+        assert await admin.fetchval(owned, roles.quoted(name)) == 0
+        owners = await admin.fetch(
+            "SELECT DISTINCT pg_get_userbyid(o) FROM (SELECT relowner o FROM pg_class WHERE relnamespace ="
+            " 'public'::regnamespace UNION SELECT proowner FROM pg_proc WHERE pronamespace = 'public'::regnamespace) x"
+        )
+        assert [row[0] for row in owners] == [await admin.fetchval("SELECT current_user")]
+        await admin.execute("UPDATE schema_revision SET version_num = '0001'")
+        with pytest.raises(ProgrammingError, match=r"must be owner|permission denied"):
+            await migrate.upgrade(alone)
 
 
 # --- how it comes to be --------------------------------------------------------------------------------------------

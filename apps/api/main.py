@@ -240,6 +240,7 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
     metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
     metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed
+    metrics.outbound_calls(core.outbound.calls)
     metrics.DROPPED.read = lambda: core.publisher.dropped
 
 

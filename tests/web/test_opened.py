@@ -20,6 +20,7 @@ from apps.api.redis import Redis
 from apps.api.settings import Settings
 from apps.api.shares import Kind, table
 from apps.api.web.opened import Held, Opened
+from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Sse, events_of
 from tests.sockets import open_socket
 
@@ -255,3 +256,34 @@ async def test_streams_of_older_servers_end_in_their_own_words(fleet: Fleet, pat
                     await fleet[0].post(f"/admin/keys/{key_id}/revoke")
     assert [line["type"] for line in lines[-2:]] == ["error", "done"]
     assert "not valid any more" in lines[-2]["error"]
+
+
+CHANGES: list[tuple[dict[str, Any] | None, str, int]] = [
+    (None, "invalid_api_key", 4401),
+    ({"expires_at": "2001-01-01T00:00:00Z"}, "invalid_api_key", 4401),
+    ({"profiles": ["readonly"]}, "profile_not_permitted", 4403),
+    ({"networks": ["192.0.2.0/24"]}, "address_not_permitted", 4403),
+]
+"""What is changed of a key, None being its revocation; the code by which a stream ends, and that of a WebSocket."""
+
+
+async def test_what_is_open_ends_with_its_key_where_redis_is_away_too(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(2, REDIS_URL="redis://127.0.0.1:1/0")
+    tenant = await a_tenant(fleet[0])
+    for change, code, close_code in CHANGES:
+        headers, key_id = await a_key_of(fleet[0], tenant)
+        session = (await fleet[1].post("/sessions", {}, headers=headers)).json()["session_id"]
+        async with (
+            asyncio.timeout(PATIENCE),
+            following(fleet[1], session, headers) as events,
+            open_socket(fleet[1], headers) as socket,
+        ):
+            await socket.ask("follow", session_id=session)
+            if change is None:
+                done = await fleet[0].post(f"/admin/keys/{key_id}/revoke")
+            else:
+                done = await fleet[0].client.patch(f"/api/v1/admin/keys/{key_id}", json=change)
+            assert done.status_code == 200, done.text
+            last = [event async for event in events][-1]
+            assert (last.event, last.data["code"]) == ("error", code)
+            assert await socket.closed() == close_code

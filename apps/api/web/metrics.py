@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from apps.api.core.network.calls import KINDS, Calls
 from apps.api.core.tasks import Loop
 from apps.api.core.tenant.model_calls import Call
 from apps.api.core.tenant.usage import TOKENS
@@ -29,6 +31,13 @@ CLOCK = Gauge(
     "clock_offset_seconds", "By which the clock of this machine is ahead of the database's.", registry=REGISTRY
 )
 UNFIT = Gauge("instance_unfit", "What the host of this instance lacks to run agents, see /health.", registry=REGISTRY)
+OUTBOUND = Counter(
+    "outbound_calls_total",
+    "What this instance did outside for tenants: webhooks, hooks, checks of addresses, names, clones.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+OUTBOUND_OPEN = Gauge("outbound_calls_open", "Those that are under way.", ["kind"], registry=REGISTRY)
 MODEL_CALLS = Counter(
     "model_calls_total",
     "Calls of agents to the model by status of the answer, 0 when none came.",
@@ -52,6 +61,13 @@ def model_call(call: Call) -> None:
         MODEL_FIRST_BYTE.labels(call.kind).observe(call.first_byte_seconds)
     for name in TOKENS:
         MODEL_TOKENS.labels(name.removesuffix("_tokens")).inc(getattr(call.used, name))
+
+
+def outbound_calls(calls: Calls) -> None:
+    """Tell of these from now on."""
+    calls.observe = lambda kind, outcome: OUTBOUND.labels(kind, outcome).inc()
+    for kind in KINDS:
+        OUTBOUND_OPEN.labels(kind).set_function(partial(calls.open.__getitem__, kind))
 
 
 class Total(Collector):

@@ -19,7 +19,10 @@ from uuid import UUID
 
 import httpcore2
 
+from apps.api.core.network.calls import Calls, Failed, Kind, Refused
 from apps.api.core.network.resolver import Resolver, Unresolved
+
+__all__ = ["Answer", "Failed", "Outbound", "Refused", "is_public"]
 
 MAX_ANSWER_BYTES = 64 * 1024
 
@@ -44,14 +47,6 @@ _SPECIAL = tuple(
 )
 
 _HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
-
-
-class Refused(Exception):
-    """The target is not one that this server connects to. The message may be shown to tenants."""
-
-
-class Failed(Exception):
-    """No answer, or none that counts. The message may be shown to tenants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +80,15 @@ class Outbound:
         allow: exceptions, as in OUTBOUND_ALLOW: `host`, `host:port`, an address or a network (CIDR).
         nameservers: `address` or `address:port` of each that is asked; without any those of the system.
 
-    Calls take the tenant whose target it is: how many names are looked up at the same time is bounded for each.
+    Calls take the tenant whose target it is: how many are under way at the same time is bounded for each, as is how
+    many names are looked up.
+
+    Attributes:
+        calls: counts and bounds them; for those that others make, too.
     """
 
     def __init__(self, allow: Iterable[str] = (), nameservers: Sequence[str] = ()) -> None:
+        self.calls = Calls()
         self._resolver = Resolver(nameservers)
         self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._names: set[str] = set()
@@ -106,7 +106,8 @@ class Outbound:
     async def check_url(self, url: str, tenant_id: UUID | None = None) -> None:
         """Whether `post` would connect to this URL, without connecting. Raises Refused, Failed."""
         parts = urlsplit(url)
-        await self.resolve(parts.hostname or "", _port(parts), tenant_id)
+        with self.calls.counted("lookup"):
+            await self.resolve(parts.hostname or "", _port(parts), tenant_id)
 
     async def reach(self, url: str, timeout: float, tenant_id: UUID | None = None) -> None:
         """Connect within `timeout` seconds, and hang up without a word.
@@ -115,9 +116,9 @@ class Outbound:
             Refused: the target's address is not allowed.
             Failed: no connection.
         """
-        parts = urlsplit(url)
+        parts, until = urlsplit(url), asyncio.get_running_loop().time() + timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with self.calls.one("check", tenant_id, timeout), asyncio.timeout_at(until):
                 stream = await _Guarded(self, tenant_id).connect_tcp(parts.hostname or "", _port(parts))
                 await stream.aclose()
         except TimeoutError as error:
@@ -145,7 +146,13 @@ class Outbound:
         return is_public(address) or any(address in network for network in self._networks)
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float, tenant_id: UUID | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeout: float,
+        tenant_id: UUID | None = None,
+        kind: Kind = "webhook",
     ) -> Answer:
         """POST within `timeout` seconds, over a connection of its own. The URL was checked to be http or https.
 
@@ -153,6 +160,18 @@ class Outbound:
             Refused: the target's address is not allowed.
             Failed: no connection, no answer in time, or one that is too large.
         """
+        until = asyncio.get_running_loop().time() + timeout
+        try:
+            async with self.calls.one(kind, tenant_id, timeout) as call, asyncio.timeout_at(until):
+                answer = await self._post(url, headers, body, tenant_id)
+                call.outcome = "ok" if answer.accepted else "rejected"
+                return answer
+        except TimeoutError as error:
+            raise Failed(f"no answer within {timeout:g} s") from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
+            raise Failed(_reason(error)) from error
+
+    async def _post(self, url: str, headers: Mapping[str, str], body: bytes, tenant_id: UUID | None) -> Answer:
         parts = urlsplit(url)
         host, port = parts.hostname or "", _port(parts)
         scheme = parts.scheme.encode()
@@ -170,13 +189,9 @@ class Outbound:
             network_backend=guarded,
         )
         try:
-            async with asyncio.timeout(timeout), connection:
+            async with connection:
                 response = await connection.handle_async_request(request)
                 return Answer(response.status, await _read(response))
-        except TimeoutError as error:
-            raise Failed(f"no answer within {timeout:g} s") from error
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
-            raise Failed(_reason(error)) from error
         finally:
             await guarded.hang_up()
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import aiodns
+
+from apps.api.core.network.calls import Places
 
 if TYPE_CHECKING:
     from pycares import AddrInfoResult
@@ -43,8 +44,7 @@ class Resolver:
     def __init__(self, nameservers: Sequence[str] = ()) -> None:
         self._nameservers = nameservers
         self._dns: aiodns.DNSResolver | None = None
-        # Held by whoever has or wants a turn, so that nothing is kept of tenants without lookups.
-        self._turns: WeakValueDictionary[UUID | None, asyncio.Semaphore] = WeakValueDictionary()
+        self._turns = Places()
 
     async def addresses(self, host: str, tenant_id: UUID | None = None) -> list[str]:
         """All addresses of a host, best first; of an address, in any spelling, itself. Raises Unresolved."""
@@ -52,9 +52,7 @@ class Resolver:
             return [str(found)]
         if not host or not host.isprintable():  # a NUL would end the name for c-ares only
             raise Unresolved("no name")
-        turns = self._turns.get(tenant_id)
-        if turns is None:
-            self._turns[tenant_id] = turns = asyncio.Semaphore(MAX_LOOKUPS)
+        turns = self._turns.of(tenant_id, MAX_LOOKUPS)
         try:
             async with asyncio.timeout(SECONDS):
                 await turns.acquire()

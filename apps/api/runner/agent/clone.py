@@ -70,9 +70,10 @@ async def provide(core: Core, claim: Claim, writer: Writer) -> None:
         told = {"repository": repository.url, "ref": repository.ref}
         await writer.append(Event("status", {"status": "cloning", **told}, claim.run_id))
         try:
-            source = await repositories.resolve(core, claim.tenant_id, repository)
-            git = Git(source, draft, CLONE_SECONDS, settings.max_repository_bytes)
-            commit = await git.clone()
+            async with core.outbound.calls.one("clone", claim.tenant_id, CLONE_SECONDS):
+                source = await repositories.resolve(core, claim.tenant_id, repository)
+                git = Git(source, draft, CLONE_SECONDS, settings.max_repository_bytes)
+                commit = await git.clone()
             await core.blocking.starts.run(workspaces.publish, settings, claim.session_id, git.files)
         finally:
             await core.blocking.starts.run(workspaces.put_away, settings, draft)

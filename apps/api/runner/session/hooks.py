@@ -211,7 +211,8 @@ class Hooks:
             headers |= signing.headers([secret], message_id, int(now.timestamp()), body)
         except ValueError as error:
             raise Failed(f"its secret cannot sign: {error}") from error
-        got = await self._core.outbound.post(hook.url, headers, body, hook.timeout_seconds, self._writer.tenant_id)
+        tenant_id = self._writer.tenant_id
+        got = await self._core.outbound.post(hook.url, headers, body, hook.timeout_seconds, tenant_id, "hook")
         if not got.accepted:
             raise Failed(f"it answered {got.status}")
         try:
