@@ -20,7 +20,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from apps.api import __version__, addresses, keys, migrate
+from apps.api import __version__, addresses, audit, keys, migrate
 from apps.api.core.config import profiles
 from apps.api.core.network import default_model
 from apps.api.db import Database
@@ -166,6 +166,11 @@ def doctor(data_dir: DataDir = Path(".data")) -> None:
         typer.echo(f"{check.verdict:<5} {check.subject:<14} {check.finding}")
         failed |= check.verdict == "FAIL"
     sys.exit(1 if failed else 0)
+
+
+@keys_app.callback()
+def _by_hand() -> None:
+    audit.ACTING.set(audit.CLI)
 
 
 @keys_app.command("create")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from apps.api import audit
 from apps.api.auth import SCOPES, forget_cached, hash_of, listed, prefix_of
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
@@ -50,7 +51,11 @@ async def list_tenants(db: Database, *, limit: int, after: str | None) -> list[T
 async def create_tenant(db: Database, name: str) -> Tenant:
     """Make a tenant without keys. Raises Conflict `name_in_use`."""
     try:
-        row = await db.pool.fetchrow("INSERT INTO tenants (name) VALUES ($1) RETURNING id, name, created_at", name)
+        async with db.transaction() as connection:
+            row = await connection.fetchrow(
+                "INSERT INTO tenants (name) VALUES ($1) RETURNING id, name, created_at", name
+            )
+            await audit.note(connection, "tenant.created", row["id"])
     except asyncpg.UniqueViolationError as error:
         raise Conflict(f"A tenant of the name {name} exists.", code="name_in_use") from error
     return Tenant(**dict(row), keys=0)
@@ -96,7 +101,19 @@ def new_secret() -> str:
     return f"cak_{secrets.token_urlsafe(32)}"
 
 
-_TENANT = "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id"
+# xmax is 0 in a row that this very statement has inserted.
+_TENANT = """
+INSERT INTO tenants (name) VALUES ($1) ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING id, xmax = 0 AS new
+"""
+
+
+async def _ensure_tenant(connection: asyncpg.Connection, name: str) -> UUID:
+    row = await connection.fetchrow(_TENANT, name)
+    tenant_id: UUID = row["id"]
+    if row["new"]:
+        await audit.note(connection, "tenant.created", tenant_id)
+    return tenant_id
 
 
 async def create_key(
@@ -127,21 +144,20 @@ async def create_key(
         expires_at = await db.pool.fetchval("SELECT now() + make_interval(days => $1)", expires_in_days)
     try:
         async with db.transaction() as connection:
-            tenant_id = await connection.fetchval(_TENANT, tenant)
+            tenant_id = await _ensure_tenant(connection, tenant)
+            bound = (list(of) if of else None for of in (profiles, networks))
+            given = (name, list(scopes), *bound, prompts_per_minute, expires_at)
             await connection.execute(
-                "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes, expires_at, profiles,"
-                " networks, prompts_per_minute) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                f"INSERT INTO api_keys (id, tenant_id, secret_hash, prefix, {', '.join(_COLUMNS)})"  # noqa: S608 - ours
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                 key_id,
                 tenant_id,
-                name,
-                prefix,
                 hash_of(secret),
-                list(scopes),
-                expires_at,
-                list(profiles) if profiles else None,
-                list(networks) if networks else None,
-                prompts_per_minute,
+                prefix,
+                *given,
             )
+            told = dict(zip(_COLUMNS, _told(given), strict=True))
+            await audit.note(connection, "key.created", tenant_id, key_id, prefix=prefix, **told)
     except asyncpg.CheckViolationError as error:
         raise ValueError("a tenant's name is 1 to 63 letters, digits, dots, dashes or underscores") from error
     except asyncpg.UniqueViolationError as error:
@@ -172,16 +188,18 @@ async def ensure_anonymous_key(db: Database, tenant: str) -> str:
     limits like every key.
     """
     async with db.transaction() as connection:
-        tenant_id = await connection.fetchval(_TENANT, tenant)
+        tenant_id = await _ensure_tenant(connection, tenant)
         no_hash = f"anonymous:{tenant_id}".ljust(64, ":")
-        await connection.execute(
+        key_id = await connection.fetchval(
             "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)"
-            " VALUES ($1, $2, 'anonymous', '-', $3, $4) ON CONFLICT (secret_hash) DO NOTHING",
+            " VALUES ($1, $2, 'anonymous', '-', $3, $4) ON CONFLICT (secret_hash) DO NOTHING RETURNING id",
             uuid4(),
             tenant_id,
             no_hash,
             list(USUAL_SCOPES),
         )
+        if key_id is not None:
+            await audit.note(connection, "key.created", tenant_id, key_id, name="anonymous", scopes=USUAL_SCOPES)
     return no_hash
 
 
@@ -224,14 +242,17 @@ def _info(fields: dict[str, Any]) -> KeyInfo:
 
 async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
     """Make a key invalid: at once where Redis can be reached, else within a quarter of a lease. False when unknown."""
-    row = await db.pool.fetchrow(
-        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1"
-        " RETURNING secret_hash, previous_hash",
-        key_id,
-    )
-    if row is None:
-        return False
-    await forget_cached(db, redis, *row.values())
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "SELECT tenant_id, name, revoked_at, secret_hash, previous_hash FROM api_keys WHERE id = $1 FOR UPDATE",
+            key_id,
+        )
+        if row is None:
+            return False
+        if row["revoked_at"] is None:
+            await connection.execute("UPDATE api_keys SET revoked_at = now() WHERE id = $1", key_id)
+            await audit.note(connection, "key.revoked", row["tenant_id"], key_id, name=row["name"])
+    await forget_cached(db, redis, row["secret_hash"], row["previous_hash"])
     return True
 
 
@@ -245,15 +266,24 @@ async def change_key(db: Database, redis: Redis, key_id: UUID, changes: Mapping[
     """
     fields = [name for name in _COLUMNS if name in changes]
     sets = ", ".join(f"{name} = ${number}" for number, name in enumerate(fields, 2))
-    row = await db.pool.fetchrow(
-        f"UPDATE api_keys SET {sets} WHERE id = $1 AND revoked_at IS NULL"  # noqa: S608 - our names
-        " RETURNING secret_hash, previous_hash",
-        key_id,
-        *(changes[name] for name in fields),
-    )
+    values = [changes[name] for name in fields]
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            f"UPDATE api_keys SET {sets} WHERE id = $1 AND revoked_at IS NULL"  # noqa: S608 - our names
+            " RETURNING tenant_id, secret_hash, previous_hash",
+            key_id,
+            *values,
+        )
+        if row is not None:
+            told = dict(zip(fields, _told(values), strict=True))
+            await audit.note(connection, "key.changed", row["tenant_id"], key_id, **told)
     if row is None:
         raise await _missing(db, key_id)
-    await forget_cached(db, redis, *row.values())
+    await forget_cached(db, redis, row["secret_hash"], row["previous_hash"])
+
+
+def _told(values: Iterable[Any]) -> list[Any]:
+    return [value.isoformat() if isinstance(value, datetime) else value for value in values]
 
 
 async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: float) -> CreatedKey:
@@ -266,7 +296,9 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
     secret = new_secret()
     async with db.transaction() as connection:
         before = await connection.fetchrow(
-            "SELECT secret_hash, previous_hash FROM api_keys WHERE id = $1 AND revoked_at IS NULL FOR UPDATE", key_id
+            "SELECT tenant_id, secret_hash, previous_hash FROM api_keys"
+            " WHERE id = $1 AND revoked_at IS NULL FOR UPDATE",
+            key_id,
         )
         if before is not None:
             tenant = await connection.fetchval(
@@ -278,9 +310,11 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
                 prefix_of(secret),
                 overlap_seconds,
             )
+            told = {"prefix": prefix_of(secret), "overlap_seconds": overlap_seconds}
+            await audit.note(connection, "key.rotated", before["tenant_id"], key_id, **told)
     if before is None:
         raise await _missing(db, key_id)
-    await forget_cached(db, redis, *before.values())
+    await forget_cached(db, redis, before["secret_hash"], before["previous_hash"])
     return CreatedKey(key_id, tenant, prefix_of(secret), secret)
 
 

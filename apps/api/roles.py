@@ -23,6 +23,9 @@ from apps.api.settings import Settings
 ROWS = "SELECT, INSERT, UPDATE, DELETE"
 """What serving does to tables."""
 
+APPEND_ONLY = ("audit_log",)
+"""Tables whose rows it adds and reads, and neither changes nor removes."""
+
 ITERATIONS = 4096
 """Of SCRAM, where the server has no setting for it (before PostgreSQL 16): what it uses itself."""
 
@@ -66,6 +69,7 @@ async def provide(owner: asyncpg.Connection, settings: Settings) -> None:
     tables = ", ".join(f"{schema}.{quoted(table)}" for table in Base.metadata.tables)
     for statement in (
         f"GRANT {ROWS} ON {tables} TO {role}",
+        *(f"REVOKE UPDATE, DELETE ON {schema}.{table} FROM {role}" for table in APPEND_ONLY),
         f"REVOKE ALL ON {schema}.schema_revision FROM {role}",
         f"GRANT SELECT ON {schema}.schema_revision TO {role}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT {ROWS} ON TABLES TO {role}",

@@ -18,7 +18,7 @@ from apps.api.core.fleet import cancellation, claims, commands, instances, owner
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
-from apps.api.core.sessions import outcome, requests, runs, sessions
+from apps.api.core.sessions import deletion, outcome, requests, runs, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.sessions.requests import Asked
 from apps.api.core.tenant import deliveries
@@ -249,7 +249,7 @@ async def test_cancelling_and_deleting_cost_what_goes(large: Large) -> None:
     world = large.world
     run = await world.queue(session(300))
     assert await large.cost(cancellation.cancel(world.core(), world.tenant_id, run.run_id)) < BOUND
-    assert await large.cost(sessions.delete(world.db, world.tenant_id, session(300))) < BOUND
+    assert await large.cost(deletion.delete(world.db, world.tenant_id, session(300))) < BOUND
     delete = "DELETE FROM {} WHERE id = $1"
     run_id = await world.one("SELECT id FROM runs WHERE session_id = $1", session(301))
     assert await large.cost(world.db.pool.execute(delete.format("runs"), run_id)) < BOUND

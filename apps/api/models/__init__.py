@@ -15,6 +15,7 @@ from apps.api.models.agents import (
     Skill,
     Usage,
 )
+from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.sessions import (
     ApiKey,
@@ -35,6 +36,7 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "ApiKey",
+    "AuditLine",
     "Base",
     "Catalog",
     "Command",

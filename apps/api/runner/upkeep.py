@@ -16,7 +16,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Waiting
-from apps.api.core.sessions import sessions, workspaces
+from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
 from apps.api.core.tenant import deliveries
 from apps.api.runner.worker import Worker
@@ -96,6 +96,6 @@ class Upkeep:
         await removal.run(workspaces.discard_forgotten, settings)
         await removal.run(self._worker.scratch.sweep)
         present = await removal.run(workspaces.present, settings)
-        for session_id in await sessions.deleted_among(self._core.db, present):
+        for session_id in await deletion.deleted_among(self._core.db, present):
             with loop.one(session_id):
                 await removal.run(workspaces.remove, settings, session_id)

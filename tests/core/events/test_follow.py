@@ -25,7 +25,7 @@ from apps.api.core.events.relay import MAX_COMMAND_BYTES, MAX_PENDING_BYTES, Pub
 from apps.api.core.events.replay import Followed
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion
 from apps.api.core.tasks import Loop
 from apps.api.db import Database
 from apps.api.dialects.compat.code_server.translate import Lines
@@ -502,7 +502,7 @@ async def test_a_deletion_that_is_published_ends_the_readers(world: World, relay
     _, claim, _ = await world.owned(relay.publisher)
     reader = asyncio.create_task(follow_until_deleted(relay, claim))
     await until(lambda: relay.followers.count == 1)
-    await sessions.delete(world.db, world.tenant_id, claim.session_id)
+    await deletion.delete(world.db, world.tenant_id, claim.session_id)
     relay.publisher.notify(world.redis.keys.channel(world.tenant_id, claim.session_id), DELETED)
     with pytest.raises(SessionDeleted):
         await reader
@@ -514,7 +514,7 @@ async def test_a_deletion_that_nobody_published_ends_the_readers_too(world: Worl
         _, claim, _ = await world.owned(relay.publisher)
         reader = asyncio.create_task(follow_until_deleted(relay, claim))
         await until(lambda: relay.followers.count == 1)
-        await sessions.delete(world.db, world.tenant_id, claim.session_id)
+        await deletion.delete(world.db, world.tenant_id, claim.session_id)
         with pytest.raises(SessionDeleted):
             await reader
 

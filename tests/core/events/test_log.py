@@ -12,7 +12,7 @@ import pytest
 from apps.api.core.events import log
 from apps.api.core.events.log import Event
 from apps.api.core.pages import PAGE_BYTES
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant.usage import ModelUsage
 from apps.api.db import Database
@@ -180,7 +180,7 @@ async def test_a_writer_whose_lease_ran_out_on_its_own_clock_does_not_even_try(w
 async def test_a_deleted_session_takes_no_event(world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(Event("init"))
-    await sessions.delete(world.db, world.tenant_id, claim.session_id)
+    await deletion.delete(world.db, world.tenant_id, claim.session_id)
     with pytest.raises(LeaseLost):
         await writer.append(Event("status"))
     assert await world.events(claim.session_id) == []

@@ -16,7 +16,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
 from apps.api.core.fleet.claims import Claim, Unreadable
 from apps.api.core.lease import Lease, now
-from apps.api.core.sessions import outcome, sessions
+from apps.api.core.sessions import deletion, outcome
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.tasks import Loop
 from apps.api.errors import LeaseLost
@@ -172,7 +172,7 @@ async def test_instances_that_drain_are_dead_or_unknown_claim_nothing(world: Wor
 
 async def test_runs_of_a_deleted_session_are_not_claimed(world: World) -> None:
     run = await world.queue()
-    await sessions.delete(world.db, world.tenant_id, run.session_id)
+    await deletion.delete(world.db, world.tenant_id, run.session_id)
     assert await world.claims_nothing(await world.instance())
 
 
@@ -214,7 +214,7 @@ async def test_what_may_start_is_the_first_queued_run_of_each_session_that_nobod
     assert await startable(world) == {second.run_id, alone.run_id}
     await cancellation.cancel(world.core(), world.tenant_id, second.run_id)
     assert await startable(world) == {third.run_id, alone.run_id}
-    await sessions.delete(world.db, world.tenant_id, alone.session_id)
+    await deletion.delete(world.db, world.tenant_id, alone.session_id)
     again = await world.claim(lease)
     later = await world.queue(first.session_id)
     assert (again.run_id, await startable(world)) == (third.run_id, set())
@@ -669,7 +669,7 @@ async def test_a_place_is_not_told_to_a_session_that_was_claimed_or_deleted_mean
     told = await claims.waiting(world.db, lease.instance_id)
     assert len(told) == 2
     await world.claim(lease)
-    await sessions.delete(world.db, world.tenant_id, deleted.session_id)
+    await deletion.delete(world.db, world.tenant_id, deleted.session_id)
     for run in told:
         assert await claims.announce_unowned(world.db, run) == []
     assert await world.events(claimed.session_id) == []

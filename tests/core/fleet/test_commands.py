@@ -14,7 +14,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.fleet import commands, ownership
 from apps.api.core.fleet.commands import Command
 from apps.api.core.lease import Lease
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.redis import open_redis
@@ -143,7 +143,7 @@ async def test_sessions_of_others_and_sessions_that_never_were_are_not_found(wor
 
 async def test_a_deleted_session_takes_no_command(world: World, relay: Relay) -> None:
     _, claim, _ = await world.owned()
-    await sessions.delete(world.db, world.tenant_id, claim.session_id)
+    await deletion.delete(world.db, world.tenant_id, claim.session_id)
     with pytest.raises(Conflict) as caught:
         await send(world, relay, claim.session_id)
     assert caught.value.code == "session_deleted"

@@ -14,7 +14,7 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import PAGE_BYTES
-from apps.api.core.sessions import prompts, runs, sessions
+from apps.api.core.sessions import deletion, prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.core.sessions.sessions import Labels
@@ -70,7 +70,7 @@ WAYS = [{}, {"on_busy": "reject"}, {"config": AgentConfig(model="m")}, {"labels"
 async def test_sessions_of_others_unknown_and_deleted_ones_take_no_prompt(world: World, more: dict[str, Any]) -> None:
     elsewhere = replace(world, tenant_id=await world.other_tenant())
     theirs, deleted = await elsewhere.session(), await world.session()
-    await sessions.delete(world.db, world.tenant_id, deleted)
+    await deletion.delete(world.db, world.tenant_id, deleted)
     assert await code_of(world.queue(theirs, **more)) == "session_not_found"
     assert await code_of(world.queue(uuid4(), **more)) == "session_not_found"
     assert await code_of(world.queue(deleted, **more)) == "session_deleted"
@@ -227,7 +227,7 @@ async def test_a_key_is_forgotten_after_a_day(world: World) -> None:
 
 async def test_a_key_whose_session_was_deleted_is_free_again(world: World) -> None:
     first = await world.queue(idempotency=once("a", "body"))
-    await sessions.delete(world.db, world.tenant_id, first.session_id)
+    await deletion.delete(world.db, world.tenant_id, first.session_id)
     assert not (await world.queue(idempotency=once("a", "body"))).repeated
 
 
@@ -328,7 +328,7 @@ async def test_the_extent_of_a_run_follows_its_life(lone_world: World) -> None:
     await finish(writer, run.run_id, Outcome("succeeded"), Event("done"))
     await writer.append(Event("status"))
     assert await extent() == (2, 4, 5)
-    await sessions.delete(world.db, world.tenant_id, session_id)
+    await deletion.delete(world.db, world.tenant_id, session_id)
     with pytest.raises(NotFound):
         await extent()
 

@@ -20,7 +20,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, commands, control, ownership
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import PAGE_BYTES, Page
-from apps.api.core.sessions import prompts, runs, sessions
+from apps.api.core.sessions import deletion, prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.sessions import Filters, Labels
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
@@ -183,7 +183,7 @@ async def test_sessions_are_found_by_when_they_were_created(world: World) -> Non
 
 async def test_deleted_sessions_are_not_listed(world: World) -> None:
     kept, deleted = await world.session(), await world.session()
-    await sessions.delete(world.db, world.tenant_id, deleted)
+    await deletion.delete(world.db, world.tenant_id, deleted)
     assert await listed(world) == {kept}
 
 
@@ -288,7 +288,7 @@ async def test_no_function_tells_a_tenant_of_anothers_session(world: World) -> N
         "require": sessions.require(db, stranger, session_id),
         "patch": sessions.patch(db, redis, stranger, session_id, Labels("mine now")),
         "messages": sessions.messages(db, stranger, session_id, limit=10, cursor=None),
-        "delete": sessions.delete(db, stranger, session_id),
+        "delete": deletion.delete(db, stranger, session_id),
         "submit": prompts.submit(core, stranger, None, prompts.Submission("hi", 1, session_id)),
         "run": runs.get(db, stranger, claim.run_id),
         "extent": runs.extent(db, stranger, claim.run_id),
@@ -394,7 +394,7 @@ async def test_a_deleted_session_leaves_nothing_of_its_content(world: World) -> 
         session_id,
         running.run_id,
     )
-    assert await sessions.delete(world.db, world.tenant_id, session_id) == lease.instance_id
+    assert await deletion.delete(world.db, world.tenant_id, session_id) == lease.instance_id
     for table in ("events", "transcript_entries", "commands", "idempotency_keys"):
         assert await world.one(f"SELECT count(*) FROM {table} WHERE session_id = $1", session_id) == 0, table
     row = await world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", session_id)
@@ -416,7 +416,7 @@ async def test_a_session_is_deleted_once(world: World) -> None:
         async with admin.transaction():
             await admin.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", session_id)
             deleting = asyncio.gather(
-                *(sessions.delete(world.db, world.tenant_id, session_id) for _ in range(4)), return_exceptions=True
+                *(deletion.delete(world.db, world.tenant_id, session_id) for _ in range(4)), return_exceptions=True
             )
             await until(lambda: waiting_for_locks(observer, AT_ONCE))
         refused = [ended for ended in await deleting if ended is not None]
@@ -428,11 +428,11 @@ async def test_a_session_is_deleted_once(world: World) -> None:
     with pytest.raises(NotFound):
         await sessions.patch(world.db, world.redis, world.tenant_id, session_id, Labels("x"))
     with pytest.raises(NotFound):
-        await sessions.delete(world.db, world.tenant_id, uuid4())
+        await deletion.delete(world.db, world.tenant_id, uuid4())
 
 
 async def test_files_of_deleted_and_unknown_sessions_can_be_told_from_those_in_use(world: World) -> None:
     kept, deleted, unknown = await world.session(), await world.session(), uuid4()
-    await sessions.delete(world.db, world.tenant_id, deleted)
-    assert set(await sessions.deleted_among(world.db, [kept, deleted, unknown])) == {deleted, unknown}
-    assert await sessions.deleted_among(world.db, []) == []
+    await deletion.delete(world.db, world.tenant_id, deleted)
+    assert set(await deletion.deleted_among(world.db, [kept, deleted, unknown])) == {deleted, unknown}
+    assert await deletion.deleted_among(world.db, []) == []

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from apps.api.core.events.log import Event
-from apps.api.core.sessions import sessions, surfaces
+from apps.api.core.sessions import deletion, sessions, surfaces
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import Conflict
 from tests.world import World, core_of
@@ -47,7 +47,7 @@ async def test_a_surface_lists_its_own_sessions_newest_first_and_nobody_elses(wo
     assert await ids(world) == [str(second), str(first)]
     assert await surfaces.count(world.db, world.tenant_id, MINE) == 2
     assert await ids(world, await world.other_tenant()) == []
-    await sessions.delete(world.db, world.tenant_id, second)
+    await deletion.delete(world.db, world.tenant_id, second)
     assert await ids(world) == [str(first)]
     state = await sessions.get(world.db, world.redis, world.tenant_id, first, "model")
     assert state["surface"] == MINE
@@ -87,6 +87,6 @@ async def test_a_session_that_got_a_prompt_meanwhile_is_not_cleaned_up(lone_worl
     session_id = await finished(lone_world, hours_ago=25)
     await lone_world.queue(session_id)
     with pytest.raises(Conflict) as caught:
-        await sessions.delete(lone_world.db, lone_world.tenant_id, session_id, unless_busy=True)
+        await deletion.delete(lone_world.db, lone_world.tenant_id, session_id, unless_busy=True)
     assert caught.value.code == "session_busy"
     assert await ids(lone_world) == [str(session_id)]

@@ -15,7 +15,7 @@ from claude_agent_sdk.testing import run_session_store_conformance
 from apps.api.core.codec import decode
 from apps.api.core.lease import Lease, now
 from apps.api.core.pages import PAGE_BYTES
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import Database
 from apps.api.errors import LeaseLost, Unavailable
@@ -235,7 +235,7 @@ async def test_a_deleted_session_takes_no_more_entries(world: World) -> None:
     session_id = await world.session()
     store = await store_of(world, session_id=session_id)
     await store.append(KEY, entries(1))
-    await sessions.delete(world.db, world.tenant_id, session_id)
+    await deletion.delete(world.db, world.tenant_id, session_id)
     with pytest.raises(LeaseLost):
         await store.append(KEY, entries(2))
     assert await count(world) == 0

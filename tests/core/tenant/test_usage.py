@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.events.log import Event
-from apps.api.core.sessions import prompts, sessions
+from apps.api.core.sessions import deletion, prompts
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import GROUPS, ModelUsage, Scope
@@ -128,7 +128,7 @@ async def test_a_report_is_paged(world: World) -> None:
 
 async def test_usage_outlives_its_session(world: World) -> None:
     session_id, run_id = await spend(world, BIG)
-    await sessions.delete(world.db, world.tenant_id, session_id)
+    await deletion.delete(world.db, world.tenant_id, session_id)
     assert (await rows(world, "session"))[0]["session_id"] == str(session_id)
     assert (await world.run(run_id))["usage"][0]["input_tokens"] == 100
 

@@ -18,7 +18,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.network.outbound import Outbound
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import deliveries, webhooks
 from apps.api.core.tenant.deliveries import AT_ONCE_PER_TENANT, AT_ONCE_PER_WEBHOOK, BACKOFF, Deliveries
@@ -115,7 +115,7 @@ async def test_a_deletion_tells_of_the_session_and_its_runs(world: World) -> Non
     webhook = await registered(world, events=["run.interrupted", "session.deleted"])
     _, claim, _ = await world.owned()
     await world.queue(claim.session_id)
-    await sessions.delete(world.db, world.tenant_id, claim.session_id)
+    await deletion.delete(world.db, world.tenant_id, claim.session_id)
     assert sorted(await types(world, webhook)) == ["run.interrupted", "run.interrupted", "session.deleted"]
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core.codec import decode, encode
+from apps.api import audit
+from apps.api.core.codec import clean_text, decode, encode
 from apps.api.core.config import profiles
 from apps.api.core.config.profiles import Profile
 from apps.api.core.context import Core
@@ -60,11 +61,12 @@ async def answer(
     """
     await sessions.require(core.db, tenant_id, session_id)
     row = await requests.row_of(core.db, tenant_id, session_id, request_id)
+    asked = decode(row["data"])
     if row["kind"] != kind:
         raise ValidationError.of("request_id", f"is a {row['kind']}, not a {kind}")
     if row["status"] != "open":
         raise requests.already_resolved(row)
-    decision = _checked(decision, decode(row["data"]), profile)
+    decision = _checked(decision, asked, profile)
 
     async def decide(connection: asyncpg.Connection) -> None:
         status = await connection.execute(
@@ -72,6 +74,11 @@ async def answer(
         )
         if status != "UPDATE 1":
             raise _Late
+        told = {name: decision[name] for name in ("decision", "remember", "interrupt") if name in decision}
+        told |= {"session_id": str(session_id), "kind": kind, "changed_input": "updated_input" in decision}
+        if isinstance(tool := asked.get("tool_name"), str):  # an agent's word
+            told["tool_name"] = clean_text(tool)[:200]
+        await audit.note(connection, "request.answered", tenant_id, request_id, **told)
 
     payload = {"request_id": str(request_id)}
     try:

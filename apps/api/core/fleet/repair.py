@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import audit
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.ownership import Orphan
 from apps.api.core.sessions.outcome import failure
@@ -52,6 +53,7 @@ async def repair(db: Database, run_id: UUID) -> Repaired:
         orphan = None if over else await _take(connection, row["session_id"])
         if orphan is not None:
             action = "the session was taken from its dead owner" if row["owner_id"] else "the run had no owner"
+            await audit.note(connection, "run.repaired", orphan.tenant_id, run_id, session_id=str(row["session_id"]))
             return Repaired(row["session_id"], action, orphan)
     raise Conflict(_reason(row), code="nothing_to_repair", details=_facts(row))
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from apps.api.core.codec import decode, timestamp
 from apps.api.core.context import Core
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import deletion
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 
@@ -107,7 +107,7 @@ async def clean_up(core: Core, tenant_id: UUID, surface: str, max_age_hours: flo
     removed = 0
     for row in rows:
         with suppress(Conflict, NotFound):  # it was given a prompt or deleted meanwhile
-            await sessions.delete(core.db, tenant_id, row["id"], unless_busy=True)
+            await deletion.delete(core.db, tenant_id, row["id"], unless_busy=True)
             core.forget(tenant_id, row["id"])
             removed += 1
     return removed

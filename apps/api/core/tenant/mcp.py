@@ -17,6 +17,7 @@ import asyncpg
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Misfit
 
+from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.config import environment
 from apps.api.core.config.parts import McpServer, OwnServer, RegisteredServer, RemoteServer, StdioServer
@@ -129,9 +130,11 @@ async def put(core: Core, tenant_id: UUID, name: str, server: OwnServer) -> bool
     values = spec[_holder(spec)]
     sealed = vault.seal(core.settings, json.dumps(values)) if values else None
     spec[_holder(spec)] = dict.fromkeys(values, WITHHELD)
-    new: bool | None = await core.db.pool.fetchval(_PUT, tenant_id, name, spec, sealed, MAX_PER_TENANT)
-    if new is None:
-        raise Conflict(f"A tenant has at most {MAX_PER_TENANT} MCP servers.", code="too_many_mcp_servers")
+    async with core.db.transaction() as connection:
+        new: bool | None = await connection.fetchval(_PUT, tenant_id, name, spec, sealed, MAX_PER_TENANT)
+        if new is None:
+            raise Conflict(f"A tenant has at most {MAX_PER_TENANT} MCP servers.", code="too_many_mcp_servers")
+        await audit.note(connection, "mcp_server.put", tenant_id, name, new=new, type=spec["type"])
     return new
 
 
@@ -165,9 +168,11 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 async def delete(db: Database, tenant_id: UUID, name: str) -> None:
     """Forget a registered server. Sessions that name it cannot start an agent any more. Raises NotFound."""
-    status = await db.pool.execute("DELETE FROM mcp_servers WHERE tenant_id = $1 AND name = $2", tenant_id, name)
-    if status != "DELETE 1":
-        raise NotFound.of("mcp_server")
+    async with db.transaction() as connection:
+        status = await connection.execute("DELETE FROM mcp_servers WHERE tenant_id = $1 AND name = $2", tenant_id, name)
+        if status != "DELETE 1":
+            raise NotFound.of("mcp_server")
+        await audit.note(connection, "mcp_server.deleted", tenant_id, name)
 
 
 async def kinds(connection: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, servers: Servers) -> dict[str, str]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+from apps.api import audit
 from apps.api.core.network import model_api
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant import vault
@@ -37,14 +38,14 @@ class Given:
 _PUT = """
 INSERT INTO model_credentials (tenant_id, kind, sealed) SELECT id, $2, $3 FROM tenants WHERE name = $1
 ON CONFLICT (tenant_id) DO UPDATE SET kind = excluded.kind, sealed = excluded.sealed, updated_at = now()
-RETURNING updated_at
+RETURNING tenant_id, updated_at
 """
 
 _GET = """
 SELECT c.kind, c.updated_at FROM tenants t LEFT JOIN model_credentials c ON c.tenant_id = t.id WHERE t.name = $1
 """
 
-_DELETE = "DELETE FROM model_credentials c USING tenants t WHERE t.id = c.tenant_id AND t.name = $1"
+_DELETE = "DELETE FROM model_credentials c USING tenants t WHERE t.id = c.tenant_id AND t.name = $1 RETURNING t.id"
 
 
 async def put(db: Database, settings: Settings, tenant: str, kind: Kind, secret: str) -> Given:
@@ -58,10 +59,12 @@ async def put(db: Database, settings: Settings, tenant: str, kind: Kind, secret:
     if settings.agents_hold_the_credential:
         text = "With CLAUDE_CODE_OAUTH_TOKEN alone agents go past the gateway, and by no other credential."
         raise Conflict(text, code="model_credential_unused")
-    updated_at = await db.pool.fetchval(_PUT, tenant, kind, vault.seal(settings, secret))
-    if updated_at is None:
-        raise NotFound.of("tenant")
-    return Given(tenant, kind, updated_at)
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(_PUT, tenant, kind, vault.seal(settings, secret))
+        if row is None:
+            raise NotFound.of("tenant")
+        await audit.note(connection, "model_credential.put", row["tenant_id"], kind=kind)
+    return Given(tenant, kind, row["updated_at"])
 
 
 async def get(db: Database, tenant: str) -> Given:
@@ -76,8 +79,12 @@ async def get(db: Database, tenant: str) -> Given:
 
 async def delete(db: Database, tenant: str) -> None:
     """Take it away. Raises NotFound, as `get`."""
-    if await db.pool.execute(_DELETE, tenant) != "DELETE 1":
-        await get(db, tenant)
+    async with db.transaction() as connection:
+        tenant_id = await connection.fetchval(_DELETE, tenant)
+        if tenant_id is not None:
+            await audit.note(connection, "model_credential.deleted", tenant_id)
+            return
+    await get(db, tenant)
 
 
 class ModelApis:

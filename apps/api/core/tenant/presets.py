@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import audit
 from apps.api.core import idempotency
 from apps.api.core.codec import timestamp
 from apps.api.core.config.agent import AgentConfig
@@ -72,6 +73,7 @@ async def create(
                 draft.description,
             )
             await _add_version(connection, agent_id, 1, draft)
+            await audit.note(connection, "preset.created", tenant_id, agent_id, name=name)
             if repeat:
                 await idempotency.remember(connection, tenant_id, repeat, object_id=agent_id)
             return agent_id
@@ -111,6 +113,8 @@ async def revise(
             follows = await connection.fetchval(_FOLLOW, newest["id"], newest["version"], draft.description)
             if follows is not None:
                 await _add_version(connection, newest["id"], follows, draft)
+                told = {"name": newest["name"], "version": follows}
+                await audit.note(connection, "preset.changed", tenant_id, newest["id"], **told)
                 return
     raise Conflict("Others are changing this preset at this moment; send it again.", code="preset_busy")
 
@@ -124,15 +128,17 @@ WHERE id = $1 AND version = $2 AND deleted_at IS NULL RETURNING version
 async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
     """Remove a preset. Sessions that began with it keep what they have. Raises NotFound."""
     id_, name, _ = parse_reference(reference)
-    status = await db.pool.execute(
-        "UPDATE agents SET deleted_at = now() WHERE tenant_id = $1 AND (id = $2 OR ($2 IS NULL AND name = $3))"
-        " AND deleted_at IS NULL",
-        tenant_id,
-        id_,
-        name,
-    )
-    if status != "UPDATE 1":
-        raise NotFound.of("agent")
+    async with db.transaction() as connection:
+        gone = await connection.fetchrow(
+            "UPDATE agents SET deleted_at = now() WHERE tenant_id = $1 AND (id = $2 OR ($2 IS NULL AND name = $3))"
+            " AND deleted_at IS NULL RETURNING id, name",
+            tenant_id,
+            id_,
+            name,
+        )
+        if gone is None:
+            raise NotFound.of("agent")
+        await audit.note(connection, "preset.deleted", tenant_id, gone["id"], name=gone["name"])
 
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:

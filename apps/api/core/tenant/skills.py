@@ -5,10 +5,12 @@ A tenant's own reach the agents of its sessions as a plugin named `tenant`, so a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
+from apps.api import audit
 from apps.api.core.codec import decode, encode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.db import Database
@@ -41,6 +43,9 @@ ON CONFLICT (tenant_id, kind, name) DO UPDATE
 RETURNING xmax = 0
 """
 
+_PUT_AS: Mapping[Kind, audit.Action] = {"skill": "skill.put", "command": "command.put"}
+_DELETED_AS: Mapping[Kind, audit.Action] = {"skill": "skill.deleted", "command": "command.deleted"}
+
 
 async def put(db: Database, tenant_id: UUID, skill: Skill) -> bool:
     """Store a skill or command, or replace it whole. Returns whether it is new.
@@ -58,6 +63,7 @@ async def put(db: Database, tenant_id: UUID, skill: Skill) -> bool:
         if (skill.kind, skill.name) not in taken and len(taken) >= MAX_PER_TENANT:
             raise Conflict(f"A tenant has at most {MAX_PER_TENANT} skills and commands.", code="too_many_skills")
         new: bool = await connection.fetchval(_PUT, tenant_id, skill.kind, skill.name, skill.description, skill.files)
+        await audit.note(connection, _PUT_AS[skill.kind], tenant_id, skill.name, new=new)
         return new
 
 
@@ -84,11 +90,13 @@ async def get(db: Database, tenant_id: UUID, kind: Kind, name: str) -> dict[str,
 
 async def delete(db: Database, tenant_id: UUID, kind: Kind, name: str) -> None:
     """Remove one of the tenant's own. Raises NotFound."""
-    status = await db.pool.execute(
-        "DELETE FROM skills WHERE tenant_id = $1 AND kind = $2 AND name = $3", tenant_id, kind, name
-    )
-    if status != "DELETE 1":
-        raise _missing(kind)
+    async with db.transaction() as connection:
+        status = await connection.execute(
+            "DELETE FROM skills WHERE tenant_id = $1 AND kind = $2 AND name = $3", tenant_id, kind, name
+        )
+        if status != "DELETE 1":
+            raise _missing(kind)
+        await audit.note(connection, _DELETED_AS[kind], tenant_id, name)
 
 
 def _missing(kind: Kind) -> NotFound:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.config.names import SECRET_REFS
 from apps.api.core.pages import Page
@@ -56,15 +57,17 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 async def put(db: Database, settings: Settings, tenant_id: UUID, name: str, value: str) -> bool:
     """Store a secret or replace its value. Returns whether it is new. Raises Unavailable."""
-    # xmax is 0 in a row that this very statement has inserted.
-    new: bool = await db.pool.fetchval(
-        "INSERT INTO secrets (tenant_id, name, sealed) VALUES ($1, $2, $3)"
-        " ON CONFLICT (tenant_id, name) DO UPDATE SET sealed = excluded.sealed, updated_at = now()"
-        " RETURNING xmax = 0",
-        tenant_id,
-        name,
-        seal(settings, value),
-    )
+    async with db.transaction() as connection:
+        # xmax is 0 in a row that this very statement has inserted.
+        new: bool = await connection.fetchval(
+            "INSERT INTO secrets (tenant_id, name, sealed) VALUES ($1, $2, $3)"
+            " ON CONFLICT (tenant_id, name) DO UPDATE SET sealed = excluded.sealed, updated_at = now()"
+            " RETURNING xmax = 0",
+            tenant_id,
+            name,
+            seal(settings, value),
+        )
+        await audit.note(connection, "secret.put", tenant_id, name, new=new)
     return new
 
 
@@ -99,9 +102,11 @@ async def get(db: Database, tenant_id: UUID, name: str) -> dict[str, str]:
 
 async def delete(db: Database, tenant_id: UUID, name: str) -> None:
     """Remove a secret. What refers to it fails from now on. Raises NotFound."""
-    status = await db.pool.execute("DELETE FROM secrets WHERE tenant_id = $1 AND name = $2", tenant_id, name)
-    if status != "DELETE 1":
-        raise NotFound.of("secret")
+    async with db.transaction() as connection:
+        status = await connection.execute("DELETE FROM secrets WHERE tenant_id = $1 AND name = $2", tenant_id, name)
+        if status != "DELETE 1":
+            raise NotFound.of("secret")
+        await audit.note(connection, "secret.deleted", tenant_id, name)
 
 
 async def require(db: Database, tenant_id: UUID, names: Mapping[str, str]) -> None:

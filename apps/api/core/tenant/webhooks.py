@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 
+from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.idempotency import Idempotency, remember, repeated, reused
 from apps.api.core.network.outbound import Failed, Outbound, Refused
@@ -126,6 +128,7 @@ async def _insert(connection: asyncpg.Connection, settings: Settings, tenant_id:
         list(wanted.events or WEBHOOK_EVENTS),
         vault.seal(settings, signing.new_secret()),
     )
+    await audit.note(connection, "webhook.created", tenant_id, webhook_id, host=urlsplit(wanted.url or "").hostname)
     return webhook_id
 
 
@@ -167,6 +170,9 @@ async def change(db: Database, outbound: Outbound, tenant_id: UUID, webhook_id: 
             )
         elif changes.enabled is False:
             await disable(connection, webhook_id, DISABLED_BY_REQUEST)
+        told = {"enabled": changes.enabled, "events": changes.events, "host": urlsplit(changes.url or "").hostname}
+        changed = {name: value for name, value in told.items() if value is not None}
+        await audit.note(connection, "webhook.changed", tenant_id, webhook_id, **changed)
 
 
 async def disable(connection: asyncpg.Connection, webhook_id: UUID, reason: str) -> None:
@@ -190,16 +196,18 @@ async def rotate(db: Database, settings: Settings, tenant_id: UUID, webhook_id: 
     Raises NotFound, Unavailable.
     """
     secret = signing.new_secret()
-    status = await db.pool.execute(
-        "UPDATE webhooks SET previous_secret = secret, secret = $3, updated_at = now(),"
-        " previous_secret_expires_at = now() + make_interval(hours => $4) WHERE id = $1 AND tenant_id = $2",
-        webhook_id,
-        tenant_id,
-        vault.seal(settings, secret),
-        ROTATION_HOURS,
-    )
-    if status != "UPDATE 1":
-        raise NotFound.of("webhook")
+    async with db.transaction() as connection:
+        status = await connection.execute(
+            "UPDATE webhooks SET previous_secret = secret, secret = $3, updated_at = now(),"
+            " previous_secret_expires_at = now() + make_interval(hours => $4) WHERE id = $1 AND tenant_id = $2",
+            webhook_id,
+            tenant_id,
+            vault.seal(settings, secret),
+            ROTATION_HOURS,
+        )
+        if status != "UPDATE 1":
+            raise NotFound.of("webhook")
+        await audit.note(connection, "webhook.rotated", tenant_id, webhook_id)
     return {**await get(db, tenant_id, webhook_id), "secret": secret}
 
 
@@ -214,3 +222,4 @@ async def delete(db: Database, tenant_id: UUID, webhook_id: UUID) -> None:
         await connection.execute(
             "DELETE FROM idempotency_keys WHERE tenant_id = $1 AND object_id = $2", tenant_id, webhook_id
         )
+        await audit.note(connection, "webhook.deleted", tenant_id, webhook_id)

@@ -6,6 +6,7 @@ from apps.api.dialects.native import (
     account,
     admin,
     agents,
+    audit_log,
     checkpoints,
     control,
     dry_run,
@@ -24,5 +25,5 @@ from apps.api.dialects.native import (
 )
 
 _SESSIONS = (prompts, ws, sessions, forks, requests, control, checkpoints, runs)
-_RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin)
+_RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

@@ -12,7 +12,7 @@ from apps.api.auth import Principal
 from apps.api.core.context import Core
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import utc
-from apps.api.core.sessions import ports, prompts, sessions
+from apps.api.core.sessions import deletion, ports, prompts, sessions
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Filters
 from apps.api.dialects.native import schemas as wire
@@ -121,7 +121,7 @@ async def patch_session(
 @router.delete("/sessions/{session_id}", tags=["sessions"], status_code=204, responses=errors(404, 409))
 async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Stop the run, end the agent process, and remove events, transcript and workspace. There is no way back."""
-    await sessions.delete(core.db, caller.tenant_id, session_id)
+    await deletion.delete(core.db, caller.tenant_id, session_id)
     core.forget(caller.tenant_id, session_id)
     return Response(status_code=204)
 

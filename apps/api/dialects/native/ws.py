@@ -38,7 +38,7 @@ from apps.api.errors import (
     Unavailable,
     ValidationError,
 )
-from apps.api.web.callers import count_prompt, may_touch, presented_key
+from apps.api.web.callers import acts, count_prompt, may_touch, presented_key
 from apps.api.web.doors import Router
 from apps.api.web.errors import error_response, from_exception
 from apps.api.web.opened import Held
@@ -223,9 +223,11 @@ class Connection:
     async def _caller(self) -> Principal:
         """Whoever holds the key now. Raises Closed when it is not valid any more, or not from here."""
         try:
-            return await _authenticated(self._websocket, self._key)
+            caller = await _authenticated(self._websocket, self._key)
         except (Unauthorized, Forbidden, RateLimited) as error:
             raise refusal(error) from error
+        acts(self._websocket, caller)
+        return caller
 
     async def _obey(self, message: dict[str, Any]) -> None:
         caller = await self._caller()

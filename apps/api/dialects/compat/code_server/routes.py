@@ -9,7 +9,7 @@ from fastapi import Depends, Request, Response
 from apps.api import __version__
 from apps.api.auth import Principal
 from apps.api.core.context import Core
-from apps.api.core.sessions import sessions, surfaces
+from apps.api.core.sessions import deletion, sessions, surfaces
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.compat.code_server import schemas as wire
 from apps.api.dialects.compat.code_server import translate
@@ -144,7 +144,7 @@ async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> w
 @router.delete("/session/{session_id}", tags=[TAG], responses=documented(404))
 async def close(core: CoreDep, caller: Writer, session_id: SessionId) -> wire.SessionChange:
     """Close a session and remove all that belongs to it. There is no way back."""
-    await sessions.delete(core.db, caller.tenant_id, session_id)
+    await deletion.delete(core.db, caller.tenant_id, session_id)
     core.forget(caller.tenant_id, session_id)
     return wire.SessionChange(status="closed", session_id=str(session_id))
 
