@@ -40,7 +40,9 @@ def _server() -> MCPServer:
 
 
 @contextlib.contextmanager
-def serving(transport: Literal["http", "sse"]) -> Iterator[tuple[str, set[str]]]:
+def serving(
+    transport: Literal["http", "sse"], address: str = "127.0.0.1", port: int = 0
+) -> Iterator[tuple[str, set[str]]]:
     """Serve in a thread: yields the URL, and the set of `authorization` headers and queries that come."""
     import uvicorn
 
@@ -51,10 +53,12 @@ def serving(transport: Literal["http", "sse"]) -> Iterator[tuple[str, set[str]]]
         if scope["type"] == "http":
             seen.update(value.decode() for name, value in scope["headers"] if name == b"authorization")
             seen.add(scope["query_string"].decode())
+            # It answers only to its own name, and may have others here.
+            scope["headers"] = [(n, v if n != b"host" else b"127.0.0.1:1") for n, v in scope["headers"]]
         await inner(scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((address, port)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), name="mcp-things")
         thread.start()
         path = "/mcp" if transport == "http" else "/sse"

@@ -84,7 +84,7 @@ ORDER = {
         {"sessions"},
         {"fleet"},
     ),
-    "runner": ({"guard"}, {"gateway"}, {"agent"}, {"host"}, {"session", "heartbeat"}, {"worker"}, {"upkeep"}),
+    "runner": ({"guard"}, {"gateway", "egress"}, {"agent"}, {"host"}, {"session", "heartbeat"}, {"worker"}, {"upkeep"}),
     "dialects": ({"compat", "native"},),
 }
 """Rooms within rooms, the lowest first: each may import what is below it, never what is above."""

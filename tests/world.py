@@ -32,7 +32,8 @@ from apps.api.core.tasks import Loop, Loops
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
 from apps.api.redis import Redis, open_redis
-from apps.api.runner.gateway.gateway import Gateway
+from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.session.ways import Ways
 from apps.api.settings import Settings
 from tests.conftest import settings_for
 from tests.invariants import logs_hold
@@ -288,10 +289,6 @@ async def waiting_for_locks(admin: asyncpg.Connection, count: int) -> bool:
     return found >= count
 
 
-def gateway_of(settings: Settings) -> Gateway:
-    """A gateway to the model that listens nowhere, for sessions whose agents ask none."""
-
-    async def asked(_: object) -> Any:
-        raise AssertionError("no model was to be asked")
-
-    return Gateway(settings, asked, asked)
+def ways_of(core: Core, scratch: Scratch) -> Ways:
+    """Ways that listen nowhere, for sessions whose agents use none."""
+    return Ways(replace(core, settings=core.settings.model_copy(update={"agent_network": "direct"})), scratch)

@@ -49,7 +49,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_fleet, _clock, _host, _isolation, _sockets, _descriptors]
+    checks += [_fleet, _clock, _host, _isolation, _sockets, _port, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -246,7 +246,9 @@ async def _isolation(settings: Settings) -> Check:
         return Check("FAIL", "Isolation", refused)
     if found := isolation.warnings(settings):
         return Check("warn", "Isolation", "; ".join(found))
-    return Check("ok", "Isolation", f"Landlock ABI {landlock_abi()}, system calls filtered")
+    return Check(
+        "ok", "Isolation", f"Landlock ABI {landlock_abi()}, system calls filtered, network {settings.agent_network}"
+    )
 
 
 async def _sockets(_settings: Settings) -> Check:
@@ -257,6 +259,11 @@ async def _sockets(_settings: Settings) -> Check:
         f" and {len(found) - SOCKETS_NAMED} more" * (len(found) > SOCKETS_NAMED)
     )
     return Check("warn", "Sockets", f"Landlock leaves agents these, if whoever listens lets them in: {named}")
+
+
+async def _port(settings: Settings) -> Check:
+    found = isolation.unreserved(settings.port)
+    return Check("ok", "Port", f"{settings.port}, {found or 'which the kernel gives to nobody by itself'}")
 
 
 async def _descriptors(_settings: Settings) -> Check:

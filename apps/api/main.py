@@ -35,6 +35,7 @@ from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
+from apps.api.runner.session.ways import Ways
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Settings
@@ -236,12 +237,20 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.CLOCK.set_function(clock.offset)
     metrics.UNFIT.set_function(lambda: len(worker.host.unfit))
     metrics.STARTS_FAILED.read = lambda: worker.host.failed
-    worker.gateway.observe = metrics.model_call
+    _measure_ways(worker.ways)
     metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
     metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
     metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed
     metrics.outbound_calls(core.outbound.calls)
     metrics.DROPPED.read = lambda: core.publisher.dropped
+
+
+def _measure_ways(ways: Ways) -> None:
+    ways.gateway.observe = metrics.model_call
+    metrics.NETWORK_DENIED.read = lambda: ways.proxy.refused
+    metrics.NETWORK_SENT.read = lambda: ways.proxy.sent
+    metrics.NETWORK_RECEIVED.read = lambda: ways.proxy.received
+    metrics.NETWORK_OPEN.set_function(lambda: ways.proxy.open)
 
 
 def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch, loops: Loops) -> Probe:

@@ -36,6 +36,9 @@ T = TypeVar("T")
 CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 """Written with commas in between."""
 
+HOST = r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*(:[0-9]{1,5})?$"
+"""Of agents' allowed hosts: `name`, `*.name` for all names below it, either with `:port`."""
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -111,6 +114,9 @@ class Settings(BaseSettings):
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
     agent_isolation: Literal["auto", "require", "off"] = "require"
     agent_seccomp: Literal["on", "off"] = "on"
+    agent_network: Literal["direct", "open", "limited", "model_only"] = "open"
+    agent_allowed_hosts: CommaList[Annotated[str, Field(pattern=HOST, max_length=260)]] = ()
+    agent_unix_sockets: Literal["on", "off"] = "on"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
     repository_hosts: CommaList[str] = (
         "github.com",
@@ -210,6 +216,12 @@ class Settings(BaseSettings):
     def _check_api_key(self) -> Settings:
         if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
             raise ValueError("API_KEY: use at least 16 characters (for example: openssl rand -hex 32)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_agent_network(self) -> Settings:
+        if (self.agent_network == "limited") != bool(self.agent_allowed_hosts):
+            raise ValueError("AGENT_NETWORK=limited and AGENT_ALLOWED_HOSTS need each other")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from apps.api.runner.session.launch import Means, StartGate
 from apps.api.runner.worker import Worker
 from apps.api.settings import Settings
 from tests.core.conftest import lone_world
-from tests.world import World, gateway_of
+from tests.world import World, ways_of
 
 __all__ = ["lone_world"]
 
@@ -124,8 +124,8 @@ async def test_a_run_that_a_sick_host_cannot_start_goes_to_another(lone_world: W
     host = Host(world.settings, scratch)
     scratch.root.rename(away := scratch.root.with_name(f"{scratch.root.name}-away"))
     try:
-        gate, gateway = StartGate(1, lambda: None), gateway_of(world.settings)
-        execution = Execution(world.core(), Means(lease, host, gate, gateway), claim, lambda: None)
+        gate, ways = StartGate(1, lambda: None), ways_of(world.core(), scratch)
+        execution = Execution(world.core(), Means(lease, host, gate, ways), claim, lambda: None)
         execution.assign(claim)
         async with asyncio.timeout(LATER):
             await execution.run()

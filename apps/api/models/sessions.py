@@ -68,7 +68,8 @@ class ApiKey(Base):
 class Instance(Base):
     """One server process and its lease, on the database's clock.
 
-    `facts`: what it must have in common with the others, see `core/fleet/facts.py`; empty of earlier versions.
+    `facts`: what it must have in common with the others, and its port, see `core/fleet/facts.py`; empty of earlier
+    versions.
     `url`: where the other instances reach it. `forward_key`: signs the requests for previews that they pass on to it.
     """
 

@@ -29,12 +29,12 @@ from apps.api.invalidations import Exchange
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
-from apps.api.runner.gateway import gateway
 from apps.api.runner.heartbeat import Heartbeat
 from apps.api.runner.host import Host
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import Means, StartGate
+from apps.api.runner.session.ways import Ways
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class Worker:
         self._slots = core.settings.runner_slots
         self.scratch = Scratch()
         lease.tell(self.scratch.lease.write)
-        self.gateway = gateway.of(core)
+        self.ways = Ways(core, self.scratch)
         self.host = Host(core.settings, self.scratch, partial(facts.compare, core, lease.instance_id))
         self.executions: dict[UUID, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +80,7 @@ class Worker:
         self._at_work: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with a patient one
         self._unheard_until = 0.0  # loop time, until which claims are looked for whose answers were lost
         self._claim_now = asyncio.Event()
-        self._means = Means(lease, self.host, StartGate(cpus(), self._claim_now.set), self.gateway)
+        self._means = Means(lease, self.host, StartGate(cpus(), self._claim_now.set), self.ways)
         self._commands_now = asyncio.Event()
         self.left_waiting = asyncio.Event()
         self._url: str | None = None
@@ -107,7 +107,7 @@ class Worker:
         await self._register()
         self._heartbeat.start()
         await self.host.begin()
-        await self.gateway.start()
+        await self.ways.start()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
@@ -125,7 +125,7 @@ class Worker:
         loops.start("runner-commands", self._obey_commands, partial(self._until_woken, self._commands_now), must=True)
         loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
         loops.start("runner-host", self.host.look, self.host.until_next_look)
-        loops.start("model-gateway", self.gateway.look, partial(asyncio.sleep, 1))
+        self.ways.run_in(loops)
 
     # --- waking up ---------------------------------------------------------------------------------------------
 
@@ -378,7 +378,7 @@ class Worker:
         """After `drain`: leave the fleet. What is still owned is fenced and left to a reaper."""
         self._fence_all()
         await self._until_empty(10)
-        await self.gateway.close()
+        await self.ways.close()
         await instances.unregister(self._core.db, self._lease.instance_id)
         await self._heartbeat.stop()
         await asyncio.to_thread(self.scratch.close)

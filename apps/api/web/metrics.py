@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -82,6 +82,21 @@ class Total(Collector):
         return [CounterMetricFamily(self._name, self._meaning, value=self.read())]
 
 
+class Refusals(Collector):
+    """What the proxy of agents has refused, by reason."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Mapping[str, int]] = dict
+        REGISTRY.register(self)
+
+    def collect(self) -> list[CounterMetricFamily]:
+        meaning = "Connections that agents' programs asked the proxy for and may not have."
+        found = CounterMetricFamily("network_denied", meaning, labels=["reason"])
+        for reason, times in self.read().items():
+            found.add_metric([reason], times)
+        return [found]
+
+
 class LoopFigures(Collector):
     """Of the loops of the instance, by their names."""
 
@@ -101,6 +116,12 @@ class LoopFigures(Collector):
 
 
 LOOPS = LoopFigures()
+NETWORK_DENIED = Refusals()
+NETWORK_SENT = Total("network_sent_bytes", "Bytes that agents' programs sent through the proxy.")
+NETWORK_RECEIVED = Total("network_received_bytes", "Bytes that agents' programs received through the proxy.")
+NETWORK_OPEN = Gauge(
+    "network_connections_open", "Connections of agents' programs through the proxy.", registry=REGISTRY
+)
 WEBHOOKS_SENT = Total("webhook_messages_sent", "Webhook messages that this instance delivered.")
 WEBHOOKS_FAILED = Total(
     "webhook_attempts_failed", "Attempts of this instance to deliver a webhook message that failed."

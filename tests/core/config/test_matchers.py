@@ -85,6 +85,7 @@ LINEAR = {
         r"^diff --git a/(?:now|then)/(\d+) b/(?:now|then)/\d+\n",
         r'[^\x00-\x1f"\\\x7f]*',
     },
+    "runner/egress/asked.py": {"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}"},
     "runner/session/ports.py": {r"socket:\[(\d+)\]"},
     "web/origins.py": {
         r"f'{_URL}|[^\\s;,]+'",

@@ -48,6 +48,15 @@ async def test_who_came_later_differs_as_long_as_the_elder_lives(world: World, t
     assert await compared(world, later, workspaces_dir=tmp_path / "elsewhere") == []
 
 
+async def test_ports_of_one_host_are_known_by_its_instances(world: World) -> None:
+    assert await facts.ports(world.db, "here") == set()
+    for hostname, port in (("here", 54000), ("here", 54001), ("here", 0), ("there", 54002)):
+        lease = await world.instance()
+        await world.db.pool.execute("UPDATE instances SET hostname = $2 WHERE id = $1", lease.instance_id, hostname)
+        assert await compared(world, lease, port=port) == []
+    assert await facts.ports(world.db, "here") == {54000, 54001}
+
+
 async def test_a_share_that_is_not_mounted_is_another_directory(world: World) -> None:
     assert await compared(world, await world.instance()) == []
     root = world.settings.workspaces_root

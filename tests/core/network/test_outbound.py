@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from apps.api.core.network.outbound import MAX_ANSWER_BYTES, Failed, Outbound, Refused, is_public
+from apps.api.core.network.outbound import MAX_ANSWER_BYTES, Failed, Outbound, Refused, is_elsewhere, is_public
 from apps.api.core.tenant import signing
 from tests.receiver import Received, Receiver, Reply, receiving
 
@@ -97,6 +97,32 @@ def test_an_address_that_is_not_public_is_told(address: str) -> None:
 )
 def test_a_public_address_is_told(address: str) -> None:
     assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "127.9.9.9", "0.0.0.0", "169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192"),
+        *("168.63.129.16", "161.26.0.10", "166.8.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+        *("::", "::1", "::ffff:169.254.169.254", "::a9fe:a9fe", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001::1"),
+        *(
+            "fe80::1",
+            "fe80::a9fe:a9fe",
+            "fd00:ec2::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd20:ce::254",
+            "ff02::1",
+        ),
+    ],
+)
+def test_this_machine_and_what_a_cloud_tells_it_are_not_elsewhere(address: str) -> None:
+    assert not is_elsewhere(ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "10.1.2.3", "192.168.1.1", "100.64.0.1", "2606:4700::1111", "fd12::1"])
+def test_another_machine_is_elsewhere_be_it_public_or_not(address: str) -> None:
+    assert is_elsewhere(ip_address(address))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,33 @@ def test_a_machine_that_confines_them_is_nothing_to_warn_of(mode: str) -> None:
     assert isolation.refusal(settings(agent_isolation=mode)) is None
 
 
+def test_agents_that_reach_everything_are_warned_of() -> None:
+    [told] = isolation.warnings(settings(agent_network="direct"))
+    assert told.startswith("AGENT_NETWORK=direct: ")
+    assert "metadata" in told
+
+
+@pytest.mark.parametrize(("mode", "said"), [("open", "metadata service"), ("model_only", "no session starts")])
+def test_a_machine_that_cannot_limit_the_network_is_warned_of(mode: str, said: str) -> None:
+    code = (
+        "from apps.api.runner.guard import isolation; from apps.api.settings import Settings;"
+        f"made = Settings(_env_file=None, agent_isolation='auto', agent_network='{mode}');"
+        "print(*isolation.warnings(made), sep=chr(10))"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, preexec_fn=without(LANDLOCK_CREATE_RULESET), capture_output=True, text=True)
+    [told] = [line for line in found.stdout.splitlines() if "6.7" in line]
+    assert said in told
+    assert "limited or model_only are refused" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_port_that_the_kernel_gives_away_is_told() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert isolation.unreserved(first - 1) is None
+    assert f"ip_local_reserved_ports={first + 1}" in str(isolation.unreserved(first + 1))
+
+
 def test_what_is_off_is_warned_of_where_there_are_agents() -> None:
     off = {"agent_isolation": "off", "agent_seccomp": "off"}
     assert len(isolation.warnings(settings(**off))) == 2

@@ -135,6 +135,40 @@ def test_scheduling_is_changed_for_oneself_only(machine: str) -> None:
         assert {ask(machine, name, kind, who, 19) for kind in others for who in (0, 77)} == {NO}
 
 
+def network(machine: str, mode: str, name: str, *args: int, unix: bool = True) -> int:
+    number = seccomp.OF_NETWORK[name][MACHINES[machine]]
+    return answer(seccomp.network_program(machine, mode, unix=unix), number, args, ARCHITECTURES[machine])
+
+
+@pytest.mark.parametrize("mode", ["open", "limited", "model_only"])
+def test_rules_of_ports_hold_for_all_that_connects(machine: str, mode: str) -> None:
+    """Of the internet there is TCP, to which they apply, and UDP where there are more ways out anyway."""
+    flags = 0x80800  # of close-on-exec and not blocking
+    other = seccomp.REFUSE | errno.EPROTONOSUPPORT
+    for family in (2, 10):
+        assert network(machine, mode, "socket", family, 1, 0) == seccomp.ALLOW
+        assert network(machine, mode, "socket", family, 1 | flags, 6) == seccomp.ALLOW
+        for protocol in (262, 132, 256, 33, -1, HIGH + 262):
+            assert network(machine, mode, "socket", family, 1 | flags, protocol) == other
+        for kind in (3, 4, 5, 6, 7, 9, 10, 11, 15):
+            assert network(machine, mode, "socket", family, kind | flags, 6) == NO
+        assert network(machine, mode, "socket", family, 2 | flags, 17) == (seccomp.ALLOW if mode == "open" else NO)
+    for name, at in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        fast, usual = [0] * 6, [0] * 6
+        fast[at], usual[at] = 0x20004000, 0x4000
+        assert network(machine, mode, name, *fast) == seccomp.REFUSE | errno.EOPNOTSUPP
+        assert network(machine, mode, name, *usual) == seccomp.ALLOW
+    assert network(machine, mode, "listen", 3, 5) == (NO if mode == "model_only" else seccomp.ALLOW)
+    families = {f for f in range(64) if network(machine, mode, "socket", f, 1, 0) == seccomp.ALLOW}
+    assert families == ({2, 10, 16} if mode == "model_only" else {1, 2, 10, 16})
+    assert network(machine, mode, "socket", 1, 1, 0, unix=False) == NO
+
+
+def test_without_limits_only_unix_sockets_are_taken(machine: str) -> None:
+    assert [network(machine, "direct", "socket", f, 3, 1, unix=False) for f in (1, 2, 17)] == [NO, *[seccomp.ALLOW] * 2]
+    assert network(machine, "direct", "sendto", 0, 0, 0, 0x20000000, unix=False) == seccomp.ALLOW
+
+
 TRY = """
 import ctypes, json, sys
 from apps.api.runner.guard import seccomp

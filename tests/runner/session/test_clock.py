@@ -24,7 +24,7 @@ from apps.api.runner.session.launch import Means, StartGate
 from apps.api.runner.session.turn import Turn, TurnOver
 from apps.api.runner.worker import Worker
 from tests.core.conftest import neighbourhood, world
-from tests.world import World, administrator, gateway_of, until, waiting_for_locks
+from tests.world import World, administrator, until, waiting_for_locks, ways_of
 
 __all__ = ["neighbourhood", "world"]
 
@@ -65,8 +65,8 @@ async def executing(
 ) -> AsyncIterator[Execution]:
     """A session whose run is under way."""
     gate = gate or StartGate(1, lambda: None)
-    host, gateway = Host(world.settings, scratch), gateway_of(world.settings)
-    execution = Execution(world.core(), Means(lease, host, gate, gateway), claim, lambda: None)
+    host, ways = Host(world.settings, scratch), ways_of(world.core(), scratch)
+    execution = Execution(world.core(), Means(lease, host, gate, ways), claim, lambda: None)
     execution.assign(claim)
     running = asyncio.create_task(execution.run())
     try:

@@ -26,6 +26,7 @@ from apps.api.runner.agent.process import Agent, Poisoned
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
+from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
@@ -57,7 +58,8 @@ class Talk:
         lease.renewed(now())
         self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
         approvals, ports = Approvals(core, writer, self.turns, self.tasks, Mock()), Ports(writer, self.turns)
-        self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports)
+        denials = Denials(writer, self.turns)
+        self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports, denials)
         self.agent = Agent(claim, ClaudeSDKClient())
 
     async def hear(self, *messages: Message) -> None:

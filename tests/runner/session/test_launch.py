@@ -16,7 +16,7 @@ from apps.api.runner.host import Host
 from apps.api.runner.session.launch import Launch, Means, StartGate
 from apps.api.runner.session.turn import Turn, Turns
 from tests.core.conftest import neighbourhood, world
-from tests.world import World, gateway_of, until
+from tests.world import World, until, ways_of
 
 __all__ = ["neighbourhood", "world"]
 
@@ -28,8 +28,8 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     scratch = Scratch()
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
     host = Host(core.settings, scratch)
-    gate, gateway, turns = StartGate(1, lambda: None), gateway_of(core.settings), Turns(lambda: None)
-    launch = Launch(core, Means(lease, host, gate, gateway), turns, writer, store, Mock(), Mock())
+    gate, ways, turns = StartGate(1, lambda: None), ways_of(core, scratch), Turns(lambda: None)
+    launch = Launch(core, Means(lease, host, gate, ways), turns, writer, store, *[Mock()] * 4)
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):

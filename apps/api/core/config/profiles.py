@@ -19,9 +19,11 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from apps.api import errors
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import Denial, ModelName, Name, Part, Text, ToolName, ToolRule
-from apps.api.core.config.parts import McpServer, PermissionMode, RegisteredServer, Subagent
+from apps.api.core.config.parts import McpServer, PermissionMode, RegisteredServer, RemoteServer, Subagent
+from apps.api.core.config.reach import Network, Reach, of_server
 from apps.api.core.config.rules import Rule, parse
 from apps.api.errors import Problem
+from apps.api.settings import HOST, Settings
 
 PACKAGED = Path(__file__).parents[2] / "profiles.toml"
 """The profiles of a server that has no PROFILES_FILE."""
@@ -49,6 +51,8 @@ class Profile(Part):
         mcp: kinds of MCP servers.
         skills: skills, and with `expand_prompt` slash commands and mentions.
         isolation: `require`: no agent starts where the kernel cannot confine it to its files.
+        network: what its agents reach at most.
+        allowed_hosts: of a `limited` network, as `settings.HOST` says.
     """
 
     description: Annotated[Text, Field(min_length=1, max_length=500)]
@@ -66,6 +70,19 @@ class Profile(Part):
     skills: bool = True
     env: bool = True
     isolation: Literal["require"] | None = None
+    network: Network | None = None
+    allowed_hosts: list[Annotated[str, Field(pattern=HOST, max_length=260)]] | None = None
+
+    @model_validator(mode="after")
+    def _names_hosts_where_they_count(self) -> Profile:
+        if (self.network == "limited") != bool(self.allowed_hosts):
+            raise ValueError('network = "limited" and allowed_hosts need each other')
+        return self
+
+    @property
+    def reach(self) -> Reach:
+        """What its agents reach at most, whatever the server allows."""
+        return Reach(self.network or "direct", (self.allowed_hosts,) if self.allowed_hosts else ())
 
     @model_validator(mode="after")
     def _allows_only_what_may_exist(self) -> Profile:
@@ -226,10 +243,19 @@ def _inner_options(
         kind = registered.get(server.name) if isinstance(server, RegisteredServer) else server.type
         if not permits_kind(profile, kind):
             yield field, f"the profile allows no {kind or server.type} server"
+        elif isinstance(server, RemoteServer) and (reason := profile.reach.reason_against(server.url)):
+            yield f"{field}.url", reason
 
 
 def _own_model(agent: Subagent) -> str | None:
     return None if agent.model == "inherit" else agent.model
+
+
+def reach_of(profile: Profile | None, settings: Settings) -> Reach:
+    """What agents of sessions with this profile may reach on this server. Without isolation nothing is held back."""
+    if ((profile and profile.isolation) or settings.agent_isolation) == "off":
+        return Reach()
+    return of_server(settings).within(profile.reach) if profile else of_server(settings)
 
 
 def permits_server(profile: Profile, server: McpServer) -> bool:
@@ -289,7 +315,12 @@ def _least(value: Number | None, limit: Number | None) -> Number | None:
 
 
 def _open_servers(profile: Profile, servers: dict[str, McpServer] | None) -> dict[str, McpServer] | None:
-    return servers and {name: server for name, server in servers.items() if permits_server(profile, server)}
+    return servers and {
+        name: server
+        for name, server in servers.items()
+        if permits_server(profile, server)
+        and not (isinstance(server, RemoteServer) and profile.reach.reason_against(server.url))
+    }
 
 
 def _open_agents(profile: Profile, agents: dict[str, Subagent] | None) -> dict[str, Subagent] | None:

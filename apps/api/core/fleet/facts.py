@@ -13,6 +13,7 @@ import asyncpg
 from apps.api.core import codec
 from apps.api.core.context import Core
 from apps.api.core.sessions import workspaces
+from apps.api.db import Database
 from apps.api.settings import Settings
 
 _FINGERPRINT = 12
@@ -45,6 +46,7 @@ def own(settings: Settings, *, make: bool = True) -> dict[str, Any]:
         "marker": workspaces.marker(settings, make=make) if shared else None,
         "keys": sorted(hashlib.sha256(b"fleet:" + secret).hexdigest()[:_FINGERPRINT] for secret in secrets),
         "prefix": settings.redis_key_prefix,
+        "port": settings.port,  # not in common: see `ports`
     }
 
 
@@ -71,6 +73,12 @@ async def compare(core: Core, instance_id: UUID) -> list[str]:
     ours = await asyncio.to_thread(own, core.settings)
     theirs = [row["facts"] for row in await core.db.pool.fetch(_COMPARE, instance_id, ours)]
     return list(dict.fromkeys(words for each in theirs for words in differences(ours, each)))
+
+
+async def ports(db: Database, hostname: str) -> set[int]:
+    """Ports of the instances on one host, as far as they have told them."""
+    rows = await db.pool.fetch("SELECT facts->'port' AS port FROM instances WHERE hostname = $1", hostname)
+    return {row["port"] for row in rows if isinstance(row["port"], int) and row["port"]}
 
 
 async def differing(connection: asyncpg.Connection, settings: Settings) -> list[str]:

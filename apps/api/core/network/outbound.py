@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
@@ -46,6 +46,17 @@ _SPECIAL = tuple(
     )
 )
 
+_SERVICES_OF_CLOUDS = tuple(
+    # What gives a machine its own credentials, where that is no link-local address: Alibaba's, Oracle's, Azure's and
+    # IBM's; by IPv6 AWS's, Oracle's, Scaleway's and Google's.
+    ip_network(block)
+    for block in (
+        *("100.100.100.200/32", "192.0.0.0/24", "168.63.129.16/32", "161.26.0.0/16", "166.8.0.0/14"),
+        *("fd00::/16", "fd20:ce::/32"),
+    )
+)
+_UNIQUE_LOCAL = ip_network("fc00::/7")
+
 _HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
 
 
@@ -71,6 +82,18 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address) and (address not in _GLOBAL_UNICAST or address.scope_id is not None):
         return False
     return not any(address in block for block in _SPECIAL if block.version == address.version)
+
+
+def is_elsewhere(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is another machine's, public or private: not this machine, link-local, multicast, reserved or
+    of a cloud's services for the machine, and no IPv6 form of an IPv4 address."""
+    if isinstance(address, IPv6Address) and address not in _UNIQUE_LOCAL and not is_public(address):
+        return False
+    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_reserved:
+        return False
+    if address in ip_network("0.0.0.0/8"):
+        return False
+    return not any(address in block for block in _SERVICES_OF_CLOUDS if block.version == address.version)
 
 
 class Outbound:
@@ -126,8 +149,15 @@ class Outbound:
         except (httpcore2.NetworkError, httpcore2.TimeoutException, OSError) as error:
             raise Failed(_reason(error)) from error
 
-    async def resolve(self, host: str, port: int, tenant_id: UUID | None = None) -> list[str]:
-        """Addresses of a host, all of which may be connected to.
+    async def resolve(
+        self,
+        host: str,
+        port: int,
+        tenant_id: UUID | None = None,
+        *,
+        allows: Callable[[IPv4Address | IPv6Address], bool] = is_public,
+    ) -> list[str]:
+        """Addresses of a host, all of which may be connected to: `allows` says so, or an exception.
 
         Raises:
             Refused: one of them is not allowed.
@@ -138,12 +168,14 @@ class Outbound:
         except Unresolved as error:
             raise Failed("its name could not be resolved") from error
         allowed = {host.lower(), f"{host}:{port}".lower(), f"[{host}]:{port}".lower()} & self._names
-        if not addresses or not (allowed or all(self._may_reach(ip_address(a)) for a in addresses)):
+        if not addresses or not (allowed or all(self._may_reach(ip_address(a), allows) for a in addresses)):
             raise Refused("its address is not a public one; the operator may allow it by OUTBOUND_ALLOW")
         return addresses
 
-    def _may_reach(self, address: IPv4Address | IPv6Address) -> bool:
-        return is_public(address) or any(address in network for network in self._networks)
+    def _may_reach(
+        self, address: IPv4Address | IPv6Address, allows: Callable[[IPv4Address | IPv6Address], bool]
+    ) -> bool:
+        return allows(address) or any(address in network for network in self._networks)
 
     async def post(
         self,

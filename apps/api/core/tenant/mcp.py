@@ -21,7 +21,8 @@ from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.config import environment
 from apps.api.core.config.parts import McpServer, OwnServer, RegisteredServer, RemoteServer, StdioServer
-from apps.api.core.config.profiles import Profile, permits_server
+from apps.api.core.config.profiles import Profile, permits_server, reach_of
+from apps.api.core.config.reach import Reach
 from apps.api.core.context import Core
 from apps.api.core.network import outbound
 from apps.api.core.tenant import vault
@@ -69,7 +70,7 @@ async def check(core: Core, tenant_id: UUID, field: str, server: OwnServer) -> N
     if isinstance(server, StdioServer):
         _permit(core.settings, field, server)
     else:
-        await _permit_url(core, tenant_id, field, server.url)
+        await _permit_url(core, tenant_id, field, server.url, reach_of(None, core.settings))
     await vault.require(core.db, tenant_id, dict.fromkeys(vault.names_in(texts_of(server)), field or "body"))
 
 
@@ -85,9 +86,11 @@ def _permit(settings: Settings, field: str, server: StdioServer) -> None:
         raise ValidationError.of(_inside(field, "env"), f"reserved by the server: {', '.join(steering)}")
 
 
-async def _permit_url(core: Core, tenant_id: UUID, field: str, url: str) -> None:
+async def _permit_url(core: Core, tenant_id: UUID, field: str, url: str, reach: Reach) -> None:
     if "$" in urlsplit(url).netloc:
         raise ValidationError.of(_inside(field, "url"), "a secret may stand in the path and the query only")
+    if reason := reach.reason_against(url):  # the agent's own program connects
+        raise ValidationError.of(_inside(field, "url"), reason)
     try:
         await core.outbound.check_url(url, tenant_id)
     except (outbound.Refused, outbound.Failed) as error:
@@ -232,7 +235,7 @@ async def _resolve(
     if isinstance(filled, StdioServer):
         _permit(core.settings, field, filled)
     else:
-        await _permit_url(core, tenant_id, field, filled.url)
+        await _permit_url(core, tenant_id, field, filled.url, reach_of(profile, core.settings))
     return spec
 
 

@@ -44,6 +44,10 @@ class ProfileState(BaseModel):
     isolation: Literal["require"] | None = Field(
         description="`require`: no agent starts where the kernel cannot confine it to its files."
     )
+    network: Literal["open", "limited", "model_only"] | None = Field(
+        description="What its agents reach at most; of this and the server's AGENT_NETWORK the stricter holds."
+    )
+    allowed_hosts: list[str] | None = Field(description="What `limited` agents reach, by name.")
 
 
 def _state(core: Core, caller: Principal, name: str) -> ProfileState:

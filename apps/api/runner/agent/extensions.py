@@ -138,14 +138,20 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_permissions(path: Path, config: AgentConfig, allowed: Sequence[Rule]) -> Path:
+def write_permissions(
+    path: Path, config: AgentConfig, allowed: Sequence[Rule], *, hosts_are_listed: bool = False
+) -> Path:
     """Write the rules of permission as settings of the CLI, where each stands by itself and the number is no limit.
 
     As arguments they would be joined by commas, and taken apart by brackets. What was stored is judged once more.
-    `allowed`: what may run beside what the configuration says.
+
+    Args:
+        allowed: what may run beside what the configuration says.
+        hosts_are_listed: the operator has said which hosts there are, so that WebFetch asks nobody else.
     """
     allow = [*rules.readable(config.allowed_tools or ()), *allowed]
     deny = rules.denials(config.disallowed_tools or ())
     permissions = {"allow": [str(rule) for rule in allow], "deny": [str(rule) for rule in deny]}
-    _write(path, json.dumps({"permissions": permissions}))
+    more = {"skipWebFetchPreflight": True} if hosts_are_listed else {}
+    _write(path, json.dumps({"permissions": permissions, **more}))
     return path

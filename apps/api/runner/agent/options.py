@@ -22,7 +22,7 @@ from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.extensions import Extensions
 from apps.api.runner.agent.process import CannotStart, HookMatchers
 from apps.api.runner.agent.scratch import Place
-from apps.api.runner.guard.launcher import bundled_cli, guard_environment
+from apps.api.runner.guard.launcher import Network, bundled_cli, guard_environment
 from apps.api.settings import Settings
 
 _GLOB_CHARACTERS = frozenset("[]{}*?!\\")
@@ -101,6 +101,19 @@ def to_the_model(settings: Settings, url: str, token: str) -> dict[str, str]:
     return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token, "NO_PROXY": direct, "no_proxy": direct}
 
 
+def proxies(mode: str, proxy: str, gateway_port: int) -> dict[str, str]:
+    """What leads programs of an agent whose network is limited to the proxy, and not past it.
+
+    Args:
+        proxy: its URL; empty where there is none for this agent.
+        gateway_port: programs that know a proxy reach it without one.
+    """
+    # Ports of this machine: as the host's rules allow them to all, or by the proxy, which asks whose they are.
+    direct = "localhost,127.0.0.1,::1" if mode == "open" else f"127.0.0.1:{gateway_port}"
+    env = {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "ALL_PROXY": proxy, "NO_PROXY": direct}
+    return env | {name.lower(): value for name, value in env.items()} | {"NODE_USE_ENV_PROXY": "1"}
+
+
 def environment(
     settings: Settings,
     config: AgentConfig,
@@ -111,13 +124,15 @@ def environment(
     lease: Path | None = None,
     *,
     model: Mapping[str, str],
+    network: Network = Network(),  # noqa: B008 - it never changes
 ) -> dict[str, str]:
     """What the agent process is given on top of the guard's allow-list.
 
     Args:
         config_dir: a path that leads to `place.config`.
         lease: see `guard_environment`.
-        model: what leads the CLI to a model, see `to_the_model`.
+        model: what leads the CLI to a model, see `to_the_model`, and its programs elsewhere, see `proxies`.
+        network: see `launcher.Network`.
     """
     isolation = (profile and profile.isolation) or settings.agent_isolation
     env = {**_QUIET_CLI, **dict.fromkeys(_SILENCE, str(settings.model_silence_seconds * 1000))}
@@ -144,7 +159,7 @@ def environment(
             session_env=config.env or {},
         )
     )
-    return env
+    return env | network.variables()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +170,7 @@ class Process:
         config_dir: a path that leads to `place.config`, and stays the same for all processes of the session.
         resume: whether `place.config` holds the conversation so far.
         permissions: a file that holds the rules of permission, see `write_permissions`.
-        model: see `to_the_model`.
+        model, network: see `environment`.
         stderr: collects its last lines, for the message of a failed start.
     """
 
@@ -173,6 +188,7 @@ class Process:
     permissions: Path
     profile: Profile | None
     model: Mapping[str, str]
+    network: Network = field(default_factory=Network)
     stderr: list[str] = field(default_factory=list)
 
     def keep(self, line: str) -> None:
@@ -239,6 +255,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
             process.profile,
             process.lease,
             model=process.model,
+            network=process.network,
         ),
         cli_path=process.launcher,
         stderr=process.keep,

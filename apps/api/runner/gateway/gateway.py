@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -93,13 +94,22 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._held = 0
         self._server: asyncio.Server | None = None
-        self.url = ""
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """Where agents find it."""
+        return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Caller(self), "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self._server = await self.accept_on(listening)
+
+    async def accept_on(self, listening: socket.socket) -> asyncio.Server:
+        """Serve on this socket as well, which may be one of another network namespace. Who calls closes the server."""
+        return await asyncio.get_running_loop().create_server(lambda: Caller(self), sock=listening)
 
     async def close(self) -> None:
         """End everything, and wait until what was used is noted."""

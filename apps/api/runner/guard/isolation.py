@@ -37,20 +37,42 @@ def missing(settings: Settings) -> list[str]:
     return found
 
 
+def network_lacks() -> str | None:
+    """What this machine lacks to limit what agents reach, if anything."""
+    abi = confinement.landlock_abi()
+    if abi < confinement.ABI_OF_PORTS:
+        return f"{f'Landlock ABI {abi} knows no ports' if abi else 'there is no Landlock'} (Linux 6.7 or later)"
+    if not seccomp.available():
+        return "system calls cannot be filtered (seccomp of Linux 4.14 or later, x86_64 or aarch64)"
+    return None
+
+
 def warnings(settings: Settings) -> list[str]:
     """Every way in which agents of this instance are not fully confined; none when it starts no agents."""
     if settings.runner_slots == 0:
         return []
     found = missing(settings)
     if settings.agent_isolation == "off":
-        found.append("AGENT_ISOLATION=off: agents can read and write every file that the server's user can")
+        files = "read and write every file that the server's user can"
+        found.append(f"AGENT_ISOLATION=off: agents can {files}, and reach whatever this host does")
     if settings.agent_seccomp == "off":
         found.append("AGENT_SECCOMP=off: agents' tools can reach the memory of processes that they can trace")
+    found += _of_network(settings)
     abi = confinement.landlock_abi()
     if settings.agent_isolation != "off" and 0 < abi < 6:
         truncating = ", and truncate files whose path they know (before 6.2)" if abi < 3 else ""
         found.append(f"Landlock ABI {abi}: agents can signal processes of their user (before Linux 6.12){truncating}")
     return found
+
+
+def _of_network(settings: Settings) -> list[str]:
+    everything = "agents reach whatever this host does, PostgreSQL, Redis and a cloud's metadata service among it"
+    if settings.agent_isolation == "off":
+        return []  # said already
+    if lacking := network_lacks():
+        more = "no session starts" if settings.agent_network in ("limited", "model_only") else everything
+        return [f"{lacking}: {more}; profiles with `network` limited or model_only are refused"]
+    return [f"AGENT_NETWORK=direct: {everything}"] if settings.agent_network == "direct" else []
 
 
 def refusal(settings: Settings) -> str | None:
@@ -61,6 +83,23 @@ def refusal(settings: Settings) -> str | None:
     return (
         f"AGENT_ISOLATION=require, and {'; and '.join(found)}. Set AGENT_ISOLATION=auto if you trust everybody who"
         " sends prompts, or RUNNER_SLOTS=0 for an instance without agents"
+    )
+
+
+def unreserved(port: int) -> str | None:
+    """Why an agent could come to listen on a port without asking for it, if it could: the kernel gives it away."""
+    about = Path("/proc/sys/net/ipv4")
+    try:
+        first, last = map(int, (about / "ip_local_port_range").read_text().split())
+        reserved = (about / "ip_local_reserved_ports").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    ranges = [part.partition("-") for part in reserved.split(",") if part]
+    if not first <= port <= last or any(int(a) <= port <= int(b or a) for a, _, b in ranges):
+        return None
+    return (
+        f"in the kernel's own range ({first} to {last}): with several instances on this host, reserve their ports"
+        f" (sysctl net.ipv4.ip_local_reserved_ports={port}), so that no agent listens there while one restarts"
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from apps.api.runner.guard.program import CLOCK, SESSION_PREFIX
 
 log = structlog.get_logger(__name__)
 
-__all__ = ["CLOCK", "LeaseFile", "bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
+__all__ = ["CLOCK", "LeaseFile", "Network", "bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -41,6 +42,33 @@ def install_guard(directory: Path, *, python: str = sys.executable) -> Path:
     draft.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} -I -S -c {shlex.quote(code)} "$@"\n')
     draft.replace(launcher)
     return launcher
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What one agent may reach.
+
+    Attributes:
+        mode: `direct`: whatever the host does.
+        unix_sockets: whether it may make any; of `model_only` it may not in any case.
+        rules: the socket at which the guard is given its rules of ports, see rules.py.
+        ticket: what it shows there.
+    """
+
+    mode: Literal["direct", "open", "limited", "model_only"] = "direct"
+    unix_sockets: Literal["on", "off"] = "on"
+    rules: Path | None = None
+    ticket: str = field(default="", repr=False)
+
+    def variables(self) -> dict[str, str]:
+        """More of what `guard_environment` returns. What is to be limited and cannot be does not start, whatever its
+        `isolation` says (exit status 78)."""
+        return {
+            "CLI_GUARD_NETWORK": self.mode,
+            "CLI_GUARD_UNIX_SOCKETS": self.unix_sockets,
+            "CLI_GUARD_PORTS": str(self.rules or ""),
+            "CLI_GUARD_PORTS_TICKET": self.ticket,
+        }
 
 
 class LeaseFile:

@@ -23,7 +23,7 @@ import sys
 import time
 
 # Relative, because the launcher imports this package without `apps.api`, which takes longer than the whole guard.
-from . import confinement, processes, seccomp
+from . import confinement, network, processes, seccomp
 
 TYPE_CHECKING = False  # importing `typing` or `signal` takes as long as the rest of the guard
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ SESSION_PREFIX = "CLI_GUARD_ENV_"
 
 _ALLOWED = frozenset(
     "PATH HOME PWD TMPDIR TERM TZ LANG LANGUAGE SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS "  # noqa: SIM905
-    "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy ANTHROPIC_API_KEY ANTHROPIC_BASE_URL "
+    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy NODE_USE_ENV_PROXY "
+    "ANTHROPIC_API_KEY ANTHROPIC_BASE_URL "
     "ANTHROPIC_CONFIG_DIR API_TIMEOUT_MS IS_SANDBOX CLAUDE_CONFIG_DIR CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS "
     "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS CLAUDE_STREAM_IDLE_TIMEOUT_MS DISABLE_AUTOUPDATER DISABLE_ERROR_REPORTING "
     "DISABLE_TELEMETRY TRACEPARENT TRACESTATE".split()
@@ -78,11 +79,13 @@ def main() -> NoReturn:
     if _seconds_left(until) <= 0:
         _refuse("the server's lease has run out")
     abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
+    limits = _limits()
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
     cli = os.fork()
     if cli == 0:
-        _become_cli(guard, abi, filtered, inherited)
+        _become_cli(guard, abi, filtered, limits, inherited)
+    limits.close()
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
     os.dup2(nowhere, 0)
@@ -146,13 +149,27 @@ def _filtered(wanted: str) -> bool:
     return found
 
 
+def _limits() -> network.Limits:
+    """What of the network to take from the agent."""
+    try:
+        limits = network.Limits(os.environ)
+    except OSError as error:
+        _refuse(f"the agent's network cannot be limited ({error})")
+    if limits.filters and not seccomp.available():
+        _lacking("this machine has no seccomp", "the agent can make sockets of every kind")
+        limits.unix = True
+        if limits.mode != network.DIRECT:
+            _refuse("the agent's network cannot be limited without seccomp")
+    return limits
+
+
 def _lacking(what: str, so: str) -> None:
     if os.environ["CLI_GUARD_LANDLOCK"] == "require":
         _refuse(f"isolation is required, and {what}")
     _say(f"{what}: {so}")
 
 
-def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> NoReturn:
+def _become_cli(guard: int, abi: int, filtered: bool, limits: network.Limits, mask: Iterable[int]) -> NoReturn:
     try:
         os.setsid()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
@@ -174,6 +191,7 @@ def _become_cli(guard: int, abi: int, filtered: bool, mask: Iterable[int]) -> No
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        limits.apply()
         if filtered:
             seccomp.install()
         os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606

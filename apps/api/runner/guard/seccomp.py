@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Instruction = tuple[int, int, int, int]
     """Operation, jumps when true and when false, operand."""
 
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, EPROTONOSUPPORT, EOPNOTSUPP = 1, 38, 93, 95
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 """What a filter answers: SECCOMP_RET_ALLOW; _ERRNO, to which the number is added; _KILL_PROCESS."""
 
@@ -112,12 +112,22 @@ LIMITED: dict[str, tuple[int, int]] = {
 }
 """System calls that some arguments are taken from, see `_limits`."""
 
+OF_NETWORK: dict[str, tuple[int, int]] = {
+    "socket": (41, 198),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
+    "listen": (50, 201),
+}
+"""The same where the network is limited, see `_of_network`."""
+
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 # CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}. In clone(2) that of time is a bit of the signal, which no signal has.
 _NEW_NAMESPACES = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
 _UNIX, _INET, _INET6, _NETLINK, _ROUTE = 1, 2, 10, 16, 0
+_STREAM, _DATAGRAM, _TYPES, _TCP, _FAST_OPEN = 1, 2, 0xF, 6, 0x20000000
 _SECCOMP, _SET_MODE_FILTER, _GET_ACTION_AVAIL = {"x86_64": 317, "aarch64": 277}, 1, 2
 
 
@@ -129,11 +139,12 @@ def available() -> bool:
     return int(confinement.libc.syscall(_SECCOMP[_machine()], _GET_ACTION_AVAIL, 0, action)) == 0
 
 
-def install() -> None:
-    """Filter the system calls of this process, which has one thread, and of all that it will start. Raises OSError."""
+def install(made: list[Instruction] | None = None) -> None:
+    """Filter the system calls of this process, which has one thread, and of all that it will start, by `program`, or by
+    another filter. Of several filters the strictest holds. Raises OSError."""
     code = b"".join(
         operation.to_bytes(2, sys.byteorder) + bytes((yes, no)) + operand.to_bytes(4, sys.byteorder)
-        for operation, yes, no, operand in program(_machine())
+        for operation, yes, no, operand in made or program(_machine())
     )
     held = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: an unsigned short, padding, a pointer
@@ -142,12 +153,69 @@ def install() -> None:
     confinement.checked(confinement.libc.syscall(_SECCOMP[_machine()], _SET_MODE_FILTER, 0, filtering))
 
 
+def restrict_network(mode: str, *, unix: bool) -> None:
+    """Take from this process what leads past rules of ports, see `network_program`. Raises OSError."""
+    install(network_program(_machine(), mode, unix=unix))
+
+
+def network_program(machine: str, mode: str, *, unix: bool) -> list[Instruction]:
+    """The filter for what Landlock's rules of ports leave open.
+
+    Args:
+        machine: see `program`.
+        mode: of `direct` all of the internet is left, of `open` TCP and UDP; of all others TCP alone, and of
+            `model_only` nothing listens either.
+        unix: whether there are Unix sockets, beside pairs of them. Of `model_only` there are none.
+    """
+    made = _beginning(machine)
+    for name, rule in _of_network(mode, unix=unix and mode != "model_only").items():
+        made += [(_EQUAL, 0, len(rule), OF_NETWORK[name][_COLUMN[machine]]), *rule]
+    return [*made, _answer(ALLOW)]
+
+
+def _beginning(machine: str) -> list[Instruction]:
+    # First of all: numbers mean something else in programs for another processor (int 0x80).
+    made = [_load(_ARCHITECTURE), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), _answer(KILL)]
+    return [*made, _load(_NUMBER), (_GREATER, 0, 1, NEWEST), _refuse(ENOSYS)]
+
+
+def _of_network(mode: str, *, unix: bool) -> dict[str, list[Instruction]]:
+    if mode == "direct":
+        return {} if unix else {"socket": [_load(_argument(0)), (_EQUAL, 0, 1, _UNIX), _refuse(EPERM), _answer(ALLOW)]}
+    # Multipath TCP, SCTP and the like are no TCP to Landlock. Programs that want them fall back to it.
+    streams = [_load(_argument(2)), (_EQUAL, 2, 0, 0), (_EQUAL, 1, 0, _TCP), _refuse(EPROTONOSUPPORT), _answer(ALLOW)]
+    internet: list[Instruction] = [
+        _load(_argument(1)),
+        (_ANY_BIT, 1 + len(streams), 0, _TYPES & ~_STREAM),
+        (_ANY_BIT, 0, len(streams), _STREAM),
+        *streams,
+        *([(_ANY_BIT, 1, 0, _TYPES & ~_DATAGRAM), _answer(ALLOW)] if mode == "open" else []),
+        _refuse(EPERM),
+    ]
+    # What is sent so connects, and Landlock looks at connect(2) alone: seen with Linux 6.18. Answered as by a kernel
+    # that does not offer it.
+    flags: dict[str, list[Instruction]] = {
+        name: [_load(_argument(at)), (_ANY_BIT, 0, 1, _FAST_OPEN), _refuse(EOPNOTSUPP), _answer(ALLOW)]
+        for name, at in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
+    }
+    # A socket that has no port yet is given one when it listens, and no rule is asked.
+    silent = {"listen": [_refuse(EPERM)]} if mode == "model_only" else {}
+    families: list[Instruction] = [
+        _load(_argument(0)),
+        (_EQUAL, 5, 0, _INET),
+        (_EQUAL, 4, 0, _INET6),
+        (_EQUAL, 1, 0, _NETLINK),  # the other filter has more to say of it
+        (_EQUAL, 0, 1, _UNIX if unix else _NETLINK),
+        _answer(ALLOW),
+        _refuse(EPERM),
+    ]
+    return {"socket": [*families, *internet], **flags, **silent}
+
+
 def program(machine: str) -> list[Instruction]:
     """The filter for a machine of which `_AUDIT_ARCH` has the name."""
     column = _COLUMN[machine]
-    # First of all: numbers mean something else in programs for another processor (int 0x80).
-    made = [_load(_ARCHITECTURE), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), _answer(KILL)]
-    made += [_load(_NUMBER), (_GREATER, 0, 1, NEWEST), _refuse(ENOSYS)]
+    made = _beginning(machine)
     for numbers in FORBIDDEN.values():
         number = numbers[column]
         if number is not None:

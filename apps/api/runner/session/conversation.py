@@ -22,6 +22,7 @@ from apps.api.runner.agent.outcome import Meter, outcome_of, stopped, used
 from apps.api.runner.agent.process import Agent, Poisoned, TranscriptLost
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turn, Turns
 
@@ -40,9 +41,10 @@ class Conversation:
         tasks: Tasks,
         approvals: Approvals,
         ports: Ports,
+        denials: Denials,
     ) -> None:
         self._core, self._writer, self._store, self._turns = core, writer, store, turns
-        self._tasks, self._approvals, self._ports = tasks, approvals, ports
+        self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
         self._used_tools = self._left_task = False
         self._meter = Meter()
         self._model_told = model_failures.Signs()
@@ -97,7 +99,9 @@ class Conversation:
         if isinstance(message, StreamEvent):
             if active is not None and (fields := messages.partial(message)):
                 self._writer.delta("partial", active.run_id, fields)
-        elif isinstance(message, ResultMessage):
+            return
+        await self._denials.tell()
+        if isinstance(message, ResultMessage):
             await self._end_turn(agent, message)
         elif isinstance(message, MirrorErrorMessage):
             lost = TranscriptLost(message.error)

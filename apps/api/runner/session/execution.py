@@ -37,6 +37,7 @@ from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, CannotStart, Star
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
+from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.hooks import Hooks
 from apps.api.runner.session.launch import Launch, Means
 from apps.api.runner.session.ports import Ports
@@ -78,10 +79,13 @@ class Execution:
         self.turns, self.tasks = Turns(freed), Tasks()
         self._store = Transcripts(core.db, means.lease, claim.session_id, claim.generation, claim.sdk_session_id)
         self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)
-        self.ports = Ports(self.writer, self.turns)
+        self.ports, self.denials = Ports(self.writer, self.turns), Denials(self.writer, self.turns)
         hooks = Hooks(core, self.writer, self.turns, self)
-        self._launch = Launch(core, means, self.turns, self.writer, self._store, self.approvals, hooks)
-        self._talk = Conversation(core, self.writer, self._store, self.turns, self.tasks, self.approvals, self.ports)
+        outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
+        self._launch = Launch(core, means, self.turns, self.writer, self._store, self.approvals, hooks, *outward)
+        self._talk = Conversation(
+            core, self.writer, self._store, self.turns, self.tasks, self.approvals, self.ports, self.denials
+        )
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self.fenced = self.closing = False

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -24,11 +25,12 @@ from apps.api.errors import LeaseLost
 from apps.api.runner.agent import clone, extensions, history, options
 from apps.api.runner.agent.process import Agent, CannotStart, StartFailed
 from apps.api.runner.agent.scratch import Place
-from apps.api.runner.gateway.gateway import Gateway, Holder
+from apps.api.runner.egress.proxy import Local, Reason
 from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.hooks import Hooks
 from apps.api.runner.session.turn import Turn, Turns
+from apps.api.runner.session.ways import Access, Ways
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +96,7 @@ class Means:
     lease: Lease
     host: Host
     gate: StartGate
-    gateway: Gateway
+    ways: Ways
 
 
 class Launch:
@@ -109,13 +111,17 @@ class Launch:
         store: Transcripts,
         approvals: Approvals,
         hooks: Hooks,
+        local: Local,
+        denied: Callable[[str, int, Reason], None],
     ) -> None:
+        """`local`, `denied`: see `egress.proxy.Member`."""
         self._core, self._turns, self._writer = core, turns, writer
-        self._lease, self._host, self._gate, self._gateway = means.lease, means.host, means.gate, means.gateway
+        self._lease, self._host, self._gate, self._ways = means.lease, means.host, means.gate, means.ways
         self._scratch = means.host.scratch
         self._store, self._approvals, self._hooks = store, approvals, hooks
         self._place: Place | None = None
-        self._holder: Holder | None = None
+        self._access: Access | None = None
+        self._local, self._denied = local, denied
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
         """Start an agent that knows the conversation so far, in a workspace with its repository.
@@ -177,9 +183,9 @@ class Launch:
 
     def clear(self) -> None:
         """Take back what the process alone was given: it has ended, or was not started."""
-        if self._holder is not None:
-            self._gateway.dismiss(self._holder)
-            self._holder = None
+        if self._access is not None:
+            self._access.end()
+            self._access = None
         if self._place is not None:
             self._scratch.forget(self._place)
             self._place = None
@@ -193,6 +199,7 @@ class Launch:
 
     async def _process(self, claim: Claim, place: Place) -> Agent:
         settings = self._core.settings
+        self._access = access = await self._ways.admit(claim, self._turns, self._local, self._denied)
         if not await self._store.exists(self._store.conversation):
             await self._store.begin()
         conversation = self._store.conversation
@@ -212,13 +219,11 @@ class Launch:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, claim, place.given)
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
+        write = partial(extensions.write_permissions, hosts_are_listed=access.network.mode == "limited")
         permissions = await self._core.blocking.starts.run(
-            extensions.write_permissions, place.given / "permissions.json", claim.config, allowed
+            write, place.given / "permissions.json", claim.config, allowed
         )
         await self._store.adopt(conversation, key)
-        self._holder = self._gateway.admit(
-            claim.tenant_id, claim.session_id, lambda: self._turns.run_id, self._turns.refuse
-        )
         process = options.Process(
             workspace=workspace,
             extensions=given,
@@ -233,7 +238,8 @@ class Launch:
             can_use_tool=self._approvals.can_use_tool,
             permissions=permissions,
             profile=claim.profile,
-            model=options.to_the_model(settings, self._gateway.url, self._holder.token),
+            model=access.env,
+            network=access.network,
         )
         built = options.build(settings, claim.config, process)
         try:

@@ -77,6 +77,16 @@ class Ports:
         pid = agent.pid if agent else None
         return (await asyncio.to_thread(listening, pid)).get(port) if pid else None
 
+    async def whose(self, agent: Agent | None, port: int) -> tuple[str | None, bool]:
+        """Where this session alone listens on a port, and whether anybody does at all."""
+        pid = agent.pid if agent else None
+        found = await asyncio.to_thread(listening, pid) if pid else {}
+        return found.get(port), await asyncio.to_thread(_is_taken, port)
+
+
+def _is_taken(port: int) -> bool:
+    return sys.platform == "linux" and any(row[0] == port for name in ("tcp", "tcp6") for row in _table(name))
+
 
 def listening(pid: int, tree: Tree | None = None) -> dict[int, str]:
     """TCP ports that the processes below `pid` listen on, alone → an address to connect to.

@@ -39,6 +39,7 @@ class Watch:
             if execution.agent is not None and not execution.closing and session_id not in loop.spared:
                 with loop.one(session_id):
                     await execution.ports.look(execution.agent, tree)
+                    await execution.denials.tell()
 
     async def _look_at_background(self, loop: Loop) -> None:
         """Stop what turns of this instance are in the background for too long."""

@@ -1,0 +1,142 @@
+"""The ways of agents out of their confinement: to a model, to what their session may reach, and to nothing else.
+
+Here is the one place in which both listen and are told of a process. In a network namespace of its own a process would
+be given two listening sockets of that namespace: see `Gateway.accept_on` and `Proxy.accept_on`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from apps.api.core.config.profiles import Profile, reach_of
+from apps.api.core.config.reach import Reach
+from apps.api.core.context import Core
+from apps.api.core.fleet import facts
+from apps.api.core.fleet.claims import Claim
+from apps.api.core.network import model_api, own
+from apps.api.core.network.outbound import Outbound
+from apps.api.core.tasks import Loops
+from apps.api.runner.agent import options
+from apps.api.runner.agent.process import CannotStart
+from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.egress.proxy import Local, Member, Proxy, Reason
+from apps.api.runner.gateway import gateway
+from apps.api.runner.guard import isolation
+from apps.api.runner.guard.launcher import Network
+from apps.api.runner.guard.rules import Kind, PortRules
+from apps.api.runner.session.turn import Turns
+
+log = structlog.get_logger(__name__)
+
+MAX_SERVED = 1_000
+"""Ports of instances on this host that are kept from agents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one process is given.
+
+    Attributes:
+        env: variables for it.
+        network: for its guard.
+        end: takes all of it back.
+    """
+
+    env: dict[str, str]
+    network: Network
+    end: Callable[[], None]
+
+
+class Ways:
+    """Those of one instance."""
+
+    def __init__(self, core: Core, scratch: Scratch) -> None:
+        self._core, settings = core, core.settings
+        self.gateway = gateway.of(core)
+        self.proxy = Proxy(settings, Outbound(settings.outbound_allow))
+        self._rules = PortRules(scratch.root / "ports")
+        self._closed = frozenset(port for _, port in own.databases(settings))
+        self._served = {settings.port}
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+        await self.gateway.start()
+        await self.proxy.start()
+        self._rules.start()
+
+    def run_in(self, loops: Loops) -> None:
+        """Start the loops."""
+        loops.start("model-gateway", self.gateway.look, partial(asyncio.sleep, 1))
+        loops.start("egress-proxy", self.proxy.look, partial(asyncio.sleep, 1))
+
+    async def close(self) -> None:
+        """End everything, and wait until what was used is noted."""
+        self._rules.close()
+        await self.proxy.close()
+        await self.gateway.close()
+
+    async def admit(
+        self, claim: Claim, turns: Turns, local: Local, denied: Callable[[str, int, Reason], None]
+    ) -> Access:
+        """Let a process of a session out.
+
+        Args:
+            local, denied: see Member.
+
+        Raises:
+            CannotStart: what its profile says of the network cannot be kept here.
+            OSError: this host has no room for the rules.
+        """
+        settings, unix = self._core.settings, self._core.settings.agent_unix_sockets
+        reach = _enforceable(claim.profile, reach_of(claim.profile, settings))
+        holder = self.gateway.admit(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
+        env = options.to_the_model(settings, self.gateway.url, holder.token)
+        if reach.mode == "direct":
+            return Access(env, Network(unix_sockets=unix), partial(self.gateway.dismiss, holder))
+        # A subscription's token is used by the CLI itself, past the gateway.
+        model = frozenset({_endpoint(self._core)} if settings.agents_hold_the_credential else ())
+        member = Member(claim.tenant_id, reach, local, denied, model)
+        proxy = self.proxy.admit(member) if reach.mode != "model_only" or model else ""
+        ways = {self.gateway.port} if not proxy else {self.gateway.port, self.proxy.port}
+        ticket = ""
+
+        def end() -> None:
+            self.gateway.dismiss(holder)
+            self.proxy.dismiss(member)
+            self._rules.forget(ticket)
+
+        try:
+            ticket = await self._rules.ticket(Kind(reach.mode, frozenset(ways), self._closed, await self._ports()))
+        except BaseException:
+            end()
+            raise
+        env |= options.proxies(reach.mode, proxy, self.gateway.port)
+        return Access(env, Network(reach.mode, unix, self._rules.path, ticket), end)
+
+    async def _ports(self) -> frozenset[int]:
+        """Of the instances on this host. One that restarts is gone for a moment, and its port is kept for it."""
+        found = await facts.ports(self._core.db, self._core.settings.hostname)
+        if len(self._served) + len(found) < MAX_SERVED:
+            self._served |= found
+        return frozenset(self._served)
+
+
+def _endpoint(core: Core) -> tuple[str, int]:
+    api = model_api.of(core.settings)
+    return api.host.lower(), api.port
+
+
+def _enforceable(profile: Profile | None, reach: Reach) -> Reach:
+    """What can be kept on this machine. Where `open` cannot, agents reach what the machine does, and operators are
+    warned: see isolation.py."""
+    if reach.mode == "direct" or (lacking := isolation.network_lacks()) is None:
+        return reach
+    if reach.mode == "open":
+        return Reach()
+    whose = "profile's" if profile is not None and profile.network else "server's"
+    raise CannotStart(f"The {whose} network, {reach.mode}, cannot be kept on this host: {lacking}.")
