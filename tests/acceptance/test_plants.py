@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -21,22 +20,13 @@ from apps.api.runner.guard.launcher import landlock_abi
 from tests import plants
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
+from tests.watch import until, watched
 
 pytestmark = pytest.mark.slow
 
 BYPASS = {"permission_mode": "bypassPermissions"}
-MAX_GROWTH = 50 << 20
-MAX_STALL = 2.0
-"""Seconds without an answer: to read or remove what is planted in the event loop takes longer."""
-
 SECRET = "nobody-is-to-read-this"
 LOOK = "run cat $CLAUDE_CONFIG_DIR/*.json $CLAUDE_CONFIG_DIR/.*.json $CLAUDE_CONFIG_DIR/backups/.* 2>/dev/null; env"
-
-
-async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await true():  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -50,35 +40,6 @@ async def trap() -> AsyncIterator[tuple[str, list[int]]]:
 
     async with await asyncio.start_server(caught, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", came
-
-
-class Watch:
-    """How much the memory of a server grows, and how long it does not answer."""
-
-    def __init__(self, instance: Instance) -> None:
-        self._instance, self._process = instance, psutil.Process(instance.process.pid)
-        self._base = self._process.memory_info().rss
-        self.growth, self.stall = 0, 0.0
-
-    async def run(self) -> None:
-        while self._instance.process.poll() is None:
-            began = time.monotonic()
-            await self._instance.client.get("/health/live")
-            self.stall = max(self.stall, time.monotonic() - began)
-            self.growth = max(self.growth, self._process.memory_info().rss - self._base)
-            await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def watched(instance: Instance) -> AsyncIterator[None]:
-    watch = Watch(instance)
-    watching = asyncio.create_task(watch.run())
-    try:
-        yield
-    finally:
-        watching.cancel()
-    assert watch.growth < MAX_GROWTH
-    assert watch.stall < MAX_STALL
 
 
 @pytest.fixture
