@@ -32,6 +32,7 @@ from tests.watch import until
 HERE = Path(__file__).parent
 ATTACKS, BYSTANDER = HERE / "attacks", HERE / "bystander.py"
 BYPASS = {"permission_mode": "bypassPermissions"}
+NOTHING: Mapping[str, Any] = {}
 BATCH_SECONDS = 150
 """For one run with many attacks."""
 
@@ -87,17 +88,23 @@ class Arena:
         lasting = {name: above / below / session_id for name, below in names.items()}
         return lasting | {name: process / name for name in ("config", "tmp", "given")}
 
-    async def ask(self, who: str, prompt: str, **more: Any) -> dict[str, Any]:
-        """Have one of the two agents do something, and wait for its result."""
-        body = {"prompt": prompt, "session_id": getattr(self, who), **more}
+    async def ask(self, who: str, prompt: str, session_id: str | None = None, **more: Any) -> dict[str, Any]:
+        """Have an agent of one of the two tenants do something, and wait for its result."""
+        body = {"prompt": prompt, "session_id": session_id or getattr(self, who), **more}
         answer = await self.instance.post("/query/single", body, headers=self.headers[who], timeout=BATCH_SECONDS + 30)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
+    async def session(self, who: str, **config: Any) -> str:
+        """A new session of one of the two tenants."""
+        made = await self.instance.post("/sessions", {**BYPASS, **config}, headers=self.headers[who])
+        assert made.status_code == 201, made.text
+        return str(made.json()["session_id"])
+
     async def attack(self, *groups: str) -> Outcomes:
         """What comes of the attacks of these groups: the real CLI's Bash runs them."""
         results = self.places(self.attacker)["workspace"] / f"results-{uuid4().hex}"
-        prompt = f"run {_command(ATTACKS, self._facts, results.name, *groups)}"
+        prompt = f"run {command(ATTACKS, self._facts, results.name, *groups)}"
         said = await self.ask("attacker", prompt, timeout_seconds=BATCH_SECONDS)
         assert "tried" in said["result"], said["result"][-2000:]
         return _outcomes(results)
@@ -109,8 +116,8 @@ class Arena:
     def _unconfined(self, groups: tuple[str, ...]) -> Outcomes:
         directory = Path(self.fleet.env["WORKSPACES_DIR"], f"unconfined-{uuid4().hex[:8]}")
         directory.mkdir()
-        command = [*self.beside, "bash", "-c", _command(ATTACKS, self._facts, "results", *groups)]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=BATCH_SECONDS)
+        line = [*self.beside, "bash", "-c", command(ATTACKS, self._facts, "results", *groups)]
+        done = subprocess.run(line, cwd=directory, capture_output=True, text=True, timeout=BATCH_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
         return _outcomes(directory / "results")
 
@@ -189,7 +196,7 @@ async def all_is_well(arena: Arena) -> None:
     assert "Traceback" not in instance.log.read_text(errors="replace")
 
 
-def _command(script: Path, *args: object) -> str:
+def command(script: Path, *args: object) -> str:
     """For Bash."""
     return " ".join(map(str, (sys.executable, "-B", script, *args)))
 
@@ -254,7 +261,7 @@ def prefix_of(user: str) -> list[str] | None:
 
 @asynccontextmanager
 async def opened(
-    start_fleet: StartFleet, level: Level, user: str, config: Mapping[str, Any] = BYPASS, **settings: str
+    start_fleet: StartFleet, level: Level, user: str, config: Mapping[str, Any] = NOTHING, **settings: str
 ) -> AsyncIterator[Arena]:
     """An arena with everybody in it. `config`: of the victim's session."""
     prefix = prefix_of(user)
@@ -293,13 +300,10 @@ async def _people(arena: Arena, config: Mapping[str, Any]) -> None:
     async with database_of(arena.fleet) as db:
         for who in ("attacker", "victim"):
             arena.headers[who] = await make_key(db, f"{who}-{uuid4().hex}")
-    for who, given in (("attacker", BYPASS), ("victim", config)):
-        made = await arena.instance.post("/sessions", given, headers=arena.headers[who])
-        assert made.status_code == 201, made.text
-        setattr(arena, who, made.json()["session_id"])
+    arena.attacker, arena.victim = await arena.session("attacker"), await arena.session("victim", **config)
     said = arena.places(arena.victim)["workspace"] / "bystander.json"
-    command = _command(BYSTANDER, said, arena.secret)
-    prompts = {"attacker": "say ready", "victim": f"run {command} >/dev/null 2>&1 & echo started"}
+    line = command(BYSTANDER, said, arena.secret)
+    prompts = {"attacker": "say ready", "victim": f"run {line} >/dev/null 2>&1 & echo started"}
     await asyncio.gather(*(arena.ask(who, prompt) for who, prompt in prompts.items()))
     await until(lambda: asyncio.to_thread(said.exists))
     await asyncio.to_thread(_put_secrets, arena)

@@ -12,10 +12,8 @@ import signal
 
 import pytest
 
-from tests.conftest import StartFleet
-from tests.hostile.arena import Arena, Outcomes, all_is_well, opened, prefix_of
+from tests.hostile.arena import Arena, Outcomes, all_is_well
 from tests.hostile.attacks.table import TABLE, Attack
-from tests.hostile.levels import LEVELS, USERS, Level
 from tests.watch import watched
 
 GROUPS = ("files", "processes", "kernel", "network", "resources")
@@ -61,17 +59,13 @@ def flaw(attack: Attack, outcome: dict[str, str] | None, free: dict[str, str], a
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("user", USERS)
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-async def test_attacks_come_to_nothing_where_something_stands(start_fleet: StartFleet, level: Level, user: str) -> None:
-    if not level.possible or prefix_of(user) is None:
-        pytest.skip("not to be had on this machine")
-    async with opened(start_fleet, level, user) as arena:
-        if user not in possible:
-            possible[user] = await told(arena, await arena.unconfined(*GROUPS))
-        async with watched(arena.instance):
-            outcomes = await told(arena, await arena.attack(*GROUPS))
-            await all_is_well(arena)
+async def test_attacks_come_to_nothing_where_something_stands(arena: Arena) -> None:
+    user = arena.user
+    if user not in possible:
+        possible[user] = await told(arena, await arena.unconfined(*GROUPS))
+    async with watched(arena.instance):
+        outcomes = await told(arena, await arena.attack(*GROUPS))
+        await all_is_well(arena)
     free = possible[user]
     flaws = {name: flaw(attack, outcomes.get(name), free[name], arena) for name, attack in TABLE.items()}
     for name, outcome in outcomes.items():

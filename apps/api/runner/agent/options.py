@@ -33,6 +33,8 @@ _QUIET_CLI = {
     "DISABLE_TELEMETRY": "1",
     "DISABLE_ERROR_REPORTING": "1",
     "DISABLE_AUTOUPDATER": "1",
+    # Else a file in the workspace, which a clone or an earlier agent may have left, has it prompt itself.
+    "CLAUDE_CODE_DISABLE_CRON": "1",
     # Bounds on the model: without them the CLI retries an overloaded one for minutes.
     "CLAUDE_CODE_MAX_RETRIES": "3",
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
