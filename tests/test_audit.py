@@ -15,7 +15,7 @@ import yaml
 from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.parts import RemoteServer
-from apps.api.core.fleet import answering, repair
+from apps.api.core.fleet import answering, repair, suspension
 from apps.api.core.sessions import deletion, requests
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
@@ -79,6 +79,8 @@ LINES = {
     ("delete", "/api/v1/webhooks/{webhook_id}"): "webhook.deleted",
     ("post", "/api/v1/webhooks/{webhook_id}/rotate"): "webhook.rotated",
     ("post", "/api/v1/admin/tenants"): "tenant.created",
+    ("post", "/api/v1/admin/tenants/{tenant}/suspend"): "tenant.suspended",
+    ("post", "/api/v1/admin/tenants/{tenant}/resume"): "tenant.resumed",
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.put",
     ("delete", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.deleted",
     ("post", "/api/v1/admin/keys"): "key.created",
@@ -147,6 +149,8 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     draft = Draft("new", None, AgentConfig())
     return {
         "tenant.created": lambda: keys.create_tenant(db, "another"),
+        "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
+        "tenant.resumed": lambda: suspension.resume(core, "ours"),
         "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], prompts_per_minute=3),
         "key.changed": lambda: keys.change_key(
             db, world.redis, made.id, {"name": "o", "expires_at": datetime.now(UTC)}

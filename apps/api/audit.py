@@ -19,6 +19,8 @@ from apps.api.db import Database
 
 Action = Literal[
     "tenant.created",
+    "tenant.suspended",
+    "tenant.resumed",
     "key.created",
     "key.changed",
     "key.rotated",

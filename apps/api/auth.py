@@ -83,6 +83,11 @@ class UnknownKey(Unauthorized):
         super().__init__("This API key is not valid.", code="invalid_api_key")
 
 
+def suspended() -> Forbidden:
+    """What is told to keys of a tenant that is suspended."""
+    return Forbidden("The operator has suspended this tenant.", code="tenant_suspended")
+
+
 def no_key() -> Unauthorized:
     """What is told to whom shows none."""
     return Unauthorized("Send your key as X-API-Key or as Authorization: Bearer.")
@@ -106,7 +111,7 @@ _LOOK_UP = """
 WITH found AS (
   SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.networks, k.profiles, k.prompts_per_minute,
     CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
-    t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash
+    t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash, t.suspended_at IS NOT NULL AS suspended
   FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
   WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
 ), used AS (
@@ -125,7 +130,7 @@ async def authenticate(db: Database, redis: Redis, secret: str | None, address: 
     Raises:
         Unauthorized: `authentication_required` without a key, `invalid_api_key` for one that is unknown,
             revoked or expired.
-        Forbidden: `address_not_permitted`.
+        Forbidden: `address_not_permitted`, `tenant_suspended`.
     """
     if not secret:
         raise no_key()
@@ -140,7 +145,10 @@ async def of_hash(db: Database, redis: Redis, secret_hash: str, address: Address
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
         if row is None:
             raise UnknownKey
-        principal = _PRINCIPAL.validate_python(dict(row))
+        fields = dict(row)
+        if fields.pop("suspended"):
+            raise suspended()
+        principal = _PRINCIPAL.validate_python(fields)
         cached = _PRINCIPAL.dump_json(principal)
         key = redis.keys.api_key(secret_hash)
         await redis.attempt(lambda: redis.client.set(key, cached, ex=KEY_CACHE_TTL, nx=True))
@@ -153,18 +161,20 @@ async def of_hash(db: Database, redis: Redis, secret_hash: str, address: Address
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A key that is valid: the hashes of its secrets that are, and what it may do."""
+    """A key that is valid: the hashes of its secrets that are, what it may do, and whether its tenant is suspended."""
 
     secret_hashes: frozenset[str]
     scopes: tuple[str, ...]
     profiles: tuple[str, ...] | None
     networks: tuple[str, ...] | None
+    suspended: bool
 
 
 _STANDING = """
-SELECT id, scopes, profiles, networks, secret_hash,
+SELECT k.id, scopes, profiles, networks, secret_hash, suspended_at IS NOT NULL AS suspended,
   CASE WHEN previous_expires_at > now() THEN previous_hash END AS previous
-FROM api_keys WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+WHERE k.id = ANY($1::uuid[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 
 
@@ -177,6 +187,7 @@ async def standing(db: Database, key_ids: Iterable[UUID]) -> dict[UUID, Standing
             tuple(row["scopes"]),
             listed(row["profiles"]),
             listed(row["networks"]),
+            row["suspended"],
         )
         for row in rows
     }

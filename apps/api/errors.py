@@ -6,11 +6,11 @@ ApiError
 ├── NotFound                404 *_not_found
 ├── Unauthorized            401 authentication_required, invalid_api_key
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
-│                               key_is_bound, mcp_command_not_permitted, address_not_permitted,
+│                               key_is_bound, mcp_command_not_permitted, tenant_suspended, address_not_permitted,
 │                               origin_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
-│                               workspace_not_copied, preset_busy
+│                               workspace_not_copied, preset_busy, own_tenant
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
 │                               too_many_wrong_keys
@@ -190,6 +190,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "agent_start_failed": (502, True, "The agent could not be started."),
     "agent_message_too_large": (502, False, "One message of the agent process, such as a tool's result, is too large."),
     "session_deleted": (409, False, "The session was deleted."),
+    "tenant_suspended": (403, False, "The operator has suspended the tenant."),
     "profile_removed": (409, False, "The operator has removed the profile of the session. Create a new session."),
     "model_not_found": (400, False, _NO_ANSWER),
     "model_request_invalid": (400, False, _NO_ANSWER),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
 import structlog
 
 from apps.api.db import CONNECTION_ERRORS, Database
@@ -37,6 +38,18 @@ class Invalid:
     id: UUID
     name: str
     ttl_ms: int
+
+
+async def store(connection: asyncpg.Connection, names: Sequence[str], ttl_ms: int) -> list[Invalid]:
+    """Tell all instances by PostgreSQL alone, in the transaction of what makes the entries wrong: they hear of it even
+    when this one does not live to write its tombstones. Returns what the caller is to obey once it is committed."""
+    rows = await connection.fetch(
+        "INSERT INTO invalidations (name, ttl_ms) SELECT name, $2 FROM unnest($1::text[]) AS given(name)"
+        " RETURNING id, name",
+        list(names),
+        ttl_ms,
+    )
+    return [Invalid(row["id"], row["name"], ttl_ms) for row in rows]
 
 
 async def tell(db: Database, redis: Redis, *, older_than: float = 0.0) -> None:

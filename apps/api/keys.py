@@ -34,16 +34,19 @@ class Tenant:
     name: str
     created_at: datetime
     keys: int
+    suspended_at: datetime | None = None
+
+
+_TENANTS = """
+SELECT t.id, t.name, t.created_at, t.suspended_at, (SELECT count(*) FROM api_keys WHERE tenant_id = t.id
+  AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())) AS keys FROM tenants t
+"""
 
 
 async def list_tenants(db: Database, *, limit: int, after: str | None) -> list[Tenant]:
     """Tenants by name, those after the name `after`."""
     rows = await db.pool.fetch(
-        "SELECT t.id, t.name, t.created_at, (SELECT count(*) FROM api_keys WHERE tenant_id = t.id"
-        " AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())) AS keys"
-        ' FROM tenants t WHERE $1::text IS NULL OR name COLLATE "C" > $1 ORDER BY name COLLATE "C" LIMIT $2',
-        after,
-        limit,
+        _TENANTS + 'WHERE $1::text IS NULL OR name COLLATE "C" > $1 ORDER BY name COLLATE "C" LIMIT $2', after, limit
     )
     return [Tenant(**dict(row)) for row in rows]
 
@@ -59,6 +62,14 @@ async def create_tenant(db: Database, name: str) -> Tenant:
     except asyncpg.UniqueViolationError as error:
         raise Conflict(f"A tenant of the name {name} exists.", code="name_in_use") from error
     return Tenant(**dict(row), keys=0)
+
+
+async def get_tenant(db: Database, name: str) -> Tenant:
+    """One tenant. Raises NotFound `tenant_not_found`."""
+    rows = await db.pool.fetch(_TENANTS + "WHERE name = $1", name)
+    if not rows:
+        raise NotFound.of("tenant")
+    return Tenant(**dict(rows[0]))
 
 
 async def require_tenant(db: Database, name: str) -> None:

@@ -29,11 +29,15 @@ class Tenant(Base):
     """Owner of everything else; found through an API key."""
 
     __tablename__ = "tenants"
-    __table_args__ = (CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),)
+    __table_args__ = (
+        CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),
+        Index("tenants_suspended_idx", "id", postgresql_where=text("suspended_at IS NOT NULL")),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    suspended_at: Mapped[datetime | None]
 
 
 class ApiKey(Base):
@@ -185,6 +189,7 @@ class Run(Base):
         Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
+        Index("runs_tenant_queued_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_unmeasured_idx",
             "tenant_id",

@@ -14,11 +14,12 @@ import structlog
 from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, commands, instances, ownership
+from apps.api.core.fleet import claims, commands, instances, ownership, suspension
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
 from apps.api.core.tenant import deliveries
+from apps.api.runner.session.execution import Execution
 from apps.api.runner.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,10 @@ ANNOUNCE_SHARE = 0.02
 
 LONGEST_GAP = 10.0
 
+SUSPENSION_INTERVAL = 2.0
+"""Seconds between looks for tenants that are suspended; as long their runs go on, and the time that it takes to end
+them."""
+
 SWEEP_INTERVAL = 600.0
 
 
@@ -48,6 +53,7 @@ class Upkeep:
         """Start the loops."""
         loops.start("runner-reap", self._reap, partial(pause, REAP_INTERVAL))
         loops.start("runner-announce", self._announce_all, self._until_announced)
+        loops.start("runner-suspension", self._suspend, partial(pause, SUSPENSION_INTERVAL))
         loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
 
     async def _reap(self, loop: Loop) -> None:
@@ -83,6 +89,20 @@ class Upkeep:
         wanted = await claims.kept_waiting(self._core.db, list(idle), claims.STARTS_WITHIN) if idle else set()
         if wanted and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[wanted.pop()].close("yielded")
+
+    async def _suspend(self, loop: Loop) -> None:
+        """End what runs here for suspended tenants, and what they have queued."""
+        tenants = await suspension.suspended(self._core)
+        if not tenants:
+            return
+        ending = [e for e in self._worker.executions.values() if e.writer.tenant_id in tenants and not e.fenced]
+        await asyncio.gather(*(self._give_up(loop, execution) for execution in ending))
+        await suspension.end_queued(self._core, loop, sorted(tenants))
+
+    async def _give_up(self, loop: Loop, execution: Execution) -> None:
+        with loop.one(execution.session_id):
+            execution.close("tenant_suspended")  # no other run of it is taken here
+            await execution.stop(None, "tenant_suspended")
 
     async def _sweep(self, loop: Loop) -> None:
         for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):

@@ -195,6 +195,8 @@ def refusal(opener: Principal, now: auth.Standing | None, scope: str) -> ApiErro
     """Why what a caller has opened may not go on, if that is so."""
     if now is None or (opener.secret_hash and opener.secret_hash not in now.secret_hashes):
         return Unauthorized("This API key is not valid any more.", code="invalid_api_key")
+    if now.suspended:
+        return auth.suspended()
     if not auth.covers(now.scopes, scope):
         return Forbidden(f"This key lacks the scope {scope!r} now.")
     if now.profiles != opener.profiles:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -31,14 +33,17 @@ def done(run_id: UUID) -> Event:
     return Event("done", {"status": "interrupted"}, run_id)
 
 
-async def end(connection: asyncpg.Connection, run_id: UUID, seq: int) -> None:
+CANCELLED = failure("interrupted", "The run was cancelled before it began.")
+
+
+async def end(connection: asyncpg.Connection, run_id: UUID, seq: int, error: Mapping[str, Any] = CANCELLED) -> None:
     """End a queued run whose `done` is number `seq`. Raises NotQueued."""
     status = await connection.execute(
         "UPDATE runs SET status = 'interrupted', finished_at = now(), first_seq = $2, last_seq = $2, error = $3"
         " WHERE id = $1 AND status = 'queued'",
         run_id,
         seq,
-        failure("interrupted", "The run was cancelled before it began."),
+        dict(error),
     )
     if status != "UPDATE 1":
         raise NotQueued

@@ -34,6 +34,8 @@ OTHERS_FIRST = 10.0
 STARTS_WITHIN = 0.15
 """Seconds within which a run starts, as a rule. What is queued for longer waits."""
 
+_ADMITTED = "(SELECT suspended_at FROM tenants WHERE id = s.tenant_id) IS NULL"
+
 # `free` is where tenants may take turns one day: its order, and what it passes over.
 _CLAIM = f"""
 WITH mine AS (
@@ -45,6 +47,7 @@ WITH mine AS (
     AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
     AND NOT EXISTS (
       SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
+    AND {_ADMITTED}
   ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 ), free AS (
   SELECT s.id, (
@@ -58,6 +61,7 @@ WITH mine AS (
     AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
     AND NOT EXISTS (
       SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
+    AND {_ADMITTED}
     AND r.position < coalesce((SELECT position FROM mine), 9223372036854775807)
   ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 ), next AS (

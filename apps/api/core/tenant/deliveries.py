@@ -90,6 +90,7 @@ WITH RECURSIVE waiting AS (
   SELECT w.id, w.tenant_id, coalesce(b.busy, 0) AS busy, w.id = ANY ($4::uuid[]) AS slow,
     sum(coalesce(b.busy, 0)) OVER (PARTITION BY w.tenant_id) AS of_tenant
   FROM waiting JOIN webhooks w ON w.id = waiting.webhook_id AND w.disabled_at IS NULL
+  JOIN tenants t ON t.id = w.tenant_id AND t.suspended_at IS NULL
   LEFT JOIN unnest($2::uuid[], $3::int[]) AS b(id, busy) ON b.id = w.id
 ), due AS (
   SELECT d.id, e.slow, e.of_tenant

@@ -10,7 +10,7 @@ from fastapi import Path, Query, Response
 
 from apps.api import keys
 from apps.api.core.context import Core
-from apps.api.core.fleet import instances, ownership, repair
+from apps.api.core.fleet import instances, ownership, repair, suspension
 from apps.api.core.sessions import runs
 from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
@@ -45,6 +45,35 @@ async def list_tenants(
 async def create_tenant(core: CoreDep, caller: Operator, body: wire.TenantBody) -> wire.TenantState:
     """Create a tenant, without keys. 409 `name_in_use`."""
     return wire.TenantState.model_validate(asdict(await keys.create_tenant(core.db, body.name)))
+
+
+@router.get("/tenants/{tenant}", responses=errors(404))
+async def get_tenant(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantState:
+    """One tenant, and whether it is suspended."""
+    return await _tenant(core, tenant)
+
+
+async def _tenant(core: Core, name: str) -> wire.TenantState:
+    return wire.TenantState.model_validate(asdict(await keys.get_tenant(core.db, name)))
+
+
+@router.post("/tenants/{tenant}/suspend", dependencies=[NO_BODY], responses=errors(404, 409))
+async def suspend_tenant(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantState:
+    """Refuse a tenant's keys on all instances within 15 s (403 `tenant_suspended`), also where Redis is away, and end
+    what it does.
+
+    What is open ends, runs fail with `tenant_suspended`, what is queued never begins, and webhooks wait. Nothing is
+    removed. 409 `own_tenant`: it is the tenant of the key that asks. May be repeated.
+    """
+    await suspension.suspend(core, tenant, caller.tenant_id)
+    return await _tenant(core, tenant)
+
+
+@router.post("/tenants/{tenant}/resume", dependencies=[NO_BODY], responses=errors(404))
+async def resume_tenant(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantState:
+    """Accept a suspended tenant's keys again, at once. Runs that were ended stay ended. May be repeated."""
+    await suspension.resume(core, tenant)
+    return await _tenant(core, tenant)
 
 
 @router.put("/tenants/{tenant}/model-credential", responses=errors(400, 404, 409, 413))

@@ -36,6 +36,7 @@ class TenantState(BaseModel):
     name: str = Field(examples=["acme"])
     created_at: datetime
     keys: int = Field(description="How many of its keys are valid.")
+    suspended_at: datetime | None = Field(None, description="Since when its keys are refused; null: they are not.")
 
 
 ModelSecret = Annotated[Text, Field(min_length=1, max_length=8000, pattern=r"^[\x21-\x7e]+$")]
