@@ -22,7 +22,7 @@ import httpcore2
 from apps.api.core.network.calls import Calls, Failed, Kind, Refused
 from apps.api.core.network.resolver import Resolver, Unresolved
 
-__all__ = ["Answer", "Failed", "Outbound", "Refused", "is_public"]
+__all__ = ["Answer", "Failed", "Outbound", "Refused", "is_elsewhere", "is_public"]
 
 MAX_ANSWER_BYTES = 64 * 1024
 
