@@ -14,6 +14,7 @@ import yaml
 
 from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
 from apps.api.core.fleet import answering, repair, suspension
 from apps.api.core.sessions import deletion, requests
@@ -56,12 +57,14 @@ NO_ACTS = {
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
+LIMITS = Limits(runs_per_minute=3)
 LINES = {
     ("delete", "/api/v1/sessions/{session_id}"): "session.deleted",
     ("delete", "/compat/code-server/session/{session_id}"): "session.deleted",
     ("delete", "/compat/execute-server/sessions/cleanup"): "session.deleted",
     ("post", "/api/v1/sessions/{session_id}/permissions/{request_id}"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/answer"): "request.answered",
+    ("put", "/api/v1/admin/tenants/{tenant}/limits"): "tenant.limited",
     ("post", "/api/v1/agents"): "preset.created",
     ("put", "/api/v1/agents/{agent}"): "preset.changed",
     ("patch", "/api/v1/agents/{agent}"): "preset.changed",
@@ -151,7 +154,8 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "tenant.created": lambda: keys.create_tenant(db, "another"),
         "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
         "tenant.resumed": lambda: suspension.resume(core, "ours"),
-        "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], prompts_per_minute=3),
+        "tenant.limited": lambda: keys.limit_tenant(db, world.redis, "ours", LIMITS),
+        "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], limits=LIMITS),
         "key.changed": lambda: keys.change_key(
             db, world.redis, made.id, {"name": "o", "expires_at": datetime.now(UTC)}
         ),

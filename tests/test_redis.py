@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from apps.api import auth, invalidations, keys
+from apps.api.core.config.limits import NO_LIMITS, Limits
 from apps.api.core.events.frames import Position
 from apps.api.core.events.log import Event
 from apps.api.core.events.replay import Followed
@@ -59,6 +60,7 @@ async def behind_a_proxy(world: World) -> AsyncIterator[Cut]:
             await limits.close()
 
 
+FIVE = Limits(runs_per_minute=5)
 Use = Callable[[], Awaitable[object]]
 
 
@@ -69,7 +71,7 @@ async def uses_of(world: World, cut: Cut) -> dict[str, Use]:
     return {
         "cache of keys": lambda: auth.authenticate(world.db, cut.redis, secret),
         "cache of sessions": lambda: sessions.get(*of, MODEL),
-        "limits": lambda: cut.limits.hit(uuid4(), 5),
+        "limits": lambda: cut.limits.hit(uuid4(), FIVE),
         "invalidations": lambda: sessions.patch(*of, Labels("New")),
     }
 
@@ -140,7 +142,7 @@ async def test_no_request_ends_an_outage(lone_world: World) -> None:
 async def test_more_calls_at_once_than_connections_are_no_outage(lone_world: World) -> None:
     async with behind_a_proxy(lone_world) as cut:
         answers = await asyncio.gather(*(cut.redis.attempt(cut.redis.client.ping) for _ in range(2 * CONNECTIONS)))
-        await asyncio.gather(*(cut.limits.hit(uuid4(), 5) for _ in range(2 * LIMITS_CONNECTIONS)))
+        await asyncio.gather(*(cut.limits.hit(uuid4(), FIVE) for _ in range(2 * LIMITS_CONNECTIONS)))
         assert answers == [True] * 2 * CONNECTIONS
         assert not cut.redis.outage.lasts
         assert cut.proxy.accepted <= CONNECTIONS + LIMITS_CONNECTIONS
@@ -154,12 +156,12 @@ async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:
     limits = PromptLimits(world.settings, world.redis.outage)
     secret, key_id = await secret_of(world), uuid4()
     async with relaying(world.db, world.redis) as relay:
-        await limits.hit(key_id, 5)
+        await limits.hit(key_id, FIVE)
         [counted] = await client.keys(f"{world.settings.redis_key_prefix}limits*")
         for name in (counted, keys_.session(*of), keys_.api_key(auth.hash_of(secret)), keys_.stream(*of)):
             await client.delete(name)
             await client.hset(name, "a", "b")
-        await limits.hit(key_id, 5)
+        await limits.hit(key_id, FIVE)
         assert (await sessions.get(world.db, world.redis, *of, MODEL))["last_seq"] == 1
         assert (await auth.authenticate(world.db, world.redis, secret)).scopes == ("read",)
         async with aclosing(relay.followers.follow(Followed(*of), Position(0))) as batches:
@@ -243,6 +245,20 @@ async def test_a_key_that_is_revoked_without_redis_is_refused_by_others_after_th
             await auth.authenticate(world.db, elsewhere, secret)
         with pytest.raises(Unauthorized):
             await auth.authenticate(world.db, cut.redis, secret)
+
+
+async def test_limits_that_are_set_without_redis_hold_elsewhere_after_the_next_renewal(lone_world: World) -> None:
+    world, elsewhere = lone_world, lone_world.redis
+    secret, lease = await secret_of(world), await world.instance()
+    tenant = (await auth.authenticate(world.db, elsewhere, secret)).tenant
+    async with behind_a_proxy(world) as cut:
+        await cut.proxy.refuse()
+        cut.proxy.cut()
+        await keys.limit_tenant(world.db, cut.redis, tenant, FIVE)
+        assert (await auth.authenticate(world.db, elsewhere, secret)).tenant_limits == NO_LIMITS  # it is in the cache
+        invalidations.obey(elsewhere, (await instances.renew(world.db.pool, lease)).invalid)
+        for redis in (elsewhere, cut.redis):
+            assert (await auth.authenticate(world.db, redis, secret)).tenant_limits == FIVE
 
 
 async def test_only_what_redis_was_not_told_is_told_by_the_database_and_once(lone_world: World) -> None:

@@ -21,6 +21,7 @@ Action = Literal[
     "tenant.created",
     "tenant.suspended",
     "tenant.resumed",
+    "tenant.limited",
     "key.created",
     "key.changed",
     "key.rotated",

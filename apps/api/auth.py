@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from apps.api import addresses, clock, invalidations
 from apps.api.addresses import Address
+from apps.api.core.config.limits import NO_LIMITS, Stored
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
 from apps.api.lanes import ASKING
@@ -33,7 +34,8 @@ class Principal:
         networks: those that the key is bound to; None: not bound. No default, so that what an older release has cached
             is not taken for a key without networks.
         profiles: those that the key is bound to, the first being its default; None: not bound.
-        prompts_per_minute: the key's own limit, 0 being none; None: the server's.
+        limits: the key's own; the server's hold where there is none.
+        tenant_limits: those of the tenant, which all its keys have together.
         secret_hash: of the secret that was shown, since a key may have two for a while.
     """
 
@@ -46,7 +48,8 @@ class Principal:
     expires_at: datetime | None
     networks: tuple[str, ...] | None
     profiles: tuple[str, ...] | None = None
-    prompts_per_minute: int | None = None
+    limits: Stored = NO_LIMITS
+    tenant_limits: Stored = NO_LIMITS
     secret_hash: str = field(default="", repr=False)
 
     def require_unbound(self) -> None:
@@ -109,9 +112,10 @@ _PRINCIPAL = TypeAdapter(Principal)
 # Redis forgets a principal about twice a minute: often enough to note the key's use, and in one round trip.
 _LOOK_UP = """
 WITH found AS (
-  SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.networks, k.profiles, k.prompts_per_minute,
+  SELECT k.id AS key_id, k.name AS key_name, k.prefix, k.scopes, k.networks, k.profiles, k.limits,
     CASE WHEN k.secret_hash = $1 THEN k.expires_at ELSE least(k.expires_at, k.previous_expires_at) END AS expires_at,
-    t.id AS tenant_id, t.name AS tenant, $1::text AS secret_hash, t.suspended_at IS NOT NULL AS suspended
+    t.id AS tenant_id, t.name AS tenant, t.limits AS tenant_limits, $1::text AS secret_hash,
+    t.suspended_at IS NOT NULL AS suspended
   FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
   WHERE (k.secret_hash = $1 OR k.previous_hash = $1) AND k.revoked_at IS NULL
 ), used AS (
@@ -222,6 +226,5 @@ async def existing(db: Database, secret_hashes: Iterable[str]) -> set[str]:
 async def forget_cached(db: Database, redis: Redis, *hashes: str | None) -> None:
     """Let the next request with these secrets ask the database, on every instance; also where Redis is away, see
     `invalidations`."""
-    for secret_hash in filter(None, hashes):
-        await redis.forget(redis.keys.api_key(secret_hash), KEY_CACHE_TTL * 1000)
+    await redis.forget_all(map(redis.keys.api_key, filter(None, hashes)), KEY_CACHE_TTL * 1000)
     await invalidations.tell(db, redis)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from apps.api import __version__, addresses, audit, keys, migrate
 from apps.api.core.config import profiles
+from apps.api.core.config.limits import Limits
 from apps.api.core.network import default_model
 from apps.api.db import Database
 from apps.api.redis import open_redis
@@ -173,6 +174,14 @@ def _by_hand() -> None:
     audit.ACTING.set(audit.CLI)
 
 
+def _limits(entries: Iterable[str]) -> Limits:
+    try:
+        return Limits.model_validate({name: value for name, _, value in (entry.partition("=") for entry in entries)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--limit {first['loc'][0]}: {first['msg']}") from error
+
+
 @keys_app.command("create")
 def create(
     tenant: Annotated[str, typer.Option(help="Owner of everything made with the key; new names make new tenants.")],
@@ -187,8 +196,9 @@ def create(
     network: Annotated[
         list[str] | None, typer.Option(help="Let the key be used from this address or network only; repeatable.")
     ] = None,
-    prompts_per_minute: Annotated[
-        int | None, typer.Option(min=0, max=1_000_000, help="The key's own limit, 0 for none; without it the server's.")
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="A limit of the key's own, such as runs_per_minute=60; repeatable."),
     ] = None,
     data_dir: DataDir = Path(".data"),
 ) -> None:
@@ -196,6 +206,7 @@ def create(
 
     async def work() -> keys.CreatedKey:
         networks = _networks(network or ())
+        limits = _limits(limit or ())
         settings = _settings(data_dir)
         known = profiles.load(settings.profiles_file, settings.default_profile)
         if unknown := [name for name in profile or () if name not in known]:
@@ -209,7 +220,7 @@ def create(
                 expires_in_days=expires_in_days,
                 profiles=profile,
                 networks=networks,
-                prompts_per_minute=prompts_per_minute,
+                limits=limits,
             )
 
     try:

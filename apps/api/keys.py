@@ -13,6 +13,7 @@ import asyncpg
 
 from apps.api import audit
 from apps.api.auth import SCOPES, forget_cached, hash_of, listed, prefix_of
+from apps.api.core.config.limits import NO_LIMITS, Limits, read
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
@@ -23,7 +24,7 @@ USUAL_SCOPES = ("write", "read")
 
 DEFAULT_TENANT = "default"
 
-_COLUMNS = ("name", "scopes", "profiles", "networks", "prompts_per_minute", "expires_at")
+_COLUMNS = ("name", "scopes", "profiles", "networks", "limits", "expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,31 @@ async def require_tenant(db: Database, name: str) -> None:
         raise NotFound.of("tenant")
 
 
+async def tenant_limits(db: Database, name: str) -> Limits:
+    """What a tenant is limited to. Raises NotFound `tenant_not_found`."""
+    row = await db.pool.fetchrow("SELECT limits FROM tenants WHERE name = $1", name)
+    if row is None:
+        raise NotFound.of("tenant")
+    return read(row["limits"])
+
+
+async def limit_tenant(db: Database, redis: Redis, name: str, limits: Limits) -> None:
+    """Replace what a tenant is limited to, for all its keys: as soon as `revoke_key` works. Raises NotFound."""
+    async with db.transaction() as connection:
+        tenant_id = await connection.fetchval(
+            "UPDATE tenants SET limits = $2 WHERE name = $1 RETURNING id", name, limits.given()
+        )
+        if tenant_id is None:
+            raise NotFound.of("tenant")
+        await audit.note(connection, "tenant.limited", tenant_id, limits=limits.given())
+    rows = await db.pool.fetch(
+        "SELECT secret_hash, previous_hash FROM api_keys WHERE tenant_id = $1 AND revoked_at IS NULL"
+        " AND (expires_at IS NULL OR expires_at > now())",
+        tenant_id,
+    )
+    await forget_cached(db, redis, *(secret_hash for row in rows for secret_hash in row.values()))
+
+
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
     """A new key, or a new secret of one. `secret` is shown once and kept nowhere."""
@@ -103,7 +129,7 @@ class KeyInfo:
     revoked_at: datetime | None
     profiles: tuple[str, ...] | None
     networks: tuple[str, ...] | None
-    prompts_per_minute: int | None
+    limits: Limits
     previous_expires_at: datetime | None
 
 
@@ -137,7 +163,7 @@ async def create_key(
     expires_at: datetime | None = None,
     profiles: Sequence[str] | None = None,
     networks: Sequence[str] | None = None,
-    prompts_per_minute: int | None = None,
+    limits: Limits = NO_LIMITS,
     secret: str | None = None,
 ) -> CreatedKey:
     """Make a key, and its tenant if it is new.
@@ -157,7 +183,7 @@ async def create_key(
         async with db.transaction() as connection:
             tenant_id = await _ensure_tenant(connection, tenant)
             bound = (list(of) if of else None for of in (profiles, networks))
-            given = (name, list(scopes), *bound, prompts_per_minute, expires_at)
+            given = (name, list(scopes), *bound, limits.given(), expires_at)
             await connection.execute(
                 f"INSERT INTO api_keys (id, tenant_id, secret_hash, prefix, {', '.join(_COLUMNS)})"  # noqa: S608 - ours
                 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -240,7 +266,7 @@ async def get_key(db: Database, key_id: UUID) -> KeyInfo:
 async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInfo]:
     rows = await db.pool.fetch(
         "SELECT k.id, t.name AS tenant, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at,"  # noqa: S608 - ours
-        " k.revoked_at, k.profiles, k.networks, k.prompts_per_minute, k.previous_expires_at"
+        " k.revoked_at, k.profiles, k.networks, k.limits, k.previous_expires_at"
         f" FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE {condition}",
         *arguments,
     )
@@ -248,7 +274,8 @@ async def _keys(db: Database, condition: str, *arguments: object) -> list[KeyInf
 
 
 def _info(fields: dict[str, Any]) -> KeyInfo:
-    return KeyInfo(**{**fields, **{name: listed(fields[name]) for name in ("scopes", "profiles", "networks")}})
+    lists = {name: listed(fields[name]) for name in ("scopes", "profiles", "networks")}
+    return KeyInfo(**{**fields, **lists, "limits": read(fields["limits"])})
 
 
 async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
@@ -268,8 +295,8 @@ async def revoke_key(db: Database, redis: Redis, key_id: UUID) -> bool:
 
 
 async def change_key(db: Database, redis: Redis, key_id: UUID, changes: Mapping[str, Any]) -> None:
-    """Change some, at least one, of name, scopes, profiles, networks, prompts_per_minute and expires_at of a key that
-    is not revoked.
+    """Change some, at least one, of name, scopes, profiles, networks, limits and expires_at of a key that is not
+    revoked.
 
     Raises:
         NotFound: `key_not_found`.

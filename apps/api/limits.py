@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -18,7 +19,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from slowapi import Limiter
 from starlette.requests import Request
 
-from apps.api import addresses
+from apps.api import addresses, clock
+from apps.api.core.config.limits import NO_LIMITS, Limits, of_every_key
 from apps.api.errors import RateLimited
 from apps.api.redis import LIMITS_CONNECTIONS, REDIS_ERRORS, Outage, pool_of
 from apps.api.settings import Settings
@@ -48,7 +50,7 @@ class PromptLimits:
 
     def __init__(self, settings: Settings, outage: Outage) -> None:
         """`outage`: that of the instance."""
-        self._default = settings.rate_limit_query_per_minute
+        self._defaults = of_every_key(settings)
         self._pool = pool_of(settings, LIMITS_CONNECTIONS)
         storage = RedisStorage(
             "async+redis://",  # the pool knows the address
@@ -64,16 +66,16 @@ class PromptLimits:
         """Close the connections to Redis."""
         await self._pool.aclose()
 
-    async def hit(self, key_id: UUID, own_limit: int | None = None, what: Counted = "prompt") -> dict[str, str]:
-        """Count one prompt or look-up against the key's own limit, else the server's; 0 is no limit.
+    async def hit(self, key_id: UUID, own: Limits = NO_LIMITS, what: Counted = "prompt") -> dict[str, str]:
+        """Count one prompt or look-up against the key's own limit, else the server's.
 
         Returns the RateLimit headers; none when unlimited.
 
         Raises:
             RateLimited: the limit is used up; carries the same headers and Retry-After.
         """
-        limit = self._default if own_limit is None else own_limit
-        if limit == 0:
+        limit = own.over(self._defaults).runs_per_minute
+        if limit is None:
             return {}
         if not self._outage.lasts:
             try:
@@ -81,6 +83,17 @@ class PromptLimits:
             except REDIS_ERRORS as error:
                 self._outage.begin(error)
         return await self._hit(self._local, key_id, limit, what)
+
+    async def used(self, key_id: UUID, limit: int) -> tuple[int, datetime]:
+        """How many prompts the key has sent within the last minute, and when the first of them counts no more."""
+        item, now = RateLimitItemPerMinute(limit), clock.now()
+        limiter = self._local if self._outage.lasts else self._shared
+        try:
+            stats = await limiter.get_window_stats(item, "prompt", str(key_id))
+        except REDIS_ERRORS as error:
+            self._outage.begin(error)
+            stats = await self._local.get_window_stats(item, "prompt", str(key_id))
+        return limit - stats.remaining, now + timedelta(seconds=max(stats.reset_time - time.time(), 0))
 
     async def _hit(self, limiter: MovingWindowRateLimiter, key_id: UUID, limit: int, what: Counted) -> dict[str, str]:
         item = RateLimitItemPerMinute(limit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -226,28 +226,39 @@ class Redis:
 
     async def _probe(self) -> None:
         await self.client.ping()
-        left = self.tombstones.all()
-        if left:  # before anybody reads what should be gone
-            async with self.client.pipeline(transaction=False) as pipeline:
-                for name, tombstone in left.items():
-                    pipeline.set(name, b"", px=tombstone.ttl_ms)
-                await pipeline.execute()
-            self.tombstones.written(left)
+        left = self.tombstones.all()  # before anybody reads what should be gone
+        await self._bury({name: tombstone.ttl_ms for name, tombstone in left.items()})
+        self.tombstones.written(left)
 
     async def forget(self, name: str, ttl_ms: int) -> None:
-        """Drop a cached entry, and let nobody write it again for that long: a reader may have looked before the change.
+        """As `forget_all`, of one."""
+        await self.forget_all([name], ttl_ms)
+
+    async def forget_all(self, names: Iterable[str], ttl_ms: int) -> None:
+        """Drop cached entries, and let nobody write them again for that long: a reader may have looked before the
+        change.
 
         Waits for FORGET_TIMEOUT at most; what was not done by then is among the `tombstones`.
         """
+        entries = dict.fromkeys(names, ttl_ms)
         if not self.outage.lasts:
             try:
                 async with asyncio.timeout(FORGET_TIMEOUT):
-                    await self.client.set(name, b"", px=ttl_ms)
+                    await self._bury(entries)
                     return
             except REDIS_ERRORS as error:
                 if not isinstance(error, TimeoutError):  # so short a wait says little
                     self.outage.begin(error)
-        self.tombstones.add(name, ttl_ms)
+        for name in entries:
+            self.tombstones.add(name, ttl_ms)
+
+    async def _bury(self, entries: Mapping[str, int]) -> None:
+        if not entries:
+            return
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for name, ttl_ms in entries.items():
+                pipeline.set(name, b"", px=ttl_ms)
+            await pipeline.execute()
 
     async def attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """What `call` answers, or None without Redis: for what PostgreSQL can answer as well."""

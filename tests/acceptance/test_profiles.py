@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from apps.api.core.config.limits import Limits
 from tests.conftest import NewKey, StartFleet
 from tests.fleet import Fleet, Instance, Shared
 
@@ -103,7 +104,7 @@ async def test_a_bound_key_has_its_profile_and_uses_sessions_of_no_other(shared:
 
 
 async def test_a_key_may_have_a_limit_of_its_own(fleet: Fleet, shared: Shared, new_key: NewKey) -> None:
-    limited = await new_key("default", prompts_per_minute=1)
+    limited = await new_key("default", limits=Limits(runs_per_minute=1))
     body = {"prompt": "say one", "session_id": await shared.of(profile="readonly")}
     first = await fleet[0].post("/query/single", body, headers=limited)
     assert (first.status_code, first.headers["RateLimit-Limit"]) == (200, "1")

@@ -204,7 +204,7 @@ async def test_an_idempotency_key_means_the_same_over_http(shared: Shared) -> No
 
 async def test_prompts_count_against_the_keys_limit(shared: Shared) -> None:
     fleet, of = shared.fleet, {"session_id": await shared.of(**ASKING)}
-    key = await made_key(fleet[0], prompts_per_minute=2)
+    key = await made_key(fleet[0], limits={"runs_per_minute": 2})
     async with open_socket(fleet[0], key) as socket:
         await socket.ask("prompt", prompt="say one", **of)
         assert (await fleet[1].post("/query/single", {"prompt": "say two", **of}, headers=key)).status_code == 200

@@ -226,9 +226,10 @@ def other_commands_find_the_servers(one: Dev) -> None:
     url, clean = one.instances()[0]["url"], {name: value for name, value in os.environ.items() if name not in OURS}
     there = ["--data-dir", str(one.data)]
     create = ["keys", "create", "--tenant", "acme", "--name", "ci", "--expires-in-days", "1", "--scope"]
-    words = [sys.executable, "-m", "apps.api.cli", *create, "read", *there]
+    words = [sys.executable, "-m", "apps.api.cli", *create, "read", "--limit", "streams=7", *there]
     secret = run(words, one.data.parent, {**clean, "PYTHONPATH": str(ROOT)}).stdout.strip()
     assert get(f"{url}/api/v1/sessions", secret)[0] == 200
+    assert [entry["limit"] for entry in json.loads(get(f"{url}/api/v1/limits", secret)[1])["data"]] == [7]
 
     def command(*arguments: str) -> Result:
         with contextlib.chdir(one.data.parent):
@@ -241,6 +242,8 @@ def other_commands_find_the_servers(one: Dev) -> None:
     assert command("keys", "revoke", ident).exit_code == 0
     assert get(f"{url}/api/v1/sessions", secret)[0] == 401
     assert command(*create, "everything").exit_code == 2
+    for limit in ("streams", "streams=0", "rivers=7"):
+        assert command(*create, "read", "--limit", limit).exit_code == 2
     assert command("migrate").exit_code == 0
     examined = command("doctor")
     assert examined.exit_code == 0, examined.stdout

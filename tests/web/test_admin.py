@@ -34,16 +34,22 @@ async def key(fleet: Fleet, **more: Any) -> dict[str, Any]:
     return answer
 
 
+def set_of(shown: dict[str, Any]) -> dict[str, Any]:
+    """The limits that something has."""
+    return {name: limit for name, limit in shown["limits"].items() if limit is not None}
+
+
 async def status_of(instance: Instance, secret: str) -> int:
     return (await instance.get("/whoami", headers=as_key(secret))).status_code
 
 
 async def test_a_new_key_has_what_was_asked_for_and_its_secret_is_shown_once(fleet: Fleet) -> None:
     expires = (datetime.now(UTC) + timedelta(days=1)).isoformat()
-    made = await key(fleet, scopes=["read"], profiles=["ci", "dev"], prompts_per_minute=7, expires_at=expires)
+    made = await key(fleet, scopes=["read"], profiles=["ci", "dev"], limits={"runs_per_minute": 7}, expires_at=expires)
     caller = (await fleet[1].get("/whoami", headers=as_key(made["secret"]))).json()
     assert caller["tenant"] == made["tenant"]
-    assert (caller["scopes"], caller["profiles"], caller["prompts_per_minute"]) == (["read"], ["ci", "dev"], 7)
+    assert (caller["scopes"], caller["profiles"]) == (["read"], ["ci", "dev"])
+    assert set_of(made) == {"runs_per_minute": 7}
     assert caller["expires_at"] is not None
     shown = await fleet[2].get(f"/admin/keys/{made['id']}")
     assert shown.json() == {
@@ -60,6 +66,8 @@ async def test_only_the_scope_admin_administers(fleet: Fleet) -> None:
     for method, path, body in (
         ("GET", "/admin/tenants", None),
         ("POST", "/admin/tenants", {"name": "mine"}),
+        ("GET", f"/admin/tenants/{made['tenant']}/limits", None),
+        ("PUT", f"/admin/tenants/{made['tenant']}/limits", {}),
         ("GET", "/admin/keys", None),
         ("POST", "/admin/keys", {"tenant": made["tenant"], "name": "more", "scopes": ["admin"]}),
         ("GET", f"/admin/keys/{made['id']}", None),
@@ -84,11 +92,52 @@ async def test_a_change_of_a_key_holds_on_every_instance_at_once(fleet: Fleet) -
     assert changed.json()["name"] == "backend"
     for instance in fleet.instances:
         assert refusal(await instance.post("/sessions", {}, headers=headers)) == (403, "insufficient_scope")
-    await fleet[2].client.patch(path, json={"scopes": ["write"], "prompts_per_minute": 1})
+    await fleet[2].client.patch(path, json={"scopes": ["write"], "limits": {"runs_per_minute": 1, "streams": 3}})
     for instance in fleet.instances:
         assert (await instance.post("/sessions", {}, headers=headers)).json()["profile"] == "readonly"
-    cleared = await fleet[0].client.patch(path, json={"profiles": None, "prompts_per_minute": None})
-    assert (cleared.json()["profiles"], cleared.json()["prompts_per_minute"]) == (None, None)
+    cleared = await fleet[0].client.patch(path, json={"profiles": None, "limits": {"streams": 2}})
+    assert (cleared.json()["profiles"], set_of(cleared.json())) == (None, {"streams": 2})
+
+
+async def bound(instance: Instance, headers: dict[str, str]) -> dict[tuple[str, str], object]:
+    """What binds a caller, by name and whose it is."""
+    answer = await instance.get("/limits", headers=headers)
+    assert answer.status_code == 200, answer.text
+    return {(entry["name"], entry["scope"]): entry["limit"] for entry in answer.json()["data"]}
+
+
+async def test_a_change_of_a_tenants_limits_holds_for_all_its_keys_on_every_instance_at_once(fleet: Fleet) -> None:
+    first = await key(fleet, limits={"runs_per_minute": 7})
+    second = (await fleet[0].post("/admin/keys", {"tenant": first["tenant"], "name": "second"})).json()
+    path = f"/admin/tenants/{first['tenant']}/limits"
+    assert set_of((await fleet[1].get(path)).json()) == {}
+    for given in ({"concurrent_runs": 3, "streams": 9}, {"queued_runs": 5}, {}):
+        for instance in fleet.instances:  # which keep what they have read
+            await bound(instance, as_key(first["secret"]))
+        put = await fleet[2].client.put(f"/api/v1{path}", json=given)
+        assert (put.status_code, put.json()["tenant"], set_of(put.json())) == (200, first["tenant"], given)
+        assert (await fleet[0].get(path)).json() == put.json()
+        of_tenant = {(name, "tenant"): limit for name, limit in given.items()}
+        for instance in fleet.instances:
+            own = {("runs_per_minute", "key"): 7, ("streams", "key"): 100}
+            assert await bound(instance, as_key(first["secret"])) == own | of_tenant
+            assert await bound(instance, as_key(second["secret"])) == {("streams", "key"): 100} | of_tenant
+    wrongs: tuple[Any, ...] = ({"runs_per_minute": 0}, {"runs": 1}, {"streams": 1.5}, [])
+    for wrong in wrongs:
+        assert (await fleet[0].client.put(f"/api/v1{path}", json=wrong)).status_code == 422, wrong
+    nobody = "/admin/tenants/nobody/limits"
+    for answer in (await fleet[0].get(nobody), await fleet[0].client.put(f"/api/v1{nobody}", json={})):
+        assert refusal(answer) == (404, "tenant_not_found")
+
+
+async def test_what_is_used_of_the_prompts_of_a_minute_is_told(fleet: Fleet) -> None:
+    made = await key(fleet, limits={"runs_per_minute": 7})
+    headers = as_key(made["secret"])
+    await fleet[0].post(f"/sessions/{uuid4()}/query", {"prompt": "say one"}, headers=headers)
+    told = {entry["name"]: entry for entry in (await fleet[1].get("/limits", headers=headers)).json()["data"]}
+    assert (told["runs_per_minute"]["used"], told["runs_per_minute"]["limit"]) == (1, 7)
+    left = datetime.fromisoformat(told["runs_per_minute"]["resets_at"]) - datetime.now(UTC)
+    assert timedelta(0) < left <= timedelta(seconds=61)
 
 
 async def test_a_rotated_key_has_two_secrets_for_as_long_as_was_asked(fleet: Fleet) -> None:
@@ -145,7 +194,9 @@ async def test_keys_are_listed_by_tenant_and_page_by_page(fleet: Fleet) -> None:
         ({"tenant": "default", "name": "n", "scopes": ["root"]}, 422, "validation_error"),
         ({"tenant": "default", "name": "n", "profiles": []}, 422, "validation_error"),
         ({"tenant": "default", "name": "n", "profiles": ["yolo"]}, 422, "validation_error"),
-        ({"tenant": "default", "name": "n", "prompts_per_minute": -1}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "limits": {"runs_per_minute": 0}}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "limits": {"prompts_per_minute": 60}}, 422, "validation_error"),
+        ({"tenant": "default", "name": "n", "limits": None}, 422, "validation_error"),
         ({"tenant": "default", "name": "n", "expires_at": "2031-01-01T00:00:00"}, 422, "validation_error"),
         ({"tenant": "default", "name": "n", "secret": "mine"}, 422, "validation_error"),
         ({"tenant": "nobody", "name": "n"}, 404, "tenant_not_found"),

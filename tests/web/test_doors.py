@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from apps.api.core.config.limits import Limits
 from apps.api.dialects.native.routes import routers as native
 from apps.api.main import DIALECTS, create_app
 from apps.api.settings import Settings
@@ -222,7 +223,7 @@ async def test_a_key_has_names_looked_up_as_often_as_it_may_prompt(
     shared: Shared, new_key: NewKey, method: str, path: str, body: dict[str, Any]
 ) -> None:
     fleet, session_id = shared.fleet, await shared.of()
-    headers = await new_key("default", prompts_per_minute=1)
+    headers = await new_key("default", limits=Limits(runs_per_minute=1))
     answers = [await fleet[n].client.request(method, f"/api/v1{path}", json=body, headers=headers) for n in range(2)]
     assert [answer.status_code == 429 for answer in answers] == [False, True]
     assert answers[1].json()["error"]["code"] == "rate_limited"

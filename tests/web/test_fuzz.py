@@ -116,6 +116,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/api/v1/webhooks"): {"url": "http://127.0.0.1/x", "events": ["run.succeeded"], "description": "x"},
     ("patch", "/api/v1/webhooks/{webhook_id}"): {"url": "http://127.0.0.1/x", "description": "x"},
     ("post", "/api/v1/admin/tenants"): {"name": "x"},
+    ("put", "/api/v1/admin/tenants/{tenant}/limits"): {"streams": 100},
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): {"api_key": "x"},
     ("post", "/api/v1/admin/keys"): {"name": "x", "tenant": "default", "scopes": ["read"], "profiles": ["p"]},
     ("patch", "/api/v1/admin/keys/{key_id}"): {"name": "x", "scopes": ["read"]},

@@ -26,7 +26,7 @@ from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
 
 
 class Tenant(Base):
-    """Owner of everything else; found through an API key."""
+    """Owner of everything else; found through an API key. `limits`: what all its keys are limited to together."""
 
     __tablename__ = "tenants"
     __table_args__ = (
@@ -38,6 +38,7 @@ class Tenant(Base):
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     suspended_at: Mapped[datetime | None]
+    limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
 
 
 class ApiKey(Base):
@@ -63,7 +64,7 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     profiles: Mapped[list[str] | None]
-    prompts_per_minute: Mapped[int | None] = mapped_column(Integer)
+    limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     networks: Mapped[list[str] | None]
     previous_hash: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]

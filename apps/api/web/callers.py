@@ -111,7 +111,7 @@ async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
 
 async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
     """Count a prompt against the key's rate limit; returns the RateLimit headers. Raises RateLimited."""
-    return await instance_of(connection).prompt_limits.hit(caller.key_id, caller.prompts_per_minute)
+    return await instance_of(connection).prompt_limits.hit(caller.key_id, caller.limits)
 
 
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
@@ -123,7 +123,7 @@ async def prompter(request: Request, response: Response, caller: Annotated[Princ
 
 
 async def _count_lookup(request: Request, caller: Annotated[Principal, Depends(writer)]) -> None:
-    await instance_of(request).prompt_limits.hit(caller.key_id, caller.prompts_per_minute, "lookup")
+    await instance_of(request).prompt_limits.hit(caller.key_id, caller.limits, "lookup")
 
 
 LOOKS_UP = Depends(_count_lookup)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Literal
+
+from fastapi import Request
 from pydantic import BaseModel, Field
 
+from apps.api.core.config.limits import Limits, of_every_key
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.web.callers import Reader
 from apps.api.web.doors import Router
-from apps.api.web.route import CoreDep
+from apps.api.web.route import CoreDep, instance_of
 
 router = Router(prefix=PREFIX)
 
@@ -27,9 +32,39 @@ async def whoami(caller: Reader) -> wire.Whoami:
             "expires_at": caller.expires_at,
             "profiles": caller.profiles,
             "networks": caller.networks,
-            "prompts_per_minute": caller.prompts_per_minute,
         }
     )
+
+
+Scope = Literal["key", "tenant"]
+
+
+class LimitState(BaseModel):
+    """One limit that binds the caller."""
+
+    name: str = Field(examples=["runs_per_minute"])
+    scope: Scope = Field(description="Whose it is: all keys of a tenant have the tenant's together.")
+    limit: int | float = Field(examples=[60])
+    used: int | float | None = Field(description="So much of it, as far as it is known.", examples=[3])
+    resets_at: datetime | None = Field(description="When what was used first is free again, where time does that.")
+
+
+@router.get("/limits", tags=["account"], responses=errors())
+async def list_limits(request: Request, caller: Reader) -> wire.Page[LimitState]:
+    """What binds this key, and how much of it is used: its own limits, or the server's where it has none, and its
+    tenant's."""
+    instance = instance_of(request)
+    of_key = caller.limits.over(of_every_key(instance.core.settings))
+    of_both: dict[Scope, Limits] = {"key": of_key, "tenant": caller.tenant_limits}
+    found = [
+        LimitState(name=name, scope=scope, limit=limit, used=None, resets_at=None)
+        for scope, limits in of_both.items()
+        for name, limit in limits.given().items()
+    ]
+    for state in found:
+        if (state.name, state.scope) == ("runs_per_minute", "key"):
+            state.used, state.resets_at = await instance.prompt_limits.used(caller.key_id, int(state.limit))
+    return wire.Page[LimitState](data=found, next_cursor=None)
 
 
 class Model(BaseModel):

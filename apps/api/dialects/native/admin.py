@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import Path, Query, Response
 
 from apps.api import keys
+from apps.api.core.config.limits import Limits
 from apps.api.core.context import Core
 from apps.api.core.fleet import instances, ownership, repair, suspension
 from apps.api.core.sessions import runs
@@ -76,6 +77,20 @@ async def resume_tenant(core: CoreDep, caller: Operator, tenant: Tenant) -> wire
     return await _tenant(core, tenant)
 
 
+@router.get("/tenants/{tenant}/limits", responses=errors(404))
+async def get_limits(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantLimits:
+    """What a tenant is limited to, all its keys together. A key may have limits of its own beside."""
+    return wire.TenantLimits(tenant=tenant, limits=await keys.tenant_limits(core.db, tenant))
+
+
+@router.put("/tenants/{tenant}/limits", responses=errors(400, 404, 413))
+async def put_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limits) -> wire.TenantLimits:
+    """Replace a tenant's limits, all of them: what is left out is not limited any more. It holds on all instances at
+    once; with Redis away within 30 s."""
+    await keys.limit_tenant(core.db, core.redis, tenant, body)
+    return wire.TenantLimits(tenant=tenant, limits=body)
+
+
 @router.put("/tenants/{tenant}/model-credential", responses=errors(400, 404, 409, 413))
 async def put_model_credential(
     core: CoreDep, caller: Operator, tenant: Tenant, body: wire.ModelCredentialBody
@@ -136,7 +151,7 @@ async def create_key(core: CoreDep, caller: Operator, body: wire.KeyBody) -> wir
         expires_at=body.expires_at,
         profiles=body.profiles,
         networks=body.networks,
-        prompts_per_minute=body.prompts_per_minute,
+        limits=body.limits,
     )
     return await _with_secret(core, made)
 
@@ -164,7 +179,10 @@ async def patch_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.K
     if not body.model_fields_set:
         raise ValidationError.of("body", "must change something")
     _check_profiles(core, body)
-    await keys.change_key(core.db, core.redis, key_id, body.model_dump(exclude_unset=True))
+    changes = body.model_dump(exclude_unset=True)
+    if "limits" in changes:
+        changes["limits"] = body.limits.given()
+    await keys.change_key(core.db, core.redis, key_id, changes)
     return wire.KeyState.model_validate(await keys.get_key(core.db, key_id))
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from apps.api import addresses
+from apps.api.core.config.limits import NO_LIMITS, Limits
 from apps.api.core.config.names import Name, Text
 from apps.api.core.pages import utc
 from apps.api.dialects.native.schemas import Closed
@@ -20,7 +21,6 @@ Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
 Profiles = Annotated[list[Name], Field(min_length=1, max_length=50)]
 Network = Annotated[str, Field(max_length=64), AfterValidator(addresses.network)]
 Networks = Annotated[list[Network], Field(min_length=1, max_length=50)]
-Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class TenantBody(Closed):
@@ -37,6 +37,16 @@ class TenantState(BaseModel):
     created_at: datetime
     keys: int = Field(description="How many of its keys are valid.")
     suspended_at: datetime | None = Field(None, description="Since when its keys are refused; null: they are not.")
+
+
+LIMITS = {"runs_per_minute": 60, "concurrent_runs": 10}
+
+
+class TenantLimits(BaseModel):
+    """What a tenant is limited to, all its keys together."""
+
+    tenant: str = Field(examples=["acme"])
+    limits: Limits = Field(examples=[LIMITS])
 
 
 ModelSecret = Annotated[Text, Field(min_length=1, max_length=8000, pattern=r"^[\x21-\x7e]+$")]
@@ -77,8 +87,8 @@ class KeyFields(Closed):
         description="Addresses and networks from which the key may be used; null: any.",
         examples=[["203.0.113.0/24", "2001:db8::/32"]],
     )
-    prompts_per_minute: Limit | None = Field(
-        None, description="The key's own limit, 0 for none; null: the server's.", examples=[60]
+    limits: Limits = Field(
+        NO_LIMITS, description="The key's own, all of them; the server's where there is none.", examples=[LIMITS]
     )
     expires_at: datetime | None = Field(None, description="A moment with its time zone; null: never.")
 
@@ -123,7 +133,7 @@ class KeyState(BaseModel):
     scopes: list[Scope]
     profiles: list[str] | None = Field(examples=[["readonly"]])
     networks: list[str] | None = Field(examples=[["203.0.113.0/24", "2001:db8::/32"]])
-    prompts_per_minute: int | None
+    limits: Limits = Field(examples=[LIMITS])
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None

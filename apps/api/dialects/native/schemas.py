@@ -343,9 +343,6 @@ class Whoami(BaseModel):
     networks: list[str] | None = Field(
         description="Networks from which the key may be used; null: any.", examples=[["203.0.113.0/24"]]
     )
-    prompts_per_minute: int | None = Field(
-        description="The key's own limit, 0 for none; null: the server's.", examples=[60]
-    )
 
 
 class ErrorBody(BaseModel):

@@ -1,0 +1,58 @@
+"""Limits: how much a key, or a tenant with all its keys, may have or do at once or within a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from apps.api.core.config.names import Part
+from apps.api.settings import Settings
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Field(ge=1, le=1 << 50)]
+
+
+class Limits(Part):
+    """What one key, or one tenant with all its keys, is limited to. What is left out or null sets no limit of its
+    own."""
+
+    runs_per_minute: Count | None = Field(None, description="Prompts within any minute.", examples=[60])
+    concurrent_runs: Count | None = Field(
+        None, description="Runs that are executed at a time, on all instances together.", examples=[10]
+    )
+    queued_runs: Count | None = Field(None, description="Runs that wait.", examples=[1000])
+    live_sessions: Count | None = Field(
+        None, description="Sessions that have an agent's process, on all instances together.", examples=[20]
+    )
+    streams: Count | None = Field(
+        None, description="Event streams and requests that wait for a run, on each instance.", examples=[100]
+    )
+    workspace_bytes: Bytes | None = Field(
+        None, description="Bytes of the files of all sessions.", examples=[10_000_000_000]
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Only what was set, JSON-safe: the form that is stored."""
+        return self.model_dump(exclude_none=True)
+
+    def over(self, defaults: Limits) -> Limits:
+        """These, and the default where there is none of its own."""
+        return Limits.model_validate({**defaults.given(), **self.given()})
+
+
+def read(data: Mapping[str, Any]) -> Limits:
+    """What was stored, perhaps by a later release, which knows more. Raises ValueError for what none has stored."""
+    return Limits.model_validate({name: data[name] for name in Limits.model_fields if name in data})
+
+
+Stored = Annotated[Limits, BeforeValidator(read)]
+"""As a column or a cache holds them."""
+
+NO_LIMITS = Limits()
+
+
+def of_every_key(settings: Settings) -> Limits:
+    """What the server sets for keys that have no limit of their own."""
+    return Limits(runs_per_minute=settings.rate_limit_query_per_minute or None, streams=settings.max_streams_per_key)
