@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "audit": {"db"},
     "auth": {*FOUNDATION, "addresses", "core", "lanes", "db", "redis", "invalidations"},
     "keys": {*FOUNDATION, "core", "db", "redis", "auth", "audit"},
-    "limits": {*FOUNDATION, "addresses", "core", "redis"},
+    "limits": {*FOUNDATION, "addresses", "auth", "core", "redis"},
     "shares": {*FOUNDATION},
     "core": {*FOUNDATION, "models", "db", "redis", "invalidations", "threads", "audit"},
     "runner": {*FOUNDATION, "core", "db", "redis", "invalidations", "machine"},

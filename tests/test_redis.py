@@ -20,8 +20,9 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.sessions import Labels
 from apps.api.errors import Unauthorized
 from apps.api.limits import PromptLimits
-from apps.api.redis import CONNECTIONS, LIMITS_CONNECTIONS, MAX_TOMBSTONES, Redis, Tombstones, open_redis
+from apps.api.redis import CONNECTIONS, MAX_TOMBSTONES, Redis, Tombstones, open_redis
 from tests.proxy import Proxy, redis_proxy
+from tests.test_limits import caller
 from tests.world import PATIENCE, World, lone_world, relaying, until
 
 __all__ = ["lone_world"]
@@ -52,12 +53,10 @@ class Cut:
 @asynccontextmanager
 async def behind_a_proxy(world: World) -> AsyncIterator[Cut]:
     async with redis_proxy(world.settings) as (proxy, through), open_redis(through) as redis:
-        limits = PromptLimits(through, redis.outage)
         try:
-            yield Cut(proxy, redis, limits)
+            yield Cut(proxy, redis, PromptLimits(through, redis))
         finally:
             proxy.answers.set()
-            await limits.close()
 
 
 FIVE = Limits(runs_per_minute=5)
@@ -71,7 +70,7 @@ async def uses_of(world: World, cut: Cut) -> dict[str, Use]:
     return {
         "cache of keys": lambda: auth.authenticate(world.db, cut.redis, secret),
         "cache of sessions": lambda: sessions.get(*of, MODEL),
-        "limits": lambda: cut.limits.hit(uuid4(), FIVE),
+        "limits": lambda: cut.limits.hit(caller(5)),
         "invalidations": lambda: sessions.patch(*of, Labels("New")),
     }
 
@@ -142,10 +141,10 @@ async def test_no_request_ends_an_outage(lone_world: World) -> None:
 async def test_more_calls_at_once_than_connections_are_no_outage(lone_world: World) -> None:
     async with behind_a_proxy(lone_world) as cut:
         answers = await asyncio.gather(*(cut.redis.attempt(cut.redis.client.ping) for _ in range(2 * CONNECTIONS)))
-        await asyncio.gather(*(cut.limits.hit(uuid4(), FIVE) for _ in range(2 * LIMITS_CONNECTIONS)))
+        await asyncio.gather(*(cut.limits.hit(caller(5)) for _ in range(2 * CONNECTIONS)))
         assert answers == [True] * 2 * CONNECTIONS
         assert not cut.redis.outage.lasts
-        assert cut.proxy.accepted <= CONNECTIONS + LIMITS_CONNECTIONS
+        assert cut.proxy.accepted <= CONNECTIONS
 
 
 async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:
@@ -153,22 +152,21 @@ async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:
     _, claim, writer = await world.owned()
     await writer.append(Event("message", {}, claim.run_id))
     of = (claim.tenant_id, claim.session_id)
-    limits = PromptLimits(world.settings, world.redis.outage)
-    secret, key_id = await secret_of(world), uuid4()
+    limits = PromptLimits(world.settings, world.redis)
+    secret, who = await secret_of(world), caller(5)
     async with relaying(world.db, world.redis) as relay:
-        await limits.hit(key_id, FIVE)
-        [counted] = await client.keys(f"{world.settings.redis_key_prefix}limits*")
+        await limits.hit(who)
+        [counted] = await client.keys(f"{keys_.prefix}limits*")
         for name in (counted, keys_.session(*of), keys_.api_key(auth.hash_of(secret)), keys_.stream(*of)):
             await client.delete(name)
             await client.hset(name, "a", "b")
-        await limits.hit(key_id, FIVE)
+        await limits.hit(who)
         assert (await sessions.get(world.db, world.redis, *of, MODEL))["last_seq"] == 1
         assert (await auth.authenticate(world.db, world.redis, secret)).scopes == ("read",)
         async with aclosing(relay.followers.follow(Followed(*of), Position(0))) as batches:
             assert [frame.seq for frame in await anext(batches)] == [1]
         await relay.followers.look_back(*of, 1)
     assert not world.redis.outage.lasts
-    await limits.close()
 
 
 @pytest.mark.parametrize(

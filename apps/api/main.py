@@ -151,8 +151,6 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await db.check_schema()
         await _look_at_role(db, settings)
         redis = await stack.enter_async_context(open_redis(settings))
-        prompt_limits = PromptLimits(settings, redis.outage)
-        stack.push_async_callback(prompt_limits.close)
         await _ensure_first_key(db, settings)
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
@@ -185,7 +183,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         app.state.instance = Instance(
             core,
             probe,
-            prompt_limits,
+            PromptLimits(settings, redis),
             shares,
             entrance,
             opened,

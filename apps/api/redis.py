@@ -34,8 +34,8 @@ OPERATION_TIMEOUT = 0.75
 """Seconds for one call, and so for a request that finds Redis hanging first. A call takes less than 1 ms where all is
 well, and a cache that takes longer than its database is no cache."""
 
-CONNECTIONS, LIMITS_CONNECTIONS = 50, 20
-"""Of one instance, for caches and for limits; publishing and subscribing have one each besides."""
+CONNECTIONS = 50
+"""Of one instance, for caches and limits; publishing and subscribing have one each besides."""
 
 PAUSE_AFTER_FAILURE = 2.0
 """Seconds for which Redis is not asked after a failure, and between two looks whether it is back."""
@@ -86,6 +86,9 @@ class Keys:
 
     def session(self, tenant_id: UUID, session_id: UUID) -> str:
         return f"{self.prefix}session:{tenant_id}:{session_id}"
+
+    def rate(self, what: str, scope: str, id_: UUID) -> str:
+        return f"{self.prefix}limits:{what}:{scope}:{id_}"
 
     def active_session(self, session_id: UUID) -> str:
         return f"{self.prefix}active_session:{session_id}"
@@ -293,15 +296,15 @@ class Redis:
         return connection
 
 
-def pool_of(settings: Settings, connections: int) -> redis.asyncio.BlockingConnectionPool:
-    """A pool of so many connections, with bounded waits. Many calls at once wait for one: that is no outage."""
+def _pool(settings: Settings) -> redis.asyncio.BlockingConnectionPool:
+    """CONNECTIONS, with bounded waits. Many calls at once wait for one: that is no outage."""
     return redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         protocol=2,
         socket_timeout=OPERATION_TIMEOUT,
         socket_connect_timeout=OPERATION_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
-        max_connections=connections,
+        max_connections=CONNECTIONS,
         timeout=OPERATION_TIMEOUT,
     )
 
@@ -309,7 +312,7 @@ def pool_of(settings: Settings, connections: int) -> redis.asyncio.BlockingConne
 @asynccontextmanager
 async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
     """A client with bounded waits. It connects on first use, so a Redis that is down does not stop a start."""
-    client = redis.asyncio.Redis.from_pool(pool_of(settings, CONNECTIONS))
+    client = redis.asyncio.Redis.from_pool(_pool(settings))
     opened = Redis(client, Keys.below(settings.redis_key_prefix))
     try:
         yield opened

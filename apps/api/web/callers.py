@@ -110,12 +110,12 @@ async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
 
 
 async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
-    """Count a prompt against the key's rate limit; returns the RateLimit headers. Raises RateLimited."""
-    return await instance_of(connection).prompt_limits.hit(caller.key_id, caller.limits)
+    """Count a prompt against the rate limits of key and tenant; returns the RateLimit headers. Raises RateLimited."""
+    return await instance_of(connection).prompt_limits.hit(caller)
 
 
 async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
-    """A caller who may send a prompt now: counted against the key's rate limit."""
+    """A caller who may send a prompt now: counted against the rate limits of key and tenant."""
     headers = await count_prompt(request, caller)
     response.headers.update(headers)
     request.state.limit_headers = headers
@@ -123,7 +123,7 @@ async def prompter(request: Request, response: Response, caller: Annotated[Princ
 
 
 async def _count_lookup(request: Request, caller: Annotated[Principal, Depends(writer)]) -> None:
-    await instance_of(request).prompt_limits.hit(caller.key_id, caller.limits, "lookup")
+    await instance_of(request).prompt_limits.hit(caller, "lookup")
 
 
 LOOKS_UP = Depends(_count_lookup)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from apps.api.core.config.names import Part
 from apps.api.settings import Settings
+
+Scope = Literal["key", "tenant"]
+"""Whose a limit is: a key's, or that of a tenant, which all its keys have together."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1, le=1 << 50)]

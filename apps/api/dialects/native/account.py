@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
 
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from apps.api.core.config.limits import Limits, of_every_key
+from apps.api.core.config.limits import Limits, Scope, of_every_key
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.web.callers import Reader
@@ -36,9 +35,6 @@ async def whoami(caller: Reader) -> wire.Whoami:
     )
 
 
-Scope = Literal["key", "tenant"]
-
-
 class LimitState(BaseModel):
     """One limit that binds the caller."""
 
@@ -61,9 +57,10 @@ async def list_limits(request: Request, caller: Reader) -> wire.Page[LimitState]
         for scope, limits in of_both.items()
         for name, limit in limits.given().items()
     ]
+    windows = {window.rate.scope: window for window in await instance.prompt_limits.windows(caller)}
     for state in found:
-        if (state.name, state.scope) == ("runs_per_minute", "key"):
-            state.used, state.resets_at = await instance.prompt_limits.used(caller.key_id, int(state.limit))
+        if state.name == "runs_per_minute":
+            state.used, state.resets_at = windows[state.scope].used, windows[state.scope].resets_at
     return wire.Page[LimitState](data=found, next_cursor=None)
 
 

@@ -99,11 +99,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         {"errors": [{"field": "prompt", "reason": "must not be empty"}]},
     ),
     429: _error(
-        "The key's prompts, or its requests that look up names, of this minute are used up, or too many wrong keys came"
-        " from this address; see `Retry-After`.",
+        "The prompts of the key or of its tenant, or the requests that look up names, of this minute are used up, or too"
+        " many wrong keys came from this address; see `Retry-After`.",
         "rate_limited",
         f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
-        {"retry_after_seconds": 21},
+        {
+            "limit": DEFAULTS["rate_limit_query_per_minute"],
+            "used": DEFAULTS["rate_limit_query_per_minute"],
+            "resets_at": "2026-11-21T13:54:46.428438Z",
+            "scope": "key",
+            "retry_after_seconds": 21,
+        },
     ),
     500: _error(
         "A bug. The request id leads to its log line.",
