@@ -24,6 +24,7 @@ from apps.api import __version__, addresses, audit, keys, migrate
 from apps.api.core.config import profiles
 from apps.api.core.config.limits import Limits
 from apps.api.core.network import default_model
+from apps.api.core.tenant import model_credentials
 from apps.api.db import Database
 from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
@@ -123,11 +124,12 @@ def serve(
     try:
         profiles.load(settings.profiles_file, settings.default_profile)
         asyncio.run(migrate.state(settings, START_TIMEOUT))
+        refused = default_model.refusal(settings, _environment()) or asyncio.run(model_credentials.refusal(settings))
     except profiles.BadProfiles as error:
         _fail(f"cannot start: {error}", 2)
     except migrate.ERRORS as error:
         _fail(f"cannot start: {migrate.reason(error)}")
-    if refused := default_model.refusal(settings, _environment()):
+    if refused:
         _fail(f"cannot start: {refused}", 2)
     from apps.api.main import create_app
     from apps.api.server import build_server

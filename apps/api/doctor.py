@@ -155,6 +155,8 @@ async def _model(settings: Settings) -> Check:
             ("ANTHROPIC_AUTH_TOKEN", settings.anthropic_auth_token),
             ("CLAUDE_CODE_OAUTH_TOKEN", settings.claude_code_oauth_token),
             ("ANTHROPIC_BASE_URL", settings.anthropic_base_url),
+            ("CLAUDE_CODE_USE_BEDROCK", settings.claude_code_use_bedrock),
+            ("CLAUDE_CODE_USE_VERTEX", settings.claude_code_use_vertex),
         )
         if value
     ]

@@ -42,6 +42,11 @@ HOST = r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
+def _pairs(value: str) -> tuple[tuple[str, str], ...]:
+    parts = (part.strip().partition("=") for part in value.split(",") if part.strip())
+    return tuple((pattern, model) for pattern, _, model in parts)
+
+
 class Settings(BaseSettings):
     """Typed view of the environment. Times are seconds, sizes are bytes unless the name says otherwise.
 
@@ -69,6 +74,14 @@ class Settings(BaseSettings):
     anthropic_auth_token: SecretStr | None = None
     anthropic_base_url: str | None = None
     claude_code_oauth_token: SecretStr | None = None
+    claude_code_use_bedrock: bool = False
+    aws_region: str | None = None
+    anthropic_bedrock_base_url: str | None = None
+    claude_code_use_vertex: bool = False
+    anthropic_vertex_project_id: str | None = None
+    cloud_ml_region: str | None = None
+    anthropic_vertex_base_url: str | None = None
+    cloud_model_ids: str = ""
     tenant_model_credentials: Literal["optional", "required"] = "optional"
     default_model: str = "claude-sonnet-5-5"
     model_silence_seconds: int = Field(300, ge=10, le=1800)
@@ -134,6 +147,11 @@ class Settings(BaseSettings):
         "anthropic_auth_token",
         "claude_code_oauth_token",
         "anthropic_base_url",
+        "aws_region",
+        "anthropic_bedrock_base_url",
+        "anthropic_vertex_project_id",
+        "cloud_ml_region",
+        "anthropic_vertex_base_url",
         "advertise_url",
         "profiles_file",
         "default_profile",
@@ -144,6 +162,11 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("claude_code_use_bedrock", "claude_code_use_vertex", mode="before")
+    @classmethod
+    def _empty_is_no(cls, value: object) -> object:
+        return False if value == "" else value
 
     @field_validator("agent_read_paths", mode="before")
     @classmethod
@@ -233,9 +256,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("model_aliases", mode="after")
+    @field_validator("model_aliases", "cloud_model_ids", mode="after")
     @classmethod
-    def _check_model_aliases(cls, value: str) -> str:
+    def _check_model_names(cls, value: str) -> str:
         for entry in filter(None, (part.strip() for part in value.split(","))):
             if not re.fullmatch(r"[^=\s]+=[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}", entry):
                 raise ValueError(f"{entry!r} is not PATTERN=MODEL")
@@ -244,8 +267,19 @@ class Settings(BaseSettings):
     @cached_property
     def aliases_of_models(self) -> tuple[tuple[str, str], ...]:
         """MODEL_ALIASES in order: (pattern as in file names, model)."""
-        parts = (part.strip().partition("=") for part in self.model_aliases.split(",") if part.strip())
-        return tuple((pattern, model) for pattern, _, model in parts)
+        return _pairs(self.model_aliases)
+
+    @cached_property
+    def ids_in_the_cloud(self) -> tuple[tuple[str, str], ...]:
+        """CLOUD_MODEL_IDS in order: (pattern as in file names, id)."""
+        return _pairs(self.cloud_model_ids)
+
+    @property
+    def cloud(self) -> Literal["bedrock", "vertex"] | None:
+        """Where the operator's model is, if it is not asked by the Messages API itself."""
+        if self.claude_code_use_bedrock:
+            return "bedrock"
+        return "vertex" if self.claude_code_use_vertex else None
 
     @cached_property
     def workspaces_root(self) -> Path:
@@ -277,6 +311,7 @@ class Settings(BaseSettings):
                 self.anthropic_auth_token,
                 self.claude_code_oauth_token,
                 self.anthropic_base_url,
+                self.cloud,
             )
         )
 
@@ -289,8 +324,13 @@ class Settings(BaseSettings):
     def agents_hold_the_credential(self) -> bool:
         """Whether agents are given the model's credential itself, past the gateway: a subscription's token, which is
         for a server that serves nobody but its owner, and which only the CLI itself may use."""
-        others = self.anthropic_api_key or self.anthropic_auth_token or self.tenant_model_credentials == "required"
-        return self.claude_code_oauth_token is not None and not others
+        others = (
+            self.anthropic_api_key,
+            self.anthropic_auth_token,
+            self.cloud,
+            self.tenant_model_credentials == "required",
+        )
+        return self.claude_code_oauth_token is not None and not any(others)
 
     @cached_property
     def hostname(self) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from apps.demo_model.server import serving
+from tests.clouds import Bedrock, Cloud, Vertex
 from tests.conftest import StartFleet, database_of, make_key
 from tests.recorder import Recorder
 
@@ -80,3 +84,56 @@ async def test_each_tenant_has_its_own_credential_or_none(start_fleet: StartFlee
     assert not any("x-api-key" in a.headers for a in asked)
     refused = await fleet[0].post("/query/single", body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_credential_missing")
+
+
+NOTHING_ELSE = {"ANTHROPIC_API_KEY": "", "ANTHROPIC_BASE_URL": ""}
+
+
+async def asked_in_the_cloud(start_fleet: StartFleet, cloud: Cloud, **settings: str) -> None:
+    """Ask an agent, which knows nothing of clouds."""
+    fleet = await start_fleet(1, **settings)
+    session_id = (await fleet[0].post("/sessions", BYPASS)).json()["session_id"]
+    result = await fleet[0].ask(session_id, "run env | grep -c -e AWS_ -e GOOGLE_ -e CLAUDE_CODE_USE_; echo counted")
+    assert "0\ncounted" in result["result"], cloud.refused
+    assert cloud.refused == []
+    async with database_of(fleet) as db:
+        rows = await db.pool.fetch("SELECT * FROM model_calls WHERE kind = 'messages'")
+    assert len(rows) == len(cloud.asked) >= 2
+    assert all(row["complete"] and row["status"] == 200 for row in rows)
+    assert sum(row["output_tokens"] for row in rows) == result["usage"]["output_tokens"]
+    betas = [beta for asked in cloud.asked for beta in asked.body.get("anthropic_beta", ())]
+    betas += [beta for asked in cloud.asked for beta in asked.headers.get("anthropic-beta", "").split(",")]
+    assert not any("context-management" in beta for beta in betas)
+    assert not any("context_management" in asked.body for asked in cloud.asked)
+
+
+async def test_an_agent_is_answered_by_bedrock(start_fleet: StartFleet) -> None:
+    cloud = Bedrock({"eu.anthropic.claude-sonnet-5-5-v1:0": "claude-sonnet-5-5"})
+    with serving(cloud.wrap) as url:
+        await asked_in_the_cloud(
+            start_fleet,
+            cloud,
+            CLAUDE_CODE_USE_BEDROCK="1",
+            AWS_REGION=cloud.region,
+            AWS_ACCESS_KEY_ID=cloud.key,
+            AWS_SECRET_ACCESS_KEY=cloud.secret,
+            ANTHROPIC_BEDROCK_BASE_URL=url,
+            CLOUD_MODEL_IDS="claude-sonnet-5-5=eu.anthropic.claude-sonnet-5-5-v1:0",
+            **NOTHING_ELSE,
+        )
+
+
+async def test_an_agent_is_answered_by_vertex(start_fleet: StartFleet, tmp_path: Path) -> None:
+    cloud, file = Vertex({"claude-sonnet-5-5": "claude-sonnet-5-5"}), tmp_path / "account.json"
+    with serving(cloud.wrap) as url:
+        file.write_text(json.dumps(cloud.credentials(url)))
+        await asked_in_the_cloud(
+            start_fleet,
+            cloud,
+            CLAUDE_CODE_USE_VERTEX="1",
+            CLOUD_ML_REGION=cloud.region,
+            ANTHROPIC_VERTEX_PROJECT_ID=cloud.project,
+            ANTHROPIC_VERTEX_BASE_URL=f"{url}/v1",
+            GOOGLE_APPLICATION_CREDENTIALS=str(file),
+            **NOTHING_ELSE,
+        )

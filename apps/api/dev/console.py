@@ -38,6 +38,8 @@ def describe_model(settings: Settings, *, demo: bool) -> Model:
     if demo:
         return Model("the demo model", "stream 12 words slowly", is_demo=True)
     prompt = "Write a haiku about databases."
+    if settings.cloud:
+        return Model(f"{settings.default_model} (on {settings.cloud.capitalize()})", prompt)
     if settings.anthropic_base_url is not None:
         # Only the host: the URL itself may hold credentials.
         return Model(f"{settings.default_model} at {urlsplit(settings.anthropic_base_url).hostname}", prompt)

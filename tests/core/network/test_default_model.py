@@ -9,12 +9,16 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from apps.api import doctor
 from apps.api.core.network import default_model
+from apps.api.core.tenant import model_credentials
+from apps.api.db import Database
 from apps.api.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -118,31 +122,62 @@ async def test_a_server_learns_of_a_retired_default_model_and_says_so(model_url:
             {"anthropic_base_url": "http://gateway"},
             "CLAUDE_CODE_USE_FOUNDRY is set",
         ),
-        ({"CLAUDE_CODE_USE_BEDROCK": "1"}, {"anthropic_api_key": "k"}, "CLAUDE_CODE_USE_BEDROCK is set"),
-        ({"CLAUDE_CODE_USE_VERTEX": "true"}, {}, "CLAUDE_CODE_USE_VERTEX is set"),
+        ({}, {"claude_code_use_bedrock": True, "anthropic_api_key": "k"}, "CLAUDE_CODE_USE_BEDROCK without AWS_REGION"),
+        ({}, {"claude_code_use_vertex": True, "cloud_ml_region": "global"}, "CLAUDE_CODE_USE_VERTEX without"),
+        ({}, {"claude_code_use_vertex": True, "claude_code_use_bedrock": True}, "CLAUDE_CODE_USE_BEDROCK and"),
         ({}, {"anthropic_base_url": "http://gateway"}, "ANTHROPIC_BASE_URL without ANTHROPIC_API_KEY"),
         ({}, {}, "no ANTHROPIC_API_KEY: set one"),
     ],
 )
 def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
-    environment: dict[str, str | None], given: dict[str, str], words: str
+    environment: dict[str, str | None], given: dict[str, Any], words: str
 ) -> None:
-    settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
+    settings = Settings(_env_file=None, **given)
     assert (default_model.refusal(settings, environment) or "").startswith(words)
     assert default_model.refusal(settings.model_copy(update={"runner_slots": 0}), environment) is None
 
 
-async def test_a_server_whose_agents_would_reach_no_model_does_not_start(settings: Settings) -> None:
-    assert settings.database_url is not None
+async def started(settings: Settings, **more: str) -> subprocess.CompletedProcess[str]:
     given = {"DATABASE_URL": settings.database_url.get_secret_value(), "RUNNER_SLOTS": "1", "AGENT_ISOLATION": "auto"}
-    given |= {"CLAUDE_CODE_USE_VERTEX": "1", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    given |= {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], **more}
     words = [sys.executable, "-m", "apps.api.cli", "serve"]
-    done = await asyncio.to_thread(subprocess.run, words, env=given, capture_output=True, text=True, timeout=60)
+    return await asyncio.to_thread(subprocess.run, words, env=given, capture_output=True, text=True, timeout=60)
+
+
+async def test_a_server_whose_agents_would_reach_no_model_does_not_start(settings: Settings) -> None:
+    done = await started(settings, CLAUDE_CODE_USE_FOUNDRY="1")
     assert done.returncode == 2
-    assert "cannot start: CLAUDE_CODE_USE_VERTEX is set" in done.stderr
+    assert "cannot start: CLAUDE_CODE_USE_FOUNDRY is set" in done.stderr
 
 
-@pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_BEDROCK": "0"}, {"ANTHROPIC_AUTH_TOKEN": "t"}])
+async def test_a_server_of_several_tenants_does_not_start_with_a_subscription_alone(
+    db: Database, settings: Settings
+) -> None:
+    mine = settings.model_copy(update={"claude_code_oauth_token": SecretStr("a-token"), "anthropic_api_key": None})
+    await db.pool.execute("INSERT INTO tenants (name) VALUES ('a')")
+    assert await model_credentials.refusal(mine) is None
+    await db.pool.execute("INSERT INTO tenants (name) VALUES ('b')")
+    assert await model_credentials.refusal(mine.model_copy(update={"anthropic_api_key": SecretStr("k")})) is None
+    done = await started(settings, CLAUDE_CODE_OAUTH_TOKEN="a-token")
+    assert done.returncode == 2
+    assert "cannot start: CLAUDE_CODE_OAUTH_TOKEN is for a server that serves nobody but" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"CLAUDE_CODE_USE_FOUNDRY": "0"}, {"ANTHROPIC_AUTH_TOKEN": "t"}])
 def test_a_server_with_a_key_starts(environment: dict[str, str | None]) -> None:
     settings = Settings(_env_file=None, anthropic_api_key="k")
     assert default_model.refusal(settings, environment) is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"claude_code_use_bedrock": True, "aws_region": "eu-west-1"},
+        {"claude_code_use_vertex": True, "cloud_ml_region": "global", "anthropic_vertex_project_id": "p"},
+    ],
+)
+async def test_a_server_with_a_cloud_starts_and_asks_it_for_no_model(given: dict[str, Any]) -> None:
+    settings = Settings(_env_file=None, **given)
+    assert default_model.refusal(settings, {}) is None
+    assert settings.model_is_configured
+    assert await default_model.ask(settings) == "unknown"

@@ -56,3 +56,13 @@ def test_a_variable_that_a_client_may_set_arrives_and_every_other_is_refused(nam
         return
     told = {name: "the server's", program.SESSION_PREFIX + name: "the session's"}
     assert program.environment(told) == {name: "the session's"}
+
+
+def test_an_agent_is_led_to_no_cloud_by_the_servers_environment_nor_by_its_sessions() -> None:
+    given = {"CLAUDE_CODE_USE_BEDROCK": "1", "CLAUDE_CODE_USE_VERTEX": "1", "AWS_REGION": "x"}
+    assert program.environment(given) == {}
+    assert program.environment({program.SESSION_PREFIX + "CLAUDE_CODE_USE_BEDROCK": "1"}) == {}
+    plain = "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS"
+    for cloud, wanted in ((False, None), (True, "1")):
+        settings = Settings(_env_file=None, claude_code_use_vertex=cloud)
+        assert options.to_the_model(settings, "http://127.0.0.1:1", "a-token").get(plain) == wanted

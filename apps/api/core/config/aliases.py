@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from apps.api.settings import Settings
@@ -16,4 +17,9 @@ def current_model(settings: Settings, asked: str | None) -> str | None:
     aliases = settings.aliases_of_models
     if asked is None or asked in (settings.default_model, *settings.models, *(model for _, model in aliases)):
         return asked
-    return next((model for pattern, model in aliases if fnmatchcase(asked.lower(), pattern.lower())), None)
+    return first_fit(aliases, asked)
+
+
+def first_fit(names: Iterable[tuple[str, str]], asked: str) -> str | None:
+    """What stands beside the first pattern that fits; in any case, as in file names."""
+    return next((name for pattern, name in names if fnmatchcase(asked.lower(), pattern.lower())), None)

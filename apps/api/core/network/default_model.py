@@ -37,7 +37,8 @@ async def ask(settings: Settings) -> Answer:
     Source: GET /v1/models/{id} of the Anthropic API, and its error of type `not_found_error`, which names the model.
     """
     name = settings.default_model.partition("[")[0]  # `[1m]` is a mark for the CLI, not a part of the id
-    if "-" not in name or not settings.operator_has_a_model:  # `sonnet` and the like are the CLI's own short names
+    # `sonnet` and the like are the CLI's own short names; clouds have no such question.
+    if "-" not in name or not settings.operator_has_a_model or settings.cloud:
         return "unknown"
     try:
         base = model_api.of(settings).url
@@ -62,22 +63,24 @@ async def ask(settings: Settings) -> Answer:
     return "unauthorized" if response.status_code == 401 and not settings.agents_hold_the_credential else "unknown"
 
 
-UNSUPPORTED = {
-    "CLAUDE_CODE_USE_BEDROCK": "the agents get no credentials of a cloud",
-    "CLAUDE_CODE_USE_VERTEX": "the agents get no credentials of a cloud",
-    "CLAUDE_CODE_USE_FOUNDRY": "the agents get no credentials of a cloud",
-}
-"""Variables by which the CLI is led to other model APIs, and why they lead nowhere here."""
-
-
 def misled(environment: Mapping[str, str | None]) -> str | None:
     """What in `environment` (the process's own, and what `.env` adds) leads to no model, and what to set instead."""
-    for name, reason in UNSUPPORTED.items():
-        if (environment.get(name) or "").strip().lower() not in ("", "0", "false", "no", "off"):
-            return (
-                f"{name} is set, and {reason}. Unset it, and set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL and"
-                " ANTHROPIC_API_KEY for a gateway that speaks the Messages API and takes its key as x-api-key"
-            )
+    if (environment.get("CLAUDE_CODE_USE_FOUNDRY") or "").strip().lower() in ("", "0", "false", "no", "off"):
+        return None
+    return (
+        "CLAUDE_CODE_USE_FOUNDRY is set, and the gateway does not speak to it. Unset it, and set ANTHROPIC_BASE_URL and"
+        " ANTHROPIC_API_KEY for an endpoint that speaks the Messages API and takes its key as x-api-key"
+    )
+
+
+def _of_cloud(settings: Settings) -> str | None:
+    """What the operator's cloud lacks."""
+    if settings.claude_code_use_bedrock and settings.claude_code_use_vertex:
+        return "CLAUDE_CODE_USE_BEDROCK and CLAUDE_CODE_USE_VERTEX: set one of them"
+    if settings.claude_code_use_bedrock and not settings.aws_region:
+        return "CLAUDE_CODE_USE_BEDROCK without AWS_REGION: set it"
+    if settings.claude_code_use_vertex and not (settings.cloud_ml_region and settings.anthropic_vertex_project_id):
+        return "CLAUDE_CODE_USE_VERTEX without CLOUD_ML_REGION or ANTHROPIC_VERTEX_PROJECT_ID: set both"
     return None
 
 
@@ -87,6 +90,8 @@ def refusal(settings: Settings, environment: Mapping[str, str | None]) -> str | 
         return None
     if found := misled(environment):
         return found
+    if settings.cloud:
+        return _of_cloud(settings)
     if model_api.credential(settings):
         return None
     if settings.anthropic_base_url:

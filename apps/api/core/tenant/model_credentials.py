@@ -12,7 +12,7 @@ from apps.api import audit
 from apps.api.core.network import model_api
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant import vault
-from apps.api.db import Database
+from apps.api.db import Database, connect
 from apps.api.errors import Conflict, NotFound, Unavailable
 from apps.api.settings import Settings
 
@@ -87,16 +87,33 @@ async def delete(db: Database, tenant: str) -> None:
     await get(db, tenant)
 
 
+async def refusal(settings: Settings) -> str | None:
+    """Why a server with these settings may not serve those whom it knows. Raises what `connect` does."""
+    if not settings.agents_hold_the_credential:
+        return None
+    connection = await connect(settings)
+    try:
+        tenants = await connection.fetchval("SELECT count(*) FROM tenants")
+    finally:
+        await connection.close()
+    if tenants < 2:
+        return None
+    return (
+        f"CLAUDE_CODE_OAUTH_TOKEN is for a server that serves nobody but the token's owner, and this one has {tenants}"
+        " tenants: set ANTHROPIC_API_KEY"
+    )
+
+
 class ModelApis:
     """By which credential each tenant's calls are made, as one instance knows it."""
 
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db, self._settings = db, settings
-        self._operators = model_api.of(settings)
+        self._endpoint = model_api.of(settings)
         self._kept: dict[UUID, tuple[float, ModelApi | None]] = {}
 
-    async def of(self, tenant_id: UUID) -> ModelApi:
-        """The tenant's own, or the operator's where that may stand in.
+    async def of(self, tenant_id: UUID) -> ModelApi | None:
+        """The tenant's own, or the operator's where that may stand in; None: the operator's, in the cloud.
 
         Raises:
             Unavailable: `model_credential_missing`; `encryption_not_configured`.
@@ -107,7 +124,7 @@ class ModelApis:
             return own
         if self._settings.tenant_model_credentials == "required":
             raise Unavailable("This tenant has no model credential, and needs one.", code="model_credential_missing")
-        return self._operators
+        return None if self._settings.cloud else self._endpoint
 
     async def _own(self, tenant_id: UUID) -> ModelApi | None:
         now = time.monotonic()
@@ -117,7 +134,7 @@ class ModelApis:
         row = await self._db.pool.fetchrow("SELECT kind, sealed FROM model_credentials WHERE tenant_id = $1", tenant_id)
         own = None
         if row is not None:
-            own = self._operators.known_by(row["kind"], vault.unseal(self._settings, row["sealed"]))
+            own = self._endpoint.known_by(row["kind"], vault.unseal(self._settings, row["sealed"]))
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()
         self._kept[tenant_id] = now + KEEP_SECONDS, own

@@ -100,7 +100,9 @@ def to_the_model(settings: Settings, url: str, token: str) -> dict[str, str]:
         return base | {"CLAUDE_CODE_OAUTH_TOKEN": settings.claude_code_oauth_token.get_secret_value()}
     # A proxy of the server's is for what is elsewhere. Bun and curl read the second name.
     direct = ",".join(filter(None, ("127.0.0.1", os.environ.get("NO_PROXY") or os.environ.get("no_proxy"))))
-    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token, "NO_PROXY": direct, "no_proxy": direct}
+    # Clouds refuse what is new in the Messages API. By the gateway's address the CLI cannot tell that it asks one.
+    plain = {"CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1"} if settings.cloud else {}
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token, "NO_PROXY": direct, "no_proxy": direct, **plain}
 
 
 def proxies(mode: str, proxy: str, gateway_port: int) -> dict[str, str]:

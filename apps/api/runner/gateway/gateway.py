@@ -23,7 +23,9 @@ from apps.api.core.tenant.model_calls import Call
 from apps.api.core.tenant.model_credentials import ModelApis
 from apps.api.db import PASSING
 from apps.api.errors import RUN_FAILURES, Unavailable
+from apps.api.runner.gateway import cloud
 from apps.api.runner.gateway.caller import HEAD_SECONDS, Asked, Caller
+from apps.api.runner.gateway.cloud import Cloud, NotPossible, Request
 from apps.api.runner.gateway.meter import Meter
 from apps.api.runner.gateway.upstream import Connection, Headers, Unreachable, Upstream
 from apps.api.settings import Settings
@@ -53,8 +55,9 @@ _TOLD = frozenset(
 
 Note = Callable[[Call], Awaitable[None]]
 
-ApiOf = Callable[[UUID], Awaitable[ModelApi]]
-"""By what credential a tenant's calls are made. Raises Unavailable, or what a database that is away raises."""
+ApiOf = Callable[[UUID], Awaitable[ModelApi | None]]
+"""By what credential a tenant's calls are made; None: the operator's, in the cloud. Raises Unavailable, or what a
+database that is away raises."""
 
 
 @dataclass(eq=False)
@@ -87,7 +90,7 @@ class Gateway:
         # The CLI has the same bound, and more to say when it is passed.
         self._silence = settings.model_silence_seconds + SPARE_SECONDS
         self._holders: dict[bytes, Holder] = {}
-        self._upstream = Upstream()
+        self._upstream, self._cloud = Upstream(), Cloud(settings) if settings.cloud else None
         self._callers: set[Caller] = set()
         self._strangers: dict[Caller, None] = {}
         self._calls: dict[Caller, _Call] = {}
@@ -103,6 +106,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
+        if self._cloud is not None:
+            await self._cloud.load()
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self._server = await self.accept_on(listening)
@@ -121,6 +126,8 @@ class Gateway:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         await self._upstream.close()
+        if self._cloud is not None:
+            await self._cloud.close()
 
     def admit(
         self, tenant_id: UUID, session_id: UUID, run_id: Callable[[], UUID | None], refused: Callable[[str], None]
@@ -212,7 +219,11 @@ class Gateway:
 
     async def _ask(self, call: _Call) -> None:
         try:
-            api = await self._api_of(call.holder.tenant_id)
+            request = await self._request(call)
+        except NotPossible as error:
+            call.refuse(error.status, error.kind, str(error))
+        except Unreachable as error:
+            call.refuse(502, "api_error", str(error))
         except Unavailable as error:
             if error.code in RUN_FAILURES:
                 call.holder.refused(error.code)
@@ -221,7 +232,14 @@ class Gateway:
             log.warning("gateway.no_credential", session_id=str(call.holder.session_id), error=error)
             call.refuse(503, "api_error", "The server's database is away.")
         else:
-            await call.run(self._upstream, api)
+            await call.run(self._upstream, request)
+
+    async def _request(self, call: _Call) -> Request:
+        api = await self._api_of(call.holder.tenant_id)
+        if api is not None:
+            return Request(api, _head(api, call.asked), call.asked.body)
+        assert self._cloud is not None  # noqa: S101 - what None stands for
+        return await self._cloud.request(call.asked)
 
 
 def of(core: Core) -> Gateway:
@@ -239,13 +257,15 @@ class _Call:
 
     def __init__(self, caller: Caller, asked: Asked, holder: Holder, silence: float) -> None:
         self.caller, self.holder = caller, holder
-        self._asked, self._silence = asked, silence
+        self.asked, self._silence = asked, silence
         self._run_id = holder.run_id()
         self._began_at, self._began = clock.now(), time.monotonic()
         self._heard = asyncio.get_running_loop().time()
         self._status = 0
         self._first: float | None = None
         self._meter = Meter("")
+        self._body: list[bytes] = []
+        self._decode: Callable[[bytes], bytes] | None = None
         self._connection: Connection | None = None
         self._over: asyncio.Future[Unreachable | None] = asyncio.get_running_loop().create_future()
         self._stopped = False
@@ -255,21 +275,21 @@ class _Call:
         if not self._stopped:
             self.caller.answer(status, kind, message)
 
-    async def run(self, upstream: Upstream, api: ModelApi) -> None:
+    async def run(self, upstream: Upstream, request: Request) -> None:
         """Ask, and wait for the end of the answer."""
-        head = _head(api, self._asked)
+        self._body = request.body
         for fresh in (False, True):
             try:
-                self._connection = connection = await upstream.connect(api, fresh=fresh)
+                self._connection = connection = await upstream.connect(request.api, fresh=fresh)
             except Unreachable as unreachable:
                 self._fail(unreachable)
                 return
             if self._stopped:
                 connection.close()
-            await connection.ask(head, self._asked.body, self)
+            await connection.ask(request.head, request.body, self)
             error = await self._over
             if error is None:
-                upstream.keep(api, connection)
+                upstream.keep(request.api, connection)
                 self.caller.done()
                 return
             # One that was kept may have been closed at the other end just then, before it heard of the request.
@@ -302,9 +322,14 @@ class _Call:
         self._status, self._first = status, time.monotonic() - self._began
         told = [(name, value) for name, value in headers if name in _TOLD]
         given = dict(headers)
-        self._asked.body.clear()  # it is not sent again
-        self._meter = Meter(given.get(b"content-type", b"").decode("latin-1"))
-        length = given.get(b"content-length", b"")
+        self._body.clear()  # it is not sent again
+        kind = given.get(b"content-type", b"").decode("latin-1")
+        self._decode = cloud.decoder(kind)
+        if self._decode is not None:
+            kind = "text/event-stream"
+            told = [(name, kind.encode() if name == b"content-type" else value) for name, value in told]
+        self._meter = Meter(kind)
+        length = b"" if self._decode else given.get(b"content-length", b"")
         self.caller.on_pause, self.caller.on_resume = self._hold, self._go_on
         self.caller.let_go()
         self.caller.begin(status, told, int(length) if length.isdigit() else None)
@@ -312,6 +337,16 @@ class _Call:
     def goes_on(self, data: bytes) -> None:
         """See Answer."""
         self._heard = asyncio.get_running_loop().time()
+        if self._decode is not None:
+            try:
+                data = self._decode(data)
+            except Exception as error:  # of botocore's, of many kinds: what came is no stream of events
+                log.warning("gateway.not_decoded", session_id=str(self.holder.session_id), error=error)
+                self.ends(Unreachable("The cloud's answer is no stream of events."))
+                self.stop()
+                return
+            if not data:
+                return
         self.caller.piece(data)
         self._meter.feed(data)
 
@@ -335,7 +370,7 @@ class _Call:
             self.holder.tenant_id,
             self.holder.session_id,
             self._run_id,
-            self._asked.kind,
+            self.asked.kind,
             self._began_at,
             self._status,
             self._first,

@@ -49,6 +49,8 @@ _ALLOWED = frozenset(
 # Of the server's only where the session says nothing: they steer neither the CLI nor whom it talks to.
 _SETTABLE = frozenset(("TERM", "TZ", "LANG", "LANGUAGE", "TRACEPARENT", "TRACESTATE"))
 _ALLOWED_PREFIXES = ("LC_", "CLAUDE_CODE_", "CLAUDE_AGENT_SDK_")
+# Of clouds: the gateway is the one that asks them.
+_LEADING_ELSEWHERE = "CLAUDE_CODE_USE_"
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
 _CREDENTIALS = {
     "ANTHROPIC_API_KEY": "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
@@ -101,7 +103,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     Of the allow-list it may change `_SETTABLE` and LC_* alone: with another it could send the model's credential
     elsewhere.
     """
-    kept = {name: value for name, value in given.items() if _allowed(name)}
+    kept = {n: value for n, value in given.items() if _allowed(n) and not n.startswith(_LEADING_ELSEWHERE)}
     for name, value in given.items():
         own = name.removeprefix(SESSION_PREFIX)
         if own != name and (own in _SETTABLE or own.startswith("LC_") or not _allowed(own)):
