@@ -244,7 +244,7 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
 
 
 def _measure_ways(ways: Ways) -> None:
-    ways.gateway.observe = metrics.model_call
+    ways.gateway.observe, ways.gateway.differs = metrics.model_call, metrics.cost_differs
     metrics.NETWORK_DENIED.read = lambda: ways.proxy.refused
     metrics.NETWORK_SENT.read = lambda: ways.proxy.sent
     metrics.NETWORK_RECEIVED.read = lambda: ways.proxy.received

@@ -24,6 +24,7 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | fail with STATUS [asking for N s] saying X | that status with this text, and N as its retry-after       |
 | poison with STATUS saying X                | every request with this prompt in its history is refused   |
 | stop with REASON                           | ends the message with that stop_reason, such as refusal    |
+| tell usage {json}                          | says that the message used that (tokens by kind)           |
 | STEPS every time                           | the same when the CLI asks again, as after a refusal       |
 | answer nothing, answer a web page          | a message without content; a page of HTML instead of one   |
 | garble the stream                          | an event in the reply that is no JSON                      |
@@ -60,6 +61,7 @@ from apps.demo_model.wire import (
     Text,
     Thinking,
     ToolUse,
+    Usage,
     Words,
 )
 
@@ -254,6 +256,11 @@ def _fail(found: Match, talk: Conversation) -> list[Item]:
     return [Fail(int(found["status"]), bool(found["once"]), found["said"], retry_after)]
 
 
+def _tell_usage(found: Match, talk: Conversation) -> list[Item]:
+    figures = _json_object(found["json"])
+    return [_no_json(found)] if figures is None else [say("I used what you say"), Usage(figures)]
+
+
 def _recall(found: Match, talk: Conversation) -> list[Item]:
     earlier = talk.prompts[:-1]
     listed = "".join(f"\n{number}. {prompt}" for number, prompt in enumerate(earlier, 1))
@@ -284,6 +291,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
         _fail,
     ),
     (r"stop with (?P<reason>[a-z_]+)", lambda found, talk: [say("I stop here"), Stop(found["reason"])]),
+    (r"tell usage\s*(?P<json>\S.*)", _tell_usage),
     (r"answer nothing", lambda found, talk: [Stop("end_turn")]),
     (r"answer a web page", lambda found, talk: [Page()]),
     (r"garble the stream", lambda found, talk: [say("now it is garbled"), Garble(), say("lost")]),
@@ -301,6 +309,6 @@ _COMMANDS = [(re.compile(words, re.IGNORECASE | re.DOTALL), build) for words, bu
 _POISON = re.compile(r"poison with (?P<status>[45]\d\d)(?: saying (?P<said>.+))?", re.IGNORECASE | re.DOTALL)
 _VERBS = (
     "say|stream|reply|think|run|use|write|read|edit|ask|delegate|answer|fail|stop with|garble|break|hang"
-    "|recall|remember|show|list"
+    "|recall|remember|show|list|tell usage"
 )
 _SEPARATOR = re.compile(rf'"(?:\\.|[^"\\])*"|(?P<then>,?\s{{1,9}}then\s{{1,9}}(?=(?:{_VERBS})\b))', re.IGNORECASE)

@@ -83,11 +83,18 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What the message says that it used, besides and in place of what it did."""
+
+    figures: JsonObject
+
+
+@dataclass(frozen=True)
 class Page:
     """Instead of a message, a page of HTML with status 200, as a proxy sends it."""
 
 
-Part = Text | Words | Thinking | ToolUse | Hang | Break | Garble | Stop | Page
+Part = Text | Words | Thinking | ToolUse | Hang | Break | Garble | Stop | Usage | Page
 PAGE = b"<html><body>Please log in.</body></html>"
 
 
@@ -133,8 +140,12 @@ def message(parts: tuple[Part, ...], model: str, input_tokens: int) -> JsonObjec
         "content": content,
         "stop_reason": _stop_reason(parts),
         "stop_sequence": None,
-        "usage": _usage(input_tokens, max(1, words)),
+        "usage": _usage(input_tokens, max(1, words)) | _told(parts),
     }
+
+
+def _told(parts: tuple[Part, ...]) -> JsonObject:
+    return {name: value for part in parts if isinstance(part, Usage) for name, value in part.figures.items()}
 
 
 def _stop_reason(parts: tuple[Part, ...]) -> str:
@@ -153,14 +164,15 @@ def frames(parts: tuple[Part, ...], model: str, input_tokens: int) -> Iterator[b
         yield PAGE
         return
     whole = message(parts, model, input_tokens)
-    start = {**whole, "content": [], "stop_reason": None, "usage": _usage(input_tokens, 1)}
+    used = {**whole["usage"], "output_tokens": min(1, whole["usage"]["output_tokens"])}
+    start = {**whole, "content": [], "stop_reason": None, "usage": used}
     yield _frame("message_start", message=start)
     yield _frame("ping")
     for index, part in enumerate(parts):
         if isinstance(part, Hang):
             yield from (Pause(LONGEST_WAIT_S), Break())
             return
-        if isinstance(part, Stop):
+        if isinstance(part, Stop | Usage):
             continue
         if isinstance(part, Garble):
             yield b"event: content_block_start\ndata: {this is no JSON\n\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from apps.demo_model.server import serving
 from tests.clouds import Bedrock, Cloud, Vertex
 from tests.conftest import StartFleet, database_of, make_key
@@ -32,11 +34,36 @@ async def test_what_the_gateway_counted_is_what_the_session_is_told(start_fleet:
             assert all(row["complete"] and row["status"] == 200 and row["api_key_id"] for row in mine)
             for name in names:
                 assert sum(row[name] for row in mine) == result["usage"][name], name
+            counted = sum(row["cost_usd"] for row in mine)
+            assert counted == pytest.approx(result["total_cost_usd"])
+            assert counted > 0
+        told = (await fleet[0].get(f"/usage?group_by=session&session_id={session_id}")).json()["totals"]
+        assert told["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in rows))
         assert {str(row["session_id"]) for row in rows} == {session_id}
     told = (await fleet[0].client.get("/metrics")).text
     assert f'model_calls_total{{kind="messages",status="200"}} {len(rows)}.0' in told
     assert f'model_call_first_byte_seconds_count{{kind="messages"}} {len(rows)}.0' in told
     assert f'model_tokens_total{{kind="output"}} {sum(row["output_tokens"] for row in rows)}.0' in told
+    assert "model_cost_differences_total{" not in told
+    assert "model_calls_unpriced_total 0.0" in told
+
+
+async def test_an_answer_that_is_cut_off_counts_what_came_of_it(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(1)
+    session_id = (await fleet[0].post("/sessions", BYPASS)).json()["session_id"]
+    run_id = await fleet[0].prompt(session_id, "stream 2000 words every 20 ms")
+    pieces = 0
+    async with fleet[0].stream(f"/runs/{run_id}/events") as events:
+        async for event in events:
+            pieces += event.event == "partial"
+            if pieces == 10:
+                await fleet[0].post(f"/runs/{run_id}/cancel")
+    async with database_of(fleet) as db:
+        [row] = await db.pool.fetch("SELECT * FROM model_calls WHERE run_id = $1", UUID(run_id))
+    assert not row["complete"]
+    assert 8 <= row["output_tokens"] < 2000
+    assert row["cost_usd"] > 0
+    assert "model_cost_differences_total{" not in (await fleet[0].client.get("/metrics")).text
 
 
 async def test_an_agent_that_shows_its_token_around_has_shown_nothing_of_the_servers(start_fleet: StartFleet) -> None:

@@ -10,7 +10,7 @@ import pytest
 from apps.demo_model.commands import split
 from apps.demo_model.schema import instance_of
 from apps.demo_model.script import decide
-from apps.demo_model.wire import Break, Hang, Part, Text, Thinking, ToolUse, Words, body, frames, message
+from apps.demo_model.wire import Break, Hang, Part, Text, Thinking, ToolUse, Usage, Words, body, frames, message
 
 PREFIX = "[demo model, scripted] "
 TOOLS = ("Bash", "Read", "Write", "Edit", "Agent", "AskUserQuestion", "mcp__sums__double")
@@ -78,6 +78,8 @@ def shape(parts: tuple[Part, ...]) -> list[Any]:
         ("list tools", ["tools: Agent, AskUserQuestion, Bash, Edit, Read, Write, mcp__sums__double"]),
         ("answer without schema, please", ["I answer without the schema."]),
         ('answer by schema {"a": 1}', ['no schema was asked for; I would answer {"a": 1}']),
+        ('tell usage {"input_tokens": 7}', ["I used what you say", Usage({"input_tokens": 7})]),
+        ("tell usage nothing", ["this is not a JSON object: nothing"]),
         ("use tool Bash {not json", ["this is not a JSON object: {not json"]),
         ("say a then think then say b", ["a", Thinking("Let me think about it."), "I have thought about it.", "b"]),
     ],

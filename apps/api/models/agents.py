@@ -156,3 +156,4 @@ class ModelCall(Base):
     cache_creation_1h_input_tokens: Mapped[int] = mapped_column(BigInteger)
     web_search_requests: Mapped[int] = mapped_column(BigInteger)
     complete: Mapped[bool]
+    cost_usd: Mapped[float]

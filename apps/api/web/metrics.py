@@ -52,6 +52,16 @@ MODEL_FIRST_BYTE = Histogram(
     registry=REGISTRY,
 )
 MODEL_TOKENS = Counter("model_tokens_total", "Tokens, as the model API counted them.", ["kind"], registry=REGISTRY)
+MODEL_COST = Counter("model_cost_usd_total", "USD, by the table of prices.", registry=REGISTRY)
+UNPRICED = Counter(
+    "model_calls_unpriced_total", "Calls to models that are not in the table of prices.", registry=REGISTRY
+)
+COST_DIFFERS = Counter(
+    "model_cost_differences_total",
+    "Runs whose cost the SDK told more than 1 % lower or higher than the gateway has counted.",
+    ["sdk"],
+    registry=REGISTRY,
+)
 
 
 def model_call(call: Call) -> None:
@@ -61,6 +71,14 @@ def model_call(call: Call) -> None:
         MODEL_FIRST_BYTE.labels(call.kind).observe(call.first_byte_seconds)
     for name in TOKENS:
         MODEL_TOKENS.labels(name.removesuffix("_tokens")).inc(getattr(call.used, name))
+    MODEL_COST.inc(call.cost_usd)
+    if not call.priced:
+        UNPRICED.inc()
+
+
+def cost_differs(direction: str) -> None:
+    """Count a run whose cost was told otherwise than the gateway has counted."""
+    COST_DIFFERS.labels(direction).inc()
 
 
 def outbound_calls(calls: Calls) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,12 +14,13 @@ import pytest
 
 from apps.api.core.network import model_api
 from apps.api.core.network.model_api import ModelApi
-from apps.api.core.tenant import model_calls
-from apps.api.core.tenant.model_calls import Call
+from apps.api.core.tenant import model_calls, prices
+from apps.api.core.tenant.model_calls import Call, Used
 from apps.api.db import Database
 from apps.api.errors import Unavailable
 from apps.api.runner.gateway.caller import MAX_BODY_BYTES
-from apps.api.runner.gateway.gateway import MAX_HELD_BYTES, MAX_STRANGERS, ApiOf, Gateway, Holder
+from apps.api.runner.gateway.gateway import MAX_HELD_BYTES, MAX_STRANGERS, ApiOf, Gateway
+from apps.api.runner.gateway.holder import Holder
 from apps.api.settings import Settings
 from tests.world import until
 
@@ -344,11 +346,13 @@ async def test_a_call_is_kept_with_its_run_and_key(db: Database) -> None:
     tenant = await db.pool.fetchval("INSERT INTO tenants (name) VALUES ('a') RETURNING id")
     used = model_calls.Used("claude-sonnet-5-5", 1, 2, 3, 4, 5, 6, complete=True)
     for run_id, first in ((None, None), (UUID(int=5), 0.5)):
-        call = Call(tenant, SESSION, run_id, "messages", await db.pool.fetchval("SELECT now()"), 200, first, 1.5, used)
+        at = await db.pool.fetchval("SELECT now()")
+        call = Call(tenant, SESSION, run_id, "messages", at, 200, first, 1.5, used, 0.25)
         await model_calls.record(db, call)
     rows = await db.pool.fetch("SELECT * FROM model_calls ORDER BY id")
     assert [row["first_byte_seconds"] for row in rows] == [None, 0.5]
-    assert [rows[1][name] for name in ("input_tokens", "output_tokens", "web_search_requests")] == [1, 2, 6]
+    names = ("input_tokens", "output_tokens", "web_search_requests", "cost_usd")
+    assert [rows[1][name] for name in names] == [1, 2, 6, 0.25]
 
 
 async def test_a_process_holds_a_bounded_number_of_bytes(model: Model, place: Place) -> None:
@@ -391,3 +395,32 @@ async def test_what_has_no_credential_is_refused_here_and_noted(
         assert place.noted[0].status == 0
         assert place.refused == refused
     assert model.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("figures", "told", "direction"),
+    [
+        ({}, 1.0, None),
+        ({}, 1.009, None),
+        ({}, 0.985, "lower"),
+        ({}, 1.02, "higher"),
+        ({}, 0.0, "lower"),
+        ({"complete": False}, 0.0, None),
+        ({"model": "claude-unheard-of"}, 0.0, None),
+        ({"input_tokens": 0, "complete": False}, 0.0, None),
+    ],
+)
+async def test_what_the_sdk_tells_is_compared_with_what_was_counted(
+    place: Place, figures: dict[str, Any], told: float, direction: str | None
+) -> None:
+    """One million tokens of input cost 2 USD: half of them were asked for."""
+    used = Used(**{"model": "claude-sonnet-5-5", "input_tokens": 500_000, "complete": True, **figures})
+    known = prices.of(used.model) is not None
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    place.holder.spent.add(Call(TENANT, SESSION, RUN, "messages", at, 200, 0.1, 0.2, used, prices.cost(used), known))
+    said: list[str] = []
+    place.gateway.differs = said.append
+    place.gateway.settle(place.holder, told)
+    assert said == ([direction] if direction else [])
+    place.gateway.settle(place.holder, 0.0)
+    assert said == ([direction] if direction else [])

@@ -71,7 +71,13 @@ def test_a_stream_is_read_wherever_it_is_cut(cuts: list[int]) -> None:
 
 def test_a_stream_that_breaks_off_tells_what_was_known() -> None:
     used = read([STREAM[: STREAM.index(b"event: message_delta")]])
-    assert (used.input_tokens, used.output_tokens, used.complete) == (12, 1, False)
+    assert (used.input_tokens, used.output_tokens, used.complete) == (12, 2, False), "one for each piece"
+
+
+def test_how_an_answer_was_made_is_read_where_it_has_a_price() -> None:
+    fast = event("message_start", message={"usage": {**USAGE, "speed": "fast", "inference_geo": "us"}})
+    assert (read([fast]).fast, read([fast]).in_the_us) == (True, True)
+    assert (read([STREAM]).fast, read([STREAM]).in_the_us) == (False, False)
 
 
 def test_an_answer_that_is_no_stream_is_read_at_its_end() -> None:

@@ -58,8 +58,9 @@ class Talk:
         lease.renewed(now())
         self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
         approvals, ports = Approvals(core, writer, self.turns, self.tasks, Mock()), Ports(writer, self.turns)
-        denials = Denials(writer, self.turns)
-        self.conversation = Conversation(core, writer, store, self.turns, self.tasks, approvals, ports, denials)
+        self.told: list[float] = []
+        parts = self.turns, self.tasks, approvals, ports, Denials(writer, self.turns)
+        self.conversation = Conversation(core, writer, store, *parts, self.told.append)
         self.agent = Agent(claim, ClaudeSDKClient())
 
     async def hear(self, *messages: Message) -> None:
@@ -103,6 +104,7 @@ async def test_a_background_turn_between_runs_is_a_run_with_a_cost_of_its_own(wo
         "SELECT origin, total_cost_usd FROM runs WHERE session_id = $1 ORDER BY position", claim.session_id
     )
     assert [tuple(row) for row in rows] == [("client", 1.0), ("background", 0.5)]
+    assert talk.told == [1.0, 0.5]
     page = await usage.report(world.db, world.tenant_id, Scope(), [], limit=1, cursor=None)
     assert (page.data[0]["runs"], page.data[0]["input_tokens"], page.data[0]["cost_usd"]) == (2, 120, 1.5)
 

@@ -18,7 +18,9 @@ class Used:
     Attributes:
         model: which one answered; None when no answer said so.
         cache_creation_1h_input_tokens: those of `cache_creation_input_tokens` that are kept for an hour.
-        complete: whether the last figures came. Without them the output is what was known at the beginning.
+        fast, in_the_us: how the answer was made, where that has a price of its own.
+        complete: whether the last figures came. Without them the output is one token for each piece that came, which is
+            less than what was made.
     """
 
     model: str | None = None
@@ -28,7 +30,19 @@ class Used:
     cache_creation_input_tokens: int = 0
     cache_creation_1h_input_tokens: int = 0
     web_search_requests: int = 0
+    fast: bool = False
+    in_the_us: bool = False
     complete: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All that was read."""
+        return self.input_tokens + self.cache_read_input_tokens + self.cache_creation_input_tokens
+
+    @property
+    def tokens(self) -> int:
+        """All that was read and written."""
+        return self.prompt_tokens + self.output_tokens
 
     def take(self, usage: Any) -> None:
         """Take over the figures that are told: each is a total."""
@@ -43,6 +57,8 @@ class Used:
         tools = usage.get("server_tool_use")
         if isinstance(tools, dict):
             self.web_search_requests = max(self.web_search_requests, _number(tools.get("web_search_requests")))
+        self.fast = self.fast or usage.get("speed") == "fast"
+        self.in_the_us = self.in_the_us or usage.get("inference_geo") == "us"
 
 
 def _number(value: Any) -> int:
@@ -58,6 +74,8 @@ class Call:
         kind: `messages` or `count_tokens`.
         status: of the answer; 0 when none came.
         first_byte_seconds: until the head of the answer; None when none came.
+        cost_usd: by the table of prices.
+        priced: whether the model is in it.
     """
 
     tenant_id: UUID
@@ -69,14 +87,16 @@ class Call:
     first_byte_seconds: float | None
     seconds: float
     used: Used
+    cost_usd: float
+    priced: bool = True
 
 
 _RECORD = """
 INSERT INTO model_calls (tenant_id, session_id, run_id, api_key_id, kind, began_at, status, first_byte_seconds, seconds,
   model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
-  cache_creation_1h_input_tokens, web_search_requests, complete)
+  cache_creation_1h_input_tokens, web_search_requests, complete, cost_usd)
 VALUES ($1, $2, $3, (SELECT api_key_id FROM runs WHERE id = $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
-  $16)
+  $16, $17)
 """
 
 
@@ -101,4 +121,5 @@ async def record(db: Database, call: Call) -> None:
         used.cache_creation_1h_input_tokens,
         used.web_search_requests,
         used.complete,
+        call.cost_usd,
     )

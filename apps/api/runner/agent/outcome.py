@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from claude_agent_sdk import ResultMessage
@@ -22,7 +22,9 @@ class Meter:
     a run is a part of what that run costs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[float], None] = lambda _usd: None) -> None:
+        """`settle` is told each result's own share of the cost, in USD."""
+        self._settle = settle
         self._cost = 0.0
         self._models: dict[str, dict[str, Any]] = {}
         self._due: tuple[float, dict[str, dict[str, Any]]] | None = None
@@ -47,6 +49,7 @@ class Meter:
             if any(share.get(k) for k in hearsay.CUMULATIVE):
                 due[name] = {k: v + so_far.get(k, 0) if k in hearsay.CUMULATIVE else v for k, v in share.items()}
         self._due = due_cost + total - self._cost, due
+        self._settle(total - self._cost)
         self._cost, self._models = total, totals
 
     def take(self) -> tuple[float | None, dict[str, dict[str, Any]]]:

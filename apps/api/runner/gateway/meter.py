@@ -19,6 +19,10 @@ MAX_DOCUMENT_BYTES = 32_000_000
 """Of an answer that is no stream: the Messages API takes no larger request, and answers with less."""
 
 
+# As a value of JSON, not in a text: there the marks at its ends are escaped.
+_DELTA = b'"content_block_delta"'
+
+
 class Meter:
     """Reads one answer while it passes. What it cannot read counts as nothing, and never raises."""
 
@@ -28,12 +32,14 @@ class Meter:
         self._rest = b""
         self._whole = bytearray()
         self._too_long = False
+        self._deltas = 0
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the answer, without any encoding."""
         if not self._streamed:
             self._document(data)
             return
+        self._deltas += data.count(_DELTA)
         if self._too_long:  # the rest of a line that was dropped
             _, found, data = data.partition(b"\n")
             self._too_long = not found
@@ -76,6 +82,8 @@ class Meter:
             self._message(message)
             self.used.complete = isinstance(message.get("usage"), dict)
         self._rest, self._whole = b"", bytearray()
+        if not self.used.complete:
+            self.used.output_tokens = max(self.used.output_tokens, self._deltas)
         return self.used
 
 

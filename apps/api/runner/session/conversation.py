@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -42,11 +43,13 @@ class Conversation:
         approvals: Approvals,
         ports: Ports,
         denials: Denials,
+        settle: Callable[[float], None],
     ) -> None:
+        """`settle` is told what each result says that its turn cost, in USD."""
         self._core, self._writer, self._store, self._turns = core, writer, store, turns
         self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
         self._used_tools = self._left_task = False
-        self._meter = Meter()
+        self._meter = Meter(settle)
         self._model_told = model_failures.Signs()
         self._noted: tuple[Any, ...] = ()
 

@@ -83,9 +83,8 @@ class Execution:
         hooks = Hooks(core, self.writer, self.turns, self)
         outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
         self._launch = Launch(core, means, self.turns, self.writer, self._store, self.approvals, hooks, *outward)
-        self._talk = Conversation(
-            core, self.writer, self._store, self.turns, self.tasks, self.approvals, self.ports, self.denials
-        )
+        parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
+        self._talk = Conversation(core, self.writer, self._store, *parts, self._launch.settle)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self.fenced = self.closing = False

@@ -190,6 +190,11 @@ class Launch:
             self._scratch.forget(self._place)
             self._place = None
 
+    def settle(self, told: float) -> None:
+        """The process has told what its turn cost: see whether the gateway has counted the same."""
+        if self._access is not None and not self._core.settings.agents_hold_the_credential:
+            self._access.settle(told)
+
     async def _tell_missing_files(self, claim: Claim) -> None:
         """Say that a session in which an agent has been at work has no files on this host."""
         root = workspaces.root_of(self._core.settings, claim.session_id)

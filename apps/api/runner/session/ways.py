@@ -44,11 +44,13 @@ class Access:
     Attributes:
         env: variables for it.
         network: for its guard.
+        settle: is told what the SDK says that its calls to the model cost, in USD.
         end: takes all of it back.
     """
 
     env: dict[str, str]
     network: Network
+    settle: Callable[[float], None]
     end: Callable[[], None]
 
 
@@ -96,8 +98,9 @@ class Ways:
         reach = _enforceable(claim.profile, reach_of(claim.profile, settings))
         holder = self.gateway.admit(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
         env = options.to_the_model(settings, self.gateway.url, holder.token)
+        settle = partial(self.gateway.settle, holder)
         if reach.mode == "direct":
-            return Access(env, Network(unix_sockets=unix), partial(self.gateway.dismiss, holder))
+            return Access(env, Network(unix_sockets=unix), settle, partial(self.gateway.dismiss, holder))
         # A subscription's token is used by the CLI itself, past the gateway.
         model = frozenset({_endpoint(self._core)} if settings.agents_hold_the_credential else ())
         member = Member(claim.tenant_id, reach, local, denied, model)
@@ -116,7 +119,7 @@ class Ways:
             end()
             raise
         env |= options.proxies(reach.mode, proxy, self.gateway.port)
-        return Access(env, Network(reach.mode, unix, self._rules.path, ticket), end)
+        return Access(env, Network(reach.mode, unix, self._rules.path, ticket), settle, end)
 
     async def _ports(self) -> frozenset[int]:
         """Of the instances on this host. One that restarts is gone for a moment, and its port is kept for it."""
