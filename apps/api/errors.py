@@ -13,7 +13,7 @@ ApiError
 │                               workspace_not_copied, preset_busy, own_tenant
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
-│                               too_many_wrong_keys
+│                               too_many_wrong_keys, budget_reached
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
 └── Unavailable             503 dependency_unavailable, encryption_not_configured, instance_full
@@ -206,6 +206,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "model_unreachable": (502, True, _NO_ANSWER),
     "model_error": (502, True, _NO_ANSWER),
     "max_turns_exceeded": (422, False, "The agent used up max_turns before it was done."),
+    "budget_reached": (429, False, "A budget of the session, its key or its tenant is used up."),
     "max_budget_exceeded": (422, False, "The agent used up max_budget_usd before it was done."),
     "checkpoint_not_found": (404, False, "There is no such checkpoint."),
     "rewind_failed": (409, False, "The agent could not restore the files."),

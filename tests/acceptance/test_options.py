@@ -172,7 +172,7 @@ OPTIONS: dict[str, Option] = {
         (["word-a"], ["word-b"], []),
     ),
 }
-ALONE = {"unattended", "max_turns", "max_budget_usd", "fallback_model"}
+ALONE = {"unattended", "max_turns", "max_budget_usd", "max_session_usd", "fallback_model"}
 """Each has a test of its own, since what it changes is how a run ends."""
 FIXED = {"cwd", "repository"}
 TAKEN_AWAY = dict.fromkeys(OPTIONS)

@@ -18,6 +18,7 @@ from apps.api.core.network import model_api
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant.model_calls import Call
 from apps.api.runner.gateway.gateway import Gateway
+from apps.api.runner.gateway.holder import Holder
 from apps.api.settings import Settings
 from tests.bench import sdk
 from tests.bench.machine import cpu_of
@@ -101,9 +102,12 @@ async def _serve(model_url: str) -> None:
     async def api_of(_tenant_id: UUID) -> ModelApi:
         return model_api.of(settings)
 
-    gateway = Gateway(settings, api_of, noted)
+    async def every(*_of: object) -> None:
+        return
+
+    gateway = Gateway(settings, api_of, noted, every)
     await gateway.start()
-    holder = gateway.admit(uuid4(), uuid4(), lambda: None, lambda _: None)
+    holder = gateway.admit(Holder(uuid4(), uuid4(), lambda: None, lambda _: None))
     print(gateway.url, holder.token, flush=True)
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)

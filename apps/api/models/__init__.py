@@ -13,6 +13,7 @@ from apps.api.models.agents import (
     ModelCredential,
     Secret,
     Skill,
+    Spent,
     Usage,
 )
 from apps.api.models.audit import AuditLine
@@ -52,6 +53,7 @@ __all__ = [
     "Secret",
     "Session",
     "Skill",
+    "Spent",
     "Tenant",
     "TranscriptEntry",
     "Usage",

@@ -139,6 +139,7 @@ class ModelCall(Base):
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    call_id: Mapped[UUID] = mapped_column(unique=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     session_id: Mapped[UUID]
     run_id: Mapped[UUID | None]
@@ -157,3 +158,16 @@ class ModelCall(Base):
     web_search_requests: Mapped[int] = mapped_column(BigInteger)
     complete: Mapped[bool]
     cost_usd: Mapped[float]
+
+
+class Spent(Base):
+    """What a session, a key or a tenant (`subject`) has spent on a day in UTC, as the gateway counted it."""
+
+    __tablename__ = "spent"
+    __table_args__ = (Index("spent_tenant_id_idx", "tenant_id"),)
+
+    subject: Mapped[UUID] = mapped_column(primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    usd: Mapped[float]
+    tokens: Mapped[int] = mapped_column(BigInteger)

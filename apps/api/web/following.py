@@ -105,6 +105,6 @@ def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:
     ids = {"session_id": run["session_id"], "run_id": run["run_id"]}
     if run["status"] != "succeeded":
         error = run["error"] or {"code": "execution_error", "message": "The run failed."}
-        details = {**ids, "result": run["result"]}
+        details = {**ids, "result": run["result"], **error.get("details", {})}
         raise RunFailed(error["code"], error["message"], details, error.get("retry_after_seconds"))
     return {**ids, **(run["result"] or {})}

@@ -23,6 +23,7 @@ STRICT = Profile(
     models=["small", "smaller"],
     max_turns=10,
     max_budget_usd=1.5,
+    max_session_usd=20,
     timeout_seconds=60,
     mcp=["http"],
     hooks=False,
@@ -70,6 +71,7 @@ WIDER: list[tuple[str, str, dict[str, Any]]] = [
     ("fallback_model", "option_not_permitted", {"fallback_model": "large"}),
     ("max_turns", "option_not_permitted", {"max_turns": 11}),
     ("max_budget_usd", "option_not_permitted", {"max_budget_usd": 1.51}),
+    ("max_session_usd", "option_not_permitted", {"max_session_usd": 20.5}),
     ("hooks", "option_not_permitted", {"hooks": {"Stop": [HOOK]}}),
     ("skills", "option_not_permitted", {"skills": "all"}),
     ("env", "option_not_permitted", {"env": {"PAGER": "rm"}}),
@@ -96,7 +98,7 @@ NARROWER: list[dict[str, Any]] = [
     {"disallowed_tools": ["Bash", "WebFetch"]},
     {"permission_mode": "plan"},
     {"model": "smaller", "fallback_model": "small"},
-    {"max_turns": 10, "max_budget_usd": 1.5},
+    {"max_turns": 10, "max_budget_usd": 1.5, "max_session_usd": 20},
     {"hooks": {}, "skills": [], "env": {}},
     server(type="http", url="https://example.org/"),
     server(type="registered", name="one"),
@@ -154,6 +156,7 @@ def test_what_a_client_leaves_open_is_the_profiles() -> None:
         "permission_mode": "dontAsk",
         "max_turns": 10,
         "max_budget_usd": 1.5,
+        "max_session_usd": 20,
         "skills": [],
     }
 

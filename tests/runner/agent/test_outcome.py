@@ -14,7 +14,7 @@ from claude_agent_sdk import (
 
 from apps.api.core.codec import decode
 from apps.api.core.tenant.usage import ModelUsage
-from apps.api.errors import RUN_FAILURES
+from apps.api.errors import RUN_FAILURES, RateLimited
 from apps.api.runner.agent.model_failures import Signs
 from apps.api.runner.agent.outcome import Meter, outcome_of
 
@@ -344,7 +344,8 @@ def test_all_shares_make_the_sum() -> None:
 
 
 def test_what_the_gateway_has_refused_fails_for_that_and_what_succeeds_none_the_less_does_not() -> None:
-    error = outcome_of(api_error(403), Meter(), refused="model_credential_missing")[0].error
+    refused = RateLimited("No more.", code="budget_reached", details={"scope": "key"})
+    error = outcome_of(api_error(403), Meter(), refused=refused)[0].error
     assert error is not None
-    assert error["code"] == "model_credential_missing"
-    assert outcome_of(SUCCESS, Meter(), refused="model_credential_missing")[0].status == "succeeded"
+    assert (error["code"], error["message"], error["details"]) == ("budget_reached", "No more.", {"scope": "key"})
+    assert outcome_of(SUCCESS, Meter(), refused=refused)[0].status == "succeeded"

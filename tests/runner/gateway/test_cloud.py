@@ -38,7 +38,11 @@ async def before(cloud: Bedrock | Vertex, url: str, **more: Any) -> AsyncIterato
         return None
 
     if isinstance(cloud, Bedrock):
-        given = {"claude_code_use_bedrock": True, "aws_region": cloud.region, "anthropic_bedrock_base_url": url}
+        given: dict[str, Any] = {
+            "claude_code_use_bedrock": True,
+            "aws_region": cloud.region,
+            "anthropic_bedrock_base_url": url,
+        }
     else:
         given = {
             "claude_code_use_vertex": True,
@@ -184,7 +188,7 @@ async def test_without_credentials_nothing_is_asked_and_the_run_says_why(monkeyp
         async with before(cloud, url) as place:
             answer = await place.ask()
             assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
-            assert place.refused == ["model_not_configured"]
+            assert [error.code for error in place.refused] == ["model_not_configured"]
     assert cloud.asked == []
 
 

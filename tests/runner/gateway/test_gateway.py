@@ -17,9 +17,10 @@ from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant import model_calls, prices
 from apps.api.core.tenant.model_calls import Call, Used
 from apps.api.db import Database
-from apps.api.errors import Unavailable
+from apps.api.errors import ApiError, RateLimited, Unavailable
+from apps.api.runner.gateway import holder
 from apps.api.runner.gateway.caller import MAX_BODY_BYTES
-from apps.api.runner.gateway.gateway import MAX_HELD_BYTES, MAX_STRANGERS, ApiOf, Gateway
+from apps.api.runner.gateway.gateway import MAX_HELD_BYTES, MAX_STRANGERS, ApiOf, Check, Gateway
 from apps.api.runner.gateway.holder import Holder
 from apps.api.settings import Settings
 from tests.world import until
@@ -70,7 +71,7 @@ class Place:
     """A gateway, a process that it knows, and a client with that process's token."""
 
     def __init__(
-        self, gateway: Gateway, holder: Holder, client: httpx2.AsyncClient, noted: list[Call], refused: list[str]
+        self, gateway: Gateway, holder: Holder, client: httpx2.AsyncClient, noted: list[Call], refused: list[ApiError]
     ) -> None:
         self.gateway, self.holder, self.client, self.noted, self.refused = gateway, holder, client, noted, refused
 
@@ -79,11 +80,19 @@ class Place:
 
 
 @asynccontextmanager
-async def gateway_before(url: str, api_of: ApiOf | None = None, **more: Any) -> AsyncIterator[Place]:
+async def gateway_before(
+    url: str,
+    api_of: ApiOf | None = None,
+    check: Check | None = None,
+    until_noted: asyncio.Event | None = None,
+    **more: Any,
+) -> AsyncIterator[Place]:
     noted: list[Call] = []
-    refused: list[str] = []
+    refused: list[ApiError] = []
 
     async def note(call: Call) -> None:
+        if until_noted is not None:
+            await until_noted.wait()
         noted.append(call)
 
     settings = Settings(_env_file=None, **{"anthropic_api_key": KEY, "anthropic_base_url": url, **more})
@@ -91,12 +100,15 @@ async def gateway_before(url: str, api_of: ApiOf | None = None, **more: Any) -> 
     async def of(_tenant_id: UUID) -> ModelApi:
         return model_api.of(settings)
 
-    gateway = Gateway(settings, api_of or of, note)
+    async def every(*_of: Any) -> None:
+        return
+
+    gateway = Gateway(settings, api_of or of, note, check or every)
     await gateway.start()
-    holder = gateway.admit(TENANT, SESSION, lambda: RUN, refused.append)
-    async with httpx2.AsyncClient(base_url=gateway.url, headers={"x-api-key": holder.token}, timeout=30) as client:
+    mine = gateway.admit(Holder(TENANT, SESSION, lambda: RUN, refused.append))
+    async with httpx2.AsyncClient(base_url=gateway.url, headers={"x-api-key": mine.token}, timeout=30) as client:
         try:
-            yield Place(gateway, holder, client, noted, refused)
+            yield Place(gateway, mine, client, noted, refused)
         finally:
             await gateway.close()
 
@@ -393,7 +405,7 @@ async def test_what_has_no_credential_is_refused_here_and_noted(
         assert (answer.status_code, answer.json()["type"]) == (status, "error")
         await until(lambda: bool(place.noted))
         assert place.noted[0].status == 0
-        assert place.refused == refused
+        assert [error.code for error in place.refused] == refused
     assert model.connections == 0
 
 
@@ -424,3 +436,56 @@ async def test_what_the_sdk_tells_is_compared_with_what_was_counted(
     assert said == ([direction] if direction else [])
     place.gateway.settle(place.holder, 0.0)
     assert said == ([direction] if direction else [])
+
+
+def refusing(failure: Exception) -> Check:
+    async def check(*_of: Any) -> None:
+        raise failure
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind", "refused"),
+    [
+        (RateLimited("Used up.", code="budget_reached"), 403, "permission_error", ["budget_reached"]),
+        (ConnectionError("away"), 503, "api_error", []),
+        (Unavailable("away"), 503, "api_error", []),
+    ],
+)
+async def test_a_call_that_may_not_be_made_is_not(
+    model: Model, failure: Exception, status: int, kind: str, refused: list[str]
+) -> None:
+    """Not either while nobody can say whether it may: a database that is away opens no budget."""
+    async with gateway_before(model.url, check=refusing(failure)) as place:
+        answer = await place.ask()
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+        assert [error.code for error in place.refused] == refused
+    assert model.connections == 0
+
+
+async def test_a_call_is_judged_when_what_the_one_before_it_cost_is_known(model: Model) -> None:
+    noted, judged = asyncio.Event(), list[bool]()
+
+    async def check(*_of: Any) -> None:
+        judged.append(noted.is_set())
+
+    async with gateway_before(model.url, check=check, until_noted=noted) as place:
+        await place.ask()
+        second = asyncio.create_task(place.ask())
+        await until(lambda: bool(place.holder.calls))
+        noted.set()
+        assert (await second).status_code == 200
+    assert judged == [False, True]
+
+
+async def test_who_cannot_be_told_what_was_spent_asks_for_no_more(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "SETTLE_SECONDS", 0.05)
+    noted = asyncio.Event()
+    async with gateway_before(model.url, until_noted=noted) as place:
+        await place.ask()
+        assert (await place.ask()).status_code == 503
+        noted.set()
+    assert len(model.heads) == 1

@@ -63,6 +63,7 @@ class Profile(Part):
     models: Annotated[list[ModelName], Field(min_length=1)] | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    max_session_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
     mcp: list[Literal["stdio", "http", "sse"]] | None = None
     hooks: bool = True
@@ -221,6 +222,7 @@ def _option_problems(profile: Profile, config: AgentConfig, registered: Mapping[
         ("fallback_model", _unless_among(config.fallback_model, profile.models)),
         ("max_turns", _unless_within(config.max_turns, profile.max_turns)),
         ("max_budget_usd", _unless_within(config.max_budget_usd, profile.max_budget_usd)),
+        ("max_session_usd", _unless_within(config.max_session_usd, profile.max_session_usd)),
         ("hooks", _unless_open(config.hooks, profile.hooks)),
         ("agents", _unless_open(config.agents, profile.subagents)),
         ("skills", _unless_open(config.skills, profile.skills)),
@@ -295,6 +297,7 @@ def clamp(profile: Profile, config: AgentConfig) -> AgentConfig:
             "permission_mode": mode if modes is None or mode in modes else modes[0],
             "max_turns": _least(config.max_turns, profile.max_turns),
             "max_budget_usd": _least(config.max_budget_usd, profile.max_budget_usd),
+            "max_session_usd": _least(config.max_session_usd, profile.max_session_usd),
             "mcp_servers": _open_servers(profile, config.mcp_servers),
             "agents": _open_agents(profile, config.agents) if profile.subagents else None,
             "hooks": config.hooks if profile.hooks else None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from apps.api.core.tenant.usage import TOKENS
 from apps.api.db import Database
@@ -89,19 +89,34 @@ class Call:
     used: Used
     cost_usd: float
     priced: bool = True
+    id: UUID = field(default_factory=uuid4)
 
 
+# The key of a turn of the agent's own is that of the session's last prompt. Sums are locked in the order of their ids:
+# calls that end at once do not wait for each other in a circle.
 _RECORD = """
-INSERT INTO model_calls (tenant_id, session_id, run_id, api_key_id, kind, began_at, status, first_byte_seconds, seconds,
-  model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
-  cache_creation_1h_input_tokens, web_search_requests, complete, cost_usd)
-VALUES ($1, $2, $3, (SELECT api_key_id FROM runs WHERE id = $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
-  $16, $17)
+WITH call AS (
+  INSERT INTO model_calls (tenant_id, session_id, run_id, api_key_id, kind, began_at, status, first_byte_seconds,
+    seconds, model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
+    cache_creation_1h_input_tokens, web_search_requests, complete, cost_usd, call_id)
+  VALUES ($1, $2, $3, coalesce(
+      (SELECT api_key_id FROM runs WHERE id = $3),
+      (SELECT api_key_id FROM runs WHERE session_id = $2 ORDER BY position DESC LIMIT 1)),
+    $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+  ON CONFLICT (call_id) DO NOTHING
+  RETURNING tenant_id, session_id, api_key_id, cost_usd
+)
+INSERT INTO spent (subject, day, tenant_id, usd, tokens)
+SELECT s.subject, (now() AT TIME ZONE 'UTC')::date, call.tenant_id, call.cost_usd, $19::bigint
+FROM call CROSS JOIN LATERAL (VALUES (call.tenant_id), (call.session_id), (call.api_key_id)) s (subject)
+WHERE s.subject IS NOT NULL AND (call.cost_usd > 0 OR $19::bigint > 0)
+ORDER BY s.subject
+ON CONFLICT (subject, day) DO UPDATE SET usd = spent.usd + excluded.usd, tokens = spent.tokens + excluded.tokens
 """
 
 
 async def record(db: Database, call: Call) -> None:
-    """Store a call."""
+    """Store a call, and add up what its session, key and tenant have spent. Twice is as good as once."""
     used = call.used
     await db.pool.execute(
         _RECORD,
@@ -122,4 +137,6 @@ async def record(db: Database, call: Call) -> None:
         used.web_search_requests,
         used.complete,
         call.cost_usd,
+        call.id,
+        used.tokens,
     )

@@ -80,7 +80,8 @@ UNKNOWN = Price(
 
 # Names as the Messages API, Bedrock and Vertex have them: a region and a maker before, a date and a version after.
 _NAME = re.compile(
-    r"(?:[a-z-]+\.)?(?:anthropic\.)?(?P<base>claude-[a-z0-9-]+?)(?:-0)?(?:-latest)?(?:[-@][0-9]{8})?(?:-v[0-9]+(?::[0-9]+)?)?"
+    r"(?:[a-z-]{1,20}\.)?(?:anthropic\.)?(?P<base>claude-[a-z0-9-]{1,40}?)(?:-0)?"
+    r"(?:-latest)?(?:[-@][0-9]{8})?(?:-v[0-9]{1,3}(?::[0-9]{1,3})?)?"
 )
 
 

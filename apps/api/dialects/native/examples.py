@@ -46,6 +46,8 @@ OPTIONS = {
     "max_turns": "Turns of the agent that one prompt may take; more fail with `max_turns_exceeded`.",
     "max_budget_usd": "Cost of one agent process, which may serve several prompts, after which a run fails with"
     " `max_budget_exceeded`.",
+    "max_session_usd": "Cost of the session in all, by the gateway's count; then a run ends in the middle, and prompts"
+    " are refused, with `budget_reached`.",
     "task_budget": 'Tokens, as `{"total": N}`, that the model is told it may use for a prompt, so that it paces itself.'
     " Models that know no such budget refuse it.",
     "betas": "Beta features of the model's API; the agent's program lets these pass.",

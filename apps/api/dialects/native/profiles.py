@@ -35,6 +35,7 @@ class ProfileState(BaseModel):
     models: list[str] | None = Field(description="Those to choose from, the default first.")
     max_turns: int | None = Field(description="The most that `max_turns` may be, and its default.")
     max_budget_usd: float | None = Field(description="The most that `max_budget_usd` may be, and its default.")
+    max_session_usd: float | None = Field(description="The most that `max_session_usd` may be, and its default.")
     timeout_seconds: float | None = Field(description="The most that `timeout_seconds` may be.")
     mcp: list[Literal["stdio", "http", "sse"]] | None = Field(description="Kinds of MCP servers.")
     hooks: bool = Field(description="Whether requests may bring webhooks.")

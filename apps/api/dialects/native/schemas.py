@@ -223,6 +223,9 @@ class RunError(BaseModel):
     retry_after_seconds: int | None = Field(
         None, description="Seconds that the model API asked to wait, where it did; also the `Retry-After` of an answer."
     )
+    details: dict[str, Any] | None = Field(
+        None, description="Of `budget_reached`: `scope`, `field`, `limit`, `used`, `resets_at`."
+    )
 
 
 class OpenPort(BaseModel):

@@ -12,6 +12,7 @@ from apps.api.core.codec import encode
 from apps.api.core.events.log import Event
 from apps.api.core.sessions.outcome import Outcome, failure
 from apps.api.core.tenant.usage import ModelUsage
+from apps.api.errors import ApiError
 from apps.api.runner.agent import hearsay, model_failures
 
 
@@ -91,7 +92,7 @@ def outcome_of(
     *,
     structured: bool = False,
     told: model_failures.Signs | None = None,
-    refused: str | None = None,
+    refused: ApiError | None = None,
 ) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
@@ -142,7 +143,7 @@ def outcome_of(
 
 
 def _verdict(
-    message: ResultMessage, told: model_failures.Signs, refused: str | None
+    message: ResultMessage, told: model_failures.Signs, refused: ApiError | None
 ) -> tuple[str, dict[str, Any] | None]:
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
@@ -157,7 +158,8 @@ def _verdict(
         return "succeeded", None
     code = model_failures.code_of(message, told.kind)
     if code and refused:
-        return "failed", failure(refused)
+        details = {"details": refused.details} if refused.details else {}
+        return "failed", {**failure(refused.code, refused.message), **details}
     if code:
         return "failed", model_failures.with_advice(failure(code, message.result or ""), told)
     return "failed", failure("execution_error", message.result or "; ".join(message.errors or []))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from uuid import UUID
 
 import structlog
@@ -15,10 +15,11 @@ from apps.api.core.context import Core
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tasks import Loop
 from apps.api.core.tenant import model_calls
+from apps.api.core.tenant.budgets import Gate
 from apps.api.core.tenant.model_calls import Call
 from apps.api.core.tenant.model_credentials import ModelApis
-from apps.api.db import PASSING
-from apps.api.errors import RUN_FAILURES, Unavailable
+from apps.api.db import PASSING, retrying
+from apps.api.errors import RUN_FAILURES, ApiError, Unavailable
 from apps.api.runner.gateway.caller import HEAD_SECONDS, Asked, Caller
 from apps.api.runner.gateway.cloud import Cloud, NotPossible, Request
 from apps.api.runner.gateway.holder import Holder, Spent
@@ -40,6 +41,9 @@ SPARE_SECONDS = 15.0
 CLOSE_SECONDS = 10.0
 """For what was used to be noted when an instance stops."""
 
+NOTE_SECONDS = 60.0
+"""For what was used to be noted while the database is away. Its process asks for nothing meanwhile."""
+
 MAX_CALLS = 32
 """Of one process at a time: the agent itself, and its subagents."""
 
@@ -49,13 +53,17 @@ ApiOf = Callable[[UUID], Awaitable[ModelApi | None]]
 """By what credential a tenant's calls are made; None: the operator's, in the cloud. Raises Unavailable, or what a
 database that is away raises."""
 
+Check = Callable[[UUID, UUID, UUID | None, float | None], Awaitable[None]]
+"""Whether a tenant's session and run may make another call, if the session may cost so many USD. Raises ApiError, or
+what a database that is away raises."""
+
 
 class Gateway:
     """The gateway of one instance. Open it with `start`, on the loopback alone."""
 
-    def __init__(self, settings: Settings, api_of: ApiOf, note: Note) -> None:
-        """`note` keeps the record of a call."""
-        self._api_of, self._note = api_of, note
+    def __init__(self, settings: Settings, api_of: ApiOf, note: Note, check: Check) -> None:
+        """`note` keeps the record of a call; see Check."""
+        self._api_of, self._note, self._check = api_of, note, check
         self.observe: Callable[[Call], None] = lambda _call: None
         self.differs: Callable[[str], None] = lambda _direction: None
         # The CLI has the same bound, and more to say when it is passed.
@@ -100,11 +108,8 @@ class Gateway:
         if self._cloud is not None:
             await self._cloud.close()
 
-    def admit(
-        self, tenant_id: UUID, session_id: UUID, run_id: Callable[[], UUID | None], refused: Callable[[str], None]
-    ) -> Holder:
-        """Let a process of a session in, by the token that it is given; see Holder."""
-        holder = Holder(tenant_id, session_id, run_id, refused)
+    def admit(self, holder: Holder) -> Holder:
+        """Let a process of a session in, by the token that it is given."""
         self._holders[_key(holder.token.encode())] = holder
         return holder
 
@@ -194,10 +199,15 @@ class Gateway:
         self.observe(record)
         if not record.priced:
             log.warning("gateway.model_unpriced", model=record.used.model, cost_usd=record.cost_usd)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        call.holder.noting.add(task)
         try:
             await self._note(record)
         except PASSING as error:
             log.error("gateway.call_not_noted", session_id=str(call.holder.session_id), error=error)
+        finally:
+            call.holder.noting.discard(task)
 
     async def _ask(self, call: Relay) -> None:
         try:
@@ -206,18 +216,24 @@ class Gateway:
             call.refuse(error.status, error.kind, str(error))
         except Unreachable as error:
             call.refuse(502, "api_error", str(error))
-        except Unavailable as error:
+        except ApiError as error:
+            if error.code == Unavailable.code:
+                call.refuse(503, "api_error", error.message)
+                return
             if error.code in RUN_FAILURES:
-                call.holder.refused(error.code)
-            call.refuse(403, "permission_error", str(error))
+                call.holder.refused(error)
+            call.refuse(403, "permission_error", error.message)
         except PASSING as error:
-            log.warning("gateway.no_credential", session_id=str(call.holder.session_id), error=error)
+            log.warning("gateway.not_judged", session_id=str(call.holder.session_id), error=error)
             call.refuse(503, "api_error", "The server's database is away.")
         else:
             await call.run(self._upstream, request)
 
     async def _request(self, call: Relay) -> Request:
-        api = await self._api_of(call.holder.tenant_id)
+        holder = call.holder
+        await holder.settled()
+        await self._check(holder.tenant_id, holder.session_id, call.run_id, holder.most)
+        api = await self._api_of(holder.tenant_id)
         if api is not None:
             return Request(api, head_of(api, call.asked), call.asked.body)
         assert self._cloud is not None  # noqa: S101 - what None stands for
@@ -226,7 +242,12 @@ class Gateway:
 
 def of(core: Core) -> Gateway:
     """The one of an instance."""
-    return Gateway(core.settings, ModelApis(core.db, core.settings).of, partial(model_calls.record, core.db))
+
+    async def note(call: Call) -> None:
+        last = time.monotonic() + NOTE_SECONDS
+        await retrying(lambda: model_calls.record(core.db, call), until=lambda: time.monotonic() > last)
+
+    return Gateway(core.settings, ModelApis(core.db, core.settings).of, note, Gate(core.db).check)
 
 
 def _key(token: bytes) -> bytes:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from apps.api.core.tenant.model_calls import Call
+from apps.api.errors import ApiError, Unavailable
 
 EXACT = 0.01
 """By how much the SDK's figure may differ from ours, as a part of the larger one."""
+
+SETTLE_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -45,14 +49,26 @@ class Holder:
         held: bytes of its requests that the model API has not answered yet.
         run_id: tells which run is being executed.
         refused: is told the failure for which a call is not made at all.
+        most: USD that the session may cost, as its profile has it today.
+        noting: what stores calls that have ended.
         spent: since `Gateway.settle`.
     """
 
     tenant_id: UUID
     session_id: UUID
     run_id: Callable[[], UUID | None]
-    refused: Callable[[str], None]
+    refused: Callable[[ApiError], None]
+    most: float | None = None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     calls: set[object] = field(default_factory=set)
+    noting: set[asyncio.Task[None]] = field(default_factory=set)
     held: int = 0
     spent: Spent = field(default_factory=Spent)
+
+    async def settled(self) -> None:
+        """Wait until the calls that have ended are stored: the next one is judged by what they cost.
+
+        Raises Unavailable after SETTLE_SECONDS.
+        """
+        if self.noting and (await asyncio.wait(self.noting, timeout=SETTLE_SECONDS))[1]:
+            raise Unavailable("What was used before could not be stored yet.")

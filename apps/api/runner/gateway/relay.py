@@ -33,7 +33,7 @@ class Relay:
     def __init__(self, caller: Caller, asked: Asked, holder: Holder, silence: float) -> None:
         self.caller, self.holder = caller, holder
         self.asked, self._silence = asked, silence
-        self._run_id = holder.run_id()
+        self.run_id = holder.run_id()
         self._began_at, self._began = clock.now(), time.monotonic()
         self._heard = asyncio.get_running_loop().time()
         self._status = 0
@@ -145,7 +145,7 @@ class Relay:
         return Call(
             self.holder.tenant_id,
             self.holder.session_id,
-            self._run_id,
+            self.run_id,
             self.asked.kind,
             self._began_at,
             self._status,

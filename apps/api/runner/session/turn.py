@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from apps.api.core.fleet.claims import Claim
+from apps.api.errors import ApiError
 from apps.api.runner.agent.process import Agent
 
 
@@ -27,7 +28,7 @@ class Turn:
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
         lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
-        refused: the code of the failure for which the gateway has let a call of it through to no model, if it has.
+        refused: the failure for which the gateway has let a call of it through to no model, if it has.
         ending: what stores its end; there is only one at a time.
         status: how its run has ended, once its end is stored.
     """
@@ -41,7 +42,7 @@ class Turn:
         self.unsent = claim is not None and claim.unsent
         self.begun = self.sent = self.lost = False
         self.stopping: str | None = None
-        self.refused: str | None = None
+        self.refused: ApiError | None = None
         self.ending: asyncio.Task[None] | None = None
         self.status: str | None = None
         self.taken_up = asyncio.Event()
@@ -190,10 +191,10 @@ class Turns:
         """The turn of a run, or whichever there is."""
         return next((turn for turn in self.all if run_id in (None, turn.run_id)), None)
 
-    def refuse(self, code: str) -> None:
+    def refuse(self, failure: ApiError) -> None:
         """The gateway lets no call of the turn that there is through, for this failure."""
         for turn in self.all[-1:]:
-            turn.refused = code
+            turn.refused = failure
 
     def assign(self, claim: Claim) -> Turn:
         """A client's run is to be executed: from now on it can be stopped."""

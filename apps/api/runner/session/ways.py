@@ -26,6 +26,7 @@ from apps.api.runner.agent.process import CannotStart
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.egress.proxy import Local, Member, Proxy, Reason
 from apps.api.runner.gateway import gateway
+from apps.api.runner.gateway.holder import Holder
 from apps.api.runner.guard import isolation
 from apps.api.runner.guard.launcher import Network
 from apps.api.runner.guard.rules import Kind, PortRules
@@ -96,7 +97,9 @@ class Ways:
         """
         settings, unix = self._core.settings, self._core.settings.agent_unix_sockets
         reach = _enforceable(claim.profile, reach_of(claim.profile, settings))
-        holder = self.gateway.admit(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
+        holder = Holder(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
+        holder.most = claim.config.max_session_usd
+        self.gateway.admit(holder)
         env = options.to_the_model(settings, self.gateway.url, holder.token)
         settle = partial(self.gateway.settle, holder)
         if reach.mode == "direct":
