@@ -7,7 +7,7 @@ ApiError
 ├── Unauthorized            401 authentication_required, invalid_api_key
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 │                               key_is_bound, mcp_command_not_permitted, tenant_suspended, address_not_permitted,
-│                               origin_not_permitted
+│                               origin_not_permitted, model_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy, own_tenant
@@ -207,6 +207,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "model_error": (502, True, _NO_ANSWER),
     "max_turns_exceeded": (422, False, "The agent used up max_turns before it was done."),
     "budget_reached": (429, False, "A budget of the session, its key or its tenant is used up."),
+    "model_not_permitted": (403, False, "The tenant or the key may not use this model."),
     "max_budget_exceeded": (422, False, "The agent used up max_budget_usd before it was done."),
     "checkpoint_not_found": (404, False, "There is no such checkpoint."),
     "rewind_failed": (409, False, "The agent could not restore the files."),

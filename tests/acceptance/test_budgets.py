@@ -25,17 +25,22 @@ SMALL = {"usd_per_day": 0.01}
 Headers = dict[str, str]
 
 
-async def poor(fleet: Fleet, **limits: float) -> tuple[Headers, UUID]:
+async def poor(fleet: Fleet, **limits: Any) -> tuple[Headers, UUID]:
     """A key of a new tenant with these limits, and its id."""
     name = f"poor-{uuid4().hex}"
     async with database_of(fleet) as db:
         headers = await make_key(db, name)
-        row = await db.pool.fetchrow(
-            "UPDATE api_keys k SET limits = $2 FROM tenants t WHERE t.id = k.tenant_id AND t.name = $1 RETURNING k.id",
-            name,
-            limits or SMALL,
+        key_id = await db.pool.fetchval(
+            "SELECT k.id FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE t.name = $1", name
         )
-    return headers, row["id"]
+    await limit(fleet, key_id, **limits or SMALL)
+    return headers, key_id
+
+
+async def limit(fleet: Fleet, key_id: UUID, **limits: Any) -> None:
+    """Give a key limits in place of those that it has."""
+    async with database_of(fleet) as db:
+        await db.pool.execute("UPDATE api_keys SET limits = $2 WHERE id = $1", key_id, limits)
 
 
 async def calls_of(fleet: Fleet, key_id: UUID) -> list[Any]:
@@ -82,6 +87,8 @@ async def test_a_waiting_request_hears_of_it_and_all_three_counts_agree(fleet: F
     ledger = (await fleet[0].get("/usage?group_by=key", headers=headers)).json()["totals"]["cost_usd"]
     async with database_of(fleet) as db:
         spent = await db.pool.fetchval("SELECT usd FROM spent WHERE subject = $1", key_id)
+    [budget] = (await fleet[0].get("/usage", headers=headers)).json()["budgets"]
+    assert (budget["scope"], budget["used"], budget["left"]) == ("key", spent, 0)
     assert spent == pytest.approx(ledger) == pytest.approx(told) == pytest.approx(error["details"]["used"])
     again = await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=headers)
     assert (again.status_code, again.json()["error"]["code"]) == (429, "budget_reached")
@@ -160,6 +167,8 @@ async def test_a_sessions_own_budget_ends_it_until_it_is_raised(fleet: Fleet) ->
     again = await fleet[0].post("/query/single", body)
     assert (again.status_code, again.json()["error"]["details"]["resets_at"]) == (429, None)
     assert "retry-after" not in again.headers
+    [budget] = (await fleet[0].get(f"/sessions/{session_id}/usage")).json()["budgets"]
+    assert (budget["field"], budget["limit"], budget["left"]) == ("max_session_usd", 0.01, 0)
     assert "recall" not in (await fleet[0].ask(session_id, "say done", max_session_usd=10))["result"]
     assert "1. " + PROMPT in (await fleet[2].ask(session_id, "recall"))["result"]
     assert (await fleet[1].post("/query/single", {**body, "max_session_usd": 0.02})).status_code == 429

@@ -9,7 +9,16 @@ import pytest
 
 from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.profiles import BadProfiles, Policy, Profile, clamp, load, permits, problems
+from apps.api.core.config.profiles import (
+    UNRESTRICTED,
+    BadProfiles,
+    Policy,
+    Profile,
+    clamp,
+    load,
+    permits,
+    problems,
+)
 from apps.api.errors import Forbidden, ValidationError, refuse
 
 PACKAGED = load(None)
@@ -316,3 +325,33 @@ def test_a_key_that_is_bound_to_none_uses_any_or_the_servers_default_or_none() -
     assert Policy(PACKAGED, default="dev").choose("sandboxed") == "sandboxed"
     with pytest.raises(ValidationError, match="no profile yolo"):
         Policy(PACKAGED).choose("yolo")
+
+
+LISTED = Policy({}, models=(("claude-sonnet-*", "claude-haiku-5-5"), ("*-5-5",)), default_model="claude-sonnet-5-5")
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({}, []),
+        ({"model": "claude-sonnet-5-5[1m]", "fallback_model": "claude-haiku-5-5"}, []),
+        ({"model": "CLAUDE-SONNET-5-5"}, []),
+        ({"model": "claude-opus-5-5"}, ["model"]),
+        ({"model": "claude-sonnet-4-5"}, ["model"]),
+        ({"model": "sonnet"}, ["model"]),
+        ({"fallback_model": "claude-opus-5-5"}, ["fallback_model"]),
+        (subagent(model="claude-opus-5-5"), ["agents.helper.model"]),
+        (subagent(model="inherit"), []),
+    ],
+)
+def test_only_models_of_every_list_may_be_asked_for(given: dict[str, Any], fields: list[str]) -> None:
+    found = profiles.model_problems(LISTED, AgentConfig(**given))
+    assert [(problem.field, problem.code) for problem in found] == [(field, "model_not_permitted") for field in fields]
+    assert profiles.model_problems(UNRESTRICTED, AgentConfig(**given)) == []
+
+
+def test_a_default_model_that_is_not_listed_has_to_be_replaced_by_one_that_is() -> None:
+    policy = Policy({}, models=(("claude-haiku-5-5",),), default_model="claude-sonnet-5-5")
+    [problem] = profiles.model_problems(policy, AgentConfig())
+    assert (problem.field, problem.reason) == ("model", "claude-sonnet-5-5 is not among claude-haiku-5-5")
+    assert profiles.model_problems(policy, AgentConfig(model="claude-haiku-5-5")) == []

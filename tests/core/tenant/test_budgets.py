@@ -29,7 +29,7 @@ class Place:
         self.world, self.key_id, self.run = world, key_id, run
         self.gate = Gate(world.db)
 
-    async def limit(self, what: str, **fields: float) -> None:
+    async def limit(self, what: str, **fields: Any) -> None:
         """Limits of the `key` or the `tenant`."""
         table, id_ = ("api_keys", self.key_id) if what == "key" else ("tenants", self.world.tenant_id)
         await self.world.db.pool.execute(f"UPDATE {table} SET limits = $2 WHERE id = $1", id_, fields)
@@ -55,8 +55,8 @@ class Place:
         rows = await self.world.db.pool.fetch("SELECT * FROM spent WHERE subject = ANY($1)", list(self.subjects))
         return {row["subject"]: (row["usd"], row["tokens"]) for row in rows}
 
-    async def check(self, most: float | None = None) -> None:
-        await self.gate.check(self.world.tenant_id, self.run.session_id, self.run.run_id, most)
+    async def check(self, most: float | None = None) -> list[list[str]]:
+        return await self.gate.check(self.world.tenant_id, self.run.session_id, self.run.run_id, most)
 
     async def send(self, **more: Any) -> Submitted:
         submission = Submission("say hello", 60, self.run.session_id, **more)
@@ -204,8 +204,16 @@ async def test_what_is_left_can_be_read(place: Place) -> None:
     await place.limit("tenant", usd_per_month=2)
     await place.spend(0.5, 7)
     found = await budgets.of(place.world.db, place.world.tenant_id, place.key_id)
-    assert [(b["scope"], b["field"], b["limit"], b["used"]) for b in found] == [
-        ("key", "usd_per_day", 1, 0.5),
-        ("key", "tokens_per_month", 10, 7),
-        ("tenant", "usd_per_month", 2, 0.5),
+    assert [(b["scope"], b["field"], b["limit"], b["used"], b["left"]) for b in found] == [
+        ("key", "tokens_per_month", 10, 7, 3),
+        ("key", "usd_per_day", 1, 0.5, 0.5),
+        ("tenant", "usd_per_month", 2, 0.5, 1.5),
     ]
+
+
+async def test_the_lists_of_models_of_tenant_and_key_are_told(place: Place) -> None:
+    await place.limit("key", models=["claude-haiku-5-5"])
+    await place.limit("tenant", models=["*haiku*", "*sonnet*"], usd_per_day=5)
+    assert await place.check() == [["*haiku*", "*sonnet*"], ["claude-haiku-5-5"]]
+    await place.limit("key")
+    assert await place.check() == [["*haiku*", "*sonnet*"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
+import orjson
 import pytest
 
 from apps.api.core.network import model_api
@@ -36,6 +38,7 @@ class Model:
 
     def __init__(self) -> None:
         self.heads: list[str] = []
+        self.bodies: list[bytes] = []
         self.connections = 0
         self.answers: Callable[[asyncio.StreamWriter], Awaitable[None]] = self._well
         self.url = ""
@@ -49,7 +52,7 @@ class Model:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = next(line for line in head.lower().splitlines() if line.startswith("content-length:"))
-                await reader.readexactly(int(length.split(":")[1]))
+                self.bodies.append(await reader.readexactly(int(length.split(":")[1])))
                 self.heads.append(head)
                 await self.answers(writer)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -100,8 +103,8 @@ async def gateway_before(
     async def of(_tenant_id: UUID) -> ModelApi:
         return model_api.of(settings)
 
-    async def every(*_of: Any) -> None:
-        return
+    async def every(*_of: Any) -> list[list[str]]:
+        return []
 
     gateway = Gateway(settings, api_of or of, note, check or every)
     await gateway.start()
@@ -439,7 +442,7 @@ async def test_what_the_sdk_tells_is_compared_with_what_was_counted(
 
 
 def refusing(failure: Exception) -> Check:
-    async def check(*_of: Any) -> None:
+    async def check(*_of: Any) -> list[list[str]]:
         raise failure
 
     return check
@@ -467,8 +470,9 @@ async def test_a_call_that_may_not_be_made_is_not(
 async def test_a_call_is_judged_when_what_the_one_before_it_cost_is_known(model: Model) -> None:
     noted, judged = asyncio.Event(), list[bool]()
 
-    async def check(*_of: Any) -> None:
+    async def check(*_of: Any) -> list[list[str]]:
         judged.append(noted.is_set())
+        return []
 
     async with gateway_before(model.url, check=check, until_noted=noted) as place:
         await place.ask()
@@ -489,3 +493,60 @@ async def test_who_cannot_be_told_what_was_spent_asks_for_no_more(
         assert (await place.ask()).status_code == 503
         noted.set()
     assert len(model.heads) == 1
+
+
+OWN, ALLOWED = "claude-sonnet-5-5", [["claude-sonnet-*", "*haiku*"], ["claude-*-5-5"]]
+TWICE = b'{"model": "claude-sonnet-5-5", "messages": [], "m\\u006fdel": "claude-opus-5-5"}'
+
+
+def allowing(lists: list[list[str]]) -> Check:
+    async def check(*_of: Any) -> list[list[str]]:
+        return lists
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("body", "own", "asked"),
+    [
+        ({"model": OWN}, OWN, OWN),
+        ({"model": "claude-haiku-5-5"}, OWN, "claude-haiku-5-5"),
+        ({"model": "claude-haiku-4-5"}, OWN, OWN),  # the second list lacks it
+        ({"model": "claude-opus-5-5"}, OWN, OWN),
+        ({"model": "claude-opus-5-5"}, "claude-opus-5-5", None),
+        ({"model": "claude-opus-5-5"}, None, None),
+        ({"model": 7}, OWN, OWN),
+        ({}, None, None),
+        (TWICE, OWN, OWN),
+        (TWICE, None, None),
+        (b'{"model": "claude-opus-5-5", "model": "claude-sonnet-5-5"}', None, OWN),
+    ],
+)
+async def test_only_models_of_the_lists_are_asked_and_the_sessions_own_for_others(
+    model: Model, body: Any, own: str | None, asked: str | None
+) -> None:
+    async with gateway_before(model.url, check=allowing(ALLOWED)) as place:
+        place.holder.model = own
+        sent = body if isinstance(body, bytes) else orjson.dumps({"max_tokens": 7, **body})
+        answer = await place.client.post("/v1/messages", content=sent)
+        if asked is None:
+            assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+            assert [error.code for error in place.refused] == ["model_not_permitted"]
+            assert model.bodies == []
+        else:
+            assert answer.status_code == 200
+            pairs = json.loads(model.bodies[0], object_pairs_hook=list)
+            assert [value for name, value in pairs if name == "model"] == [asked]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"no json", b'{"model": "\\ud800"}'])
+async def test_what_names_no_model_is_refused_where_models_are_listed(model: Model, body: bytes) -> None:
+    async with gateway_before(model.url, check=allowing([["*"]])) as place:
+        answer = await place.client.post("/v1/messages", content=body)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert model.bodies == []
+
+
+async def test_without_a_list_a_request_passes_as_it_is(model: Model, place: Place) -> None:
+    assert (await place.client.post("/v1/messages", content=TWICE)).status_code == 200
+    assert model.bodies == [TWICE]

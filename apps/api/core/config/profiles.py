@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from apps.api import errors
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.aliases import permitted
 from apps.api.core.config.names import Denial, ModelName, Name, Part, Text, ToolName, ToolRule
 from apps.api.core.config.parts import McpServer, PermissionMode, RegisteredServer, RemoteServer, Subagent
 from apps.api.core.config.reach import Network, Reach, of_server
@@ -349,11 +350,15 @@ class Policy:
     Attributes:
         bound: names of those that the caller's key is bound to; None: it may use any, or none.
         default: DEFAULT_PROFILE, for keys that are bound to none.
+        models: lists of patterns, of the caller's tenant and key as far as they have one: each must have a model.
+        default_model: of sessions that name none.
     """
 
     profiles: Mapping[str, Profile]
     bound: tuple[str, ...] | None = None
     default: str | None = None
+    models: tuple[tuple[str, ...], ...] = ()
+    default_model: str = ""
 
     def named(self, name: str) -> Profile:
         """A profile that a session or a preset is pinned to. Raises ValidationError when it is no more."""
@@ -392,6 +397,21 @@ class Policy:
     def timeouts(self) -> dict[str, float]:
         """The longest deadline of a run, of those profiles that have one."""
         return {name: p.timeout_seconds for name, p in self.profiles.items() if p.timeout_seconds is not None}
+
+
+def model_problems(policy: Policy, config: AgentConfig) -> list[Problem]:
+    """Models that a client asks for and that the lists of its tenant or key do not have. Short names of the CLI's own
+    (`opus`) are judged by themselves: which model they mean, only the CLI knows."""
+    if not policy.models:
+        return []
+    named = {"model": config.model or policy.default_model, "fallback_model": config.fallback_model}
+    named |= {f"agents.{name}.model": _own_model(agent) for name, agent in (config.agents or {}).items()}
+    shown = " and among ".join(", ".join(patterns) for patterns in policy.models)
+    return [
+        Problem(field, code="model_not_permitted", reason=f"{name} is not among {shown}")
+        for field, name in named.items()
+        if name is not None and not permitted(policy.models, name)
+    ]
 
 
 UNRESTRICTED = Policy({})

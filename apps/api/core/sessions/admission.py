@@ -224,6 +224,8 @@ def _of_options(
     found = list[Problem]()
     with noting(found, "env"):
         permit(config.env or {}, {*own, *kinds.values()})
+    narrowed = profiles.clamp(profile, config) if profile else config  # a profile has a default model of its own
+    found += profiles.model_problems(wanted.choice.policy, narrowed)
     if profile is not None:
         timeout, expand = wanted.timeout_seconds, wanted.expand_prompt
         found += profiles.problems(profile, given, timeout, expand_prompt=expand, registered=kinds)

@@ -1,4 +1,4 @@
-"""Budgets: what a session, a key and a tenant may spend, judged by what the gateway has counted.
+"""Budgets: what a session, a key and a tenant may spend, judged by what the gateway has counted; and which models.
 
 They are judged twice: when a prompt is queued, and before each call to the model. A call that is under way is not cut
 off, so one run goes beyond a budget by what its calls under way cost. Days and months are those of UTC.
@@ -20,7 +20,9 @@ from apps.api.errors import RateLimited
 CODE = "budget_reached"
 
 KEEP_SECONDS = 10.0
-"""For which an instance goes by its knowledge that a run has no budget: as long as it takes a new one to hold."""
+"""For which an instance goes by what it knows of a run without a budget: as long as it takes for a change to hold."""
+
+Models = list[list[str]]
 
 MAX_KEPT = 10_000
 """Runs of which it remembers that."""
@@ -69,13 +71,17 @@ def reached(tenant: str, key: str, session: str, most: str = "NULL::float8") -> 
     )
 
 
-_OF_TENANT = f"""SELECT * FROM ({_all("$1", "$2", "NULL::uuid", "NULL::float8")}) b"""  # noqa: S608
+_OF = f"SELECT * FROM ({_all('$1', '$2', '$3', 'NULL::float8')}) b ORDER BY scope, field"  # noqa: S608
 
 
-async def of(db: Database, tenant_id: UUID, key_id: UUID) -> list[dict[str, Any]]:
-    """The budgets of a key and of its tenant: `scope`, `field`, `limit`, `used`, `resets_at`."""
-    found = [dict(row) for row in await db.pool.fetch(_OF_TENANT, tenant_id, key_id)]
-    return sorted(found, key=lambda budget: (budget["scope"], FIELDS.index(budget["field"])))
+async def of(
+    db: Database, tenant_id: UUID, key_id: UUID | None = None, session_id: UUID | None = None
+) -> list[dict[str, Any]]:
+    """The budgets of a tenant, and of a key and a session of it: `scope`, `field`, `limit`, `used`, `left`,
+    `resets_at`."""
+    async with db.turns.reading(tenant_id):
+        rows = await db.pool.fetch(_OF, tenant_id, key_id, session_id)
+    return [{**row, "left": max(row["limit"] - row["used"], 0)} for row in rows]
 
 
 def refusal(budget: Mapping[str, Any]) -> RateLimited:
@@ -97,7 +103,9 @@ WITH who AS (
 SELECT {reached("$1", "(SELECT key FROM who)", "$2", "$4::float8")} AS reached,
   $4::float8 IS NOT NULL OR EXISTS (SELECT 1 FROM sessions WHERE id = $2 AND config ? 'max_session_usd')
     OR EXISTS (SELECT 1 FROM tenants WHERE id = $1 AND limits ?| $5::text[])
-    OR EXISTS (SELECT 1 FROM api_keys WHERE id = (SELECT key FROM who) AND limits ?| $5::text[]) AS limited
+    OR EXISTS (SELECT 1 FROM api_keys WHERE id = (SELECT key FROM who) AND limits ?| $5::text[]) AS limited,
+  (SELECT limits -> 'models' FROM tenants WHERE id = $1) AS of_tenant,
+  (SELECT limits -> 'models' FROM api_keys WHERE id = (SELECT key FROM who)) AS of_key
 """  # noqa: S608
 
 
@@ -106,22 +114,27 @@ class Gate:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._free: dict[tuple[UUID, UUID | None], float] = {}
+        self._free: dict[tuple[UUID, UUID | None], tuple[float, Models]] = {}
 
-    async def check(self, tenant_id: UUID, session_id: UUID, run_id: UUID | None, most: float | None) -> None:
+    async def check(self, tenant_id: UUID, session_id: UUID, run_id: UUID | None, most: float | None) -> Models:
         """Before a call. `most`: USD that the session may cost, as its profile has it today.
+
+        Returns lists of models, of the tenant and of the key as far as they have one: each must have the model.
 
         Raises:
             RateLimited: `budget_reached`.
             Exception: what a database that is away raises.
         """
         now = time.monotonic()
-        if self._free.get((session_id, run_id), 0.0) > now:
-            return
+        until, lists = self._free.get((session_id, run_id), (0.0, []))
+        if until > now:
+            return lists
         row = await self._db.pool.fetchrow(_CHECK, tenant_id, session_id, run_id, most, list(FIELDS))
         if row["reached"] is not None:
             raise refusal(row["reached"])
+        lists = [row[name] for name in ("of_tenant", "of_key") if row[name] is not None]
         if not row["limited"]:
             if len(self._free) >= MAX_KEPT:
                 self._free.clear()
-            self._free[session_id, run_id] = now + KEEP_SECONDS
+            self._free[session_id, run_id] = now + KEEP_SECONDS, lists
+        return lists

@@ -142,9 +142,12 @@ async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, 
     `permission_mode` and `model` must be within the session's profile (403). They hold from now on, and also where no
     agent is live. The others need a live agent (409 `no_live_run`); what it refuses is 409 `control_failed`.
     """
-    profile = await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    policy = policy_of(core, caller)
+    profile = await admission.profile_of(core.db, caller.tenant_id, session_id, policy)
     asked = body.model_dump(exclude_none=True)
     changes: dict[str, Any] = {name: asked.pop(name) for name in ("permission_mode", "model") if name in asked}
+    if "model" in changes:
+        refuse(profiles.model_problems(policy, AgentConfig.model_validate(changes)))
     if profile is not None:
         refuse(profiles.problems(profile, AgentConfig.model_validate(changes)))
     sent = Sent("applied", None, {})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
-from typing import Annotated
+from datetime import date, datetime, timedelta
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import Query
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from apps.api import clock
 from apps.api.core.config.names import ModelName
 from apps.api.core.sessions import sessions
-from apps.api.core.tenant import usage
+from apps.api.core.tenant import budgets, usage
 from apps.api.core.tenant.usage import Group, Scope
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
 from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
@@ -43,6 +43,17 @@ class UsageRow(UsageSums):
     session_id: UUID | None = Field(None, description="Also of sessions that were deleted since.")
 
 
+class Budget(BaseModel):
+    """What may be spent until `resets_at`, by the gateway's count."""
+
+    scope: Literal["session", "key", "tenant"]
+    field: str = Field(description="What it is: USD or tokens, of a day or a month in UTC, or of a session.")
+    limit: float
+    used: float
+    left: float
+    resets_at: datetime | None = Field(description="When there is a new one; null of a session.")
+
+
 class UsageReport(BaseModel):
     """Groups in the order day, key, model, session; and the sums of all groups, on this page or not."""
 
@@ -54,6 +65,7 @@ class UsageReport(BaseModel):
         description="Runs that ended without figures, because their agent was killed before it told any. Null with"
         " `model`: no model is known of them."
     )
+    budgets: list[Budget] = Field(description="Those of the caller's key and of its tenant.")
     next_cursor: str | None
 
 
@@ -68,6 +80,7 @@ class SessionUsage(BaseModel):
     data: list[UsageModelRow]
     totals: UsageSums
     unmeasured_runs: int = Field(description="Runs that ended without figures.")
+    budgets: list[Budget] = Field(description="That of the session, and those of the caller's key and of its tenant.")
 
 
 def _days(first: date | None, last: date | None) -> tuple[date, date]:
@@ -121,6 +134,7 @@ async def get_usage(
         "data": page.data,
         "totals": totals.data[0],
         "unmeasured_runs": None if model else await usage.unmeasured(core.db, caller.tenant_id, scope),
+        "budgets": await budgets.of(core.db, caller.tenant_id, caller.key_id),
         "next_cursor": page.next_cursor,
     }
     return UsageReport.model_validate(answered)
@@ -138,4 +152,5 @@ async def get_session_usage(core: CoreDep, caller: Reader, session_id: SessionId
         data=[UsageModelRow.model_validate(row) for row in rows.data],
         totals=UsageSums.model_validate(totals.data[0]),
         unmeasured_runs=await usage.unmeasured(core.db, caller.tenant_id, scope),
+        budgets=[Budget(**b) for b in await budgets.of(core.db, caller.tenant_id, caller.key_id, session_id)],
     )

@@ -93,6 +93,12 @@ def keeps_checkpoints(settings: Settings, config: AgentConfig) -> bool:
     return settings.enable_file_checkpointing if own is None else own
 
 
+def model_of(settings: Settings, config: AgentConfig) -> str | None:
+    """The model's name, as the model API has it; None for a short one, which only the CLI understands."""
+    name = (config.model or settings.default_model).partition("[")[0]
+    return name if "-" in name else None
+
+
 def to_the_model(settings: Settings, url: str, token: str) -> dict[str, str]:
     """What leads the CLI to a model: the gateway at `url`, where `token` lets its process in."""
     if settings.agents_hold_the_credential and settings.claude_code_oauth_token:

@@ -45,6 +45,18 @@ class Asked:
     size: int = 0
 
 
+class NotPossible(Exception):
+    """What an agent asks for cannot be asked of the model API.
+
+    Attributes:
+        status, kind: of the error, as the Messages API has it.
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
 class Serving(Protocol):
     """Who serves callers."""
 

@@ -17,7 +17,7 @@ import structlog
 from apps.api.core.config.aliases import first_fit
 from apps.api.core.network.model_api import ModelApi
 from apps.api.errors import Unavailable
-from apps.api.runner.gateway.caller import Asked
+from apps.api.runner.gateway.caller import Asked, NotPossible
 from apps.api.runner.gateway.upstream import Unreachable
 from apps.api.settings import Settings
 
@@ -30,18 +30,6 @@ SIGN_SECONDS = 10.0
 """For credentials: the machine's own are asked for over its network, and so are tokens."""
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
-
-
-class NotPossible(Exception):
-    """What an agent asks for cannot be asked of this cloud.
-
-    Attributes:
-        status, kind: of the error, as the Messages API has it.
-    """
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 import structlog
@@ -20,8 +20,9 @@ from apps.api.core.tenant.model_calls import Call
 from apps.api.core.tenant.model_credentials import ModelApis
 from apps.api.db import PASSING, retrying
 from apps.api.errors import RUN_FAILURES, ApiError, Unavailable
-from apps.api.runner.gateway.caller import HEAD_SECONDS, Asked, Caller
-from apps.api.runner.gateway.cloud import Cloud, NotPossible, Request
+from apps.api.runner.gateway import models
+from apps.api.runner.gateway.caller import HEAD_SECONDS, Asked, Caller, NotPossible
+from apps.api.runner.gateway.cloud import Cloud, Request
 from apps.api.runner.gateway.holder import Holder, Spent
 from apps.api.runner.gateway.relay import Relay, head_of
 from apps.api.runner.gateway.upstream import Unreachable, Upstream
@@ -53,9 +54,9 @@ ApiOf = Callable[[UUID], Awaitable[ModelApi | None]]
 """By what credential a tenant's calls are made; None: the operator's, in the cloud. Raises Unavailable, or what a
 database that is away raises."""
 
-Check = Callable[[UUID, UUID, UUID | None, float | None], Awaitable[None]]
-"""Whether a tenant's session and run may make another call, if the session may cost so many USD. Raises ApiError, or
-what a database that is away raises."""
+Check = Callable[[UUID, UUID, UUID | None, float | None], Awaitable[Sequence[Sequence[str]]]]
+"""Whether a tenant's session and run may make another call, if the session may cost so many USD; returns lists of
+models, each of which must have the one that is asked. Raises ApiError, or what a database that is away raises."""
 
 
 class Gateway:
@@ -232,7 +233,9 @@ class Gateway:
     async def _request(self, call: Relay) -> Request:
         holder = call.holder
         await holder.settled()
-        await self._check(holder.tenant_id, holder.session_id, call.run_id, holder.most)
+        lists = await self._check(holder.tenant_id, holder.session_id, call.run_id, holder.most)
+        if lists and models.admit(call.asked, lists, holder.model):
+            holder.spent.exact = False  # the SDK reckons with the other
         api = await self._api_of(holder.tenant_id)
         if api is not None:
             return Request(api, head_of(api, call.asked), call.asked.body)

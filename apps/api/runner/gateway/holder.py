@@ -50,6 +50,7 @@ class Holder:
         run_id: tells which run is being executed.
         refused: is told the failure for which a call is not made at all.
         most: USD that the session may cost, as its profile has it today.
+        model: the session's own; None where it is named by a short name of the CLI's.
         noting: what stores calls that have ended.
         spent: since `Gateway.settle`.
     """
@@ -59,6 +60,7 @@ class Holder:
     run_id: Callable[[], UUID | None]
     refused: Callable[[ApiError], None]
     most: float | None = None
+    model: str | None = None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     calls: set[object] = field(default_factory=set)
     noting: set[asyncio.Task[None]] = field(default_factory=set)

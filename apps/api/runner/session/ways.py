@@ -98,7 +98,7 @@ class Ways:
         settings, unix = self._core.settings, self._core.settings.agent_unix_sockets
         reach = _enforceable(claim.profile, reach_of(claim.profile, settings))
         holder = Holder(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
-        holder.most = claim.config.max_session_usd
+        holder.most, holder.model = claim.config.max_session_usd, options.model_of(settings, claim.config)
         self.gateway.admit(holder)
         env = options.to_the_model(settings, self.gateway.url, holder.token)
         settle = partial(self.gateway.settle, holder)
