@@ -61,7 +61,7 @@ async def data_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 def is_told(details: dict[str, Any], limit: float = 0.01) -> None:
     """Whether details say which budget it is, and when there is a new one."""
-    assert (details["scope"], details["field"], details["limit"]) == ("key", "usd_per_day", limit)
+    assert (details["scope"], details["name"], details["limit"]) == ("key", "usd_per_day", limit)
     assert details["used"] >= limit
     assert details["resets_at"].endswith("T00:00:00+00:00")
 
@@ -168,7 +168,7 @@ async def test_a_sessions_own_budget_ends_it_until_it_is_raised(fleet: Fleet) ->
     assert (again.status_code, again.json()["error"]["details"]["resets_at"]) == (429, None)
     assert "retry-after" not in again.headers
     [budget] = (await fleet[0].get(f"/sessions/{session_id}/usage")).json()["budgets"]
-    assert (budget["field"], budget["limit"], budget["left"]) == ("max_session_usd", 0.01, 0)
+    assert (budget["name"], budget["limit"], budget["left"]) == ("max_session_usd", 0.01, 0)
     assert "recall" not in (await fleet[0].ask(session_id, "say done", max_session_usd=10))["result"]
     assert "1. " + PROMPT in (await fleet[2].ask(session_id, "recall"))["result"]
     assert (await fleet[1].post("/query/single", {**body, "max_session_usd": 0.02})).status_code == 429

@@ -115,7 +115,7 @@ async def test_a_budget_lets_everything_through_until_it_is_reached(
     await place.send()
     await place.spend(**at)
     details = await place.refused()
-    assert (details["scope"], details["field"], details["limit"]) == (scope, field, limit)
+    assert (details["scope"], details["name"], details["limit"]) == (scope, field, limit)
     assert details["used"] == pytest.approx(limit)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     next_month = (today.replace(day=1) + timedelta(days=32)).replace(day=1)
@@ -133,9 +133,9 @@ async def test_a_new_day_has_a_new_budget_and_a_new_month_too(place: Place) -> N
     await place.check()
     await place.send()
     await place.spend(5)
-    assert (await place.refused())["field"] == "usd_per_day"
+    assert (await place.refused())["name"] == "usd_per_day"
     await place.spend(5)
-    assert (await place.refused())["field"] == "usd_per_month", "the one that lasts longer"
+    assert (await place.refused())["name"] == "usd_per_month", "the one that lasts longer"
 
 
 async def test_another_key_and_another_tenant_have_their_own(place: Place) -> None:
@@ -159,7 +159,7 @@ async def test_a_session_has_one_for_all_its_days(place: Place) -> None:
     await place.check()
     await place.spend(0.25)
     details = await place.refused()
-    assert details == {"scope": "session", "field": "max_session_usd", "limit": 1, "used": 1, "resets_at": None}
+    assert details == {"scope": "session", "name": "max_session_usd", "limit": 1, "used": 1, "resets_at": None}
     await place.send(config=AgentConfig(max_session_usd=2.0))
     await place.check()
     with pytest.raises(RateLimited):
@@ -204,7 +204,7 @@ async def test_what_is_left_can_be_read(place: Place) -> None:
     await place.limit("tenant", usd_per_month=2)
     await place.spend(0.5, 7)
     found = await budgets.of(place.world.db, place.world.tenant_id, place.key_id)
-    assert [(b["scope"], b["field"], b["limit"], b["used"], b["left"]) for b in found] == [
+    assert [(b["scope"], b["name"], b["limit"], b["used"], b["left"]) for b in found] == [
         ("key", "tokens_per_month", 10, 7, 3),
         ("key", "usd_per_day", 1, 0.5, 0.5),
         ("tenant", "usd_per_month", 2, 0.5, 1.5),

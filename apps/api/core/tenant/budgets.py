@@ -42,19 +42,19 @@ FIELDS = ("usd_per_day", "tokens_per_day", "usd_per_month", "tokens_per_month")
 
 def _all(tenant: str, key: str, session: str, most: str) -> str:
     return f"""
-    SELECT 'session' AS scope, 'max_session_usd' AS field,
+    SELECT 'session' AS scope, 'max_session_usd' AS name,
       least((s.config ->> 'max_session_usd')::float8, {most}) AS "limit",
       (SELECT coalesce(sum(usd), 0) FROM spent WHERE subject = s.id) AS used, NULL::timestamptz AS resets_at
     FROM sessions s WHERE s.id = {session} AND (s.config ? 'max_session_usd' OR {most} IS NOT NULL)
     UNION ALL
-    SELECT l.scope, f.field, (l.limits ->> f.field)::float8,
+    SELECT l.scope, f.name, (l.limits ->> f.name)::float8,
       (SELECT coalesce(sum(CASE WHEN f.is_usd THEN usd ELSE tokens END), 0) FROM spent
         WHERE subject = l.id AND day >= f.since), f.until
     FROM (
       SELECT 'key' AS scope, id, limits FROM api_keys WHERE id = {key}
       UNION ALL SELECT 'tenant', id, limits FROM tenants WHERE id = {tenant}
-    ) l CROSS JOIN (VALUES {_FIELDS}) f (field, is_usd, since, until)
-    WHERE l.limits ? f.field
+    ) l CROSS JOIN (VALUES {_FIELDS}) f (name, is_usd, since, until)
+    WHERE l.limits ? f.name
     """  # noqa: S608 - ours
 
 
@@ -71,13 +71,13 @@ def reached(tenant: str, key: str, session: str, most: str = "NULL::float8") -> 
     )
 
 
-_OF = f"SELECT * FROM ({_all('$1', '$2', '$3', 'NULL::float8')}) b ORDER BY scope, field"  # noqa: S608
+_OF = f"SELECT * FROM ({_all('$1', '$2', '$3', 'NULL::float8')}) b ORDER BY scope, name"  # noqa: S608
 
 
 async def of(
     db: Database, tenant_id: UUID, key_id: UUID | None = None, session_id: UUID | None = None
 ) -> list[dict[str, Any]]:
-    """The budgets of a tenant, and of a key and a session of it: `scope`, `field`, `limit`, `used`, `left`,
+    """The budgets of a tenant, and of a key and a session of it: `scope`, `name`, `limit`, `used`, `left`,
     `resets_at`."""
     async with db.turns.reading(tenant_id):
         rows = await db.pool.fetch(_OF, tenant_id, key_id, session_id)
@@ -86,8 +86,8 @@ async def of(
 
 def refusal(budget: Mapping[str, Any]) -> RateLimited:
     """The error for a budget that is used up, as `reached` gives it."""
-    scope, field, resets_at = budget["scope"], budget["field"], budget["resets_at"]
-    message, headers = f"The {scope}'s {field} is used up: {budget['used']:.6g} of {budget['limit']:.6g}.", {}
+    scope, name, resets_at = budget["scope"], budget["name"], budget["resets_at"]
+    message, headers = f"The {scope}'s {name} is used up: {budget['used']:.6g} of {budget['limit']:.6g}.", {}
     if resets_at is not None:
         seconds = (datetime.fromisoformat(resets_at) - clock.now()).total_seconds()
         headers = {"Retry-After": str(max(math.ceil(seconds), 1))}

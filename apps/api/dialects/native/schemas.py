@@ -224,7 +224,7 @@ class RunError(BaseModel):
         None, description="Seconds that the model API asked to wait, where it did; also the `Retry-After` of an answer."
     )
     details: dict[str, Any] | None = Field(
-        None, description="Of `budget_reached`: `scope`, `field`, `limit`, `used`, `resets_at`."
+        None, description="Of `budget_reached`: `scope`, `name`, `limit`, `used`, `resets_at`."
     )
 
 

@@ -47,7 +47,7 @@ class Budget(BaseModel):
     """What may be spent until `resets_at`, by the gateway's count."""
 
     scope: Literal["session", "key", "tenant"]
-    field: str = Field(description="What it is: USD or tokens, of a day or a month in UTC, or of a session.")
+    name: str = Field(description="What it is: USD or tokens, of a day or a month in UTC, or of a session.")
     limit: float
     used: float
     left: float
