@@ -429,7 +429,7 @@ async def test_gateway_and_proxy_serve_on_sockets_of_another_network(make: Make)
     if await asyncio.to_thread(subprocess.call, [*own_network.COMMAND, "true"]):
         pytest.skip("needs network namespaces")
     settings = Settings(_env_file=None, anthropic_api_key="k")
-    gateway = Gateway(settings, Mock(), Mock())
+    gateway = Gateway(settings, Mock(), Mock(), Mock())
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
