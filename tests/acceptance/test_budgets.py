@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.conftest import StartFleet, database_of, make_key
+from tests.conftest import StartFleet, database_of
 from tests.fleet import NO_TLS, Fleet
 from tests.sockets import open_socket
 
@@ -27,20 +27,16 @@ Headers = dict[str, str]
 
 async def poor(fleet: Fleet, **limits: Any) -> tuple[Headers, UUID]:
     """A key of a new tenant with these limits, and its id."""
-    name = f"poor-{uuid4().hex}"
-    async with database_of(fleet) as db:
-        headers = await make_key(db, name)
-        key_id = await db.pool.fetchval(
-            "SELECT k.id FROM api_keys k JOIN tenants t ON t.id = k.tenant_id WHERE t.name = $1", name
-        )
-    await limit(fleet, key_id, **limits or SMALL)
-    return headers, key_id
+    tenant = f"poor-{uuid4().hex}"
+    assert (await fleet[0].post("/admin/tenants", {"name": tenant})).status_code == 201
+    made = (await fleet[0].post("/admin/keys", {"tenant": tenant, "name": "k", "limits": limits or SMALL})).json()
+    return {"X-API-Key": made["secret"]}, UUID(made["id"])
 
 
 async def limit(fleet: Fleet, key_id: UUID, **limits: Any) -> None:
     """Give a key limits in place of those that it has."""
-    async with database_of(fleet) as db:
-        await db.pool.execute("UPDATE api_keys SET limits = $2 WHERE id = $1", key_id, limits)
+    patched = await fleet[0].client.patch(f"/api/v1/admin/keys/{key_id}", json={"limits": limits})
+    assert patched.status_code == 200, patched.text
 
 
 async def calls_of(fleet: Fleet, key_id: UUID) -> list[Any]:
@@ -89,6 +85,9 @@ async def test_a_waiting_request_hears_of_it_and_all_three_counts_agree(fleet: F
         spent = await db.pool.fetchval("SELECT usd FROM spent WHERE subject = $1", key_id)
     [budget] = (await fleet[0].get("/usage", headers=headers)).json()["budgets"]
     assert (budget["scope"], budget["used"], budget["left"]) == ("key", spent, 0)
+    shown = (await fleet[0].get("/limits", headers=headers)).json()["data"]
+    [shown_budget] = [state for state in shown if state["name"] == "usd_per_day"]
+    assert (shown_budget["limit"], shown_budget["used"]) == (0.01, spent)
     assert spent == pytest.approx(ledger) == pytest.approx(told) == pytest.approx(error["details"]["used"])
     again = await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=headers)
     assert (again.status_code, again.json()["error"]["code"]) == (429, "budget_reached")
@@ -174,6 +173,24 @@ async def test_a_sessions_own_budget_ends_it_until_it_is_raised(fleet: Fleet) ->
     assert (await fleet[1].post("/query/single", {**body, "max_session_usd": 0.02})).status_code == 429
     assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "soft"})).status_code == 200
     assert (await fleet[0].ask(session_id, "say free", max_session_usd=None))["result"].endswith("free")
+
+
+async def test_a_tenants_budget_is_for_all_its_keys_and_one_that_is_raised_lets_the_next_call_through(
+    fleet: Fleet,
+) -> None:
+    headers, key_id = await poor(fleet, usd_per_day=100)
+    who = (await fleet[0].get("/whoami", headers=headers)).json()
+    path, body = f"/api/v1/admin/tenants/{who['tenant']}/limits", {"prompt": PROMPT, **BYPASS}
+    assert (await fleet[0].client.put(path, json=SMALL)).status_code == 200
+    error = (await fleet[1].post("/query/single", body, headers=headers)).json()["error"]
+    assert (error["code"], error["details"]["scope"]) == ("budget_reached", "tenant")
+    other = (await fleet[0].post("/admin/keys", {"tenant": who["tenant"], "name": "other"})).json()
+    refused = await fleet[2].post("/query/single", body, headers={"X-API-Key": other["secret"]})
+    assert refused.json()["error"]["details"]["scope"] == "tenant"
+    assert (await fleet[0].client.put(path, json={"usd_per_day": 100, "tokens_per_month": 10**9})).status_code == 200
+    again = {**body, "session_id": error["details"]["session_id"]}
+    assert (await fleet[1].post("/query/single", again, headers=headers)).status_code == 200
+    assert len(await calls_of(fleet, key_id)) > 2
 
 
 @pytest.mark.slow

@@ -35,3 +35,21 @@ async def test_a_list_that_comes_later_ends_what_it_does_not_have(fleet: Fleet) 
     assert HAIKU in error["message"]
     await limit(fleet, key_id, models=[HAIKU])
     assert (await fleet[0].post("/query/single", body, headers=headers)).status_code == 200
+
+
+async def test_what_is_not_listed_is_refused_at_the_door_with_its_field(fleet: Fleet) -> None:
+    headers, _ = await poor(fleet, models=[SONNET])
+    session_id = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]
+    for path, body in (
+        ("/sessions", {"model": OPUS}),
+        ("/query/single", {"prompt": "say hello", "model": OPUS}),
+        ("/query/single", {"prompt": "say hello", "model": OPUS, "session_id": session_id}),
+        (f"/sessions/{session_id}/control", {"model": OPUS}),
+    ):
+        refused = await fleet[0].post(path, body, headers=headers)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (403, "model_not_permitted"), path
+        assert error["details"]["errors"][0]["field"] == "model"
+    body = {"agents": {"helper": {"description": "d", "prompt": "p", "model": HAIKU}}}
+    error = (await fleet[0].post("/sessions", body, headers=headers)).json()["error"]
+    assert error["details"]["errors"][0]["field"] == "agents.helper.model"

@@ -68,7 +68,6 @@ class ApiKey(Base):
     networks: Mapped[list[str] | None]
     previous_hash: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]
-    limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
 
 
 class Instance(Base):

@@ -131,8 +131,11 @@ LOOKS_UP = Depends(_count_lookup)
 
 
 def policy_of(core: Core, caller: Principal) -> Policy:
-    """Which profiles this caller may use."""
-    return Policy(core.profiles, caller.profiles, core.settings.default_profile)
+    """Which profiles and models this caller may use."""
+    lists = (limits.models for limits in (caller.tenant_limits, caller.limits))
+    models = tuple(tuple(patterns) for patterns in lists if patterns is not None)
+    settings = core.settings
+    return Policy(core.profiles, caller.profiles, settings.default_profile, models, settings.default_model)
 
 
 SCOPES = {reader: "read", writer: "write", operator: "admin"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.api.core.config import profiles
+from apps.api.core.config import models, profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import (
     UNRESTRICTED,
@@ -345,13 +345,13 @@ LISTED = Policy({}, models=(("claude-sonnet-*", "claude-haiku-5-5"), ("*-5-5",))
     ],
 )
 def test_only_models_of_every_list_may_be_asked_for(given: dict[str, Any], fields: list[str]) -> None:
-    found = profiles.model_problems(LISTED, AgentConfig(**given))
+    found = models.problems(LISTED, AgentConfig(**given))
     assert [(problem.field, problem.code) for problem in found] == [(field, "model_not_permitted") for field in fields]
-    assert profiles.model_problems(UNRESTRICTED, AgentConfig(**given)) == []
+    assert models.problems(UNRESTRICTED, AgentConfig(**given)) == []
 
 
 def test_a_default_model_that_is_not_listed_has_to_be_replaced_by_one_that_is() -> None:
     policy = Policy({}, models=(("claude-haiku-5-5",),), default_model="claude-sonnet-5-5")
-    [problem] = profiles.model_problems(policy, AgentConfig())
+    [problem] = models.problems(policy, AgentConfig())
     assert (problem.field, problem.reason) == ("model", "claude-sonnet-5-5 is not among claude-haiku-5-5")
-    assert profiles.model_problems(policy, AgentConfig(model="claude-haiku-5-5")) == []
+    assert models.problems(policy, AgentConfig(model="claude-haiku-5-5")) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from apps.api.settings import Settings
@@ -23,9 +23,3 @@ def current_model(settings: Settings, asked: str | None) -> str | None:
 def first_fit(names: Iterable[tuple[str, str]], asked: str) -> str | None:
     """What stands beside the first pattern that fits; in any case, as in file names."""
     return next((name for pattern, name in names if fnmatchcase(asked.lower(), pattern.lower())), None)
-
-
-def permitted(lists: Sequence[Sequence[str]], model: str) -> bool:
-    """Whether each of the lists has a pattern that fits the model. Its mark for the CLI (`[1m]`) is no part of it."""
-    name = model.partition("[")[0]
-    return all(first_fit(((pattern, pattern) for pattern in patterns), name) for patterns in lists)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from apps.api.core.config.names import Part
+from apps.api.core.config.names import ModelPattern, Part
 from apps.api.settings import Settings
 
 Scope = Literal["key", "tenant"]
@@ -15,6 +15,8 @@ Scope = Literal["key", "tenant"]
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1, le=1 << 50)]
+Usd = Annotated[float, Field(gt=0, le=100_000_000)]
+Tokens = Annotated[int, Field(ge=1, le=1 << 50)]
 
 
 class Limits(Part):
@@ -34,6 +36,15 @@ class Limits(Part):
     )
     workspace_bytes: Bytes | None = Field(
         None, description="Bytes of the files of all sessions.", examples=[10_000_000_000]
+    )
+    usd_per_day: Usd | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
+    usd_per_month: Usd | None = Field(None, description="The same in a month in UTC.", examples=[200])
+    tokens_per_day: Tokens | None = Field(
+        None, description="Tokens read and written on a day in UTC, the cache included.", examples=[50_000_000]
+    )
+    tokens_per_month: Tokens | None = Field(None, description="The same in a month in UTC.", examples=[500_000_000])
+    models: Annotated[list[ModelPattern], Field(min_length=1, max_length=100)] | None = Field(
+        None, description="Models that may be used: names, or patterns as in file names.", examples=[["*sonnet*"]]
     )
 
     def given(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ Document = Annotated[dict[str, Any], AfterValidator(_document)]
 """An object whose fields are nobody's business here, and that is stored: see `codec.check`."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
+ModelPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:@/*?-]{0,127}$")]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$")]
 _Rule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_*-]{0,127}(\([^\x00-\x1f\x7f]{0,500}\))?$")]
 ToolRule = Annotated[_Rule, AfterValidator(unless_stored(rules.check))]

@@ -18,7 +18,6 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from apps.api import errors
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.aliases import permitted
 from apps.api.core.config.names import Denial, ModelName, Name, Part, Text, ToolName, ToolRule
 from apps.api.core.config.parts import McpServer, PermissionMode, RegisteredServer, RemoteServer, Subagent
 from apps.api.core.config.reach import Network, Reach, of_server
@@ -189,8 +188,7 @@ def problems(
     expand_prompt: bool = False,
     registered: Mapping[str, str] = NOTHING_KNOWN,
 ) -> list[Problem]:
-    """Everything that a client asks for and that would widen the profile. `registered`: kinds of MCP servers that the
-    tenant has registered, by name."""
+    """All that a client asks for and that would widen the profile. `registered`: kinds of the tenant's MCP servers."""
     found = [*_tool_problems(profile, config), *_option_problems(profile, config, registered)]
     if reason := _unless_within(timeout_seconds, profile.timeout_seconds):
         found.append(Problem("timeout_seconds", code="option_not_permitted", reason=reason))
@@ -397,21 +395,6 @@ class Policy:
     def timeouts(self) -> dict[str, float]:
         """The longest deadline of a run, of those profiles that have one."""
         return {name: p.timeout_seconds for name, p in self.profiles.items() if p.timeout_seconds is not None}
-
-
-def model_problems(policy: Policy, config: AgentConfig) -> list[Problem]:
-    """Models that a client asks for and that the lists of its tenant or key do not have. Short names of the CLI's own
-    (`opus`) are judged by themselves: which model they mean, only the CLI knows."""
-    if not policy.models:
-        return []
-    named = {"model": config.model or policy.default_model, "fallback_model": config.fallback_model}
-    named |= {f"agents.{name}.model": _own_model(agent) for name, agent in (config.agents or {}).items()}
-    shown = " and among ".join(", ".join(patterns) for patterns in policy.models)
-    return [
-        Problem(field, code="model_not_permitted", reason=f"{name} is not among {shown}")
-        for field, name in named.items()
-        if name is not None and not permitted(policy.models, name)
-    ]
 
 
 UNRESTRICTED = Policy({})

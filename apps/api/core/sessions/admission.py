@@ -17,7 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core.config import content, expansion, profiles
+from apps.api.core.config import content, expansion, models, profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.environment import permit
 from apps.api.core.config.parts import RegisteredServer
@@ -225,7 +225,7 @@ def _of_options(
     with noting(found, "env"):
         permit(config.env or {}, {*own, *kinds.values()})
     narrowed = profiles.clamp(profile, config) if profile else config  # a profile has a default model of its own
-    found += profiles.model_problems(wanted.choice.policy, narrowed)
+    found += models.problems(wanted.choice.policy, narrowed)
     if profile is not None:
         timeout, expand = wanted.timeout_seconds, wanted.expand_prompt
         found += profiles.problems(profile, given, timeout, expand_prompt=expand, registered=kinds)

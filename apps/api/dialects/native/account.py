@@ -8,6 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from apps.api.core.config.limits import Limits, Scope, of_every_key
+from apps.api.core.tenant import budgets
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.web.callers import Reader
@@ -40,7 +41,7 @@ class LimitState(BaseModel):
 
     name: str = Field(examples=["runs_per_minute"])
     scope: Scope = Field(description="Whose it is: all keys of a tenant have the tenant's together.")
-    limit: int | float = Field(examples=[60])
+    limit: int | float | list[str] = Field(examples=[60])
     used: int | float | None = Field(description="So much of it, as far as it is known.", examples=[3])
     resets_at: datetime | None = Field(description="When what was used first is free again, where time does that.")
 
@@ -57,10 +58,14 @@ async def list_limits(request: Request, caller: Reader) -> wire.Page[LimitState]
         for scope, limits in of_both.items()
         for name, limit in limits.given().items()
     ]
+    of_budgets = await budgets.of(instance.core.db, caller.tenant_id, caller.key_id)
+    spent = {(budget["name"], budget["scope"]): budget for budget in of_budgets}
     windows = {window.rate.scope: window for window in await instance.prompt_limits.windows(caller)}
     for state in found:
         if state.name == "runs_per_minute":
             state.used, state.resets_at = windows[state.scope].used, windows[state.scope].resets_at
+        elif budget := spent.get((state.name, state.scope)):
+            state.used, state.resets_at = budget["used"], budget["resets_at"]
     return wire.Page[LimitState](data=found, next_cursor=None)
 
 

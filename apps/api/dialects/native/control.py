@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core.config import profiles
+from apps.api.core.config import models, profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import ModelName, Name
 from apps.api.core.config.parts import PermissionMode
@@ -147,7 +147,7 @@ async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, 
     asked = body.model_dump(exclude_none=True)
     changes: dict[str, Any] = {name: asked.pop(name) for name in ("permission_mode", "model") if name in asked}
     if "model" in changes:
-        refuse(profiles.model_problems(policy, AgentConfig.model_validate(changes)))
+        refuse(models.problems(policy, AgentConfig.model_validate(changes)))
     if profile is not None:
         refuse(profiles.problems(profile, AgentConfig.model_validate(changes)))
     sent = Sent("applied", None, {})

@@ -101,8 +101,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         {"errors": [{"field": "prompt", "reason": "must not be empty"}]},
     ),
     429: _error(
-        "The prompts of the key or of its tenant, or the requests that look up names, of this minute are used up, or too"
-        " many wrong keys came from this address; see `Retry-After`.",
+        "The prompts of the key or of its tenant, or the requests that look up names, of this minute are used up, or a"
+        " budget is, or too many wrong keys came from this address; see `Retry-After`.",
         "rate_limited",
         f"This key may send {DEFAULTS['rate_limit_query_per_minute']} prompts per minute.",
         {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from apps.api.core.config.aliases import permitted
+from apps.api.core.config.models import permitted
 from apps.api.errors import Forbidden
 from apps.api.runner.gateway.caller import Asked, NotPossible
 

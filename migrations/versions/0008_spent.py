@@ -5,15 +5,13 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    for table in ("tenants", "api_keys"):
-        op.execute(f"ALTER TABLE {table} ADD COLUMN limits jsonb NOT NULL DEFAULT '{{}}'::jsonb")
     # What was counted before has no cost.
     op.add_column("model_calls", sa.Column("cost_usd", sa.Double(), server_default=sa.text("0"), nullable=False))
     op.alter_column("model_calls", "cost_usd", server_default=None)
@@ -42,5 +40,3 @@ def downgrade() -> None:
     op.drop_constraint(op.f("model_calls_call_id_key"), "model_calls")
     for column in ("call_id", "cost_usd"):
         op.drop_column("model_calls", column)
-    for table in ("tenants", "api_keys"):
-        op.drop_column(table, "limits")
