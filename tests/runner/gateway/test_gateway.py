@@ -19,7 +19,7 @@ from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant import model_calls, prices
 from apps.api.core.tenant.model_calls import Call, Used
 from apps.api.db import Database
-from apps.api.errors import ApiError, RateLimited, Unavailable
+from apps.api.errors import ApiError, Forbidden, RateLimited, Unavailable
 from apps.api.runner.gateway import holder
 from apps.api.runner.gateway.caller import MAX_BODY_BYTES
 from apps.api.runner.gateway.gateway import MAX_HELD_BYTES, MAX_STRANGERS, ApiOf, Check, Gateway
@@ -451,7 +451,8 @@ def refusing(failure: Exception) -> Check:
 @pytest.mark.parametrize(
     ("failure", "status", "kind", "refused"),
     [
-        (RateLimited("Used up.", code="budget_reached"), 403, "permission_error", ["budget_reached"]),
+        (RateLimited("Used up.", code="budget_reached"), 402, "billing_error", ["budget_reached"]),
+        (Forbidden("Not this one.", code="model_not_permitted"), 403, "permission_error", ["model_not_permitted"]),
         (ConnectionError("away"), 503, "api_error", []),
         (Unavailable("away"), 503, "api_error", []),
     ],

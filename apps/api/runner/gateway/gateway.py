@@ -14,7 +14,7 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tasks import Loop
-from apps.api.core.tenant import model_calls
+from apps.api.core.tenant import budgets, model_calls
 from apps.api.core.tenant.budgets import Gate
 from apps.api.core.tenant.model_calls import Call
 from apps.api.core.tenant.model_credentials import ModelApis
@@ -223,7 +223,9 @@ class Gateway:
                 return
             if error.code in RUN_FAILURES:
                 call.holder.refused(error)
-            call.refuse(403, "permission_error", error.message)
+            used_up = error.code == budgets.CODE
+            # Neither is tried again. What the CLI says of the second is that it failed to authenticate.
+            call.refuse(*((402, "billing_error") if used_up else (403, "permission_error")), error.message)
         except PASSING as error:
             log.warning("gateway.not_judged", session_id=str(call.holder.session_id), error=error)
             call.refuse(503, "api_error", "The server's database is away.")
