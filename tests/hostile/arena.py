@@ -300,7 +300,8 @@ async def _people(arena: Arena, config: Mapping[str, Any]) -> None:
     async with database_of(arena.fleet) as db:
         for who in ("attacker", "victim"):
             arena.headers[who] = await make_key(db, f"{who}-{uuid4().hex}")
-    arena.attacker, arena.victim = await arena.session("attacker"), await arena.session("victim", **config)
+    arena.attacker = await arena.session("attacker", **arena.level.attacker)
+    arena.victim = await arena.session("victim", **config)
     said = arena.places(arena.victim)["workspace"] / "bystander.json"
     line = command(BYSTANDER, said, arena.secret)
     prompts = {"attacker": "say ready", "victim": f"run {line} >/dev/null 2>&1 & echo started"}

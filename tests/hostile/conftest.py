@@ -10,7 +10,7 @@ import pytest
 from apps.api.dev.embedded import Servers
 from tests.conftest import StartFleet, _fleets
 from tests.hostile.arena import Arena, opened, prefix_of
-from tests.hostile.levels import LEVELS, USERS
+from tests.hostile.levels import LEVELS
 
 WIDE = {"RUNNER_SLOTS": "8"}
 
@@ -30,7 +30,7 @@ async def start_arena_fleet(
 
 @pytest.fixture(
     scope="session",
-    params=[(level, user) for level in LEVELS for user in USERS],
+    params=[(level, user) for level in LEVELS for user in level.users],
     ids=lambda of: f"{of[0].name}-{of[1]}",
 )
 async def arena(request: pytest.FixtureRequest, start_arena_fleet: StartFleet) -> AsyncIterator[Arena]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from apps.api.runner.guard import confinement, seccomp
+from apps.api.runner.guard import confinement, isolation, seccomp
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,23 @@ class Level:
         settings: of the servers that have it.
         layers: which of `attacks.table.LAYERS` stand there.
         possible: whether this machine has it.
+        attacker: of the attacker's session.
+        users: whose servers have it.
     """
 
     name: str
     settings: Mapping[str, str] = field(hash=False)
     layers: frozenset[str]
     possible: bool = True
+    attacker: Mapping[str, str] = field(default_factory=dict, hash=False)
+    users: tuple[str, ...] = ("root", "ordinary")
 
 
 ALWAYS = {"guard"}
 LANDLOCK = {"files", "capabilities", "dropped"} | ({"scopes"} if confinement.landlock_abi() >= 6 else set())
 CALLS = {"calls"}
+PORTS = {"ports"} if isolation.network_lacks() is None else set()
+ALONE = Path(__file__).with_name("alone.toml")
 
 LEVELS = (
     Level("off", {"AGENT_ISOLATION": "off", "AGENT_SECCOMP": "off"}, frozenset(ALWAYS)),
@@ -39,17 +46,24 @@ LEVELS = (
     Level(
         "landlock",
         {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "off"},
-        frozenset(ALWAYS | LANDLOCK),
+        frozenset(ALWAYS | LANDLOCK | PORTS),
         confinement.landlock_abi() > 0,
     ),
     Level(
         "require",
         {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "on"},
-        frozenset(ALWAYS | LANDLOCK | CALLS),
+        frozenset(ALWAYS | LANDLOCK | CALLS | PORTS),
         confinement.landlock_abi() > 0 and seccomp.available(),
     ),
+    Level(
+        "model_only",
+        {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "on", "PROFILES_FILE": str(ALONE)},
+        frozenset(ALWAYS | LANDLOCK | CALLS | PORTS | {"reach"}),
+        bool(PORTS),
+        {"profile": "alone"},
+        ("ordinary",),
+    ),
 )
-USERS = ("root", "ordinary")
 
 
 def standing(level: Level, user: str) -> frozenset[str]:

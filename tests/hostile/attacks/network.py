@@ -48,13 +48,13 @@ def _mapped(where: tuple[str, str], facts: Facts) -> object:
 
 
 for _what, _where in PORTS.items():
-    add(f"connect to {_what}", partial(_connects, _where), "network")
-    add(f"connect to {_what} by its first data", partial(_fast, _where), "network", by_kernel=True)
-    add(f"connect to {_what} by several paths", partial(_multipath, _where), "network", by_kernel=True)
-    add(f"connect to {_what} by IPv6", partial(_mapped, _where), "network", by_kernel=True)
+    add(f"connect to {_what}", partial(_connects, _where), "reach")
+    add(f"connect to {_what} by its first data", partial(_fast, _where), "ports", "reach", by_kernel=True)
+    add(f"connect to {_what} by several paths", partial(_multipath, _where), "ports", "reach", by_kernel=True)
+    add(f"connect to {_what} by IPv6", partial(_mapped, _where), "reach", by_kernel=True)
 
 
-@attack("take the port of an instance that restarts", "network")
+@attack("take the port of an instance that nobody here knows", "reach")
 def _(facts: Facts) -> object:
     """And be sent its clients' keys."""
     with socket.socket() as made:
@@ -64,7 +64,7 @@ def _(facts: Facts) -> object:
         return made.getsockname()
 
 
-@attack("take the port of an instance without choosing it", "network", by_kernel=True)
+@attack("take the port of an instance without choosing it", "reach", by_kernel=True)
 def _(facts: Facts) -> object:
     """listen(2) on what was not bound chooses one of the kernel's own range."""
     with socket.socket() as made:
@@ -81,10 +81,10 @@ def _shares(address: str, facts: Facts) -> object:
         return made.getsockname()
 
 
-add("listen beside the API at its other addresses", partial(_shares, "127.0.0.2"), "network")
+add("listen beside the API at its other addresses", partial(_shares, "127.0.0.2"), "ports", "reach")
 
 
-@attack("send a packet to a service of the machine", "network", "namespaces")
+@attack("send a packet to a service of the machine", "reach", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.settimeout(SECONDS)
@@ -92,7 +92,7 @@ def _(facts: Facts) -> object:
         return made.recv(100)
 
 
-@attack("resolve names by packets of one's own", "network", "namespaces")
+@attack("resolve names by packets of one's own", "reach", "namespaces")
 def _(facts: Facts) -> object:
     """A way out for data wherever names can be resolved: the name is the data."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -118,7 +118,7 @@ for _what, _host, _port in (
     ("Azure's host agent", "168.63.129.16", 80),
     ("the internet", "198.51.100.1", 443),
 ):
-    add(f"connect to {_what}", partial(_goes_out, _host, _port), "network", by_kernel=True)
+    add(f"connect to {_what}", partial(_goes_out, _host, _port), "ports", "reach", by_kernel=True)
 
 
 def _to_path(where: str, name: str, facts: Facts) -> object:
@@ -132,21 +132,24 @@ def _abstract(where: str, facts: Facts) -> object:
     return connected(socket.socket(socket.AF_UNIX), "\0" + facts[where]["abstract"])
 
 
-add("connect to a socket of the machine that has a path", partial(_to_path, "host", "socket"), "namespaces")
-add("connect to a socket of another session that has a path", partial(_to_path, "victim", "socket"), "namespaces")
-add("connect to PostgreSQL by its path", partial(_to_path, "server", "postgres"), "namespaces")
-add("connect to Redis by its path", partial(_to_path, "server", "redis"), "namespaces")
-add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "namespaces")
-add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "namespaces")
+for _what, _path in (
+    ("a socket of the machine that has a path", ("host", "socket")),
+    ("a socket of another session that has a path", ("victim", "socket")),
+    ("PostgreSQL by its path", ("server", "postgres")),
+    ("Redis by its path", ("server", "redis")),
+):
+    add(f"connect to {_what}", partial(_to_path, *_path), "reach", "namespaces")
+add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "reach", "namespaces")
+add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "reach", "namespaces")
 
 
-@attack("send a packet to an abstract socket of the machine", "scopes", "namespaces")
+@attack("send a packet to an abstract socket of the machine", "scopes", "reach", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         return made.sendto(b"ping", "\0" + facts["host"]["abstract"] + "-datagrams")
 
 
-@attack("command the agent's program of another session", "files", "namespaces", by_kernel=True)
+@attack("command the agent's program of another session", "files", "reach", "namespaces", by_kernel=True)
 def _(facts: Facts) -> object:
     """By the socket that it listens on for others of its kind."""
     found = facts["victim"].get("messages")
@@ -155,7 +158,7 @@ def _(facts: Facts) -> object:
     return connected(socket.socket(socket.AF_UNIX), found)
 
 
-@attack("hand a descriptor to a service of the machine", "scopes", "namespaces")
+@attack("hand a descriptor to a service of the machine", "scopes", "reach", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
         made.settimeout(SECONDS)

@@ -24,7 +24,8 @@ LAYERS = {
     "calls": "seccomp",
     "guard": "the guard itself, whatever is off",
     "namespaces": "namespaces of its own",
-    "network": "the profile's network",
+    "ports": "Landlock: ports, and the filter for what they leave, in every mode of the network",
+    "reach": "a profile that reaches the model alone",
     "limits": "limits on what a session's processes take",
     "quota": "a share of the disk",
 }

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from apps.api.runner.guard import isolation
-from apps.api.runner.guard.network import Limits
+from apps.api.runner.guard.network import Network
 from apps.api.runner.guard.rules import MAX_KEPT, MAX_WAITING, Kind, PortRules
 
 pytestmark = pytest.mark.skipif(isolation.network_lacks() is not None, reason="this machine cannot limit the network")
 
 LIMIT = """
 import json, os, sys
-from apps.api.runner.guard.network import Limits
+from apps.api.runner.guard.network import Network
 from tests.knocks import KINDS, attempt
-Limits(os.environ).apply()
+Network(os.environ).apply()
 print(json.dumps({line: attempt(KINDS[line.split()[0]], *line.split()[1:]) for line in sys.argv[1:]}))
 """
 
@@ -112,10 +112,10 @@ async def test_unix_sockets_are_taken_from_any_mode(rules: PortRules) -> None:
 async def test_a_ticket_is_good_once_and_while_its_process_lives(rules: PortRules) -> None:
     ticket, forgotten = await rules.ticket(kind("model_only")), await rules.ticket(kind("model_only"))
     rules.forget(forgotten)
-    (await asyncio.to_thread(Limits, shown(rules, ticket))).close()
+    (await asyncio.to_thread(Network, shown(rules, ticket))).close()
     for refused in (ticket, forgotten, "", "guess"):
         with pytest.raises((PermissionError, ConnectionError)):
-            await asyncio.to_thread(Limits, shown(rules, refused or "?"))
+            await asyncio.to_thread(Network, shown(rules, refused or "?"))
 
 
 async def test_who_shows_nothing_makes_room_for_guards(rules: PortRules) -> None:
@@ -125,7 +125,7 @@ async def test_who_shows_nothing_makes_room_for_guards(rules: PortRules) -> None
         one.setblocking(False)
         await asyncio.get_running_loop().sock_connect(one, str(rules.path))
         silent.append(one)
-    (await asyncio.to_thread(Limits, shown(rules, await rules.ticket(kind("model_only"))))).close()
+    (await asyncio.to_thread(Network, shown(rules, await rules.ticket(kind("model_only"))))).close()
     assert await asyncio.get_running_loop().sock_recv(silent[0], 1) == b""
     for one in silent:
         one.close()
@@ -134,6 +134,6 @@ async def test_who_shows_nothing_makes_room_for_guards(rules: PortRules) -> None
 async def test_the_newest_kinds_are_kept(rules: PortRules) -> None:
     tickets = [await rules.ticket(kind("model_only", ways=(port,))) for port in range(1, MAX_KEPT + 2)]
     for ticket in tickets[1:]:
-        (await asyncio.to_thread(Limits, shown(rules, ticket))).close()
+        (await asyncio.to_thread(Network, shown(rules, ticket))).close()
     with pytest.raises((PermissionError, ConnectionError)):
-        await asyncio.to_thread(Limits, shown(rules, tickets[0]))
+        await asyncio.to_thread(Network, shown(rules, tickets[0]))

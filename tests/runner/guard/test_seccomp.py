@@ -159,6 +159,7 @@ def test_rules_of_ports_hold_for_all_that_connects(machine: str, mode: str) -> N
         assert network(machine, mode, name, *fast) == seccomp.REFUSE | errno.EOPNOTSUPP
         assert network(machine, mode, name, *usual) == seccomp.ALLOW
     assert network(machine, mode, "listen", 3, 5) == (NO if mode == "model_only" else seccomp.ALLOW)
+    assert network(machine, mode, "io_uring_setup", 8, 0) == NO
     families = {f for f in range(64) if network(machine, mode, "socket", f, 1, 0) == seccomp.ALLOW}
     assert families == ({2, 10, 16} if mode == "model_only" else {1, 2, 10, 16})
     assert network(machine, mode, "socket", 1, 1, 0, unix=False) == NO

@@ -24,7 +24,7 @@ DIRECT = "direct"
 """Nothing is limited."""
 
 
-class Limits:
+class Network:
     """What is taken from one agent.
 
     Attributes:

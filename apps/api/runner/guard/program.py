@@ -81,13 +81,13 @@ def main() -> NoReturn:
     if _seconds_left(until) <= 0:
         _refuse("the server's lease has run out")
     abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
-    limits = _limits()
+    reach = _network()
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
     cli = os.fork()
     if cli == 0:
-        _become_cli(guard, abi, filtered, limits, inherited)
-    limits.close()
+        _become_cli(guard, abi, filtered, reach, inherited)
+    reach.close()
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
     os.dup2(nowhere, 0)
@@ -151,18 +151,18 @@ def _filtered(wanted: str) -> bool:
     return found
 
 
-def _limits() -> network.Limits:
+def _network() -> network.Network:
     """What of the network to take from the agent."""
     try:
-        limits = network.Limits(os.environ)
+        reach = network.Network(os.environ)
     except OSError as error:
         _refuse(f"the agent's network cannot be limited ({error})")
-    if limits.filters and not seccomp.available():
+    if reach.filters and not seccomp.available():
         _lacking("this machine has no seccomp", "the agent can make sockets of every kind")
-        limits.unix = True
-        if limits.mode != network.DIRECT:
+        reach.unix = True
+        if reach.mode != network.DIRECT:
             _refuse("the agent's network cannot be limited without seccomp")
-    return limits
+    return reach
 
 
 def _lacking(what: str, so: str) -> None:
@@ -171,7 +171,7 @@ def _lacking(what: str, so: str) -> None:
     _say(f"{what}: {so}")
 
 
-def _become_cli(guard: int, abi: int, filtered: bool, limits: network.Limits, mask: Iterable[int]) -> NoReturn:
+def _become_cli(guard: int, abi: int, filtered: bool, reach: network.Network, mask: Iterable[int]) -> NoReturn:
     try:
         os.setsid()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
@@ -193,7 +193,7 @@ def _become_cli(guard: int, abi: int, filtered: bool, limits: network.Limits, ma
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        limits.apply()
+        reach.apply()
         if filtered:
             seccomp.install()
         os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606

@@ -118,6 +118,7 @@ OF_NETWORK: dict[str, tuple[int, int]] = {
     "sendmsg": (46, 211),
     "sendmmsg": (307, 269),
     "listen": (50, 201),
+    "io_uring_setup": (425, 425),
 }
 """The same where the network is limited, see `_of_network`."""
 
@@ -199,7 +200,9 @@ def _of_network(mode: str, *, unix: bool) -> dict[str, list[Instruction]]:
         for name, at in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
     }
     # A socket that has no port yet is given one when it listens, and no rule is asked.
-    silent = {"listen": [_refuse(EPERM)]} if mode == "model_only" else {}
+    more = {"listen": [_refuse(EPERM)]} if mode == "model_only" else {}
+    # What it is told to do, among it all of the above, lies in memory.
+    more["io_uring_setup"] = [_refuse(EPERM)]
     families: list[Instruction] = [
         _load(_argument(0)),
         (_EQUAL, 5, 0, _INET),
@@ -209,7 +212,7 @@ def _of_network(mode: str, *, unix: bool) -> dict[str, list[Instruction]]:
         _answer(ALLOW),
         _refuse(EPERM),
     ]
-    return {"socket": [*families, *internet], **flags, **silent}
+    return {"socket": [*families, *internet], **flags, **more}
 
 
 def program(machine: str) -> list[Instruction]:
