@@ -16,7 +16,7 @@ from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
-from apps.api.core.fleet import answering, repair, suspension
+from apps.api.core.fleet import answering, erasure, repair, suspension
 from apps.api.core.sessions import deletion, requests
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
@@ -84,6 +84,7 @@ LINES = {
     ("post", "/api/v1/admin/tenants"): "tenant.created",
     ("post", "/api/v1/admin/tenants/{tenant}/suspend"): "tenant.suspended",
     ("post", "/api/v1/admin/tenants/{tenant}/resume"): "tenant.resumed",
+    ("delete", "/api/v1/admin/tenants/{tenant}"): "tenant.deleted",
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.put",
     ("delete", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.deleted",
     ("post", "/api/v1/admin/keys"): "key.created",
@@ -92,6 +93,10 @@ LINES = {
     ("post", "/api/v1/admin/keys/{key_id}/revoke"): "key.revoked",
     ("post", "/api/v1/admin/runs/{run_id}/repair"): "run.repaired",
 }
+
+
+SYSTEMS = {"tenant.removed"}
+"""Lines of what comes after an act of somebody's."""
 
 
 def test_every_route_that_writes_is_known_to_leave_a_line_or_to_need_none() -> None:
@@ -109,7 +114,7 @@ def test_every_route_that_writes_is_known_to_leave_a_line_or_to_need_none() -> N
     ]
     assert unknown == [], "say in LINES which line it leaves, or in NO_ACTS why it needs none"
     assert set(LINES) <= set(writing)
-    assert set(LINES.values()) == set(get_args(audit.Action))
+    assert set(LINES.values()) | SYSTEMS == set(get_args(audit.Action))
 
 
 # --- one transaction -----------------------------------------------------------------------------------------------
@@ -145,6 +150,11 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     webhook_id = UUID(hook["webhook_id"])
     session_id, request_id = await asked(world)
     run_id = await stuck(world)
+
+    async def erase() -> None:
+        another = await world.one("SELECT id FROM tenants WHERE name = 'another'")
+        await erasure.erase(core, another)
+
     deny, by = {"decision": "deny"}, {"type": "key"}
     skill = Skill("skill", "s", "d", {BODY: "x"})
     command = Skill("command", "c", "d", {BODY: "x"})
@@ -155,6 +165,8 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
         "tenant.resumed": lambda: suspension.resume(core, "ours"),
         "tenant.limited": lambda: keys.limit_tenant(db, world.redis, "ours", LIMITS),
+        "tenant.deleted": lambda: erasure.begin(core, "another", uuid4()),
+        "tenant.removed": erase,
         "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], limits=LIMITS),
         "key.changed": lambda: keys.change_key(
             db, world.redis, made.id, {"name": "o", "expires_at": datetime.now(UTC)}
@@ -225,7 +237,8 @@ async def test_no_act_is_stored_without_its_line_and_each_writes_one(lone_world:
             before += 1
             assert len(lines) == before, action
             assert (lines[0].action, lines[0].actor) == (action, by)
-            assert lines[0].tenant == ("another" if action == "tenant.created" else "ours")
+            of_another = action in ("tenant.created", "tenant.deleted", "tenant.removed")
+            assert lines[0].tenant == ("another" if of_another else "ours")
         written = await admin.fetchval("SELECT string_agg(l::text, ' ') FROM audit_log l")
         assert "hidden" not in written
 

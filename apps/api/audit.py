@@ -22,6 +22,8 @@ Action = Literal[
     "tenant.suspended",
     "tenant.resumed",
     "tenant.limited",
+    "tenant.deleted",
+    "tenant.removed",
     "key.created",
     "key.changed",
     "key.rotated",

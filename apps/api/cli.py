@@ -26,6 +26,7 @@ from apps.api.core.config.limits import Limits
 from apps.api.core.network import default_model
 from apps.api.core.tenant import model_credentials
 from apps.api.db import Database
+from apps.api.errors import Conflict
 from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation
 from apps.api.settings import ENV_FILE, Settings
@@ -227,7 +228,7 @@ def create(
 
     try:
         created = asyncio.run(work())
-    except ValueError as error:
+    except (ValueError, Conflict) as error:
         _fail(str(error), 2)
     typer.echo(f"Key {created.id} of tenant {created.tenant}. Its secret is not stored: keep it now.", err=True)
     typer.echo(created.secret)

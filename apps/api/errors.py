@@ -10,7 +10,7 @@ ApiError
 │                               origin_not_permitted, model_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
-│                               workspace_not_copied, preset_busy, own_tenant
+│                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
 │                               too_many_wrong_keys, budget_reached

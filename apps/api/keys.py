@@ -36,10 +36,11 @@ class Tenant:
     created_at: datetime
     keys: int
     suspended_at: datetime | None = None
+    deleting_at: datetime | None = None
 
 
 _TENANTS = """
-SELECT t.id, t.name, t.created_at, t.suspended_at, (SELECT count(*) FROM api_keys WHERE tenant_id = t.id
+SELECT t.id, t.name, t.created_at, t.suspended_at, t.deleting_at, (SELECT count(*) FROM api_keys WHERE tenant_id = t.id
   AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())) AS keys FROM tenants t
 """
 
@@ -170,6 +171,7 @@ async def create_key(
 
     Raises:
         ValueError: an unknown scope, a tenant name that the table refuses, or a secret that is a key already.
+        Conflict: `tenant_deleted`, being deleted.
     """
     unknown = set(scopes) - set(SCOPES)
     if unknown or not scopes:
@@ -182,6 +184,8 @@ async def create_key(
     try:
         async with db.transaction() as connection:
             tenant_id = await _ensure_tenant(connection, tenant)
+            if await connection.fetchval("SELECT deleting_at IS NOT NULL FROM tenants WHERE id = $1", tenant_id):
+                raise Conflict("This tenant is being deleted.", code="tenant_deleted")
             bound = (list(of) if of else None for of in (profiles, networks))
             given = (name, list(scopes), *bound, limits.given(), expires_at)
             await connection.execute(

@@ -343,7 +343,7 @@ async def test_deleting_a_session_ends_its_agent_and_its_streams(shared: Shared)
         async for event in events:
             if event.event == "partial":
                 response = await other.client.delete(f"/api/v1/sessions/{session_id}")
-                assert response.status_code == 204
+                assert response.status_code == 200
                 break
         rest = [event async for event in events]
     assert rest[-1].event == "error"

@@ -103,7 +103,7 @@ async def test_a_fork_of_a_fork_knows_both_and_its_files_can_be_rewound_to_promp
     third = (await fork(fleet[2], second))["session_id"]
     never_begun = (await fork(fleet[2], third))["session_id"]
     assert (await fleet[0].get(f"/sessions/{never_begun}")).json()["parent_session_id"] == third
-    assert (await fleet[1].client.delete(f"/api/v1/sessions/{first}")).status_code == 204
+    assert (await fleet[1].client.delete(f"/api/v1/sessions/{first}")).status_code == 200
     files = files_of(fleet, second)
     assert list(files) == ["a.txt"]
     assert files_of(fleet, never_begun) == files

@@ -376,7 +376,7 @@ async def test_a_subagent_has_its_own_mcp_server_skill_and_mode(fleet: Fleet, re
         shown = await fleet[2].get(f"/sessions/{session_id}")
         assert shown.json()["config"]["agents"]["own"]["mcp_servers"]["things"]["env"] == {"SCALE": "***"}
         assert "hush-sub-secret" not in shown.text
-        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        assert (await fleet[0].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
 
 
 @pytest.mark.parametrize(

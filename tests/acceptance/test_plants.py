@@ -99,7 +99,7 @@ async def live_through(fleet: Fleet, trap: str) -> None:
     await until(lambda: owner_is(second, session, None))
     await clean(fleet, second, session)
     async with watched(second):
-        assert (await second.client.delete(f"/api/v1/sessions/{session}")).status_code == 204
+        assert (await second.client.delete(f"/api/v1/sessions/{session}")).status_code == 200
         await until(lambda: asyncio.to_thread(is_gone, Path(fleet.env["WORKSPACES_DIR"]), session))
     killed, *more = await asyncio.to_thread(instances_of, Path(fleet.env["TMPDIR"]))
     assert len(more) == 1

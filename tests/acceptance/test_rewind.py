@@ -169,7 +169,7 @@ async def test_a_working_directory_is_part_of_the_paths_and_copies_of_files_are_
     copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
     await check_lost_copies(fleet, session_id, prompts, copies)
     async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
-        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
         async for _ in events:
             continue
     await until(lambda: not copies.exists())

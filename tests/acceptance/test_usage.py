@@ -58,7 +58,7 @@ async def test_sums_agree_with_what_the_results_told_outlive_the_session_and_sta
 
 
 async def check_usage_outlives_the_session(fleet: Fleet, session_id: str, cost: float) -> None:
-    assert (await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+    assert (await fleet[2].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
     answered = await report(fleet[1], session_id=session_id, group_by="session")
     assert [(row["session_id"], row["cost_usd"]) for row in answered["data"]] == [(session_id, pytest.approx(cost))]
     assert (await fleet[1].get(f"/sessions/{session_id}/usage")).status_code == 404

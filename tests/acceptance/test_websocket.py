@@ -162,7 +162,7 @@ async def test_a_followed_session_shows_every_event_once_and_that_it_is_deleted(
         assert {e["data"]["run_id"] for e in socket.events} == {outside}
         socket.events.clear()
         await socket.ask("follow", session_id=session_id, after="1")
-        assert (await owner.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+        assert (await owner.client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
         told = await socket.event(lambda e: e["event"] == "error")
         assert (told["id"], told["data"]["code"]) == (None, "session_deleted")
         assert (await socket.reply(await socket.send("ping")))["type"] == "pong"

@@ -26,12 +26,17 @@ from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
 
 
 class Tenant(Base):
-    """Owner of everything else; found through an API key. `limits`: what all its keys are limited to together."""
+    """Owner of everything else; found through an API key.
+
+    `limits`: what all its keys are limited to together. `removed`: of one that is being deleted, how many rows have
+    gone, and bytes where known, by table.
+    """
 
     __tablename__ = "tenants"
     __table_args__ = (
         CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),
         Index("tenants_suspended_idx", "id", postgresql_where=text("suspended_at IS NOT NULL")),
+        Index("tenants_deleting_idx", "id", postgresql_where=text("deleting_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -39,6 +44,8 @@ class Tenant(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     suspended_at: Mapped[datetime | None]
     limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    deleting_at: Mapped[datetime | None]
+    removed: Mapped[dict[str, Any] | None]
 
 
 class ApiKey(Base):
@@ -108,7 +115,8 @@ class Session(Base):
 
     `generation` is the fencing token: it grows whenever the owner changes, and every write of an owner
     names the generation that it was given. `last_seq` is the position of the newest event. `lost`: numbers of events
-    that readers had been told before the database lost them; by now they may be numbers of others.
+    that readers had been told before the database lost them; by now they may be numbers of others. `purged_at`: since
+    when a deleted session holds nothing any more.
     """
 
     __tablename__ = "sessions"
@@ -123,6 +131,11 @@ class Session(Base):
             "surface",
             "created_at",
             postgresql_where=text("surface <> 'native' AND deleted_at IS NULL"),
+        ),
+        Index(
+            "sessions_unpurged_idx",
+            "deleted_at",
+            postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
         ),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
@@ -156,6 +169,7 @@ class Session(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_active_at: Mapped[datetime] = mapped_column(server_default=NOW)
     deleted_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]
 
 
 class Run(Base):

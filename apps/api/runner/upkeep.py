@@ -14,7 +14,7 @@ import structlog
 from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, commands, instances, ownership, suspension
+from apps.api.core.fleet import claims, commands, erasure, instances, ownership, suspension
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
@@ -39,6 +39,9 @@ SUSPENSION_INTERVAL = 2.0
 """Seconds between looks for tenants that are suspended; as long their runs go on, and the time that it takes to end
 them."""
 
+ERASURE_INTERVAL = 5.0
+"""Seconds between looks for tenants and sessions whose deletion somebody has begun and does not go on with."""
+
 SWEEP_INTERVAL = 600.0
 
 
@@ -54,6 +57,7 @@ class Upkeep:
         loops.start("runner-reap", self._reap, partial(pause, REAP_INTERVAL))
         loops.start("runner-announce", self._announce_all, self._until_announced)
         loops.start("runner-suspension", self._suspend, partial(pause, SUSPENSION_INTERVAL))
+        loops.start("runner-erasure", self._erase, partial(pause, ERASURE_INTERVAL))
         loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
 
     async def _reap(self, loop: Loop) -> None:
@@ -103,6 +107,12 @@ class Upkeep:
         with loop.one(execution.session_id):
             execution.close("tenant_suspended")  # no other run of it is taken here
             await execution.stop(None, "tenant_suspended")
+
+    async def _erase(self, loop: Loop) -> None:
+        """Go on with deletions: the content of sessions, and tenants with all that they have."""
+        await deletion.purge_left(self._core, loop)
+        while await erasure.go_on(self._core, loop):
+            continue
 
     async def _sweep(self, loop: Loop) -> None:
         for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):

@@ -394,7 +394,11 @@ async def test_a_deleted_session_leaves_nothing_of_its_content(world: World) -> 
         session_id,
         running.run_id,
     )
-    assert await deletion.delete(world.db, world.tenant_id, session_id) == lease.instance_id
+    gone = await deletion.delete(world.db, world.tenant_id, session_id)
+    assert (gone.owner, gone.whole, lease.instance_id in gone.instances) == (lease.instance_id, True, True)
+    counted = {table: (rows, bool(size)) for table, (rows, size) in gone.removed.items()}
+    assert counted.pop("events")[1]
+    assert counted == {"runs": (3, True), "transcript_entries": (1, True), "commands": (1, False)}
     for table in ("events", "transcript_entries", "commands", "idempotency_keys"):
         assert await world.one(f"SELECT count(*) FROM {table} WHERE session_id = $1", session_id) == 0, table
     row = await world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", session_id)
@@ -419,7 +423,7 @@ async def test_a_session_is_deleted_once(world: World) -> None:
                 *(deletion.delete(world.db, world.tenant_id, session_id) for _ in range(4)), return_exceptions=True
             )
             await until(lambda: waiting_for_locks(observer, AT_ONCE))
-        refused = [ended for ended in await deleting if ended is not None]
+        refused = [ended for ended in await deleting if isinstance(ended, Exception)]
     assert [type(ended) for ended in refused] == [Conflict] * 3
     with pytest.raises(NotFound):
         await state(world, session_id)

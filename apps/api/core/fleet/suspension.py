@@ -51,16 +51,25 @@ async def suspend(core: Core, tenant: str, own: UUID) -> None:
 
 
 async def resume(core: Core, tenant: str) -> None:
-    """Let a tenant's keys be accepted again, at once; what was ended stays ended. Raises NotFound."""
+    """Let a tenant's keys be accepted again, at once; what was ended stays ended.
+
+    Raises:
+        NotFound: `tenant_not_found`.
+        Conflict: `tenant_deleted`, being deleted.
+    """
     async with core.db.transaction() as connection:
         row = await _locked(connection, tenant)
+        if row["deleting_at"] is not None:
+            raise Conflict("This tenant is being deleted.", code="tenant_deleted")
         if row["suspended_at"] is not None:
             await connection.execute("UPDATE tenants SET suspended_at = NULL WHERE id = $1", row["id"])
             await audit.note(connection, "tenant.resumed", row["id"])
 
 
 async def _locked(connection: asyncpg.Connection, tenant: str) -> asyncpg.Record:
-    row = await connection.fetchrow("SELECT id, suspended_at FROM tenants WHERE name = $1 FOR NO KEY UPDATE", tenant)
+    row = await connection.fetchrow(
+        "SELECT id, suspended_at, deleting_at FROM tenants WHERE name = $1 FOR NO KEY UPDATE", tenant
+    )
     if row is None:
         raise NotFound.of("tenant")
     return row

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
+
+import asyncpg
 
 from apps.api.core.tenant.usage import TOKENS
 from apps.api.db import Database
@@ -116,27 +119,29 @@ ON CONFLICT (subject, day) DO UPDATE SET usd = spent.usd + excluded.usd, tokens 
 
 
 async def record(db: Database, call: Call) -> None:
-    """Store a call, and add up what its session, key and tenant have spent. Twice is as good as once."""
+    """Store a call, and add up what its session, key and tenant have spent. Twice is as good as once; nothing is stored
+    once its tenant has been deleted."""
     used = call.used
-    await db.pool.execute(
-        _RECORD,
-        call.tenant_id,
-        call.session_id,
-        call.run_id,
-        call.kind,
-        call.began_at,
-        call.status,
-        call.first_byte_seconds,
-        call.seconds,
-        used.model,
-        used.input_tokens,
-        used.output_tokens,
-        used.cache_read_input_tokens,
-        used.cache_creation_input_tokens,
-        used.cache_creation_1h_input_tokens,
-        used.web_search_requests,
-        used.complete,
-        call.cost_usd,
-        call.id,
-        used.tokens,
-    )
+    with suppress(asyncpg.ForeignKeyViolationError):
+        await db.pool.execute(
+            _RECORD,
+            call.tenant_id,
+            call.session_id,
+            call.run_id,
+            call.kind,
+            call.began_at,
+            call.status,
+            call.first_byte_seconds,
+            call.seconds,
+            used.model,
+            used.input_tokens,
+            used.output_tokens,
+            used.cache_read_input_tokens,
+            used.cache_creation_input_tokens,
+            used.cache_creation_1h_input_tokens,
+            used.web_search_requests,
+            used.complete,
+            call.cost_usd,
+            call.id,
+            used.tokens,
+        )

@@ -11,11 +11,12 @@ from fastapi import Path, Query, Response
 from apps.api import keys
 from apps.api.core.config.limits import Limits
 from apps.api.core.context import Core
-from apps.api.core.fleet import instances, ownership, repair, suspension
+from apps.api.core.fleet import erasure, instances, ownership, repair, suspension
 from apps.api.core.sessions import runs
 from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, Limit, RunId, errors
+from apps.api.dialects.native.removed import TenantRemoved, later_of, rows_of
 from apps.api.dialects.native.schemas import Page
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web.callers import Operator
@@ -89,6 +90,29 @@ async def put_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limi
     once; with Redis away within 30 s."""
     await keys.limit_tenant(core.db, core.redis, tenant, body)
     return wire.TenantLimits(tenant=tenant, limits=body)
+
+
+@router.delete(
+    "/tenants/{tenant}",
+    responses={202: {"model": TenantRemoved, "description": "There is so much that it goes on."}, **errors(404, 409)},
+)
+async def delete_tenant(core: CoreDep, caller: Operator, response: Response, tenant: Tenant) -> TenantRemoved:
+    """Refuse a tenant's keys for good, end what it does, and remove all that it has. There is no way back.
+
+    200 when nothing is left of it. 202 after some seconds: the fleet goes on by itself, whichever instance dies; ask
+    again to see how far it has come, until it is 404. 409 `own_tenant`: it is the tenant of the key that asks.
+    """
+    tenant_id = await erasure.begin(core, tenant, caller.tenant_id)
+    gone = await erasure.erase(core, tenant_id)
+    response.status_code = 200 if gone.whole else 202
+    removed, later = rows_of(gone.removed), later_of(gone)
+    return TenantRemoved(
+        tenant=tenant,
+        tenant_id=tenant_id,
+        status="deleted" if gone.whole else "deleting",
+        removed=removed,
+        later=later,
+    )
 
 
 @router.put("/tenants/{tenant}/model-credential", responses=errors(400, 404, 409, 413))

@@ -37,6 +37,7 @@ class TenantState(BaseModel):
     created_at: datetime
     keys: int = Field(description="How many of its keys are valid.")
     suspended_at: datetime | None = Field(None, description="Since when its keys are refused; null: they are not.")
+    deleting_at: datetime | None = Field(None, description="Since when it is being deleted; null: it is not.")
 
 
 LIMITS = {"runs_per_minute": 60, "concurrent_runs": 10}

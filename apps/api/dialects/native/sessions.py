@@ -27,6 +27,7 @@ from apps.api.dialects.native.common import (
     errors,
     labels,
 )
+from apps.api.dialects.native.removed import SessionRemoved, later_of, rows_of
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import ContentRoute, Router
@@ -118,12 +119,15 @@ async def patch_session(
     return await state_of(core, caller, session_id)
 
 
-@router.delete("/sessions/{session_id}", tags=["sessions"], status_code=204, responses=errors(404, 409))
-async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
-    """Stop the run, end the agent process, and remove events, transcript and workspace. There is no way back."""
-    await deletion.delete(core.db, caller.tenant_id, session_id)
+@router.delete("/sessions/{session_id}", tags=["sessions"], responses=errors(404, 409))
+async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -> SessionRemoved:
+    """Stop the run, end the agent process, and remove events, transcript and workspace. There is no way back.
+
+    The answer says what went, and what others remove within moments: files are on the hosts of instances.
+    """
+    gone = await deletion.delete(core.db, caller.tenant_id, session_id)
     core.forget(caller.tenant_id, session_id)
-    return Response(status_code=204)
+    return SessionRemoved(session_id=session_id, removed=rows_of(gone.removed), later=later_of(gone))
 
 
 @router.get(
