@@ -13,7 +13,7 @@ ApiError
 │                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
-│                               too_many_wrong_keys, budget_reached
+│                               too_many_wrong_keys, budget_reached, quota_exceeded
 ├── RunFailed               a run ended without success: the status follows its code
 ├── StillRunning            504 still_running
 └── Unavailable             503 dependency_unavailable, encryption_not_configured, instance_full

@@ -60,6 +60,9 @@ def connections(limit: int) -> int:
     return max(limit - max(limit // 4, KEPT_DESCRIPTORS), 1)
 
 
+NOTHING: Mapping[Level, int | None] = {}
+
+
 @dataclass(slots=True)
 class Share:
     """What there is of one kind, and who has how much of it.
@@ -75,8 +78,13 @@ class Share:
     limits: Mapping[Level, int]
     taken: Counter[object] = field(default_factory=Counter)
 
-    def take(self, amount: int, holders: Mapping[Level, UUID | None]) -> Callable[[], None]:
+    def take(
+        self, amount: int, holders: Mapping[Level, UUID | None], own: Mapping[Level, int | None] = NOTHING
+    ) -> Callable[[], None]:
         """Take an amount; returns what gives it back, once.
+
+        Args:
+            own: limits of these holders, in place of those that hold for everybody.
 
         Raises:
             RateLimited: the share of a holder is used up.
@@ -84,10 +92,11 @@ class Share:
         """
         of: dict[Level, object] = {level: (level, id_) for level, id_ in holders.items() if id_ is not None}
         of["instance"] = "instance"
-        for level, limit in self.limits.items():
+        limits = {**self.limits, **{level: limit for level, limit in own.items() if limit is not None}}
+        for level, limit in limits.items():
             if level in of and self.taken[of[level]] + amount > limit:
-                raise self._refusal(level, limit)
-        counted = [of[level] for level in of if level in self.limits or level == "instance"]
+                raise self._refusal(level, limit, self.taken[of[level]])
+        counted = list(of.values())
         for holder in counted:
             self.taken[holder] += amount
         left = [amount]
@@ -105,13 +114,14 @@ class Share:
     def total(self) -> int:
         return self.taken["instance"]
 
-    def _refusal(self, level: Level, limit: int) -> ApiError:
+    def _refusal(self, level: Level, limit: int, used: int) -> ApiError:
         soon = {"Retry-After": "1"}
         if level == "instance":
             text = f"This instance has as many {self.what} as it may. Try again; another instance may have room."
             return Unavailable(text, code="instance_full", headers=soon)
         text = f"This {level} has {limit} {self.what} on this instance already."
-        return RateLimited(text, code=self.code, details={"limit": limit}, headers=soon)
+        told = {"scope": level, "limit": limit, "used": used}
+        return RateLimited(text, code=self.code, details=told, headers=soon)
 
 
 def table(settings: Settings, limit: int) -> dict[Kind, Share]:

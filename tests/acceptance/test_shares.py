@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.fleet import Fleet
+from tests.sockets import open_socket
 
 
 async def limited(fleet: Fleet, of_tenant: dict[str, Any], **of_key: Any) -> dict[str, str]:
@@ -39,3 +40,39 @@ async def test_a_limit_of_60_a_minute_admits_60_over_three_instances(fleet: Flee
     error = refused.json()["error"]
     assert (error["code"], error["details"]["scope"], error["details"]["used"]) == ("rate_limited", whose, 60)
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
+OLDER = {
+    "/compat/code-server/query": {"prompt": "say no"},
+    "/compat/chat-server/chat": {"prompt": "say no"},
+    "/compat/execute-server/execute/": {"prompt": "say no", "cwd": "x"},
+}
+
+
+async def test_what_is_beyond_a_quota_is_refused_on_every_instance_and_surface(fleet: Fleet) -> None:
+    headers = await limited(fleet, {"queued_runs": 1})
+    session_id = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]
+    path = f"/sessions/{session_id}/query"
+    running = await fleet[0].post(path, {"prompt": "stream 500 words slowly"}, headers=headers)
+    async with fleet[1].stream(f"/runs/{running.json()['run_id']}/events", headers=headers) as events:
+        async for event in events:
+            if event.event == "init":
+                break
+    assert (await fleet[1].post(path, {"prompt": "say behind"}, headers=headers)).status_code == 202
+    told = {"name": "queued_runs", "scope": "tenant", "limit": 1, "used": 1}
+    for instance in fleet.instances:
+        for route in (path, "/query", "/query/single"):
+            refused = await instance.post(route, {"prompt": "say no"}, headers=headers)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["details"]) == (429, "quota_exceeded", told), route
+            assert refused.headers["Retry-After"] == "5"
+        for route, body in OLDER.items():
+            refused = await instance.client.post(route, json=body, headers=headers)
+            assert refused.status_code == 429, refused.text
+            assert "queued_runs is used up: 1 of 1" in refused.json()["detail"]
+        async with open_socket(instance, headers) as socket:
+            assert await socket.refused("prompt", prompt="say no") == (429, "quota_exceeded")
+        shown = (await instance.get("/limits", headers=headers)).json()["data"]
+        assert [entry["used"] for entry in shown if entry["name"] == "queued_runs"] == [1]
+    await fleet[2].post(f"/sessions/{session_id}/interrupt", headers=headers)
+    assert (await fleet[2].post(f"{path}?wait=60", {"prompt": "say more"}, headers=headers)).status_code == 200

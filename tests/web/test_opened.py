@@ -13,6 +13,7 @@ import pytest
 
 from apps.api import auth, keys
 from apps.api.auth import Principal
+from apps.api.core.config.limits import Limits
 from apps.api.core.tasks import Loop
 from apps.api.db import Database
 from apps.api.errors import ApiError, RateLimited, Unavailable
@@ -134,6 +135,24 @@ async def test_the_next_stream_of_a_key_is_refused_and_others_have_theirs(opened
     count, error = taken_by(opened, "streams", somebody())
     assert (count, type(error), error.code) == (100, RateLimited, "too_many_streams")
     assert opened.hold("streams", somebody()) is not None
+
+
+async def test_a_key_and_a_tenant_may_have_limits_of_their_own(opened: Opened) -> None:
+    more, few = Limits(streams=120), Limits(streams=2)
+    assert taken_by(opened, "streams", somebody(limits=more))[0] == 120
+    same = {"tenant_id": uuid4(), "tenant_limits": Limits(streams=3)}
+    count, error = taken_by(opened, "streams", somebody(limits=few, **same))
+    assert (count, error.code, error.details) == (2, "too_many_streams", {"scope": "key", "limit": 2, "used": 2})
+    count, error = taken_by(opened, "streams", somebody(limits=more, **same))
+    assert (count, error.code, error.details) == (1, "too_many_streams", {"scope": "tenant", "limit": 3, "used": 3})
+
+
+async def test_a_limit_that_comes_later_counts_what_is_open(opened: Opened) -> None:
+    before = somebody()
+    for _ in range(3):
+        opened.hold("streams", before)
+    now = somebody(key_id=before.key_id, tenant_id=before.tenant_id, tenant_limits=Limits(streams=4))
+    assert taken_by(opened, "streams", now)[0] == 1
 
 
 async def test_an_instance_keeps_descriptors_whoever_asks(settings: Settings) -> None:

@@ -204,7 +204,7 @@ class Run(Base):
         Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
-        Index("runs_tenant_queued_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
+        Index("runs_waiting_idx", "tenant_id", "api_key_id", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_unmeasured_idx",
             "tenant_id",

@@ -20,7 +20,7 @@ from apps.api.core import tasks
 from apps.api.core.tasks import Loop
 from apps.api.db import PASSING, Database
 from apps.api.errors import ApiError, Forbidden, Unauthorized, Unavailable
-from apps.api.shares import Kind, Level, Share
+from apps.api.shares import NOTHING, Kind, Level, Share
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class Opened:
             holders |= {"key": caller.key_id, "tenant": caller.tenant_id}
         with ExitStack() as seats:
             if kind is not None:
-                seats.callback(self._shares[kind].take(1, holders))
+                seats.callback(self._shares[kind].take(1, holders, _own(kind, caller)))
                 seats.callback(self._shares["open"].take(descriptors, holders))
             return seats.pop_all()
 
@@ -189,6 +189,12 @@ class Opened:
         for held, caller in found.items():
             if why := refusal(caller, standing.get(caller.key_id), held.scope):
                 held.end(why)
+
+
+def _own(kind: Kind, caller: Principal | None) -> Mapping[Level, int | None]:
+    if kind != "streams" or caller is None:
+        return NOTHING
+    return {"key": caller.limits.streams, "tenant": caller.tenant_limits.streams}
 
 
 def refusal(opener: Principal, now: auth.Standing | None, scope: str) -> ApiError | None:

@@ -27,12 +27,14 @@ class Limits(Part):
     concurrent_runs: Count | None = Field(
         None, description="Runs that are executed at a time, on all instances together.", examples=[10]
     )
-    queued_runs: Count | None = Field(None, description="Runs that wait.", examples=[1000])
+    queued_runs: Count | None = Field(None, description="Runs that wait to be executed.", examples=[1000])
     live_sessions: Count | None = Field(
         None, description="Sessions that have an agent's process, on all instances together.", examples=[20]
     )
     streams: Count | None = Field(
-        None, description="Event streams and requests that wait for a run, on each instance.", examples=[100]
+        None,
+        description="Event streams and requests that wait for a run, at a time on each instance.",
+        examples=[100],
     )
     workspace_bytes: Bytes | None = Field(
         None, description="Bytes of the files of all sessions.", examples=[10_000_000_000]

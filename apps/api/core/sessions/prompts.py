@@ -15,7 +15,7 @@ from apps.api.core.idempotency import Earlier, Idempotency, remember, repeated, 
 from apps.api.core.sessions import admission, runs, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
 from apps.api.core.sessions.sessions import Labels
-from apps.api.core.tenant import budgets
+from apps.api.core.tenant import budgets, quotas
 from apps.api.errors import Conflict, NotFound, Problem, refuse
 
 OnBusy = Literal["enqueue", "reject", "interrupt"]
@@ -78,20 +78,24 @@ class Submitted:
     busy_with: UUID | None = None
 
 
+# `refused` comes after the lock on the session, which others hold who then want its lock.
 _ENQUEUE = f"""
 WITH target AS (
   SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued,
     CASE WHEN $11 = 'prompt' THEN {budgets.reached("$2", "$4", "$1")} END AS reached
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
+), refused AS MATERIALIZED (
+  SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt)
   SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12
-  FROM target WHERE queued < $8 AND usable AND reached IS NULL
+  FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
-SELECT s.last_seq, s.profile, s.reached, added.id AS run_id, CASE WHEN $13 THEN ({sessions.CURRENT}) END AS busy_with
-FROM target s LEFT JOIN added ON true
+SELECT s.last_seq, s.profile, s.reached, refused.why AS refused, added.id AS run_id,
+  CASE WHEN $13 THEN ({sessions.CURRENT}) END AS busy_with
+FROM target s LEFT JOIN refused ON true LEFT JOIN added ON true
 """  # noqa: S608 - ours
 
 
@@ -101,7 +105,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
     Raises:
         NotFound: `session_not_found`, `agent_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
-        RateLimited: `budget_reached`.
+        RateLimited: `budget_reached`, `quota_exceeded`.
         ValidationError, Forbidden: as `admission.judge`, and `admission.judge_change` for an existing session.
     """
     if submission.session_id is None:
@@ -238,6 +242,8 @@ async def enqueue(
     policy.require(row["profile"])
     if row["reached"] is not None:
         raise budgets.refusal(row["reached"])
+    if row["refused"] is not None:
+        raise quotas.refusal(row["refused"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
     return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=row["busy_with"])

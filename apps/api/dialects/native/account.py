@@ -7,13 +7,14 @@ from datetime import datetime
 from fastapi import Request
 from pydantic import BaseModel, Field
 
+from apps.api.auth import Principal
 from apps.api.core.config.limits import Limits, Scope, of_every_key
-from apps.api.core.tenant import budgets
+from apps.api.core.tenant import budgets, quotas
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.web.callers import Reader
 from apps.api.web.doors import Router
-from apps.api.web.route import CoreDep, instance_of
+from apps.api.web.route import CoreDep, Instance, instance_of
 
 router = Router(prefix=PREFIX)
 
@@ -58,15 +59,26 @@ async def list_limits(request: Request, caller: Reader) -> wire.Page[LimitState]
         for scope, limits in of_both.items()
         for name, limit in limits.given().items()
     ]
-    of_budgets = await budgets.of(instance.core.db, caller.tenant_id, caller.key_id)
-    spent = {(budget["name"], budget["scope"]): budget for budget in of_budgets}
-    windows = {window.rate.scope: window for window in await instance.prompt_limits.windows(caller)}
+    known = await _used(instance, caller)
     for state in found:
-        if state.name == "runs_per_minute":
-            state.used, state.resets_at = windows[state.scope].used, windows[state.scope].resets_at
-        elif budget := spent.get((state.name, state.scope)):
-            state.used, state.resets_at = budget["used"], budget["resets_at"]
+        state.used, state.resets_at = known.get((state.name, state.scope), (None, None))
     return wire.Page[LimitState](data=found, next_cursor=None)
+
+
+async def _used(instance: Instance, caller: Principal) -> dict[tuple[str, Scope], tuple[float, datetime | None]]:
+    who = (instance.core.db, caller.tenant_id, caller.key_id)
+    streams = instance.shares["streams"].taken
+    found: dict[tuple[str, Scope], tuple[float, datetime | None]] = {
+        ("streams", "key"): (streams["key", caller.key_id], None),
+        ("streams", "tenant"): (streams["tenant", caller.tenant_id], None),
+    }
+    for window in await instance.prompt_limits.windows(caller):
+        found["runs_per_minute", window.rate.scope] = window.used, window.resets_at
+    for budget in await budgets.of(*who):
+        found[budget["name"], budget["scope"]] = budget["used"], budget["resets_at"]
+    for quota, number in (await quotas.used(*who)).items():
+        found[quota] = number, None
+    return found
 
 
 class Model(BaseModel):
