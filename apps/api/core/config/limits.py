@@ -14,7 +14,6 @@ Scope = Literal["key", "tenant"]
 """Whose a limit is: a key's, or that of a tenant, which all its keys have together."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Bytes = Annotated[int, Field(ge=1, le=1 << 50)]
 Usd = Annotated[float, Field(gt=0, le=100_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 50)]
 
@@ -28,16 +27,10 @@ class Limits(Part):
         None, description="Runs that are executed at a time, on all instances together.", examples=[10]
     )
     queued_runs: Count | None = Field(None, description="Runs that wait to be executed.", examples=[1000])
-    live_sessions: Count | None = Field(
-        None, description="Sessions that have an agent's process, on all instances together.", examples=[20]
-    )
     streams: Count | None = Field(
         None,
         description="Event streams and requests that wait for a run, at a time on each instance.",
         examples=[100],
-    )
-    workspace_bytes: Bytes | None = Field(
-        None, description="Bytes of the files of all sessions.", examples=[10_000_000_000]
     )
     usd_per_day: Usd | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
     usd_per_month: Usd | None = Field(None, description="The same in a month in UTC.", examples=[200])
