@@ -111,7 +111,7 @@ async def test_a_change_of_a_tenants_limits_holds_for_all_its_keys_on_every_inst
     second = (await fleet[0].post("/admin/keys", {"tenant": first["tenant"], "name": "second"})).json()
     path = f"/admin/tenants/{first['tenant']}/limits"
     assert set_of((await fleet[1].get(path)).json()) == {}
-    for given in ({"concurrent_runs": 3, "streams": 9}, {"queued_runs": 5}, {}):
+    for given in ({"tokens_per_day": 3, "streams": 9}, {"queued_runs": 5}, {}):
         for instance in fleet.instances:  # which keep what they have read
             await bound(instance, as_key(first["secret"]))
         put = await fleet[2].client.put(f"/api/v1{path}", json=given)

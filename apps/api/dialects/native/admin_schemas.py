@@ -40,7 +40,7 @@ class TenantState(BaseModel):
     deleting_at: datetime | None = Field(None, description="Since when it is being deleted; null: it is not.")
 
 
-LIMITS = {"runs_per_minute": 60, "concurrent_runs": 10}
+LIMITS = {"runs_per_minute": 60, "queued_runs": 1000}
 
 
 class TenantLimits(BaseModel):
