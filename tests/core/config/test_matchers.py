@@ -87,6 +87,7 @@ LINEAR = {
     },
     "runner/egress/asked.py": {"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}"},
     "runner/session/ports.py": {r"socket:\[(\d+)\]"},
+    "web/hosts.py": {r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(:(?P<port>[0-9]{1,5}))?"},
     "web/origins.py": {
         r"f'{_URL}|[^\\s;,]+'",
         r"f'<(?P<reference>[^<>]*)>|{_URL}'",
