@@ -36,7 +36,7 @@ def test_no_attack_leads_past_what_a_session_may_reach(tmp_path: Path) -> None:
     inside = [*own_network.COMMAND, sys.executable, own_network.__file__, str(tmp_path / "hosts")]
     tests = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(ATTACKS)]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run([*inside, *tests], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([*inside, *tests], cwd=ROOT, env=env, capture_output=True, text=True, timeout=390)
     assert done.returncode == 0, done.stdout[-20_000:]
 
 
