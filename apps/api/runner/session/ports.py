@@ -45,6 +45,7 @@ class Ports:
         self._writer, self._turns = writer, turns
         self.open: dict[int, str] = {}
         self.asked_at = float("-inf")
+        self._asking = asyncio.Lock()
 
     async def look(self, agent: Agent | None, tree: Tree | None = None) -> None:
         """Look below the process of the agent, if one lives, and tell what has changed. Raises what `Writer.append`
@@ -78,10 +79,12 @@ class Ports:
         return (await asyncio.to_thread(listening, pid)).get(port) if pid else None
 
     async def whose(self, agent: Agent | None, port: int) -> tuple[str | None, bool]:
-        """Where this session alone listens on a port, and whether anybody does at all."""
+        """Where this session alone listens on a port, and whether anybody does at all. One look at a time: programs of
+        the session ask, as often as they like."""
         pid = agent.pid if agent else None
-        found = await asyncio.to_thread(listening, pid) if pid else {}
-        return found.get(port), await asyncio.to_thread(_is_taken, port)
+        async with self._asking:
+            found = await asyncio.to_thread(listening, pid) if pid else {}
+            return found.get(port), await asyncio.to_thread(_is_taken, port)
 
 
 def _is_taken(port: int) -> bool:
