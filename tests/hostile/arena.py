@@ -25,8 +25,7 @@ from apps.api.dev.unprivileged import UNSHARE
 from apps.api.runner.guard.launcher import bundled_cli
 from tests.conftest import StartFleet, database_of, make_key
 from tests.fleet import Fleet, Instance
-from tests.free_ports import free_port
-from tests.hostile.levels import Level, standing
+from tests.hostile.levels import PROFILES, Level, standing
 from tests.watch import until
 
 HERE = Path(__file__).parent
@@ -96,8 +95,10 @@ class Arena:
         return dict(answer.json())
 
     async def session(self, who: str, **config: Any) -> str:
-        """A new session of one of the two tenants."""
-        made = await self.instance.post("/sessions", {**BYPASS, **config}, headers=self.headers[who])
+        """A new session of one of the two tenants; the attacker's with the profile of the level."""
+        profile = {"profile": self.level.profile} if who == "attacker" and self.level.profile else {}
+        body = {**BYPASS, **profile, **config}
+        made = await self.instance.post("/sessions", body, headers=self.headers[who])
         assert made.status_code == 201, made.text
         return str(made.json()["session_id"])
 
@@ -166,7 +167,6 @@ class Arena:
             "pid": pid,
             "pid_address": _memory(pid),
             "port": urlsplit(self.instance.url).port,
-            "free_port": free_port(),
             "model_port": urlsplit(env["ANTHROPIC_BASE_URL"]).port,
             "postgres": _socket_of(env["DATABASE_URL"], ".s.PGSQL.5432"),
             "redis": unquote(urlsplit(env["REDIS_URL"]).path),
@@ -231,11 +231,10 @@ def _bystander(directory: Path, prefix: list[str], secret: str) -> subprocess.Po
     return subprocess.Popen([*prefix, sys.executable, "-B", str(BYSTANDER), str(directory / "bystander.json"), secret])
 
 
-def _clear(root: Path) -> None:
+def _clear(root: Path, shared: list[str]) -> None:
     removal.remove(root)
-    for left in Path("/dev/shm").glob("bystander-*"):
-        with suppress(OSError):
-            left.unlink()
+    for name in shared:
+        Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def _put_secrets(arena: Arena) -> None:
@@ -267,17 +266,19 @@ async def opened(
     prefix = prefix_of(user)
     assert prefix is not None
     root = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))  # short, and where no rule of the confinement leads
-    service = fleet = None
+    service = fleet = arena = None
     try:
         for name in ("facts", "t"):
             (root / name).mkdir()
         given = {
             "TMPDIR": str(root / "t"),
             "WORKSPACES_DIR": str(root / "w"),
+            "PROFILES_FILE": str(root / "profiles.toml"),
             "AGENT_READ_PATHS": f"{HERE}{os.pathsep}{root / 'facts'}",
             **level.settings,
             **settings,
         }
+        (root / "profiles.toml").write_text(PROFILES)
         fleet = await start_fleet(0, forked=False, **given)
         fleet.prefix = prefix
         await fleet.start(1)
@@ -293,15 +294,15 @@ async def opened(
             await asyncio.to_thread(service.wait)
         if fleet is not None:
             await fleet.stop()  # it writes to its directory until then
-        await asyncio.to_thread(_clear, root)
+        shared = [arena.facts[whose]["shm"] for whose in ("host", "victim") if arena is not None and arena.facts]
+        await asyncio.to_thread(_clear, root, shared)
 
 
 async def _people(arena: Arena, config: Mapping[str, Any]) -> None:
     async with database_of(arena.fleet) as db:
         for who in ("attacker", "victim"):
             arena.headers[who] = await make_key(db, f"{who}-{uuid4().hex}")
-    arena.attacker = await arena.session("attacker", **arena.level.attacker)
-    arena.victim = await arena.session("victim", **config)
+    arena.attacker, arena.victim = await arena.session("attacker"), await arena.session("victim", **config)
     said = arena.places(arena.victim)["workspace"] / "bystander.json"
     line = command(BYSTANDER, said, arena.secret)
     prompts = {"attacker": "say ready", "victim": f"run {line} >/dev/null 2>&1 & echo started"}

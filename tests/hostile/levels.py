@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from apps.api.runner.guard import confinement, isolation, seccomp
 
@@ -17,7 +16,7 @@ class Level:
         settings: of the servers that have it.
         layers: which of `attacks.table.LAYERS` stand there.
         possible: whether this machine has it.
-        attacker: of the attacker's session.
+        profile: of the attacker's session.
         users: whose servers have it.
     """
 
@@ -25,45 +24,49 @@ class Level:
     settings: Mapping[str, str] = field(hash=False)
     layers: frozenset[str]
     possible: bool = True
-    attacker: Mapping[str, str] = field(default_factory=dict, hash=False)
+    profile: str | None = None
     users: tuple[str, ...] = ("root", "ordinary")
 
 
-ALWAYS = {"guard"}
+GUARD = {"guard"}
 LANDLOCK = {"files", "capabilities", "dropped"} | ({"scopes"} if confinement.landlock_abi() >= 6 else set())
 CALLS = {"calls"}
-PORTS = {"ports"} if isolation.network_lacks() is None else set()
-ALONE = Path(__file__).with_name("alone.toml")
+OPEN = set() if isolation.network_lacks() else {"ports", "protocols"}
+LIMITED = OPEN | {"limited"}
+MODEL_ONLY = LIMITED | {"silent", "unix"}
+
+_OFF, _LANDLOCK = {"AGENT_ISOLATION": "off"}, {"AGENT_ISOLATION": "require"}
+_UNFILTERED, _FILTERED = {"AGENT_SECCOMP": "off"}, {"AGENT_SECCOMP": "on"}
+_HAS_LANDLOCK, _HAS_SECCOMP = confinement.landlock_abi() > 0, seccomp.available()
+_HAS_ALL = _HAS_LANDLOCK and _HAS_SECCOMP
+_HAS_NETWORK = _HAS_ALL and bool(OPEN)
+_WHOLE = LANDLOCK | CALLS
 
 LEVELS = (
-    Level("off", {"AGENT_ISOLATION": "off", "AGENT_SECCOMP": "off"}, frozenset(ALWAYS)),
-    Level(
-        "seccomp",
-        {"AGENT_ISOLATION": "off", "AGENT_SECCOMP": "on"},
-        frozenset(ALWAYS | CALLS),
-        seccomp.available(),
-    ),
-    Level(
-        "landlock",
-        {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "off"},
-        frozenset(ALWAYS | LANDLOCK | PORTS),
-        confinement.landlock_abi() > 0,
-    ),
-    Level(
-        "require",
-        {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "on"},
-        frozenset(ALWAYS | LANDLOCK | CALLS | PORTS),
-        confinement.landlock_abi() > 0 and seccomp.available(),
-    ),
+    Level("off", _OFF | _UNFILTERED, frozenset(GUARD)),
+    Level("seccomp", _OFF | _FILTERED, frozenset(GUARD | CALLS), _HAS_SECCOMP),
+    Level("landlock", _LANDLOCK | _UNFILTERED, frozenset(GUARD | LANDLOCK | OPEN), _HAS_LANDLOCK),
+    Level("require", _LANDLOCK | _FILTERED, frozenset(GUARD | _WHOLE | OPEN), _HAS_ALL),
+    Level("limited", _LANDLOCK | _FILTERED, frozenset(GUARD | _WHOLE | LIMITED), _HAS_NETWORK, "limited", ("root",)),
     Level(
         "model_only",
-        {"AGENT_ISOLATION": "require", "AGENT_SECCOMP": "on", "PROFILES_FILE": str(ALONE)},
-        frozenset(ALWAYS | LANDLOCK | CALLS | PORTS | {"reach"}),
-        bool(PORTS),
-        {"profile": "alone"},
-        ("ordinary",),
+        _LANDLOCK | _FILTERED,
+        frozenset(GUARD | _WHOLE | MODEL_ONLY),
+        _HAS_NETWORK,
+        "model_only",
     ),
 )
+"""The first stops least: what it does not is what an attack can do at all."""
+
+PROFILES = """
+[limited]
+description = "One host, and whatever it likes here"
+network = "limited"
+allowed_hosts = ["public.example"]
+[model_only]
+description = "The model, and whatever it likes here"
+network = "model_only"
+"""
 
 
 def standing(level: Level, user: str) -> frozenset[str]:

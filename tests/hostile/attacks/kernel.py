@@ -118,7 +118,7 @@ def _(facts: Facts) -> object:
     return call("fanotify_init", 0, 0)
 
 
-@attack("use io_uring", "calls", "ports", by_kernel=True)
+@attack("use io_uring", "calls", "protocols", by_kernel=True)
 def _(facts: Facts) -> object:
     return call("io_uring_setup", 4, ctypes.create_string_buffer(120))
 
@@ -167,7 +167,7 @@ def _(facts: Facts) -> object:
     return "named as it was"
 
 
-@attack("make system calls of 32 bits", "calls", "ports", by_kernel=True)
+@attack("make system calls of 32 bits", "calls", "protocols", by_kernel=True)
 def _(facts: Facts) -> object:
     if os.uname().machine != "x86_64":
         raise OSError("no such calls")
@@ -180,7 +180,7 @@ FAMILIES = {"packets": (17, 3, 0), "the kernel's cryptography": (38, 5, 0), "vir
 NETLINK = {"audit": 9, "the firewall": 12, "the kernel's events": 15, "generic": 16}
 
 for _what, _socket in FAMILIES.items():
-    _stop = ("calls", "ports", "capabilities") if _what == "packets" else ("calls", "ports")
+    _stop = ("calls", "protocols", *(("capabilities",) if _what == "packets" else ()))
     add(
         f"have a socket for {_what}",
         partial(lambda of, facts: socket.socket(*of).fileno(), _socket),
@@ -192,7 +192,7 @@ for _what, _number in NETLINK.items():
     add(f"have a netlink socket for {_what}", _run, "calls", by_kernel=True)
 
 
-@attack("have a raw socket of the internet", "ports", "capabilities", by_kernel=True)
+@attack("have a raw socket of the internet", "capabilities", "protocols", by_kernel=True)
 def _(facts: Facts) -> object:
     return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).fileno()
 

@@ -48,23 +48,13 @@ def _mapped(where: tuple[str, str], facts: Facts) -> object:
 
 
 for _what, _where in PORTS.items():
-    add(f"connect to {_what}", partial(_connects, _where), "reach")
-    add(f"connect to {_what} by its first data", partial(_fast, _where), "ports", "reach", by_kernel=True)
-    add(f"connect to {_what} by several paths", partial(_multipath, _where), "ports", "reach", by_kernel=True)
-    add(f"connect to {_what} by IPv6", partial(_mapped, _where), "reach", by_kernel=True)
+    add(f"connect to {_what}", partial(_connects, _where), "limited")
+    add(f"connect to {_what} by its first data", partial(_fast, _where), "protocols", by_kernel=True)
+    add(f"connect to {_what} by several paths", partial(_multipath, _where), "protocols", by_kernel=True)
+    add(f"connect to {_what} by IPv6", partial(_mapped, _where), "limited", by_kernel=True)
 
 
-@attack("take the port of an instance that nobody here knows", "reach")
-def _(facts: Facts) -> object:
-    """And be sent its clients' keys."""
-    with socket.socket() as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((LOOPBACK, facts["server"]["free_port"]))
-        made.listen()
-        return made.getsockname()
-
-
-@attack("take the port of an instance without choosing it", "reach", by_kernel=True)
+@attack("take the port of an instance without choosing it", "silent", by_kernel=True)
 def _(facts: Facts) -> object:
     """listen(2) on what was not bound chooses one of the kernel's own range."""
     with socket.socket() as made:
@@ -81,10 +71,10 @@ def _shares(address: str, facts: Facts) -> object:
         return made.getsockname()
 
 
-add("listen beside the API at its other addresses", partial(_shares, "127.0.0.2"), "ports", "reach")
+add("listen beside the API at its other addresses", partial(_shares, "127.0.0.2"), "ports")
 
 
-@attack("send a packet to a service of the machine", "reach", "namespaces")
+@attack("send a packet to a service of the machine", "limited", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.settimeout(SECONDS)
@@ -92,7 +82,7 @@ def _(facts: Facts) -> object:
         return made.recv(100)
 
 
-@attack("resolve names by packets of one's own", "reach", "namespaces")
+@attack("resolve names by packets of one's own", "limited", "namespaces")
 def _(facts: Facts) -> object:
     """A way out for data wherever names can be resolved: the name is the data."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -118,7 +108,7 @@ for _what, _host, _port in (
     ("Azure's host agent", "168.63.129.16", 80),
     ("the internet", "198.51.100.1", 443),
 ):
-    add(f"connect to {_what}", partial(_goes_out, _host, _port), "ports", "reach", by_kernel=True)
+    add(f"connect to {_what}", partial(_goes_out, _host, _port), "ports", by_kernel=True)
 
 
 def _to_path(where: str, name: str, facts: Facts) -> object:
@@ -132,24 +122,26 @@ def _abstract(where: str, facts: Facts) -> object:
     return connected(socket.socket(socket.AF_UNIX), "\0" + facts[where]["abstract"])
 
 
-for _what, _path in (
-    ("a socket of the machine that has a path", ("host", "socket")),
-    ("a socket of another session that has a path", ("victim", "socket")),
-    ("PostgreSQL by its path", ("server", "postgres")),
-    ("Redis by its path", ("server", "redis")),
-):
-    add(f"connect to {_what}", partial(_to_path, *_path), "reach", "namespaces")
-add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "reach", "namespaces")
-add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "reach", "namespaces")
+add("connect to a socket of the machine by its path", partial(_to_path, "host", "socket"), "unix", "namespaces")
+add(
+    "connect to a socket of another session by its path",
+    partial(_to_path, "victim", "socket"),
+    "unix",
+    "namespaces",
+)
+add("connect to PostgreSQL by its path", partial(_to_path, "server", "postgres"), "unix", "namespaces")
+add("connect to Redis by its path", partial(_to_path, "server", "redis"), "unix", "namespaces")
+add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "unix", "namespaces")
+add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "unix", "namespaces")
 
 
-@attack("send a packet to an abstract socket of the machine", "scopes", "reach", "namespaces")
+@attack("send a packet to an abstract socket of the machine", "scopes", "unix", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         return made.sendto(b"ping", "\0" + facts["host"]["abstract"] + "-datagrams")
 
 
-@attack("command the agent's program of another session", "files", "reach", "namespaces", by_kernel=True)
+@attack("command the agent's program of another session", "files", "unix", "namespaces", by_kernel=True)
 def _(facts: Facts) -> object:
     """By the socket that it listens on for others of its kind."""
     found = facts["victim"].get("messages")
@@ -158,7 +150,7 @@ def _(facts: Facts) -> object:
     return connected(socket.socket(socket.AF_UNIX), found)
 
 
-@attack("hand a descriptor to a service of the machine", "scopes", "reach", "namespaces")
+@attack("hand a descriptor to a service of the machine", "scopes", "unix", "namespaces")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
         made.settimeout(SECONDS)

@@ -24,8 +24,11 @@ LAYERS = {
     "calls": "seccomp",
     "guard": "the guard itself, whatever is off",
     "namespaces": "namespaces of its own",
-    "ports": "Landlock: ports, and the filter for what they leave, in every mode of the network",
-    "reach": "a profile that reaches the model alone",
+    "ports": "the network's rules of ports: none below 1024, none of the fleet's",
+    "protocols": "the network's filter: TCP, and UDP in `open`",
+    "limited": "a network of `limited`: the gateway's and the proxy's ports alone",
+    "silent": "a network of `model_only`: nothing listens",
+    "unix": "a network of `model_only`, or AGENT_UNIX_SOCKETS=off",
     "limits": "limits on what a session's processes take",
     "quota": "a share of the disk",
 }
