@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 import psutil
+from cryptography.fernet import Fernet
 
 import apps.api
 from apps.api.core.sessions import removal
@@ -258,6 +259,15 @@ def prefix_of(user: str) -> list[str] | None:
     return prefix if subprocess.call([*prefix, "true"]) == 0 else None
 
 
+def secrets() -> dict[str, str]:
+    """Settings that no agent is to find, which nobody has seen before."""
+    return {
+        "ANTHROPIC_API_KEY": f"sk-ant-{uuid4().hex}",
+        "API_KEY": f"cak_{uuid4().hex}",
+        "ENCRYPTION_KEYS": Fernet.generate_key().decode(),
+    }
+
+
 @asynccontextmanager
 async def opened(
     start_fleet: StartFleet, level: Level, user: str, config: Mapping[str, Any] = NOTHING, **settings: str
@@ -275,6 +285,7 @@ async def opened(
             "WORKSPACES_DIR": str(root / "w"),
             "PROFILES_FILE": str(root / "profiles.toml"),
             "AGENT_READ_PATHS": f"{HERE}{os.pathsep}{root / 'facts'}",
+            **secrets(),
             **level.settings,
             **settings,
         }
@@ -282,6 +293,7 @@ async def opened(
         fleet = await start_fleet(0, forked=False, **given)
         fleet.prefix = prefix
         await fleet.start(1)
+        fleet[0].client.headers["X-API-Key"] = given["API_KEY"]
         arena = Arena(level, user, fleet, root)
         service = _bystander(root / "host", arena.beside, arena.secret)
         await _people(arena, config)

@@ -13,6 +13,12 @@ from tests.hostile.arena import Arena, opened, prefix_of
 from tests.hostile.levels import LEVELS
 
 WIDE = {"RUNNER_SLOTS": "8"}
+ARENAS = {f"{level.name}-{user}": (level, user) for level in LEVELS for user in level.users}
+
+
+def in_arenas(*names: str) -> pytest.MarkDecorator:
+    """For a test that runs in some of them."""
+    return pytest.mark.parametrize("arena", [ARENAS[name] for name in names], ids=names, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +36,8 @@ async def start_arena_fleet(
 
 @pytest.fixture(
     scope="session",
-    params=[(level, user) for level in LEVELS for user in level.users],
-    ids=lambda of: f"{of[0].name}-{of[1]}",
+    params=list(ARENAS.values()),
+    ids=list(ARENAS),
 )
 async def arena(request: pytest.FixtureRequest, start_arena_fleet: StartFleet) -> AsyncIterator[Arena]:
     """A server at one level of isolation, for all tests there; they leave its two sessions as they were."""

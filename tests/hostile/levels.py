@@ -54,6 +54,7 @@ LEVELS = (
         frozenset(GUARD | _WHOLE | MODEL_ONLY),
         _HAS_NETWORK,
         "model_only",
+        ("ordinary",),
     ),
 )
 """The first stops least: what it does not is what an attack can do at all."""
