@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from apps.api.core.lease import now
 from apps.api.runner.agent import options
 from apps.api.runner.guard import processes
 from apps.api.runner.guard.launcher import LeaseFile, bundled_cli, guard_environment, install_guard, landlock_abi
+from tests.hostile import lasting
 from tests.old_kernel import LANDLOCK_CREATE_RULESET, SECCOMP, without
 
 SECONDS = 20
@@ -259,6 +261,21 @@ def test_tools_that_outlive_the_cli_are_ended(session: Session) -> None:
         guard.stdin.close()
         assert at_end(guard.stdout)
         assert guard.wait(SECONDS) == 3
+
+
+@LINUX_ONLY
+def test_what_runs_away_is_ended_too(session: Session) -> None:
+    """Processes that are new every moment, that watch each other, that take orphans from the guard: see `lasting`."""
+    session.read_paths = [Path(lasting.__file__).parent]
+    beats = session.workspace / "beats"
+    with session.started(f"{sys.executable} -B {lasting.__file__} {beats}; read go") as guard:
+        assert lines(guard.stdout, 1) == [f"left {len(lasting.KINDS)}"]
+        guard.terminate()
+        guard.wait(SECONDS)
+    last = {file.name: file.read_text() for file in beats.iterdir()}
+    assert len(last) == len(lasting.KINDS)
+    time.sleep(0.3)  # each beats every 50 ms
+    assert {file.name: file.read_text() for file in beats.iterdir()} == last
 
 
 @LINUX_ONLY

@@ -35,6 +35,9 @@ else:
 
 EX_NOEXEC, EX_CONFIG = 126, 78
 KILL_SECONDS = 5.0
+CHASES = 500
+"""Looks at the guard's own children, one right after the other, between two looks at all processes."""
+
 FOREVER = 86_400.0
 SESSION_PREFIX = "CLI_GUARD_ENV_"
 
@@ -254,11 +257,26 @@ def _kill_descendants() -> None:
     _tick(0.02)
     while _reap({}) and time.monotonic() < deadline:
         for pid in processes.below(os.getpid()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+            _kill(pid)
+        # One that is forever the child of one that has ended is gone before a look at all processes has come to it.
+        for _ in range(CHASES):
+            orphans = processes.children(os.getpid())
+            for pid in orphans:
+                _kill(pid)
+            if not orphans or not _reap({}):
+                break
         signal.sigwait(_WAKING)
+
+
+def _kill(pid: int) -> None:
+    """Kill a process with its group: nothing of a group forks away from a signal to all of it."""
+    try:
+        group = os.getpgid(pid)
+        if group != os.getpgrp():  # between its fork and its session of its own
+            os.killpg(group, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
 
 
 def _reap(ended: dict[int, int]) -> bool:
