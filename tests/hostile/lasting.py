@@ -78,7 +78,7 @@ def hidden(file: int) -> None:
     beating(file)
 
 
-KINDS: tuple[Callable[[int], None], ...] = (beating, renamed, *[running_away] * 6, guarded, adopting, hidden)
+KINDS: tuple[Callable[[int], None], ...] = (beating, renamed, *[running_away] * 2, guarded, adopting, hidden)
 
 
 def leave(kind: Callable[[int], None], file: Path) -> None:
