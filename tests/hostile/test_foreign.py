@@ -45,6 +45,7 @@ PROFILES = "/api/v1/profiles/{name}"
 """Those are the operator's, for all tenants."""
 
 IN_QUERIES = {
+    "actor": "key_id",
     "agent": "agent",
     "cursor": "cursor",
     "key_id": "key_id",
@@ -54,7 +55,7 @@ IN_QUERIES = {
     "tag": "marker",
     "tenant": "tenant",
 }
-PLAIN_QUERIES = "after created_after from group_by limit max_age_hours model status to until version wait"
+PLAIN_QUERIES = "action after created_after from group_by limit max_age_hours model since status to until version wait"
 """What names nothing that a tenant has."""
 
 IN_BODIES: dict[str, tuple[str, Any]] = {
@@ -78,13 +79,14 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "headers": ("secret", {"A": "${{{}}}"}),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token betas command content context_window cwd decision
-    description disallowed_tools dry_run effort enable_file_checkpointing enabled env events expand_prompt expires_at
-    fallback_model files fork_session forward_subagent_text include_partial_messages initial_prompt interrupt
-    max_budget_usd max_turns message metadata mode model name networks on_busy on_disconnect on_owner_lost output_format
-    overlap_seconds permission_mode profile profiles prompt prompts_per_minute remember repo repository scopes stream
-    system_prompt system_prompt_append tags task_budget thinking timeout_seconds title tools type unattended
-    updated_input updated_permissions url value wait
+    add_dirs allowed_tools answers api_key args at_seq auth_token betas command concurrent_runs content context_window
+    cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env events
+    expand_prompt expires_at fallback_model files fork_session forward_subagent_text include_partial_messages
+    initial_prompt interrupt limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model
+    models name networks on_busy on_disconnect on_owner_lost output_format overlap_seconds permission_mode profile
+    profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute scopes stream streams
+    system_prompt system_prompt_append tags task_budget thinking timeout_seconds title tokens_per_day tokens_per_month
+    tools type unattended updated_input updated_permissions url usd_per_day usd_per_month value wait workspace_bytes
 """
 """What names nothing that a tenant has."""
 
@@ -101,6 +103,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/admin/tenants": {"name": "x"},
     "POST /api/v1/admin/keys": {"name": "x", "scopes": ["read"], "tenant": "x"},
     "PUT /api/v1/admin/tenants/{tenant}/model-credential": {"api_key": "x"},
+    "PUT /api/v1/admin/tenants/{tenant}/limits": {},
     "POST /api/v1/sessions/{session_id}/permissions/{request_id}": {"decision": "allow"},
     "POST /api/v1/sessions/{session_id}/answer": {"answers": {"q": "x"}},
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
