@@ -20,11 +20,12 @@ RUN /opt/uv/bin/uv sync --frozen --no-dev \
 
 FROM python:3.11-slim-bookworm
 
-# For the agents' tools; the bundled CLI itself needs no more than glibc. Their versions are those of the base image's
+# For the agents' tools, and bubblewrap around them where the container may make namespaces; the bundled CLI itself needs
+# no more than glibc. Their versions are those of the base image's
 # Debian release, whose security updates a pin would keep out.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates git ripgrep \
+    && apt-get install --yes --no-install-recommends bubblewrap ca-certificates git ripgrep \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-log-init --create-home --home-dir /var/lib/claude-agent-api \
         --shell /usr/sbin/nologin claude-agent-api \

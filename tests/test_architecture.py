@@ -345,6 +345,8 @@ OPENS_FILES = {
     "runner.guard.processes": "/proc",
     "runner.guard.program": "runs in a process of its own, with the agent's rights once it is confined",
     "runner.guard.confinement": "the same",
+    "runner.guard.inside": "the same",
+    "runner.guard.namespaces": "the same, before; a directory in one that no agent has seen",
 }
 """Modules of core and runner that may open, look at, make or remove files themselves, and which ones."""
 

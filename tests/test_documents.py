@@ -26,7 +26,6 @@ DEPENDS_ON_THE_MACHINE = {"RUNNER_SLOTS": "2 × CPUs, at least 2"}
 
 # `dev` chooses these when they are not set, and a secret has no example: in .env.example they are commented out.
 LEFT_OUT = {
-    "AGENT_ISOLATION",
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
     "ANTHROPIC_BASE_URL",

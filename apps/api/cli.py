@@ -28,7 +28,7 @@ from apps.api.core.tenant import model_credentials
 from apps.api.db import Database
 from apps.api.errors import Conflict
 from apps.api.redis import open_redis
-from apps.api.runner.guard import isolation
+from apps.api.runner.guard import isolation, trial
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
 
@@ -120,7 +120,8 @@ def serve(
     settings = Settings()
     given = {"host": host or settings.host, "port": settings.port if port is None else port}
     settings = settings.model_copy(update=given)
-    if refused := isolation.refusal(settings):
+    found = asyncio.run(trial.strongest(settings))
+    if refused := isolation.refusal(settings, found.layer, found.lacking):
         _fail(f"cannot start: {refused}", 2)
     try:
         profiles.load(settings.profiles_file, settings.default_profile)
@@ -137,7 +138,7 @@ def serve(
     from apps.api.shares import raise_descriptors
 
     raise_descriptors()
-    application = create_app(settings)
+    application = create_app(settings, found)
     server = build_server(application, settings, host=settings.host, port=settings.port)
     # SystemExit: uvicorn's own after a failed start, or ours for the signal that it raises again at its end.
     try:

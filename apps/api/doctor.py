@@ -21,7 +21,7 @@ from apps.api.core.network import default_model
 from apps.api.db import connect
 from apps.api.pool import CONNECT_TIMEOUT
 from apps.api.redis import REDIS_ERRORS, open_redis
-from apps.api.runner.guard import isolation, trial
+from apps.api.runner.guard import isolation, namespaces, trial
 from apps.api.runner.guard.launcher import bundled_cli, landlock_abi
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
@@ -244,17 +244,20 @@ async def _git(_settings: Settings) -> Check:
 
 
 async def _isolation(settings: Settings) -> Check:
-    if refused := isolation.refusal(settings):
+    found = await trial.strongest(settings)
+    if refused := isolation.refusal(settings, found.layer, found.lacking):
         return Check("FAIL", "Isolation", refused)
-    if found := isolation.warnings(settings):
-        return Check("warn", "Isolation", "; ".join(found))
-    return Check(
-        "ok", "Isolation", f"Landlock ABI {landlock_abi()}, system calls filtered, network {settings.agent_network}"
-    )
+    if warned := isolation.warnings(settings, found.layer, found.lacking):
+        return Check("warn", "Isolation", "; ".join(warned))
+    has = f"{found.layer}, Landlock ABI {landlock_abi()}, system calls filtered, network {settings.agent_network}"
+    return Check("ok", "Isolation", has + "".join(f"; no {layer}: {why}" for layer, why in found.lacking.items()))
 
 
-async def _sockets(_settings: Settings) -> Check:
-    found = await asyncio.to_thread(isolation.reachable_sockets)
+async def _sockets(settings: Settings) -> Check:
+    shown: tuple[str, ...] = ("/",)
+    if (await trial.strongest(settings)).layer == "namespaces":
+        shown = (*namespaces.system_paths(), *map(str, settings.agent_read_paths))
+    found = await asyncio.to_thread(isolation.reachable_sockets, shown)
     if not found:
         return Check("ok", "Sockets", "none with a path that agents could connect to")
     named = ", ".join(found[:SOCKETS_NAMED]) + (

@@ -188,6 +188,8 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "storage_failed": (503, True, "The conversation could not be stored, so it cannot be relied on."),
     "agent_crashed": (502, True, "The agent process ended without a result."),
     "agent_start_failed": (502, True, "The agent could not be started."),
+    "agent_out_of_memory": (422, False, "The agent's processes took more memory than they may."),
+    "agent_too_many_processes": (422, False, "The agent had more processes and threads than it may."),
     "agent_message_too_large": (502, False, "One message of the agent process, such as a tool's result, is too large."),
     "session_deleted": (409, False, "The session was deleted."),
     "tenant_suspended": (403, False, "The operator has suspended the tenant."),

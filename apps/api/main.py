@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import structlog
@@ -32,13 +33,13 @@ from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
-from apps.api.runner.guard import isolation
+from apps.api.runner.guard import isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
 from apps.api.runner.session.ways import Ways
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
-from apps.api.settings import ENV_FILE, Settings
+from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubtful
 from apps.api.web import errors, health, hosts, index, metrics, playground, ports
@@ -76,17 +77,20 @@ class _Failed:
             signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application of one instance. Its lifespan connects, starts the runner, and drains at the end."""
+def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
+    """The ASGI application of one instance. Its lifespan connects, starts the runner, and drains at the end.
+
+    `found`: how agents are isolated here, if that was tried already.
+    """
     configure_logging(settings)
-    for found in doubtful(os.environ, ENV_FILE):
-        log.warning("settings.doubtful", warning=found)
+    for doubt in doubtful(os.environ, ENV_FILE):
+        log.warning("settings.doubtful", warning=doubt)
     show_docs = settings.debug
     app = FastAPI(
         title="Claude Agent API",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=partial(_lifespan, settings),
+        lifespan=partial(_confining, settings, found),
         docs_url="/docs" if show_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if show_docs else None,
@@ -143,8 +147,31 @@ async def _look_at_role(db: Database, settings: Settings) -> None:
         log.warning("database.role", warning="DATABASE_OWNER_URL is for `migrate` alone: keep it from servers.")
 
 
+class _Isolation(NamedTuple):
+    """How agents are isolated here, and in what that falls short."""
+
+    layer: Layer
+    warnings: list[str]
+
+
 @asynccontextmanager
-async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+async def _confining(settings: Settings, found: trial.Found | None, app: FastAPI) -> AsyncIterator[None]:
+    """The lifespan, with the layer of isolation that works here in place of `auto`. Raises RuntimeError when the
+    settings ask for more."""
+    found = found or await trial.strongest(settings)
+    if refused := isolation.refusal(settings, found.layer, found.lacking):
+        raise RuntimeError(refused)
+    told = _Isolation(found.layer, isolation.warnings(settings, found.layer, found.lacking))
+    log.info("agents.isolation", layer=found.layer, lacking=dict(found.lacking))
+    # Where there is none to be had, that is not the same as if none was wanted: see `profiles.reach`.
+    least = "off" if settings.agent_isolation == "off" else "auto"
+    settled = found.layer if found.layer != "off" else least
+    async with _lifespan(settings.model_copy(update={"agent_isolation": settled}), told, app):
+        yield
+
+
+@asynccontextmanager
+async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> AsyncIterator[None]:
     known = profiles.load(settings.profiles_file, settings.default_profile)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.open(settings))
@@ -176,7 +203,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
-        probe = _probe(settings, worker, lease, model, loops)
+        probe = _probe(settings, isolated, worker, lease, model, loops)
         _measure(core, worker, lease, opened, deliveries)
         metrics.LOOPS.read = lambda: loops.all
         drain = _draining(core, worker, opened)
@@ -251,13 +278,16 @@ def _measure_ways(ways: Ways) -> None:
     metrics.NETWORK_OPEN.set_function(lambda: ways.proxy.open)
 
 
-def _probe(settings: Settings, worker: Worker, lease: Lease, model: default_model.Watch, loops: Loops) -> Probe:
+def _probe(
+    settings: Settings, isolated: _Isolation, worker: Worker, lease: Lease, model: default_model.Watch, loops: Loops
+) -> Probe:
     async def address_of(session_id: UUID, port: int) -> str | None:
         execution = worker.executions.get(session_id)
         return await execution.ports.address(execution.agent, port) if execution else None
 
     return Probe(
-        warnings=isolation.warnings(settings),
+        isolation=isolated.layer if settings.runner_slots else None,
+        warnings=isolated.warnings,
         cli_present=bundled_cli().is_file,
         draining=lambda: worker.draining,
         lease_is_over=lease.is_over,

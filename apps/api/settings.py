@@ -39,6 +39,9 @@ CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 HOST = r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*(:[0-9]{1,5})?$"
 """Of agents' allowed hosts: `name`, `*.name` for all names below it, either with `:port`."""
 
+Layer = Literal["off", "landlock", "namespaces"]
+"""How agents are isolated from the machine, the weakest first: each has what those before it have."""
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -125,12 +128,18 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(30, ge=0)
     workspaces_dir: Path = Path(".data/workspaces")
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
-    agent_isolation: Literal["auto", "require", "off"] = "require"
+    agent_isolation: Literal["auto", "namespaces", "landlock", "off"] = "auto"
+    agent_isolation_required: bool = False
+    agent_unconfined_in_production: bool = False
     agent_seccomp: Literal["on", "off"] = "on"
     agent_network: Literal["direct", "open", "limited", "model_only"] = "open"
     agent_allowed_hosts: CommaList[Annotated[str, Field(pattern=HOST, max_length=260)]] = ()
     agent_unix_sockets: Literal["on", "off"] = "on"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
+    agent_memory_bytes: int = Field(4_000_000_000, ge=500_000_000)
+    agent_max_processes: int = Field(1024, ge=100, le=100_000)
+    agent_max_open_files: int = Field(16_384, ge=1024)
+    agent_max_file_bytes: int = Field(10_000_000_000, ge=100_000_000)
     repository_hosts: CommaList[str] = (
         "github.com",
         "gitlab.com",

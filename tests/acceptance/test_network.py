@@ -48,7 +48,7 @@ async def test_a_host_that_cannot_keep_what_a_profile_says_runs_none_of_its_sess
         '[limited]\ndescription = "d"\nnetwork = "limited"\nallowed_hosts = ["example.org"]\n'
         '[open]\ndescription = "d"\nnetwork = "open"\n'
     )
-    fleet = await start_fleet(0, AGENT_ISOLATION="auto", PROFILES_FILE=str(tmp_path / "profiles.toml"))
+    fleet = await start_fleet(0, PROFILES_FILE=str(tmp_path / "profiles.toml"))
     fleet.prefix = WITHOUT_LANDLOCK
     await fleet.start(1)
 

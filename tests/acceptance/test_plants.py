@@ -16,10 +16,10 @@ import pytest
 
 from apps.api.core.sessions import removal
 from apps.api.dev.unprivileged import UNSHARE
-from apps.api.runner.guard.launcher import landlock_abi
 from tests import plants
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
+from tests.layers import ISOLATED
 from tests.watch import until, watched
 
 pytestmark = pytest.mark.slow
@@ -142,20 +142,21 @@ def is_gone(workspaces: Path, session: str) -> bool:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("isolation", ["require", "off"])
+@pytest.mark.parametrize("isolation", [*ISOLATED, "off"])
 @pytest.mark.parametrize("user", ["root", "ordinary"])
 async def test_what_an_agent_plants_harms_nobody(start_fleet: StartFleet, tmp: Path, isolation: str, user: str) -> None:
     prefix = UNSHARE if user == "ordinary" and os.geteuid() == 0 else ()
     if user == "root" and os.geteuid() != 0:
         pytest.skip("needs to be root")
-    if isolation == "require" and not landlock_abi():
-        pytest.skip("needs Landlock")
     if await asyncio.to_thread(subprocess.call, [*prefix, "true"]):
         pytest.skip("needs user namespaces")
     fleet = await start_fleet(
         0,
         AGENT_ISOLATION=isolation,
+        AGENT_ISOLATION_REQUIRED=str(isolation != "off"),
+        AGENT_UNCONFINED_IN_PRODUCTION="true",
         AGENT_READ_PATHS=plants.__file__,
+        AGENT_MAX_FILE_BYTES="20000000000",
         ENABLE_FILE_CHECKPOINTING="true",
         SESSION_IDLE_SECONDS="2",
         TMPDIR=str(tmp),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import admission, burst, decision, gateway, idle, relay, sdk, turns
+from tests.bench import admission, burst, decision, gateway, idle, isolation, relay, sdk, turns
 from tests.bench.machine import Load
 from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk
@@ -25,7 +25,7 @@ from tests.bench.stage import AGENTS, Stage, opened
 BUDGET, QUICK_BUDGET = 285.0, 53.0
 """Seconds for everything; what has not been measured by then is left out."""
 
-SECTIONS = ("idle", "cold", "warm", "decision", "gateway", "burst", "delta", "relay", "admission", "fleet")
+SECTIONS = ("idle", "cold", "isolation", "warm", "decision", "gateway", "burst", "delta", "relay", "admission", "fleet")
 
 Measure = Callable[[], Awaitable[None]]
 
@@ -79,6 +79,7 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
             [lambda: idle.streams(stage, report, count=size.streams, seconds=size.idle_seconds)],
         ),
         "cold": ("First delta of a new session", [lambda: turns.cold(stage, driven, report, size.rounds)]),
+        "isolation": ("The layers of isolation", [lambda: isolation.starts(driven, report, size.rounds)]),
         "warm": ("Warm turns", [lambda: turns.warm(stage, driven, report, size.warm_rounds)]),
         "decision": (
             "Permission requests, decided on another instance",

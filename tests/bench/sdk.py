@@ -32,7 +32,7 @@ from apps.api.runner.agent import options
 from apps.api.runner.agent.extensions import Extensions, write_permissions
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.guard.launcher import bundled_cli
-from apps.api.settings import Settings
+from apps.api.settings import Layer, Settings
 
 
 async def _allow(_tool: str, _input: dict[str, Any], _context: ToolPermissionContext) -> PermissionResult:
@@ -57,9 +57,9 @@ class Sdk:
     store: InMemorySessionStore = field(default_factory=InMemorySessionStore)
 
     def options(
-        self, session_id: UUID, *, resume: bool = False, guard: bool = False, can_use_tool: CanUseTool = _allow
+        self, session_id: UUID, *, resume: bool = False, layer: Layer | None = None, can_use_tool: CanUseTool = _allow
     ) -> ClaudeAgentOptions:
-        """Built by the service's own code, then stripped of the guard."""
+        """Built by the service's own code, then stripped of the guard, unless there is to be one with this layer."""
         place = self.scratch.make()
         process = options.Process(
             workspace=workspaces.create(self.settings, session_id, None),
@@ -77,10 +77,11 @@ class Sdk:
             profile=None,
             model=options.to_the_model(self.settings, self.settings.anthropic_base_url or "", self.token),
         )
-        built = options.build(self.settings, AgentConfig(), process)
+        settings = self.settings.model_copy(update={"agent_isolation": layer or "off"})
+        built = options.build(settings, AgentConfig(), process)
         if resume:  # from a store in memory, by the SDK's own means
             built = replace(built, resume=str(session_id), session_id=None)
-        if guard:
+        if layer:
             return built
         env = {name: value for name, value in built.env.items() if not name.startswith("CLI_GUARD_")}
         return replace(built, cli_path=bundled_cli(), env=env)

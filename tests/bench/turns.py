@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
+from apps.api.runner.guard import trial
+from apps.api.settings import Layer
 from tests.bench import sdk
 from tests.bench.client import Connection
 from tests.bench.report import Report, percentile
@@ -53,17 +55,24 @@ class _Cold:
     def __init__(self, stage: Stage, driven: Sdk) -> None:
         self._stage, self._driven = stage, driven
         self.turns: dict[str, list[Turn]] = {}
+        self._found: Layer | None = None
 
     async def run(self, rounds: int) -> None:
         for _ in range(rounds):
-            await self._alone("sdk", guard=False)
+            await self._alone("sdk")
             await self._through("owner", self._stage.owner)
             await self._through("front", self._stage.front)
-            await self._alone("guarded", guard=True)
+            await self._alone("guarded", await self._layer())
 
-    async def _alone(self, name: str, *, guard: bool) -> None:
+    async def _layer(self) -> Layer:
+        """That of the service."""
+        if self._found is None:
+            self._found = (await trial.strongest(self._driven.settings)).layer
+        return self._found
+
+    async def _alone(self, name: str, layer: Layer | None = None) -> None:
         began = time.monotonic()
-        async with self._driven.client(guard=guard) as client:
+        async with self._driven.client(layer=layer) as client:
             self.turns.setdefault(name, []).append(await sdk.timed(client, PROMPT, began))
 
     async def _through(self, name: str, instance: Instance) -> None:

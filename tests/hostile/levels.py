@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from apps.api.runner.guard import confinement, isolation, seccomp
+from tests.layers import namespaces_work
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,28 @@ OPEN = set() if isolation.network_lacks() else {"ports", "protocols"}
 LIMITED = OPEN | {"limited"}
 MODEL_ONLY = LIMITED | {"silent", "unix"}
 
-_OFF, _LANDLOCK = {"AGENT_ISOLATION": "off"}, {"AGENT_ISOLATION": "require"}
+UNCONFINED = {"AGENT_ISOLATION": "off", "AGENT_UNCONFINED_IN_PRODUCTION": "true"}
+_LANDLOCK = {"AGENT_ISOLATION": "landlock", "AGENT_ISOLATION_REQUIRED": "true"}
+_NAMESPACES = {"AGENT_ISOLATION": "namespaces", "AGENT_ISOLATION_REQUIRED": "true"}
 _UNFILTERED, _FILTERED = {"AGENT_SECCOMP": "off"}, {"AGENT_SECCOMP": "on"}
 _HAS_LANDLOCK, _HAS_SECCOMP = confinement.landlock_abi() > 0, seccomp.available()
 _HAS_ALL = _HAS_LANDLOCK and _HAS_SECCOMP
 _HAS_NETWORK = _HAS_ALL and bool(OPEN)
-_WHOLE = LANDLOCK | CALLS
+_WHOLE = GUARD | LANDLOCK | CALLS
 
 LEVELS = (
-    Level("off", _OFF | _UNFILTERED, frozenset(GUARD)),
-    Level("seccomp", _OFF | _FILTERED, frozenset(GUARD | CALLS), _HAS_SECCOMP),
-    Level("landlock", _LANDLOCK | _UNFILTERED, frozenset(GUARD | LANDLOCK | OPEN), _HAS_LANDLOCK),
-    Level("require", _LANDLOCK | _FILTERED, frozenset(GUARD | _WHOLE | OPEN), _HAS_ALL),
-    Level("limited", _LANDLOCK | _FILTERED, frozenset(GUARD | _WHOLE | LIMITED), _HAS_NETWORK, "limited", ("root",)),
+    Level("off", UNCONFINED | _UNFILTERED, frozenset(GUARD)),
+    Level("seccomp", UNCONFINED | _FILTERED, frozenset(GUARD | CALLS), _HAS_SECCOMP),
+    Level("files", _LANDLOCK | _UNFILTERED, frozenset(GUARD | LANDLOCK | OPEN), _HAS_LANDLOCK),
+    Level("landlock", _LANDLOCK | _FILTERED, frozenset(_WHOLE | OPEN), _HAS_ALL),
     Level(
-        "model_only",
-        _LANDLOCK | _FILTERED,
-        frozenset(GUARD | _WHOLE | MODEL_ONLY),
-        _HAS_NETWORK,
-        "model_only",
-        ("ordinary",),
+        "namespaces",
+        _NAMESPACES | _FILTERED,
+        frozenset(_WHOLE | OPEN | {"namespaces"}),
+        _HAS_ALL and namespaces_work(),
     ),
+    Level("limited", _LANDLOCK | _FILTERED, frozenset(_WHOLE | LIMITED), _HAS_NETWORK, "limited", ("root",)),
+    Level("model_only", _LANDLOCK | _FILTERED, frozenset(_WHOLE | MODEL_ONLY), _HAS_NETWORK, "model_only", ("ordinary",)),
 )
 """The first stops least: what it does not is what an attack can do at all."""
 

@@ -20,6 +20,7 @@ from tests.conftest import StartFleet
 from tests.fleet import Instance
 from tests.hostile import planting
 from tests.hostile.arena import BYPASS, Arena, command
+from tests.hostile.levels import UNCONFINED
 from tests.recorder import Recorder
 from tests.watch import until
 
@@ -128,7 +129,7 @@ async def test_the_cli_looks_nowhere_else_for_what_an_agent_could_have_left(
     start_fleet: StartFleet, tmp_path: Path
 ) -> None:
     """Another version may: then there is one more place to plant something, and to look at what comes of it."""
-    fleet = await start_fleet(0, forked=False, AGENT_ISOLATION="off", AGENT_SECCOMP="off")
+    fleet = await start_fleet(0, forked=False, **UNCONFINED, AGENT_SECCOMP="off")
     trace = tmp_path / "trace"
     fleet.prefix = ("strace", "-f", "-qq", "-s", "1000", "-e", "trace=%file", "-o", str(trace))
     await fleet.start(1)

@@ -11,7 +11,7 @@ import pytest
 
 from apps.api import __version__
 from apps.api.main import create_app
-from apps.api.runner.guard import isolation
+from apps.api.runner.guard import isolation, trial
 from apps.api.settings import Settings
 from apps.api.web.health import Dependents, Health
 from tests.conftest import StartFleet
@@ -44,7 +44,7 @@ async def test_a_wrong_key_is_no_hindrance(nobody: httpx.AsyncClient, path: str)
 
 @pytest.mark.parametrize("path", ["/health", "/api/v1/health", "/health/ready"])
 async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient, fleet: Fleet, path: str) -> None:
-    told = (await nobody.get(path)).json()
+    told, found = (await nobody.get(path)).json(), await trial.strongest(Settings())
     assert told.pop("default_model") in ("ok", "unknown")  # it may not have been asked yet
     assert told == {
         "status": "ok",
@@ -54,14 +54,15 @@ async def test_an_instance_that_works_tells_its_parts(nobody: httpx.AsyncClient,
         "dependencies": {"postgres": "ok", "redis": "ok", "claude_cli": "ok"},
         "failing_loops": [],
         "unfit": [],
-        "warnings": isolation.warnings(Settings(agent_isolation="require")),
+        "isolation": found.layer,
+        "warnings": isolation.warnings(Settings(), found.layer, found.lacking),
     }
 
 
 async def test_an_instance_whose_agents_are_not_confined_says_so_at_its_start_and_in_its_health(
     start_fleet: StartFleet,
 ) -> None:
-    fleet = await start_fleet(1, AGENT_ISOLATION="off", AGENT_SECCOMP="off")
+    fleet = await start_fleet(1, AGENT_ISOLATION="off", AGENT_SECCOMP="off", AGENT_UNCONFINED_IN_PRODUCTION="true")
     warnings = (await fleet[0].client.get("/health")).json()["warnings"]
     assert [warning.partition(":")[0] for warning in warnings] == ["AGENT_ISOLATION=off", "AGENT_SECCOMP=off"]
     logged = fleet[0].log.read_text()

@@ -149,7 +149,6 @@ class _Supervisor:
         defaults = {
             "WORKSPACES_DIR": str(self._home.workspaces),
             "DEBUG": "true",
-            "AGENT_ISOLATION": "auto",  # one developer's own agents, on a machine that may be a Mac
             "RATE_LIMIT_QUERY_PER_MINUTE": "0",
             "SHUTDOWN_GRACE_SECONDS": "5",  # an agent's preview never ends, and who presses Ctrl-C waits for it
             "OUTBOUND_ALLOW": "127.0.0.0/8",  # hooks and webhooks of people who try them on one machine

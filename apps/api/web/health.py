@@ -61,6 +61,11 @@ class Health(BaseModel):
         description="What its host lacks to run agents. It is then not ready, and leaves runs to others.",
         examples=[["WORKSPACES_DIR has no inodes: 0 are free (/var/lib/agents)"]],
     )
+    isolation: str | None = Field(
+        description="How agents of this instance are isolated from its host: `off`, `landlock` or `namespaces`; null"
+        " when it starts none.",
+        examples=["namespaces"],
+    )
     warnings: list[str] = Field(description="Every way in which this instance does not fully confine its agents.")
 
 
@@ -116,6 +121,7 @@ async def examine(request: Request) -> Health:
         default_model=model,
         failing_loops=failing,
         unfit=unfit,
+        isolation=probe.isolation,
         warnings=probe.warnings,
     )
 

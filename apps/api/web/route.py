@@ -31,12 +31,14 @@ class Probe:
     """What the HTTP side may ask of the runner, which no HTTP module may import.
 
     Attributes:
+        isolation: how it isolates its agents; None when it starts none.
         warnings: every way in which this instance does not confine its agents.
         unfit: why this instance should get no traffic, though it works.
         failing_loops: names of the loops of this instance whose last step has failed.
         address_of: session and port → the address that its agent's programs listen on here, if they do.
     """
 
+    isolation: str | None
     warnings: list[str]
     cli_present: Callable[[], bool]
     draining: Callable[[], bool]

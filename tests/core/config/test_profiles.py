@@ -269,7 +269,7 @@ def test_only_dev_has_the_network(name: str, tool: str) -> None:
 def test_only_sandboxed_runs_without_asking_and_then_only_where_the_kernel_confines() -> None:
     bypassing = [n for n, p in PACKAGED.items() if p.permission_modes and "bypassPermissions" in p.permission_modes]
     assert bypassing == ["sandboxed"]
-    assert PACKAGED["sandboxed"].isolation == "require"
+    assert PACKAGED["sandboxed"].isolation == "landlock"
     assert not profiles.may_exist(PACKAGED["sandboxed"], "Bash")
 
 

@@ -67,7 +67,7 @@ def test_a_host_is_named_by_its_name_and_port(host: str, port: int, named: bool)
             (("b.org",), ["a.org"]),
         ),
         ({"agent_isolation": "off"}, {"network": "model_only"}, "direct", ()),
-        ({"agent_isolation": "off"}, {"network": "model_only", "isolation": "require"}, "model_only", ()),
+        ({"agent_isolation": "off"}, {"network": "model_only", "isolation": "landlock"}, "model_only", ()),
     ],
 )
 def test_of_server_and_profile_the_stricter_holds(

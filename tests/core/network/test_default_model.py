@@ -138,7 +138,7 @@ def test_a_server_whose_agents_would_reach_no_model_is_refused_with_what_to_set(
 
 
 async def started(settings: Settings, **more: str) -> subprocess.CompletedProcess[str]:
-    given = {"DATABASE_URL": settings.database_url.get_secret_value(), "RUNNER_SLOTS": "1", "AGENT_ISOLATION": "auto"}
+    given = {"DATABASE_URL": settings.database_url.get_secret_value(), "RUNNER_SLOTS": "1", "DEBUG": "true"}
     given |= {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], **more}
     words = [sys.executable, "-m", "apps.api.cli", "serve"]
     return await asyncio.to_thread(subprocess.run, words, env=given, capture_output=True, text=True, timeout=60)

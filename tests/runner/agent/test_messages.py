@@ -270,9 +270,7 @@ def test_the_beginning_of_a_run_tells_what_the_agent_has() -> None:
         "memory_paths": {"auto": "/workspaces/example/memory/"},
         "messaging_socket_path": "/tmp/cc-socks/29233.sock",
     }
-    type_, fields = only(system("init", **given))
-    assert type_ == "init"
-    assert fields == {
+    assert messages.init(system("init", **given).data, "landlock") == {
         "model": MODEL,
         "tools": ["Task", "Bash"],
         "mcp_servers": [],
@@ -282,6 +280,7 @@ def test_the_beginning_of_a_run_tells_what_the_agent_has() -> None:
         "commands": ["verify"],
         "agents": ["Explore"],
         "sdk_session_id": SDK_SESSION,
+        "isolation": "landlock",
     }
 
 

@@ -22,9 +22,10 @@ pytestmark = pytest.mark.skipif(isolation.network_lacks() is not None, reason="t
 
 LIMIT = """
 import json, os, sys
-from apps.api.runner.guard.network import Network
+from apps.api.runner.guard.network import Network, restrict
 from tests.knocks import KINDS, attempt
-Network(os.environ).apply()
+reach = Network(os.environ)
+restrict(reach.mode, reach.unix, reach.rules)
 print(json.dumps({line: attempt(KINDS[line.split()[0]], *line.split()[1:]) for line in sys.argv[1:]}))
 """
 

@@ -50,7 +50,7 @@ class Profile(Part):
         timeout_seconds: longest deadline of a run, and its default where the server's is longer.
         mcp: kinds of MCP servers.
         skills: skills, and with `expand_prompt` slash commands and mentions.
-        isolation: `require`: no agent starts where the kernel cannot confine it to its files.
+        isolation: the weakest layer that will do: no agent starts with less.
         network: what its agents reach at most.
         allowed_hosts: of a `limited` network, as `settings.HOST` says.
     """
@@ -70,7 +70,7 @@ class Profile(Part):
     subagents: bool = True
     skills: bool = True
     env: bool = True
-    isolation: Literal["require"] | None = None
+    isolation: Literal["landlock", "namespaces"] | None = None
     network: Network | None = None
     allowed_hosts: list[Annotated[str, Field(pattern=HOST, max_length=260)]] | None = None
 

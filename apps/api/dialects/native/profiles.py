@@ -42,8 +42,9 @@ class ProfileState(BaseModel):
     subagents: bool = Field(description="Whether requests may define subagents (`agents`).")
     skills: bool = Field(description="Whether requests may enable skills.")
     env: bool = Field(description="Whether requests may set variables of the environment.")
-    isolation: Literal["require"] | None = Field(
-        description="`require`: no agent starts where the kernel cannot confine it to its files."
+    isolation: Literal["landlock", "namespaces"] | None = Field(
+        description="No agent starts with less: `landlock` confines it to its files, `namespaces` does so in a view of"
+        " the machine of its own."
     )
     network: Literal["open", "limited", "model_only"] | None = Field(
         description="What its agents reach at most; of this and the server's AGENT_NETWORK the stricter holds."

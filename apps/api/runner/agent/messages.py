@@ -153,8 +153,6 @@ def _task(
 def _system(message: SystemMessage, run_id: UUID | None) -> list[Event]:
     data = message.data
     match message.subtype:
-        case "init":
-            return [Event("init", init(data), run_id)]
         case "api_retry":
             names = ("attempt", "max_retries", "retry_delay_ms", "error_status", "error")
             return [Event("status", {"status": "model_retry", **{n: data.get(n) for n in names}}, run_id)]
@@ -168,8 +166,8 @@ def _system(message: SystemMessage, run_id: UUID | None) -> list[Event]:
     return []
 
 
-def init(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the `init` event. Host paths stay here: `cwd` is told as the agent sees it."""
+def init(data: Mapping[str, Any], isolation: str) -> dict[str, Any]:
+    """The fields of the `init` event. `cwd` is told as the agent sees it. `isolation`: see `launcher.Wall.layer`."""
     return {
         "model": data.get("model"),
         "tools": data.get("tools", []),
@@ -180,4 +178,5 @@ def init(data: Mapping[str, Any]) -> dict[str, Any]:
         "commands": data.get("slash_commands", []),
         "agents": data.get("agents", []),
         "sdk_session_id": data.get("session_id"),
+        "isolation": isolation,
     }

@@ -22,7 +22,7 @@ from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.extensions import Extensions
 from apps.api.runner.agent.process import CannotStart, HookMatchers
 from apps.api.runner.agent.scratch import Place
-from apps.api.runner.guard.launcher import Network, bundled_cli, guard_environment
+from apps.api.runner.guard.launcher import Directories, Network, Wall, bundled_cli, guard_environment
 from apps.api.settings import Settings
 
 _GLOB_CHARACTERS = frozenset("[]{}*?!\\")
@@ -144,7 +144,6 @@ def environment(
         model: what leads the CLI to a model, see `to_the_model`, and its programs elsewhere, see `proxies`.
         network: see `launcher.Network`.
     """
-    isolation = (profile and profile.isolation) or settings.agent_isolation
     env = {**_QUIET_CLI, **dict.fromkeys(_SILENCE, str(settings.model_silence_seconds * 1000))}
     env |= model
     if os.geteuid() == 0:
@@ -152,23 +151,17 @@ def environment(
     if keeps_checkpoints(settings, config):
         # The option of that name refuses to work with a session store; the variable behind it does not.
         env["CLAUDE_CODE_ENABLE_SDK_FILE_CHECKPOINTING"] = "true"
-    env.update(
-        guard_environment(
-            workspace=workspace.root,
-            file_history=workspace.history,
-            home=workspace.home,
-            output=workspace.output,
-            config_dir=config_dir,
-            tmp_dir=place.tmp,
-            given=place.given,
-            lease=lease,
-            isolation=isolation,
-            seccomp=settings.agent_seccomp,
-            read_paths=settings.agent_read_paths,
-            cli=bundled_cli(),
-            session_env=config.env or {},
-        )
+    directories = Directories(
+        workspace=workspace.root,
+        home=workspace.home,
+        output=workspace.output,
+        file_history=workspace.history,
+        config=config_dir,
+        tmp=place.tmp,
+        given=place.given,
     )
+    wall = Wall.of(settings).at_least(profile.isolation if profile and profile.isolation else "off")
+    env |= guard_environment(directories, wall, lease=lease, cli=bundled_cli(), session_env=config.env or {})
     return env | network.variables()
 
 

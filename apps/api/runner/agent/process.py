@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -49,11 +49,40 @@ STOP_TIMEOUT = 5.0
 class StartFailed(Exception):
     """The CLI did not start. Its message is for operators: the last lines that the CLI wrote."""
 
+    @property
+    def code(self) -> str:
+        """The failure of its run."""
+        return "agent_start_failed"
+
+    @property
+    def told(self) -> str:
+        """What its client is told."""
+        return "The agent process did not start."
+
 
 class CannotStart(StartFailed):
     """What the agent was to be given is missing or not allowed. Its message is for the client, and holds no secret."""
 
     quotes = True
+
+    @property
+    def told(self) -> str:
+        """The message itself."""
+        return str(self)
+
+
+class Exceeded(StartFailed):
+    """What starts with the agent took more than it may. Its message is the code of the failure."""
+
+    @property
+    def code(self) -> str:
+        """The message itself."""
+        return str(self)
+
+    @property
+    def told(self) -> str:
+        """Nothing beside the usual words of the code."""
+        return ""
 
 
 class TranscriptLost(Exception):
@@ -83,33 +112,34 @@ RECYCLE_AFTER_TURNS = 100
 """A CLI grows to some 300 MB in 200 turns; a fresh one resumes in 0.4 s."""
 
 
-def why_it_ended(failure: Exception | None) -> str:
-    """The code for the run of an agent whose messages have ended without a result."""
-    if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
-        return "agent_message_too_large"
-    if isinstance(failure, TranscriptLost):
-        return "storage_failed"
-    return "agent_crashed"
-
-
 class Agent:
     """A started CLI. Whoever starts it also closes it, in the same task; its messages are read in another.
 
     Attributes:
         config: what it was started with, and changed to since.
+        isolation: its layer, see `launcher.Wall`.
+        exceeded: why it was ended, as a failure of a run, if it took more than it may.
     """
 
     def __init__(self, claim: Claim, client: ClaudeSDKClient) -> None:
         """`claim`: the run for which it is started."""
         self._session_id, self.client = claim.session_id, client
+        self.isolation = client.options.env.get("CLI_GUARD_LAYER", "off")
         self.config, self._provisions = claim.config, claim.provisions
         self._reader: asyncio.Task[None] | None = None
         self._turns, self._used_up, self._killed = 0, False, False
+        self.exceeded: str | None = None
 
     @classmethod
-    async def start(cls, claim: Claim, options: ClaudeAgentOptions, stderr: list[str]) -> Agent:
-        """Start the CLI, within START_TIMEOUT. Raises StartFailed; then, and when it is cut off, nothing is left."""
+    async def start(
+        cls, claim: Claim, options: ClaudeAgentOptions, stderr: list[str], begun: Callable[[Agent], None]
+    ) -> Agent:
+        """Start the CLI, within START_TIMEOUT. Raises StartFailed; then, and when it is cut off, nothing is left.
+
+        `begun` is told of it at once: what starts with it, such as MCP servers, is at work before it answers.
+        """
         agent = cls(claim, ClaudeSDKClient(options))
+        begun(agent)
         connecting = asyncio.create_task(agent.client.connect(), name=f"connect-{claim.session_id}")
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -119,6 +149,8 @@ class Agent:
             raise
         except Exception as error:
             await agent._put_down(connecting)
+            if agent.exceeded:
+                raise Exceeded(agent.exceeded) from error
             if refused := next((line for line in stderr if "--json-schema" in line), None):
                 raise CannotStart(f"output_format: {refused}") from error  # a pattern that JavaScript cannot read
             raise StartFailed("; ".join(stderr[-3:]) or str(error) or type(error).__name__) from error
@@ -134,6 +166,16 @@ class Agent:
         """Of the guard, above all that the agent has started; None when it has ended. Private attributes: see kill."""
         process = getattr(getattr(self.client, "_transport", None), "_process", None)
         return process.pid if process is not None and process.returncode is None else None
+
+    def why_it_ended(self, failure: Exception | None) -> str:
+        """The code for the run of an agent whose messages have ended without a result."""
+        if self.exceeded:
+            return self.exceeded
+        if isinstance(failure, CLIJSONDecodeError) and "maximum buffer size" in str(failure):
+            return "agent_message_too_large"
+        if isinstance(failure, TranscriptLost):
+            return "storage_failed"
+        return "agent_crashed"
 
     def unfit(self, claim: Claim, *, tasks: bool, at_work: bool) -> str | None:
         """Why this agent is not for that run, if it is not.
@@ -269,6 +311,11 @@ class Agent:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
                 os.kill(pid, signal.SIGCONT)  # one that was stopped would not hear it
+
+    def exceed(self, code: str) -> None:
+        """It has taken more than it may: end it. `code`: the failure of its run."""
+        self.exceeded = self.exceeded or code
+        self.kill()
 
     async def _put_down(self, connecting: asyncio.Task[None]) -> None:
         """End a process that has not got as far as to be told to exit."""

@@ -92,6 +92,11 @@ def end_first() -> None:
     os.close(wanted)
 
 
+def system_paths() -> list[str]:
+    """What `confine` lets everybody read."""
+    return [path for rights, paths in _SYSTEM_RULES if rights == READ for path in paths]
+
+
 def pin_machine_files() -> None:
     """Keep the files of /proc that `confine` allows open in this process for good, so that those rules last.
 

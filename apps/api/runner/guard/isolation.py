@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from apps.api.runner.guard import confinement, seccomp
-from apps.api.settings import Settings
+from apps.api.settings import Layer, Settings
 
 MAX_ENTRIES, MAX_DEPTH = 20_000, 6
 """Of directories that are searched for sockets."""
@@ -21,20 +21,20 @@ _PLACES = ("/run", "/var/run", "/tmp", "/var/tmp")  # noqa: S108 - places to loo
 _LISTENS, _DATAGRAM = 0x10000, "0002"
 
 
-def missing(settings: Settings) -> list[str]:
-    """What was asked for and is not to be had here; with AGENT_ISOLATION=require no agent starts then."""
-    found = []
-    if settings.agent_isolation != "off" and not confinement.landlock_abi():
-        found.append(
-            "this machine offers no Landlock (Linux 5.13 or later, with `landlock` in the lsm= list):"
-            " agents can read and write every file that the server's user can"
-        )
+_FILES = "agents can read and write every file that the server's user can, and reach whatever this host does"
+_MEMORY = "agents' tools can reach the memory of processes of the server's user"
+
+
+def lacks(settings: Settings) -> str | None:
+    """What this machine lacks to confine agents at all, as the settings want it, if anything."""
+    if not confinement.landlock_abi():
+        return f"this machine offers no Landlock (Linux 5.13 or later, with `landlock` in the lsm= list): {_FILES}"
     if settings.agent_seccomp != "off" and not seccomp.available():
-        found.append(
+        return (
             "this machine cannot filter system calls (seccomp of Linux 4.14 or later, x86_64 or aarch64):"
-            " agents' tools can reach the memory of processes of the server's user"
+            f" {_FILES}; {_MEMORY}"
         )
-    return found
+    return None
 
 
 def network_lacks() -> str | None:
@@ -47,27 +47,38 @@ def network_lacks() -> str | None:
     return None
 
 
-def warnings(settings: Settings) -> list[str]:
-    """Every way in which agents of this instance are not fully confined; none when it starts no agents."""
+def warnings(settings: Settings, layer: Layer, lacking: Mapping[Layer, str]) -> list[str]:
+    """Every way in which agents of this instance are not confined as they could be, or as was asked for.
+
+    Args:
+        layer, lacking: see `trial.Found`.
+
+    None when it starts no agents.
+    """
     if settings.runner_slots == 0:
         return []
-    found = missing(settings)
+    found = []
     if settings.agent_isolation == "off":
-        files = "read and write every file that the server's user can"
-        found.append(f"AGENT_ISOLATION=off: agents can {files}, and reach whatever this host does")
+        found.append(f"AGENT_ISOLATION=off: {_FILES}")
+    elif layer == "off":
+        found.append(lacking["landlock"])
+    elif settings.agent_isolation == "namespaces" and layer != "namespaces":
+        found.append(f"AGENT_ISOLATION=namespaces: agents are isolated by {layer} only: {lacking['namespaces']}")
     if settings.agent_seccomp == "off":
         found.append("AGENT_SECCOMP=off: agents' tools can reach the memory of processes that they can trace")
-    found += _of_network(settings)
+    found += _of_network(settings, layer)
     abi = confinement.landlock_abi()
-    if settings.agent_isolation != "off" and 0 < abi < 6:
-        truncating = ", and truncate files whose path they know (before 6.2)" if abi < 3 else ""
-        found.append(f"Landlock ABI {abi}: agents can signal processes of their user (before Linux 6.12){truncating}")
+    if layer != "off" and abi < 6:
+        signalling = "" if layer == "namespaces" else "agents can signal processes of their user (before Linux 6.12)"
+        truncating = "truncate files whose path they know (before 6.2)" if abi < 3 else ""
+        if told := ", and ".join(filter(None, (signalling, truncating))):
+            found.append(f"Landlock ABI {abi}: {told}")
     return found
 
 
-def _of_network(settings: Settings) -> list[str]:
+def _of_network(settings: Settings, layer: Layer) -> list[str]:
     everything = "agents reach whatever this host does, PostgreSQL, Redis and a cloud's metadata service among it"
-    if settings.agent_isolation == "off":
+    if layer == "off":
         return []  # said already
     if lacking := network_lacks():
         more = "no session starts" if settings.agent_network in ("limited", "model_only") else everything
@@ -75,14 +86,26 @@ def _of_network(settings: Settings) -> list[str]:
     return [f"AGENT_NETWORK=direct: {everything}"] if settings.agent_network == "direct" else []
 
 
-def refusal(settings: Settings) -> str | None:
-    """Why a server with these settings does not start here, and what to set; None when it may."""
-    found = missing(settings)
-    if settings.agent_isolation != "require" or settings.runner_slots == 0 or not found:
+def refusal(settings: Settings, layer: Layer, lacking: Mapping[Layer, str]) -> str | None:
+    """Why a server with these settings does not start here, and what to set; None when it may. Arguments: see
+    `warnings`."""
+    wanted = settings.agent_isolation
+    if settings.runner_slots == 0:
         return None
+    if settings.agent_isolation_required and (layer == "off" or wanted not in ("auto", layer)):
+        asked: Layer = "namespaces" if wanted == "namespaces" else "landlock"
+        why = lacking.get(asked, "which asks for none")
+        return f"AGENT_ISOLATION_REQUIRED=true with AGENT_ISOLATION={wanted}, and {why}"
+    if layer != "off" or settings.debug or (wanted == "off" and settings.agent_unconfined_in_production):
+        return None
+    if wanted == "off":
+        return (
+            f"with AGENT_ISOLATION=off {_FILES}: set AGENT_UNCONFINED_IN_PRODUCTION=true if everybody who sends prompts"
+            " may do that (DEBUG=true does not need it)"
+        )
     return (
-        f"AGENT_ISOLATION=require, and {'; and '.join(found)}. Set AGENT_ISOLATION=auto if you trust everybody who"
-        " sends prompts, or RUNNER_SLOTS=0 for an instance without agents"
+        f"{lacking['landlock']}. If everybody who sends prompts may do that, set AGENT_ISOLATION=off and"
+        " AGENT_UNCONFINED_IN_PRODUCTION=true; for an instance without agents RUNNER_SLOTS=0"
     )
 
 
@@ -103,12 +126,16 @@ def unreserved(port: int) -> str | None:
     )
 
 
-def reachable_sockets() -> list[str]:
+def reachable_sockets(shown: Collection[str] = ("/",)) -> list[str]:
     """Paths of Unix sockets that processes of this user may connect to: confined agents, too, as Landlock leaves them.
 
     Those that are bound here, those that are mounted, and those below the directories where services put them.
+
+    Args:
+        shown: trees that agents see.
     """
-    return sorted({path for path in (*_bound(), *_mounted(), *_found()) if _connectable(path)})
+    found = {path for path in (*_bound(), *_mounted(), *_found()) if _connectable(path)}
+    return sorted(path for path in found if any(Path(path).is_relative_to(tree) for tree in shown))
 
 
 def _bound() -> Iterator[str]:

@@ -7,18 +7,35 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import structlog
 
+from apps.api.runner.guard import isolation
 from apps.api.runner.guard.confinement import landlock_abi
+from apps.api.runner.guard.limits import Limits
 from apps.api.runner.guard.program import CLOCK, SESSION_PREFIX
+from apps.api.settings import Layer, Settings
 
 log = structlog.get_logger(__name__)
 
-__all__ = ["CLOCK", "LeaseFile", "Network", "bundled_cli", "guard_environment", "install_guard", "landlock_abi"]
+__all__ = [
+    "CLOCK",
+    "LAYERS",
+    "Directories",
+    "LeaseFile",
+    "Network",
+    "Wall",
+    "bubblewrap",
+    "bundled_cli",
+    "guard_environment",
+    "install_guard",
+    "landlock_abi",
+]
+
+LAYERS: tuple[Layer, ...] = get_args(Layer)
 
 _PACKAGE = Path(__file__).parent
 
@@ -62,7 +79,7 @@ class Network:
 
     def variables(self) -> dict[str, str]:
         """More of what `guard_environment` returns. What is to be limited and cannot be does not start, whatever its
-        `isolation` says (exit status 78)."""
+        layer is (exit status 78)."""
         return {
             "CLI_GUARD_NETWORK": self.mode,
             "CLI_GUARD_UNIX_SOCKETS": self.unix_sockets,
@@ -107,41 +124,77 @@ def bundled_cli() -> Path:
     return cli
 
 
+def bubblewrap() -> str | None:
+    """The program of that name on the PATH, if it is there."""
+    found = (os.path.join(directory, "bwrap") for directory in os.get_exec_path())
+    return next((path for path in found if os.access(path, os.X_OK)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directories:
+    """Existing directories that an agent is given.
+
+    Attributes:
+        workspace, home, output, file_history: of this session alone; they outlive the process. `home` is HOME, so that
+            no dotfile of the server's user is read. `output` is CLAUDE_CODE_TMPDIR, where the CLI keeps what background
+            tasks put out (and `cc-socks`, as long as the socket's path has at most 103 bytes; the CLI does without that
+            socket when it cannot make it). In `file_history` it keeps the files of its checkpoints.
+        config, tmp: empty ones of this process alone, or links to them: CLAUDE_CONFIG_DIR, TMPDIR.
+        given: of this process alone; its agent may only read it. The CLI is told to look there, and not in HOME, for
+            what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
+    """
+
+    workspace: Path
+    home: Path
+    output: Path
+    file_history: Path
+    config: Path
+    tmp: Path
+    given: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wall:
+    """What stands between an agent and the machine.
+
+    Attributes:
+        layer: `landlock` confines the agent to its files, `namespaces` does the same in a view of the machine of its
+            own; no agent starts where that is not to be had (exit status 78). `off` leaves files as they are.
+        seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; with another layer
+            than `off` no agent starts where the machine cannot filter them.
+        read_paths: what the agent may read besides the system's directories and this Python. With /proc in it `ps`
+            works, and with `landlock` agents see the command lines of every process on the host.
+        limits: what the kernel refuses to the CLI and to all that it starts.
+    """
+
+    layer: Layer
+    seccomp: Literal["on", "off"]
+    read_paths: Sequence[Path]
+    limits: Limits
+
+    @classmethod
+    def of(cls, settings: Settings) -> Wall:
+        """As the settings say; of `auto` what needs no trial (see trial.py)."""
+        wanted = settings.agent_isolation
+        return cls(
+            layer=("off" if isolation.lacks(settings) else "landlock") if wanted == "auto" else wanted,
+            seccomp=settings.agent_seccomp,
+            read_paths=settings.agent_read_paths,
+            limits=Limits.of(settings),
+        )
+
+    def at_least(self, layer: Layer) -> Wall:
+        """This one, or with another layer a stronger one."""
+        return replace(self, layer=max(self.layer, layer, key=LAYERS.index))
+
+
 def guard_environment(
-    *,
-    workspace: Path,
-    file_history: Path,
-    home: Path,
-    output: Path,
-    config_dir: Path,
-    tmp_dir: Path,
-    given: Path,
-    lease: Path | None,
-    isolation: Literal["auto", "require", "off"],
-    seccomp: Literal["on", "off"],
-    read_paths: Sequence[Path],
-    cli: Path,
-    session_env: Mapping[str, str],
+    directories: Directories, wall: Wall, *, lease: Path | None, cli: Path, session_env: Mapping[str, str]
 ) -> dict[str, str]:
     """Variables for `ClaudeAgentOptions.env` when `cli_path` is the launcher. Call it in the process that connects.
 
     Args:
-        workspace, home, output, file_history: existing directories of this session alone, which outlive the process.
-            `home` is HOME, so that no dotfile of the server's user is read. `output` is CLAUDE_CODE_TMPDIR, where the
-            CLI keeps what background tasks put out (and `cc-socks`, as long as the socket's path has at most 103
-            bytes; the CLI does without that socket when it cannot make it). In `file_history` it keeps the files of
-            its checkpoints.
-        config_dir, tmp_dir: existing, empty directories of this process alone, or links to them: CLAUDE_CONFIG_DIR,
-            TMPDIR.
-        given: a directory of this process alone that its agent may only read. The CLI is told to look there, and not
-            in HOME, for what it would take endpoints and credentials from (ANTHROPIC_CONFIG_DIR).
         lease: see LeaseFile; None for a CLI that works for no session.
-        isolation: `auto` confines where the kernel can and says on stderr where it cannot, `require` refuses to
-            start there (exit status 78), `off` leaves files as they are.
-        seccomp: `off` takes no system call from the agent. `on` takes those that seccomp.py names; a machine that
-            cannot filter them is treated as `isolation` says of a kernel without Landlock.
-        read_paths: what the agent may read besides the system's directories and this Python. With /proc in it,
-            `ps` works, and agents see the command lines of every process on the host.
         cli: the CLI to run, see `bundled_cli`.
         session_env: the session's own variables. They reach the CLI, but neither the launcher nor the guard, and
             never under a name by which the server steers the CLI. Do not put them into `env` as well.
@@ -152,20 +205,24 @@ def guard_environment(
     Raises ValueError for a path that contains os.pathsep, so that it would be read as two.
     """
     own = {SESSION_PREFIX + name: value for name, value in session_env.items()}
+    place = directories
+    writable = (place.workspace, place.home, place.output, place.file_history, place.config, place.tmp)
     return own | {
         "CLI_GUARD_CLI": str(cli.absolute()),
         "CLI_GUARD_PARENT": str(os.getpid()),
         "CLI_GUARD_LEASE": str(lease or ""),
-        "CLI_GUARD_LANDLOCK": isolation,
-        "CLI_GUARD_SECCOMP": seccomp,
-        "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), given, *read_paths)),
-        "CLI_GUARD_WRITE": _joined((workspace, home, output, file_history, config_dir, tmp_dir)),
-        "CLI_GUARD_FILE_HISTORY": str(file_history.absolute()),
-        "CLAUDE_CONFIG_DIR": str(config_dir.absolute()),
-        "ANTHROPIC_CONFIG_DIR": str(given.absolute() / "anthropic"),
-        "HOME": str(home.absolute()),
-        "CLAUDE_CODE_TMPDIR": str(output.absolute()),
-        "TMPDIR": str(tmp_dir.absolute()),
+        "CLI_GUARD_LAYER": wall.layer,
+        "CLI_GUARD_BWRAP": bubblewrap() or "" if wall.layer == "namespaces" else "",
+        "CLI_GUARD_SECCOMP": wall.seccomp,
+        "CLI_GUARD_LIMITS": str(wall.limits),
+        "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), place.given, *wall.read_paths)),
+        "CLI_GUARD_WRITE": _joined(writable),
+        "CLI_GUARD_FILE_HISTORY": str(place.file_history.absolute()),
+        "CLAUDE_CONFIG_DIR": str(place.config.absolute()),
+        "ANTHROPIC_CONFIG_DIR": str(place.given.absolute() / "anthropic"),
+        "HOME": str(place.home.absolute()),
+        "CLAUDE_CODE_TMPDIR": str(place.output.absolute()),
+        "TMPDIR": str(place.tmp.absolute()),
     }
 
 

@@ -45,17 +45,18 @@ class Network:
         """Whether there is a filter of system calls in it."""
         return self.mode != DIRECT or not self.unix
 
-    def apply(self) -> None:
-        """Limit this process and all that it will start. Raises OSError."""
-        if self.rules is not None:
-            confinement.restrict_ports(self.rules)
-        if self.filters:
-            seccomp.restrict_network(self.mode, unix=self.unix)
-
     def close(self) -> None:
         """The agent has them."""
         if self.rules is not None:
             os.close(self.rules)
+
+
+def restrict(mode: str, unix: bool, rules: int | None) -> None:
+    """Limit this process and all that it will start to what `Network` says. Raises OSError."""
+    if rules is not None:
+        confinement.restrict_ports(rules)
+    if mode != DIRECT or not unix:
+        seccomp.restrict_network(mode, unix=unix)
 
 
 def _fetch(at: str, ticket: str) -> int:

@@ -1,8 +1,8 @@
-"""The processes of this machine, as a tree by parent pid.
+"""The processes of this machine, as a tree by parent pid, and what they take.
 
 Part of the guard's start: standard library only, and of that as little as possible (see program.py).
 
-Source: proc_pid_stat(5).
+Sources: proc_pid_stat(5), proc_pid_status(5), proc_pid_smaps(5), Documentation/filesystems/proc.rst of the kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def below(ancestor: int) -> list[int]:
@@ -31,8 +31,13 @@ def children(pid: int) -> list[int]:
 
 def tree() -> dict[int, list[int]]:
     """Pid → its children."""
+    return by_parent(every())
+
+
+def by_parent(found: Iterable[tuple[int, int, int, int]]) -> dict[int, list[int]]:
+    """The tree of what `every` has found."""
     children: dict[int, list[int]] = {}
-    for pid, parent in _every():
+    for pid, parent, _, _ in found:
         children.setdefault(parent, []).append(pid)
     return children
 
@@ -47,17 +52,49 @@ def descendants(children: dict[int, list[int]], ancestor: int) -> list[int]:
     return found
 
 
-def _every() -> Iterator[tuple[int, int]]:
+def every() -> Iterator[tuple[int, int, int, int]]:
+    """Of every process pid, pid of its parent, threads, and bytes of memory, counting what it shares as its own.
+
+    Elsewhere than on Linux the last two are 1 and 0.
+    """
     if sys.platform != "linux":
         import subprocess
 
         listing = subprocess.run(["/bin/ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        yield from ((int(pid), int(parent)) for pid, parent in map(str.split, listing.splitlines()))
+        yield from ((int(pid), int(parent), 1, 0) for pid, parent in map(str.split, listing.splitlines()))
         return
+    page = os.sysconf("SC_PAGE_SIZE")
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat", "rb") as stat:
                 # The program's name, in parentheses, may itself hold spaces and parentheses.
-                yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
+                fields = stat.read().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
+        yield int(name), int(fields[1]), int(fields[17]), int(fields[21]) * page
+
+
+def share_of_memory(pid: int) -> int | None:
+    """Bytes that a process takes, of what it shares only its part; None when it has ended or lets nobody look."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+            for line in rollup:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def threads_of_user(uid: int) -> int:
+    """Processes and threads that a user has on this machine, as RLIMIT_NPROC counts them."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ()):
+        try:
+            with open(f"/proc/{name}/status", "rb") as status:
+                facts = dict(line.split(b":", 1) for line in status.read().splitlines() if b":" in line)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(facts[b"Uid"].split()[0]) == uid:
+            found += int(facts[b"Threads"])
+    return found

@@ -23,7 +23,7 @@ import sys
 import time
 
 # Relative, because the launcher imports this package without `apps.api`, which takes longer than the whole guard.
-from . import confinement, network, processes, seccomp
+from . import confinement, inside, namespaces, network, processes, seccomp
 
 TYPE_CHECKING = False  # importing `typing` or `signal` takes as long as the rest of the guard
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-EX_NOEXEC, EX_CONFIG = 126, 78
-KILL_SECONDS = 5.0
+EX_CONFIG = 78
+KILL_SECONDS, MOST_SECONDS = 5.0, 30.0
 CHASES = 500
 """Looks at the guard's own children, one right after the other, between two looks at all processes."""
 
@@ -83,13 +83,14 @@ def main() -> NoReturn:
     until = _lease(os.environ["CLI_GUARD_LEASE"])
     if _seconds_left(until) <= 0:
         _refuse("the server's lease has run out")
-    abi, filtered = _isolation(os.environ["CLI_GUARD_LANDLOCK"]), _filtered(os.environ["CLI_GUARD_SECCOMP"])
-    reach = _network()
+    layer = os.environ["CLI_GUARD_LAYER"]
+    abi, filtered = _isolation(layer), _filtered(layer, os.environ["CLI_GUARD_SECCOMP"])
+    reach = _network(layer)
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
     cli = os.fork()
     if cli == 0:
-        _become_cli(guard, abi, filtered, reach, inherited)
+        _become_cli(guard, layer, abi, filtered, reach, inherited)
     reach.close()
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
@@ -132,49 +133,49 @@ def _seconds_left(lease: int | None) -> float:
     return (int.from_bytes(os.pread(lease, 8, 0), "little") - time.clock_gettime_ns(CLOCK)) / 1e9
 
 
-def _isolation(wanted: str) -> int:
+def _isolation(layer: str) -> int:
     """The version of Landlock to confine with; 0 for no confinement."""
-    if wanted == "off":
+    if layer == "off":
         return 0
     abi = confinement.landlock_abi()
-    if abi:
+    if not abi:
+        _refuse("agents are to be confined, and this kernel offers no Landlock")
+    if layer == "landlock":
         confinement.pin_machine_files()
-    else:
-        _lacking("this kernel offers no Landlock", "the agent can reach every file that the server can")
+    elif not os.environ["CLI_GUARD_BWRAP"]:
+        _refuse("agents are to have namespaces, and bubblewrap (bwrap) is not installed")
     return abi
 
 
-def _filtered(wanted: str) -> bool:
+def _filtered(layer: str, wanted: str) -> bool:
     """Whether to filter system calls."""
     if wanted == "off":
         return False
     found = seccomp.available()
+    if not found and layer != "off":
+        _refuse("agents are to be confined, and this machine has no seccomp")
     if not found:
-        _lacking("this machine has no seccomp", "the agent's tools can reach the memory of the server's processes")
+        _say("this machine has no seccomp: the agent's tools can reach the memory of the server's processes")
     return found
 
 
-def _network() -> network.Network:
+def _network(layer: str) -> network.Network:
     """What of the network to take from the agent."""
     try:
         reach = network.Network(os.environ)
     except OSError as error:
         _refuse(f"the agent's network cannot be limited ({error})")
     if reach.filters and not seccomp.available():
-        _lacking("this machine has no seccomp", "the agent can make sockets of every kind")
-        reach.unix = True
-        if reach.mode != network.DIRECT:
+        if layer != "off" or reach.mode != network.DIRECT:
             _refuse("the agent's network cannot be limited without seccomp")
+        _say("this machine has no seccomp: the agent can make sockets of every kind")
+        reach.unix = True
     return reach
 
 
-def _lacking(what: str, so: str) -> None:
-    if os.environ["CLI_GUARD_LANDLOCK"] == "require":
-        _refuse(f"isolation is required, and {what}")
-    _say(f"{what}: {so}")
-
-
-def _become_cli(guard: int, abi: int, filtered: bool, reach: network.Network, mask: Iterable[int]) -> NoReturn:
+def _become_cli(
+    guard: int, layer: str, abi: int, filtered: bool, reach: network.Network, mask: Iterable[int]
+) -> NoReturn:
     try:
         os.setsid()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
@@ -184,25 +185,35 @@ def _become_cli(guard: int, abi: int, filtered: bool, reach: network.Network, ma
                 os._exit(EX_CONFIG)
             _hide_credentials(env)
             confinement.end_first()
+        limits, own = _limits()
+        inside.limit(limits)
         _keep_file_history(env["CLAUDE_CONFIG_DIR"])
-        if abi:
-            certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
-            readable = [os.path.dirname(cli), *certificates, *_paths("CLI_GUARD_READ")]
+        certificates = [env[name] for name in _CERTIFICATES if env.get(name)]
+        start = {
+            "arguments": [cli, *sys.argv[1:]],
+            "env": env,
+            "abi": abi,
+            "readable": [os.path.dirname(cli), *certificates, *_paths("CLI_GUARD_READ")],
             # A resume from a SessionStore has a config directory of the SDK's choosing.
-            writable = [*_paths("CLI_GUARD_WRITE"), env["CLAUDE_CONFIG_DIR"]]
-            confinement.confine(readable, writable, abi)
-            # A program in a directory that is closed now would hide its namesake that can be run.
-            env["PATH"] = os.pathsep.join(filter(_listable, env.get("PATH", os.defpath).split(os.pathsep)))
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
-            signal.signal(number, signal.SIG_DFL)
+            "writable": [*_paths("CLI_GUARD_WRITE"), env["CLAUDE_CONFIG_DIR"]],
+            "network": (reach.mode, reach.unix, reach.rules),
+            "filtered": filtered,
+            "limits": {},
+            "stdio": (),
+        }
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        reach.apply()
-        if filtered:
-            seccomp.install()
-        os.execve(cli, [cli, *sys.argv[1:]], env)  # noqa: S606
+        if layer == "namespaces":
+            namespaces.enter(os.environ["CLI_GUARD_BWRAP"], start, env["TMPDIR"], own)
+        inside.become(start)
     except OSError as error:
         _say(f"cannot start the CLI: {error}")
-        os._exit(EX_NOEXEC)
+        os._exit(inside.EX_NOEXEC)
+
+
+def _limits() -> tuple[dict[str, int], int]:
+    """What `launcher.Limits` says, and how many processes where none but the agent's count."""
+    file_bytes, open_files, processes, of_user = map(int, os.environ["CLI_GUARD_LIMITS"].split(":"))
+    return {"RLIMIT_FSIZE": file_bytes, "RLIMIT_NOFILE": open_files, "RLIMIT_NPROC": of_user}, processes
 
 
 def _keep_file_history(config_dir: str) -> None:
@@ -228,14 +239,6 @@ def _paths(name: str) -> list[str]:
     return [path for path in os.environ.get(name, "").split(os.pathsep) if path]
 
 
-def _listable(directory: str) -> bool:
-    try:
-        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
-    except OSError:
-        return False
-    return True
-
-
 def _wait(cli: int, server: int, lease: int | None) -> int:
     """Wait for the CLI or a reason to end it. Returns the wait status to end with."""
     ended: dict[int, int] = {}
@@ -252,12 +255,19 @@ def _wait(cli: int, server: int, lease: int | None) -> int:
 
 
 def _kill_descendants() -> None:
-    """Kill them all, again while there are new ones, for at most KILL_SECONDS."""
-    deadline = time.monotonic() + KILL_SECONDS
+    """Kill them all, again while there are new ones. The last is waited for KILL_SECONDS, all of them MOST_SECONDS."""
+    _go_first()
+    killed: set[int] = set()
+    end = time.monotonic() + MOST_SECONDS
+    until = time.monotonic() + KILL_SECONDS
     _tick(0.02)
-    while _reap({}) and time.monotonic() < deadline:
-        for pid in processes.below(os.getpid()):
+    while _reap({}) and time.monotonic() < min(until, end):
+        below = set(processes.below(os.getpid()))
+        for pid in below:
             _kill(pid)
+        if not below <= killed:
+            killed |= below
+            until = time.monotonic() + KILL_SECONDS
         # One that is forever the child of one that has ended is gone before a look at all processes has come to it.
         for _ in range(CHASES):
             orphans = processes.children(os.getpid())
@@ -276,6 +286,14 @@ def _kill(pid: int) -> None:
             os.killpg(group, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
+        return
+
+
+def _go_first() -> None:
+    """Root has no limit of processes: thousands that fork as fast as they can leave its guard no other turn."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (AttributeError, OSError):  # another system, or another user
         return
 
 

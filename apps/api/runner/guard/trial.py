@@ -1,4 +1,5 @@
-"""A start of the guard with a program that ends at once, in place of the CLI: whether this host can start agents."""
+"""A start of the guard with a program that ends at once, in place of the CLI: whether this host can start agents, and
+how well it can isolate them."""
 
 from __future__ import annotations
 
@@ -6,10 +7,13 @@ import asyncio
 import os
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from apps.api.runner.guard.launcher import guard_environment, install_guard
-from apps.api.settings import Settings
+from apps.api.runner.guard import isolation
+from apps.api.runner.guard.launcher import Directories, Wall, bubblewrap, guard_environment, install_guard
+from apps.api.settings import Layer, Settings
 
 SECONDS = 30.0
 """For a start that takes some 50 ms on an idle host."""
@@ -20,6 +24,35 @@ _PROGRAM = Path("/bin/sh")
 def places(settings: Settings) -> dict[str, Path]:
     """The directories that agents need room in, by what operators call them."""
     return {"WORKSPACES_DIR": settings.workspaces_root, "TMPDIR": Path(tempfile.gettempdir())}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What this host has for agents.
+
+    Attributes:
+        layer: the strongest that AGENT_ISOLATION lets agents have and that works here.
+        lacking: why those that are stronger do not, as far as they were asked for.
+    """
+
+    layer: Layer
+    lacking: Mapping[Layer, str]
+
+
+async def strongest(settings: Settings) -> Found:
+    """Find out. One instance does so once, so that its agents are all isolated in the same way."""
+    wanted = settings.agent_isolation
+    if wanted == "off" or settings.runner_slots == 0:
+        return Found("off", {})
+    if lacks := isolation.lacks(settings):
+        return Found("off", {"landlock": lacks, "namespaces": lacks})
+    if wanted == "landlock":
+        return Found("landlock", {})
+    if bubblewrap() is None:
+        return Found("landlock", {"namespaces": "bubblewrap (the program bwrap) is not installed"})
+    trying = settings.model_copy(update={"agent_isolation": "namespaces"})
+    reason = await failure(trying)
+    return Found("landlock", {"namespaces": reason}) if reason else Found("namespaces", {})
 
 
 async def failure(settings: Settings, within: Path | None = None) -> str | None:
@@ -39,29 +72,16 @@ async def failure(settings: Settings, within: Path | None = None) -> str | None:
 
 
 async def _start(settings: Settings, directory: Path, workspace: Path) -> str | None:
-    names = ("home", "output", "history", "config", "tmp", "given")
-    home, output, history, config, tmp, given = (directory / name for name in names)
-    for made in (home, output, history, config, tmp, given):
-        made.mkdir()
-    env = guard_environment(
-        workspace=workspace,
-        file_history=history,
-        home=home,
-        output=output,
-        config_dir=config,
-        tmp_dir=tmp,
-        given=given,
-        lease=None,
-        isolation=settings.agent_isolation,
-        seccomp=settings.agent_seccomp,
-        read_paths=settings.agent_read_paths,
-        cli=_PROGRAM,
-        session_env={},
-    )
+    names = ("home", "output", "file_history", "config", "tmp", "given")
+    for name in names:
+        (directory / name).mkdir()
+    directories = Directories(workspace=workspace, **{name: directory / name for name in names})
+    env = guard_environment(directories, Wall.of(settings), lease=None, cli=_PROGRAM, session_env={})
     process = await asyncio.create_subprocess_exec(
         str(install_guard(directory)),
         "-c",
         ":",
+        cwd=workspace,
         env=env | {"PATH": os.environ.get("PATH", os.defpath)},
         stdin=DEVNULL,
         stdout=DEVNULL,

@@ -132,7 +132,7 @@ class Conversation:
             self._turns.enter(current)
             assert current.claim is not None  # noqa: S101 - for the type checker
             shown = Event("message", messages.prompt_message(current.run_id, current.claim.prompt), current.run_id)
-            told = [*messages.events(message, current.run_id), shown]
+            told = [Event("init", messages.init(message.data, agent.isolation), current.run_id), shown]
             if keeps_checkpoints(self._core.settings, agent.config):
                 told.append(
                     Event("checkpoint", messages.checkpoint(current.run_id, current.claim.prompt), current.run_id)
@@ -150,7 +150,7 @@ class Conversation:
         ):
             self._turns.enter(Turn(run_id, None, seconds=seconds))
             self._tasks.told()  # not before: a session that has neither news nor a turn is given back as idle
-            await self._writer.append(*messages.events(message, run_id))
+            await self._writer.append(Event("init", messages.init(message.data, agent.isolation), run_id))
 
     async def _note(self, agent: Agent, message: SystemMessage) -> None:
         """Keep what the CLI says of itself: `/clear` gives the conversation another id."""

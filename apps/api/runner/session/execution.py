@@ -33,7 +33,7 @@ from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent import checkpoints, clone, options
-from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, CannotStart, StartFailed, why_it_ended
+from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
@@ -56,13 +56,7 @@ class Execution:
         over: set once it has ended here.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        means: Means,
-        claim: Claim,
-        freed: Callable[[], None],
-    ) -> None:
+    def __init__(self, core: Core, means: Means, claim: Claim, freed: Callable[[], None]) -> None:
         """`freed` is called whenever a run has ended and its slot is free."""
         self._core = core
         self.session_id, self.generation = claim.session_id, claim.generation
@@ -118,6 +112,11 @@ class Execution:
     def agent(self) -> Agent | None:
         """The agent, as long as its process lives."""
         return self._agent if self._agent is not None and self._agent.is_alive else None
+
+    @property
+    def process(self) -> Agent | None:
+        """The agent, also while it starts."""
+        return self._launch.starting or self.agent
 
     def assign(self, claim: Claim) -> None:
         """Execute this run next; the claim guarantees that no other is active."""
@@ -292,8 +291,7 @@ class Execution:
                 return None
             except StartFailed as error:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
-                reason = str(error) if isinstance(error, CannotStart) else "The agent process did not start."
-                await self._talk.fail(turn, "agent_start_failed", reason)
+                await self._talk.fail(turn, error.code, error.told)
                 return None
         if self.fenced:
             raise LeaseLost(f"session {self.session_id}: lost while its agent started")
@@ -353,12 +351,11 @@ class Execution:
         lost = self.turns.lose()
         try:
             await self.approvals.close_all("agent_ended")
-            code = why_it_ended(failure)
             for turn in lost:
-                await self._talk.fail(turn, turn.stopping or code)
+                await self._talk.fail(turn, agent.why_it_ended(failure))
             self.turns.enter(None)
             if self._agent is agent:  # else whoever closes it knows why
-                await self._end_tasks("agent_ended")
+                await self._end_tasks(agent.exceeded or "agent_ended")
         except (LeaseLost, Unavailable) as error:
             self.lost(error)
 

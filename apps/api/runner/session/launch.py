@@ -23,7 +23,7 @@ from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost
 from apps.api.runner.agent import clone, extensions, history, options
-from apps.api.runner.agent.process import Agent, CannotStart, StartFailed
+from apps.api.runner.agent.process import Agent, CannotStart, Exceeded, StartFailed
 from apps.api.runner.agent.scratch import Place
 from apps.api.runner.egress.proxy import Local, Reason
 from apps.api.runner.host import Host
@@ -100,7 +100,11 @@ class Means:
 
 
 class Launch:
-    """What the processes of a session are started with, one after the other."""
+    """What the processes of a session are started with, one after the other.
+
+    Attributes:
+        starting: the agent that is being started.
+    """
 
     def __init__(
         self,
@@ -122,6 +126,7 @@ class Launch:
         self._place: Place | None = None
         self._access: Access | None = None
         self._local, self._denied = local, denied
+        self.starting: Agent | None = None
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
         """Start an agent that knows the conversation so far, in a workspace with its repository.
@@ -138,7 +143,7 @@ class Launch:
         except CONNECTION_ERRORS as error:
             failed, code, words = error, "storage_failed", ""
         except (StartFailed, clone.CloneFailed, OSError) as error:
-            if isinstance(error, CannotStart) or not await self._host.is_to_blame(error):
+            if isinstance(error, CannotStart | Exceeded) or not await self._host.is_to_blame(error):
                 raise
             self._host.has_failed()
             failed, code, words = error, "agent_start_failed", "The host could not start an agent."
@@ -249,6 +254,10 @@ class Launch:
         built = options.build(settings, claim.config, process)
         try:
             options.check_size(built)
-            return await Agent.start(claim, built, process.stderr)
+            return await Agent.start(claim, built, process.stderr, self._begun)
         finally:
+            self.starting = None
             await self._core.blocking.starts.run(given.forget_secrets)
+
+    def _begun(self, agent: Agent) -> None:
+        self.starting = agent

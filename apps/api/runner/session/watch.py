@@ -1,4 +1,4 @@
-"""What an instance looks after in all of its sessions: ports that open, and turns in the background."""
+"""What an instance looks after in all of its sessions: ports that open, turns in the background, what agents take."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from collections.abc import Mapping
 from functools import partial
 from uuid import UUID
 
+import structlog
+
 from apps.api.core.context import Core
 from apps.api.core.fleet import claims
 from apps.api.core.tasks import Loop, Loops, pause
-from apps.api.runner.guard import processes
+from apps.api.runner.guard import limits, processes
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.turn import Turn
+
+log = structlog.get_logger(__name__)
 
 BACKGROUND_LOOK_SECONDS = 1.0
 """Between two looks at the turns in the background."""
 
 PORTS_LOOK_SECONDS = 2.0
 """Between two looks while nothing else tells that a port may have been opened."""
+
+GREED_LOOK_SECONDS = 1.0
+"""Between two looks at what agents take. Each is about 20 µs of a thread for each process of the machine."""
 
 
 class Watch:
@@ -32,6 +39,7 @@ class Watch:
         """Start the loops."""
         loops.start("runner-ports", self._look_at_ports, partial(pause, PORTS_LOOK_SECONDS))
         loops.start("runner-background", self._look_at_background, partial(pause, BACKGROUND_LOOK_SECONDS))
+        loops.start("runner-watchdog", self._look_at_greed, partial(pause, GREED_LOOK_SECONDS))
 
     async def _look_at_ports(self, loop: Loop) -> None:
         tree = await asyncio.to_thread(processes.tree) if self._executions else {}
@@ -40,6 +48,18 @@ class Watch:
                 with loop.one(session_id):
                     await execution.ports.look(execution.agent, tree)
                     await execution.denials.tell()
+
+    async def _look_at_greed(self, _loop: Loop) -> None:
+        """End the agents that take more than AGENT_MEMORY_BYTES or AGENT_MAX_PROCESSES."""
+        settings, living = self._core.settings, [(e.session_id, e.process) for e in self._executions.values()]
+        guards = {agent.pid: (session_id, agent) for session_id, agent in living if agent is not None and agent.pid}
+        if not guards:
+            return
+        most = settings.agent_memory_bytes, settings.agent_max_processes
+        for guard, excess in (await asyncio.to_thread(limits.excesses, tuple(guards), *most)).items():
+            session_id, agent = guards[guard]
+            log.warning("watch.agent_ended", session_id=str(session_id), code=excess.code, found=excess.found)
+            agent.exceed(excess.code)
 
     async def _look_at_background(self, loop: Loop) -> None:
         """Stop what turns of this instance are in the background for too long."""
