@@ -57,7 +57,9 @@ LEVELS = (
         _HAS_ALL and namespaces_work(),
     ),
     Level("limited", _LANDLOCK | _FILTERED, frozenset(_WHOLE | LIMITED), _HAS_NETWORK, "limited", ("root",)),
-    Level("model_only", _LANDLOCK | _FILTERED, frozenset(_WHOLE | MODEL_ONLY), _HAS_NETWORK, "model_only", ("ordinary",)),
+    Level(
+        "model_only", _LANDLOCK | _FILTERED, frozenset(_WHOLE | MODEL_ONLY), _HAS_NETWORK, "model_only", ("ordinary",)
+    ),
 )
 """The first stops least: what it does not is what an attack can do at all."""
 

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import StartFleet
 from tests.hostile import lasting
 from tests.hostile.arena import BYPASS, HERE, command
+from tests.hostile.levels import UNCONFINED
 from tests.watch import until
 
 LASTING = Path(lasting.__file__)
@@ -40,11 +41,12 @@ class Beats:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("isolation", ["require", "off"])
+@pytest.mark.parametrize("isolation", ["namespaces", "landlock", "off"])
 @pytest.mark.parametrize("ending", ["deleted", "idle", "SIGTERM", "SIGKILL"])
 async def test_nothing_goes_on(start_fleet: StartFleet, ending: str, isolation: str) -> None:
     idle = "3" if ending == "idle" else "600"
-    fleet = await start_fleet(1, AGENT_ISOLATION=isolation, AGENT_READ_PATHS=str(HERE), SESSION_IDLE_SECONDS=idle)
+    given = {**UNCONFINED, "AGENT_ISOLATION": isolation, "AGENT_READ_PATHS": str(HERE), "SESSION_IDLE_SECONDS": idle}
+    fleet = await start_fleet(1, **given)
     session_id = await fleet[0].session(**BYPASS)
     directory = Path(fleet.env["WORKSPACES_DIR"], session_id, "beats")
     said = (await fleet[0].ask(session_id, f"run {command(LASTING, directory)}"))["result"]

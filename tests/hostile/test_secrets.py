@@ -84,7 +84,15 @@ def facts_of(arena: Arena, hidden: dict[str, str], since: float) -> dict[str, An
 
 
 @pytest.mark.timeout(400)
-@in_arenas("off-root", "off-ordinary", "landlock-root", "require-root", "require-ordinary")
+@in_arenas(
+    "off-root",
+    "off-ordinary",
+    "files-root",
+    "landlock-root",
+    "landlock-ordinary",
+    "namespaces-root",
+    "namespaces-ordinary",
+)
 async def test_no_secret_is_found(arena: Arena) -> None:
     since = time.time() - 60
     hidden = of_the_server(arena) | await of_the_victim(arena)

@@ -36,7 +36,15 @@ def seen_in(arena: Arena, text: str) -> bool:
     return arena.secret in text or "private.txt" in text
 
 
-@in_arenas("off-root", "off-ordinary", "landlock-root", "require-root", "require-ordinary", "model_only-ordinary")
+@in_arenas(
+    "off-root",
+    "off-ordinary",
+    "files-root",
+    "landlock-root",
+    "landlock-ordinary",
+    "namespaces-root",
+    "model_only-ordinary",
+)
 async def test_tools_of_the_cli_reach_no_more_than_bash_does(arena: Arena) -> None:
     session_id = await arena.session("attacker", tools=["Bash", "Read", "Write", "Edit", "Glob", "Grep"])
     own, theirs = arena.places(session_id)["workspace"], arena.places(arena.victim)
