@@ -9,6 +9,7 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | reply with N bytes                         | a text of N bytes, at most 4 MiB                           |
 | think [about X]                            | a thinking block, then text                                |
 | run COMMAND, run in background COMMAND     | Bash                                                       |
+| run at once COMMAND & COMMAND              | several Bash calls in one message                          |
 | use N tools [at once]                      | N Bash calls, one after another or in one message          |
 | write FILE: TEXT                           | Write                                                      |
 | read FILE                                  | Read                                                       |
@@ -154,6 +155,11 @@ def _bash(command: str, **more: object) -> list[Item]:
     return _tool("Bash", command=command, description="Command from the prompt", **more)
 
 
+def _run_at_once(found: Match, talk: Conversation) -> list[Item]:
+    commands = found["commands"].split(" & ")[:MAX_TOOLS]
+    return [Calls(tuple(ToolUse("Bash", {"command": command}) for command in commands)), Quote()]
+
+
 def _several(found: Match, talk: Conversation) -> list[Item]:
     count = max(1, min(int(found["count"]), MAX_TOOLS))
     uses = tuple(ToolUse("Bash", {"command": f"echo {number}"}) for number in range(1, count + 1))
@@ -275,6 +281,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (r"reply with (?P<size>\d{1,9}) bytes?", _fill),
     (r"think(?: about (?P<subject>.+))?", _think),
     (r"run in (?:the )?background:? (.+)", lambda found, talk: _bash(found[1], run_in_background=True)),
+    (r"run at once (?P<commands>.+)", _run_at_once),
     (r"run(?: the shell command)?:? (.+)", lambda found, talk: _bash(found[1])),
     (r"use (?P<count>\d{1,3}) tools?(?P<once> at once)?", _several),
     (rf"write {_FILE}: ?(?P<text>.*)", _write),

@@ -17,7 +17,8 @@ REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
 WORKING_DIRECTORY = re.compile(r"working directory:\s*(.+)", re.IGNORECASE)
 NOTICE = re.compile(r"<task-notification>(.*?)</task-notification>", re.DOTALL)
 NUDGE = "[structured-output-enforce]"
-NOT_A_PERSON = ("[Request interrupted by user", "[Image: ", NUDGE, "<local-command-", "<command-")
+RESUMED = "Continue from where you left off."
+NOT_A_PERSON = ("[Request interrupted by user", "[Image: ", NUDGE, "<local-command-", "<command-", RESUMED)
 
 
 @dataclass(frozen=True)

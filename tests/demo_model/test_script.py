@@ -120,9 +120,23 @@ def test_steps_go_on_where_the_conversation_stands() -> None:
     assert [part.input["command"] for part in second if isinstance(part, ToolUse)] == ["echo 1", "echo 2"]
     assert shape(last) == ["the tool answered: answer 2\nanswer 3", "three"]
     assert [len(parts) for parts in replies("use 3 tools")] == [1, 1, 1, 1]
+    together, _ = replies("run at once touch a & touch b")
+    assert [part.input for part in together if isinstance(part, ToolUse)] == [
+        {"command": "touch a"},
+        {"command": "touch b"},
+    ]
     assert [part.name for parts in replies("edit a: x => y") for part in parts if isinstance(part, ToolUse)] == [
         "Read",
         "Edit",
+    ]
+
+
+def test_what_the_cli_says_when_it_goes_on_with_a_tool_call_is_nobodys_prompt() -> None:
+    use = ToolUse("Bash", {"command": "date"})
+    going_on = user(answered(use, "now"), "Continue from where you left off.")
+    assert shape(decide(request(user("run date then say fine"), assistant(use), going_on)).parts) == [
+        "the tool answered: now",
+        "fine",
     ]
 
 
