@@ -105,6 +105,7 @@ class Settings(BaseSettings):
 
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
+    park_after_seconds: float = Field(180, ge=0, le=7 * 86_400)
     rate_limit_query_per_minute: int = Field(60, ge=0)
     key_failures_per_minute: int = Field(60, ge=0)
     max_body_bytes: int = Field(8_000_000, ge=1024)

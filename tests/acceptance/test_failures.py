@@ -214,7 +214,7 @@ async def test_sigterm_lets_the_run_finish_and_an_answer_within_the_grace_counts
 
 @pytest.mark.slow
 async def test_sigterm_ends_runs_and_closes_requests_that_outlast_the_grace(start_fleet: StartFleet) -> None:
-    scene = await Scene.begin(start_fleet, "tool", "request", SHUTDOWN_GRACE_SECONDS="0.5")
+    scene = await Scene.begin(start_fleet, "tool", "request", SHUTDOWN_GRACE_SECONDS="0.5", PARK_AFTER_SECONDS="0")
     owner, other, waiting = scene.owner, scene.other, scene.runs["request"]
     owner.signal(signal.SIGTERM)
     events = await scene.runs["tool"].end()

@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from apps.api.core import idempotency
 from apps.api.core.codec import encode
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
+from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, parked
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import deletion, outcome, requests, runs, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.sessions.requests import Asked
+from apps.api.core.tasks import Loop
 from apps.api.core.tenant import deliveries
 from apps.api.core.tenant.deliveries import Deliveries
 from tests.world import World, administrator
@@ -243,6 +245,18 @@ async def test_a_run_that_comes_back_to_the_queue_costs_the_same_however_long_th
     assert await large.cost(world.reap()) < BOUND
     assert (claim.run_id, (await world.run(claim.run_id))["status"]) == (run.run_id, "queued")
     await world.db.pool.execute("DELETE FROM runs WHERE id = $1", run.run_id)
+
+
+async def test_looking_for_what_is_parked_costs_what_is_found(large: Large) -> None:
+    core = large.world.core()
+    assert await large.cost(parked.expire(core, Loop("expire"))) < BOUND
+    assert await large.cost(claims.kept_out(large.world.db)) < BOUND
+    answer = parked.answer(core, large.world.tenant_id, LONG, uuid4(), {}, {}, _decided)
+    assert await large.cost(answer) < BOUND
+
+
+async def _decided(_: asyncpg.Connection) -> None:
+    raise AssertionError("nothing is parked")
 
 
 async def test_cancelling_and_deleting_cost_what_goes(large: Large) -> None:

@@ -178,7 +178,8 @@ class Run(Base):
     `position` orders the queue; at most one run of a session is active. `startable`: it is the first that waits in a
     session that nobody owns; triggers keep it so (docs/adr/0015-what-may-start.md). `unsent`: it was claimed, and no
     agent has been given the prompt yet; false also of what is claimed by versions that do not know it. `requeued`: how
-    often it came back to the queue, last at `requeued_at` from the instance `requeued_by`.
+    often it came back to the queue, last at `requeued_at` from the instance `requeued_by`. `parked`: what it takes to
+    go on with it, while no process waits for the person whom it asks (docs/adr/0019-parked-sessions.md).
     """
 
     __tablename__ = "runs"
@@ -202,6 +203,7 @@ class Run(Base):
         Index("runs_queued_idx", "session_id", "position", postgresql_where=text("status = 'queued'")),
         Index("runs_startable_idx", "position", postgresql_where=text("startable AND status = 'queued'")),
         Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
+        Index("runs_parked_idx", "session_id", postgresql_where=text("parked IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
         Index("runs_waiting_idx", "tenant_id", "api_key_id", postgresql_where=text("status = 'queued'")),
@@ -230,6 +232,7 @@ class Run(Base):
     requeued: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     requeued_by: Mapped[UUID | None]
     requeued_at: Mapped[datetime | None]
+    parked: Mapped[str | None]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)
@@ -310,6 +313,7 @@ class Request(Base):
         Index("requests_inbox_idx", "tenant_id", "created_at", "id", postgresql_where=text("status = 'open'")),
         Index("requests_tenant_idx", "tenant_id", "created_at", "id"),
         Index("requests_open_idx", "session_id", postgresql_where=text("status = 'open'")),
+        Index("requests_expiry_idx", "expires_at", postgresql_where=text("status = 'open' AND run_id IS NOT NULL")),
         Index("requests_session_idx", "session_id", "created_at"),
         Index("requests_run_id_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
         Index("requests_remembered_idx", "session_id", "resolved_at", postgresql_where=text("remember")),

@@ -14,7 +14,7 @@ import structlog
 from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, commands, erasure, instances, ownership, suspension
+from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
@@ -42,6 +42,12 @@ them."""
 ERASURE_INTERVAL = 5.0
 """Seconds between looks for tenants and sessions whose deletion somebody has begun and does not go on with."""
 
+PARK_INTERVAL = 1.0
+"""Seconds between looks at the sessions here that wait for persons."""
+
+EXPIRE_INTERVAL = 1.0
+"""Seconds between looks for requests of parked runs whose time is over."""
+
 SWEEP_INTERVAL = 600.0
 
 
@@ -58,6 +64,8 @@ class Upkeep:
         loops.start("runner-announce", self._announce_all, self._until_announced)
         loops.start("runner-suspension", self._suspend, partial(pause, SUSPENSION_INTERVAL))
         loops.start("runner-erasure", self._erase, partial(pause, ERASURE_INTERVAL))
+        loops.start("runner-park", self._park, partial(pause, PARK_INTERVAL))
+        loops.start("runner-expire", partial(parked.expire, self._core), partial(pause, EXPIRE_INTERVAL))
         loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
 
     async def _reap(self, loop: Loop) -> None:
@@ -113,6 +121,25 @@ class Upkeep:
         await deletion.purge_left(self._core, loop)
         while await erasure.go_on(self._core, loop):
             continue
+
+    async def _park(self, loop: Loop) -> None:
+        """Park sessions that have waited for a person for long: sooner when a place is wanted, and all at the end."""
+        worker, after = self._worker, self._core.settings.park_after_seconds
+        since = {e: e.parking.since for e in worker.executions.values() if after and not e.fenced}
+        waiting = sorted((moment, e.session_id, e) for e, moment in since.items() if moment is not None)
+        due = [e for moment, _, e in waiting if worker.draining or time.monotonic() - moment >= after]
+        if waiting and not due and self._is_wanted() and await claims.kept_out(self._core.db):
+            due = [waiting[0][2]]
+        for execution in due:
+            if execution.session_id not in loop.spared:
+                with loop.one(execution.session_id):
+                    await execution.park()
+
+    def _is_wanted(self) -> bool:
+        """Whether there is a slot here, but no place for one more session."""
+        worker = self._worker
+        idle = any(e.idle for e in worker.executions.values())
+        return not worker.is_full and not idle and worker.live >= self._core.settings.live_session_limit
 
     async def _sweep(self, loop: Loop) -> None:
         for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from claude_agent_sdk import PermissionResultDeny, ToolPermissionContext
+from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
 
-from apps.api.runner.session.approvals import Approvals
+from apps.api import clock
+from apps.api.core.codec import encode
+from apps.api.core.sessions import requests
+from apps.api.core.sessions.parking import Parked
+from apps.api.core.sessions.requests import Asked
+from apps.api.runner.session.approvals import QUESTION, Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
@@ -52,3 +58,108 @@ async def test_a_request_of_a_session_that_is_lost_is_denied_and_its_owner_told(
         assert isinstance(await asking, PermissionResultDeny)
     assert [type(error).__name__ for error in owner.errors] == ["LeaseLost"]
     assert not approvals.waiting
+
+
+async def resolved(world: World, decision: dict[str, Any] | None, kind: str = "permission") -> tuple[Approvals, Turns]:
+    """Those of a process that goes on with a call on which a person has decided, or nobody in time."""
+    _, claim, writer = await world.owned()
+    fields = {"tool_name": "Bash", "input": {"command": "seen"}, "suggestions": [], "questions": [{"question": "Q?"}]}
+    asked = Asked(uuid4(), kind, claim.run_id, clock.now(), fields)
+    async with world.db.transaction() as connection:
+        await requests.insert(connection, world.tenant_id, claim.session_id, asked)
+        await connection.execute(
+            "UPDATE requests SET status = $2, decision = $3, resolved_by = '{}', resolved_at = now() WHERE id = $1",
+            asked.id,
+            "closed" if decision is None else "answered",
+            encode(decision).decode() if decision else None,
+        )
+    turns = Turns(lambda: None)
+    turns.assign(claim)
+    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    await approvals.take_up(Parked(asked.id, "toolu_1", 10.0))
+    return approvals, turns
+
+
+THIS = ToolPermissionContext(tool_use_id="toolu_1")
+
+
+async def test_a_call_that_was_decided_on_waits_until_that_is_noted_and_is_carried_out_once(world: World) -> None:
+    approvals, _ = await resolved(world, {"decision": "allow"})
+    asking = asyncio.create_task(approvals.can_use_tool("Bash", {"command": "other"}, THIS))
+    async with asyncio.timeout(10):
+        await approvals.taken_up.wait()
+    assert not (await asyncio.wait({asking}, timeout=0.2))[0]
+    approvals.send()
+    assert await asking == PermissionResultAllow(updated_input={"command": "seen"})
+    assert isinstance(await approvals.can_use_tool("Bash", {"command": "seen"}, THIS), PermissionResultDeny)
+
+
+@pytest.mark.parametrize(
+    ("decision", "kind", "tool", "result"),
+    [
+        ({"decision": "allow", "updated_input": {"command": "mine"}}, "permission", "Bash", {"command": "mine"}),
+        ({"decision": "deny", "message": "No."}, "permission", "Bash", "No."),
+        (None, "permission", "Bash", "Nobody answered in time."),
+        ({"decision": "allow"}, "permission", "Write", "This is not the call that was decided on."),
+        ({"decision": "answered", "answers": {"Q?": "A"}}, "question", QUESTION, {"answers": {"Q?": "A"}}),
+        (
+            {"decision": "answered", "answers": {"Q?": "A"}},
+            "question",
+            "Bash",
+            "This is not the call that was decided on.",
+        ),
+    ],
+)
+async def test_what_was_decided_is_what_is_done(
+    world: World, decision: dict[str, Any] | None, kind: str, tool: str, result: Any
+) -> None:
+    approvals, _ = await resolved(world, decision, kind)
+    approvals.send()
+    given: dict[str, Any] = {"questions": [{"question": "Q?"}]} if kind == "question" else {"command": "seen"}
+    found = await approvals.can_use_tool(tool, given, THIS)
+    if isinstance(found, PermissionResultDeny):
+        assert found.message == result
+    else:
+        assert found.updated_input == (given | result if kind == "question" else result)
+
+
+async def test_an_answer_that_comes_while_its_process_is_ended_is_left_to_who_parks_the_run(world: World) -> None:
+    _, claim, writer = await world.owned()
+    turns = Turns(lambda: None)
+    turns.enter(turns.assign(claim))
+    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    await approvals.saw(["toolu_1"])
+    asking = asyncio.create_task(approvals.can_use_tool("Bash", {}, THIS))
+    await until(lambda: approvals.sole(claim.run_id) is not None)
+    mine = approvals.sole(claim.run_id)
+    assert mine is not None
+    approvals.leave(mine)
+    answering = asyncio.create_task(approvals.answer(mine.asked.id))
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert await world.one("SELECT status FROM requests WHERE id = $1", mine.asked.id) == "open"
+    assert not (await asyncio.wait({answering}, timeout=0.2))[0]
+    approvals.gone()
+    assert await answering
+    assert [kind for _, kind, _ in await world.events(claim.session_id)] == ["permission_request"]
+
+
+async def test_a_request_that_is_being_resolved_is_none_to_be_parked_with(world: World) -> None:
+    _, claim, writer = await world.owned()
+    turns = Turns(lambda: None)
+    turns.assign(claim)
+    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    await approvals.saw(["toolu_1", "toolu_2"])
+    asking = [asyncio.create_task(approvals.can_use_tool("Bash", {}, THIS))]
+    await until(lambda: approvals.sole(claim.run_id) is not None)
+    mine = approvals.sole(claim.run_id)
+    assert mine is not None
+    answering = asyncio.create_task(approvals.answer(mine.asked.id))
+    await asyncio.sleep(0)
+    assert approvals.sole(claim.run_id) is None
+    await answering
+    more = ToolPermissionContext(tool_use_id="toolu_2")
+    asking.append(asyncio.create_task(approvals.can_use_tool("Bash", {}, more)))
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)

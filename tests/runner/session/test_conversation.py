@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 from uuid import uuid4
@@ -16,9 +17,11 @@ from claude_agent_sdk import (
     SystemMessage,
 )
 
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Writer
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease, now
+from apps.api.core.sessions.parking import Parked
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import Scope
@@ -189,3 +192,40 @@ async def test_a_run_whose_agent_never_started_cost_nothing_and_a_killed_one_tel
         await talk.conversation.fail(turn, "agent_crashed" if begun else "agent_start_failed")
         assert (await world.run(claim.run_id))["total_cost_usd"] == cost
     assert await usage.unmeasured(world.db, world.tenant_id, Scope()) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "mode"),
+    [
+        ("plan", "plan"),
+        ("default", "default"),
+        ("bypassPermissions", "acceptEdits"),
+        (7, "acceptEdits"),
+        (None, "acceptEdits"),
+    ],
+)
+async def test_an_agent_takes_along_the_mode_that_it_got_to_only_if_it_asks_no_less(
+    world: World, told: Any, mode: str
+) -> None:
+    _, claim, writer = await world.owned()
+    talk = Talk(world, writer, claim)
+    talk.turns.assign(claim)
+    await talk.hear(begins(claim, str(claim.run_id)), SystemMessage("status", {"permissionMode": told}))
+    config = AgentConfig(permission_mode="acceptEdits")
+    assert talk.conversation.in_its_mode(config).permission_mode == mode
+
+
+async def test_the_turn_that_goes_on_in_a_new_process_is_one_run_with_what_the_first_has_used(world: World) -> None:
+    _, claim, writer = await world.owned()
+    figures = {MODEL: {"inputTokens": 100, "outputTokens": 1, "costUSD": 1.0}}
+    claim = replace(claim, parked=Parked(uuid4(), "toolu_1", 10.0, 2, 1.0, (), figures))
+    talk = Talk(world, writer, claim)
+    turn = talk.turns.assign(claim)
+    talk.conversation.owe(claim)
+    talk.conversation.new_process()
+    await talk.conversation.take_up(turn)
+    await talk.hear(begins(claim), ends(claim, 0.5, 50))  # the CLI names no message of a user's
+    run = await world.run(claim.run_id)
+    assert (run["status"], run["total_cost_usd"], run["usage"][0]["input_tokens"]) == ("succeeded", 1.5, 150)
+    assert [kind for _, kind, _ in await world.events(claim.session_id)] == ["status", "result", "done"]
+    assert await world.one("SELECT num_turns FROM sessions WHERE id = $1", claim.session_id) == 3

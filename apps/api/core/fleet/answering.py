@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -13,10 +14,14 @@ from apps.api.core.codec import clean_text, decode, encode
 from apps.api.core.config import profiles
 from apps.api.core.config.profiles import Profile
 from apps.api.core.context import Core
-from apps.api.core.fleet import commands
+from apps.api.core.fleet import commands, parked
 from apps.api.core.fleet.commands import Sent
 from apps.api.core.sessions import requests, sessions
-from apps.api.errors import Problem, ValidationError, refuse
+from apps.api.core.tasks import jittered
+from apps.api.errors import Conflict, Problem, ValidationError, refuse
+
+LOOK_SECONDS = 0.2
+"""Between two looks at whether a run that was parked has been taken up."""
 
 
 def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Profile | None) -> Mapping[str, Any]:
@@ -80,11 +85,46 @@ async def answer(
             told["tool_name"] = clean_text(tool)[:200]
         await audit.note(connection, "request.answered", tenant_id, request_id, **told)
 
-    payload = {"request_id": str(request_id)}
     try:
-        return await commands.send(core, tenant_id, session_id, "answer", payload, any_run=True, with_it=decide)
+        return await _deliver(core, tenant_id, session_id, request_id, decision, by, decide)
     except _Late:
         raise requests.already_resolved(await requests.row_of(core.db, tenant_id, session_id, request_id)) from None
+
+
+async def _deliver(
+    core: Core,
+    tenant_id: UUID,
+    session_id: UUID,
+    request_id: UUID,
+    decision: Mapping[str, Any],
+    by: Mapping[str, Any],
+    decide: requests.Decide,
+) -> Sent:
+    """To the owner, or into the queue with the run that is parked; it may be parked, or be taken up, just now."""
+    payload = {"request_id": str(request_id)}
+    for last in (False, True):
+        try:
+            return await commands.send(core, tenant_id, session_id, "answer", payload, any_run=True, with_it=decide)
+        except Conflict as conflict:
+            if conflict.code != "no_live_run":
+                raise
+            run_id = await parked.answer(core, tenant_id, session_id, request_id, decision, by, decide)
+            if run_id is not None:
+                return Sent("applied" if await _taken_up(core, run_id) else "accepted", run_id, {})
+            if last:
+                raise
+    raise AssertionError("the second attempt answers or raises")
+
+
+async def _taken_up(core: Core, run_id: UUID) -> bool:
+    """Whether an instance gives the agent its answer within `commands.WAIT`."""
+    until = asyncio.get_running_loop().time() + commands.WAIT
+    while True:
+        if await parked.taken_up(core, run_id):
+            return True
+        if asyncio.get_running_loop().time() > until:
+            return False
+        await asyncio.sleep(jittered(LOOK_SECONDS))
 
 
 class _Late(Exception):

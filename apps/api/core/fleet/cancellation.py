@@ -13,7 +13,7 @@ import asyncpg
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
-from apps.api.core.fleet import commands
+from apps.api.core.fleet import commands, parked
 from apps.api.core.fleet.commands import Sent, not_live
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import failure
@@ -40,7 +40,7 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int, error: Map
     """End a queued run whose `done` is number `seq`. Raises NotQueued."""
     status = await connection.execute(
         "UPDATE runs SET status = 'interrupted', finished_at = now(), first_seq = $2, last_seq = $2, error = $3"
-        " WHERE id = $1 AND status = 'queued'",
+        " WHERE id = $1 AND status = 'queued' AND parked IS NULL",
         run_id,
         seq,
         dict(error),
@@ -87,7 +87,7 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
     until = asyncio.get_running_loop().time() + PATIENCE
     while True:
         row = await core.db.pool.fetchrow(
-            "SELECT r.session_id, r.status, r.finished_at, s.owner_id FROM runs r"
+            "SELECT r.session_id, r.status, r.finished_at, s.owner_id, r.parked IS NOT NULL AS parked FROM runs r"
             " JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
             run_id,
             tenant_id,
@@ -97,7 +97,7 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
         if row["finished_at"] is not None:
             raise not_live(f"This run is over: {row['status']}.")
         session_id: UUID = row["session_id"]
-        if row["owner_id"] is None and (frames := await _cancel_unowned(core.db, session_id, run_id)):
+        if row["owner_id"] is None and (frames := await _cancel_unowned(core.db, session_id, run_id, row["parked"])):
             core.relay(tenant_id, session_id, frames)
             core.wake(tenant_id, session_id)
             return Sent("applied", run_id, {})
@@ -109,9 +109,11 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
         await asyncio.sleep(random.uniform(0.1, 0.3))
 
 
-async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID) -> list[Frame]:
+async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID, is_parked: bool) -> list[Frame]:
     # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
     async with db.transaction() as connection:
+        if is_parked:
+            return await parked.end(connection, session_id, run_id)
         last_seq = await connection.fetchval(
             "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL FOR NO KEY UPDATE",
             session_id,

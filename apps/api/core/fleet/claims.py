@@ -26,6 +26,7 @@ from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.fleet.ownership import Orphan, disown
 from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import failure
+from apps.api.core.sessions.parking import Parked
 from apps.api.db import Database
 
 OTHERS_FIRST = 10.0
@@ -73,10 +74,11 @@ WITH mine AS (
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
 )
-UPDATE runs r SET status = 'running', startable = false, started_at = now(), first_seq = owned.last_seq + 1,
-  unsent = owned.id <> ALL($4::uuid[])
+UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> ALL($4::uuid[]),
+  started_at = CASE WHEN r.parked IS NULL THEN now() ELSE r.started_at END,
+  first_seq = CASE WHEN r.parked IS NULL THEN owned.last_seq + 1 ELSE r.first_seq END
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
-RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent,
+RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked,
   coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
   owned.profile,
@@ -100,6 +102,7 @@ class Claim:
         unsent: whether the database says that no agent has been given the prompt. What is claimed for an agent that
             lives already counts as sent, so that it costs no statement to say so.
         provisions: another value once the tenant has changed what its agents are given beside their configuration.
+        parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
     """
 
     run_id: UUID
@@ -116,6 +119,7 @@ class Claim:
     unsent: bool = False
     profile: Profile | None = None
     provisions: tuple[str, ...] = ()
+    parked: Parked | None = None
 
 
 async def claim(
@@ -151,6 +155,7 @@ async def claim(
     try:
         fields["prompt"] = decode(row["prompt"])
         fields["config"] = AgentConfig.stored(row["config"])
+        parked = fields["parked"] = Parked.stored(row["parked"]) if row["parked"] else None
     except ValueError as error:
         raise Unreadable(row["session_id"], row["generation"]) from error
     if row["profile"] is not None:
@@ -161,6 +166,8 @@ async def claim(
         fields["config"] = clamp(profile, fields["config"])
         fields["expand_prompt"] = row["expand_prompt"] and profile.skills
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
+    if parked is not None:
+        fields["timeout_seconds"] = min(fields["timeout_seconds"], parked.seconds_left)
     uses_servers = bool(fields["config"].servers())
     fields["provisions"] = (skills, servers, secrets) if uses_servers else (skills,)
     return Claim(**fields)
@@ -224,6 +231,16 @@ async def begin_background(
     except asyncpg.UniqueViolationError:
         return False
     return bool(status == "INSERT 0 1")
+
+
+async def kept_out(db: Database) -> bool:
+    """Whether a run waits that may start, in a session that nobody owns, for longer than it takes to find a place."""
+    kept: bool = await db.pool.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM runs WHERE startable AND status = 'queued'"
+        " AND created_at <= now() - make_interval(secs => $1))",
+        STARTS_WITHIN,
+    )
+    return kept
 
 
 async def kept_waiting(db: Database, session_ids: Sequence[UUID], seconds: float) -> set[UUID]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,8 @@ from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.sessions import agent_tasks, requests
-from apps.api.core.sessions.outcome import FINISH_RUN, failure, requeue
+from apps.api.core.sessions.outcome import Outcome, failure, requeue, store
+from apps.api.core.sessions.parking import Parked
 from apps.api.core.tasks import Loop
 from apps.api.db import PASSING, Database
 from apps.api.errors import LeaseLost
@@ -200,12 +202,15 @@ async def disown(
 async def note_sent(db: Database, session_id: UUID, generation: int, run_id: UUID, sent: bool) -> None:
     """Note just before it that an agent is given the prompt, or before a start that there is none that could be.
 
+    To a run that was parked the answer is what the prompt is to others.
+
     Raises LeaseLost: the session is somebody else's.
     """
     # The lock makes it wait for who takes the session from its owner, and see that.
     status = await db.pool.execute(
         "WITH pen AS MATERIALIZED (SELECT id FROM sessions WHERE id = $1 AND generation = $2 FOR SHARE)"
-        " UPDATE runs SET unsent = NOT $4 FROM pen WHERE runs.id = $3 AND session_id = pen.id AND status = 'running'",
+        " UPDATE runs SET unsent = NOT $4, parked = CASE WHEN NOT $4 THEN parked END FROM pen"
+        " WHERE runs.id = $3 AND session_id = pen.id AND status = 'running'",
         session_id,
         generation,
         run_id,
@@ -251,10 +256,16 @@ async def abandon(
             events += [Event("error", error, run["id"]), Event("done", {"status": "failed"}, run["id"])]
         frames = await append(connection, row["id"], row["generation"], row["last_seq"], events) if events else []
         if run is not None:
-            cost = 0.0 if run["unsent"] else None  # the model was never asked
-            await connection.execute(FINISH_RUN, run["id"], "failed", dict(error), None, cost, frames[-1].seq)
+            await store(connection, row["id"], run["id"], _failed(run, error), frames[-1].seq)
         orphans.append(Orphan(row["id"], row["tenant_id"], frames))
     return orphans
+
+
+def _failed(run: asyncpg.Record, error: Mapping[str, Any]) -> Outcome:
+    with suppress(ValueError):
+        if run["parked"]:
+            return Parked.stored(run["parked"]).ended("failed", error)
+    return Outcome("failed", error=dict(error), cost_usd=0.0 if run["unsent"] else None)  # the model was never asked
 
 
 _FENCE = f"""
@@ -263,7 +274,7 @@ RETURNING id, tenant_id, generation, last_seq
 """  # noqa: S608 - ours
 
 _ACTIVE = """
-SELECT id, session_id, unsent FROM runs
+SELECT id, session_id, unsent, parked FROM runs
 WHERE session_id = ANY($1::uuid[]) AND status IN ('running','requires_action') FOR NO KEY UPDATE
 """
 

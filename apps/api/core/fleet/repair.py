@@ -17,7 +17,7 @@ from apps.api.errors import Conflict, NotFound
 
 _LOOK = """
 SELECT r.status, r.started_at, r.timeout_seconds, r.position, s.id AS session_id, s.owner_id, s.deleted_at,
-  i.hostname, i.lease_expires_at > now() AS owner_alive, now() - r.started_at AS age,
+  i.hostname, i.lease_expires_at > now() AS owner_alive, now() - r.started_at AS age, r.parked IS NOT NULL AS parked,
   (SELECT a.id FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')) AS active_id,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' AND q.position < r.position) AS before,
   (SELECT count(*) FROM instances WHERE lease_expires_at > now() AND NOT draining AND slots > 0) AS takers
@@ -61,7 +61,8 @@ async def repair(db: Database, run_id: UUID) -> Repaired:
 async def _take(connection: asyncpg.Connection, session_id: UUID) -> Orphan | None:
     row = await connection.fetchrow(
         "SELECT s.owner_id, i.lease_expires_at > now() AS owner_alive,"
-        " EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND status IN ('running','requires_action')) AS active"
+        " EXISTS (SELECT 1 FROM runs WHERE session_id = s.id AND status IN ('running','requires_action')"
+        " AND NOT (status = 'requires_action' AND parked IS NOT NULL AND s.owner_id IS NULL)) AS active"
         " FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id WHERE s.id = $1 FOR NO KEY UPDATE OF s",
         session_id,
     )
@@ -76,6 +77,8 @@ def _reason(row: asyncpg.Record) -> str:
     status = row["status"]
     if status in ("succeeded", "failed", "interrupted"):
         return f"The run is over: {status}."
+    if status == "requires_action" and row["parked"]:
+        return "The run waits for a person; until then no instance has it. To stop it, interrupt its session."
     if status in ("running", "requires_action"):
         wait = "waits for a person" if status == "requires_action" else f"has until {row['timeout_seconds']:g} s"
         age = f"{row['age'].total_seconds():.0f} s"

@@ -13,8 +13,9 @@ import asyncpg
 
 from apps.api import audit, invalidations
 from apps.api.core.context import Core
+from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, append
-from apps.api.core.fleet import cancellation
+from apps.api.core.fleet import cancellation, parked
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.tasks import Loop
 from apps.api.errors import Conflict, NotFound
@@ -96,13 +97,15 @@ async def suspended(core: Core) -> set[UUID]:
 _WAITING = """
 SELECT s.id FROM sessions s
 WHERE s.owner_id IS NULL AND s.deleted_at IS NULL AND s.id <> ALL($2::uuid[])
-  AND s.id IN (SELECT session_id FROM runs WHERE tenant_id = ANY($1::uuid[]) AND status = 'queued')
+  AND s.id IN (
+    SELECT session_id FROM runs WHERE tenant_id = ANY($1::uuid[]) AND status = 'queued'
+    UNION ALL SELECT session_id FROM runs WHERE tenant_id = ANY($1::uuid[]) AND parked IS NOT NULL)
 ORDER BY random() LIMIT $3
 """
 
 
 async def end_queued(core: Core, loop: Loop, tenants: Sequence[UUID]) -> None:
-    """End what these tenants have queued in sessions that nobody owns. An owner gives its session back first.
+    """End what these tenants have queued or parked in sessions that nobody owns. An owner gives its session back first.
 
     A session at which that fails is the loop's item. Any number of instances may do this at once.
     """
@@ -117,28 +120,33 @@ async def end_queued(core: Core, loop: Loop, tenants: Sequence[UUID]) -> None:
 
 
 async def _end_in(core: Core, session_id: UUID) -> int:
-    """End what is queued in a session, unless somebody has taken it; returns how many runs that were."""
+    """End what waits in a session, unless somebody has taken it; returns how many events tell of that."""
     async with core.db.transaction() as connection:
-        session = await connection.fetchrow(
-            "SELECT tenant_id, last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
+        tenant_id = await connection.fetchval(
+            "SELECT tenant_id FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
             " FOR NO KEY UPDATE SKIP LOCKED",
             session_id,
         )
-        if session is None:
+        if tenant_id is None:
             return 0
+        frames = await parked.end(connection, session_id, code="tenant_suspended")
         queued = await connection.fetch(
             "SELECT id FROM runs WHERE session_id = $1 AND status = 'queued' ORDER BY position", session_id
         )
-        if not queued:
-            return 0
-        for seq, run in enumerate(queued, session["last_seq"] + 1):
-            await cancellation.end(connection, run["id"], seq, NEVER_BEGAN)
-        # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
-        generation = await connection.fetchval(
-            f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation",  # noqa: S608
-            session_id,
-        )
-        ends = [cancellation.done(run["id"]) for run in queued]
-        frames = await append(connection, session_id, generation, session["last_seq"], ends)
-    core.relay(session["tenant_id"], session_id, frames)
-    return len(queued)
+        if queued:
+            frames += await _end_queued(connection, session_id, [run["id"] for run in queued])
+    if frames:
+        core.relay(tenant_id, session_id, frames)
+    return len(frames)
+
+
+async def _end_queued(connection: asyncpg.Connection, session_id: UUID, queued: Sequence[UUID]) -> list[Frame]:
+    # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
+    pen = await connection.fetchrow(
+        f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation, last_seq",  # noqa: S608
+        session_id,
+    )
+    for seq, run_id in enumerate(queued, pen["last_seq"] + 1):
+        await cancellation.end(connection, run_id, seq, NEVER_BEGAN)
+    ends = [cancellation.done(run_id) for run_id in queued]
+    return await append(connection, session_id, pen["generation"], pen["last_seq"], ends)

@@ -131,7 +131,8 @@ _PARENT = """
 SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.last_seq, s.sdk_session_id, s.title, s.tags,
   s.metadata, s.tools, s.permission_mode, s.deleted_at,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
-  (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS busy_from
+  (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
+    AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from
 FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2 FOR KEY SHARE OF s
 """
 

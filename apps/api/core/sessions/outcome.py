@@ -49,17 +49,21 @@ def failure(code: str, message: str = "") -> dict[str, Any]:
 
 
 FINISH_RUN = """
-UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total_cost_usd = $5, last_seq = $6
-WHERE id = $1 AND status IN ('running','requires_action')
+UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total_cost_usd = $5, last_seq = $6,
+  parked = NULL
+WHERE id = $1 AND (status IN ('running','requires_action') OR (status = 'queued' AND parked IS NOT NULL))
 """
 
 MAX_REQUEUED = 2
 """How often a run comes back to the queue, so that one that no instance can start does not go around for ever."""
 
 # What a client has cancelled meanwhile does not begin again. To find the place here would be to count the queue: it
-# counts as not told, so that it is told like any other, if the run waits: see `claims.waiting`.
+# counts as not told, so that it is told like any other, if the run waits: see `claims.waiting`. One that was parked has
+# begun before, and only waits for the process that goes on with it.
 _REQUEUE = """
-UPDATE runs r SET status = 'queued', started_at = NULL, first_seq = NULL, unsent = false,
+UPDATE runs r SET status = 'queued', unsent = false,
+  started_at = CASE WHEN parked IS NOT NULL THEN started_at END,
+  first_seq = CASE WHEN parked IS NOT NULL THEN first_seq END,
   requeued = requeued + 1, requeued_by = s.owner_id, requeued_at = now(), announced_position = NULL
 FROM sessions s
 WHERE s.id = r.session_id AND s.deleted_at IS NULL AND r.session_id = ANY($1::uuid[]) AND r.status = 'running'
@@ -100,16 +104,23 @@ async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event,
     """
 
     async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
-        status = await connection.execute(
-            FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
-        )
-        if status != "UPDATE 1":
-            raise NotRunning(f"run {run_id}")
-        await connection.execute(
-            _ADD_TOTALS, writer.session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
-        )
-        await usage.record(connection, run_id, outcome.usage)
+        await store(connection, writer.session_id, run_id, outcome, last_seq)
         if also is not None:
             await also(connection, last_seq)
 
     await writer.append(*events, also=end_run)
+
+
+async def store(
+    connection: asyncpg.Connection, session_id: UUID, run_id: UUID, outcome: Outcome, last_seq: int
+) -> None:
+    """End a run, whose last event is number `last_seq`, with its usage and the session's totals. Raises NotRunning."""
+    status = await connection.execute(
+        FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
+    )
+    if status != "UPDATE 1":
+        raise NotRunning(f"run {run_id}")
+    await connection.execute(
+        _ADD_TOTALS, session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
+    )
+    await usage.record(connection, run_id, outcome.usage)

@@ -5,7 +5,7 @@ The owner opens them, and closes those that nobody will answer; any instance tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,10 @@ from apps.api.errors import Conflict, NotFound
 
 EVENTS = {"permission": "permission_request", "question": "question"}
 """The event that tells of a request, by its kind."""
+
+
+Decide = Callable[[asyncpg.Connection], Awaitable[None]]
+"""Stores a decision, in the transaction of what follows from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,12 @@ def by_system(reason: str) -> dict[str, Any]:
 def resolved(request_id: UUID, run_id: UUID | None, decision: str, by: Mapping[str, Any], **more: Any) -> Event:
     """The event that tells how a request ended."""
     return Event("action_resolved", {"request_id": str(request_id), "decision": decision, "by": by, **more}, run_id)
+
+
+def answered(request_id: UUID, run_id: UUID | None, decision: Mapping[str, Any], by: Mapping[str, Any]) -> Event:
+    """The event that tells what a person has decided."""
+    more = {name: decision[name] for name in ("answers", "message", "rules") if decision.get(name)}
+    return resolved(request_id, run_id, decision["decision"], by, **more)
 
 
 async def insert(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID, asked: Asked) -> None:
@@ -124,6 +134,25 @@ async def decision_of(db: Database, request_id: UUID) -> tuple[dict[str, Any], d
         "SELECT decision, resolved_by FROM requests WHERE id = $1 AND status = 'answered'", request_id
     )
     return None if row is None else (decode(row["decision"]), row["resolved_by"])
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """How a request ended: `decision` is None when nobody has answered. `fields` are those of its event."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    decision: dict[str, Any] | None
+
+
+async def resolution_of(db: Database, request_id: UUID) -> Resolved | None:
+    """How a request ended; None when it has not, or is unknown."""
+    row = await db.pool.fetchrow(
+        "SELECT kind, data, decision FROM requests WHERE id = $1 AND status <> 'open'", request_id
+    )
+    if row is None:
+        return None
+    return Resolved(row["kind"], decode(row["data"]), decode(row["decision"]) if row["decision"] else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
-from sqlalchemy import Text, and_, cast, exists, func, select, tuple_
+from sqlalchemy import Text, and_, cast, exists, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.codec import clean_text, decode, timestamp
@@ -58,18 +58,18 @@ _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
   s.ports, s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
-  i.lease_expires_at > now() AS owner_alive,
-  (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_id,
-  (SELECT r.status FROM runs r WHERE r.session_id = s.id AND r.status IN ('running','requires_action')) AS run_status,
-  (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued
+  i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
+  r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
+  (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
 FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id LEFT JOIN agents a ON a.id = s.agent_id
+LEFT JOIN runs r ON r.session_id = s.id AND r.status IN ('running','requires_action')
 WHERE s.id = ANY($1::uuid[]) AND s.tenant_id = $2 AND s.deleted_at IS NULL
 """
 
 
 def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
-    # "Running" needs a living owner: a dead one's run is about to be failed by a reaper.
-    running = row["run_status"] if row["run_id"] and row["owner_alive"] else None
+    # "Running" needs a living owner, or to be parked: a dead one's run is about to be failed by a reaper.
+    running = row["run_status"] if row["owner_alive"] or row["parked"] else None
     config = AgentConfig.stored(row["config"])
     return {
         "session_id": str(row["id"]),
@@ -270,12 +270,13 @@ def _has_run(*statuses: str) -> Any:
 
 
 _OWNER_LIVES = exists().where(Instance.id == Session.owner_id, Instance.lease_expires_at > func.now())
-_ACTIVE = and_(_has_run("running", "requires_action"), _OWNER_LIVES)
+_PARKED = exists().where(Run.session_id == Session.id, Run.status == "requires_action", Run.parked.is_not(None))
+_ACTIVE = or_(and_(_has_run("running", "requires_action"), _OWNER_LIVES), _PARKED)
 _STATUS_FILTERS: dict[str, Any] = {  # what `_state` says
     "idle": and_(~_has_run("queued"), ~_ACTIVE),
     "queued": and_(_has_run("queued"), ~_ACTIVE),
     "running": and_(_has_run("running"), _OWNER_LIVES),
-    "requires_action": and_(_has_run("requires_action"), _OWNER_LIVES),
+    "requires_action": and_(_has_run("requires_action"), or_(_OWNER_LIVES, _PARKED)),
 }
 
 

@@ -18,7 +18,7 @@ import asyncpg
 from apps.api.core import codec
 from apps.api.core.codec import decode, encode
 from apps.api.core.lease import Lease
-from apps.api.core.pages import PAGE_BYTES
+from apps.api.core.pages import PAGE_BYTES, bounded
 from apps.api.db import Database, retrying
 from apps.api.errors import LeaseLost
 
@@ -89,6 +89,20 @@ SELECT id, octet_length(entry) AS size FROM transcript_entries WHERE session_id 
 """
 
 _PAGE = "SELECT subpath, entry FROM transcript_entries WHERE id = ANY($1::bigint[]) ORDER BY id"
+
+TAIL_ENTRIES, TAIL_BYTES = 200, 8 * 1024 * 1024
+"""Of a conversation, that are looked at for what it ends with."""
+
+_TAIL = bounded(
+    """
+SELECT id, entry FROM transcript_entries
+WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND type IN ('user', 'assistant')
+ORDER BY id DESC LIMIT $3
+""",
+    "entry",
+    "id DESC",
+    TAIL_BYTES,
+)
 
 _RESUMABLE = """
 SELECT EXISTS (SELECT 1 FROM transcript_entries
@@ -225,6 +239,15 @@ class Transcripts:
         for ids in _grouped((row["id"], row["size"]) for row in sizes):
             rows = await self._db.pool.fetch(_PAGE, ids)
             yield [Entry(row["subpath"], row["entry"]) for row in rows]
+
+    async def tail(self, sdk_session_id: UUID) -> list[Any]:
+        """The newest messages of a conversation, without its subagents', oldest first: TAIL_ENTRIES, or TAIL_BYTES."""
+        rows = await self._db.pool.fetch(_TAIL, self._session_id, str(sdk_session_id), TAIL_ENTRIES)
+        return [decode(row["entry"]) for row in reversed(rows)]
+
+    def freeze(self) -> None:
+        """Store nothing more of what the process says: it is to end, and the conversation to go on without that."""
+        self._forgetful = True
 
     async def exists(self, sdk_session_id: UUID) -> bool:
         """Whether there is a conversation to resume: a message, and not only what the CLI notes before the first one.

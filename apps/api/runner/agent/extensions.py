@@ -139,7 +139,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_permissions(
-    path: Path, config: AgentConfig, allowed: Sequence[Rule], *, hosts_are_listed: bool = False
+    path: Path,
+    config: AgentConfig,
+    allowed: Sequence[Rule],
+    hooks: Mapping[str, Any] | None = None,
+    *,
+    hosts_are_listed: bool = False,
 ) -> Path:
     """Write the rules of permission as settings of the CLI, where each stands by itself and the number is no limit.
 
@@ -147,11 +152,12 @@ def write_permissions(
 
     Args:
         allowed: what may run beside what the configuration says.
+        hooks: those that the CLI knows from its start.
         hosts_are_listed: the operator has said which hosts there are, so that WebFetch asks nobody else.
     """
     allow = [*rules.readable(config.allowed_tools or ()), *allowed]
     deny = rules.denials(config.disallowed_tools or ())
     permissions = {"allow": [str(rule) for rule in allow], "deny": [str(rule) for rule in deny]}
-    more = {"skipWebFetchPreflight": True} if hosts_are_listed else {}
+    more = ({"skipWebFetchPreflight": True} if hosts_are_listed else {}) | ({"hooks": hooks} if hooks else {})
     _write(path, json.dumps({"permissions": permissions, **more}))
     return path

@@ -26,8 +26,10 @@ _SUBPATH = re.compile(r"[\w-][\w.-]{0,199}(/[\w-][\w.-]{0,199}){0,9}", re.ASCII)
 """Of a subagent's transcript. The agent's process names it: nothing else may be written because of it."""
 
 
-async def write(store: Transcripts, conversation: UUID, project: Path) -> bool:
+async def write(store: Transcripts, conversation: UUID, project: Path, last: str | None = None) -> bool:
     """Write a conversation into `project`, a directory that only this process writes to.
+
+    `last`: an entry for this process alone, behind the others.
 
     Returns whether there was one: what the CLI notes of its queue before the first message is none, and it would not
     resume it. Raises what the database raises, OSError.
@@ -37,6 +39,8 @@ async def write(store: Transcripts, conversation: UUID, project: Path) -> bool:
         async for entries in pages:
             found = found or any(map(_is_message, entries))
             await asyncio.to_thread(_append, project, str(conversation), entries)
+    if found and last is not None:
+        await asyncio.to_thread(_append, project, str(conversation), [Entry("", last)])
     if not found:  # else the CLI would take the id of the conversation for one that is in use
         await asyncio.to_thread((project / f"{conversation}.jsonl").unlink, missing_ok=True)
     return found

@@ -17,6 +17,7 @@ from apps.api.core.config.agent import AgentConfig, tools_of
 from apps.api.core.config.parts import Subagent, Thinking
 from apps.api.core.config.profiles import Profile
 from apps.api.core.config.rules import Rule
+from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.extensions import Extensions
@@ -29,6 +30,8 @@ _GLOB_CHARACTERS = frozenset("[]{}*?!\\")
 """What a path may not hold to be named in a rule as it is."""
 
 _QUIET_CLI = {
+    # A call that a run was parked with, of a tool that is not there any more, gets a result that says so.
+    "CLAUDE_CODE_DROP_UNAVAILABLE_DEFERRED_TOOL": "1",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_TELEMETRY": "1",
     "DISABLE_ERROR_REPORTING": "1",
@@ -221,6 +224,19 @@ def own_outputs(config_dir: Path, workspace: Workspace) -> list[Rule]:
     if any(set(str(path)) & _GLOB_CHARACTERS for path in readable):
         return []
     return [Rule("Read", f"/{path}/**") for path in readable]
+
+
+def left_of(claim: Claim) -> AgentConfig:
+    """The configuration for a process of this run: where it was parked, what is left of the bounds of one run."""
+    config, parked = claim.config, claim.parked
+    if parked is None:
+        return config
+    left: dict[str, Any] = {}
+    if config.max_turns is not None:
+        left["max_turns"] = max(config.max_turns - parked.num_turns, 1)  # see `Conversation.is_at_its_bound`
+    if config.max_budget_usd is not None:
+        left["max_budget_usd"] = max(config.max_budget_usd - (parked.cost_usd or 0.0), 1e-6)
+    return config.model_copy(update=left)
 
 
 def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:

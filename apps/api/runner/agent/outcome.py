@@ -53,6 +53,11 @@ class Meter:
         self._settle(total - self._cost)
         self._cost, self._models = total, totals
 
+    def owe(self, cost: float | None, models: Mapping[str, dict[str, Any]]) -> None:
+        """Count what an earlier process has used for the same run, too."""
+        if cost is not None or models:
+            self._due = cost or 0.0, dict(models)
+
     def take(self) -> tuple[float | None, dict[str, dict[str, Any]]]:
         """Cost in USD and usage by model since the last run; no cost when no result came since."""
         cost, models = self._due or (None, {})
@@ -76,6 +81,8 @@ def used(models: Mapping[str, Mapping[str, Any]]) -> list[ModelUsage]:
     ]
 
 
+_TOOL_GONE = "The tool whose call was waited for is not there any more: the call was not carried out."
+
 _BY_US = frozenset({"interrupted", "timeout", "shutdown", "storage_failed"})
 """Why we end a run ourselves. What its agent says then is only that we ended it."""
 
@@ -93,6 +100,7 @@ def outcome_of(
     structured: bool = False,
     told: model_failures.Signs | None = None,
     refused: ApiError | None = None,
+    turns: int = 0,
 ) -> tuple[Outcome, list[Event]]:
     """How the SDK says that a turn ended, and the last events of the run but `done`, without run ids.
 
@@ -100,7 +108,7 @@ def outcome_of(
     `structured`: it had to give a structured output. The CLI asks the model for it once more, and then succeeds
     without. A prompt that the model never saw (`/clear`, or a hook has blocked it) has none.
     `told`: what the CLI has said of the model in this turn. `refused`: the failure for which we have answered it in the
-    model's place, if we have.
+    model's place, if we have. `turns`: how many an earlier process has made of it.
 
     `is_error` and `terminal_reason` decide, never `subtype` alone: a failed call to the model has
     `subtype="success"`.
@@ -119,7 +127,7 @@ def outcome_of(
         "is_error": message.is_error,
         "stop_reason": message.stop_reason,
         "terminal_reason": message.terminal_reason,
-        "num_turns": message.num_turns,
+        "num_turns": hearsay.figure(message.num_turns) + turns if turns else message.num_turns,
         "duration_ms": message.duration_ms,
         "duration_api_ms": message.duration_api_ms,
         "total_cost_usd": cost,
@@ -134,7 +142,7 @@ def outcome_of(
         error=error,
         cost_usd=cost,
         usage=used(models),
-        num_turns=int(hearsay.figure(message.num_turns)),
+        num_turns=int(hearsay.figure(message.num_turns)) + turns,
     )
     last = [Event("result", fields)]
     if error is not None and status == "failed":
@@ -148,6 +156,8 @@ def _verdict(
     reason = message.terminal_reason or ""
     if reason.startswith("aborted"):
         return "interrupted", failure("interrupted")
+    if reason == "tool_deferred_unavailable":
+        return "failed", failure("execution_error", _TOOL_GONE)
     if message.subtype == "error_max_turns":
         return "failed", failure("max_turns_exceeded")
     if message.subtype == "error_max_budget_usd":

@@ -117,13 +117,14 @@ class Agent:
 
     Attributes:
         config: what it was started with, and changed to since.
+        cwd: where it was started.
         isolation: its layer, see `launcher.Wall`.
         exceeded: why it was ended, as a failure of a run, if it took more than it may.
     """
 
-    def __init__(self, claim: Claim, client: ClaudeSDKClient) -> None:
+    def __init__(self, claim: Claim, client: ClaudeSDKClient, cwd: str = "") -> None:
         """`claim`: the run for which it is started."""
-        self._session_id, self.client = claim.session_id, client
+        self._session_id, self.client, self.cwd = claim.session_id, client, cwd
         self.isolation = client.options.env.get("CLI_GUARD_LAYER", "off")
         self.config, self._provisions = claim.config, claim.provisions
         self._reader: asyncio.Task[None] | None = None
@@ -138,7 +139,7 @@ class Agent:
 
         `begun` is told of it at once: what starts with it, such as MCP servers, is at work before it answers.
         """
-        agent = cls(claim, ClaudeSDKClient(options))
+        agent = cls(claim, ClaudeSDKClient(options), str(options.cwd))
         begun(agent)
         connecting = asyncio.create_task(agent.client.connect(), name=f"connect-{claim.session_id}")
         try:

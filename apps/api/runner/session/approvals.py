@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -22,7 +23,8 @@ from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
 from apps.api.core.events.log import Writer
 from apps.api.core.sessions import requests
-from apps.api.core.sessions.requests import Asked, Remembered
+from apps.api.core.sessions.parking import Parked
+from apps.api.core.sessions.requests import Asked, Remembered, Resolved
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent.process import Owner
 from apps.api.runner.session.background import Tasks
@@ -39,22 +41,48 @@ SHOWN_SECONDS = 1.0
 
 
 @dataclass(slots=True)
-class _Open:
+class Open:
+    """A request that waits.
+
+    Attributes:
+        since: when it was opened, in monotonic seconds.
+        resolving: somebody has answered it, or its time is over: its tool call waits no longer, in a moment.
+    """
+
     asked: Asked
     tool_name: str
     tool_input: dict[str, Any]
+    since: float = field(default_factory=time.monotonic)
+    resolving: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     decision: dict[str, Any] | None = None
 
 
+@dataclass(slots=True)
+class _TakenUp:
+    """The request that a run was parked with, by now resolved, and its tool call, which this process carries out."""
+
+    parked: Parked
+    resolved: Resolved
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
+    used: bool = False
+
+
 class Approvals:
-    """The open requests of one session. The clocks of the runs that wait for them stand still."""
+    """The open requests of one session. The clocks of the runs that wait for them stand still.
+
+    Attributes:
+        taken_up: a new process has got to the call that it goes on with.
+    """
 
     def __init__(self, core: Core, writer: Writer, turns: Turns, tasks: Tasks, owner: Owner) -> None:
         self._db, self._writer, self._turns, self._tasks, self._owner = core.db, writer, turns, tasks, owner
         self._seconds = core.settings.action_timeout_seconds
         self._remembered: list[Remembered] = []
-        self._open: dict[UUID, _Open] = {}
+        self._open: dict[UUID, Open] = {}
+        self._left: Open | None = None
+        self._gone, self.taken_up = asyncio.Event(), asyncio.Event()
+        self._taken: _TakenUp | None = None
         self._closing: set[asyncio.Task[bool]] = set()
         self._calls: deque[str] = deque(maxlen=200)
         self._called = asyncio.Condition()
@@ -74,6 +102,8 @@ class Approvals:
         self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResult:
         """The SDK's callback: ask, and wait for the decision, the end of the request's time, or a cancellation."""
+        if self._taken is not None and context.tool_use_id == self._taken.parked.tool_use_id:
+            return await self._taken_up(self._taken, tool_name, tool_input)
         try:
             return await self._decided(tool_name, tool_input, context)
         except (LeaseLost, Unavailable) as error:
@@ -86,7 +116,7 @@ class Approvals:
         if any(before.covers(tool_name, tool_input) for before in self._remembered):
             return PermissionResultAllow()
         await self._shown(context.tool_use_id or "")
-        mine = _Open(self._asked(tool_name, tool_input, context), tool_name, tool_input)
+        mine = Open(self._asked(tool_name, tool_input, context), tool_name, tool_input)
         self._open[mine.asked.id] = mine  # before it can be answered
         self._changed()
         try:
@@ -95,10 +125,16 @@ class Approvals:
                 async with asyncio.timeout(self._seconds):
                     await mine.settled.wait()
             except TimeoutError:
+                if mine is self._left:
+                    await self._gone.wait()  # its time is looked after by whoever parks the run
+                    return PermissionResultDeny(message="The process ends.", interrupt=True)
+                mine.resolving = True
                 if not await self._close(mine.asked, "expired"):
                     async with asyncio.timeout(LAST_MOMENT):
                         await mine.settled.wait()
         except asyncio.CancelledError:
+            if mine is self._left:  # the process ends, and the request stays open
+                raise
             # Shielded: the CLI has dropped its question, and the request must not stay open.
             turn = self._turns.of(None)
             reason = (turn.stopping if turn else None) or "withdrawn"
@@ -111,9 +147,52 @@ class Approvals:
                 self._owner.lost(error)
             raise
         finally:
-            self._open.pop(mine.asked.id, None)
-            self._changed()
+            if mine is not self._left:
+                self._open.pop(mine.asked.id, None)
+                self._changed()
         return self._result(mine)
+
+    def sole(self, run_id: UUID) -> Open | None:
+        """What a run waits for, if it is one request, of the agent itself, that nobody has resolved."""
+        mine = next(iter(self._open.values())) if len(self._open) == 1 else None
+        if mine is None or mine.resolving or mine.asked.run_id != run_id or mine.asked.fields["agent_id"] is not None:
+            return None
+        return mine
+
+    def leave(self, mine: Open) -> None:
+        """Leave a request open when its process ends: its run is parked. Who obeys its answer waits for `gone`."""
+        self._left = mine
+
+    def gone(self) -> None:
+        """The run is parked, with the answer if there was one; or the session is lost."""
+        self._gone.set()
+
+    async def take_up(self, parked: Parked) -> None:
+        """Before a process starts that is to go on with a parked run: what was decided. Raises ValueError: nothing."""
+        resolved = await requests.resolution_of(self._db, parked.request_id)
+        if resolved is None:
+            raise ValueError("what the run waits for is not decided")
+        self._taken = _TakenUp(parked, resolved)
+
+    def send(self) -> None:
+        """Let the process have what was decided: it has been noted that it does."""
+        if self._taken is not None:
+            self._taken.sent.set()
+
+    async def _taken_up(self, taken: _TakenUp, tool_name: str, tool_input: dict[str, Any]) -> PermissionResult:
+        """What was decided on a call of an earlier process. It is carried out once, with the input that was seen."""
+        kind, fields = taken.resolved.kind, taken.resolved.fields
+        asked = Asked(taken.parked.request_id, kind, self._turns.run_id, clock.now(), fields)
+        is_it = tool_name == (QUESTION if kind == "question" else fields["tool_name"])
+        self.taken_up.set()
+        if taken.used or not is_it:
+            return PermissionResultDeny(message="This is not the call that was decided on.")
+        taken.used = True
+        await taken.sent.wait()
+        result = self._result(Open(asked, tool_name, tool_input, decision=taken.resolved.decision))
+        if isinstance(result, PermissionResultAllow) and result.updated_input is None:
+            result.updated_input = dict(fields["input"])
+        return result
 
     async def recall(self, profile: Profile | None) -> list[Rule]:
         """Before a process starts: the rules that persons have allowed for the rest of the session."""
@@ -159,7 +238,7 @@ class Approvals:
 
         return insert
 
-    def _result(self, mine: _Open) -> PermissionResult:
+    def _result(self, mine: Open) -> PermissionResult:
         decision = mine.decision
         if decision is None:
             return PermissionResultDeny(message="Nobody answered in time.")
@@ -178,19 +257,23 @@ class Approvals:
 
     async def answer(self, request_id: UUID) -> bool:
         """Take the decision that was stored for a request; False when its tool call does not wait any more."""
+        mine = self._open.get(request_id)
+        if mine is not None and mine is self._left:
+            await self._gone.wait()
+            return True
+        if mine is not None:
+            mine.resolving = True  # before anything is waited for: it is not parked now
         found = await requests.decision_of(self._db, request_id)
         if found is None:
             return False
         decision, by = found
         mine = self._open.get(request_id)
         run_id = mine.asked.run_id if mine else self._run_of(None)
-        more = {name: decision[name] for name in ("answers", "message", "rules") if decision.get(name)}
 
         async def also(connection: asyncpg.Connection, _seq: int) -> None:
             await requests.go_on(connection, run_id)
 
-        event = requests.resolved(request_id, run_id, decision["decision"], by, **more)
-        await self._writer.append(event, also=also)
+        await self._writer.append(requests.answered(request_id, run_id, decision, by), also=also)
         if mine is None or request_id not in self._open:
             return False
         if decision.get("remember"):

@@ -8,11 +8,20 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from claude_agent_sdk import Message, MirrorErrorMessage, ResultMessage, StreamEvent, SystemMessage
+from claude_agent_sdk import (
+    AssistantMessage,
+    Message,
+    MirrorErrorMessage,
+    ResultMessage,
+    StreamEvent,
+    SystemMessage,
+)
 
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.events.log import Also, Event, Writer
 from apps.api.core.fleet import claims
+from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
 from apps.api.core.sessions.transcripts import Transcripts
@@ -28,6 +37,9 @@ from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turn, Turns
 
 log = structlog.get_logger(__name__)
+
+_ASKING_MODES = frozenset({"default", "plan"})
+"""Modes of permission that let no call through which another one would ask for."""
 
 
 class Conversation:
@@ -48,14 +60,50 @@ class Conversation:
         """`settle` is told what each result says that its turn cost, in USD."""
         self._core, self._writer, self._store, self._turns = core, writer, store, turns
         self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
-        self._used_tools = self._left_task = False
+        self._used_tools = self._left_task = self._going_on = False
         self._meter = Meter(settle)
         self._model_told = model_failures.Signs()
         self._noted: tuple[Any, ...] = ()
+        self._mode: str | None = None
+        self._said: set[str | None] = set()
+        self._before = 0
+        self._aside: asyncio.Future[ResultMessage] | None = None
 
     def new_process(self) -> None:
         """The agent has been started anew: it counts from zero."""
         self._meter.begin()
+
+    def set_aside(self) -> asyncio.Future[ResultMessage]:
+        """From now on nothing that the agent says counts, but what it has used: the result of its turn, to come."""
+        self._aside = asyncio.get_running_loop().create_future()
+        return self._aside
+
+    def used(self) -> tuple[float | None, dict[str, dict[str, Any]], int]:
+        """What the turn that was set aside has used: cost in USD if known, usage by model, calls of the model."""
+        return *self._meter.take(), self._before + len(self._said)
+
+    def is_at_its_bound(self, config: AgentConfig) -> bool:
+        """Whether the turn may not call the model again: a new process has no bound that is as small as that."""
+        return config.max_turns is not None and self._before + len(self._said) >= config.max_turns
+
+    def in_its_mode(self, config: AgentConfig) -> AgentConfig:
+        """The configuration with the mode that the agent has got to by itself, if it asks no less than the one given.
+
+        That is only what the agent's process says: it may not free itself.
+        """
+        return config.model_copy(update={"permission_mode": self._mode}) if self._mode in _ASKING_MODES else config
+
+    def owe(self, claim: Claim) -> None:
+        """The claimed run was parked: what its earlier processes have used is a part of it."""
+        if claim.parked is not None:
+            self._meter.owe(claim.parked.cost_usd, claim.parked.models)
+            self._before, self._said = claim.parked.num_turns, set()
+
+    async def take_up(self, turn: Turn) -> None:
+        """The agent goes on with a turn that it has not begun, and that clients know."""
+        self._used_tools = self._going_on = True
+        self._turns.enter(turn)
+        await self._writer.append(Event("status", {"status": "resumed"}, turn.run_id))
 
     async def fail(self, turn: Turn, code: str, text: str = "") -> None:
         """End a run that got no result: for `code`, or for what it was being stopped for."""
@@ -97,6 +145,13 @@ class Conversation:
 
     async def hear(self, agent: Agent, message: Message) -> None:
         """Take the agent's next message. Raises TranscriptLost, Poisoned, what `Writer.append` raises."""
+        if self._aside is not None:
+            if isinstance(message, ResultMessage) and not self._aside.done():
+                self._meter.read(message)
+                self._aside.set_result(message)
+            return
+        if self._going_on and not isinstance(message, SystemMessage):
+            self._approvals.taken_up.set()
         self._left_task |= self._tasks.take(message)
         active = self._turns.active
         if isinstance(message, StreamEvent):
@@ -114,6 +169,10 @@ class Conversation:
             await self._begin_turn(agent, message)
         else:
             self._model_told.hear(message)
+            if isinstance(message, AssistantMessage) and message.parent_tool_use_id is None:
+                self._said.add(message.message_id)
+            if isinstance(message, SystemMessage) and message.subtype == "status":
+                self._mode = message.data.get("permissionMode") or self._mode
             events = messages.events(message, active.run_id if active else None)
             if events:
                 await self._writer.append(*events)
@@ -123,6 +182,12 @@ class Conversation:
 
     async def _begin_turn(self, agent: Agent, message: SystemMessage) -> None:
         self._model_told = model_failures.Signs()
+        self._mode = message.data.get("permissionMode")
+        if self._going_on:  # with a turn that clients were told of
+            self._going_on = False
+            await self._note(agent, message)
+            return
+        self._before, self._said = 0, set()
         # The init of a background turn names no message of a user's.
         uuids = message.data.get("user_message_uuids") or ()
         current = self._turns.current
@@ -170,7 +235,7 @@ class Conversation:
             self._noted = noted
 
     async def _end_turn(self, agent: Agent, message: ResultMessage) -> None:
-        turn = self._turns.active
+        turn, self._going_on = self._turns.active, False
         if turn is None or turn.guest:
             self._turns.enter(None)
             self._meter.read(message)
@@ -181,8 +246,15 @@ class Conversation:
             return
         structured = turn.claim is not None and turn.claim.config.output_format is not None
         outcome, last = outcome_of(
-            message, self._meter, turn.stopping, structured=structured, told=self._model_told, refused=turn.refused
+            message,
+            self._meter,
+            turn.stopping,
+            structured=structured,
+            told=self._model_told,
+            refused=turn.refused,
+            turns=self._before,
         )
+        self._before = 0
         code = outcome.error["code"] if outcome.error else None
         if code == "max_budget_exceeded":
             agent.use_up()

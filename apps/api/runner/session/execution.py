@@ -14,32 +14,32 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import structlog
 from claude_agent_sdk import CLIConnectionError, Message
 
-from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
-from apps.api.core.sessions import sessions, workspaces
-from apps.api.core.sessions.outcome import Outcome
+from apps.api.core.sessions import sessions
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner.agent import checkpoints, clone, options
+from apps.api.runner.agent import clone
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.chores import Chores
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.hooks import Hooks
 from apps.api.runner.session.launch import Launch, Means
+from apps.api.runner.session.parking import Parking
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
@@ -79,6 +79,10 @@ class Execution:
         self._launch = Launch(core, means, self.turns, self.writer, self._store, self.approvals, hooks, *outward)
         parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
         self._talk = Conversation(core, self.writer, self._store, *parts, self._launch.settle)
+        self.parking = Parking(
+            core, self.writer, self._store, self.turns, self.tasks, self.ports, self.approvals, self._talk
+        )
+        self._chores = Chores(core, self._store, self._talk, self._prepare, self._disconnect)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self.fenced = self.closing = False
@@ -159,6 +163,11 @@ class Execution:
                 await turn.ended.wait()
         return turn.status == "interrupted"
 
+    async def park(self) -> None:
+        """Give the session back while its run waits for a person, if it waits for nothing else; see `Parking`."""
+        if (agent := self.agent) is not None:
+            await self.parking.consider(agent)
+
     async def cancel(self, run_id: UUID) -> bool:
         """End a run of this session: a queued one never begins, an active one is interrupted."""
         if self.turns.of(run_id) is not None:
@@ -192,6 +201,8 @@ class Execution:
                 if claim is not None:
                     await self._turn(claim)
                     self.last_used = time.monotonic()
+                    if self.parking.done:
+                        return
                 elif not self.fenced:
                     if (turn := self.turns.in_background) is not None:
                         await self.stop(turn.run_id, "shutdown")
@@ -232,8 +243,8 @@ class Execution:
         assert turn is not None  # noqa: S101 - for the type checker
         try:
             try:
-                obey = {"reset": self._reset, "rewind": self._rewind}.get(claim.kind, self._prompt)
-                await obey(turn, claim)
+                obey = {"reset": self._chores.reset, "rewind": self._chores.rewind}
+                await obey.get(claim.kind, self._take_up if claim.parked else self._prompt)(turn, claim)
             except TurnOver:
                 await self._end_cut_off(turn)
         except (LeaseLost, Unavailable):
@@ -257,11 +268,26 @@ class Execution:
                     if turn.begun and not turn.lose():
                         raise
                 turn.hand_over()
-                await turn.wait()
+                await self._until_left_alone(turn, agent)
                 if turn.ended.is_set():
                     return
                 await self._disconnect("agent_ended")
                 await self._store.forget(turn.run_id)  # the CLI does not take a prompt that it finds there
+
+    async def _until_left_alone(self, turn: Turn, agent: Agent) -> None:
+        """Until the turn has ended, is parked, or has lost its agent."""
+        await turn.wait()
+        while turn.parking and not await self.parking.park(turn, agent, partial(self._disconnect, None)):
+            await turn.wait()
+
+    async def _take_up(self, turn: Turn, claim: Claim) -> None:
+        """Go on with a run that was parked: an agent that is new carries out the call that has been decided on."""
+        async with turn.clock():
+            self._talk.owe(claim)
+            if agent := await self._prepare(turn, claim):
+                agent.use_up()  # what it was started with is for this run
+                await self.parking.take_up(turn, agent)
+                await self._until_left_alone(turn, agent)
 
     async def _end_cut_off(self, turn: Turn) -> None:
         """End a turn whose deadline has come, or that was stopped before an agent had its prompt."""
@@ -300,40 +326,6 @@ class Execution:
         await self._launch.note_sent(turn, True)
         return self._agent
 
-    async def _reset(self, turn: Turn, claim: Claim) -> None:
-        """A new process for the same conversation (`soft`), or a new conversation as well (`hard`)."""
-        async with turn.clock():
-            await self._disconnect("reset")
-        hard, fresh = claim.prompt["mode"] == "hard", uuid4()
-
-        async def store(connection: asyncpg.Connection, _seq: int) -> None:
-            await sessions.begin_anew(connection, self.session_id, fresh)
-
-        told = [Event("status", {"status": "reset", **claim.prompt})]
-        await self._talk.finish(turn, Outcome("succeeded", cost_usd=0.0), told, also=store if hard else None)
-        if hard and turn.status == "succeeded":
-            self._store.follow(fresh)
-
-    async def _rewind(self, turn: Turn, claim: Claim) -> None:
-        """Bring files back to what they were before a message, or only say what that would change."""
-        settings, asked = self._core.settings, claim.prompt
-        if not options.keeps_checkpoints(settings, claim.config):  # as it did when that message came
-            claim = replace(claim, config=claim.config.model_copy(update={"enable_file_checkpointing": True}))
-        async with turn.clock():
-            agent = await self._prepare(turn, claim)
-            if agent is None:
-                return
-            starts, cwd = self._core.blocking.starts, claim.config.cwd
-            workspace = await starts.run(workspaces.create, settings, self.session_id, cwd)
-            try:
-                found = await checkpoints.obey(agent, workspace, self._store, self._store.conversation, asked)
-            except checkpoints.CannotRewind as error:
-                await self._talk.fail(turn, error.code, str(error))
-                return
-        told = [] if asked["dry_run"] else [Event("status", {"status": "rewound", **asked, **found})]
-        result = encode({"status": "succeeded", **asked, **found}).decode()
-        await self._talk.finish(turn, Outcome("succeeded", result), told)
-
     # --- what the parts report ---------------------------------------------------------------------------------
 
     async def heard(self, agent: Agent, message: Message) -> None:
@@ -345,6 +337,8 @@ class Execution:
         if isinstance(failure, LeaseLost | Unavailable):
             self.lost(failure)
             return
+        if self.parking.begun:
+            return  # that is meant
         if failure is not None:
             log.warning("execution.agent_ended", session_id=str(self.session_id), error=failure)
             agent.kill()

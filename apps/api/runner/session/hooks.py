@@ -56,6 +56,10 @@ _TAKES: dict[str, frozenset[str]] = {
 no effect, and an answer that says it is a failure."""
 
 
+_BEFORE = frozenset({"PreToolUse", "PermissionRequest"})
+"""Events that come before a call is decided on."""
+
+
 class Unusable(Failed):
     """What a webhook has answered is nothing that a hook may say; the message quotes it."""
 
@@ -160,6 +164,8 @@ class Hooks:
             fields = cast(Mapping[str, Any], given)
             if event in TOOL_EVENTS and not _concerns(hook, fields["tool_name"]):
                 return {}
+            if event in _BEFORE and self._turns.takes_up(tool_use_id):
+                return {}  # it was asked before the run was parked, and a person has decided since
             began, failure = time.monotonic(), None
             try:
                 answer = await self._ask(event, hook, fields)

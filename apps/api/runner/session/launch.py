@@ -22,7 +22,7 @@ from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost
-from apps.api.runner.agent import clone, extensions, history, options
+from apps.api.runner.agent import clone, dangling, extensions, history, messages, options
 from apps.api.runner.agent.process import Agent, CannotStart, Exceeded, StartFailed
 from apps.api.runner.agent.scratch import Place
 from apps.api.runner.egress.proxy import Local, Reason
@@ -207,6 +207,20 @@ class Launch:
             log.warning("launch.workspace_missing", session_id=str(claim.session_id))
             await self._writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
 
+    async def _waiting_call(self, claim: Claim, key: str) -> dangling.Dangling | None:
+        """The call that a parked run goes on with. Calls that can go on no more get a result. Raises CannotStart."""
+        if claim.parked is None:
+            return None
+        call = await dangling.find(self._store, claim.parked.tool_use_id)
+        if call is None:
+            raise CannotStart("The tool call that was waited for is not in the conversation any more.")
+        if call.others:
+            told = [event for message in call.messages() for event in messages.events(message, claim.run_id)]
+            await self._store.append({"project_key": key, "session_id": str(self._store.conversation)}, call.refusals())
+            await self._writer.append(*told)
+        await self._approvals.take_up(claim.parked)
+        return call
+
     async def _process(self, claim: Claim, place: Place) -> Agent:
         settings = self._core.settings
         self._access = access = await self._ways.admit(claim, self._turns, self._local, self._denied)
@@ -222,7 +236,8 @@ class Launch:
             key = await self._core.blocking.starts.run(project_key_for_directory, workspace.cwd)
             project = place.config / "projects" / key
             await self._core.blocking.starts.run(workspaces.link_results, workspace, conversation, project)
-            resume = await history.write(self._store, conversation, project)
+            call = await self._waiting_call(claim, key)
+            resume = await history.write(self._store, conversation, project, call.deferral() if call else None)
         except CONNECTION_ERRORS:
             raise
         except (OSError, ValueError) as error:
@@ -231,7 +246,11 @@ class Launch:
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
         write = partial(extensions.write_permissions, hosts_are_listed=access.network.mode == "limited")
         permissions = await self._core.blocking.starts.run(
-            write, place.given / "permissions.json", claim.config, allowed
+            write,
+            place.given / "permissions.json",
+            claim.config,
+            allowed,
+            dangling.asking_hook(call.call["id"]) if call else None,
         )
         await self._store.adopt(conversation, key)
         process = options.Process(
@@ -251,7 +270,7 @@ class Launch:
             model=access.env,
             network=access.network,
         )
-        built = options.build(settings, claim.config, process)
+        built = options.build(settings, options.left_of(claim), process)
         try:
             options.check_size(built)
             return await Agent.start(claim, built, process.stderr, self._begun)

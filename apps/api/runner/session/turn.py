@@ -28,6 +28,7 @@ class Turn:
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
         lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
+        parking: it is to be parked: its process is about to end.
         refused: the failure for which the gateway has let a call of it through to no model, if it has.
         ending: what stores its end; there is only one at a time.
         status: how its run has ended, once its end is stored.
@@ -42,6 +43,7 @@ class Turn:
         self.unsent = claim is not None and claim.unsent
         self.begun = self.sent = self.lost = False
         self.stopping: str | None = None
+        self.parking = False
         self.refused: ApiError | None = None
         self.ending: asyncio.Task[None] | None = None
         self.status: str | None = None
@@ -152,8 +154,19 @@ class Turn:
             if not self.ended.is_set():
                 await agent.interrupt()
 
+    def park(self) -> None:
+        """Let whoever waits for it park it."""
+        self.parking = True
+        self._left_alone.set()
+
+    def stay(self) -> None:
+        """It is not parked after all."""
+        self.parking = False
+        if not self.lost and not self.ended.is_set():
+            self._left_alone.clear()
+
     async def wait(self) -> None:
-        """Until it has ended or is lost."""
+        """Until it has ended, is lost, or is to be parked."""
         await self._left_alone.wait()
 
 
@@ -190,6 +203,11 @@ class Turns:
     def of(self, run_id: UUID | None) -> Turn | None:
         """The turn of a run, or whichever there is."""
         return next((turn for turn in self.all if run_id in (None, turn.run_id)), None)
+
+    def takes_up(self, tool_use_id: str | None) -> bool:
+        """Whether this is the call that the client's run was parked with, which is carried out now."""
+        claim = self.current.claim if self.current else None
+        return claim is not None and claim.parked is not None and claim.parked.tool_use_id == tool_use_id
 
     def refuse(self, failure: ApiError) -> None:
         """The gateway lets no call of the turn that there is through, for this failure."""
