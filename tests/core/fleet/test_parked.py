@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -230,6 +231,13 @@ async def test_what_another_version_has_stored_is_refused() -> None:
     for text in ("{}", "[]", '{"usage": [{"nonsense": 1}]}'):
         with pytest.raises(ValueError, match="parked"):
             Parked.stored(text)
+
+
+async def test_a_second_answer_learns_of_the_first_while_nobody_has_taken_the_run_up(world: World) -> None:
+    claim, asked = await waiting(world)
+    sent = await asyncio.gather(*(send(world, claim, asked, ALLOW) for _ in range(5)), return_exceptions=True)
+    assert sent.count("accepted") == 1
+    assert {error.code for error in sent if isinstance(error, Conflict)} == {"request_resolved"}
 
 
 @pytest.mark.parametrize("answered", [False, True])

@@ -111,6 +111,8 @@ async def _deliver(
             run_id = await parked.answer(core, tenant_id, session_id, request_id, decision, by, decide)
             if run_id is not None:
                 return Sent("applied" if await _taken_up(core, run_id) else "accepted", run_id, {})
+            if (await requests.row_of(core.db, tenant_id, session_id, request_id))["status"] != "open":
+                raise _Late from None
             if last:
                 raise
     raise AssertionError("the second attempt answers or raises")
