@@ -165,6 +165,32 @@ async def test_a_claim_costs_what_it_takes_whatever_is_queued_that_may_not_start
     assert await large.cost(world.claim(lease)) < BOUND
 
 
+async def test_a_claim_costs_the_same_however_much_of_a_tenant_may_start(large: Large) -> None:
+    world = large.world
+    lease, guest = await world.instance(), replace(world, tenant_id=await world.other_tenant())
+    await world.db.pool.execute(
+        "INSERT INTO runs (id, tenant_id, session_id, prompt, timeout_seconds)"
+        " SELECT gen_random_uuid(), tenant_id, id, '\"x\"', 60 FROM sessions WHERE tenant_id = $1 AND owner_id IS NULL",
+        world.tenant_id,
+    )
+    assert await world.one("SELECT count(*) FROM runs WHERE startable") > 4_000
+    claimed = []
+
+    async def claim(whose: World) -> None:
+        claimed.append(await world.claim(lease))
+        assert claimed[-1].tenant_id == whose.tenant_id
+
+    assert await large.cost(claim(world)) < BOUND
+    await guest.queue()
+    assert await large.cost(claim(guest)) < BOUND
+    await world.db.pool.execute("UPDATE tenants SET limits = $2 WHERE id = $1", world.tenant_id, {"concurrent_runs": 1})
+    assert await large.cost(world.claims_nothing(lease)) < BOUND
+    await world.db.pool.execute("UPDATE tenants SET limits = '{}'")
+    for one in claimed:
+        await end(large, one)
+    await world.db.pool.execute("DELETE FROM runs WHERE status = 'queued' AND prompt IS NOT NULL")
+
+
 async def test_who_has_nothing_that_waits_does_not_number_the_queue(large: Large) -> None:
     db, lease = large.world.db, await large.world.instance()
     assert await large.cost(claims.waiting(db, lease.instance_id)) < BOUND

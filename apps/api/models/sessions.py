@@ -29,7 +29,7 @@ class Tenant(Base):
     """Owner of everything else; found through an API key.
 
     `limits`: what all its keys are limited to together. `removed`: of one that is being deleted, how many rows have
-    gone, and bytes where known, by table.
+    gone, and bytes where known, by table. `claimed_at`: when a run of it was last claimed while others waited.
     """
 
     __tablename__ = "tenants"
@@ -46,6 +46,7 @@ class Tenant(Base):
     limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     deleting_at: Mapped[datetime | None]
     removed: Mapped[dict[str, Any] | None]
+    claimed_at: Mapped[datetime | None]
 
 
 class ApiKey(Base):
@@ -201,7 +202,19 @@ class Run(Base):
             postgresql_where=text("status IN ('running','requires_action')"),
         ),
         Index("runs_queued_idx", "session_id", "position", postgresql_where=text("status = 'queued'")),
-        Index("runs_startable_idx", "position", postgresql_where=text("startable AND status = 'queued'")),
+        Index(
+            "runs_turns_idx",
+            "tenant_id",
+            text("coalesce(api_key_id, '00000000-0000-0000-0000-000000000000'::uuid)"),
+            "position",
+            postgresql_where=text("startable AND status = 'queued'"),
+        ),
+        Index(
+            "runs_running_idx",
+            "tenant_id",
+            "api_key_id",
+            postgresql_where=text("status = 'running' AND origin = 'client'"),
+        ),
         Index("runs_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
         Index("runs_parked_idx", "session_id", postgresql_where=text("parked IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),

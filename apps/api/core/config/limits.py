@@ -23,6 +23,12 @@ class Limits(Part):
     own."""
 
     runs_per_minute: Count | None = Field(None, description="Prompts within any minute.", examples=[60])
+    concurrent_runs: Count | None = Field(
+        None,
+        description="Runs that are executed at a time, on all instances together; others wait. A run that waits for a"
+        " person does not count, nor what an agent goes on with by itself.",
+        examples=[10],
+    )
     queued_runs: Count | None = Field(None, description="Runs that wait to be executed.", examples=[1000])
     streams: Count | None = Field(
         None,

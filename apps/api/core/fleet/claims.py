@@ -1,9 +1,11 @@
 """The queue: claiming runs, and telling those that wait their place. How sessions change owners: `ownership`.
 
-A claim is one statement. It takes the oldest queued run that may start now: first of its session, no other run
-of that session active, and the session owned by nobody or by the claimer already. What may not start now costs it
-nothing: of sessions that nobody owns it looks at `runs.startable`, which triggers keep
-(docs/adr/0015-what-may-start.md), and of its own ones at the first run of each.
+A claim is one statement. It takes a queued run that may start now: first of its session, no other run of that session
+active, the session owned by nobody or by the claimer already, and neither its tenant nor its key at a limit. Tenants
+take turns: first comes the one of which least is running, of those the one whose last turn is longest ago, and of its
+runs the oldest (docs/adr/0021-turns.md). What may not start now costs nothing: of sessions that nobody owns a claim
+looks at `runs.startable`, which triggers keep (docs/adr/0015-what-may-start.md), and there at one run of each tenant
+and key; of its own ones at the first run of each.
 
 Rows are locked FOR NO KEY UPDATE: whoever stores something that refers to them holds them FOR KEY SHARE, in an order
 of its own, and a stronger lock here would pass over their sessions, or deadlock.
@@ -32,47 +34,87 @@ from apps.api.db import Database
 OTHERS_FIRST = 10.0
 """Seconds for which a run that came back to the queue is left to other instances, if there are any."""
 
+NO_LIMIT = 2**31 - 1
+"""Runs at a time of whom nobody has limited."""
+
 STARTS_WITHIN = 0.15
 """Seconds within which a run starts, as a rule. What is queued for longer waits."""
 
-_ADMITTED = "(SELECT suspended_at FROM tenants WHERE id = s.tenant_id) IS NULL"
+NO_KEY = UUID(int=0)
+"""In the index of what may start: the key of runs that have none, or none any more."""
 
-# `free` is where tenants may take turns one day: its order, and what it passes over.
+QUOTA = "QUOTA"
+"""SQLSTATE of what triggers refuse because of a limit."""
+
+_KEY = f"coalesce(r.api_key_id, '{NO_KEY}'::uuid)"
+_FIRST = f"""
+  SELECT r.tenant_id, {_KEY} AS key_id, r.position FROM runs r WHERE r.startable AND r.status = 'queued' AND
+"""  # noqa: S608 - ours
+_IN_TURN = f"ORDER BY r.tenant_id, {_KEY}, r.position LIMIT 1"
+_ACTIVE = "SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')"
+
+# `waiting` steps from one tenant and key to the next in the index, so that it looks at one run of each. Rows are locked
+# in the order of `ranked`, one after the other, until there is one: the planner can join what is LATERAL in no other.
 _CLAIM = f"""
-WITH mine AS (
-  SELECT s.id, r.id AS run_id, r.position
-  FROM sessions s CROSS JOIN LATERAL (
-    SELECT id, position FROM runs WHERE session_id = s.id AND status = 'queued' ORDER BY position LIMIT 1
+WITH RECURSIVE able AS (
+  SELECT id FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining
+), waiting AS (
+  ({_FIRST} $2 AND EXISTS (SELECT FROM able) {_IN_TURN})
+  UNION ALL
+  SELECT next.* FROM waiting w CROSS JOIN LATERAL (
+    {_FIRST} (r.tenant_id, {_KEY}) > (w.tenant_id, w.key_id) {_IN_TURN}
+  ) next
+), mine AS (
+  SELECT s.id AS session_id, r.* FROM sessions s CROSS JOIN LATERAL (
+    SELECT r.tenant_id, {_KEY} AS key_id, r.position FROM runs r
+    WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1
   ) r
-  WHERE s.owner_id = $1 AND s.id <> ALL($3::uuid[])
-    AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
-    AND NOT EXISTS (
-      SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
-    AND {_ADMITTED}
-  ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
-), free AS (
-  SELECT s.id, (
-    SELECT q.id FROM runs q WHERE q.session_id = s.id AND q.status = 'queued' ORDER BY q.position LIMIT 1) AS run_id
-  FROM runs r JOIN sessions s ON s.id = r.session_id
-  WHERE $2 AND r.startable AND r.status = 'queued' AND s.owner_id IS NULL AND s.deleted_at IS NULL
-    AND s.id <> ALL($3::uuid[])
-    AND (r.requeued_by IS DISTINCT FROM $1 OR r.requeued_at < now() - make_interval(secs => {OTHERS_FIRST})
-      OR NOT EXISTS (
-        SELECT 1 FROM instances WHERE id <> $1 AND lease_expires_at > now() AND NOT draining AND slots > 0))
-    AND EXISTS (SELECT 1 FROM instances WHERE id = $1 AND lease_expires_at > now() AND NOT draining)
-    AND NOT EXISTS (
-      SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action'))
-    AND {_ADMITTED}
-    AND r.position < coalesce((SELECT position FROM mine), 9223372036854775807)
-  ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+  WHERE s.owner_id = $1 AND s.id <> ALL($3::uuid[]) AND EXISTS (SELECT FROM able) AND NOT EXISTS ({_ACTIVE})
+), running AS MATERIALIZED (
+  SELECT r.tenant_id, {_KEY} AS key_id, count(*) AS runs
+  FROM runs r WHERE r.status = 'running' AND r.origin = 'client' GROUP BY 1, 2
+), ranked AS MATERIALIZED (
+  SELECT c.* FROM (
+    SELECT tenant_id, key_id, position, session_id FROM mine
+    UNION ALL SELECT tenant_id, key_id, position, NULL FROM waiting
+  ) c
+  JOIN tenants t ON t.id = c.tenant_id
+  LEFT JOIN api_keys k ON k.id = c.key_id
+  LEFT JOIN (SELECT tenant_id, sum(runs) AS runs FROM running GROUP BY 1) of_tenant ON of_tenant.tenant_id = c.tenant_id
+  LEFT JOIN running of_key ON of_key.tenant_id = c.tenant_id AND of_key.key_id = c.key_id
+  WHERE t.suspended_at IS NULL
+    AND coalesce(of_tenant.runs, 0) < coalesce((t.limits ->> 'concurrent_runs')::int, {NO_LIMIT})
+    AND coalesce(of_key.runs, 0) < coalesce((k.limits ->> 'concurrent_runs')::int, {NO_LIMIT})
+  ORDER BY coalesce(of_tenant.runs, 0), t.claimed_at NULLS FIRST, c.position
 ), next AS (
-  SELECT id, run_id FROM free UNION ALL SELECT id, run_id FROM mine WHERE NOT EXISTS (SELECT 1 FROM free)
+  SELECT s.* FROM ranked c CROSS JOIN LATERAL (
+    SELECT * FROM (
+      SELECT s.id FROM sessions s
+      WHERE s.id = c.session_id AND s.owner_id = $1 AND NOT EXISTS ({_ACTIVE}) FOR NO KEY UPDATE SKIP LOCKED
+    ) one
+    UNION ALL SELECT * FROM (
+      SELECT s.id FROM runs r JOIN sessions s ON s.id = r.session_id
+      WHERE c.session_id IS NULL AND r.tenant_id = c.tenant_id AND {_KEY} = c.key_id
+        AND r.startable AND r.status = 'queued' AND s.owner_id IS NULL AND s.deleted_at IS NULL
+        AND s.id <> ALL($3::uuid[])
+        AND (r.requeued_by IS DISTINCT FROM $1 OR r.requeued_at < now() - make_interval(secs => {OTHERS_FIRST})
+          OR NOT EXISTS (
+            SELECT 1 FROM instances WHERE id <> $1 AND lease_expires_at > now() AND NOT draining AND slots > 0))
+        AND NOT EXISTS ({_ACTIVE})
+      ORDER BY r.position LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+    ) one
+  ) s LIMIT 1
 ), owned AS (
   UPDATE sessions s
   SET owner_id = $1, last_active_at = now(),
     generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END
   FROM next WHERE s.id = next.id
-  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, next.run_id
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, (
+    SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id
+), turn AS (
+  UPDATE tenants SET claimed_at = now() WHERE id = (
+    SELECT t.id FROM tenants t JOIN owned ON owned.tenant_id = t.id
+    WHERE EXISTS (SELECT FROM ranked WHERE tenant_id <> owned.tenant_id) FOR NO KEY UPDATE OF t SKIP LOCKED)
 )
 UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> ALL($4::uuid[]),
   started_at = CASE WHEN r.parked IS NULL THEN now() ELSE r.started_at END,
@@ -87,6 +129,9 @@ RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, 
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
 """  # noqa: S608 - ours
 
+
+TRIES = 5
+"""Claims that are tried, where others reach a limit first. The next wake-up or poll tries again."""
 
 NO_PROFILES: Mapping[str, Profile] = {}
 
@@ -143,11 +188,18 @@ async def claim(
         LeaseLost: this instance may not claim.
         Unreadable: it claimed a run that it cannot execute; pass it to `refuse`.
     """
-    lease.require()
-    try:
-        row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for, list(warm))
-    except asyncpg.UniqueViolationError:
-        return None  # a background turn of that session began after this statement had looked; the next look sees it
+    row = None
+    for _ in range(TRIES):
+        lease.require()
+        try:
+            row = await db.pool.fetchrow(_CLAIM, lease.instance_id, may_take_new, except_for, list(warm))
+            break
+        except asyncpg.UniqueViolationError:
+            return None  # a background turn of that session began meanwhile; the next look sees it
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != QUOTA:
+                raise
+            # Another claim has reached the limit of the tenant or the key, after this one had counted.
     if row is None:
         return None
     fields = dict(row)
@@ -268,9 +320,9 @@ class Waiting:
 async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Waiting]:
     """Queued runs whose place is to be told: new ones, and those that have come to the first 1, 10, 100, …
 
-    Each telling is an event that is stored, so a long queue must not tell every step of every run. The place counts
-    every run that is queued before it, 1 being next: slots are shared by all. Runs younger than STARTS_WITHIN are left
-    out. Of sessions that nobody owns, the eldest living instance tells.
+    Each telling is an event that is stored, so a long queue must not tell every step of every run. The place is that
+    among the tenant's queued runs, 1 being next: tenants take turns, and none is told how much others have queued. Runs
+    younger than STARTS_WITHIN are left out. Of sessions that nobody owns, the eldest living instance tells.
     """
     return [Waiting(**dict(row)) for row in await db.pool.fetch(_WAITING, instance_id, limit)]
 
@@ -281,7 +333,8 @@ WITH eldest AS (
   SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1
 )
 SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
-  SELECT id, session_id, announced_position, created_at, row_number() OVER (ORDER BY position) AS place
+  SELECT id, session_id, announced_position, created_at,
+    row_number() OVER (PARTITION BY tenant_id ORDER BY position) AS place
   FROM runs WHERE status = 'queued'
 ) q JOIN sessions s ON s.id = q.session_id
 WHERE (

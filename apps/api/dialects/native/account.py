@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from apps.api.auth import Principal
 from apps.api.core.config.limits import Limits, Scope, of_every_key
+from apps.api.core.fleet import turns
 from apps.api.core.tenant import budgets, quotas
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
@@ -78,6 +79,8 @@ async def _used(instance: Instance, caller: Principal) -> dict[tuple[str, Scope]
         found[budget["name"], budget["scope"]] = budget["used"], budget["resets_at"]
     for quota, number in (await quotas.used(*who)).items():
         found[quota] = number, None
+    for scope, runs in (await turns.running(*who)).items():
+        found["concurrent_runs", scope] = runs, None
     return found
 
 
