@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from uuid import uuid4
 
 import pytest
 
 from apps.api import keys
 from apps.api.db import Database
 from tests.conftest import StartFleet, database_of, make_key
-from tests.fleet import Instance
+from tests.fleet import Fleet, Instance
 from tests.world import until
 
 FLOOD = """
@@ -97,3 +98,20 @@ async def test_runs_at_a_time_of_a_tenant_are_held_over_instances_while_one_is_k
             await alive.follow(run_id)
         assert await db.pool.fetchval(AT_ONCE) == 2
         await db.pool.execute(AWAY)
+
+
+async def test_an_idle_session_gives_its_place_to_one_of_its_tenant_on_another_instance(
+    fleet: Fleet, fleet_db: Database
+) -> None:
+    name = f"t{uuid4().hex}"
+    headers = await make_key(fleet_db, name)
+    put = await fleet[0].client.put(f"/api/v1/admin/tenants/{name}/limits", json={"live_sessions": 1})
+    assert put.status_code == 200
+    whose = "(SELECT id FROM tenants WHERE name = $1)"
+    live = f"SELECT count(*) FROM sessions WHERE owner_id IS NOT NULL AND tenant_id = {whose}"
+    for instance in fleet.instances:
+        answer = await instance.post("/query/single", {"prompt": "say hello"}, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert await fleet_db.pool.fetchval(live, name) == 1
+        shown = {state["name"]: state for state in (await instance.get("/limits", headers=headers)).json()["data"]}
+        assert (shown["live_sessions"]["limit"], shown["live_sessions"]["used"]) == (1, 1)

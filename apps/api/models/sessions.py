@@ -126,6 +126,7 @@ class Session(Base):
         CheckConstraint("generation >= 0", name="generation"),
         Index("sessions_list_idx", "tenant_id", "created_at", "id"),
         Index("sessions_owner_id_idx", "owner_id", postgresql_where=text("owner_id IS NOT NULL")),
+        Index("sessions_live_idx", "tenant_id", "taken_by", postgresql_where=text("owner_id IS NOT NULL")),
         Index(
             "sessions_surface_idx",
             "tenant_id",
@@ -156,6 +157,7 @@ class Session(Base):
     config: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     sdk_session_id: Mapped[UUID]
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
+    taken_by: Mapped[UUID | None]
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     lost: Mapped[Any] = mapped_column(INT8RANGE, nullable=True)

@@ -14,7 +14,7 @@ import structlog
 from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension
+from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
@@ -76,9 +76,11 @@ class Upkeep:
         await nap(self._worker.left_waiting, POLL)
 
     async def _announce_all(self, loop: Loop) -> None:
-        """Tell queued runs their place, and give idle sessions up when another instance has room for their runs."""
+        """Tell queued runs their place, and give idle sessions up when another instance has room for their runs, or
+        when they are in the way of their tenant's."""
         if self._worker.is_full:
             await self._yield_idle()
+        await self._make_place()
         started = time.monotonic()
         waiting = await claims.waiting(self._core.db, self._core.instance_id)
         self._gap = min(max(ANNOUNCE_GAP, (time.monotonic() - started) / ANNOUNCE_SHARE), LONGEST_GAP)
@@ -101,6 +103,11 @@ class Upkeep:
         wanted = await claims.kept_waiting(self._core.db, list(idle), claims.STARTS_WITHIN) if idle else set()
         if wanted and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[wanted.pop()].close("yielded")
+
+    async def _make_place(self) -> None:
+        idle = {session_id: e for session_id, e in self._worker.executions.items() if e.idle}
+        for session_id in await turns.in_the_way(self._core.db, list(idle)) if idle else ():
+            idle[session_id].close("evicted")
 
     async def _suspend(self, loop: Loop) -> None:
         """End what runs here for suspended tenants, and what they have queued."""

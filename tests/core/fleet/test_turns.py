@@ -10,7 +10,7 @@ import pytest
 
 from apps.api import keys
 from apps.api.core.config.limits import Limits
-from apps.api.core.fleet import claims, ownership
+from apps.api.core.fleet import claims, ownership, turns
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import prompts
@@ -231,3 +231,111 @@ async def test_runs_of_a_dead_owner_count_until_they_are_ended(world: World) -> 
     assert await world.claims_nothing(alive)
     await world.reap()
     assert (await world.claim(alive)).tenant_id == world.tenant_id
+
+
+# --- sessions that have a process ----------------------------------------------------------------------------------
+
+
+async def give_back(world: World, lease: Lease, claim: Claim) -> None:
+    await finish(world, lease, claim)
+    await ownership.release(world.db, claim.session_id, claim.generation)
+
+
+async def test_a_tenant_has_no_more_live_sessions_than_its_limit_whoever_takes_them(world: World) -> None:
+    guest = await another(world)
+    await limit(world, live_sessions=3)
+    await flood(world, 50)
+    leases = [await world.instance() for _ in range(20)]
+    claimed = await asyncio.gather(
+        *(claims.claim(world.db, lease, may_take_new=True, except_for=[]) for lease in leases)
+    )
+    held = [(lease, claim) for lease, claim in zip(leases, claimed, strict=True) if claim]
+    assert len(held) == 3
+    lease, first = held[0]
+    await finish(world, lease, first)
+    assert await world.claims_nothing(leases[0]), "it is idle, and has its process"
+    await guest.queue()
+    assert (await world.claim(leases[0])).tenant_id == guest.tenant_id
+    await ownership.release(world.db, first.session_id, first.generation)
+    assert (await world.claim(leases[1])).tenant_id == world.tenant_id
+    assert await world.claims_nothing(leases[2])
+
+
+async def test_a_session_that_has_its_process_goes_on_at_the_limit(world: World) -> None:
+    await limit(world, live_sessions=1)
+    lease = await world.instance()
+    warm = await world.queue()
+    await finish(world, lease, await world.claim(lease))
+    new, again = await world.queue(), await world.queue(warm.session_id)
+    claim = await world.claim(lease)
+    assert claim.run_id == again.run_id
+    assert await world.claims_nothing(lease)
+    await give_back(world, lease, claim)
+    assert (await world.claim(lease)).run_id == new.run_id
+
+
+async def test_live_sessions_of_a_key_are_those_that_began_for_its_prompts(world: World) -> None:
+    small, large = await a_key(world, live_sessions=1), await a_key(world)
+    lease = await world.instance()
+    first, second = [await queue_by(world, small) for _ in range(2)]
+    third = await queue_by(world, large)
+    claimed = [await world.claim(lease) for _ in range(2)]
+    assert [claim.run_id for claim in claimed] == [first.run_id, third.run_id]
+    assert await world.claims_nothing(lease)
+    held = await turns.held(world.db, world.tenant_id, small)
+    assert (held["live_sessions", "key"], held["live_sessions", "tenant"]) == (1, 2)
+    await give_back(world, lease, claimed[0])
+    assert (await world.claim(lease)).run_id == second.run_id
+
+
+async def test_two_that_take_sessions_at_the_same_moment_do_not_pass_a_limit_together(world: World) -> None:
+    await limit(world, live_sessions=1)
+    await flood(world, 2)
+    one, other = await world.instance(), await world.instance()
+    async with world.db.transaction() as connection:
+        # Another claim has its turn, and this one has counted before that is stored.
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('live_sessions'), hashtext($1))", str(world.tenant_id)
+        )
+        late = asyncio.create_task(claims.claim(world.db, one, may_take_new=True, except_for=[]))
+        await until(lambda: waiting_for_locks(connection, 1))
+        taken = (
+            "UPDATE sessions SET owner_id = $1 WHERE id = (SELECT session_id FROM runs ORDER BY position DESC LIMIT 1)"
+        )
+        await connection.execute(taken, other.instance_id)
+    assert await late is None
+    assert await world.one("SELECT count(*) FROM sessions WHERE owner_id IS NOT NULL") == 1
+    assert await world.one("SELECT count(*) FROM runs WHERE status = 'running'") == 0
+
+
+async def test_an_idle_session_is_in_the_way_when_its_tenant_has_as_many_as_it_may_and_one_waits(world: World) -> None:
+    lease, guest = await world.instance(), await another(world)
+    idle = []
+    for tenant in (guest, world, world):
+        await tenant.queue()
+        claim = await world.claim(lease)
+        await finish(world, lease, claim)
+        idle.append(claim.session_id)
+    assert await turns.in_the_way(world.db, idle) == []
+    await limit(world, live_sessions=2)
+    assert await turns.in_the_way(world.db, idle) == [], "nobody waits"
+    await guest.queue()
+    assert await turns.in_the_way(world.db, idle) == [], "nobody of theirs waits"
+    await world.queue()
+    assert await turns.in_the_way(world.db, idle) == [idle[1]], "the one that was used longest ago"
+    await limit(world, live_sessions=3)
+    assert await turns.in_the_way(world.db, idle) == []
+
+
+async def test_of_a_key_that_has_as_many_as_it_may_its_own_are_in_the_way(world: World) -> None:
+    small, large = await a_key(world, live_sessions=1), await a_key(world)
+    lease, idle = await world.instance(), []
+    for key_id in (large, small):
+        await queue_by(world, key_id)
+        claim = await world.claim(lease)
+        await finish(world, lease, claim)
+        idle.append(claim.session_id)
+    await queue_by(world, large)
+    assert await turns.in_the_way(world.db, idle) == []
+    await queue_by(world, small)
+    assert await turns.in_the_way(world.db, idle) == [idle[1]]

@@ -30,6 +30,12 @@ class Limits(Part):
         examples=[10],
     )
     queued_runs: Count | None = Field(None, description="Runs that wait to be executed.", examples=[1000])
+    live_sessions: Count | None = Field(
+        None,
+        description="Sessions that have an agent's process, idle ones included, on all instances together. One that is"
+        " idle gives its place to one that waits.",
+        examples=[20],
+    )
     streams: Count | None = Field(
         None,
         description="Event streams and requests that wait for a run, at a time on each instance.",

@@ -85,9 +85,15 @@ WITH RECURSIVE able AS (
   WHERE t.suspended_at IS NULL
     AND coalesce(of_tenant.runs, 0) < coalesce((t.limits ->> 'concurrent_runs')::int, {NO_LIMIT})
     AND coalesce(of_key.runs, 0) < coalesce((k.limits ->> 'concurrent_runs')::int, {NO_LIMIT})
+    AND CASE WHEN c.session_id IS NULL AND t.limits -> 'live_sessions' IS NOT NULL THEN
+      (SELECT count(*) FROM sessions o WHERE o.tenant_id = t.id AND o.owner_id IS NOT NULL)
+        < (t.limits ->> 'live_sessions')::int ELSE true END
+    AND CASE WHEN c.session_id IS NULL AND k.limits -> 'live_sessions' IS NOT NULL THEN
+      (SELECT count(*) FROM sessions o WHERE o.tenant_id = t.id AND o.taken_by = k.id AND o.owner_id IS NOT NULL)
+        < (k.limits ->> 'live_sessions')::int ELSE true END
   ORDER BY coalesce(of_tenant.runs, 0), t.claimed_at NULLS FIRST, c.position
 ), next AS (
-  SELECT s.* FROM ranked c CROSS JOIN LATERAL (
+  SELECT s.id, nullif(c.key_id, '{NO_KEY}'::uuid) AS api_key_id FROM ranked c CROSS JOIN LATERAL (
     SELECT * FROM (
       SELECT s.id FROM sessions s
       WHERE s.id = c.session_id AND s.owner_id = $1 AND NOT EXISTS ({_ACTIVE}) FOR NO KEY UPDATE SKIP LOCKED
@@ -107,7 +113,8 @@ WITH RECURSIVE able AS (
 ), owned AS (
   UPDATE sessions s
   SET owner_id = $1, last_active_at = now(),
-    generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END
+    generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END,
+    taken_by = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN next.api_key_id ELSE s.taken_by END
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, (
     SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id

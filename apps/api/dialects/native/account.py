@@ -77,10 +77,8 @@ async def _used(instance: Instance, caller: Principal) -> dict[tuple[str, Scope]
         found["runs_per_minute", window.rate.scope] = window.used, window.resets_at
     for budget in await budgets.of(*who):
         found[budget["name"], budget["scope"]] = budget["used"], budget["resets_at"]
-    for quota, number in (await quotas.used(*who)).items():
-        found[quota] = number, None
-    for scope, runs in (await turns.running(*who)).items():
-        found["concurrent_runs", scope] = runs, None
+    for held in (await quotas.used(*who), await turns.held(*who)):
+        found.update({limit: (number, None) for limit, number in held.items()})
     return found
 
 
