@@ -40,7 +40,7 @@ async def test_ten_thousand_queued_runs_of_a_tenant_delay_another_by_one_claim_o
     async with database_of(fleet) as db:
         await keys.create_tenant(db, "flood")
         guest = await make_key(db, "guest")
-        await db.pool.execute(FLOOD, "flood")
+        await db.pool.execute(FLOOD, "flood", timeout=100)
         running = "SELECT count(*) FROM runs WHERE status = 'running'"
         await until(lambda: _is(db, running, 3), seconds=60)
         session_id = (await fleet[0].post("/sessions", {}, headers=guest)).json()["session_id"]
@@ -51,7 +51,7 @@ async def test_ten_thousand_queued_runs_of_a_tenant_delay_another_by_one_claim_o
         assert await db.pool.fetchval(BEFORE, run_id) <= 3
         waiting = await db.pool.fetchval("SELECT count(*) FROM runs WHERE status = 'queued'")
         assert waiting > 9_000, "the flood was over"
-        await db.pool.execute(AWAY)
+        await db.pool.execute(AWAY, timeout=100)
 
 
 async def _is(db: Database, query: str, count: int) -> bool:
@@ -97,7 +97,7 @@ async def test_runs_at_a_time_of_a_tenant_are_held_over_instances_while_one_is_k
             await alive.post(f"/runs/{run_id}/cancel")
             await alive.follow(run_id)
         assert await db.pool.fetchval(AT_ONCE) == 2
-        await db.pool.execute(AWAY)
+        await db.pool.execute(AWAY, timeout=100)
 
 
 async def test_an_idle_session_gives_its_place_to_one_of_its_tenant_on_another_instance(
