@@ -9,7 +9,7 @@ from apps.api.db import Database
 
 _FLAWS = """
 WITH mine AS (
-  SELECT id, last_seq FROM sessions
+  SELECT id, last_seq, expired_seq FROM sessions
   WHERE deleted_at IS NULL AND ($1::uuid IS NULL OR tenant_id = $1)
     AND ($2::timestamptz IS NULL OR last_active_at >= $2)
 ), told AS (
@@ -17,8 +17,9 @@ WITH mine AS (
     max(e.seq) FILTER (WHERE e.type = 'done') AS done, max(e.seq) AS last
   FROM events e WHERE e.session_id IN (SELECT id FROM mine) AND e.run_id IS NOT NULL GROUP BY 1, 2
 ), numbered AS (
-  SELECT mine.id, mine.last_seq, count(e.seq) AS count, coalesce(max(e.seq), 0) AS last
-  FROM mine LEFT JOIN events e ON e.session_id = mine.id GROUP BY 1, 2
+  SELECT mine.id, mine.last_seq, count(e.seq) + mine.expired_seq AS count,
+    coalesce(max(e.seq), mine.expired_seq) AS last
+  FROM mine LEFT JOIN events e ON e.session_id = mine.id GROUP BY mine.id, mine.last_seq, mine.expired_seq
 )
 SELECT format('session %s: %s events up to %s, and last_seq is %s', id, count, last, last_seq) FROM numbered
 WHERE count <> last OR last <> last_seq
@@ -30,7 +31,8 @@ UNION ALL
 SELECT format('run %s: %s, and %s times done', r.id, r.status, coalesce(told.dones, 0))
 FROM runs r JOIN mine ON mine.id = r.session_id
 LEFT JOIN told ON told.session_id = r.session_id AND told.run_id = r.id
-WHERE $3 AND (r.finished_at IS NOT NULL) <> (coalesce(told.dones, 0) > 0)
+WHERE $3 AND coalesce(r.last_seq > mine.expired_seq, true)
+  AND (r.finished_at IS NOT NULL) <> (coalesce(told.dones, 0) > 0)
 """
 
 

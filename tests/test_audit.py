@@ -16,8 +16,9 @@ from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
+from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, suspension
-from apps.api.core.sessions import deletion, requests
+from apps.api.core.sessions import deletion, requests, retention
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
@@ -85,6 +86,7 @@ LINES = {
     ("post", "/api/v1/admin/tenants/{tenant}/suspend"): "tenant.suspended",
     ("post", "/api/v1/admin/tenants/{tenant}/resume"): "tenant.resumed",
     ("delete", "/api/v1/admin/tenants/{tenant}"): "tenant.deleted",
+    ("put", "/api/v1/admin/tenants/{tenant}/retention"): "tenant.retention",
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.put",
     ("delete", "/api/v1/admin/tenants/{tenant}/model-credential"): "model_credential.deleted",
     ("post", "/api/v1/admin/keys"): "key.created",
@@ -165,6 +167,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
         "tenant.resumed": lambda: suspension.resume(core, "ours"),
         "tenant.limited": lambda: keys.limit_tenant(db, world.redis, "ours", LIMITS),
+        "tenant.retention": lambda: retention.put(db, "ours", Retention(events_days=7, usage_days=None)),
         "tenant.deleted": lambda: erasure.begin(core, "another", uuid4()),
         "tenant.removed": erase,
         "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], limits=LIMITS),

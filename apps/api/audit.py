@@ -22,6 +22,7 @@ Action = Literal[
     "tenant.suspended",
     "tenant.resumed",
     "tenant.limited",
+    "tenant.retention",
     "tenant.deleted",
     "tenant.removed",
     "key.created",

@@ -11,6 +11,7 @@ ApiError
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted
+├── Gone                    410 events_expired
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
 │                               too_many_wrong_keys, budget_reached, quota_exceeded
@@ -109,6 +110,10 @@ class Forbidden(ApiError):
 
 class Conflict(ApiError):
     status, code = 409, "conflict"
+
+
+class Gone(ApiError):
+    status, code = 410, "events_expired"
 
 
 class TooLarge(ApiError):

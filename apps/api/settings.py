@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(30, ge=0)
     workspaces_dir: Path = Path(".data/workspaces")
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
+    retention_events_days: int = Field(0, ge=0, le=36_500)
+    retention_transcripts_days: int = Field(0, ge=0, le=36_500)
+    retention_idle_sessions_days: int = Field(0, ge=0, le=36_500)
+    retention_workspaces_days: int = Field(0, ge=0, le=36_500)
+    retention_usage_days: int = Field(0, ge=0, le=36_500)
     agent_isolation: Literal["auto", "namespaces", "landlock", "off"] = "auto"
     agent_isolation_required: bool = False
     agent_unconfined_in_production: bool = False

@@ -118,6 +118,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/api/v1/admin/tenants"): {"name": "x"},
     ("put", "/api/v1/admin/tenants/{tenant}/limits"): {"streams": 100},
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): {"api_key": "x"},
+    ("put", "/api/v1/admin/tenants/{tenant}/retention"): {"events_days": 1, "usage_days": None},
     ("post", "/api/v1/admin/keys"): {"name": "x", "tenant": "default", "scopes": ["read"], "profiles": ["p"]},
     ("patch", "/api/v1/admin/keys/{key_id}"): {"name": "x", "scopes": ["read"]},
     ("post", "/api/v1/admin/keys/{key_id}/rotate"): {"overlap_seconds": 1},

@@ -28,8 +28,9 @@ from apps.api.models.base import EMPTY_ARRAY, EMPTY_OBJECT, NOW, Base
 class Tenant(Base):
     """Owner of everything else; found through an API key.
 
-    `limits`: what all its keys are limited to together. `removed`: of one that is being deleted, how many rows have
-    gone, and bytes where known, by table. `claimed_at`: when a run of it was last claimed while others waited.
+    `limits`: what all its keys are limited to together. `retention`: how long what it has is kept; `swept_at`: when it
+    was last looked for what is too old. `removed`: of one that is being deleted, how many rows have gone, and bytes
+    where known, by table. `claimed_at`: when a run of it was last claimed while others waited.
     """
 
     __tablename__ = "tenants"
@@ -44,6 +45,8 @@ class Tenant(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     suspended_at: Mapped[datetime | None]
     limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    retention: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    swept_at: Mapped[datetime | None]
     deleting_at: Mapped[datetime | None]
     removed: Mapped[dict[str, Any] | None]
     claimed_at: Mapped[datetime | None]
@@ -117,7 +120,7 @@ class Session(Base):
     `generation` is the fencing token: it grows whenever the owner changes, and every write of an owner
     names the generation that it was given. `last_seq` is the position of the newest event. `lost`: numbers of events
     that readers had been told before the database lost them; by now they may be numbers of others. `purged_at`: since
-    when a deleted session holds nothing any more.
+    when a deleted session holds nothing any more. `expired_seq`: events up to this one were removed for their age.
     """
 
     __tablename__ = "sessions"
@@ -160,6 +163,7 @@ class Session(Base):
     taken_by: Mapped[UUID | None]
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    expired_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     lost: Mapped[Any] = mapped_column(INT8RANGE, nullable=True)
     num_turns: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     total_cost_usd: Mapped[float] = mapped_column(server_default=text("0"))

@@ -16,7 +16,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
 from apps.api.core.fleet.claims import Waiting
-from apps.api.core.sessions import deletion, workspaces
+from apps.api.core.sessions import deletion, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
 from apps.api.core.tenant import deliveries
 from apps.api.runner.session.execution import Execution
@@ -153,6 +153,7 @@ class Upkeep:
             if what.__module__ not in loop.spared:
                 with loop.one(what.__module__):
                     await what(self._core.db)
+        await retention.sweep(self._core, loop)
         await self._sweep_files(loop)
 
     async def _sweep_files(self, loop: Loop) -> None:
@@ -163,3 +164,4 @@ class Upkeep:
         for session_id in await deletion.deleted_among(self._core.db, present):
             with loop.one(session_id):
                 await removal.run(workspaces.remove, settings, session_id)
+        await retention.sweep_files(self._core, loop, present)

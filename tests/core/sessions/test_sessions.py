@@ -398,7 +398,9 @@ async def test_a_deleted_session_leaves_nothing_of_its_content(world: World) -> 
     assert (gone.owner, gone.whole, lease.instance_id in gone.instances) == (lease.instance_id, True, True)
     counted = {table: (rows, bool(size)) for table, (rows, size) in gone.removed.items()}
     assert counted.pop("events")[1]
-    assert counted == {"runs": (3, True), "transcript_entries": (1, True), "commands": (1, False)}
+    assert counted == {
+        "runs": (3, True), "transcript_entries": (1, True), "commands": (1, False), "idempotency_keys": (1, False),
+    }  # fmt: skip
     for table in ("events", "transcript_entries", "commands", "idempotency_keys"):
         assert await world.one(f"SELECT count(*) FROM {table} WHERE session_id = $1", session_id) == 0, table
     row = await world.db.pool.fetchrow("SELECT * FROM sessions WHERE id = $1", session_id)

@@ -199,12 +199,13 @@ class Followers:
                     del self._topics[channel]
 
     async def start(self, followed: Followed, after: Position, newest: int) -> Position:
-        """Where a reader begins who has just come and wants what follows `after`: there, or before, if that is beyond
-        `newest`, the end of the log, or may be the number of an event that the database has lost."""
-        kept = await self._replay.doubted(followed, after.seq)
-        if kept is None and after.seq <= newest:
-            return after
-        return Position(newest if kept is None else min(kept, newest))
+        """Where a reader begins who has just come and wants what follows `after`: there; or before, if that is beyond
+        `newest`, the end of the log, or may be the number of an event that the database has lost; or later, if what
+        follows was removed for its age."""
+        kept, expired = await self._replay.begun(followed, after.seq)
+        if kept is not None or after.seq > newest:
+            after = Position(newest if kept is None else min(kept, newest))
+        return Position(expired) if after.seq < expired else after
 
     async def look_back(self, tenant_id: UUID, session_id: UUID, last_seq: int) -> None:
         """Before a new owner goes on after `last_seq`: if Redis has later events, the database has lost them."""
@@ -309,6 +310,9 @@ class Followers:
                 await self._replay.lost(followed, seq, place.position.seq)
             place.go_back(seq)
             yield [resync(followed.session_id, seq)]
+        if place.position.seq < head.expired:
+            place.skip(head.expired)
+            yield [resync(followed.session_id, head.expired, expired=True)]
         place.begin(head)
         async with aclosing(self._replay.pages(followed, place.position, head)) as pages:
             async for frames, stored in pages:

@@ -131,9 +131,11 @@ def _time(moment: datetime) -> bytes:
     return timestamp(moment).encode()
 
 
-def resync(session_id: UUID, seq: int) -> Frame:
-    """What a reader is told who holds events that are not in the log: what follows comes after number `seq`."""
-    return Frame.build(Position(seq), "resync", event_data(session_id, None, seq, clock.now(), {}))
+def resync(session_id: UUID, seq: int, *, expired: bool = False) -> Frame:
+    """What a reader is told who holds events that are not in the log, or lacks some that were removed for their age
+    (`expired`): what follows comes after number `seq`."""
+    why = {"reason": "expired" if expired else "lost"}
+    return Frame.build(Position(seq), "resync", event_data(session_id, None, seq, clock.now(), why))
 
 
 def write_batch(frames: Sequence[Frame]) -> bytes:

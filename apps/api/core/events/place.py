@@ -81,6 +81,13 @@ class Place:
         if self.deltas is not None:
             self.deltas.lost()
 
+    def skip(self, seq: int) -> None:
+        """To after this event: those up to it were removed."""
+        self.position = Position(seq)
+        self.told.clear()
+        if self.deltas is not None:
+            self.deltas.lost()
+
     def begin(self, head: Head) -> None:
         """Go on in the log as `head` shows it."""
         self.generation = head.generation

@@ -21,13 +21,16 @@ from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 
 _HEAD = """
-SELECT s.generation, s.last_seq, e.created_at FROM sessions s LEFT JOIN events e ON e.session_id = s.id AND e.seq = $3
+SELECT s.generation, s.last_seq, s.expired_seq, e.created_at
+FROM sessions s LEFT JOIN events e ON e.session_id = s.id AND e.seq = $3
 WHERE s.id = $1 AND s.tenant_id = $2
 """
 
 _MADE = "SELECT seq, created_at FROM events WHERE session_id = $1 AND seq = ANY($2::bigint[]) ORDER BY seq DESC"
 
-_DOUBTED = "SELECT lower(lost) - 1 FROM sessions WHERE id = $1 AND lost @> $2::bigint"
+_BEGUN = """
+SELECT CASE WHEN $2 > 0 AND lost @> $2::bigint THEN lower(lost) - 1 END AS kept, expired_seq FROM sessions WHERE id = $1
+"""
 
 STREAM_ENTRIES = PAGE_BYTES // MAX_STREAM_FRAME
 """Entries of a stream that are read at a time: all of the largest size are one page."""
@@ -42,10 +45,12 @@ class Followed:
 
 
 class Head(NamedTuple):
-    """Where a log ends, whose it is, and when its event `seq` was made: empty if it has none."""
+    """Where a log ends, whose it is, up to where it was removed for its age (`expired`), and when its event `seq` was
+    made: empty if it has none."""
 
     generation: int
     last_seq: int
+    expired: int
     seq: int
     created_at: bytes
 
@@ -62,7 +67,8 @@ class Replay:
         if row is None:
             return None
         made = row["created_at"]
-        return Head(row["generation"], row["last_seq"], seq, timestamp(made).encode() if made else b"")
+        made_at = timestamp(made).encode() if made else b""
+        return Head(row["generation"], row["last_seq"], row["expired_seq"], seq, made_at)
 
     async def common(self, followed: Followed, told: Sequence[tuple[int, bytes]]) -> int:
         """The newest of the events `told`, numbers and times, that the log has; 0 when it has none of them."""
@@ -85,11 +91,11 @@ class Replay:
         if newest and (seq := int(newest[0][0].partition(b"-")[0])) > last_seq:
             await self.lost(followed, last_seq, seq)
 
-    async def doubted(self, followed: Followed, seq: int) -> int | None:
+    async def begun(self, followed: Followed, seq: int) -> tuple[int | None, int]:
         """Where an event with this number was lost, so that nobody can say which one a client means, the last number
-        before which nothing was lost."""
-        kept: int | None = await self._db.pool.fetchval(_DOUBTED, followed.session_id, seq) if seq else None
-        return kept
+        before which nothing was lost; and up to which number events were removed for their age."""
+        row = await self._db.pool.fetchrow(_BEGUN, followed.session_id, seq)
+        return (None, 0) if row is None else (row["kept"], row["expired_seq"])
 
     async def pages(
         self, followed: Followed, position: Position, head: Head

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -74,7 +75,15 @@ class Deleted:
     instances: list[UUID] = field(default_factory=list)
 
 
-async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy: bool = False, **told: str) -> Deleted:
+async def delete(
+    db: Database,
+    tenant_id: UUID,
+    session_id: UUID,
+    *,
+    unless_busy: bool = False,
+    unless_active_since: datetime | None = None,
+    **told: str,
+) -> Deleted:
     """Remove a session's content and leave a tombstone; its runs keep only what usage reports need.
 
     The new generation fences the owner, which kills its CLI as soon as it hears or notices. The caller then tells it:
@@ -82,10 +91,13 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
 
     Raises:
         NotFound: no such session of this tenant.
-        Conflict: `session_deleted`, deleted before; `session_busy` if `unless_busy` and something is queued or runs.
+        Conflict: `session_deleted`, deleted before; `session_busy` if `unless_busy` and something is queued or runs,
+            or it is owned, or something has happened in it since `unless_active_since`.
     """
     async with db.turns.removing(tenant_id):
         async with db.transaction() as connection:
+            if unless_active_since and await connection.fetchval(_ACTIVE_SINCE, session_id, unless_active_since):
+                raise Conflict("This session is in use.", code="session_busy")
             deleted = await mark(connection, tenant_id, session_id, unless_busy=unless_busy)
             await audit.note(connection, "session.deleted", tenant_id, session_id, **told)
             deleted.instances = [
@@ -100,6 +112,10 @@ async def delete(db: Database, tenant_id: UUID, session_id: UUID, *, unless_busy
         deleted.whole = True
         return deleted
 
+
+_ACTIVE_SINCE = """
+SELECT owner_id IS NOT NULL OR last_active_at >= $2 FROM sessions WHERE id = $1 FOR UPDATE
+"""
 
 _RUNS = """
 WITH held AS (

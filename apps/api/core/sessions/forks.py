@@ -129,7 +129,7 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) 
 # KEY SHARE keeps a deletion waiting, and lets the owner go on.
 _PARENT = """
 SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.last_seq, s.sdk_session_id, s.title, s.tags,
-  s.metadata, s.tools, s.permission_mode, s.deleted_at,
+  s.metadata, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
   (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
     AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from
@@ -170,6 +170,8 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Fo
         seq = await connection.fetchval(_MESSAGE, parent["id"], str(asked.message_uuid))
         if seq is None:
             raise NotFound.of("message")
+    elif seq < parent["expired_seq"]:
+        raise ValidationError.of("at_seq", f"events up to number {parent['expired_seq']} were removed for their age")
     elif seq > parent["last_seq"]:
         raise ValidationError.of("at_seq", f"the session's newest event is number {parent['last_seq']}")
     whole = asked.at_seq is None and asked.message_uuid is None
@@ -180,7 +182,7 @@ async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Fo
     rows = await connection.fetch(_LAST_MESSAGES, parent["id"], seq, LOOK_BACK)
     uuids = [row["subject"] for row in rows if row["subject"]]
     found = await connection.fetchrow(_ENTRY, parent["id"], uuids)
-    if found is None and uuids:
+    if found is None and (uuids or parent["expired_seq"]):
         raise NotFound.of("message")
     return _Cut(seq, UUID(found["sdk_session_id"]), found["id"]) if found else _Cut(seq, parent["sdk_session_id"], 0)
 
@@ -242,7 +244,8 @@ FROM events WHERE session_id = $1 AND seq <= $3
 """
 
 _DESCEND = """
-UPDATE sessions SET parent_session_id = $2, last_seq = $3, tools = $4, permission_mode = $5 WHERE id = $1
+UPDATE sessions SET parent_session_id = $2, last_seq = $3, tools = $4, permission_mode = $5, expired_seq = $6
+WHERE id = $1
 """
 
 
@@ -259,7 +262,8 @@ async def _insert(
     config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
     await sessions.insert(connection, tenant_id, config, _labels(asked.submission.labels, parent), session_id, pins)
-    await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, parent["tools"], parent["permission_mode"])
+    of_agent = (parent["tools"], parent["permission_mode"])
+    await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, *of_agent, parent["expired_seq"])
     await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
     await connection.execute(_COPY_EVENTS, parent["id"], session_id, cut.seq)
     run = None

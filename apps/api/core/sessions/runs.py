@@ -14,7 +14,7 @@ from apps.api.core.codec import decode, timestamp
 from apps.api.core.pages import Page
 from apps.api.core.sessions import sessions
 from apps.api.db import Database
-from apps.api.errors import NotFound
+from apps.api.errors import Gone, NotFound
 
 _COLUMNS = """
 SELECT id, session_id, kind, status, origin, position, first_seq, last_seq, error, result, total_cost_usd,
@@ -84,12 +84,19 @@ class Extent:
         start: they come after this number.
         end: the number of its `done`, once the run is over.
         newest: the session's newest number.
+        expired: whether all of them were removed for their age.
     """
 
     session_id: UUID
     start: int
     end: int | None
     newest: int
+    expired: bool
+
+    def require_any(self, after: int) -> None:
+        """Raises Gone `events_expired` where nothing is left of what a reader wants after number `after`."""
+        if self.expired and self.end is not None and after < self.end:
+            raise Gone("The events of this run have been removed for their age.", code="events_expired")
 
 
 BEFORE_RUN = """
@@ -99,11 +106,15 @@ coalesce((SELECT min(e.seq) FROM events e WHERE e.run_id = r.id) - 1, r.first_se
 before `first_seq`, which is where it began."""
 
 
+_START = f"CASE WHEN r.first_seq <= s.expired_seq THEN r.first_seq - 1 ELSE {BEFORE_RUN} END"
+
+
 async def extent(db: Database, tenant_id: UUID, run_id: UUID) -> Extent:
     """Where to read a run's events. Raises NotFound when the run is unknown, or its session was deleted."""
     row = await db.pool.fetchrow(
-        f"SELECT s.id, {BEFORE_RUN} AS start, s.last_seq AS newest, s.deleted_at,"  # noqa: S608 - ours
-        " CASE WHEN r.finished_at IS NOT NULL THEN r.last_seq END AS end"
+        f"SELECT s.id, {_START} AS start, s.last_seq AS newest, s.deleted_at,"  # noqa: S608 - ours
+        " CASE WHEN r.finished_at IS NOT NULL THEN r.last_seq END AS end,"
+        " coalesce(r.last_seq <= s.expired_seq, false) AS expired"
         " FROM runs r JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
         run_id,
         tenant_id,
@@ -112,7 +123,7 @@ async def extent(db: Database, tenant_id: UUID, run_id: UUID) -> Extent:
         raise NotFound.of("run")
     if row["deleted_at"] is not None:
         raise NotFound.of("session")
-    return Extent(row["id"], row["start"], row["end"], row["newest"])
+    return Extent(row["id"], row["start"], row["end"], row["newest"], row["expired"])
 
 
 async def idle_since(db: Database, session_id: UUID) -> int | None:

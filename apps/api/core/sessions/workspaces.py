@@ -148,13 +148,34 @@ def put_away(settings: Settings, path: Path) -> None:
     """Remove whatever is at `path`, if anything. What cannot be removed is out of the way: see `discard_forgotten`.
 
     Raises OSError when it cannot even be moved."""
+    if grave := _move(settings, path):
+        _bury(grave)
+
+
+def _move(settings: Settings, path: Path) -> Path | None:
     grave = settings.workspaces_root / ".removed" / uuid4().hex
     try:
         files.make_directory(grave.parent)
         path.rename(grave)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    _bury(grave)
+        return None
+    return grave
+
+
+def move_away(settings: Settings, session_id: UUID, until: float) -> list[Path]:
+    """Move a session's directories where nobody looks for them, if they are on this host, and return where they are:
+    for `bury`. Nothing is moved later than `until`, in monotonic seconds. Raises OSError."""
+    moved = []
+    for path in (*_places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
+        if time.monotonic() < until and (grave := _move(settings, path)):
+            moved.append(grave)
+    return moved
+
+
+def bury(graves: Sequence[Path]) -> None:
+    """Remove what was moved away. What cannot be removed is tried again: see `discard_forgotten`."""
+    for grave in graves:
+        _bury(grave)
 
 
 def _bury(grave: Path) -> None:

@@ -10,9 +10,10 @@ from fastapi import Path, Query, Response
 
 from apps.api import keys
 from apps.api.core.config.limits import Limits
+from apps.api.core.config.retention import Retention, of_server
 from apps.api.core.context import Core
 from apps.api.core.fleet import erasure, instances, ownership, repair, suspension
-from apps.api.core.sessions import runs
+from apps.api.core.sessions import retention, runs
 from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, Limit, RunId, errors
@@ -90,6 +91,26 @@ async def put_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limi
     once; with Redis away within 30 s."""
     await keys.limit_tenant(core.db, core.redis, tenant, body)
     return wire.TenantLimits(tenant=tenant, limits=body)
+
+
+@router.get("/tenants/{tenant}/retention", responses=errors(404))
+async def get_retention(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantRetention:
+    """How long what a tenant has is kept: what was set for it, and what holds, with the server's own settings."""
+    return _kept(core, tenant, await retention.get(core.db, tenant))
+
+
+@router.put("/tenants/{tenant}/retention", responses=errors(400, 404, 413))
+async def put_retention(core: CoreDep, caller: Operator, tenant: Tenant, body: Retention) -> wire.TenantRetention:
+    """Replace what was set for a tenant, all of it: what is left out is as the server has it, null is never. What is
+    too old goes within some minutes, and then once an hour; a session that runs or waits is left alone."""
+    await retention.put(core.db, tenant, body)
+    return _kept(core, tenant, body)
+
+
+def _kept(core: Core, tenant: str, own: Retention) -> wire.TenantRetention:
+    return wire.TenantRetention.model_validate(
+        {"tenant": tenant, "retention": own.given(), "effective": own.over(of_server(core.settings)).model_dump()}
+    )
 
 
 @router.delete(

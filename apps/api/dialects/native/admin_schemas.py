@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from apps.api import addresses
 from apps.api.core.config.limits import NO_LIMITS, Limits
 from apps.api.core.config.names import Name, Text
+from apps.api.core.config.retention import Retention
 from apps.api.core.pages import utc
 from apps.api.dialects.native.schemas import Closed
 from apps.api.keys import TENANT_NAME
@@ -48,6 +49,16 @@ class TenantLimits(BaseModel):
 
     tenant: str = Field(examples=["acme"])
     limits: Limits = Field(examples=[LIMITS])
+
+
+class TenantRetention(BaseModel):
+    """How long what a tenant has is kept, in days. null: for ever."""
+
+    tenant: str = Field(examples=["acme"])
+    retention: dict[str, int | None] = Field(
+        description="What was set for the tenant, of the fields below.", examples=[{"events_days": 90}]
+    )
+    effective: Retention = Field(description="What holds: else the server's own settings.")
 
 
 ModelSecret = Annotated[Text, Field(min_length=1, max_length=8000, pattern=r"^[\x21-\x7e]+$")]

@@ -88,6 +88,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "session_busy",
         "Another run of this session is queued or running.",
     ),
+    410: _error(
+        "What is asked for has been removed for its age.",
+        "events_expired",
+        "The events of this run have been removed for their age.",
+    ),
     413: _error(
         "The body is too large.",
         "body_too_large",

@@ -32,7 +32,7 @@ router = Router(prefix=PREFIX)
     "/sessions/{session_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={**FOLLOWED, **errors(404, 429)},
+    responses={**FOLLOWED, **errors(404, 410, 429)},
 )
 async def session_events(
     request: Request,
@@ -56,6 +56,7 @@ async def session_events(
         lies = await runs.extent(core.db, caller.tenant_id, run_id)
         if lies.session_id != session_id:
             raise NotFound.of("run")
+        lies.require_any(start.seq)
         newest, run = lies.newest, (run_id, lies.end)
     return await _events(request, core, caller, session_id, start, newest, run, until == "idle", limit)
 
@@ -88,7 +89,7 @@ async def _page(
     """Stored events after `after`; or `resync` alone, where a stream would begin with it."""
     start = await core.followers.start(followed, after, newest)
     if start != after:
-        return Stored([resync(followed.session_id, start.seq)], more=True)
+        return Stored([resync(followed.session_id, start.seq, expired=start.seq > after.seq)], more=True)
     return await log.read(core.db, followed.tenant_id, followed.session_id, after.seq, run_id=run_id, limit=limit)
 
 
@@ -113,7 +114,7 @@ async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
     "/runs/{run_id}/events",
     tags=["events"],
     response_model=wire.EventList,
-    responses={**FOLLOWED, **errors(404, 429)},
+    responses={**FOLLOWED, **errors(404, 410, 429)},
 )
 async def run_events(
     request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
@@ -121,4 +122,5 @@ async def run_events(
     """The events of one run, from its first (or from `Last-Event-ID`) to its `done`."""
     lies = await runs.extent(core.db, caller.tenant_id, run_id)
     start = after or Position(lies.start)
+    lies.require_any(start.seq)
     return await _events(request, core, caller, lies.session_id, start, lies.newest, (run_id, lies.end), False, limit)

@@ -124,8 +124,8 @@ async def session_batches(
     """
     start = await core.followers.start(followed, after, newest)
     if start != after:
+        yield [resync(followed.session_id, start.seq, expired=start.seq > after.seq)]
         after = start
-        yield [resync(followed.session_id, after.seq)]
     reached = after.seq
     if until_idle and await _all_seen(core, followed, reached):
         return

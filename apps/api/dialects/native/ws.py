@@ -309,25 +309,26 @@ class Connection:
         head = wire.checked(wire.Follow, message)
         tenant_id, session_id = caller.tenant_id, head.session_id
         newest, run = await sessions.require(self._core.db, tenant_id, session_id), None
+        after = Position.parse(head.after) if head.after else Position(0)
         if head.run_id is not None:
             if session_id in self._streams:
                 raise ValidationError.of("run_id", "all of this session is followed already")
-            newest, run = await self._extent(caller, session_id, head.run_id)
+            newest, run = await self._extent(caller, session_id, head.run_id, after)
         key = head.run_id or session_id
         if key not in self._streams:
             self._check_streams()
         covered = [k for k, s in self._streams.items() if key in (k, s.session_id)]
         for other in covered:
             await self._unfollow(other)
-        after = Position.parse(head.after) if head.after else Position(0)
         await self._ack(message, {"session_id": str(session_id), "after": str(after)})
         batches = session_batches(self._core, Followed(tenant_id, session_id), after, newest, run=run)
         await self._follow_as(key, session_id, batches)
 
-    async def _extent(self, caller: Principal, session_id: UUID, run_id: UUID) -> tuple[int, OneRun]:
+    async def _extent(self, caller: Principal, session_id: UUID, run_id: UUID, after: Position) -> tuple[int, OneRun]:
         lies = await runs.extent(self._core.db, caller.tenant_id, run_id)
         if lies.session_id != session_id:
             raise NotFound.of("run")
+        lies.require_any(after.seq)
         return lies.newest, (run_id, lies.end)
 
     async def _stop_following(self, _: Principal, message: dict[str, Any]) -> None:
