@@ -19,7 +19,6 @@ from apps.api.models.agents import (
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.sessions import (
-    ApiKey,
     Command,
     Event,
     IdempotencyKey,
@@ -28,9 +27,9 @@ from apps.api.models.sessions import (
     Request,
     Run,
     Session,
-    Tenant,
     TranscriptEntry,
 )
+from apps.api.models.tenants import ApiKey, Tenant
 from apps.api.models.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
