@@ -17,6 +17,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from claude_agent_sdk._cli_version import __cli_version__
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from apps.api import keys, migrate
 from apps.api.core.tenant import skills
@@ -31,6 +33,10 @@ from tests.fleet import API_KEY, Fleet, Shared
 from tests.invariants import logs_hold
 from tests.mcp_things import COMMAND_LINE, PROGRAM
 from tests.recorder import Recorder
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("here")
 
 NewKey = Callable[..., Awaitable[dict[str, str]]]
 

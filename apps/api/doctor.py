@@ -163,6 +163,8 @@ async def _model(settings: Settings) -> Check:
     environment = {**dotenv_values(".env"), **os.environ}
     if misled := default_model.misled(environment):
         return Check("FAIL", "Model", misled)
+    if not found and settings.tenant_model_credentials == "required":
+        return Check("ok", "Model", "each tenant's own (TENANT_MODEL_CREDENTIALS=required)")
     if not found:
         return Check(
             "warn", "Model", "no ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN: only `dev` can answer, scripted"

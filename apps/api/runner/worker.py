@@ -107,9 +107,9 @@ class Worker:
         await self._register()
         self._heartbeat.start()
         await self.host.begin()
-        await self.ways.start()
         self._spawn(asyncio.to_thread(self.scratch.sweep), "scratch-sweep")
         if self._slots:
+            await self.ways.start()
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
         self._core.wake_local.append(self._claim_now.set)
         keys = self._core.redis.keys
@@ -125,7 +125,8 @@ class Worker:
         loops.start("runner-commands", self._obey_commands, partial(self._until_woken, self._commands_now), must=True)
         loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
         loops.start("runner-host", self.host.look, self.host.until_next_look)
-        self.ways.run_in(loops)
+        if self._slots:
+            self.ways.run_in(loops)
 
     # --- waking up ---------------------------------------------------------------------------------------------
 

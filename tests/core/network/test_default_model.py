@@ -169,6 +169,12 @@ def test_a_server_with_a_key_starts(environment: dict[str, str | None]) -> None:
     assert default_model.refusal(settings, environment) is None
 
 
+def test_a_server_whose_tenants_bring_their_own_starts_without_a_key() -> None:
+    settings = Settings(_env_file=None, anthropic_api_key=None, tenant_model_credentials="required")
+    assert default_model.refusal(settings, {}) is None
+    assert settings.model_is_configured
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -92,7 +92,7 @@ def refusal(settings: Settings, environment: Mapping[str, str | None]) -> str | 
         return found
     if settings.cloud:
         return _of_cloud(settings)
-    if model_api.credential(settings):
+    if model_api.credential(settings) or settings.tenant_model_credentials == "required":
         return None
     if settings.anthropic_base_url:
         return (

@@ -88,6 +88,7 @@ class Gateway:
         """Listen. Raises OSError."""
         if self._cloud is not None:
             await self._cloud.load()
+        await asyncio.to_thread(lambda: self._upstream.tls)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self._server = await self.accept_on(listening)

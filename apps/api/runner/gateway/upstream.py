@@ -10,9 +10,10 @@ import os
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -37,6 +38,7 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of an answer."""
 
 Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
 
 
 class Unreachable(Exception):
@@ -183,10 +185,15 @@ class Upstream:
 
     def __init__(self) -> None:
         self._resolver = Resolver()
-        self._tls = ssl.create_default_context()
-        if more := os.environ.get("NODE_EXTRA_CA_CERTS"):  # what operators have set for the CLI
-            self._tls.load_verify_locations(more)
         self._kept: dict[tuple[str, str, int], list[Connection]] = {}
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """What this machine trusts. Reading it takes some 40 ms, which `Gateway.start` spends before anybody calls."""
+        trusted = ssl.create_default_context()
+        if more := os.environ.get("NODE_EXTRA_CA_CERTS"):  # what operators have set for the CLI
+            trusted.load_verify_locations(more)
+        return trusted
 
     async def connect(self, api: ModelApi, *, fresh: bool = False) -> Connection:
         """A connection that was kept, or a new one; with `fresh` a new one. Raises Unreachable."""
@@ -219,22 +226,33 @@ class Upstream:
                 proxy = _proxy_for(api)
                 if proxy is not None:
                     return await self._through(proxy, api)
-                return await self._connect(api.host, api.port, self._tls if api.scheme == "https" else None)
+                return await self._straight(api)
         except (OSError, TimeoutError, Unresolved, ValueError) as error:
             raise Unreachable("The model API cannot be reached.") from error
 
-    async def _connect(self, host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
-        loop, name = asyncio.get_running_loop(), host if tls else None
+    async def _straight(self, api: ModelApi) -> Connection:
+        loop, tls = asyncio.get_running_loop(), self.tls if api.scheme == "https" else None
+        name = api.host if tls else None
+
+        async def connect(address: str) -> Connection:
+            return (await loop.create_connection(Connection, address, api.port, ssl=tls, server_hostname=name))[1]
+
+        return await self._first(api.host, connect)
+
+    async def _first(self, host: str, connect: Callable[[str], Awaitable[T]]) -> T:
+        """A connection to the first of a host's addresses that takes one. Raises OSError, Unresolved."""
         *others, last = await self._resolver.addresses(host)
         for address in others[:MAX_ADDRESSES]:
             with suppress(OSError):
-                return (await loop.create_connection(Connection, address, port, ssl=tls, server_hostname=name))[1]
-        return (await loop.create_connection(Connection, last, port, ssl=tls, server_hostname=name))[1]
+                return await connect(address)
+        return await connect(last)
 
     async def _through(self, proxy: SplitResult, api: ModelApi) -> Connection:
         """A connection through a proxy's tunnel (RFC 9110, CONNECT). Raises OSError, ValueError."""
-        *_, address = await self._resolver.addresses(proxy.hostname or "")
-        reader, writer = await asyncio.open_connection(address, proxy.port or 80, limit=MAX_HEAD_BYTES)
+        reader, writer = await self._first(
+            proxy.hostname or "",
+            lambda address: asyncio.open_connection(address, proxy.port or 80, limit=MAX_HEAD_BYTES),
+        )
         target = f"{api.host}:{api.port}"
         lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
         if proxy.username is not None:
@@ -247,7 +265,7 @@ class Upstream:
                 raise ConnectionError("the proxy refuses")
             connection = Connection()
             transport = await asyncio.get_running_loop().start_tls(
-                writer.transport, connection, self._tls, server_hostname=api.host
+                writer.transport, connection, self.tls, server_hostname=api.host
             )
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             writer.transport.abort()
