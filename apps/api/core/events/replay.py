@@ -29,7 +29,7 @@ WHERE s.id = $1 AND s.tenant_id = $2
 _MADE = "SELECT seq, created_at FROM events WHERE session_id = $1 AND seq = ANY($2::bigint[]) ORDER BY seq DESC"
 
 _BEGUN = """
-SELECT CASE WHEN $2 > 0 AND lost @> $2::bigint THEN lower(lost) - 1 END AS kept, expired_seq FROM sessions WHERE id = $1
+SELECT CASE WHEN $2::bigint > 0 AND lost @> $2 THEN lower(lost) - 1 END AS kept, expired_seq FROM sessions WHERE id = $1
 """
 
 STREAM_ENTRIES = PAGE_BYTES // MAX_STREAM_FRAME
