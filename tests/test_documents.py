@@ -311,3 +311,20 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
             continue
         for number, line in enumerate(text.splitlines(), 1):
             assert not MACHINE_PATH.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+
+
+def test_a_test_that_a_page_names_exists() -> None:
+    named = [
+        (page, path, name)
+        for page in sorted(ROOT.glob("docs/**/*.md"))
+        for path, name in re.findall(
+            r"`((?:tests/)?[a-z_/]+\.py)::(test_[a-z0-9_]+)`", page.read_text(encoding="utf-8")
+        )
+    ]
+    assert len(named) > 40
+    for page, path, name in named:
+        file = ROOT / "tests" / path.removeprefix("tests/")
+        assert file.is_file(), f"{page.name}: {path}"
+        assert re.search(rf"^(?:async )?def {name}\(", file.read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{page.name}: {name}"
+        )
