@@ -106,5 +106,5 @@ async def test_an_agent_cannot_read_another_sessions_files(shared: Shared) -> No
     command = f"ls {root}; cat {root}/{theirs}/secret.txt; echo mine > here.txt; cat here.txt"
     said = (await fleet[1].ask(mine, f"run {command}"))["result"]
     assert "treasure map" not in said
-    assert "Permission denied" in said
+    assert "Permission denied" in said or "No such file" in said  # as with namespaces
     assert "mine" in said
