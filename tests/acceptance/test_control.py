@@ -234,9 +234,9 @@ async def test_a_reset_starts_a_new_process_that_knows_the_conversation_unless_i
     new = (await init_of(other, session_id))["sdk_session_id"]
     assert new != old
     assert "hello" in (await other.ask(session_id, "read notes.txt"))["result"]
-    before = (await other.ask(session_id, "run echo $PPID"))["result"]
+    before = (await other.ask(session_id, "run echo $TMPDIR"))["result"]
     await reset(other, session_id, "soft")
-    events = await other.follow(await other.prompt(session_id, "run echo $PPID"))
+    events = await other.follow(await other.prompt(session_id, "run echo $TMPDIR"))
     assert events[-2].data["result"] != before, "another process"
     assert next(e.data for e in events if e.event == "init")["sdk_session_id"] == new
     known = (await other.ask(session_id, "recall"))["result"]

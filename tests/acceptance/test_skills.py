@@ -78,12 +78,12 @@ async def test_the_agent_can_read_its_skills_and_not_write_them(shared: Shared, 
     fleet, session_id = shared.fleet, await shared.of(skills="all", **BYPASS)
     await fleet[1].ask(
         session_id,
-        "run cd $CLAUDE_CONFIG_DIR/../given/plugin && cat skills/report/more/style.md &&"
+        "run cd $TMPDIR/../given/plugin && cat skills/report/more/style.md &&"
         " echo x >> skills/report/SKILL.md; mkdir hooks; ls",
     )
     said = (await fleet[2].get(f"/sessions/{session_id}/messages")).text
     assert "be brief" in said
-    assert said.count("Permission denied") >= 2
+    assert said.count("Permission denied") + said.count("Read-only file system") >= 2  # the latter in namespaces
 
 
 async def test_the_agents_of_another_tenant_are_not_given_them(shared: Shared, skills: None, new_key: NewKey) -> None:
