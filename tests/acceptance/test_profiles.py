@@ -37,7 +37,7 @@ async def test_a_sandboxed_agent_writes_without_asking_and_has_neither_commands_
     _, other = await elsewhere(fleet, session_id)
     assert "File created" in (await other.ask(session_id, "write notes.txt: hello"))["result"]
     outside = await other.ask(session_id, 'write "/var/tmp/outside.txt": hello')
-    assert "EACCES" in outside["result"], outside
+    assert "EACCES" in outside["result"] or "EROFS" in outside["result"], outside  # the latter in namespaces
     assert "No such tool" in (await other.ask(session_id, "run curl http://127.0.0.1"))["result"]
     tools = (await other.ask(session_id, "list tools"))["result"]
     assert not {"Bash", "WebFetch", "WebSearch"} & set(tools.replace(",", "").split()), tools

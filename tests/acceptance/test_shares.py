@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -33,9 +34,12 @@ async def test_a_limit_of_60_a_minute_admits_60_over_three_instances(fleet: Flee
         for instance in fleet.instances
         for _ in range(60)
     )
+    began = time.monotonic()
     answers = await asyncio.gather(*sent)
     statuses = [answer.status_code for answer in answers]
-    assert (statuses.count(404), statuses.count(429)) == (60, 120)
+    minutes = 1 + int((time.monotonic() - began) // 60)  # one, unless this machine is very slow
+    assert 60 <= statuses.count(404) <= 60 * minutes
+    assert statuses.count(404) + statuses.count(429) == 180
     refused = next(answer for answer in answers if answer.status_code == 429)
     error = refused.json()["error"]
     assert (error["code"], error["details"]["scope"], error["details"]["used"]) == ("rate_limited", whose, 60)
