@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.sessions import Labels
 from apps.api.errors import Unauthorized
 from apps.api.limits import PromptLimits
-from apps.api.redis import CONNECTIONS, MAX_TOMBSTONES, Redis, Tombstones, open_redis
+from apps.api.redis import CONNECTIONS, MAX_TOMBSTONES, OPERATION_TIMEOUT, Redis, Tombstones, open_redis
 from tests.proxy import Proxy, redis_proxy
 from tests.test_limits import caller
 from tests.world import PATIENCE, World, lone_world, relaying, until
@@ -145,6 +146,22 @@ async def test_more_calls_at_once_than_connections_are_no_outage(lone_world: Wor
         assert answers == [True] * 2 * CONNECTIONS
         assert not cut.redis.outage.lasts
         assert cut.proxy.accepted <= CONNECTIONS
+
+
+async def test_a_process_that_is_late_itself_takes_that_for_no_outage(lone_world: World) -> None:
+    async with behind_a_proxy(lone_world) as cut:
+
+        async def hold_up() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0.01)
+                time.sleep(1.2 * OPERATION_TIMEOUT)  # noqa: ASYNC251 - as a process does that gets no CPU
+
+        answer, headers, _ = await asyncio.gather(
+            cut.redis.attempt(cut.redis.client.ping), cut.limits.hit(caller(5)), hold_up()
+        )
+        assert answer is True
+        assert headers["RateLimit-Remaining"] == "4"
+        assert not cut.redis.outage.lasts
 
 
 async def test_an_entry_of_another_type_is_no_outage(lone_world: World) -> None:

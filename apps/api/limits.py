@@ -27,7 +27,7 @@ from apps.api.auth import Principal
 from apps.api.core.codec import timestamp
 from apps.api.core.config.limits import Scope, of_every_key
 from apps.api.errors import RateLimited
-from apps.api.redis import REDIS_ERRORS, Redis
+from apps.api.redis import REDIS_ERRORS, Redis, patience
 from apps.api.settings import Settings
 
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
@@ -170,7 +170,8 @@ class PromptLimits:
         if not self._redis.outage.lasts:
             names = [self._redis.keys.rate(what, rate.scope, rate.id) for rate in rates]
             try:
-                full, found = await self._script(names, [WINDOW_MS, amount, *(rate.limit for rate in rates)])
+                async with patience():
+                    full, found = await self._script(names, [WINDOW_MS, amount, *(rate.limit for rate in rates)])
                 return bool(full), [Window(r, used, ms / 1000) for r, (used, ms) in zip(rates, found, strict=True)]
             except REDIS_ERRORS as error:
                 self._redis.outage.begin(error)

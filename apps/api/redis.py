@@ -34,8 +34,15 @@ OPERATION_TIMEOUT = 0.75
 """Seconds for one call, and so for a request that finds Redis hanging first. A call takes less than 1 ms where all is
 well, and a cache that takes longer than its database is no cache."""
 
+ROUNDS = 5
+"""Of the event loop that a call has at least, however late this process is: an answer that has come is read in one, and
+wakes who waits in the next."""
+
 CONNECTIONS = 50
 """Of one instance, for caches and limits; publishing and subscribing have one each besides."""
+
+MOST_SECONDS = 5.0
+"""For one step of a call that nothing else bounds."""
 
 PAUSE_AFTER_FAILURE = 2.0
 """Seconds for which Redis is not asked after a failure, and between two looks whether it is back."""
@@ -118,6 +125,31 @@ class Keys:
         return f"{self.prefix}deleted"
 
 
+@asynccontextmanager
+async def patience(seconds: float = OPERATION_TIMEOUT) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but for ROUNDS of the event loop at least: a process that is late by itself must not take
+    that for an outage, which would have each instance count limits from nothing. Raises TimeoutError."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def wait(rounds: int) -> None:
+        nonlocal timer
+        timer = loop.call_later(seconds / ROUNDS, over, rounds - 1)
+
+    def over(rounds: int) -> None:
+        if rounds:
+            wait(rounds)
+        else:
+            bound.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as bound:
+        wait(ROUNDS)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
 class Outage:
     """Whether Redis is left alone, one for all of an instance: who waits for it in vain first spares the others that.
 
@@ -153,7 +185,7 @@ class Outage:
         while True:
             await asyncio.sleep(PAUSE_AFTER_FAILURE * random.uniform(1.0, 1.2))
             try:
-                async with asyncio.timeout(OPERATION_TIMEOUT):
+                async with patience():
                     await self._probe()
             except REDIS_ERRORS:
                 continue
@@ -268,7 +300,8 @@ class Redis:
         if self.outage.lasts:
             return None
         try:
-            return await call()
+            async with patience():
+                return await call()
         except REDIS_ERRORS as error:
             self.outage.begin(error)
             return None
@@ -293,19 +326,21 @@ class Redis:
     def connection(self) -> redis.asyncio.Connection:
         """A new connection of its own, not connected yet, with the client's address and credentials."""
         connection: redis.asyncio.Connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        connection.socket_timeout = connection.socket_connect_timeout = OPERATION_TIMEOUT
         return connection
 
 
 def _pool(settings: Settings) -> redis.asyncio.BlockingConnectionPool:
-    """CONNECTIONS, with bounded waits. Many calls at once wait for one: that is no outage."""
+    """CONNECTIONS, with bounded waits. Many calls at once wait for one: that is no outage. `patience` bounds each call;
+    these bounds are for calls without it."""
     return redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         protocol=2,
-        socket_timeout=OPERATION_TIMEOUT,
-        socket_connect_timeout=OPERATION_TIMEOUT,
+        socket_timeout=MOST_SECONDS,
+        socket_connect_timeout=MOST_SECONDS,
         retry=Retry(NoBackoff(), 0),
         max_connections=CONNECTIONS,
-        timeout=OPERATION_TIMEOUT,
+        timeout=MOST_SECONDS,
     )
 
 

@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from apps.api.core import tasks
 from apps.api.core.events.frames import Frame, write_batch
-from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis
+from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis, patience
 
 log = structlog.get_logger(__name__)
 
@@ -188,7 +188,7 @@ class Publisher:
             commands = [packed for _, packed in streams] + sets + self._sent
             if commands:
                 await connection.send_packed_command(commands)
-                async with asyncio.timeout(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
+                async with patience(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
                     refused = {stream for stream, _ in streams if not await self._accepted(connection)}
                     written = {name: t for name, t in forgotten.items() if await self._accepted(connection)}
                     for _ in self._sent:
