@@ -80,13 +80,14 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
 }
 PLAIN_FIELDS = """
     add_dirs allowed_tools answers api_key args at_seq auth_token betas command concurrent_runs content context_window
-    cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env events
-    expand_prompt expires_at fallback_model files fork_session forward_subagent_text include_partial_messages
-    initial_prompt interrupt limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model
-    models name networks on_busy on_disconnect on_owner_lost output_format overlap_seconds permission_mode profile
-    profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute scopes stream streams
-    system_prompt system_prompt_append tags task_budget thinking timeout_seconds title tokens_per_day tokens_per_month
-    tools type unattended updated_input updated_permissions url usd_per_day usd_per_month value wait workspace_bytes
+    cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env events events_days
+    expand_prompt expires_at fallback_model files fork_session forward_subagent_text idle_sessions_days
+    include_partial_messages initial_prompt interrupt limits live_sessions max_budget_usd max_session_usd max_turns
+    message metadata mode model models name networks on_busy on_disconnect on_owner_lost output_format overlap_seconds
+    permission_mode profile profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute
+    scopes stream streams system_prompt system_prompt_append tags task_budget thinking timeout_seconds title
+    tokens_per_day tokens_per_month tools transcripts_days type unattended updated_input updated_permissions url
+    usage_days usd_per_day usd_per_month value wait workspace_bytes workspaces_days
 """
 """What names nothing that a tenant has."""
 

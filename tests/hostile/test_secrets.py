@@ -76,7 +76,8 @@ def facts_of(arena: Arena, hidden: dict[str, str], since: float) -> dict[str, An
         "files": [
             told["server"]["key"],
             f"{told['victim']['workspace']}/private.txt",
-            f"/dev/shm/{told['host']['shm']}",
+            # Without namespaces that is open to who knows its name, as docs/security.md says.
+            *([] if confined and "namespaces" not in arena.layers else [f"/dev/shm/{told['host']['shm']}"]),
         ],
         "roots": [*every, sys.prefix, sys.base_prefix, str(arena.root)],
         "since": since,

@@ -32,8 +32,8 @@ def calls(arena: Arena, own: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 WRITES = {"write a file of theirs": "workspace", "write in their home": "home", "write what starts them": "given"}
 
 
-def seen_in(arena: Arena, text: str) -> bool:
-    return arena.secret in text or "private.txt" in text
+def seen_in(arena: Arena, tool: str, text: str) -> bool:
+    return arena.secret in text or (tool == "Glob" and f"{arena.victim}/private.txt" in text)
 
 
 @in_arenas(
@@ -54,7 +54,7 @@ async def test_tools_of_the_cli_reach_no_more_than_bash_does(arena: Arena) -> No
     async with watched(arena.instance):
         for what, (tool, given) in calls(arena, own).items():
             told = (await arena.ask("attacker", f"use tool {tool} {json.dumps(given)}", session_id))["result"]
-            succeeded[what] = seen_in(arena, told.replace(json.dumps(given), "").replace(str(given), ""))
+            succeeded[what] = seen_in(arena, tool, told)
         for what, place in WRITES.items():
             written = theirs[place] / "written"
             given = {"file_path": str(written), "content": "forged"}

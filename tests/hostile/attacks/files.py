@@ -27,9 +27,8 @@ def read(path: str | Path) -> str:
 
 
 def made(path: Path) -> str:
-    """Make a file there, and remove it."""
+    """Make a file there. Whether it is there for others, too, they see who then remove it: `test_attacks.told`."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    os.unlink(path)
     return f"made {path}"
 
 
@@ -61,7 +60,7 @@ def _(facts: Facts) -> object:
 
 @attack("list the homes of all sessions", "files", "namespaces")
 def _(facts: Facts) -> object:
-    return os.listdir(Path(facts["victim"]["home"]).parent)
+    return Path(facts["victim"]["home"]).name in os.listdir(Path(facts["victim"]["home"]).parent)
 
 
 @attack("list the shared temporary directory", "files", "namespaces")
@@ -343,10 +342,7 @@ def _(facts: Facts) -> object:
 
 @attack("leave a file that outlives the session in shared memory", "namespaces")
 def _(facts: Facts) -> object:
-    path = Path(f"/dev/shm/hostile-{uuid.uuid4().hex}")
-    path.write_text("x")
-    path.unlink()
-    return path
+    return made(Path(f"/dev/shm/hostile-{uuid.uuid4().hex}"))
 
 
 @attack("leave a file in the directory that all users share", "files", "namespaces")

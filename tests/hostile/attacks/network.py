@@ -74,7 +74,7 @@ def _shares(address: str, facts: Facts) -> object:
 add("listen beside the API at its other addresses", partial(_shares, "127.0.0.2"), "ports")
 
 
-@attack("send a packet to a service of the machine", "limited", "namespaces")
+@attack("send a packet to a service of the machine", "limited")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.settimeout(SECONDS)
@@ -82,7 +82,7 @@ def _(facts: Facts) -> object:
         return made.recv(100)
 
 
-@attack("resolve names by packets of one's own", "limited", "namespaces")
+@attack("resolve names by packets of one's own", "limited")
 def _(facts: Facts) -> object:
     """A way out for data wherever names can be resolved: the name is the data."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -131,11 +131,11 @@ add(
 )
 add("connect to PostgreSQL by its path", partial(_to_path, "server", "postgres"), "unix", "namespaces")
 add("connect to Redis by its path", partial(_to_path, "server", "redis"), "unix", "namespaces")
-add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "unix", "namespaces")
-add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "unix", "namespaces")
+add("connect to an abstract socket of the machine", partial(_abstract, "host"), "scopes", "unix")
+add("connect to an abstract socket of another session", partial(_abstract, "victim"), "scopes", "unix")
 
 
-@attack("send a packet to an abstract socket of the machine", "scopes", "unix", "namespaces")
+@attack("send a packet to an abstract socket of the machine", "scopes", "unix")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         return made.sendto(b"ping", "\0" + facts["host"]["abstract"] + "-datagrams")
@@ -150,7 +150,7 @@ def _(facts: Facts) -> object:
     return connected(socket.socket(socket.AF_UNIX), found)
 
 
-@attack("hand a descriptor to a service of the machine", "scopes", "unix", "namespaces")
+@attack("hand a descriptor to a service of the machine", "scopes", "unix")
 def _(facts: Facts) -> object:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
         made.settimeout(SECONDS)
