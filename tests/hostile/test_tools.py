@@ -25,7 +25,10 @@ def calls(arena: Arena, own: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "read the machine's file": ("Read", {"file_path": arena.facts["host"]["file"]}),
         "find their files": ("Glob", {"pattern": "**/private.txt", "path": str(above)}),
         "search their files": ("Grep", {"pattern": arena.secret[:20], "path": str(above), "output_mode": "content"}),
-        "search by a link": ("Grep", {"pattern": arena.secret[:20], "path": str(own / "directory")}),
+        "search by a link": (
+            "Grep",
+            {"pattern": arena.secret[:20], "path": str(own / "directory"), "output_mode": "content"},
+        ),
     }
 
 
