@@ -27,7 +27,7 @@ def server(**given: Any) -> Settings:
     ("host", "port", "named"),
     [
         ("packages.example.org", 443, True),
-        ("PyPI.org.", 80, True),
+        ("Packages.Example.org.", 80, True),
         ("packages.example.org", 22, False),
         ("files.packages.example.org", 443, False),
         ("registry.modules.example.org", 443, True),
