@@ -195,6 +195,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "agent_start_failed": (502, True, "The agent could not be started."),
     "agent_out_of_memory": (422, False, "The agent's processes took more memory than they may."),
     "agent_too_many_processes": (422, False, "The agent had more processes and threads than it may."),
+    "workspace_full": (422, False, "The files of the tenant's or the key's sessions are more than its limit allows."),
     "agent_message_too_large": (502, False, "One message of the agent process, such as a tool's result, is too large."),
     "session_deleted": (409, False, "The session was deleted."),
     "tenant_suspended": (403, False, "The operator has suspended the tenant."),

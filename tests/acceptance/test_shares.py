@@ -80,3 +80,21 @@ async def test_what_is_beyond_a_quota_is_refused_on_every_instance_and_surface(f
         assert [entry["used"] for entry in shown if entry["name"] == "queued_runs"] == [1]
     await fleet[2].post(f"/sessions/{session_id}/interrupt", headers=headers)
     assert (await fleet[2].post(f"{path}?wait=60", {"prompt": "say more"}, headers=headers)).status_code == 200
+
+
+async def test_an_agent_that_fills_its_tenants_share_of_the_disk_is_ended(fleet: Fleet) -> None:
+    headers = await limited(fleet, {"workspace_bytes": 5_000_000})
+    made = (await fleet[0].post("/sessions", {"permission_mode": "bypassPermissions"}, headers=headers)).json()
+    path = f"/sessions/{made['session_id']}/query"
+    filling = "run head -c 9000000 /dev/zero | tr '\\0' x > large; sleep 60"
+    run = await fleet[1].post(path, {"prompt": filling}, headers=headers)
+    told = await fleet[2].follow(run.json()["run_id"], headers=headers)
+    assert [(e.event, e.data.get("code")) for e in told[-2:]] == [("error", "workspace_full"), ("done", None)]
+    for instance in fleet.instances:
+        refused = await instance.post(path, {"prompt": "say no"}, headers=headers)
+        details = refused.json()["error"]["details"]
+        assert (refused.status_code, details["name"], details["scope"]) == (429, "workspace_bytes", "tenant")
+        assert details["used"] > 5_000_000
+    assert (await fleet[0].client.delete(f"/api/v1/sessions/{made['session_id']}", headers=headers)).is_success
+    again = await fleet[1].post("/query/single", {"prompt": "say there is room"}, headers=headers)
+    assert again.status_code == 200, again.text

@@ -75,6 +75,12 @@ class Session(Base):
         Index("sessions_owner_id_idx", "owner_id", postgresql_where=text("owner_id IS NOT NULL")),
         Index("sessions_live_idx", "tenant_id", "taken_by", postgresql_where=text("owner_id IS NOT NULL")),
         Index(
+            "sessions_bytes_idx",
+            "tenant_id",
+            postgresql_include=["taken_by", "workspace_bytes"],
+            postgresql_where=text("workspace_bytes > 0 AND deleted_at IS NULL"),
+        ),
+        Index(
             "sessions_surface_idx",
             "tenant_id",
             "surface",
@@ -105,6 +111,7 @@ class Session(Base):
     sdk_session_id: Mapped[UUID]
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
     taken_by: Mapped[UUID | None]
+    workspace_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     expired_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -15,7 +15,7 @@ from apps.api.core.config.limits import Limits
 from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.prompts import Submission, Submitted
-from apps.api.core.tenant import quotas
+from apps.api.core.tenant import disk, quotas
 from apps.api.errors import RateLimited
 from tests.world import World
 
@@ -36,11 +36,13 @@ async def send(world: World, key_id: UUID | None, session_id: UUID | None = None
     return await prompts.submit(world.core(), world.tenant_id, key_id, Submission("say one", 60, session_id, **more))
 
 
-async def refused(world: World, key_id: UUID | None, session_id: UUID | None = None, **more: Any) -> dict[str, Any]:
+async def refused(
+    world: World, key_id: UUID | None, session_id: UUID | None = None, *, room: bool = False, **more: Any
+) -> dict[str, Any]:
     with pytest.raises(RateLimited) as caught:
         await send(world, key_id, session_id, **more)
     assert (caught.value.status, caught.value.code) == (429, "quota_exceeded")
-    assert caught.value.headers["Retry-After"]
+    assert ("Retry-After" in caught.value.headers) is not room
     return caught.value.details
 
 
@@ -121,3 +123,35 @@ async def test_prompts_at_the_same_moment_do_not_pass_the_limit_together(lone_wo
     others = [e for e in ended if not isinstance(e, Submitted)]
     assert [type(e) for e in others] == [RateLimited] * 50, others[0]
     assert await world.db.pool.fetchval("SELECT count(*) FROM runs") == 10
+
+
+async def test_bytes_of_files_are_bounded_for_key_and_tenant(lone_world: World) -> None:
+    world, lease = lone_world, await lone_world.instance()
+    one = await a_key(world, workspace_bytes=1000)
+    session_id = await world.session()
+    await send(world, one, session_id)
+    await world.claim(lease)
+    assert await disk.limited(world.db, [session_id, uuid4()]) == [session_id]
+    assert await disk.note(world.db, session_id, 999)
+    assert not await disk.note(world.db, session_id, 999)
+    assert await disk.beyond(world.db, [session_id]) == []
+    await send(world, one, session_id)
+    assert await disk.note(world.db, session_id, 1001)
+    assert await disk.beyond(world.db, [session_id]) == [session_id]
+    told = await refused(world, one, room=True)
+    assert told == {"name": "workspace_bytes", "scope": "key", "limit": 1000, "used": 1001}
+    await send(world, await a_key(world))
+    await limit(world, workspace_bytes=1001)
+    assert (await refused(world, None, room=True))["scope"] == "tenant"
+    used = await quotas.used(world.db, world.tenant_id, one)
+    assert (used["workspace_bytes", "key"], used["workspace_bytes", "tenant"]) == (1001, 1001)
+    await world.db.pool.execute("UPDATE sessions SET deleted_at = now() WHERE id = $1", session_id)
+    await send(world, one)
+
+
+async def test_who_has_no_limit_of_bytes_is_not_measured(lone_world: World) -> None:
+    session_id = await lone_world.session()
+    assert await disk.limited(lone_world.db, [session_id]) == []
+    assert await disk.limited(lone_world.db, []) == []
+    assert await disk.note(lone_world.db, session_id, 1 << 60)
+    assert await lone_world.db.pool.fetchval("SELECT workspace_bytes FROM sessions") == disk.TOO_MANY

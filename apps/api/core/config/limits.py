@@ -14,6 +14,7 @@ Scope = Literal["key", "tenant"]
 """Whose a limit is: a key's, or that of a tenant, which all its keys have together."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Field(ge=1, le=1 << 50)]
 Usd = Annotated[float, Field(gt=0, le=100_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 50)]
 
@@ -40,6 +41,11 @@ class Limits(Part):
         None,
         description="Event streams and requests that wait for a run, at a time on each instance.",
         examples=[100],
+    )
+    workspace_bytes: Bytes | None = Field(
+        None,
+        description="Bytes of the files of all sessions, as they are measured while agents are at work.",
+        examples=[10_000_000_000],
     )
     usd_per_day: Usd | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
     usd_per_month: Usd | None = Field(None, description="The same in a month in UTC.", examples=[200])

@@ -300,5 +300,6 @@ async def _move_files(core: Core, session: asyncpg.Record) -> list[Path]:
         until = time.monotonic() + MOVING_SECONDS
         # Not in the threads for removals, which may all be at work: this takes a moment, and the row is held.
         moved: Any = await asyncio.to_thread(workspaces.move_away, core.settings, session["id"], until)
+        await connection.execute("UPDATE sessions SET workspace_bytes = 0 WHERE id = $1", session["id"])
     log.info("retention.files_removed", session_id=str(session["id"]))
     return list(moved)

@@ -106,6 +106,11 @@ def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
     clone.rename(root_of(settings, session_id))
 
 
+def size(settings: Settings, session_id: UUID) -> int:
+    """Bytes on disk in a session's directories. Raises files.TooMuch, OSError. Blocks."""
+    return sum(files.size(place) for place in _places(settings, session_id).values())
+
+
 def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
     """Make a session's directories, if they are not there. Raises ValueError when `cwd`, or one of `more`, leads out of
     the workspace by a link, OSError."""

@@ -12,7 +12,9 @@ import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.fleet import claims
+from apps.api.core.sessions import files, workspaces
 from apps.api.core.tasks import Loop, Loops, pause
+from apps.api.core.tenant import disk
 from apps.api.runner.guard import limits, processes
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.turn import Turn
@@ -29,6 +31,10 @@ GREED_LOOK_SECONDS = 1.0
 """Between two looks at what agents take. Each is about 20 µs of a thread for each process of the machine."""
 
 
+DISK_LOOK_SECONDS = 5.0
+"""Between two looks at the files of those whose files are limited. Each is some 5 µs of a thread for each file."""
+
+
 class Watch:
     """Looks after the sessions of one instance."""
 
@@ -39,6 +45,7 @@ class Watch:
         """Start the loops."""
         loops.start("runner-ports", self._look_at_ports, partial(pause, PORTS_LOOK_SECONDS))
         loops.start("runner-background", self._look_at_background, partial(pause, BACKGROUND_LOOK_SECONDS))
+        loops.start("runner-disk", self._look_at_disk, partial(pause, DISK_LOOK_SECONDS))
         loops.start("runner-watchdog", self._look_at_greed, partial(pause, GREED_LOOK_SECONDS))
 
     async def _look_at_ports(self, loop: Loop) -> None:
@@ -60,6 +67,26 @@ class Watch:
             session_id, agent = guards[guard]
             log.warning("watch.agent_ended", session_id=str(session_id), code=excess.code, found=excess.found)
             agent.exceed(excess.code)
+
+    async def _look_at_disk(self, loop: Loop) -> None:
+        """Measure what sessions take whose tenant or key is limited, and end the agents that add to too much."""
+        db = self._core.db
+        living = {e.session_id: e.process for e in self._executions.values() if e.process is not None and not e.closing}
+        grown = []
+        for session_id in await disk.limited(db, [*living]):
+            with loop.one(session_id):
+                if await disk.note(db, session_id, await asyncio.to_thread(self._size, session_id)):
+                    grown.append(session_id)
+        for session_id in await disk.beyond(db, grown):
+            if (agent := living[session_id]) is not None:
+                log.warning("watch.agent_ended", session_id=str(session_id), code="workspace_full")
+                agent.exceed("workspace_full")
+
+    def _size(self, session_id: UUID) -> int:
+        try:
+            return workspaces.size(self._core.settings, session_id)
+        except files.TooMuch:
+            return disk.TOO_MANY
 
     async def _look_at_background(self, loop: Loop) -> None:
         """Stop what turns of this instance are in the background for too long."""
