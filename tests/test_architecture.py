@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "runner": {*FOUNDATION, "core", "db", "redis", "invalidations", "machine"},
     "web": {*FOUNDATION, "addresses", "core", "auth", "audit", "limits", "shares", "db", "redis"},
     "dialects": {"addresses", "clock", "errors", "core", "auth", "audit", "keys", "limits", "web"},
+    "transfer": {*FOUNDATION, "core", "db", "threads"},
     "roles": {*FOUNDATION, "models"},
     "migrate": {*FOUNDATION, "db", "pool", "roles"},
     "doctor": {
@@ -331,6 +332,7 @@ def test_no_function_is_too_long() -> None:
 OPENS_FILES = {
     "core.sessions.files": "the way to what agents may have made",
     "core.sessions.removal": "the way to remove it",
+    "core.sessions.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
     "core.config.profiles": "a file of the operator's",
     "runner.agent.scratch": "directories above those of agents' processes",

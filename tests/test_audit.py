@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
@@ -18,7 +20,8 @@ from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
 from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, suspension
-from apps.api.core.sessions import deletion, requests, retention
+from apps.api.core.sessions import deletion, exports, requests, retention
+from apps.api.core.sessions.exports import Exporter
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
@@ -29,6 +32,7 @@ from apps.api.models import Base
 from apps.api.openapi import TARGET
 from apps.api.roles import APPEND_ONLY, quoted
 from tests.core.conftest import lone_world
+from tests.core.sessions.test_imports import Archive, load, of_session, of_tenant
 from tests.world import World, administrator
 
 __all__ = ["lone_world"]
@@ -100,6 +104,12 @@ LINES = {
 SYSTEMS = {"tenant.removed"}
 """Lines of what comes after an act of somebody's."""
 
+READING = {"session.exported": "/api/v1/sessions/{session_id}/export"}
+"""Lines of what changes nothing, and takes much away: by the route that leaves it."""
+
+COMMANDS = {"session.imported", "tenant.exported", "tenant.imported"}
+"""Lines of commands that have no route."""
+
 
 def test_every_route_that_writes_is_known_to_leave_a_line_or_to_need_none() -> None:
     document = yaml.safe_load(TARGET.read_text())
@@ -116,7 +126,8 @@ def test_every_route_that_writes_is_known_to_leave_a_line_or_to_need_none() -> N
     ]
     assert unknown == [], "say in LINES which line it leaves, or in NO_ACTS why it needs none"
     assert set(LINES) <= set(writing)
-    assert set(LINES.values()) | SYSTEMS == set(get_args(audit.Action))
+    assert set(READING.values()) <= set(document["paths"])
+    assert {*LINES.values(), *SYSTEMS, *READING, *COMMANDS} == set(get_args(audit.Action))
 
 
 # --- one transaction -----------------------------------------------------------------------------------------------
@@ -152,6 +163,16 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     webhook_id = UUID(hook["webhook_id"])
     session_id, request_id = await asked(world)
     run_id = await stuck(world)
+    idle = await world.session()
+    exporter = Exporter(db, core.settings, core.blocking.copies)
+
+    async def export(archive: AsyncGenerator[bytes]) -> None:
+        async with aclosing(archive):
+            assert [chunk async for chunk in archive]
+
+    async def imported(archive: Archive, tenant: str) -> None:
+        with TemporaryDirectory() as directory:
+            await load(core.settings, archive.pack(), tenant, Path(directory))
 
     async def erase() -> None:
         another = await world.one("SELECT id FROM tenants WHERE name = 'another'")
@@ -168,6 +189,10 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "tenant.resumed": lambda: suspension.resume(core, "ours"),
         "tenant.limited": lambda: keys.limit_tenant(db, world.redis, "ours", LIMITS),
         "tenant.retention": lambda: retention.put(db, "ours", Retention(events_days=7, usage_days=None)),
+        "tenant.exported": lambda: export(exports.tenant(exporter, "another")),
+        "tenant.imported": lambda: imported(of_tenant(sessions=False), "another-2"),
+        "session.exported": lambda: export(exports.session(exporter, tenant_id, idle)),
+        "session.imported": lambda: imported(of_session(), "ours"),
         "tenant.deleted": lambda: erasure.begin(core, "another", uuid4()),
         "tenant.removed": erase,
         "key.created": lambda: keys.create_key(db, tenant="ours", name="n", scopes=["read"], limits=LIMITS),
@@ -199,6 +224,15 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "run.repaired": lambda: repair.repair(db, run_id),
         "session.deleted": lambda: deletion.delete(db, tenant_id, session_id),
     }
+
+
+OF_OTHERS: dict[audit.Action, str] = {
+    "tenant.created": "another",
+    "tenant.deleted": "another",
+    "tenant.removed": "another",
+    "tenant.exported": "another",
+    "tenant.imported": "another-2",
+}
 
 
 async def everything(connection: asyncpg.Connection) -> dict[str, Any]:
@@ -240,8 +274,7 @@ async def test_no_act_is_stored_without_its_line_and_each_writes_one(lone_world:
             before += 1
             assert len(lines) == before, action
             assert (lines[0].action, lines[0].actor) == (action, by)
-            of_another = action in ("tenant.created", "tenant.deleted", "tenant.removed")
-            assert lines[0].tenant == ("another" if of_another else "ours")
+            assert lines[0].tenant == OF_OTHERS.get(action, "ours")
         written = await admin.fetchval("SELECT string_agg(l::text, ' ') FROM audit_log l")
         assert "hidden" not in written
 

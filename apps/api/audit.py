@@ -23,6 +23,8 @@ Action = Literal[
     "tenant.resumed",
     "tenant.limited",
     "tenant.retention",
+    "tenant.exported",
+    "tenant.imported",
     "tenant.deleted",
     "tenant.removed",
     "key.created",
@@ -49,6 +51,8 @@ Action = Literal[
     "request.answered",
     "run.repaired",
     "session.deleted",
+    "session.exported",
+    "session.imported",
 ]
 """What is written down: a noun and what was done to it."""
 

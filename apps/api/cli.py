@@ -1,4 +1,4 @@
-"""The command line: `claude-agent-api dev | serve | migrate | keys | doctor | --version`."""
+"""The command line: `claude-agent-api dev | serve | migrate | keys | export | import | doctor | --version`."""
 
 from __future__ import annotations
 
@@ -171,6 +171,50 @@ def doctor(data_dir: DataDir = Path(".data")) -> None:
         typer.echo(f"{check.verdict:<5} {check.subject:<14} {check.finding}")
         failed |= check.verdict == "FAIL"
     sys.exit(1 if failed else 0)
+
+
+@app.command("export")
+def export_command(
+    target: Annotated[Path, typer.Argument(help="The archive to write; it must not exist.")],
+    tenant: Annotated[str, typer.Option(help="Whose it is.")],
+    session: Annotated[UUID | None, typer.Option(help="Only this session; without it all that the tenant has.")] = None,
+    data_dir: DataDir = Path(".data"),
+) -> None:
+    """Write a tenant, or one session, as an archive. Run it on a host that has the files of the sessions."""
+    from apps.api import transfer
+
+    audit.ACTING.set(audit.CLI)
+    try:
+        size = asyncio.run(transfer.export(_settings(data_dir), tenant, session, target))
+    except transfer.NOT_EXPORTED as error:
+        _fail(f"not exported: {error}")
+    typer.echo(f"{target}: {size} bytes.")
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="The archive.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Who gets the session; or the name of the new tenant, if not its old one.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes that it may have unpacked.")] = 10 << 30,
+    data_dir: DataDir = Path(".data"),
+) -> None:
+    """Import an archive, wherever it was written. Run it on a host that is to have the files of the sessions."""
+    from apps.api import transfer
+
+    audit.ACTING.set(audit.CLI)
+    try:
+        found = asyncio.run(transfer.load(_settings(data_dir), source, tenant, max_bytes))
+    except transfer.NOT_IMPORTED as error:
+        _fail(f"not imported: {error}")
+    typer.echo(f"Tenant {found.tenant}: {len(found.sessions)} sessions, {found.rows} lines, {found.files} files.")
+    for old, new in found.sessions.items():
+        typer.echo(f"session {old} is {new}")
+    if found.links_left_out:
+        typer.echo(f"{found.links_left_out} links that led elsewhere were left out.", err=True)
+    for what in found.lacking:
+        typer.echo(f"to do: {what}", err=True)
 
 
 @keys_app.callback()

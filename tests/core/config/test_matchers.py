@@ -80,6 +80,12 @@ LINEAR = {
         r"(?<!\\)\\*+([()])",
         r"\)[^() ,]*[ ,]",
     },
+    "core/sessions/session_import.py": {
+        (
+            r"sessions/(?P<id>[0-9a-f-]{36})/(?:(?P<kind>runs|usage|events|transcript)-[0-9]{4,9}\.jsonl|"
+            r"(?P<one>session\.json)|(?P<tree>files|home|output|history)(?:/(?P<path>.+))?)"
+        ),
+    },
     "runner/agent/patches.py": {
         r"^(---|\+\+\+) ([ab])/(?:now|then)/\d+$",
         r"^diff --git a/(?:now|then)/(\d+) b/(?:now|then)/\d+\n",

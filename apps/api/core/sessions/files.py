@@ -9,11 +9,11 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 BLOCK = 4096
 """Bytes that a file, directory or link counts at least: many small ones fill a disk, too."""
@@ -210,6 +210,39 @@ def make_real(root: Path, name: str) -> Path:
     return root / name
 
 
+def place(root: Path, path: PurePosixPath) -> int:
+    """The directory that `path` is to be in, below `root`, opened; what is missing on the way is made. Nobody's links
+    are followed. Raises ValueError when `path` leads out of the root, OSError, which is also where a file or a link
+    stands in the way."""
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("leads out of its directory")
+    if len(path.parts) > MAX_DEPTH + 1:  # as deep as `walk` goes
+        raise ValueError(f"is more than {MAX_DEPTH} directories deep")
+    opened = os.open(root, DIRECTORY_FLAGS)
+    for name in path.parts[:-1]:
+        with closing_descriptor(opened):
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=opened)
+            opened = os.open(name, DIRECTORY_FLAGS, dir_fd=opened)
+    return opened
+
+
+def write_new(root: Path, path: PurePosixPath, mode: int, pieces: Iterable[bytes]) -> None:
+    """Write a file that must not exist. Raises as `place`."""
+    with closing_descriptor(place(root, path)) as opened:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path.name, flags, 0o600, dir_fd=opened), "wb") as made:
+            for piece in pieces:
+                made.write(piece)
+            os.fchmod(made.fileno(), mode & 0o777)
+
+
+def link_new(root: Path, path: PurePosixPath, leads: str) -> None:
+    """Make a link that must not exist. Raises as `place`."""
+    with closing_descriptor(place(root, path)) as opened:
+        os.symlink(leads, path.name, dir_fd=opened)
+
+
 def touch_all(directory: Path, limit: int) -> None:
     """Say of what is in a directory that it was used now, of `limit` entries at most. Raises OSError."""
     opened = os.open(directory, DIRECTORY_FLAGS)
@@ -277,6 +310,16 @@ def size(root: Path) -> int:
         return 0
 
 
+def weight(root: Path) -> int:
+    """Bytes that a copy of a directory may have, holes of files filled: what `copy_tree` would spend; 0 when it is not
+    there. Raises TooMuch, OSError."""
+    try:
+        with closing(walk(root)) as found:
+            return sum(BLOCK + (e.info.st_size if stat.S_ISREG(e.info.st_mode) else 0) for e in found)
+    except FileNotFoundError:
+        return 0
+
+
 def copy_tree(source: Path, target: Path, budget: Budget, names: Mapping[str, str] | None = None) -> None:
     """Copy a directory, also while an agent changes it. Pipes, sockets and devices are left out. `target` must not
     exist, and nobody else may write there.
@@ -325,14 +368,26 @@ def _retarget(leads: str, inside: PurePosixPath, source: Path, names: Mapping[st
     return leads
 
 
+def leads(entry: Entry) -> str:
+    """Where a link that was found leads. Raises OSError."""
+    return os.readlink(entry.name, dir_fd=entry.directory)
+
+
+def open_entry(entry: Entry) -> BinaryIO | None:
+    """A file that was found, opened; None of what is no regular file any more. Raises OSError."""
+    opened = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=entry.directory)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        return None
+    return os.fdopen(opened, "rb")
+
+
 def _copy_file(entry: Entry, target: Path, budget: Budget) -> None:
     budget.spend(entry.info.st_size)
-    opened = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=entry.directory)
-    info = os.fstat(opened)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(opened)
+    if (opened := open_entry(entry)) is None:
         return
-    with os.fdopen(opened, "rb") as source, target.open("xb") as copy:
+    with opened as source, target.open("xb") as copy:
+        info = os.fstat(source.fileno())
         left = entry.info.st_size
         while chunk := source.read(1 << 20):
             budget.spend(max(0, len(chunk) - left))

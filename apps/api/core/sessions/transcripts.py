@@ -159,8 +159,7 @@ class Transcripts:
         """Store entries in order. Raises LeaseLost when fenced, Unavailable when the database stays away."""
         if not entries or self._forgetful:
             return
-        uuids, types = ([_column(entry.get(name)) for entry in entries] for name in ("uuid", "type"))
-        moments = [_moment(entry.get("timestamp")) for entry in entries]
+        uuids, types, moments = zip(*map(columns_of, entries), strict=True)
         columns = (uuids, types, moments, [encode(entry).decode() for entry in entries])
 
         async def attempt() -> int:
@@ -298,6 +297,11 @@ def _storable(part: str) -> str:
 
 def _parts(key: Key) -> tuple[str, str, str]:
     return _storable(key["project_key"]), _storable(key["session_id"]), _storable(key.get("subpath") or "")
+
+
+def columns_of(entry: Mapping[str, Any]) -> tuple[str | None, str | None, datetime | None]:
+    """What an entry says of itself: its id, its type, and when it was said."""
+    return _column(entry.get("uuid")), _column(entry.get("type")), _moment(entry.get("timestamp"))
 
 
 def _column(text: Any) -> str | None:

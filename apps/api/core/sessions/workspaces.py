@@ -32,6 +32,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from apps.api.core.sessions import files, removal
+from apps.api.core.sessions.tarball import Member
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -63,7 +64,8 @@ class Workspace:
     more: tuple[Path, ...] = field(default=(), kw_only=True)
 
 
-def _places(settings: Settings, session_id: UUID) -> dict[str, Path]:
+def places(settings: Settings, session_id: UUID) -> dict[str, Path]:
+    """A session's own directories, by what is in them."""
     return {part: settings.workspaces_root / above / str(session_id) for part, above in _PARTS.items()}
 
 
@@ -114,12 +116,12 @@ def size(settings: Settings, session_id: UUID) -> int:
 def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
     """Make a session's directories, if they are not there. Raises ValueError when `cwd`, or one of `more`, leads out of
     the workspace by a link, OSError."""
-    places = _places(settings, session_id)
-    for directory in places.values():
+    own = places(settings, session_id)
+    for directory in own.values():
         files.make_directory(directory)
-    inside, *beside = (files.make_way(places["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
-    files.touch_all(places["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
-    return Workspace(places["files"], inside, places["history"], places["home"], places["output"], more=tuple(beside))
+    inside, *beside = (files.make_way(own["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
+    files.touch_all(own["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
+    return Workspace(own["files"], inside, own["history"], own["home"], own["output"], more=tuple(beside))
 
 
 def link_results(workspace: Workspace, conversation: UUID, project: Path) -> None:
@@ -171,7 +173,7 @@ def move_away(settings: Settings, session_id: UUID, until: float) -> list[Path]:
     """Move a session's directories where nobody looks for them, if they are on this host, and return where they are:
     for `bury`. Nothing is moved later than `until`, in monotonic seconds. Raises OSError."""
     moved = []
-    for path in (*_places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
+    for path in (*places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
         if time.monotonic() < until and (grave := _move(settings, path)):
             moved.append(grave)
     return moved
@@ -197,7 +199,7 @@ def remove(settings: Settings, session_id: UUID) -> None:
     clones = settings.workspaces_root / ".clones"
     link = settings.workspaces_root / ".configs" / str(session_id)
     mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
-    for path in (*_places(settings, session_id).values(), link, *mine):
+    for path in (*places(settings, session_id).values(), link, *mine):
         put_away(settings, path)
 
 
@@ -262,7 +264,7 @@ def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UU
     names = {str(conversations[0]): str(conversations[1]), str(source): str(target)}
     try:
         files.make_directory(draft)
-        for part, place in _places(settings, source).items():
+        for part, place in places(settings, source).items():
             if files.is_directory(place):
                 files.copy_tree(place, draft / part, budget, names)
             elif part != "files":  # whose absence tells that they are missing
@@ -293,13 +295,65 @@ def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tu
 def adopt(settings: Settings, session_id: UUID) -> None:
     """Make what `copy` has copied the session's own. Raises OSError."""
     draft = _draft(settings, session_id)
-    for part, place in _places(settings, session_id).items():
+    for part, place in places(settings, session_id).items():
         if files.is_directory(draft / part):
             files.make_directory(place.parent)
             (draft / part).rename(place)
     draft.rmdir()
 
 
+def receive(settings: Settings, session_id: UUID) -> None:
+    """Begin to place what comes from elsewhere aside, for a session that is to be. Raises OSError."""
+    draft = _draft(settings, session_id)
+    for part in _PARTS:
+        if part != "files":  # whose absence tells that they are missing
+            files.make_directory(draft / part)
+
+
+def place_received(
+    settings: Settings, session_id: UUID, part: str, path: PurePosixPath | None, member: Member, leads: str
+) -> bool:
+    """Place a file, directory or link that came. False of a link that leads elsewhere, which is left out.
+
+    Args:
+        path: in the directory `part` of the session; None: that directory.
+        leads: where a link is to lead.
+
+    Raises ValueError for a path that leads out or is there twice, OSError.
+    """
+    draft = _draft(settings, session_id) / part
+    if path is None and member.kind != "directory":
+        raise ValueError("is no directory")
+    files.make_directory(draft)
+    if path is None:
+        return True
+    try:
+        if member.kind == "directory":
+            os.close(files.place(draft, path / "x"))
+        elif member.kind == "file":
+            files.write_new(draft, path, member.mode, member.pieces())
+        elif files.stays_below(leads, len(path.parts) - 1):
+            files.link_new(draft, path, leads)
+        elif _in_own(settings, session_id, plain := os.path.normpath(leads)):
+            files.link_new(draft, path, plain)
+        else:
+            return False
+    except FileExistsError as error:
+        raise ValueError("is there twice") from error
+    return True
+
+
+def _in_own(settings: Settings, session_id: UUID, path: str) -> bool:
+    return any(PurePosixPath(path).is_relative_to(own) for own in places(settings, session_id).values())
+
+
+def rename_received(settings: Settings, session_id: UUID, source: UUID, conversation: UUID) -> None:
+    """Give what tools have put out, and copies of files, the names by which the new session knows them."""
+    draft = _draft(settings, session_id)
+    _rename(draft / "history", str(conversation), str(session_id))
+    _rename_outputs(draft / "output", (source, session_id), (conversation, session_id))
+
+
 def discard(settings: Settings, session_id: UUID) -> None:
-    """Remove what `copy` has copied."""
+    """Remove what `copy` has copied, or what was received, as far as `adopt` has not made it the session's own."""
     put_away(settings, _draft(settings, session_id))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
+
+from pydantic import StringConstraints
 
 from apps.api import audit
 from apps.api.core.codec import decode, encode, timestamp
-from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.agent import AgentConfig, confined
+from apps.api.core.config.names import Text
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, Problem
 
@@ -24,6 +27,23 @@ BODY = "SKILL.md"
 
 MAX_PER_TENANT = 100
 """Skills and commands together. All of them are written to disk when an agent starts."""
+
+MAX_CHARS, MAX_FILES, MAX_FILES_CHARS = 100_000, 50, 200_000
+"""Characters of one text; further files of a skill, and their characters together."""
+
+Described = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f\x85\u2028\u2029]{1,1000}$")]
+"""One line for the model."""
+
+
+def check_files(further: Mapping[str, str]) -> None:
+    """Whether the further files of a skill fit in a directory beside its BODY. Raises ValueError."""
+    if sum(map(len, further.values())) > MAX_FILES_CHARS:
+        raise ValueError(f"has more than {MAX_FILES_CHARS} characters")
+    for path in further:
+        if confined(path) != path or path in (".", BODY) or max(len(p.encode()) for p in path.split("/")) > 255:
+            raise ValueError(f"has a path that cannot be used: {path}")
+        if any(f"{path}/" == other[: len(path) + 1] for other in further):
+            raise ValueError(f"has a path that is a file and a directory: {path}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from apps.api.dialects.native import (
     checkpoints,
     control,
     dry_run,
+    exports,
     forks,
     mcp_servers,
     profiles,
@@ -24,6 +25,6 @@ from apps.api.dialects.native import (
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, forks, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, exports, forks, requests, control, checkpoints, runs)
 _RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
 routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]

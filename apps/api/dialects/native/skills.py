@@ -8,10 +8,17 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from apps.api.core.config.agent import confined
 from apps.api.core.config.names import Name, Text
 from apps.api.core.tenant import skills
-from apps.api.core.tenant.skills import BODY, Skill
+from apps.api.core.tenant.skills import (
+    BODY,
+    MAX_CHARS,
+    MAX_FILES,
+    MAX_FILES_CHARS,
+    Described,
+    Skill,
+    check_files,
+)
 from apps.api.dialects.native.common import PREFIX, errors
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
@@ -21,10 +28,6 @@ from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, tags=["skills and commands"], route_class=ContentRoute)
 
-MAX_CHARS = 100_000
-MAX_FILES_CHARS = 200_000
-
-Described = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f\x85\u2028\u2029]{1,1000}$")]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 FileText = Annotated[Text, Field(max_length=MAX_CHARS)]
 SkillName = Annotated[Name, Path(description="The skill's name, without `tenant:`.")]
@@ -52,7 +55,7 @@ class SkillBody(CommandBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE, "files": {"style.md": "Be brief."}}]})
 
-    files: Annotated[dict[FilePath, FileText], Field(max_length=50)] = Field(
+    files: Annotated[dict[FilePath, FileText], Field(max_length=MAX_FILES)] = Field(
         default_factory=dict,
         description=f"Texts by relative path, at most {MAX_FILES_CHARS} characters together.",
     )
@@ -60,13 +63,7 @@ class SkillBody(CommandBody):
     @field_validator("files")
     @classmethod
     def _fit_in_a_directory(cls, value: dict[str, str]) -> dict[str, str]:
-        if sum(map(len, value.values())) > MAX_FILES_CHARS:
-            raise ValueError(f"has more than {MAX_FILES_CHARS} characters")
-        for path in value:
-            if confined(path) != path or path in (".", BODY) or max(len(p.encode()) for p in path.split("/")) > 255:
-                raise ValueError(f"has a path that cannot be used: {path}")
-            if any(f"{path}/" == other[: len(path) + 1] for other in value):
-                raise ValueError(f"has a path that is a file and a directory: {path}")
+        check_files(value)
         return value
 
 

@@ -1,0 +1,397 @@
+"""The import of one session: its lines, judged one by one, and its files.
+
+Nothing keeps its id: of the old ones each text has the new ones in place, and the new paths.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from pydantic import ValidationError
+
+from apps.api import audit
+from apps.api.core.codec import clean, encode
+from apps.api.core.config import profiles
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.profiles import Policy
+from apps.api.core.events.frames import event_data
+from apps.api.core.events.log import Event
+from apps.api.core.sessions import archive_lines as wire
+from apps.api.core.sessions import sessions, transcripts, workspaces
+from apps.api.core.sessions.admission import Pins
+from apps.api.core.sessions.sessions import Labels
+from apps.api.core.sessions.tarball import BadArchive, Member, Members
+from apps.api.settings import Settings
+
+MAX_LINE = 300_000_000
+"""Bytes of a line. One of a conversation holds what an agent has said at once, a file in base64 for example."""
+
+MAX_HEAD = 50_000_000
+"""Bytes of a member that is read as a whole: the manifest, a session with its configuration."""
+
+ROWS = 500
+ROWS_BYTES = 8 << 20
+"""Lines, and bytes of them or one line, that are stored in one statement."""
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_PART = re.compile(
+    r"sessions/(?P<id>[0-9a-f-]{36})/(?:(?P<kind>runs|usage|events|transcript)-[0-9]{4,9}\.jsonl|"
+    r"(?P<one>session\.json)|(?P<tree>files|home|output|history)(?:/(?P<path>.+))?)",
+    re.DOTALL,
+)
+_ORDER = ("session", "runs", "usage", "events", "transcript", "tree")
+
+_OF_PATHS = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT}
+"""Why a member cannot be placed because of what it is; a full disk is none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A preset that was imported: its new id, its newest version, and those that were there."""
+
+    id: UUID
+    newest: int
+    versions: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What came of an import.
+
+    Attributes:
+        sessions: old id → new id.
+        runs, presets: the same, for those that are referred to.
+        lacking: what has to be done by hand, since no archive holds it.
+    """
+
+    tenant: str
+    sessions: dict[UUID, UUID] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    presets: dict[UUID, Preset] = field(default_factory=dict)
+    rows: int = 0
+    files: int = 0
+    links_left_out: int = 0
+    lacking: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """What imports need: a connection in a transaction, whose jsonb are Python objects, and the profiles here."""
+
+    connection: asyncpg.Connection
+    settings: Settings
+    policy: Policy
+
+
+class Refused(Exception):
+    """The import is not possible here. The message says why."""
+
+
+def config_of(
+    given: Mapping[str, Any], profile: str | None, policy: Policy, where: str
+) -> tuple[AgentConfig, list[str]]:
+    """A configuration, as if a client had sent it for an agent under `profile`, and what of it no archive holds.
+
+    Raises BadArchive, Refused.
+    """
+    config, lacks = dict(given), []
+    if config.pop("env", None):
+        lacks.append("env is not there")
+    try:
+        shown = AgentConfig.model_validate(config).given()
+    except ValidationError as error:
+        raise BadArchive(f"{where}: config.{wire.misfit(error)}") from None
+    for part in (shown, *shown.get("agents", {}).values()):
+        for name, server in list(part.get("mcp_servers", {}).items()):
+            if server.get("env") or server.get("headers"):
+                del part["mcp_servers"][name]
+                lacks.append(f"MCP server {name} is not there")
+    kept = AgentConfig.model_validate(shown)
+    if profile is None:
+        return kept, lacks
+    if profile not in policy.profiles:
+        raise Refused(f"{where}: there is no profile {profile} here; there are: {', '.join(policy.profiles)}.")
+    for problem in profiles.problems(policy.profiles[profile], kept):
+        raise Refused(f"{where}: config.{problem.field}: {problem.reason} (profile {profile}).")
+    return profiles.clamp(policy.profiles[profile], kept), lacks
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run of this archive: its new id, its last event, and whether its `done` was there."""
+
+    id: UUID
+    last_seq: int | None
+    done: bool = False
+
+
+class SessionImport:
+    """One session, in the transaction of its importer; its files are aside until `adopt`."""
+
+    def __init__(self, core: Importer, tenant_id: UUID, manifest: wire.Manifest, imported: Imported) -> None:
+        self._core, self._tenant_id, self._manifest, self._imported = core, tenant_id, manifest, imported
+        self.id = uuid4()
+        self._ids: dict[str, str] = {}
+        self._runs: dict[UUID, _Run] = {}
+        self._line: wire.SessionLine
+        self._seq = 0
+        before, after = manifest.workspaces_dir.rstrip("/"), str(core.settings.workspaces_root)
+        moved = before and before != after
+        self._paths = re.compile(f"{re.escape(before)}/((?:[.][a-z]{{1,20}}/)?{self.id})") if moved else None
+
+    def adopt(self) -> None:
+        """Make the files that came the session's own. Raises OSError."""
+        settings = self._core.settings
+        workspaces.rename_received(settings, self.id, self._line.id, self._line.conversation)
+        workspaces.adopt(settings, self.id)
+
+    def discard(self, *, adopted: bool) -> None:
+        """Remove what was placed aside, and what was `adopted`."""
+        workspaces.discard(self._core.settings, self.id)
+        if adopted:
+            workspaces.remove(self._core.settings, self.id)
+
+    async def take(self, reading: Members) -> None:
+        """All members of the next session. Raises BadArchive, Refused, OSError."""
+        found = _PART.fullmatch(reading.peek().name)
+        if found is None or not found["one"]:
+            raise BadArchive(f"{reading.peek().name[:200]!r} does not belong here")
+        old, stage = found["id"], 0
+        workspaces.receive(self._core.settings, self.id)
+        while (found := _PART.fullmatch(reading.peek().name)) and found["id"] == old:
+            member = reading.take()
+            kind = "session" if found["one"] else found["kind"] or "tree"
+            if _ORDER.index(kind) < stage:
+                raise BadArchive(f"{member.name[:200]!r} comes too late")
+            if kind != "tree" and member.kind != "file":
+                raise BadArchive(f"{member.name[:200]!r} is no file")
+            stage = max(_ORDER.index(kind), 1)
+            if kind == "session":
+                await self._begin(member, old)
+            elif kind == "tree":
+                self._place(member, found["tree"], found["path"])
+            else:
+                await self._lines(member, kind)
+        self._whole()
+
+    def _whole(self) -> None:
+        where = f"session {self._line.id}"
+        if self._seq != self._line.last_seq:
+            raise BadArchive(f"{where}: events after number {self._seq} are missing")
+        for old, run in self._runs.items():
+            # Whoever follows a run waits for that.
+            if not run.done and (run.last_seq is None or run.last_seq > self._line.expired_seq):
+                raise BadArchive(f"{where}: run {old} has ended, and its event `done` is missing")
+
+    async def _begin(self, member: Member, old: str) -> None:
+        self._line = line = wire.read(wire.SessionLine, member.whole(MAX_HEAD), member.name)
+        if str(line.id) != old:
+            raise BadArchive(f"{member.name}: id: is not that of its directory")
+        if line.id in self._imported.sessions:
+            raise BadArchive(f"{member.name}: id: is there twice")
+        profile = line.profile or self._core.policy.usual
+        config, lacks = config_of(line.config, profile, self._core.policy, member.name)
+        self._imported.lacking += [f"session {self.id}: {what}" for what in lacks]
+        self._ids = {old: str(self.id), str(line.conversation): str(self.id)}
+        self._seq = line.expired_seq
+        agent, version = self._preset(line, member.name)
+        labels = Labels(line.title, line.tags, line.metadata)
+        pins = Pins(profile, agent, version)
+        connection = self._core.connection
+        await sessions.insert(connection, self._tenant_id, config, labels, self.id, pins, line.surface)
+        parent = self._imported.sessions.get(line.parent_session_id) if line.parent_session_id else None
+        used = (line.num_turns, line.total_cost_usd, line.usage)
+        told = (line.permission_mode, line.tools, line.created_at, line.updated_at, line.last_seq, line.expired_seq)
+        await connection.execute(_DESCEND, self.id, parent, *used, *told)
+        await audit.note(connection, "session.imported", self._tenant_id, self.id, was=old)
+        self._imported.sessions[line.id] = self.id
+
+    def _preset(self, line: wire.SessionLine, where: str) -> tuple[UUID | None, int | None]:
+        known = self._imported.presets.get(line.agent.id) if line.agent else None
+        if line.agent is None or known is None:  # it was removed, or stayed where the session was
+            return None, None
+        if line.agent.version not in known.versions:
+            raise BadArchive(f"{where}: agent.version: the preset has no version {line.agent.version}")
+        return known.id, line.agent.version
+
+    # --- lines -----------------------------------------------------------------------------------------------------
+
+    async def _lines(self, member: Member, kind: str) -> None:
+        make, query = _KINDS[kind]
+        rows, size = list[tuple[Any, ...]](), 0
+        where = member.name
+        for number, line in member.lines(MAX_LINE):
+            where = f"{member.name} line {number}"
+            rows.append(make(self, line, where))
+            size += len(line)
+            if len(rows) >= ROWS or size >= ROWS_BYTES:
+                await self._store(query, rows, where)
+                rows, size = [], 0
+        await self._store(query, rows, where)
+
+    async def _store(self, query: str, rows: list[tuple[Any, ...]], where: str) -> None:
+        try:
+            await self._core.connection.executemany(query, rows)
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
+            raise BadArchive(f"{where}, or up to {ROWS} lines before it: {error}") from error
+        self._imported.rows += len(rows)
+
+    def run(self, line: bytes, where: str) -> tuple[Any, ...]:
+        """The row of a run."""
+        run = wire.read(wire.RunLine, line, where)
+        if str(run.id) in self._ids or str(run.id) in self._imported.runs:
+            raise BadArchive(f"{where}: id: is there twice")
+        if max(run.first_seq or 0, run.last_seq or 0) > self._line.last_seq:
+            raise BadArchive(f"{where}: first_seq, last_seq: beyond the end of the session")
+        new = uuid4()
+        self._runs[run.id] = _Run(new, run.last_seq)
+        self._imported.runs[str(run.id)] = str(new)
+        prompt, result = (text and encode(self._renamed(wire.said(text))).decode() for text in (run.prompt, run.result))
+        return (
+            *(new, self._tenant_id, self.id, run.kind, run.origin, run.status, prompt, run.expand_prompt),
+            *(run.timeout_seconds, run.first_seq, run.last_seq, clean(run.error) if run.error else None, result),
+            *(run.total_cost_usd, run.created_at, run.started_at, run.finished_at),
+        )
+
+    def usage(self, line: bytes, where: str) -> tuple[Any, ...]:
+        """The row of what a run has used."""
+        used = wire.read(wire.UsageLine, line, where)
+        tokens = (used.input_tokens, used.output_tokens, used.cache_read_input_tokens, used.cache_creation_input_tokens)
+        run = self._known_run(used.run_id, where)
+        searches = used.web_search_requests
+        return (run.id, used.model, self._tenant_id, self.id, used.day, *tokens, searches, used.cost_usd)
+
+    def _known_run(self, run_id: UUID, where: str) -> _Run:
+        if run_id not in self._runs:
+            raise BadArchive(f"{where}: run_id: no run of this session has this id")
+        return self._runs[run_id]
+
+    def event(self, line: bytes, where: str) -> tuple[Any, ...]:
+        """The row of an event."""
+        event = wire.read(wire.EventLine, line, where)
+        self._seq += 1
+        if event.seq != self._seq or event.seq > self._line.last_seq:
+            raise BadArchive(f"{where}: seq: {event.seq} does not follow {self._seq - 1}, or is beyond last_seq")
+        fields = self._object(event.data, f"{where}: data")
+        told = fields.pop("run_id", None)
+        for head in ("session_id", "seq", "created_at"):
+            fields.pop(head, None)
+        try:
+            wire.check_event(event.type, fields)
+        except ValueError as error:
+            raise BadArchive(f"{where}: {error}") from None
+        of = self._of_run(event, told, where)
+        fields = self._renamed(fields)
+        data = event_data(self.id, of, event.seq, event.created_at, fields).decode()
+        own = Event(event.type, fields, of if event.run_id else None)
+        told_of = (own.parent_tool_use_id, own.subject)
+        return (self.id, event.seq, own.run_id, event.type, *told_of, data, event.created_at)
+
+    def _of_run(self, event: wire.EventLine, told: Any, where: str) -> UUID | None:
+        """Which run its readers are told. What a fork has of its parent is of no run of its own, and tells of one."""
+        if event.run_id is not None:
+            run = self._known_run(event.run_id, where)
+            if run.done:
+                raise BadArchive(f"{where}: run_id: of a run whose `done` stands before it")
+            run.done = event.type == "done"
+            return run.id
+        if told is None:
+            return None
+        try:
+            old = str(UUID(told))
+        except (ValueError, TypeError, AttributeError):
+            raise BadArchive(f"{where}: data.run_id: is no id") from None
+        return UUID(self._new(old) or self._ids.setdefault(old, str(uuid4())))
+
+    def entry(self, line: bytes, where: str) -> tuple[Any, ...]:
+        """The row of what the agent has written of the conversation."""
+        entry = wire.read(wire.EntryLine, line, where)
+        fields = self._object(entry.entry, f"{where}: entry")
+        if '"signature":"' in entry.entry or '"type":"redacted_thinking"' in entry.entry:
+            # What the model has signed it takes back word for word or not at all.
+            fields = {name: self._renamed(own) if isinstance(own, str) else own for name, own in fields.items()}
+        else:
+            fields = self._renamed(fields)
+        said = encode(fields).decode()
+        return (self.id, str(self.id), entry.subpath, *transcripts.columns_of(fields), said)
+
+    def _object(self, text: str, where: str) -> dict[str, Any]:
+        try:
+            found = wire.said(text)
+        except ValueError as error:
+            raise BadArchive(f"{where}: {error}") from None
+        if not isinstance(found, dict):
+            raise BadArchive(f"{where}: is no object")
+        return found
+
+    def _new(self, old: str) -> str | None:
+        return self._ids.get(old) or self._imported.runs.get(old)
+
+    def _renamed(self, value: Any) -> Any:
+        """The same with the new ids in place of the old ones, and the new paths, in each text."""
+        if isinstance(value, str):
+            text = _UUID.sub(lambda found: self._new(found[0]) or found[0], value)
+            if self._paths is None:
+                return text
+            return self._paths.sub(lambda found: f"{self._core.settings.workspaces_root}/{found[1]}", text)
+        if isinstance(value, dict):
+            return {self._renamed(name): self._renamed(inner) for name, inner in value.items()}
+        return [self._renamed(inner) for inner in value] if isinstance(value, list) else value
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def _place(self, member: Member, tree: str, path: str | None) -> None:
+        inside = None if path is None else PurePosixPath(path)
+        leads: str = self._renamed(member.leads)
+        try:
+            placed = workspaces.place_received(self._core.settings, self.id, tree, inside, member, leads)
+        except ValueError as error:
+            raise BadArchive(f"{member.name[:300]!r}: {error}") from None
+        except OSError as error:
+            if error.errno not in _OF_PATHS:
+                raise
+            raise BadArchive(f"{member.name[:300]!r}: {error.strerror}") from None
+        self._imported.files += member.kind == "file"
+        self._imported.links_left_out += not placed
+
+
+_DESCEND = """
+UPDATE sessions SET parent_session_id = $2, num_turns = $3, total_cost_usd = $4, usage = $5, permission_mode = $6,
+  tools = $7, created_at = $8, updated_at = $9, last_seq = $10, expired_seq = $11 WHERE id = $1
+"""
+
+_INSERT_RUN = """
+INSERT INTO runs (id, tenant_id, session_id, kind, origin, status, prompt, expand_prompt, timeout_seconds, first_seq,
+  last_seq, error, result, total_cost_usd, created_at, started_at, finished_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+"""
+
+_INSERT_USAGE = """
+INSERT INTO usage (run_id, model, tenant_id, session_id, day, input_tokens, output_tokens, cache_read_input_tokens,
+  cache_creation_input_tokens, web_search_requests, cost_usd) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+"""
+
+_INSERT_EVENT = """
+INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, subject, data, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+# The key that the agent makes of its directory is left to whoever starts it: see `Transcripts.adopt`.
+_INSERT_ENTRY = """
+INSERT INTO transcript_entries (session_id, project_key, sdk_session_id, subpath, uuid, type, said_at, entry)
+VALUES ($1, '', $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
+"""
+
+_KINDS: dict[str, tuple[Callable[[SessionImport, bytes, str], tuple[Any, ...]], str]] = {
+    "runs": (SessionImport.run, _INSERT_RUN),
+    "usage": (SessionImport.usage, _INSERT_USAGE),
+    "events": (SessionImport.event, _INSERT_EVENT),
+    "transcript": (SessionImport.entry, _INSERT_ENTRY),
+}
