@@ -110,7 +110,7 @@ def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
 
 def size(settings: Settings, session_id: UUID) -> int:
     """Bytes on disk in a session's directories. Raises files.TooMuch, OSError. Blocks."""
-    return sum(files.size(place) for place in _places(settings, session_id).values())
+    return sum(files.size(place) for place in places(settings, session_id).values())
 
 
 def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
