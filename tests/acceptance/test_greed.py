@@ -19,11 +19,11 @@ from tests.layers import ISOLATED
 pytestmark = pytest.mark.slow
 
 BYPASS = {"permission_mode": "bypassPermissions"}
-MEMORY, PROCESSES = 500_000_000, 200
+MEMORY, PROCESSES = 500_000_000, 120
 
-MEMORY_BOMB = f"run {sys.executable} -c 'kept = [bytes([1]) * 10**7 for _ in range(150)]; import time; time.sleep(60)'"
-FORK_BOMB = "run b() { [ $1 -gt 0 ] && { b $(($1 - 1)) & b $(($1 - 1)) & }; sleep 60; }; b 9"
-"""Both stop growing, for the sake of whoever breaks what they try: at 1.5 GB and at 1023 processes."""
+MEMORY_BOMB = f"run {sys.executable} -c 'kept = [bytes([1]) * 10**7 for _ in range(90)]; import time; time.sleep(60)'"
+FORK_BOMB = "run b() { [ $1 -gt 0 ] && { b $(($1 - 1)) & b $(($1 - 1)) & }; sleep 60; }; b 7"
+"""Both stop growing, for the sake of the tests beside them: at 900 MB and at 255 processes."""
 
 GREED = {"agent_out_of_memory": MEMORY_BOMB, "agent_too_many_processes": FORK_BOMB}
 
