@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import aiodns
@@ -20,6 +21,8 @@ from apps.api.core.network.calls import Places
 
 if TYPE_CHECKING:
     from pycares import AddrInfoResult
+
+T = TypeVar("T")
 
 SECONDS = 2.0
 """For a name, its turn included."""
@@ -97,3 +100,12 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
         )  # 127.1, 0x7f.1 and 2130706433: what connects takes these for addresses
     except (OSError, UnicodeError, ValueError):
         return None
+
+
+async def first_of(addresses: Sequence[str], connect: Callable[[str], Awaitable[T]]) -> T:
+    """What `connect` makes of the first address that it can connect to. Raises OSError, of the last one."""
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError):
+            return await connect(address)
+    return await connect(last)

@@ -6,22 +6,21 @@ import asyncio
 import hashlib
 import secrets
 import socket
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import SplitResult
 from uuid import UUID
 
 import structlog
 
 from apps.api.core.config.reach import USUAL_PORTS, Reach
-from apps.api.core.network import own
+from apps.api.core.network import own, proxies
 from apps.api.core.network.outbound import MAX_ADDRESSES, Failed, Outbound, Refused, is_elsewhere, is_public
+from apps.api.core.network.resolver import first_of
 from apps.api.core.tasks import Loop
 from apps.api.runner.egress.asked import Asked
 from apps.api.runner.egress.tunnel import Far, Near
@@ -218,7 +217,7 @@ class Proxy:
             raise ConnectionRefusedError
         if not member.reach.names(host, port):
             raise Denied("host_not_allowed")
-        upstream = _upstream("https" if asked.tunnel else "http", host)
+        upstream = proxies.proxy_for("https" if asked.tunnel else "http", host)
         addresses = await self._judge(member, host, port, may_be_unknown=upstream is not None)
         if upstream is None:
             return await self._connect(addresses, port), first
@@ -248,25 +247,19 @@ class Proxy:
 
     async def _connect(self, addresses: list[str], port: int) -> Far:
         loop = asyncio.get_running_loop()
-        *others, last = addresses[:MAX_ADDRESSES]
-        for address in others:
-            with suppress(OSError):
-                return (await loop.create_connection(Far, address, port))[1]
-        return (await loop.create_connection(Far, last, port))[1]
+
+        async def connect(address: str) -> Far:
+            return (await loop.create_connection(Far, address, port))[1]
+
+        return await first_of(addresses[:MAX_ADDRESSES], connect)
 
     async def _through(self, upstream: SplitResult, asked: Asked) -> tuple[Far, bytes]:
         """The same through the proxy that the server itself must use."""
-        known = b""
-        if upstream.username is not None:
-            text = f"{unquote(upstream.username)}:{unquote(upstream.password or '')}"
-            known = b"Proxy-Authorization: Basic " + b64encode(text.encode())
         far = await self._connect(await self._addresses_of(upstream.hostname or ""), upstream.port or 80)
         if not asked.tunnel:
-            return far, asked.head(absolute=True, more=(known,) if known else ())
-        target = asked.authority.encode()
-        lines = [b"CONNECT %s HTTP/1.1" % target, b"Host: " + target, *([known] if known else []), b"", b""]
+            return far, asked.head(absolute=True, more=proxies.authorization(upstream))
         try:
-            await far.connect_through(b"\r\n".join(lines))
+            await far.connect_through(proxies.tunnel(upstream, asked.authority))
         except BaseException:
             far.abort()
             raise
@@ -285,11 +278,3 @@ def _is_this_machine(host: str) -> bool:
         address = ip_address(host)
         return address.is_loopback or address.is_unspecified
     return False
-
-
-def _upstream(scheme: str, host: str) -> SplitResult | None:
-    """The proxy that the server's environment names for a host (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
-    if proxy_bypass(host):
-        return None
-    found = getproxies().get(scheme)
-    return urlsplit(found if "://" in found else f"http://{found}") if found else None

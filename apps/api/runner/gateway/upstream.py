@@ -9,18 +9,17 @@ import asyncio
 import os
 import ssl
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Protocol, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import SplitResult
 
 import httptools
 
+from apps.api.core.network import proxies
 from apps.api.core.network.model_api import ModelApi
-from apps.api.core.network.resolver import Resolver, Unresolved
+from apps.api.core.network.resolver import Resolver, Unresolved, first_of
 
 CONNECT_SECONDS = 10.0
 """For a name, a connection and TLS."""
@@ -242,10 +241,7 @@ class Upstream:
     async def _first(self, host: str, connect: Callable[[str], Awaitable[T]]) -> T:
         """A connection to the first of a host's addresses that takes one. Raises OSError, Unresolved."""
         *others, last = await self._resolver.addresses(host)
-        for address in others[:MAX_ADDRESSES]:
-            with suppress(OSError):
-                return await connect(address)
-        return await connect(last)
+        return await first_of([*others[:MAX_ADDRESSES], last], connect)
 
     async def _through(self, proxy: SplitResult, api: ModelApi) -> Connection:
         """A connection through a proxy's tunnel (RFC 9110, CONNECT). Raises OSError, ValueError."""
@@ -253,13 +249,8 @@ class Upstream:
             proxy.hostname or "",
             lambda address: asyncio.open_connection(address, proxy.port or 80, limit=MAX_HEAD_BYTES),
         )
-        target = f"{api.host}:{api.port}"
-        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-        if proxy.username is not None:
-            known = b64encode(f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()).decode()
-            lines.append(f"Proxy-Authorization: Basic {known}")
         try:
-            writer.write("\r\n".join([*lines, "", ""]).encode())
+            writer.write(proxies.tunnel(proxy, f"{api.host}:{api.port}"))
             head = await reader.readuntil(b"\r\n\r\n")
             if head.split(b" ", 2)[1:2] != [b"200"]:
                 raise ConnectionError("the proxy refuses")
@@ -288,9 +279,5 @@ class Upstream:
 
 
 def _proxy_for(api: ModelApi) -> SplitResult | None:
-    """The proxy that the environment names for this endpoint (HTTPS_PROXY, NO_PROXY). What has no TLS is not sent
-    through one: it is a gateway of the operator's own."""
-    if api.scheme != "https" or proxy_bypass(api.host):
-        return None
-    found = getproxies().get("https")
-    return urlsplit(found if "://" in found else f"http://{found}") if found else None
+    """What has no TLS is not sent through one: it is a gateway of the operator's own."""
+    return proxies.proxy_for("https", api.host) if api.scheme == "https" else None
