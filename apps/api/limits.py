@@ -27,7 +27,7 @@ from apps.api.auth import Principal
 from apps.api.core.codec import timestamp
 from apps.api.core.config.limits import Scope, of_every_key
 from apps.api.errors import RateLimited
-from apps.api.redis import REDIS_ERRORS, Redis, patience
+from apps.api.redis import Redis
 from apps.api.settings import Settings
 
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
@@ -167,15 +167,13 @@ class PromptLimits:
 
     async def _ask(self, rates: Sequence[Rate], what: Counted, *, amount: int) -> tuple[bool, Sequence[Window]]:
         """Whether one of them is full, and else count it; and what is used then."""
-        if not self._redis.outage.lasts:
-            names = [self._redis.keys.rate(what, rate.scope, rate.id) for rate in rates]
-            try:
-                async with patience():
-                    full, found = await self._script(names, [WINDOW_MS, amount, *(rate.limit for rate in rates)])
-                return bool(full), [Window(r, used, ms / 1000) for r, (used, ms) in zip(rates, found, strict=True)]
-            except REDIS_ERRORS as error:
-                self._redis.outage.begin(error)
-        return self._ask_here(rates, what, amount=amount)
+        names = [self._redis.keys.rate(what, rate.scope, rate.id) for rate in rates]
+        arguments = [WINDOW_MS, amount, *(rate.limit for rate in rates)]
+        told: Any = await self._redis.attempt(lambda: self._script(names, arguments))
+        if told is None:
+            return self._ask_here(rates, what, amount=amount)
+        full, found = told
+        return bool(full), [Window(r, used, ms / 1000) for r, (used, ms) in zip(rates, found, strict=True)]
 
     def _ask_here(self, rates: Sequence[Rate], what: Counted, *, amount: int) -> tuple[bool, Sequence[Window]]:
         named = [(rate, RateLimitItemPerMinute(rate.limit), (what, rate.scope, str(rate.id))) for rate in rates]
