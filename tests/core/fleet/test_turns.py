@@ -15,6 +15,7 @@ from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import prompts
 from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.tenant import quotas
 from tests.core.fleet.test_claims import age, finish
 from tests.world import World, until, waiting_for_locks
 
@@ -282,7 +283,7 @@ async def test_live_sessions_of_a_key_are_those_that_began_for_its_prompts(world
     claimed = [await world.claim(lease) for _ in range(2)]
     assert [claim.run_id for claim in claimed] == [first.run_id, third.run_id]
     assert await world.claims_nothing(lease)
-    held = await turns.held(world.db, world.tenant_id, small)
+    held = await quotas.used(world.db, world.tenant_id, small)
     assert (held["live_sessions", "key"], held["live_sessions", "tenant"]) == (1, 2)
     await give_back(world, lease, claimed[0])
     assert (await world.claim(lease)).run_id == second.run_id

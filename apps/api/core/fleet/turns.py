@@ -1,27 +1,11 @@
-"""What tenants and keys have of the fleet at this moment, by which they take turns (docs/adr/0021-turns.md)."""
+"""Idle sessions that give their place to what waits (docs/adr/0021-turns.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from uuid import UUID
 
-from apps.api.core.config.limits import Scope
 from apps.api.db import Database
-
-_HELD = """
-SELECT 'concurrent_runs' AS name, count(*) AS tenant, count(*) FILTER (WHERE api_key_id = $2) AS key
-FROM runs WHERE tenant_id = $1 AND status = 'running' AND origin = 'client'
-UNION ALL SELECT 'live_sessions', count(*), count(*) FILTER (WHERE taken_by = $2)
-FROM sessions WHERE tenant_id = $1 AND owner_id IS NOT NULL
-"""
-
-
-async def held(db: Database, tenant_id: UUID, key_id: UUID) -> dict[tuple[str, Scope], int]:
-    """How much a tenant and one of its keys have, by the name of the limit."""
-    rows = await db.pool.fetch(_HELD, tenant_id, key_id)
-    scopes: tuple[Scope, ...] = ("tenant", "key")
-    return {(row["name"], scope): row[scope] for row in rows for scope in scopes}
-
 
 _IN_THE_WAY = """
 SELECT DISTINCT ON (s.tenant_id) s.id

@@ -23,6 +23,10 @@ FROM runs WHERE tenant_id = $1 AND status = 'queued'
 UNION ALL SELECT 'workspace_bytes', coalesce(sum(workspace_bytes) FILTER (WHERE taken_by = $2), 0)::bigint,
   coalesce(sum(workspace_bytes), 0)::bigint
 FROM sessions WHERE tenant_id = $1 AND workspace_bytes > 0 AND deleted_at IS NULL
+UNION ALL SELECT 'concurrent_runs', count(*) FILTER (WHERE api_key_id = $2), count(*)
+FROM runs WHERE tenant_id = $1 AND status = 'running' AND origin = 'client'
+UNION ALL SELECT 'live_sessions', count(*) FILTER (WHERE taken_by = $2), count(*)
+FROM sessions WHERE tenant_id = $1 AND owner_id IS NOT NULL
 """
 
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 
 from apps.api.auth import Principal
 from apps.api.core.config.limits import Limits, Scope, of_every_key
-from apps.api.core.fleet import turns
 from apps.api.core.tenant import budgets, quotas
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, errors
@@ -77,8 +76,7 @@ async def _used(instance: Instance, caller: Principal) -> dict[tuple[str, Scope]
         found["runs_per_minute", window.rate.scope] = window.used, window.resets_at
     for budget in await budgets.of(*who):
         found[budget["name"], budget["scope"]] = budget["used"], budget["resets_at"]
-    for held in (await quotas.used(*who), await turns.held(*who)):
-        found.update({limit: (number, None) for limit, number in held.items()})
+    found.update({limit: (number, None) for limit, number in (await quotas.used(*who)).items()})
     return found
 
 
