@@ -6,16 +6,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import asyncpg
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -100,6 +100,25 @@ async def upgrade(settings: Settings, wait: float = WAIT, scripts: Path = SCRIPT
             await engine.dispose()
         if settings.database_owner_url is not None:
             await roles.provide(guard, settings)
+
+
+@contextmanager
+def slow_builds() -> Iterator[None]:
+    """For a migration, in an autocommit block: what builds or drops indexes while others read and write may stand in
+    line for longer than others do, as nobody waits behind it."""
+    op.execute("SET lock_timeout = '60s'")
+    yield
+    op.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+
+
+def build_index(name: str, on: str) -> None:
+    """For a migration, within `slow_builds`: build an index, unless it is there. What was broken off is of no use."""
+    if not op.get_context().as_sql:
+        known = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+        if op.get_bind().execute(known, {"name": name}).scalar():
+            return
+    op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
 
 
 async def state(settings: Settings, wait: float = WAIT) -> State:

@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from apps.api.migrate import build_index, slow_builds
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -87,12 +89,12 @@ def upgrade() -> None:
         )
         op.execute("ALTER TABLE instances ADD COLUMN IF NOT EXISTS facts jsonb NOT NULL DEFAULT '{}'::jsonb")
         op.execute("ALTER TABLE webhook_deliveries ADD COLUMN IF NOT EXISTS sender_id uuid")
-        op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
-        for name, on in INDEXES.items():
-            _build(name, on)
-        # The planner took it for what one session has queued, and read the whole queue. `runs_queued_idx` is for both.
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_queue_idx")
-        op.execute("SET lock_timeout = '300ms'")
+        with slow_builds():
+            for name, on in INDEXES.items():
+                build_index(name, on)
+            # The planner took it for what one session has queued, and read the whole queue. `runs_queued_idx` is for
+            # both.
+            op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_queue_idx")
     # Then the rest, all or nothing.
     op.add_column("sessions", sa.Column("lost", postgresql.INT8RANGE()))
     for statement in QUEUE:
@@ -106,15 +108,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("invalidations_pkey")),
     )
     op.create_index(op.f("invalidations_created_at_idx"), "invalidations", ["created_at"])
-
-
-def _build(name: str, on: str) -> None:
-    if not op.get_context().as_sql:
-        known = sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-        if op.get_bind().execute(known, {"name": name}).scalar():
-            return
-    op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")  # what was broken off stays, and is of no use
-    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
 
 
 def downgrade() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from apps.api.migrate import build_index, slow_builds
+
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -46,12 +48,9 @@ END $$
 
 
 def upgrade() -> None:
-    with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_waiting_idx")  # what was broken off is of no use
-        op.execute(f"CREATE INDEX CONCURRENTLY runs_waiting_idx ON {WAITING}")
+    with op.get_context().autocommit_block(), slow_builds():
+        build_index("runs_waiting_idx", WAITING)
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_tenant_queued_idx")  # it serves for what that was for
-        op.execute("SET lock_timeout = '300ms'")
     op.execute(REFUSED)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from alembic import op
+
+from apps.api.migrate import build_index, slow_builds
 
 revision = "0011"
 down_revision = "0010"
@@ -64,10 +65,9 @@ BEFORE = (
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE runs ADD COLUMN IF NOT EXISTS parked text")
-        op.execute("SET lock_timeout = '60s'")
-        for name, on in INDEXES.items():
-            _build(name, on)
-        op.execute("SET lock_timeout = '300ms'")
+        with slow_builds():
+            for name, on in INDEXES.items():
+                build_index(name, on)
     _replace(QUEUE)
 
 
@@ -75,15 +75,6 @@ def _replace(queue: tuple[str, ...]) -> None:
     op.execute("DROP TRIGGER runs_cancelled ON runs")
     for statement in queue:
         op.execute(statement)
-
-
-def _build(name: str, on: str) -> None:
-    if not op.get_context().as_sql:
-        known = sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-        if op.get_bind().execute(known, {"name": name}).scalar():
-            return
-    op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")  # what was broken off stays, and is of no use
-    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
 
 
 def downgrade() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from apps.api.migrate import build_index, slow_builds
+
 revision = "0012"
 down_revision = "0011"
 branch_labels = None
@@ -49,22 +51,12 @@ HOLD = (
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE tenants ADD COLUMN IF NOT EXISTS claimed_at timestamptz")
-        op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
-        for name, on in INDEXES.items():
-            _build(name, on)
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_startable_idx")
-        op.execute("SET lock_timeout = '300ms'")
+        with slow_builds():
+            for name, on in INDEXES.items():
+                build_index(name, on)
+            op.execute("DROP INDEX CONCURRENTLY IF EXISTS runs_startable_idx")
     for statement in HOLD:
         op.execute(statement)
-
-
-def _build(name: str, on: str) -> None:
-    if not op.get_context().as_sql:
-        known = sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-        if op.get_bind().execute(known, {"name": name}).scalar():
-            return
-    op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")  # what was broken off stays, and is of no use
-    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
 
 
 def downgrade() -> None:

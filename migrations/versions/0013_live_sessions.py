@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from apps.api.migrate import build_index, slow_builds
+
 revision = "0013"
 down_revision = "0012"
 branch_labels = None
@@ -42,10 +44,8 @@ HOLD = (
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE sessions ADD COLUMN IF NOT EXISTS taken_by uuid")
-        op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS sessions_live_idx")  # what was broken off is of no use
-        op.execute(f"CREATE INDEX CONCURRENTLY sessions_live_idx ON {LIVE}")
-        op.execute("SET lock_timeout = '300ms'")
+        with slow_builds():
+            build_index("sessions_live_idx", LIVE)
     for statement in HOLD:
         op.execute(statement)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from apps.api.migrate import build_index, slow_builds
+
 revision = "0015"
 down_revision = "0014"
 branch_labels = None
@@ -68,10 +70,8 @@ END $$
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE sessions ADD COLUMN IF NOT EXISTS workspace_bytes bigint NOT NULL DEFAULT 0")
-        op.execute("SET lock_timeout = '60s'")  # nobody waits behind one that builds an index like this
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS sessions_bytes_idx")  # what was broken off is of no use
-        op.execute(f"CREATE INDEX CONCURRENTLY sessions_bytes_idx ON {BYTES}")
-        op.execute("SET lock_timeout = '300ms'")
+        with slow_builds():
+            build_index("sessions_bytes_idx", BYTES)
     op.execute(REFUSED.format(check=CHECK))
 
 
