@@ -6,8 +6,11 @@ import asyncio
 import signal
 from typing import Any
 
+import asyncpg
 import pytest
+from sqlalchemy import make_url
 
+from apps.api.dev.embedded import Servers
 from tests.acceptance.asking import ASKING, asked, decide, path_of, request_state, resolutions
 from tests.conftest import StartFleet, database_of, make_key
 from tests.fleet import Fleet, Instance, Sse
@@ -312,15 +315,30 @@ async def test_a_tool_of_an_mcp_server_goes_on_in_a_new_server(parking: Fleet) -
     assert "a cat weighs 7 stone" in await result_of(parking[0], run_id)
 
 
-async def test_a_call_of_a_tool_that_is_not_there_any_more_fails_the_run(parking: Fleet) -> None:
+LATE = """
+CREATE OR REPLACE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NEW; END';
+CREATE TRIGGER late BEFORE UPDATE ON runs FOR EACH ROW WHEN (OLD.unsent AND NOT NEW.unsent) EXECUTE FUNCTION late();
+"""
+"""An agent speaks long before the database has noted that it is given what it waited for."""
+
+
+async def test_a_call_of_a_tool_that_is_not_there_any_more_fails_the_run(parking: Fleet, servers: Servers) -> None:
     prompt = 'use tool mcp__things__weigh {"thing": "a cat"} then say fine'
     with serving("http") as (url, _):
-        servers = {"things": {"type": "http", "url": url}}
-        session_id, run_id, request = await waiting(parking, prompt, mcp_servers=servers)
-    await decide(parking[1], request, decision="allow")
-    events = await ended(parking[0], run_id)
-    [told_it] = [block for block in blocks(events, "tool_result") if "dropped without running" in str(block["content"])]
-    assert told_it["is_error"]
+        named = {"things": {"type": "http", "url": url}}
+        session_id, run_id, request = await waiting(parking, prompt, mcp_servers=named)
+    name = make_url(parking.env["DATABASE_URL"]).database
+    owner = await asyncpg.connect(servers.database_owner_url(str(name)).replace("+asyncpg", ""))
+    try:
+        await owner.execute(LATE)
+        await decide(parking[1], request, decision="allow")
+        events = await ended(parking[0], run_id)
+    finally:
+        await owner.execute("DROP TRIGGER late ON runs")
+        await owner.close()
+    assert told(events)[4:] == ["parked", "action_resolved", "resumed", "message", "result", "error", "done"]
+    [dropped] = blocks(events, "tool_result")
+    assert (dropped["is_error"], "dropped without running" in str(dropped["content"])) == (True, True)
     assert (events[-2].data["code"], "not carried out" in events[-2].data["message"]) == ("execution_error", True)
     assert (await parking[1].ask(session_id, "say still here"))["result"].endswith("still here")
 

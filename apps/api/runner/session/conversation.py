@@ -72,6 +72,7 @@ class Conversation:
     def new_process(self) -> None:
         """The agent has been started anew: it counts from zero."""
         self._meter.begin()
+        self._going_on = False
 
     def set_aside(self) -> asyncio.Future[ResultMessage]:
         """From now on nothing that the agent says counts, but what it has used: the result of its turn, to come."""

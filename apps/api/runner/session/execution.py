@@ -307,11 +307,10 @@ class Execution:
         agent = self._agent
         if agent and (unfit := agent.unfit(claim, tasks=bool(self.tasks.ids), at_work=self.at_work)):
             await self._disconnect(unfit)
-        if self._agent is None:
+        is_new = self._agent is None
+        if is_new:
             try:
                 self._agent = await self._launch.start(claim, turn)
-                self._talk.new_process()
-                self._agent.read(self)
             except clone.CloneFailed as error:
                 await self._talk.fail(turn, "repository_failed", str(error))
                 return None
@@ -319,12 +318,21 @@ class Execution:
                 log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
                 await self._talk.fail(turn, error.code, error.told)
                 return None
-        if self.fenced:
-            raise LeaseLost(f"session {self.session_id}: lost while its agent started")
-        if turn.stopping:
-            raise TurnOver
-        await self._launch.note_sent(turn, True)
-        return self._agent
+            self._talk.new_process()
+        agent = self._agent
+        assert agent is not None  # noqa: S101 - for the type checker
+        try:
+            if self.fenced:
+                raise LeaseLost(f"session {self.session_id}: lost while its agent started")
+            if turn.stopping:
+                raise TurnOver
+            await self._launch.note_sent(turn, True)
+            if claim.parked:
+                await self._talk.take_up(turn)  # before it is heard: it may say at once that it cannot go on
+        finally:
+            if is_new:
+                agent.read(self)
+        return agent
 
     # --- what the parts report ---------------------------------------------------------------------------------
 

@@ -133,11 +133,10 @@ class Parking:
     async def take_up(self, turn: Turn, agent: Agent) -> None:
         """Let a new agent carry out the call that the run was parked with, as has been decided.
 
-        Raises CLIConnectionError when it does not, LeaseLost, Unavailable.
+        Raises CLIConnectionError when it does not.
         """
         turn.begin()
         turn.hand_over()
-        await self._talk.take_up(turn)
         self._approvals.send()
         signs = [asyncio.ensure_future(self._approvals.taken_up.wait()), asyncio.ensure_future(turn.wait())]
         try:
