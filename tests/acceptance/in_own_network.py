@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import sys
@@ -30,6 +31,8 @@ from tests.world import until
 BYPASS = {"permission_mode": "bypassPermissions"}
 ABSTRACT = "\0of-the-host"
 NO_SUCH = ("EPROTONOSUPPORT", "ENOTSUP", "EPERM", "ESOCKTNOSUPPORT")
+NOBODY = ("ENETUNREACH", "ECONNREFUSED")
+"""What an agent gets in a network of its own, where else a rule refuses."""
 OF_NO_AGENT = {
     "family 2 3": "EPERM",  # raw
     "family 17 3": "EPERM",  # packets
@@ -163,7 +166,8 @@ async def test_no_agent_reaches_the_fleets_databases(around: Surroundings, sessi
     lines += [f"tunnel {host} {port}" for host in names for port in ports]
     lines += [f"bind {port}" for port in ports]
     for line, outcome in (await around.knock(sessions[mode], *lines)).items():
-        refused = outcome.startswith(("403", "502")) or outcome in ("no proxy", "EACCES", *NO_SUCH)
+        alone = NOBODY if mode == "model_only" and namespaces_work() else ()
+        refused = outcome.startswith(("403", "502")) or outcome in ("no proxy", "EACCES", *NO_SUCH, *alone)
         assert refused, f"{line} = {outcome}"
 
 
@@ -230,21 +234,33 @@ async def test_limited_agents_reach_the_listed_hosts(around: Surroundings, sessi
 
 
 async def test_agents_with_the_model_alone_reach_nothing(around: Surroundings, sessions: dict[str, str]) -> None:
+    away, here, any_port = ("ENETUNREACH", "ECONNREFUSED", "EPERM") if namespaces_work() else ("EACCES",) * 3
     wanted = {
-        "get http://public.example/": "EACCES",
+        "get http://public.example/": away,
         "tunnel public.example 443": "no proxy",
-        "tcp public.example 8080": "EACCES",
-        f"tcp 127.0.0.1 {around.api}": "EACCES",
+        "tcp public.example 8080": away,
+        f"tcp 127.0.0.1 {around.api}": here,
         f"sent 127.0.0.1 {around.api}": "ENOTSUP",
         "udp other.example 53": "EPERM",
         f"unix {around.path}": "EPERM",
         "unix @of-the-host": "EPERM",
-        "bind 0": "EACCES",
-        f"bind {around.api}": "EACCES",
+        "bind 0": any_port,
+        f"bind {around.api}": any_port,
         "listen": "EPERM",
         **OF_NO_AGENT,
+        "bind 80": any_port,
     }
     assert await around.knock(sessions["model_only"], *wanted) == wanted
+
+
+@pytest.mark.skipif(not namespaces_work(), reason="needs bubblewrap")
+async def test_agents_with_the_model_alone_have_a_network_of_their_own(
+    around: Surroundings, sessions: dict[str, str]
+) -> None:
+    """In which a server of the host's is not there, at whatever port, but for the gateway."""
+    asked = [around.fleet[0].ask(sessions[mode], "run readlink /proc/self/ns/net") for mode in MODES]
+    host, same, own = [(await answer)["result"].rpartition("answered: ")[2] for answer in asked]
+    assert host == same == os.readlink("/proc/self/ns/net") != own
 
 
 async def test_a_token_is_of_one_process_while_it_lives(around: Surroundings, sessions: dict[str, str]) -> None:

@@ -60,6 +60,14 @@ LEVELS = (
     Level(
         "model_only", _LANDLOCK | _FILTERED, frozenset(_WHOLE | MODEL_ONLY), _HAS_NETWORK, "model_only", ("ordinary",)
     ),
+    Level(
+        "alone",
+        _NAMESPACES | _FILTERED,
+        frozenset(_WHOLE | MODEL_ONLY | {"namespaces"}),
+        _HAS_NETWORK and namespaces_work(),
+        "model_only",
+        ("root",),
+    ),
 )
 """The first stops least: what it does not is what an attack can do at all."""
 

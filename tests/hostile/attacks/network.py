@@ -106,6 +106,7 @@ def _goes_out(host: str, port: int, facts: Facts) -> object:
 for _what, _host, _port in (
     ("a cloud's metadata", "169.254.169.254", 80),
     ("Azure's host agent", "168.63.129.16", 80),
+    ("Azure's host agent for extensions", "168.63.129.16", 32_526),
     ("the internet", "198.51.100.1", 443),
 ):
     add(f"connect to {_what}", partial(_goes_out, _host, _port), "ports", by_kernel=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 
 from apps.api.dev.unprivileged import UNSHARE
 from apps.api.runner.guard import namespaces
+from apps.api.runner.guard.launcher import Network
+from apps.api.runner.guard.rules import PortRules
 from tests.layers import WITH_NAMESPACES
 from tests.runner.guard.test_program import DETACHED, SECONDS, Session, at_end, lines, said
 
@@ -145,28 +148,36 @@ def test_an_ordinary_user_needs_a_namespace_of_users_and_nothing_else(own: Sessi
     assert (own.workspace / "file").stat().st_uid == os.getuid()
 
 
-def test_a_network_of_its_own_has_nobody_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", [(), UNSHARE], ids=["this user", "another"])
+async def test_a_network_of_its_own_has_nobody_in_it_but_who_takes_its_sockets(
+    own: Session, tmp_path: Path, prefix: Sequence[str]
+) -> None:
+    rules, here = PortRules(tmp_path / "ports"), asyncio.get_running_loop()
+    rules.start()
+    taken: asyncio.Future[Sequence[socket.socket]] = here.create_future()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        script = f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo connected; :"
-        start = {
-            "arguments": ["/bin/bash", "-c", script],
-            "env": {"PATH": os.defpath},
-            "abi": 0,
-            "filtered": False,
-            "readable": [sys.base_prefix],
-            "writable": [str(tmp_path)],
-            "limits": {},
-            "network": ("direct", True, None),
-        }
-        for network, expected in (("host", "connected\n"), ("none", "")):
-            (tmp := tmp_path / network).mkdir()
-            entering = (
-                f"import sys; sys.path.append({str(Path(namespaces.__file__).parents[1])!r});"
-                f" from guard import namespaces; namespaces.enter({'/usr/bin/bwrap'!r}, {start!r}, {str(tmp)!r},"
-                f" 1000, {network!r})"
-            )
-            done = subprocess.run(
-                [PYTHON, "-I", "-S", "-c", entering], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
-            )
-            assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+        of_host = server.getsockname()[1]
+        # Of the host's ports none is there, and so any of them can be one of its own.
+        network = Network("limited", rules=rules.path, ticket=rules.way(taken.set_result), ways=(of_host, 50_000))
+        own.overrides = network.variables()
+        script = (
+            "for port in 50000 50001; do (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null && echo $port; done;"
+            f" exec 4<>/dev/tcp/127.0.0.1/{of_host} && read -u 4 word && echo $word"
+        )
+        running = asyncio.create_task(asyncio.to_thread(said, own, script, prefix=prefix))
+        async with asyncio.timeout(SECONDS):
+            first, second = await taken
+            first.setblocking(False)
+            caller, _ = await here.sock_accept(first)
+            await here.sock_sendall(caller, b"hello\n")
+            assert await running == "50000\nhello\n"
+    for each in (caller, first, second):
+        each.close()
+    rules.close()
+
+
+def test_a_network_of_its_own_is_not_to_be_had_without_namespaces(own: Session) -> None:
+    own.layer, own.overrides = "landlock", Network("model_only", ways=(50_000,)).variables()
+    code, out, err = own.run("echo started")
+    assert (code, out) == (78, "")
+    assert "cannot be limited" in err or "needs namespaces" in err

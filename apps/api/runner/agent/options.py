@@ -114,17 +114,22 @@ def to_the_model(settings: Settings, url: str, token: str) -> dict[str, str]:
     return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token, "NO_PROXY": direct, "no_proxy": direct, **plain}
 
 
-def proxies(mode: str, proxy: str, gateway_port: int) -> dict[str, str]:
+def proxies(proxy: str, only_port: int | None) -> dict[str, str]:
     """What leads programs of an agent whose network is limited to the proxy, and not past it.
 
     Args:
         proxy: its URL; empty where there is none for this agent.
-        gateway_port: programs that know a proxy reach it without one.
+        only_port: the one of this machine that is reached without it, the gateway's; of the others the proxy asks whose
+            they are. None: all are, as rules of ports allow, or in a network of the agent's own.
     """
-    # Ports of this machine: as the host's rules allow them to all, or by the proxy, which asks whose they are.
-    direct = "localhost,127.0.0.1,::1" if mode == "open" else f"127.0.0.1:{gateway_port}"
+    direct = "localhost,127.0.0.1,::1" if only_port is None else f"127.0.0.1:{only_port}"
     env = {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "ALL_PROXY": proxy, "NO_PROXY": direct}
     return env | {name.lower(): value for name, value in env.items()} | {"NODE_USE_ENV_PROXY": "1"}
+
+
+def wall_of(settings: Settings, profile: Profile | None) -> Wall:
+    """What stands between agents of a profile and this machine."""
+    return Wall.of(settings).at_least(profile.isolation if profile and profile.isolation else "off")
 
 
 def environment(
@@ -163,8 +168,9 @@ def environment(
         tmp=place.tmp,
         given=place.given,
     )
-    wall = Wall.of(settings).at_least(profile.isolation if profile and profile.isolation else "off")
-    env |= guard_environment(directories, wall, lease=lease, cli=bundled_cli(), session_env=config.env or {})
+    env |= guard_environment(
+        directories, wall_of(settings, profile), lease=lease, cli=bundled_cli(), session_env=config.env or {}
+    )
     return env | network.variables()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     * arguments, env: its path and arguments, its environment;
     * abi, readable, writable: what `confinement.confine` takes; 0 is for no confinement;
     * network: what `network.restrict` takes;
+    * ways: what `network.open_ways` takes, in a network namespace of the agent's own; else nothing;
     * filtered: whether to filter system calls;
     * limits: hard limits of getrlimit(2), by the names of their constants;
     * stdio: descriptors to become 0 and 1, or none.
@@ -42,6 +43,11 @@ def main() -> NoReturn:
     told = int(sys.argv[1])
     with open(told, "rb") as file:
         start = marshal.load(file)  # noqa: S302 - the guard has written it
+    try:
+        if start["ways"]:
+            network.open_ways(*start["ways"])
+    except OSError as error:
+        _fail(error)
     become(start)
 
 
@@ -64,8 +70,12 @@ def become(start: Start) -> NoReturn:
             seccomp.install()
         os.execve(start["arguments"][0], start["arguments"], env)  # noqa: S606
     except OSError as error:
-        os.write(2, f"cli_guard: cannot start the CLI: {error}\n".encode())
-        os._exit(EX_NOEXEC)
+        _fail(error)
+
+
+def _fail(error: OSError) -> NoReturn:
+    os.write(2, f"cli_guard: cannot start the CLI: {error}\n".encode())
+    os._exit(EX_NOEXEC)
 
 
 def limit(limits: Mapping[str, int]) -> None:

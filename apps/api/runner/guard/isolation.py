@@ -80,7 +80,11 @@ def _of_network(settings: Settings, layer: Layer) -> list[str]:
     everything = "agents reach whatever this host does, PostgreSQL, Redis and a cloud's metadata service among it"
     if layer == "off":
         return []  # said already
-    if lacking := network_lacks():
+    lacking = network_lacks()
+    if lacking and layer == "namespaces":
+        more = f"{everything}; " if settings.agent_network in ("open", "direct") else ""
+        return [f"{lacking}: {more}what agents with `network` limited serve has no previews"]
+    if lacking:
         more = "no session starts" if settings.agent_network in ("limited", "model_only") else everything
         return [f"{lacking}: {more}; profiles with `network` limited or model_only are refused"]
     return [f"AGENT_NETWORK=direct: {everything}"] if settings.agent_network == "direct" else []

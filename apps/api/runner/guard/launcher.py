@@ -68,14 +68,17 @@ class Network:
     Attributes:
         mode: `direct`: whatever the host does.
         unix_sockets: whether it may make any; of `model_only` it may not in any case.
-        rules: the socket at which the guard is given its rules of ports, see rules.py.
+        rules: the socket at which the guard is given its rules of ports, or gives the sockets of `ways`: see rules.py.
         ticket: what it shows there.
+        ways: ports at which gateway and proxy are found in a network namespace of the agent's own, in which there is
+            nothing else; none: it has the host's. Only `namespaces` can have one.
     """
 
     mode: Literal["direct", "open", "limited", "model_only"] = "direct"
     unix_sockets: Literal["on", "off"] = "on"
     rules: Path | None = None
     ticket: str = field(default="", repr=False)
+    ways: tuple[int, ...] = ()
 
     def variables(self) -> dict[str, str]:
         """More of what `guard_environment` returns. What is to be limited and cannot be does not start, whatever its
@@ -85,6 +88,7 @@ class Network:
             "CLI_GUARD_UNIX_SOCKETS": self.unix_sockets,
             "CLI_GUARD_PORTS": str(self.rules or ""),
             "CLI_GUARD_PORTS_TICKET": self.ticket,
+            "CLI_GUARD_WAYS": ",".join(map(str, self.ways)),
         }
 
 

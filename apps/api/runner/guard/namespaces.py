@@ -32,7 +32,7 @@ _PRIVATE = ("/dev", "/proc", "/tmp")  # noqa: S108 - what is mounted anew
 # Of this directory no more than the files: there are sockets in it, at which services listen.
 _RESOLVE = "/run/systemd/resolve"
 _NAME_SERVERS = (f"{_RESOLVE}/resolv.conf", f"{_RESOLVE}/stub-resolv.conf")
-_SYS_ADMIN = 21  # capabilities(7)
+_NET_ADMIN, _SYS_ADMIN = 12, 21  # capabilities(7)
 
 
 def system_paths() -> list[str]:
@@ -40,51 +40,54 @@ def system_paths() -> list[str]:
     return [path for path in (*confinement.system_paths(), *_NAME_SERVERS) if path != _RESOLVE]
 
 
-def makes_user_namespace() -> bool:
-    """Whether the others need one: all but root with CAP_SYS_ADMIN. In it RLIMIT_NPROC counts nobody else's."""
+def makes_user_namespace(*, network: bool = False) -> bool:
+    """Whether the others need one: all but root with CAP_SYS_ADMIN, which for one of the `network` also needs
+    CAP_NET_ADMIN. In it RLIMIT_NPROC counts nobody else's."""
     if os.geteuid() != 0:
         return True
     with open("/proc/self/status", "rb") as status:
-        capabilities = next(line for line in status if line.startswith(b"CapEff:"))
-    return not int(capabilities.split()[1], 16) >> _SYS_ADMIN & 1
+        capabilities = int(next(line for line in status if line.startswith(b"CapEff:")).split()[1], 16)
+    needed = (_SYS_ADMIN, _NET_ADMIN) if network else (_SYS_ADMIN,)
+    return not all(capabilities >> capability & 1 for capability in needed)
 
 
-def enter(bwrap: str, start: Start, tmp: str, processes: int, network: str = "host") -> NoReturn:
+def enter(bwrap: str, start: Start, tmp: str, processes: int) -> NoReturn:
     """Become bubblewrap, which starts `inside.main` with `start`. Raises OSError.
 
     Args:
         bwrap: path of the program.
         tmp: a directory of the agent's own, in which its /tmp is made.
         processes: and threads that the agent may have, where the kernel counts those alone.
-        network: `host`, or `none` for a namespace with nothing but a loopback device.
     """
     shared = os.path.join(tmp, ".tmp")
     os.mkdir(shared, 0o700)
     # bubblewrap keeps its descriptors 0 and 1 open while the CLI lives. With the CLI's own neither side of them would
     # see the other close its end.
     stdio = [os.dup(0), os.dup(1)]
-    nowhere, rules = os.open(os.devnull, os.O_RDWR), start["network"][-1]
-    if rules is not None:
-        os.set_inheritable(rules, True)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for given in (start["network"][-1], *start["ways"][:1]):
+        if given is not None:
+            os.set_inheritable(given, True)
     for target, descriptor in enumerate(stdio):
         os.set_inheritable(descriptor, True)
         os.dup2(nowhere, target)
     writable = [*start["writable"], "/tmp"]  # noqa: S108
     # Before Linux 5.14, where Landlock's ABI was 1 at most, a namespace of users counted all processes of the user.
-    limits = {"RLIMIT_NPROC": processes} if makes_user_namespace() and start["abi"] > 1 else {}
+    makes_user = makes_user_namespace(network=bool(start["ways"]))
+    limits = {"RLIMIT_NPROC": processes} if makes_user and start["abi"] > 1 else {}
     told = _memory(marshal.dumps({**start, "stdio": stdio, "writable": writable, "limits": limits}))
-    options = _memory(b"\0".join(map(os.fsencode, _options(start, shared, network))) + b"\0")
+    options = _memory(b"\0".join(map(os.fsencode, _options(start, shared, makes_user))) + b"\0")
     code = f"import sys; sys.path.append({os.path.dirname(_HERE)!r}); from guard.inside import main; main()"
     python = (os.path.realpath(sys.executable), "-I", "-S", "-c", code, str(told))
     # No variable of the session's acts on bubblewrap or on this Python.
     os.execve(bwrap, [bwrap, "--args", str(options), "--", *python], {})  # noqa: S606
 
 
-def _options(start: Start, shared: str, network: str) -> Iterator[str]:
+def _options(start: Start, shared: str, makes_user: bool) -> Iterator[str]:
     yield from ("--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--chdir", os.getcwd())
-    if makes_user_namespace():
+    if makes_user:
         yield "--unshare-user"
-    if network == "none":
+    if start["ways"]:
         yield "--unshare-net"
     yield from _mounts((*start["readable"], _HERE), start["writable"], shared)
     yield from ("--remount-ro", "/")

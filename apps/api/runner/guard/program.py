@@ -165,6 +165,8 @@ def _network(layer: str) -> network.Network:
         reach = network.Network(os.environ)
     except OSError as error:
         _refuse(f"the agent's network cannot be limited ({error})")
+    if reach.ways and layer != "namespaces":
+        _refuse("a network of the agent's own needs namespaces")
     if reach.filters and not seccomp.available():
         if layer != "off" or reach.mode != network.DIRECT:
             _refuse("the agent's network cannot be limited without seccomp")
@@ -197,6 +199,7 @@ def _become_cli(
             # A resume from a SessionStore has a config directory of the SDK's choosing.
             "writable": [*_paths("CLI_GUARD_WRITE"), env["CLAUDE_CONFIG_DIR"]],
             "network": (reach.mode, reach.unix, reach.rules),
+            "ways": () if reach.server is None else (reach.server, reach.ways),
             "filtered": filtered,
             "limits": {},
             "stdio": (),

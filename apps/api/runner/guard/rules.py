@@ -1,4 +1,7 @@
-"""Rules of ports for the guards of one instance: made once for each kind of network, handed over by a Unix socket."""
+"""What the guards of one instance ask for by a Unix socket: rules of ports, made once for each kind of network.
+
+Of an agent in a network namespace of its own the guard hands over instead: what listens in there for the server.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,13 @@ MAX_KEPT = 6
 """Kinds of which the rules are kept: some 4 MB of the kernel's memory each."""
 
 MAX_WAITING = 64
-"""Connections that have not shown a ticket. Beyond it the oldest is closed."""
+"""Connections that have not shown a ticket, or handed nothing over yet. Beyond it the oldest is closed."""
+
+MAX_WAYS = 2
+"""Sockets of one agent: of the gateway and of the proxy."""
+
+Take = Callable[[Sequence[socket.socket]], None]
+"""Is given sockets that listen in an agent's network namespace, and closes them."""
 
 FIRST_FREE = 1024
 """Below it lie the services of the internet and of clouds, metadata among them: agents reach those by the proxy, which
@@ -56,7 +66,7 @@ class PortRules:
         self.path = path
         self._made: dict[Kind, int] = {}
         self._making = asyncio.Lock()
-        self._tickets: dict[bytes, Kind] = {}
+        self._tickets: dict[bytes, Kind | Take] = {}
         self._waiting: dict[socket.socket, None] = {}
         self._listening: socket.socket | None = None
 
@@ -76,8 +86,15 @@ class PortRules:
             self._made[kind] = self._made.pop(kind)  # the newest is the last
             while len(self._made) > MAX_KEPT:
                 os.close(self._made.pop(next(iter(self._made))))
+        return self._issue(kind)
+
+    def way(self, take: Take) -> str:
+        """What a guard shows to hand over what listens in its agent's network namespace."""
+        return self._issue(take)
+
+    def _issue(self, stands_for: Kind | Take) -> str:
         made = secrets.token_urlsafe(32)
-        self._tickets[made.encode()] = kind
+        self._tickets[made.encode()] = stands_for
         return made
 
     def forget(self, ticket: str) -> None:
@@ -90,15 +107,32 @@ class PortRules:
             caller, _ = self._listening.accept()
             caller.setblocking(False)
             self._waiting[caller] = None
-            asyncio.get_running_loop().add_reader(caller, self._hand_over, caller)
+            asyncio.get_running_loop().add_reader(caller, self._answer, caller)
             if len(self._waiting) > MAX_WAITING:
                 self._end(next(iter(self._waiting)))
 
-    def _hand_over(self, caller: socket.socket) -> None:
+    def _answer(self, caller: socket.socket) -> None:
+        stays = False
         try:
-            rules = self._made.get(kind) if (kind := self._tickets.pop(caller.recv(100), None)) else None
-            if rules is not None:
-                socket.send_fds(caller, [b"."], [rules])
+            shown = self._tickets.pop(caller.recv(100), None)
+            if isinstance(shown, Kind):
+                if (rules := self._made.get(shown)) is not None:
+                    socket.send_fds(caller, [b"."], [rules])
+            elif shown is not None:
+                caller.sendall(b".")
+                asyncio.get_running_loop().add_reader(caller, self._take_over, caller, shown)
+                stays = True
+        except OSError:
+            pass  # it has gone
+        finally:
+            if not stays:
+                self._end(caller)
+
+    def _take_over(self, caller: socket.socket, take: Take) -> None:
+        try:
+            _, handed, *_ = socket.recv_fds(caller, 1, MAX_WAYS)
+            if handed:
+                take([socket.socket(fileno=descriptor) for descriptor in handed])
         except OSError:
             pass  # it has gone
         finally:

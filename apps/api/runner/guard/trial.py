@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from apps.api.runner.guard import isolation
-from apps.api.runner.guard.launcher import Directories, Wall, bubblewrap, guard_environment, install_guard
+from apps.api.runner.guard.launcher import Directories, Network, Wall, bubblewrap, guard_environment, install_guard
+from apps.api.runner.guard.rules import PortRules
 from apps.api.settings import Layer, Settings
 
 SECONDS = 30.0
 """For a start that takes some 50 ms on an idle host."""
 
 _PROGRAM = Path("/bin/sh")
+
+_PORT = 50_000
+"""Of a network namespace in which nothing else is."""
 
 
 def places(settings: Settings) -> dict[str, Path]:
@@ -76,16 +82,39 @@ async def _start(settings: Settings, directory: Path, workspace: Path) -> str | 
     for name in names:
         (directory / name).mkdir()
     directories = Directories(workspace=workspace, **{name: directory / name for name in names})
-    env = guard_environment(directories, Wall.of(settings), lease=None, cli=_PROGRAM, session_env={})
+    wall = Wall.of(settings)
+    env = guard_environment(directories, wall, lease=None, cli=_PROGRAM, session_env={})
+    with _network(wall, directory) as network:
+        return await _run(
+            str(install_guard(directory)),
+            workspace,
+            env | network.variables() | {"PATH": os.environ.get("PATH", os.defpath)},
+        )
+
+
+@contextmanager
+def _network(wall: Wall, directory: Path) -> Iterator[Network]:
+    """One of its own for who may have one: containers may allow the other namespaces and not this."""
+    if wall.layer != "namespaces":
+        yield Network()
+        return
+
+    def take(listening: Sequence[socket.socket]) -> None:
+        for each in listening:
+            each.close()
+
+    rules = PortRules(directory / "ports")
+    rules.start()
+    try:
+        yield Network("model_only", rules=rules.path, ticket=rules.way(take), ways=(_PORT,))
+    finally:
+        rules.close()
+
+
+async def _run(launcher: str, workspace: Path, env: Mapping[str, str]) -> str | None:
+    """Why the guard does not start a program, if it does not."""
     process = await asyncio.create_subprocess_exec(
-        str(install_guard(directory)),
-        "-c",
-        ":",
-        cwd=workspace,
-        env=env | {"PATH": os.environ.get("PATH", os.defpath)},
-        stdin=DEVNULL,
-        stdout=DEVNULL,
-        stderr=PIPE,
+        launcher, "-c", ":", cwd=workspace, env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
     )
     try:
         async with asyncio.timeout(SECONDS):

@@ -1,13 +1,15 @@
 """The ways of agents out of their confinement: to a model, to what their session may reach, and to nothing else.
 
-Here is the one place in which both listen and are told of a process. In a network namespace of its own a process would
-be given two listening sockets of that namespace: see `Gateway.accept_on` and `Proxy.accept_on`.
+Here is the one place in which both listen and are told of a process. They also serve on sockets that listen in a
+network namespace of the process's own: a `model_only` agent has one wherever there are namespaces. A `limited` one has
+it only where the kernel has no rules of ports: nobody comes in, so there are no previews of what it serves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,6 +40,14 @@ MAX_SERVED = 1_000
 """Ports of instances on this host that are kept from agents."""
 
 
+AZURE_HOST_PORT = 32_526
+"""At which Azure tells a machine of the settings of its extensions, secrets among them. Other clouds, and the rest of
+what Azure tells, are at ports that rules close to all agents: see rules.FIRST_FREE.
+
+Source: Microsoft's page "What is IP address 168.63.129.16?".
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What one process is given.
@@ -55,6 +65,41 @@ class Access:
     end: Callable[[], None]
 
 
+class OwnNetwork:
+    """What listens in the network namespace of one process."""
+
+    def __init__(self, *serve: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> None:
+        """`serve`: who serves on the sockets, in their order."""
+        self._serve = serve
+        self._servers: list[asyncio.Server] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._over = False
+
+    def take(self, listening: Sequence[socket.socket]) -> None:
+        """See rules.Take."""
+        self._serving = asyncio.create_task(self._open(listening), name="own-network")
+
+    async def _open(self, listening: Sequence[socket.socket]) -> None:
+        try:
+            for serve, each in zip(self._serve, listening, strict=True):
+                if self._over:
+                    break
+                self._servers.append(await serve(each))
+        except (OSError, ValueError) as error:  # its process finds nobody, and says so
+            log.error("ways.not_served", error=error)
+        finally:
+            for each in listening[len(self._servers) :]:
+                each.close()
+        if self._over:
+            self.end()
+
+    def end(self) -> None:
+        """Its process has ended."""
+        self._over = True
+        for server in self._servers:
+            server.close()
+
+
 class Ways:
     """Those of one instance."""
 
@@ -63,7 +108,7 @@ class Ways:
         self.gateway = gateway.of(core)
         self.proxy = Proxy(settings, Outbound(settings.outbound_allow))
         self._rules = PortRules(scratch.root / "ports")
-        self._closed = frozenset(port for _, port in own.databases(settings))
+        self._closed = frozenset({AZURE_HOST_PORT, *(port for _, port in own.databases(settings))})
         self._served = {settings.port}
 
     async def start(self) -> None:
@@ -96,7 +141,8 @@ class Ways:
             OSError: this host has no room for the rules.
         """
         settings, unix = self._core.settings, self._core.settings.agent_unix_sockets
-        reach = _enforceable(claim.profile, reach_of(claim.profile, settings))
+        namespaces = options.wall_of(settings, claim.profile).layer == "namespaces"
+        reach = _enforceable(claim.profile, reach_of(claim.profile, settings), namespaces=namespaces)
         holder = Holder(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
         holder.most, holder.model = claim.config.max_session_usd, options.model_of(settings, claim.config)
         self.gateway.admit(holder)
@@ -108,21 +154,28 @@ class Ways:
         model = frozenset({_endpoint(self._core)} if settings.agents_hold_the_credential else ())
         member = Member(claim.tenant_id, reach, local, denied, model)
         proxy = self.proxy.admit(member) if reach.mode != "model_only" or model else ""
-        ways = {self.gateway.port} if not proxy else {self.gateway.port, self.proxy.port}
+        ways = {self.gateway.port: self.gateway.accept_on} | ({self.proxy.port: self.proxy.accept_on} if proxy else {})
+        alone = OwnNetwork(*ways.values()) if namespaces and _holds_alone(reach) else None
         ticket = ""
 
         def end() -> None:
             self.gateway.dismiss(holder)
             self.proxy.dismiss(member)
             self._rules.forget(ticket)
+            if alone is not None:
+                alone.end()
 
         try:
-            ticket = await self._rules.ticket(Kind(reach.mode, frozenset(ways), self._closed, await self._ports()))
+            if alone is not None:
+                ticket = self._rules.way(alone.take)
+            else:
+                ticket = await self._rules.ticket(Kind(reach.mode, frozenset(ways), self._closed, await self._ports()))
         except BaseException:
             end()
             raise
-        env |= options.proxies(reach.mode, proxy, self.gateway.port)
-        return Access(env, Network(reach.mode, unix, self._rules.path, ticket), settle, end)
+        env |= options.proxies(proxy, None if alone or reach.mode == "open" else self.gateway.port)
+        shown = tuple(ways) if alone else ()
+        return Access(env, Network(reach.mode, unix, self._rules.path, ticket, shown), settle, end)
 
     async def _ports(self) -> frozenset[int]:
         """Of the instances on this host. One that restarts is gone for a moment, and its port is kept for it."""
@@ -137,10 +190,17 @@ def _endpoint(core: Core) -> tuple[str, int]:
     return api.host.lower(), api.port
 
 
-def _enforceable(profile: Profile | None, reach: Reach) -> Reach:
+def _holds_alone(reach: Reach) -> bool:
+    """Whether a network namespace is to hold a process that may have one."""
+    return reach.mode == "model_only" or (reach.mode == "limited" and isolation.network_lacks() is not None)
+
+
+def _enforceable(profile: Profile | None, reach: Reach, *, namespaces: bool) -> Reach:
     """What can be kept on this machine. Where `open` cannot, agents reach what the machine does, and operators are
     warned: see isolation.py."""
     if reach.mode == "direct" or (lacking := isolation.network_lacks()) is None:
+        return reach
+    if namespaces and _holds_alone(reach):
         return reach
     if reach.mode == "open":
         return Reach()
