@@ -173,6 +173,24 @@ async def test_what_is_left_of_deleted_sessions_goes_with_usage(world: World) ->
     assert await counted(world, kept) == {**WHOLE, "usage": 0}
 
 
+async def test_what_budgets_count_goes_where_none_asks_for_it_any_more(world: World) -> None:
+    gone, kept = (await ran(world)).session_id, (await ran(world)).session_id
+    await deletion.delete(world.db, world.tenant_id, gone)
+    for subject in (gone, kept, world.tenant_id):
+        for days in (0, 9, 70):
+            await world.db.pool.execute(
+                "INSERT INTO spent (subject, day, tenant_id, usd, tokens)"
+                " VALUES ($1, (now() AT TIME ZONE 'UTC')::date - $2::int, $3, 1, 1)", subject, days, world.tenant_id,
+            )  # fmt: skip
+    await sweep(world, retention_usage_days=0)
+    assert await world.one("SELECT count(*) FROM spent") == 9
+    await keep(world, Retention(usage_days=10))
+    await sweep(world)
+    rows = await world.db.pool.fetch("SELECT subject, (now() AT TIME ZONE 'UTC')::date - day AS days FROM spent")
+    young = {(subject, days) for subject in (gone, kept, world.tenant_id) for days in (0, 9)}
+    assert {(row["subject"], row["days"]) for row in rows} == young | {(kept, 70)}
+
+
 async def test_the_agent_begins_anew_and_the_log_says_so_without_a_sign_of_life(world: World) -> None:
     claim = await ran(world)
     await age(world, claim.session_id, 11)

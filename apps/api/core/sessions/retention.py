@@ -260,13 +260,22 @@ _OLD_ROWS = {
     " AND day < ($2::timestamptz AT TIME ZONE 'UTC')::date LIMIT $3)",
     "calls": "DELETE FROM model_calls WHERE id IN (SELECT id FROM model_calls WHERE tenant_id = $1 AND began_at < $2"
     " LIMIT $3)",
+    # No budget asks for these any more: one of a session is of all its days, others begin a month ago at most.
+    "spent": "DELETE FROM spent WHERE (subject, day) IN (SELECT subject, day FROM spent p WHERE tenant_id = $1"
+    " AND day < least(($2::timestamptz AT TIME ZONE 'UTC')::date, date_trunc('month', now() AT TIME ZONE 'UTC')::date)"
+    " AND NOT EXISTS (SELECT FROM sessions s WHERE s.id = p.subject AND s.deleted_at IS NULL) LIMIT $3)",
     "told": "DELETE FROM webhook_deliveries WHERE id IN (SELECT d.id FROM webhooks w JOIN webhook_deliveries d"
     " ON d.webhook_id = w.id WHERE w.tenant_id = $1 AND d.created_at < $2 LIMIT $3)",
 }
 
 
 async def _rows(db: Database, turn: _Pass) -> None:
-    for what, before in (("usage", turn.usage), ("calls", turn.usage), ("told", turn.events)):
+    for what, before in (
+        ("usage", turn.usage),
+        ("calls", turn.usage),
+        ("spent", turn.usage),
+        ("told", turn.events),
+    ):
         while before is not None:
             gone = await db.pool.execute(_OLD_ROWS[what], turn.tenant_id, before, BATCH)
             if int(gone.removeprefix("DELETE ")) < BATCH:
