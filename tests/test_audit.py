@@ -69,6 +69,7 @@ LINES = {
     ("delete", "/compat/execute-server/sessions/cleanup"): "session.deleted",
     ("post", "/api/v1/sessions/{session_id}/permissions/{request_id}"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/answer"): "request.answered",
+    ("post", "/api/v1/sessions/{session_id}/tool-results/{request_id}"): "request.answered",
     ("put", "/api/v1/admin/tenants/{tenant}/limits"): "tenant.limited",
     ("post", "/api/v1/agents"): "preset.created",
     ("put", "/api/v1/agents/{agent}"): "preset.changed",

@@ -1,7 +1,7 @@
 """The examples of the documents, pasted into one terminal in their order, against what `scripts/dev` starts.
 
-An example is a fenced block of `sh` or `python`. What is indented after it is its answer, shortened: the errors there
-are the only ones that may come, and what it shows must come.
+An example is a fenced block of `sh`, `python` or `typescript`. What is indented after it is its answer, shortened: the
+errors there are the only ones that may come, and what it shows must come.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ NOT_HERE = {
 }
 """What an example says → why it does not run here."""
 
+_TYPED = ["node", "--input-type=module-typescript", "--eval", "const x: number = 0"]
+if not shutil.which("node") or subprocess.run(_TYPED, capture_output=True).returncode:
+    NOT_HERE[r"^node "] = "needs Node 22.18 or later"
+
 PATIENCE = 2
 """A pause of a page is so many times as long here, where other tests run too."""
 
@@ -67,7 +71,7 @@ def examples_of(page: str) -> list[Example]:
     found = []
     for index, block in enumerate(blocks):
         before = text[blocks[index - 1].end() if index else 0 : block.start()]
-        if block[1] in ("sh", "python"):
+        if block[1] in ("sh", "python", "typescript"):
             line = text.count("\n", 0, block.start()) + 2
             found.append(Example(page, line, block[1], block[2], before, answer_at(text[block.end() :])))
     return found

@@ -15,6 +15,7 @@ Steps are chained with " then "; double quotes protect a " then " that belongs t
 | read FILE                                  | Read                                                       |
 | edit FILE: OLD => NEW                      | Read, then Edit                                            |
 | use tool NAME {json}                       | any tool; ToolSearch first if the CLI has deferred it      |
+| use tools at once NAME {json} & NAME {json} | several such calls in one message                         |
 | ask QUESTION? options A, B                 | AskUserQuestion                                            |
 | delegate [in background] [to NAME:] PROMPT | a sub-agent, which acts on PROMPT by these same rules      |
 | delegate at once PROMPT & PROMPT           | several sub-agents, side by side                           |
@@ -190,6 +191,17 @@ def _use(found: Match, talk: Conversation) -> list[Item]:
     return [_no_json(found)] if tool_input is None else [Calls((ToolUse(found["name"], tool_input),)), Quote()]
 
 
+def _use_at_once(found: Match, talk: Conversation) -> list[Item]:
+    uses = []
+    for call in found["calls"].split(" & ")[:MAX_TOOLS]:
+        name, _, given = call.partition(" ")
+        tool_input = _json_object(given or "{}")
+        if tool_input is None:
+            return [say(f"this is not a JSON object: {given[:ECHO_CHARS]}")]
+        uses.append(ToolUse(name, tool_input))
+    return [Calls(tuple(uses)), Quote()]
+
+
 def _answer(found: Match, talk: Conversation) -> list[Item]:
     given = _json_object(found["json"] or "null")
     if found["json"] and given is None:
@@ -287,6 +299,7 @@ _WORDS: list[tuple[str, Callable[[Match, Conversation], list[Item]]]] = [
     (rf"write {_FILE}: ?(?P<text>.*)", _write),
     (rf"read {_FILE}", lambda found, talk: _tool("Read", file_path=_path(found, talk))),
     (rf"edit {_FILE}: ?(?P<old>.+?) => (?P<new>.*)", _edit),
+    (r"use tools at once (?P<calls>\S+ .+)", _use_at_once),
     (r"use tool (?P<name>\S+)\s*(?P<json>\S.*)?", _use),
     (r"ask (?P<question>.+\?) options:? (?P<options>.+)", _ask),
     (r"delegate at once (?P<prompts>.+)", _delegate_at_once),

@@ -106,6 +106,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "PUT /api/v1/admin/tenants/{tenant}/model-credential": {"api_key": "x"},
     "PUT /api/v1/admin/tenants/{tenant}/limits": {},
     "POST /api/v1/sessions/{session_id}/permissions/{request_id}": {"decision": "allow"},
+    "POST /api/v1/sessions/{session_id}/tool-results/{request_id}": {"content": "x"},
     "POST /api/v1/sessions/{session_id}/answer": {"answers": {"q": "x"}},
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
@@ -201,7 +202,7 @@ class Asker:
         tenant = self._one if whose == "one" else self._other
         if kind == "session_id":
             prefix = next((prefix for prefix in DIALECTS if path.startswith(prefix)), "")
-            asks = "/permissions/" in path or path.endswith("/answer")
+            asks = "/permissions/" in path or "/tool-results/" in path or path.endswith("/answer")
             return tenant.ids[DIALECTS[prefix] if prefix else "asking_session_id" if asks else "session_id"]
         if kind in ("tenant", "marker"):
             return tenant.name if kind == "tenant" else tenant.marker

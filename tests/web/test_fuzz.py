@@ -90,6 +90,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "decision": "allow",
         "updated_input": {"k": "x", "in": [{"k": "x"}]},
     },
+    ("post", "/api/v1/sessions/{session_id}/tool-results/{request_id}"): {
+        "content": [{"type": "text", "text": "x"}],
+        "is_error": True,
+    },
     ("post", "/api/v1/sessions/{session_id}/answer"): {"answers": {"q": ["x"]}, "request_id": NOBODY},
     ("post", "/api/v1/sessions/{session_id}/control"): {
         "model": "m",

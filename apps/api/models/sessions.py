@@ -269,14 +269,16 @@ class Command(Base):
 
 
 class Request(Base):
-    """What an agent asks a person: may this tool run, or which answer. `run_id` is null between two runs.
+    """What an agent asks a person, may this tool run or which answer, or a program: what came of this call.
+
+    `run_id` is null between two runs.
 
     `remember`: the call was allowed for the rest of the session.
     """
 
     __tablename__ = "requests"
     __table_args__ = (
-        CheckConstraint("kind IN ('permission','question')", name="kind"),
+        CheckConstraint("kind IN ('permission','question','client_tool')", name="kind"),
         CheckConstraint("status IN ('open','answered','closed')", name="status"),
         CheckConstraint("(status = 'open') = (resolved_at IS NULL)", name="resolved"),
         ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),

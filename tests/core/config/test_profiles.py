@@ -235,6 +235,7 @@ def test_every_option_is_either_checked_against_the_profile_or_known_to_be_harml
         "thinking",
         "effort",
         "output_format",
+        "client_tools",  # what runs is the client's own program
         "enable_file_checkpointing",
         "cwd",
         "repository",  # the operator's REPOSITORY_HOSTS are the limit

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from apps.api.core.config import environment
+from apps.api.core.config.client_tools import ClientTools
 from apps.api.core.config.names import (
     STORED,
     Denial,
@@ -103,6 +104,7 @@ class AgentConfig(Part):
     effort: Effort | None = None
     output_format: OutputFormat | None = None
     mcp_servers: Annotated[dict[Name, McpServer], Field(max_length=20)] | None = None
+    client_tools: ClientTools | None = None
     agents: Annotated[dict[Name, Subagent], Field(max_length=50)] | None = None
     skills: Annotated[list[SkillName], Field(max_length=100)] | Literal["all"] | None = None
     hooks: Annotated[dict[HookEvent, Annotated[list[Hook], Field(max_length=10)]], Field(max_length=10)] | None = None

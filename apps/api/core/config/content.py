@@ -29,7 +29,8 @@ _SIGNATURES: dict[str, tuple[bytes, ...]] = {
 """How files of a type begin."""
 
 
-def _of(given: Any) -> str:
+def type_of(given: Any) -> str:
+    """The tag of a block."""
     # What is in brackets is no part of a field's name in an error: see `web/errors.py`.
     return f"[{given.get('type') if isinstance(given, dict) else getattr(given, 'type', None)}]"
 
@@ -105,7 +106,7 @@ class DocumentBlock(Part):
     source: Annotated[
         Annotated[
             Annotated[PdfSource, Tag("[base64]")] | Annotated[TextSource, Tag("[text]")],
-            Discriminator(_of, custom_error_type="type", custom_error_message="type: must be 'base64' or 'text'"),
+            Discriminator(type_of, custom_error_type="type", custom_error_message="type: must be 'base64' or 'text'"),
         ],
         BeforeValidator(_own_data),
     ]
@@ -117,7 +118,9 @@ Block = Annotated[
     Annotated[TextBlock, Tag("[text]")]
     | Annotated[ImageBlock, Tag("[image]")]
     | Annotated[DocumentBlock, Tag("[document]")],
-    Discriminator(_of, custom_error_type="type", custom_error_message="type: must be 'text', 'image' or 'document'"),
+    Discriminator(
+        type_of, custom_error_type="type", custom_error_message="type: must be 'text', 'image' or 'document'"
+    ),
 ]
 Blocks = Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS)]
 

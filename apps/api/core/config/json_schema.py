@@ -80,6 +80,11 @@ def _refused(place: _Place, reason: str) -> ValueError:
     return ValueError(f"{'/'.join(map(str, place))[:300]}: {reason}")
 
 
+def parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A schema that was checked and those inside it, each with its place in words."""
+    yield from (("/".join(map(str, place))[:300], part) for place, part in _parts(schema, ("#",)))
+
+
 def _parts(schema: Any, place: _Place) -> Iterator[tuple[_Place, dict[str, Any]]]:
     """A schema and those inside it, each with its place."""
     if not isinstance(schema, dict):

@@ -20,6 +20,8 @@ from apps.api.core.sessions import requests, sessions
 from apps.api.core.tasks import jittered
 from apps.api.errors import Conflict, Problem, ValidationError, refuse
 
+_WORDS = {"permission": "permission", "question": "question", "client_tool": "client tool's call"}
+
 LOOK_SECONDS = 0.2
 """Between two looks at whether a run that was parked has been taken up."""
 
@@ -68,7 +70,7 @@ async def answer(
     row = await requests.row_of(core.db, tenant_id, session_id, request_id)
     asked = decode(row["data"])
     if row["kind"] != kind:
-        raise ValidationError.of("request_id", f"is a {row['kind']}, not a {kind}")
+        raise ValidationError.of("request_id", f"is a {_WORDS[row['kind']]}, not a {_WORDS[kind]}")
     if row["status"] != "open":
         raise requests.already_resolved(row)
     decision = _checked(decision, asked, profile)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api.core.config import content, expansion, models, profiles
+from apps.api.core.config import client_tools, content, expansion, models, profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.environment import permit
 from apps.api.core.config.parts import RegisteredServer
@@ -222,6 +222,9 @@ def _of_options(
     the registered MCP servers."""
     own = {server.type for server in config.servers().values() if not isinstance(server, RegisteredServer)}
     found = list[Problem]()
+    taken = [field for field in config.servers() if field.rpartition(".")[2] == client_tools.SERVER]
+    if config.client_tools and taken:
+        found.append(Problem(taken[0], "validation_error", "this name is that of client_tools"))
     with noting(found, "env"):
         permit(config.env or {}, {*own, *kinds.values()})
     narrowed = profiles.clamp(profile, config) if profile else config  # a profile has a default model of its own

@@ -268,6 +268,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "permission_request": {"request_id": str},
     "question": {"request_id": str},
+    "client_tool_call": {"request_id": str},
     "action_resolved": {"request_id": str},
     "task": {"task_id": str, "status": str},
     "checkpoint": {"checkpoint_id": str},

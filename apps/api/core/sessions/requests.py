@@ -1,4 +1,5 @@
-"""Requests: what an agent asks a person. The row is the truth; whoever changes it from `open` first has decided.
+"""Requests: what an agent asks a person, or its client's program. The row is the truth; whoever changes it from `open`
+first has decided.
 
 The owner opens them, and closes those that nobody will answer; any instance takes an answer: `fleet/answering.py`.
 """
@@ -24,7 +25,7 @@ from apps.api.core.sessions import sessions
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 
-EVENTS = {"permission": "permission_request", "question": "question"}
+EVENTS = {"permission": "permission_request", "question": "question", "client_tool": "client_tool_call"}
 """The event that tells of a request, by its kind."""
 
 

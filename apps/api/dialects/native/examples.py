@@ -55,6 +55,7 @@ OPTIONS = {
     "effort": "How much effort the model puts into its answers.",
     "output_format": "A JSON schema that the final answer must match; it comes as `structured_output`.",
     "mcp_servers": "MCP servers by name: `stdio` (the operator allows its command), `http`, `sse`, or `registered`.",
+    "client_tools": "Tools that the caller's own program executes; a call waits for its result as `client_tool_call`.",
     "agents": "Custom subagents by name; each may have `skills`, `mcp_servers` and a `permission_mode` of its own.",
     "skills": 'Skills that are enabled, by name; `"all"` for all of them.',
     "hooks": "Webhooks by hook event, which may allow, deny or change what the agent does.",

@@ -1,4 +1,4 @@
-"""A person in the loop: what agents ask, and the answers."""
+"""A person or a program in the loop: what agents ask, and the answers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from apps.api.auth import Principal
-from apps.api.core.config.names import Text
+from apps.api.core.config import client_tools
+from apps.api.core.config.content import TextBlock
+from apps.api.core.config.names import Text, storable
 from apps.api.core.context import Core
 from apps.api.core.fleet import answering
 from apps.api.core.sessions import admission, requests
@@ -62,6 +64,27 @@ class AnswerBody(wire.Closed):
     )
 
 
+class ToolResultBody(wire.Closed):
+    """What a tool that the caller's program executes has come to."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"content": "21 °C", "is_error": False}]})
+
+    content: Annotated[Text, Field(max_length=1_000_000)] | list[client_tools.ResultBlock] = Field(
+        description="Text, or up to 20 blocks of `text` and `image`. The agent reads it as the tool's result."
+    )
+    is_error: bool = Field(False, description="Whether it tells of a failure, which the agent may try to mend.")
+
+    @field_validator("content", mode="after")
+    @classmethod
+    def _bounded(cls, value: str | list[client_tools.ResultBlock]) -> str | list[client_tools.ResultBlock]:
+        if isinstance(value, list) and not 1 <= len(value) <= client_tools.MAX_BLOCKS:
+            raise ValueError(f"must have 1 to {client_tools.MAX_BLOCKS} blocks")
+        for block in value if isinstance(value, list) else ():
+            if isinstance(block, TextBlock):
+                storable(block.text)
+        return value
+
+
 class Answered(BaseModel):
     """`applied`: the agent goes on with it. `accepted`: it is stored, and the agent has not taken it yet."""
 
@@ -78,7 +101,7 @@ class RequestState(BaseModel):
     request_id: UUID
     session_id: UUID
     run_id: UUID | None = Field(description="Null when a background task asked between two runs.")
-    type: Literal["permission", "question"]
+    type: Literal["permission", "question", "client_tool"]
     status: Literal["open", "answered", "closed"] = Field(examples=["open"])
     decision: str | None = Field(None, description="`allow`, `deny`, `answered` or `closed`.")
     resolved_by: dict[str, Any] | None = Field(None, description="A key, or why the system closed it.")
@@ -124,6 +147,26 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
     decision = {"decision": "answered", "answers": answers}
     sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "question", decision, by_key(caller))
+    return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
+
+
+@router.post(
+    "/sessions/{session_id}/tool-results/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413)
+)
+async def tool_result(
+    core: CoreDep, caller: Writer, session_id: SessionId, request_id: RequestId, body: ToolResultBody
+) -> Answered:
+    """Give the result of a client tool's call (`client_tool_call`), from any instance. The first result counts: a later
+    one is 409 `request_resolved`.
+
+    One that is refused (422) leaves the call open.
+    """
+    await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
+    given = body.model_dump(exclude_none=True)
+    content = [{"type": "text", "text": given["content"]}] if isinstance(given["content"], str) else given["content"]
+    decision = {"decision": "answered", "content": content, "is_error": body.is_error}
+    by = by_key(caller)
+    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "client_tool", decision, by)
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
 
 

@@ -303,6 +303,12 @@ class Connection:
             done = await requests.answer_question(self._core, caller, head.session_id, answers)
         await self._ack(message, done.model_dump(mode="json"))
 
+    async def _tool_result(self, caller: Principal, message: dict[str, Any]) -> None:
+        caller.require("write")
+        asked, result = wire.divided(wire.OfRequest, requests.ToolResultBody, message)
+        done = await requests.tool_result(self._core, caller, asked.session_id, asked.request_id, result)
+        await self._ack(message, done.model_dump(mode="json"))
+
     # --- events -----------------------------------------------------------------------------------------------------
 
     async def _follow(self, caller: Principal, message: dict[str, Any]) -> None:
@@ -377,6 +383,7 @@ KINDS = {
     "unfollow": _Kind(Connection._stop_following),
     "interrupt": _Kind(Connection._interrupt, waits=True),
     "answer": _Kind(Connection._answer, waits=True),
+    "tool_result": _Kind(Connection._tool_result, waits=True),
     "control": _Kind(Connection._control, waits=True),
     "ping": _Kind(Connection._ping),
 }

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, SessionStore
+from claude_agent_sdk import AgentDefinition, CanUseTool, ClaudeAgentOptions, McpSdkServerConfig, SessionStore
 from claude_agent_sdk.types import SystemPromptCustom, SystemPromptFile, SystemPromptPreset, ThinkingConfig
 
+from apps.api.core.config import client_tools
 from apps.api.core.config.agent import AgentConfig, tools_of
 from apps.api.core.config.parts import Subagent, Thinking
 from apps.api.core.config.profiles import Profile
@@ -183,6 +184,7 @@ class Process:
         resume: whether `place.config` holds the conversation so far.
         permissions: a file that holds the rules of permission, see `write_permissions`.
         model, network: see `environment`.
+        client_tools: the MCP server whose tools the client's program executes, if there are any.
         stderr: collects its last lines, for the message of a failed start.
     """
 
@@ -201,6 +203,7 @@ class Process:
     profile: Profile | None
     model: Mapping[str, str]
     network: Network = field(default_factory=Network)
+    client_tools: McpSdkServerConfig | None = None
     stderr: list[str] = field(default_factory=list)
 
     def keep(self, line: str) -> None:
@@ -220,6 +223,8 @@ def _more_arguments(config: AgentConfig, process: Process) -> dict[str, str | No
         # Not the SDK's own option: with a store it would make a configuration of its own, of what is in the one that it
         # is given, and read and remove both in the event loop. See `history`.
         more["resume"] = str(process.sdk_session_id)
+    if process.client_tools and process.extensions.mcp_config:
+        more["mcp-config"] = str(process.extensions.mcp_config)  # the option of that name has theirs
     return more
 
 
@@ -247,7 +252,7 @@ def left_of(claim: Claim) -> AgentConfig:
 
 def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAgentOptions:
     """Options for one CLI process."""
-    plugin = process.extensions.plugin
+    plugin, mcp_config = process.extensions.plugin, process.extensions.mcp_config
     return ClaudeAgentOptions(
         model=config.model or settings.default_model,
         fallback_model=config.fallback_model,
@@ -285,7 +290,7 @@ def build(settings: Settings, config: AgentConfig, process: Process) -> ClaudeAg
         cli_path=process.launcher,
         stderr=process.keep,
         setting_sources=[],
-        mcp_servers=process.extensions.mcp_config or {},
+        mcp_servers={client_tools.SERVER: process.client_tools} if process.client_tools else (mcp_config or {}),
         strict_mcp_config=True,
         include_partial_messages=True,
         forward_subagent_text=True,

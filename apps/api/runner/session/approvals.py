@@ -1,4 +1,5 @@
-"""What the agent of one session asks a person: requests that are opened here and answered on any instance."""
+"""What the agent of one session asks a person, or its client's program: requests that are opened here and answered on
+any instance."""
 
 from __future__ import annotations
 
@@ -117,6 +118,25 @@ class Approvals:
             return PermissionResultAllow()
         await self._shown(context.tool_use_id or "")
         mine = Open(self._asked(tool_name, tool_input, context), tool_name, tool_input)
+        await self._wait(mine)
+        if mine is self._left:
+            return PermissionResultDeny(message="The process ends.", interrupt=True)
+        return self._result(mine)
+
+    async def result_of(self, tool: str, given: dict[str, Any], tool_use_id: str) -> dict[str, Any] | None:
+        """What the client's program has answered to a call of its tool; None when nobody does."""
+        await self._shown(tool_use_id)
+        expires_at = clock.now() + timedelta(seconds=self._seconds)
+        fields = {"tool_name": tool, "input": codec.clean(given), "tool_use_id": tool_use_id, "agent_id": None}
+        mine = Open(Asked(uuid4(), "client_tool", self._turns.run_id, expires_at, fields), tool, given)
+        try:
+            await self._wait(mine)
+        except (LeaseLost, Unavailable) as error:
+            self._owner.lost(error)
+        return mine.decision
+
+    async def _wait(self, mine: Open) -> None:
+        """Open a request, and wait until it is settled, or left."""
         self._open[mine.asked.id] = mine  # before it can be answered
         self._changed()
         try:
@@ -127,7 +147,7 @@ class Approvals:
             except TimeoutError:
                 if mine is self._left:
                     await self._gone.wait()  # its time is looked after by whoever parks the run
-                    return PermissionResultDeny(message="The process ends.", interrupt=True)
+                    return
                 mine.resolving = True
                 if not await self._close(mine.asked, "expired"):
                     async with asyncio.timeout(LAST_MOMENT):
@@ -150,14 +170,13 @@ class Approvals:
             if mine is not self._left:
                 self._open.pop(mine.asked.id, None)
                 self._changed()
-        return self._result(mine)
 
     def sole(self, run_id: UUID) -> Open | None:
         """What a run waits for, if it is one request, of the agent itself, that nobody has resolved."""
         mine = next(iter(self._open.values())) if len(self._open) == 1 else None
         if mine is None or mine.resolving or mine.asked.run_id != run_id or mine.asked.fields["agent_id"] is not None:
             return None
-        return mine
+        return None if mine.asked.kind == "client_tool" else mine  # the call is under way already
 
     def leave(self, mine: Open) -> None:
         """Leave a request open when its process ends: its run is parked. Who obeys its answer waits for `gone`."""

@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from claude_agent_sdk import project_key_for_directory
 
+from apps.api.core.config import client_tools
+from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet import ownership
@@ -28,6 +30,7 @@ from apps.api.runner.agent.scratch import Place
 from apps.api.runner.egress.proxy import Local, Reason
 from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
+from apps.api.runner.session.client_tools import server
 from apps.api.runner.session.hooks import Hooks
 from apps.api.runner.session.turn import Turn, Turns
 from apps.api.runner.session.ways import Access, Ways
@@ -244,6 +247,7 @@ class Launch:
             raise StartFailed(f"no workspace: {error}") from error
         given = await extensions.prepare(self._core, claim, place.given)
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
+        allowed += [Rule(client_tools.full_name(tool.name)) for tool in claim.config.client_tools or ()]
         write = partial(extensions.write_permissions, hosts_are_listed=access.network.mode == "limited")
         permissions = await self._core.blocking.starts.run(
             write,
@@ -265,6 +269,7 @@ class Launch:
             resume=resume,
             hooks=self._hooks.matchers(claim.config),
             can_use_tool=self._approvals.can_use_tool,
+            client_tools=server(claim.config.client_tools or (), self._approvals),
             permissions=permissions,
             profile=claim.profile,
             model=access.env,
