@@ -345,6 +345,7 @@ OPENS_FILES = {
     "runner.agent.patches": "copies of files, under numbers, in a directory of the server's own",
     "runner.session.ports": "/proc",
     "runner.guard.processes": "/proc",
+    "runner.guard.cgroups": "/sys/fs/cgroup",
     "runner.guard.program": "runs in a process of its own, with the agent's rights once it is confined",
     "runner.guard.confinement": "the same",
     "runner.guard.inside": "the same",

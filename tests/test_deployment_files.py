@@ -43,7 +43,13 @@ def dockerfile() -> str:
 
 
 def test_the_compose_file_follows_the_specification() -> None:
-    assert run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml") == ""
+    files = ("docker-compose.yml", "deploy/compose.cgroups.yml")
+    assert run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files) == ""
+
+
+def test_what_is_added_to_the_compose_file_belongs_to_its_services(compose: dict[str, Any]) -> None:
+    added = yaml.safe_load((ROOT / "deploy/compose.cgroups.yml").read_text())
+    assert added["services"].keys() == {"api"} < compose["services"].keys()
 
 
 def test_hadolint_has_no_complaint() -> None:

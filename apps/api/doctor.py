@@ -21,7 +21,7 @@ from apps.api.core.network import default_model
 from apps.api.db import connect
 from apps.api.pool import CONNECT_TIMEOUT
 from apps.api.redis import REDIS_ERRORS, open_redis
-from apps.api.runner.guard import isolation, namespaces, trial
+from apps.api.runner.guard import cgroups, isolation, namespaces, trial
 from apps.api.runner.guard.launcher import bundled_cli, landlock_abi
 from apps.api.settings import ENV_FILE, Settings
 from apps.api.spelling import doubtful
@@ -49,7 +49,7 @@ async def examine(settings: Settings) -> list[Check]:
     """Run all checks. One that cannot be made is a FAIL, never an exception."""
     checks: list[Callable[[Settings], Awaitable[Check]]]
     checks = [_names, _python, _cli, _postgres, _role, _schema, _redis, _model, _profiles, _workspaces, _git]
-    checks += [_fleet, _clock, _host, _isolation, _sockets, _port, _descriptors]
+    checks += [_fleet, _clock, _host, _isolation, _limits, _sockets, _port, _descriptors]
     return [await check(settings) for check in checks]
 
 
@@ -253,6 +253,15 @@ async def _isolation(settings: Settings) -> Check:
         return Check("warn", "Isolation", "; ".join(warned))
     has = f"{found.layer}, Landlock ABI {landlock_abi()}, system calls filtered, network {settings.agent_network}"
     return Check("ok", "Isolation", has + "".join(f"; no {layer}: {why}" for layer, why in found.lacking.items()))
+
+
+async def _limits(settings: Settings) -> Check:
+    try:
+        return Check("ok", "Limits", f"of agents are held by control groups in {cgroups.delegated(settings)}")
+    except cgroups.NotDelegated as error:
+        if warned := cgroups.warnings(settings, str(error)):
+            return Check("warn", "Limits", "; ".join(warned))
+        return Check("ok", "Limits", f"of agents are held by rlimits and a watchdog: {error}")
 
 
 async def _sockets(settings: Settings) -> Check:

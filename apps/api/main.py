@@ -33,7 +33,7 @@ from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging
 from apps.api.redis import open_redis
-from apps.api.runner.guard import isolation, trial
+from apps.api.runner.guard import cgroups, isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
 from apps.api.runner.session.ways import Ways
@@ -148,10 +148,11 @@ async def _look_at_role(db: Database, settings: Settings) -> None:
 
 
 class _Isolation(NamedTuple):
-    """How agents are isolated here, and in what that falls short."""
+    """How agents are isolated here, in what that falls short, and what makes their control groups, if there are any."""
 
     layer: Layer
     warnings: list[str]
+    groups: cgroups.Groups | None
 
 
 @asynccontextmanager
@@ -161,7 +162,9 @@ async def _confining(settings: Settings, found: trial.Found | None, app: FastAPI
     found = found or await trial.strongest(settings)
     if refused := isolation.refusal(settings, found.layer, found.lacking):
         raise RuntimeError(refused)
-    told = _Isolation(found.layer, isolation.warnings(settings, found.layer, found.lacking))
+    groups, lacking = await asyncio.to_thread(cgroups.find, settings)
+    unlimited = cgroups.warnings(settings, lacking)
+    told = _Isolation(found.layer, isolation.warnings(settings, found.layer, found.lacking) + unlimited, groups)
     log.info("agents.isolation", layer=found.layer, lacking=dict(found.lacking))
     # Where there is none to be had, that is not the same as if none was wanted: see `profiles.reach`.
     least = "off" if settings.agent_isolation == "off" else "auto"
@@ -188,7 +191,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         stack.callback(core.blocking.close)
         runner = replace(core, db=db.for_runner())
-        worker = Worker(runner, lease)
+        worker = Worker(runner, lease, isolated.groups)
         loops = Loops(settings.instance_lease_seconds, (failed := _Failed()).give_up)
         stack.push_async_callback(loops.stop)
         loops.keep("relay-publisher", publisher.run)

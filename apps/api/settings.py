@@ -144,6 +144,7 @@ class Settings(BaseSettings):
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
     agent_memory_bytes: int = Field(4_000_000_000, ge=500_000_000)
     agent_max_processes: int = Field(1024, ge=100, le=100_000)
+    agent_cpus: float | None = Field(None, ge=0.01)
     agent_max_open_files: int = Field(16_384, ge=1024)
     agent_max_file_bytes: int = Field(10_000_000_000, ge=100_000_000)
     repository_hosts: CommaList[str] = (
@@ -172,6 +173,7 @@ class Settings(BaseSettings):
         "default_profile",
         "root_dialect",
         "anonymous_tenant",
+        "agent_cpus",
         mode="before",
     )
     @classmethod

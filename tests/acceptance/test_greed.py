@@ -12,6 +12,9 @@ import psutil
 import pytest
 
 from apps.api.dev.unprivileged import UNSHARE
+from apps.api.runner.guard.cgroups import NotDelegated, delegated
+from apps.api.runner.guard.limits import TOO_MANY_PROCESSES
+from apps.api.settings import Settings
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance
 from tests.layers import ISOLATED
@@ -37,6 +40,13 @@ async def started(start_fleet: StartFleet, user: str, **settings: str) -> Fleet:
     return fleet
 
 
+def has_groups() -> bool:
+    """Whether the kernel may be the one that ends agents here."""
+    with suppress(NotDelegated):
+        return bool(delegated(Settings(_env_file=None)))
+    return False
+
+
 async def until(true: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(true):  # noqa: ASYNC110 - of another process
@@ -58,6 +68,9 @@ def left_of(instance: Instance, session_id: str) -> list[psutil.Process]:
 async def test_an_agent_that_takes_too_much_is_ended_and_nobody_else_notices(
     start_fleet: StartFleet, user: str, layer: str, code: str
 ) -> None:
+    grouped = has_groups()
+    if grouped and code == TOO_MANY_PROCESSES:
+        pytest.skip("the kernel gives it no more processes here, and ends nothing")
     fleet = await started(start_fleet, user, AGENT_ISOLATION=layer, AGENT_ISOLATION_REQUIRED="true")
     instance = fleet[0]
     greedy, neighbour = await instance.session(**BYPASS), await instance.session(**BYPASS)
@@ -74,5 +87,5 @@ async def test_an_agent_that_takes_too_much_is_ended_and_nobody_else_notices(
     assert (await beside)["status"] == "succeeded"
     assert "mine" in (await instance.ask(neighbour, "run ls"))["result"]
     assert "recovered" in (await instance.ask(greedy, "say recovered"))["result"]
-    assert "watch.agent_ended" in instance.log.read_text()
+    assert grouped or "watch.agent_ended" in instance.log.read_text()
     assert instance.process.poll() is None

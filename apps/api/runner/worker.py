@@ -29,6 +29,7 @@ from apps.api.invalidations import Exchange
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.guard.cgroups import Groups
 from apps.api.runner.heartbeat import Heartbeat
 from apps.api.runner.host import Host
 from apps.api.runner.session import command_handlers
@@ -64,13 +65,13 @@ class _Wakeups:
 class Worker:
     """Runs agents on this instance. `slots` = 0 makes a pure API node, which still reaps and announces."""
 
-    def __init__(self, core: Core, lease: Lease) -> None:
+    def __init__(self, core: Core, lease: Lease, groups: Groups | None = None) -> None:
         self._core, self._lease = core, lease
         self._heartbeat = Heartbeat(core.settings, lease)
         self._invalidations = Exchange(core.db, core.redis)
         self._deleted = asyncio.Queue[UUID](MAX_DELETED)
         self._slots = core.settings.runner_slots
-        self.scratch = Scratch()
+        self.scratch = Scratch(groups)
         lease.tell(self.scratch.lease.write)
         self.ways = Ways(core, self.scratch)
         self.host = Host(core.settings, self.scratch, partial(facts.compare, core, lease.instance_id))
@@ -81,8 +82,7 @@ class Worker:
         self._unheard_until = 0.0  # loop time, until which claims are looked for whose answers were lost
         self._claim_now = asyncio.Event()
         self._means = Means(lease, self.host, StartGate(cpus(), self._claim_now.set), self.ways)
-        self._commands_now = asyncio.Event()
-        self.left_waiting = asyncio.Event()
+        self._commands_now, self.left_waiting = asyncio.Event(), asyncio.Event()
         self._url: str | None = None
         self.draining = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.tasks import end
 from apps.api.runner.agent.process import RECYCLE_AFTER_TURNS, Agent
+from apps.api.runner.guard.cgroups import Group
 
 
 class Stubborn(ClaudeSDKClient):
@@ -30,6 +32,17 @@ async def test_what_an_agent_took_of_a_change_that_it_refused_is_known_to_the_ne
     with pytest.raises(Exception, match="Cannot set"):
         await agent.change({"model": "after", "permission_mode": "plan"})
     assert (agent.config.model, agent.config.permission_mode) == ("after", claim.config.permission_mode)
+
+
+def test_an_agent_that_the_kernel_ended_for_its_memory_is_told_like_one_that_the_watchdog_ended(tmp_path: Path) -> None:
+    claim = Claim(uuid4(), "prompt", "say", False, 60, AgentConfig(), uuid4(), uuid4(), 1, 0, uuid4())
+    agent = Agent(claim, ClaudeSDKClient())
+    agent.group = Group(tmp_path)
+    assert agent.why_it_ended(None) == "agent_crashed"
+    (tmp_path / "memory.events").write_text("oom 1\noom_kill 3\n")
+    assert agent.why_it_ended(None) == agent.exceeded == "agent_out_of_memory"
+    (tmp_path / "memory.events").unlink()  # the group is removed with the agent
+    assert agent.exceeded == "agent_out_of_memory"
 
 
 async def for_ever() -> None:

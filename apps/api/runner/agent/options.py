@@ -128,9 +128,10 @@ def proxies(proxy: str, only_port: int | None) -> dict[str, str]:
     return env | {name.lower(): value for name, value in env.items()} | {"NODE_USE_ENV_PROXY": "1"}
 
 
-def wall_of(settings: Settings, profile: Profile | None) -> Wall:
-    """What stands between agents of a profile and this machine."""
-    return Wall.of(settings).at_least(profile.isolation if profile and profile.isolation else "off")
+def wall_of(settings: Settings, profile: Profile | None, group: Path | None = None) -> Wall:
+    """What stands between an agent of a profile and this machine. `group`: its control group, if it has one."""
+    least = profile.isolation if profile and profile.isolation else "off"
+    return Wall.of(settings).but(at_least=least, group=group)
 
 
 def environment(
@@ -169,9 +170,8 @@ def environment(
         tmp=place.tmp,
         given=place.given,
     )
-    env |= guard_environment(
-        directories, wall_of(settings, profile), lease=lease, cli=bundled_cli(), session_env=config.env or {}
-    )
+    wall = wall_of(settings, profile, place.group.path if place.group else None)
+    env |= guard_environment(directories, wall, lease=lease, cli=bundled_cli(), session_env=config.env or {})
     return env | network.variables()
 
 

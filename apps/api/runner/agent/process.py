@@ -22,6 +22,8 @@ from claude_agent_sdk import (
 from claude_agent_sdk.types import HookEvent
 
 from apps.api.core.fleet.claims import Claim
+from apps.api.runner.guard.cgroups import Group
+from apps.api.runner.guard.limits import OUT_OF_MEMORY
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +121,7 @@ class Agent:
         config: what it was started with, and changed to since.
         cwd: where it was started.
         isolation: its layer, see `launcher.Wall`.
-        exceeded: why it was ended, as a failure of a run, if it took more than it may.
+        group: its control group, if it has one.
     """
 
     def __init__(self, claim: Claim, client: ClaudeSDKClient, cwd: str = "") -> None:
@@ -129,7 +131,8 @@ class Agent:
         self.config, self._provisions = claim.config, claim.provisions
         self._reader: asyncio.Task[None] | None = None
         self._turns, self._used_up, self._killed = 0, False, False
-        self.exceeded: str | None = None
+        self._exceeded: str | None = None
+        self.group: Group | None = None
 
     @classmethod
     async def start(
@@ -167,6 +170,13 @@ class Agent:
         """Of the guard, above all that the agent has started; None when it has ended. Private attributes: see kill."""
         process = getattr(getattr(self.client, "_transport", None), "_process", None)
         return process.pid if process is not None and process.returncode is None else None
+
+    @property
+    def exceeded(self) -> str | None:
+        """Why it was ended, as a failure of a run, if it took more than it may."""
+        if self._exceeded is None and self.group is not None and self.group.ran_out_of_memory():
+            self._exceeded = OUT_OF_MEMORY
+        return self._exceeded
 
     def why_it_ended(self, failure: Exception | None) -> str:
         """The code for the run of an agent whose messages have ended without a result."""
@@ -315,7 +325,7 @@ class Agent:
 
     def exceed(self, code: str) -> None:
         """It has taken more than it may: end it. `code`: the failure of its run."""
-        self.exceeded = self.exceeded or code
+        self._exceeded = self._exceeded or code
         self.kill()
 
     async def _put_down(self, connecting: asyncio.Task[None]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from apps.api.core.sessions import files, removal
+from apps.api.runner.guard.cgroups import Group, Groups
 from apps.api.runner.guard.launcher import LeaseFile, install_guard
 
 log = structlog.get_logger(__name__)
@@ -31,9 +32,14 @@ own."""
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The directories of one process. Its agent writes to `config` and `tmp`, and only reads `given`."""
+    """The directories of one process. Its agent writes to `config` and `tmp`, and only reads `given`.
+
+    Attributes:
+        group: the control group that it is to be in, where there are any.
+    """
 
     root: Path
+    group: Group | None = None
 
     @property
     def config(self) -> Path:
@@ -57,8 +63,9 @@ class Scratch:
     The lock file lets others on this host remove what a killed instance left.
     """
 
-    def __init__(self) -> None:
-        self._base = _base()
+    def __init__(self, groups: Groups | None = None) -> None:
+        """`groups`: makes control groups for processes, where there are any."""
+        self._base, self._groups = _base(), groups
         self.root = Path(tempfile.mkdtemp(prefix="", dir=self._base))
         self._lock = _try_lock(self.root)
         self.launcher = install_guard(self.root)
@@ -68,7 +75,7 @@ class Scratch:
 
     def make(self) -> Place:
         """Empty directories for one process. Raises OSError."""
-        place = Place(Path(tempfile.mkdtemp(prefix="", dir=self.root)))
+        place = Place(Path(tempfile.mkdtemp(prefix="", dir=self.root)), self._group())
         for directory in (place.config, place.tmp, place.given):
             directory.mkdir(mode=0o700)
         return place
@@ -76,10 +83,17 @@ class Scratch:
     def forget(self, place: Place) -> None:
         """Have the directories of a process that has ended removed, soon."""
         if not self._closing:
+            if place.group is not None:
+                self._remover.submit(place.group.remove)
             self._remover.submit(self._remove, place.root)
 
     def sweep(self) -> None:
         """Remove what instances left that live no more. Blocks."""
+        if self._groups is not None:
+            try:
+                self._groups.sweep()
+            except OSError as error:
+                log.warning("scratch.not_swept", path="control groups", error=error)
         before = Path(tempfile.gettempdir()) / f"claude-agent-api-{os.getuid()}"  # that of earlier versions
         for directory in (*_within(self._base), *_within(before)):
             try:
@@ -98,10 +112,21 @@ class Scratch:
         """Remove everything. Blocks."""
         self._closing = True
         self._remover.shutdown(cancel_futures=True)
+        if self._groups is not None:
+            self._groups.close()
         self._remove(self.root, stopped=False)
         self.lease.close()
         if self._lock is not None:
             os.close(self._lock)
+
+    def _group(self) -> Group | None:
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.make()
+        except OSError as error:  # the watchdog holds it to its limits then
+            log.warning("scratch.no_control_group", error=error)
+            return None
 
     def _remove(self, path: Path, *, stopped: bool = True) -> None:
         try:

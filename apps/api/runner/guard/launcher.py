@@ -169,12 +169,14 @@ class Wall:
         read_paths: what the agent may read besides the system's directories and this Python. With /proc in it `ps`
             works, and with `landlock` agents see the command lines of every process on the host.
         limits: what the kernel refuses to the CLI and to all that it starts.
+        group: the control group for the CLI and all that it starts, if there is one; the guard itself stays outside.
     """
 
     layer: Layer
     seccomp: Literal["on", "off"]
     read_paths: Sequence[Path]
     limits: Limits
+    group: Path | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Wall:
@@ -187,9 +189,9 @@ class Wall:
             limits=Limits.of(settings),
         )
 
-    def at_least(self, layer: Layer) -> Wall:
-        """This one, or with another layer a stronger one."""
-        return replace(self, layer=max(self.layer, layer, key=LAYERS.index))
+    def but(self, *, at_least: Layer, group: Path | None) -> Wall:
+        """This one with a group, and with another layer if that is a stronger one."""
+        return replace(self, layer=max(self.layer, at_least, key=LAYERS.index), group=group)
 
 
 def guard_environment(
@@ -219,6 +221,7 @@ def guard_environment(
         "CLI_GUARD_BWRAP": bubblewrap() or "" if wall.layer == "namespaces" else "",
         "CLI_GUARD_SECCOMP": wall.seccomp,
         "CLI_GUARD_LIMITS": str(wall.limits),
+        "CLI_GUARD_GROUP": str(wall.group or ""),
         "CLI_GUARD_READ": _joined((Path(sys.prefix), Path(sys.base_prefix), place.given, *wall.read_paths)),
         "CLI_GUARD_WRITE": _joined(writable),
         "CLI_GUARD_FILE_HISTORY": str(place.file_history.absolute()),

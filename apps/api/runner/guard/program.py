@@ -180,6 +180,7 @@ def _become_cli(
 ) -> NoReturn:
     try:
         os.setsid()
+        _join_group()
         cli, env = os.environ["CLI_GUARD_CLI"], environment(os.environ)
         if confinement.LINUX:
             confinement.prctl(confinement.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -211,6 +212,25 @@ def _become_cli(
     except OSError as error:
         _say(f"cannot start the CLI: {error}")
         os._exit(inside.EX_NOEXEC)
+
+
+def _join_group() -> None:
+    try:
+        _group("cgroup.procs", "0")
+    except OSError as error:
+        _say(f"the agent's control group cannot be joined: its limits are the watchdog's ({error})")
+
+
+def _group(name: str, value: str) -> bool:
+    """Write to a file of the agent's control group. Returns whether it has one. Raises OSError."""
+    path = os.environ["CLI_GUARD_GROUP"]
+    if path:
+        opened = os.open(os.path.join(path, name), os.O_WRONLY)
+        try:
+            os.write(opened, value.encode())
+        finally:
+            os.close(opened)
+    return bool(path)
 
 
 def _limits() -> tuple[dict[str, int], int]:
@@ -259,7 +279,12 @@ def _wait(cli: int, server: int, lease: int | None) -> int:
 
 def _kill_descendants() -> None:
     """Kill them all, again while there are new ones. The last is waited for KILL_SECONDS, all of them MOST_SECONDS."""
-    _go_first()
+    try:
+        together = _group("cgroup.kill", "1")
+    except OSError:  # before Linux 5.14
+        together = False
+    if not together:
+        _go_first()
     killed: set[int] = set()
     end = time.monotonic() + MOST_SECONDS
     until = time.monotonic() + KILL_SECONDS

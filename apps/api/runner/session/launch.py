@@ -285,3 +285,4 @@ class Launch:
 
     def _begun(self, agent: Agent) -> None:
         self.starting = agent
+        agent.group = self._place.group if self._place else None
