@@ -269,9 +269,7 @@ def test_an_agent_that_takes_too_much_memory_is_ended_with_all_that_it_started(g
 
 def test_files_in_memory_count(grouped: tuple[Session, Group]) -> None:
     session, group = grouped
-    fill = (
-        "import os; held = [os.memfd_create('held') for _ in range(300)]; [os.write(f, bytes(2 << 20)) for f in held]"
-    )
+    fill = "import os; [os.write(os.memfd_create('held'), bytes(2 << 20)) for _ in range(300)]"
     assert session.run(f'exec {sys.executable} -c "{fill}"')[0] == -signal.SIGKILL
     assert group.ran_out_of_memory()
 
@@ -318,7 +316,7 @@ def test_an_agent_can_neither_change_its_group_nor_leave_it(confined: tuple[Sess
         "mkdir here && mount -t cgroup2 c here",
     )
     script = "".join(f"({way}) 2>/dev/null && echo '{way.split('/')[0]}'\n" for way in ways)
-    for prefix in ([], AS_ANYBODY):
+    for prefix in ([], AS_ANYBODY) if session.layer == "landlock" else ([],):
         code, out, err = session.run(script + "echo ended", prefix=prefix)
         assert (code, out) == (0, "ended\n"), err
         assert "cannot be joined" not in err
@@ -362,9 +360,11 @@ def test_what_a_killed_instance_left_is_ended_and_what_a_living_one_has_is_not(g
 
 
 def test_a_group_that_is_gone_lets_an_agent_start_without(groups: Groups) -> None:
-    with closing(Scratch(groups)) as scratch:
+    own = Groups.found(given())
+    with closing(Scratch(own)) as scratch:
         first = scratch.make()
         assert first.group is not None
+        assert first.group.path.parents[1] == groups._shared
         first.group.remove()
-        groups._own.rmdir()
+        own._own.rmdir()
         assert scratch.make().group is None
