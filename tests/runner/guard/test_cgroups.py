@@ -6,6 +6,7 @@ that group into one below it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -130,6 +131,16 @@ def test_where_groups_cannot_be_made_that_is_told(tmp_path: Path) -> None:
     machine(tmp_path)
     with pytest.raises(NotDelegated, match="no others can be made"):
         Groups.found(given(), tmp_path)
+
+
+def test_who_keeps_a_group_locked_stops_no_server_from_starting(tmp_path: Path) -> None:
+    locked = os.open(machine(tmp_path), os.O_RDONLY)
+    try:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        with pytest.raises(NotDelegated, match="somebody else has locked it"):
+            Groups.found(given(), tmp_path)
+    finally:
+        os.close(locked)
 
 
 def test_the_limits_are_those_of_the_settings() -> None:

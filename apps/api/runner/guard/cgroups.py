@@ -40,6 +40,9 @@ PERIOD = 100_000
 REMOVAL_SECONDS = 2.0
 """For processes to end that were killed."""
 
+LOCK_SECONDS = 2.0
+"""For other instances to be done. Agents can read these directories, and so could lock them for good."""
+
 MOVES = 100
 """Looks at a group that is to be emptied: what was just forked may be there again."""
 
@@ -124,10 +127,9 @@ class Groups:
         with _alone(self._shared.parent):
             for path in filter(Path.is_dir, self._shared.iterdir()):
                 opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _locked(opened):
                     dead.append((path, opened))
-                except OSError:  # it lives, or somebody else removes it
+                else:  # it lives, or somebody else removes it
                     os.close(opened)
         for path, opened in dead:
             _remove(path)
@@ -224,13 +226,25 @@ def _is_marked(group: Path) -> bool:
 
 @contextmanager
 def _alone(group: Path) -> Iterator[None]:
-    """One instance after the other. Raises OSError."""
-    opened = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """One instance after the other. Raises OSError, after LOCK_SECONDS too."""
+    opened, until = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        while not _locked(opened):
+            if time.monotonic() > until:
+                raise TimeoutError(errno.ETIMEDOUT, "somebody else has locked it", str(group))
+            time.sleep(0.02)
         yield
     finally:
         os.close(opened)
+
+
+def _locked(opened: int) -> bool:
+    """Lock a directory, if nobody else has. Raises OSError where there are no locks."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _empty(group: Path) -> None:

@@ -10,7 +10,7 @@ told what to do by the variables of `launcher.guard_environment`.
 
 Exit status: that of the CLI, by the same signal if one killed it; 78 when the isolation that was asked for is not to
 be had, or the server is gone; 126 when the CLI cannot be started. A CLI whose guard is killed by SIGKILL dies too,
-but tools in sessions of their own then live on.
+but tools in sessions of their own then live on, with a control group until the server removes that.
 
 Sources: prctl(2), wait(2), and the bundled CLI 2.1.332 for the two *_FILE_DESCRIPTOR variables.
 """
