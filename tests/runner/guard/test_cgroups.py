@@ -337,8 +337,8 @@ def test_an_agent_can_neither_change_its_group_nor_leave_it(confined: tuple[Sess
 VICTIM = """
 import sys, time
 from apps.api.runner.guard.cgroups import Groups
-from tests.runner.guard.test_cgroups import given
-group = Groups.found(given()).make()
+from apps.api.settings import Settings
+group = Groups.found(Settings(_env_file=None)).make()
 print(group.path, flush=True)
 time.sleep(1000)
 """
