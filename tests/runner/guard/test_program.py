@@ -26,6 +26,7 @@ from typing import IO, Any, Literal
 import pytest
 
 from apps.api.core.lease import now
+from apps.api.dev.unprivileged import UNSHARE
 from apps.api.runner.agent import options
 from apps.api.runner.guard import namespaces, processes
 from apps.api.runner.guard.launcher import (
@@ -573,16 +574,50 @@ def test_a_tree_that_grows_while_it_is_killed_ends(session: Session) -> None:
 
 
 @LINUX_ONLY
-def test_agents_are_the_first_to_end_when_memory_runs_out(session: Session) -> None:
+@pytest.mark.parametrize("prefix", [(), UNSHARE], ids=["this user", "another"])
+def test_agents_are_the_first_to_end_when_memory_runs_out(session: Session, prefix: Sequence[str]) -> None:
     session.read_paths = [Path("/proc")]
     out = session.run(
-        "cat /proc/self/oom_score_adj; (echo 0 > /proc/self/oom_score_adj) 2>/dev/null && echo changed; :"
+        "cat /proc/self/oom_score_adj; (echo 0 > /proc/self/oom_score_adj) 2>/dev/null && echo changed; :",
+        prefix=prefix,
     )
     assert out == (0, "1000\n" if session.layer != "off" else "1000\nchanged\n", "")
     own = Path("/proc/self/oom_score_adj").read_text()
     with session.started("read go") as guard:
         assert Path(f"/proc/{guard.pid}/oom_score_adj").read_text() == own
         guard.communicate(timeout=SECONDS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_those_of_an_ordinary_user_are_too() -> None:
+    """Whose guard hides itself: what lies of it in /proc is root's then."""
+    python = "/usr/bin/python3"
+    new = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if not os.path.exists(python) or subprocess.run(new).returncode:
+        pytest.skip("needs Python 3.11 where everybody may run it")
+    with tempfile.TemporaryDirectory() as made:
+        package, own = Path(made) / "guard", Path(made) / "own"
+        shutil.copytree(Path(processes.__file__).parent, package)
+        own.mkdir()
+        os.chown(own, 65534, 65534)
+        Path(made).chmod(0o755)
+        names = ("workspace", "home", "output", "file_history", "config", "tmp", "given")
+        wall = Wall(layer="off", seccomp="off", read_paths=(), limits=LIMITS)
+        env = guard_environment(
+            Directories(**dict.fromkeys(names, own)), wall, lease=None, cli=Path("/bin/sh"), session_env={}
+        )
+        code = f"import sys; sys.path.append({made!r}); from guard.program import main; main()"
+        done = subprocess.run(
+            [python, "-I", "-S", "-c", code, "-c", "id -u; cat /proc/self/oom_score_adj"],
+            env={**env, "PATH": os.defpath},
+            cwd=own,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+        )
+    assert (done.stdout, done.stderr) == ("65534\n1000\n", "")
 
 
 @LINUX_ONLY

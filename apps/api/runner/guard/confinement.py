@@ -82,14 +82,28 @@ def prctl(option: int, value: int) -> None:
     checked(libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3))
 
 
-def end_first() -> None:
-    """Have the kernel end this process, and what it starts, before others when memory runs out."""
-    try:
-        wanted = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    except OSError:  # no /proc, or one that is read-only
-        return
-    os.write(wanted, b"1000")
-    os.close(wanted)
+class EndsFirst:
+    """Within this block the processes that are forked are those that the kernel ends first when memory runs out.
+
+    To be made before this process hides itself (PR_SET_DUMPABLE): then its files in /proc are root's.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+        try:
+            self._file = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        except OSError:  # no /proc, or one that is read-only
+            return
+
+    def __enter__(self) -> None:
+        if self._file >= 0:
+            self._before = os.pread(self._file, 16, 0)
+            os.write(self._file, b"1000")
+
+    def __exit__(self, *_: object) -> None:
+        if self._file >= 0:
+            os.write(self._file, self._before)
+            os.close(self._file)
 
 
 def system_paths() -> list[str]:

@@ -71,6 +71,7 @@ def main() -> NoReturn:
     server, guard = int(os.environ["CLI_GUARD_PARENT"]), os.getpid()
     signal.signal(signal.SIGCHLD, lambda *_: None)  # some systems discard a blocked one without a handler
     inherited = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING | _WAKING)
+    ends_first = confinement.EndsFirst()
     if confinement.LINUX:
         confinement.prctl(confinement.PR_SET_PDEATHSIG, signal.SIGTERM)
         confinement.prctl(confinement.PR_SET_CHILD_SUBREAPER, 1)
@@ -88,9 +89,10 @@ def main() -> NoReturn:
     reach = _network(layer)
     if os.getpgrp() != guard:
         os.setsid()  # a terminal's Ctrl-C is for the server, which lets its agents finish
-    cli = os.fork()
-    if cli == 0:
-        _become_cli(guard, layer, abi, filtered, reach, inherited)
+    with ends_first:
+        cli = os.fork()
+        if cli == 0:
+            _become_cli(guard, layer, abi, filtered, reach, inherited)
     reach.close()
     nowhere = os.open(os.devnull, os.O_RDWR)
     # With copies of the CLI's pipes here, neither side would see the other close its end.
@@ -187,7 +189,6 @@ def _become_cli(
             if os.getppid() != guard:
                 os._exit(EX_CONFIG)
             _hide_credentials(env)
-            confinement.end_first()
         limits, own = _limits()
         inside.limit(limits)
         _keep_file_history(env["CLAUDE_CONFIG_DIR"])
