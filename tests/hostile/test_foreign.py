@@ -79,15 +79,16 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "headers": ("secret", {"A": "${{{}}}"}),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token betas command concurrent_runs content context_window
-    cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env events events_days
-    expand_prompt expires_at fallback_model files fork_session forward_subagent_text idle_sessions_days
-    include_partial_messages initial_prompt interrupt limits live_sessions max_budget_usd max_session_usd max_turns
-    message metadata mode model models name networks on_busy on_disconnect on_owner_lost output_format overlap_seconds
-    permission_mode profile profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute
-    scopes stream streams system_prompt system_prompt_append tags task_budget thinking timeout_seconds title
-    tokens_per_day tokens_per_month tools transcripts_days type unattended updated_input updated_permissions url
-    usage_days usd_per_day usd_per_month value wait workspace_bytes workspaces_days
+    add_dirs allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs content
+    context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
+    events events_days expand_prompt expires_at fallback_model files fork_session forward_subagent_text
+    idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions
+    max_budget_usd max_session_usd max_turns message metadata mode model models name networks on_busy on_disconnect
+    on_owner_lost output_format overlap_seconds permission_mode profile profiles prompt prompts_per_minute
+    queued_runs remember repo repository runs_per_minute scopes stream streams system_prompt system_prompt_append
+    tags task_budget thinking timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days type
+    unattended updated_input updated_permissions url usage_days usd_per_day usd_per_month value wait workspace_bytes
+    workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -394,6 +395,8 @@ async def test_no_message_of_a_websocket_leads_to_what_another_tenant_has(
             {"type": "control", "model": "x", **session},
             {"type": "answer", "answers": {"a": "b"}, **session},
             {"type": "answer", "decision": "allow", "request_id": ids["request_id"], **mine},
+            {"type": "tool_result", "content": "x", "request_id": ids["request_id"], **session},
+            {"type": "tool_result", "content": "x", "request_id": ids["request_id"], **mine},
         ]
 
     nobody = {name: str(uuid4()) for name in one.ids}
