@@ -129,6 +129,12 @@ OPTIONS: dict[str, Option] = {
         (True, False, False),
     ),
     "effort": Option("low", "high", lambda t: t.body["output_config"]["effort"], ("low", "high", "medium")),
+    "client_tools": Option(
+        [{"name": "left", "description": "d", "input_schema": {"type": "object"}}],
+        [{"name": "right", "description": "d", "input_schema": {"type": "object"}}],
+        lambda t: which(str(t.of("init")["tools"]), "mcp__client__left", "mcp__client__right"),
+        (["mcp__client__left"], ["mcp__client__right"], []),
+    ),
     "output_format": Option(
         schema("left"),
         schema("right"),
