@@ -246,6 +246,7 @@ async def test_a_websocket_is_no_way_around(fleet: Fleet, wall: Wall) -> None:
         {"type": "control", "model": "x", **ids},
         {"type": "answer", "answers": {"a": "b"}, **ids},
         {"type": "answer", "decision": "allow", "request_id": str(uuid4()), **ids},
+        {"type": "tool_result", "content": "x", "request_id": str(uuid4()), **ids},
     ]
     assert {message["type"] for message in messages} == set(KINDS) - {"ping"}
     async with connect(url, additional_headers=wall.headers) as socket:
