@@ -53,6 +53,11 @@ def test_what_cannot_be_told_to_a_model_is_refused(tools: list[dict[str, Any]], 
         AgentConfig(client_tools=tools)
 
 
+def test_what_was_stored_is_read_again_by_a_release_that_is_stricter() -> None:
+    tools = [given(), given(input_schema={**OBJECT, "patternProperties": {"a": {}}})]
+    assert AgentConfig.stored({"client_tools": tools}).given()["client_tools"][1]["name"] == "t"
+
+
 @pytest.mark.parametrize(
     ("schema", "value", "reason"),
     [

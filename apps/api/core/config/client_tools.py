@@ -10,12 +10,12 @@ import re2
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
 from apps.api.core.codec import encode
 from apps.api.core.config import json_schema
 from apps.api.core.config.content import ImageBlock, TextBlock, type_of
-from apps.api.core.config.names import STORED, Document, Part, Text
+from apps.api.core.config.names import Document, Part, Text, unless_stored
 
 SERVER = "client"
 """The MCP server whose tools they are to the model, and in rules of permission: `mcp__client__NAME`."""
@@ -34,21 +34,27 @@ ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]*(_[A
 """Without two underscores in a row, which part the names of servers and tools."""
 
 
+def _askable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that a model can be told, and whose patterns need no more time for a longer text than it is longer."""
+    json_schema.check(schema)
+    for place, part in json_schema.parts(schema):
+        if "patternProperties" in part:
+            raise ValueError(f"{place}/patternProperties: is not supported in a client tool's schema")
+        if isinstance(pattern := part.get("pattern"), str):
+            try:
+                re2.compile(pattern)
+            except re2.error as error:
+                raise ValueError(f"{place}/pattern: is no pattern of RE2: {error}"[:300]) from error
+    return schema
+
+
 class ClientTool(Part):
     """A tool that the caller's program executes. The agent knows it as `mcp__client__NAME`."""
 
     name: ToolName
     description: Annotated[Text, Field(min_length=1, max_length=10_000)]
-    input_schema: Document
+    input_schema: Annotated[Document, AfterValidator(unless_stored(_askable))]
     read_only: bool = False
-
-    @field_validator("input_schema")
-    @classmethod
-    def _can_be_asked(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if info.context != STORED:
-            json_schema.check(value)
-            _check_patterns(value)
-        return value
 
 
 def _distinct(tools: list[ClientTool]) -> list[ClientTool]:
@@ -60,7 +66,7 @@ def _distinct(tools: list[ClientTool]) -> list[ClientTool]:
     return tools
 
 
-ClientTools = Annotated[list[ClientTool], Field(max_length=MAX_TOOLS), AfterValidator(_distinct)]
+ClientTools = Annotated[list[ClientTool], Field(max_length=MAX_TOOLS), AfterValidator(unless_stored(_distinct))]
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("[text]")] | Annotated[ImageBlock, Tag("[image]")],
@@ -72,18 +78,6 @@ ResultBlock = Annotated[
 def full_name(name: str) -> str:
     """As the model and rules of permission name a tool."""
     return f"mcp__{SERVER}__{name}"
-
-
-def _check_patterns(schema: dict[str, Any]) -> None:
-    """Of patterns those are taken that need no more time for a longer text than it is longer."""
-    for place, part in json_schema.parts(schema):
-        if "patternProperties" in part:
-            raise ValueError(f"{place}/patternProperties: is not supported in a client tool's schema")
-        if isinstance(pattern := part.get("pattern"), str):
-            try:
-                re2.compile(pattern)
-            except re2.error as error:
-                raise ValueError(f"{place}/pattern: is no pattern of RE2: {error}"[:300]) from error
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
 
 from apps.api.core import codec
 from apps.api.core.config import rules
+
+T = TypeVar("T")
 
 
 def storable(value: str) -> str:
@@ -32,7 +34,7 @@ STORED: dict[str, Any] = {"stored": True}
 """Context for validating what was stored, perhaps by a release that was less strict: see `unless_stored`."""
 
 
-def unless_stored(check: Callable[[str], str]) -> Callable[[str, ValidationInfo], str]:
+def unless_stored(check: Callable[[T], T]) -> Callable[[T, ValidationInfo], T]:
     """A check of what clients send. What is stored was judged when it came, and is judged again where it is used."""
     return lambda value, info: value if info.context == STORED else check(value)
 
