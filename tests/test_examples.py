@@ -37,10 +37,6 @@ NOT_HERE = {
 }
 """What an example says → why it does not run here."""
 
-_TYPED = ["node", "--input-type=module-typescript", "--eval", "const x: number = 0"]
-if not shutil.which("node") or subprocess.run(_TYPED, capture_output=True).returncode:
-    NOT_HERE[r"^node "] = "needs Node 22.18 or later"
-
 PATIENCE = 2
 """A pause of a page is so many times as long here, where other tests run too."""
 
@@ -205,7 +201,15 @@ def test_the_examples_do_what_the_page_says(page: str, dev: Dev, tmp_path: Path)
 
 def why_not(example: Example) -> str:
     """Why it does not run here, if it does not."""
-    return "; ".join(why for what, why in NOT_HERE.items() if re.search(what, example.text, flags=re.MULTILINE))
+    found = [why for what, why in NOT_HERE.items() if re.search(what, example.text, flags=re.MULTILINE)]
+    if example.text.startswith("node ") and not runs_typescript():
+        found.append("needs Node 22.18 or later")
+    return "; ".join(found)
+
+
+def runs_typescript() -> bool:
+    typed = ["node", "--input-type=module-typescript", "--eval", "const x: number = 0"]
+    return shutil.which("node") is not None and not subprocess.run(typed, capture_output=True).returncode
 
 
 def faults(terminal: Terminal, example: Example, examples: list[Example]) -> Iterator[str]:

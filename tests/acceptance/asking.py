@@ -32,6 +32,17 @@ async def all_asked(
     raise AssertionError(f"the stream has ended after {found} with {last}")
 
 
+async def parked(instance: Instance, run_id: str, number: int = 1) -> None:
+    """Until a stream has said for the `number`th time that the run is parked."""
+    seen = 0
+    async with asyncio.timeout(90), instance.stream(f"/runs/{run_id}/events") as events:
+        async for sse in events:
+            seen += sse.event == "status" and sse.data["status"] == "parked"
+            if seen == number:
+                return
+    raise AssertionError("the run has ended, and was not parked")
+
+
 def path_of(request: Sse) -> str:
     """Where a permission request is decided."""
     return f"/sessions/{request.data['session_id']}/permissions/{request.data['request_id']}"

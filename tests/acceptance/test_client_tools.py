@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.asking import all_asked, asked, elsewhere, request_state, resolutions
+from tests.acceptance.asking import ASKING, COMMAND, all_asked, asked, elsewhere, parked, request_state, resolutions
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Sse
 from tests.mcp_things import stdio
@@ -225,9 +225,9 @@ async def test_a_call_that_nobody_answers_expires_and_the_agent_goes_on(start_fl
 async def test_a_call_is_not_parked(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(1, PARK_AFTER_SECONDS="0.1")
     session_id, run_id, call = await called(fleet)
-    for _ in range(30):
-        await fleet[0].get(f"/runs/{run_id}")
-        await asyncio.sleep(0.1)
+    await parked(
+        fleet[0], await fleet[0].prompt(await fleet[0].session(**ASKING), COMMAND)
+    )  # which waits for less long
     assert fleet[0].agent_of(session_id)
     await give(fleet[0], call)
     events = await fleet[0].follow(run_id)

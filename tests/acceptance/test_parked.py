@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from apps.api.dev.embedded import Servers
-from tests.acceptance.asking import ASKING, asked, decide, path_of, request_state, resolutions
+from tests.acceptance.asking import ASKING, asked, decide, parked, path_of, request_state, resolutions
 from tests.conftest import StartFleet, database_of, make_key
 from tests.fleet import Fleet, Instance, Sse
 from tests.mcp_things import serving, stdio
@@ -27,17 +27,6 @@ LIVE = {"PARK_AFTER_SECONDS": "0.1", "INSTANCE_LEASE_SECONDS": "30"}
 async def parking(start_lasting_fleet: StartFleet) -> Fleet:
     """Instances that park at once what waits."""
     return await start_lasting_fleet(2, **LIVE)
-
-
-async def parked(instance: Instance, run_id: str, number: int = 1) -> None:
-    """Until a stream has said for the `number`th time that the run is parked."""
-    seen = 0
-    async with asyncio.timeout(90), instance.stream(f"/runs/{run_id}/events") as events:
-        async for sse in events:
-            seen += sse.event == "status" and sse.data["status"] == "parked"
-            if seen == number:
-                return
-    raise AssertionError("the run has ended, and was not parked")
 
 
 async def waiting(
