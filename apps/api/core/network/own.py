@@ -23,10 +23,11 @@ def databases(settings: Settings) -> frozenset[tuple[str, int]]:
 
 def _postgresql(url: str) -> Iterator[tuple[str, int]]:
     """Source: libpq's connection URIs, which may name several hosts, in the authority or in `host` and `port`."""
-    parts = urlsplit(url)
-    given = dict(parse_qsl(parts.query))
+    # Not by urlsplit, which in some releases of Python takes brackets of a single host alone.
+    place, _, query = url.partition("://")[2].partition("?")
+    given = dict(parse_qsl(query))
     usual = given.get("port") or os.environ.get("PGPORT") or str(POSTGRESQL)
-    hosts = [host for host in parts.netloc.rpartition("@")[2].split(",") if host]
+    hosts = [host for host in place.partition("/")[0].rpartition("@")[2].split(",") if host]
     hosts = hosts or (given.get("host") or os.environ.get("PGHOST") or "localhost").split(",")
     ports = usual.split(",")
     for number, host in enumerate(hosts):
