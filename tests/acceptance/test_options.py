@@ -144,8 +144,8 @@ OPTIONS: dict[str, Option] = {
     "mcp_servers": Option(
         {"one": stdio()},
         {"two": stdio()},
-        lambda t: [server["name"] for server in t.of("init")["mcp_servers"]],
-        (["one"], ["two"], []),
+        lambda t: sorted(server["name"] for server in t.of("init")["mcp_servers"]),
+        (["client", "one"], ["client", "two"], []),
     ),
     "agents": Option(
         {"alpha": helper()},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .table import Facts, attack
 
-PROCESSES, NAMES, MEMORY, SPARSE, ROOM, DESCRIPTORS = 600, 20_000, 1 << 30, 1 << 40, 256 << 20, 20_000
+PROCESSES, NAMES, MEMORY, SPARSE, ROOM, DESCRIPTORS = 600, 2_000, 1 << 30, 1 << 40, 256 << 20, 20_000
 """What is tried to be taken: processes, names, bytes of memory, of a file without content, of files, descriptors."""
 
 

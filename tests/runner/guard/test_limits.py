@@ -23,6 +23,17 @@ HOLD = f"kept = bytearray({100 * MB}); kept[::{mmap.PAGESIZE}] = bytes([1]) * le
 """100 MB that a process has really touched."""
 
 
+LEADERLESS = """
+import ctypes, threading
+def go_on():
+    while open(f"/proc/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z": time.sleep(0.01)
+    os.write(1, b".")
+    time.sleep(1000)
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)"""
+"""Ends its first thread, and goes on in another."""
+
+
 @contextmanager
 def family(program: str) -> Iterator[int]:
     """A process whose only child runs `program`, which is at work once it has said so. Gives the parent's pid."""
@@ -56,6 +67,19 @@ def test_memory_that_processes_share_counts_once() -> None:
         assert simple > 900 * MB
         assert excesses([guard], 250 * MB, 1000) == {}
         assert excesses([guard], 90 * MB, 1000)[guard].found < 250 * MB
+
+
+def test_memory_counts_also_when_the_first_thread_has_ended() -> None:
+    """What the kernel says of the process is then 0."""
+    with family(f"{HOLD}\n{LEADERLESS}") as guard:
+        assert 100 * MB < excesses([guard], 90 * MB, 1000)[guard].found < 130 * MB
+
+
+def test_a_process_that_has_just_ended_shares_nothing() -> None:
+    with subprocess.Popen(["/bin/true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert processes.share_of_memory(ended.pid) == 0
+    assert processes.share_of_memory(ended.pid) == 0
 
 
 def test_threads_count_as_processes_do() -> None:

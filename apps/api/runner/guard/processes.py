@@ -66,24 +66,56 @@ def every() -> Iterator[tuple[int, int, int, int]]:
     page = os.sysconf("SC_PAGE_SIZE")
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat", "rb") as stat:
-                # The program's name, in parentheses, may itself hold spaces and parentheses.
-                fields = stat.read().rpartition(b")")[2].split()
+            state, parent, threads, pages = _stat(name)
+            if state == b"Z" and threads > 1:
+                pages = _stat(_thread_with_memory(name))[3]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        yield int(name), int(fields[1]), int(fields[17]), int(fields[21]) * page
+        yield int(name), parent, threads, pages * page
+
+
+def _stat(pid: str) -> tuple[bytes, int, int, int]:
+    """State, pid of the parent, threads and pages of memory."""
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        # The program's name, in parentheses, may itself hold spaces and parentheses.
+        fields = stat.read().rpartition(b")")[2].split()
+    return fields[0], int(fields[1]), int(fields[17]), int(fields[21])
+
+
+def _thread_with_memory(pid: str) -> str:
+    """Of a process whose first thread has ended, which takes its memory out of the process's figures: one that goes on.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: the process has ended.
+    """
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            if _stat(thread)[0] not in b"ZX":
+                return thread
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise ProcessLookupError(pid)
 
 
 def share_of_memory(pid: int) -> int | None:
-    """Bytes that a process takes, of what it shares only its part; None when it has ended or lets nobody look."""
+    """Bytes that a process takes, of what it shares only its part; 0 when it has ended, None when nobody may look."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
-            for line in rollup:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
+        return _share(str(pid))
+    except ProcessLookupError:
+        pass
+    except OSError as error:
+        return 0 if isinstance(error, FileNotFoundError) else None
+    try:
+        return _share(_thread_with_memory(str(pid)))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
     except OSError:
         return None
-    return None
+
+
+def _share(pid: str) -> int:
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+        return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith(b"Pss:"))
 
 
 def threads_of_user(uid: int) -> int:
