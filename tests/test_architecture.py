@@ -77,8 +77,8 @@ WHY = {
 
 ORDER = {
     "core": (
-        {"codec", "pages", "lease", "tasks", "idempotency", "network"},
-        {"config"},
+        {"codec", "pages", "lease", "tasks", "network"},
+        {"config", "files"},
         {"events"},
         {"context"},
         {"tenant"},
@@ -330,9 +330,9 @@ def test_no_function_is_too_long() -> None:
 
 
 OPENS_FILES = {
-    "core.sessions.files": "the way to what agents may have made",
-    "core.sessions.removal": "the way to remove it",
-    "core.sessions.tarball": "an archive that a command has opened",
+    "core.files.trees": "the way to what agents may have made",
+    "core.files.removal": "the way to remove it",
+    "core.files.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
     "core.config.profiles": "a file of the operator's",
     "runner.agent.scratch": "directories above those of agents' processes",
@@ -341,7 +341,7 @@ OPENS_FILES = {
     "runner.guard.launcher": "the launcher, the CLI",
     "runner.guard.trial": "directories of a trial start, with names that nobody knew",
     "runner.guard.isolation": "what the machine itself offers",
-    "runner.agent.clone": "links of a clone that no agent has seen, by descriptors of core.sessions.files",
+    "runner.agent.clone": "links of a clone that no agent has seen, by descriptors of core.files.trees",
     "runner.agent.patches": "copies of files, under numbers, in a directory of the server's own",
     "runner.session.ports": "/proc",
     "runner.guard.processes": "/proc",
@@ -392,7 +392,7 @@ def test_only_few_modules_open_files() -> None:
         if module.room in ("core", "runner")
     }
     stray = [call for name, calls in found.items() if name not in OPENS_FILES for call in calls]
-    assert not stray, "what agents may have made is opened by core.sessions.files alone:\n" + "\n".join(stray)
+    assert not stray, "what agents may have made is opened by core.files.trees alone:\n" + "\n".join(stray)
     assert not [name for name in OPENS_FILES if not found[name]], "take those out that open nothing any more"
 
 

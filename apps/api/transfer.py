@@ -11,10 +11,10 @@ import orjson
 
 from apps.api.core.config import profiles
 from apps.api.core.config.profiles import BadProfiles, Policy
+from apps.api.core.files.tarball import BadArchive
+from apps.api.core.files.trees import TooMuch
 from apps.api.core.sessions import exports, imports
-from apps.api.core.sessions.files import TooMuch
 from apps.api.core.sessions.session_import import Imported, Importer, Refused
-from apps.api.core.sessions.tarball import BadArchive
 from apps.api.db import Database, connect
 from apps.api.errors import ApiError, NotFound
 from apps.api.settings import Settings

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apps.api.core.sessions import removal
+from apps.api.core.files import removal
 from apps.api.dev.unprivileged import UNSHARE
 from tests import plants
 from tests.conftest import StartFleet

@@ -12,14 +12,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from apps.api.core import idempotency
 from apps.api.core.codec import encode
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, parked
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
-from apps.api.core.sessions import deletion, outcome, requests, runs, sessions
+from apps.api.core.sessions import deletion, idempotency, outcome, requests, runs, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.sessions.requests import Asked
 from apps.api.core.tasks import Loop

@@ -21,7 +21,7 @@ import psutil
 from cryptography.fernet import Fernet
 
 import apps.api
-from apps.api.core.sessions import removal
+from apps.api.core.files import removal
 from apps.api.dev.unprivileged import UNSHARE
 from apps.api.runner.guard.launcher import bundled_cli
 from tests.conftest import StartFleet, database_of, make_key

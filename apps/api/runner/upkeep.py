@@ -11,12 +11,11 @@ from functools import partial
 
 import structlog
 
-from apps.api.core import idempotency
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
 from apps.api.core.fleet.claims import Waiting
-from apps.api.core.sessions import deletion, retention, workspaces
+from apps.api.core.sessions import deletion, idempotency, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
 from apps.api.core.tenant import deliveries
 from apps.api.runner.session.execution import Execution

@@ -23,7 +23,7 @@ import pytest
 
 from apps.api import migrate
 from apps.api.core import tasks
-from apps.api.core.sessions import removal
+from apps.api.core.files import removal
 from apps.api.dev.embedded import Servers
 from apps.api.shares import connections
 from tests.acceptance.storms.conftest import Host

@@ -15,10 +15,10 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.parts import StdioServer
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission, dry_run, prompts
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.tenant import mcp, presets, vault
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.presets import Draft
 from apps.api.errors import ApiError, Forbidden, NotFound, Problem, ValidationError, noting, refuse
 from tests.world import World

@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.events.log import Event
-from apps.api.core.sessions import exports, files, workspaces
+from apps.api.core.files import trees
+from apps.api.core.sessions import exports, workspaces
 from apps.api.core.sessions.exports import Exporter
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import ApiError, Conflict, NotFound, TooLarge
@@ -171,7 +172,7 @@ async def test_files_that_grow_meanwhile_are_bounded(world: World, exporter: Exp
         await anext(archive)
         with (workspaces.root_of(world.settings, session_id) / "hole").open("wb") as file:
             file.truncate(1 << 40)
-        with pytest.raises(files.TooMuch):
+        with pytest.raises(trees.TooMuch):
             await rest(archive, [])
 
 

@@ -18,9 +18,10 @@ import pytest
 
 from apps.api import transfer
 from apps.api.core.codec import encode
-from apps.api.core.sessions import files, tarball, workspaces
+from apps.api.core.files import tarball, trees
+from apps.api.core.files.tarball import BadArchive, Packer
+from apps.api.core.sessions import workspaces
 from apps.api.core.sessions.session_import import Imported, Refused
-from apps.api.core.sessions.tarball import BadArchive, Packer
 from apps.api.core.tenant import mcp, skills
 from apps.api.models import Base
 from apps.api.settings import Settings
@@ -835,7 +836,7 @@ async def test_a_disk_that_takes_no_more_is_no_fault_of_the_archive(
 
 
 def test_whatever_can_be_walked_can_be_placed(tmp_path: Path) -> None:
-    deepest = tmp_path.joinpath("from", *["d"] * files.MAX_DEPTH)
+    deepest = tmp_path.joinpath("from", *["d"] * trees.MAX_DEPTH)
     deepest.mkdir(parents=True)
     (deepest / "f").touch()
     (tmp_path / "to").mkdir()
@@ -844,5 +845,5 @@ def test_whatever_can_be_walked_can_be_placed(tmp_path: Path) -> None:
     for member in tarball.members(io.BytesIO(packed), 1 << 30):
         path = Path(member.name).relative_to("t")
         if member.kind == "file":
-            files.write_new(tmp_path / "to", path, 0o600, [])  # type: ignore[arg-type]
-    assert (tmp_path / "to").joinpath(*["d"] * files.MAX_DEPTH, "f").exists()
+            trees.write_new(tmp_path / "to", path, 0o600, [])  # type: ignore[arg-type]
+    assert (tmp_path / "to").joinpath(*["d"] * trees.MAX_DEPTH, "f").exists()

@@ -18,11 +18,11 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events import log
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import cancellation, commands, control, ownership
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import PAGE_BYTES, Page
 from apps.api.core.sessions import deletion, prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.sessions import Filters, Labels
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from apps.api.lanes import AT_ONCE
 from apps.api.redis import open_redis

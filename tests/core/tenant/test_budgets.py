@@ -12,11 +12,11 @@ import pytest
 
 from apps.api import keys
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import prompts
 from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.core.tenant import budgets, model_calls
 from apps.api.core.tenant.budgets import Gate
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.model_calls import Call, Used
 from apps.api.errors import RateLimited
 from tests.world import World

@@ -14,11 +14,11 @@ import pytest
 from apps.api.core.config import profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import UNRESTRICTED, Policy
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page
 from apps.api.core.sessions import admission, prompts, sessions
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.tenant import presets
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.errors import ApiError, Conflict, Forbidden, NotFound, ValidationError
 from tests.world import World

@@ -12,10 +12,10 @@ import pytest
 from apps.api import keys
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.limits import Limits
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.core.tenant import disk, quotas
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.errors import RateLimited
 from tests.world import World
 

@@ -16,12 +16,12 @@ from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.network.outbound import Outbound
 from apps.api.core.sessions import deletion
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import deliveries, webhooks
 from apps.api.core.tenant.deliveries import AT_ONCE_PER_TENANT, AT_ONCE_PER_WEBHOOK, BACKOFF, Deliveries
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.webhooks import MAX_WEBHOOKS, Changes
 from apps.api.errors import Conflict, NotFound, ValidationError
 from tests.receiver import Received, Receiver, Reply, receiving

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.api.core.sessions import removal
+from apps.api.core.files import removal
 from apps.api.runner.agent.scratch import Scratch
 
 MAX_TMP = 60

@@ -13,8 +13,8 @@ from apps.api.core import codec
 from apps.api.core.config.names import Document, Name, Part, SecretName, Text
 from apps.api.core.config.parts import OwnServer, PermissionMode, Url
 from apps.api.core.config.retention import Retention
+from apps.api.core.files.tarball import BadArchive
 from apps.api.core.pages import utc
-from apps.api.core.sessions.tarball import BadArchive
 from apps.api.core.sessions.transcripts import MAX_PART
 from apps.api.core.tenant import skills
 from apps.api.core.tenant.presets import as_id

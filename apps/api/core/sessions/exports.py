@@ -28,9 +28,10 @@ import asyncpg
 from apps.api import __version__, audit, clock
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.files import tarball, trees
+from apps.api.core.files.tarball import Packer
 from apps.api.core.pages import bounded
-from apps.api.core.sessions import files, sessions, tarball, workspaces
-from apps.api.core.sessions.tarball import Packer
+from apps.api.core.sessions import sessions, workspaces
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, TooLarge
 from apps.api.settings import Settings
@@ -69,7 +70,7 @@ async def session(core: Exporter, tenant_id: UUID, session_id: UUID) -> AsyncGen
     Raises:
         NotFound: `session_not_found`.
         Conflict: `session_deleted`; `session_busy`: a run is queued or active, or has been since it began.
-        TooLarge: `workspace_too_large`; files.TooMuch: they grew meanwhile.
+        TooLarge: `workspace_too_large`; trees.TooMuch: they grew meanwhile.
         OSError: a file cannot be read.
     """
     row = await _exportable(core, tenant_id, session_id)
@@ -164,8 +165,8 @@ async def _require_small(core: Exporter, session_id: UUID) -> None:
     size = 0
     for place in workspaces.places(core.settings, session_id).values():
         try:
-            size += await core.threads.run(files.weight, place)
-        except files.TooMuch:
+            size += await core.threads.run(trees.weight, place)
+        except trees.TooMuch:
             size = core.max_files + 1
     if size > core.max_files:
         message = f"The session's files are more than {core.max_files} bytes."
@@ -190,9 +191,9 @@ async def _session(core: Exporter, packer: Packer, tenant_id: UUID, row: asyncpg
     for kind, query, more in queries:
         async for lines in _parts(core, packer, f"{name}/{kind}", _rows(core.db, query, session_id, *more)):
             yield lines
-    budget = None if core.max_files is None else files.Budget(core.max_files)
+    budget = None if core.max_files is None else trees.Budget(core.max_files)
     for part, place in workspaces.places(core.settings, session_id).items():
-        if await core.threads.run(files.is_directory, place):
+        if await core.threads.run(trees.is_directory, place):
             chunks = _in_threads(core, tarball.tree(packer, place, f"{name}/{part}", budget))
             async with aclosing(chunks):
                 async for chunk in chunks:

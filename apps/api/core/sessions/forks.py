@@ -15,11 +15,12 @@ import asyncpg
 import structlog
 
 from apps.api.core.context import Core
-from apps.api.core.idempotency import remember, reused
-from apps.api.core.sessions import admission, files, prompts, sessions, workspaces
+from apps.api.core.files import trees
+from apps.api.core.sessions import admission, prompts, sessions, workspaces
 from apps.api.core.sessions.admission import Pins, Wanted
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant.idempotency import remember, reused
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
 
 log = structlog.get_logger(__name__)
@@ -205,7 +206,7 @@ async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *argu
     limit = core.settings.max_workspace_copy_bytes
     try:
         await core.blocking.copies.run(work, core.settings, *arguments)
-    except files.TooMuch as error:
+    except trees.TooMuch as error:
         message = f"The session's files are more than {limit} bytes."
         raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error
     except OSError as error:

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from apps.api import audit
+from apps.api.core.files.tarball import BadArchive, Members
 from apps.api.core.sessions import archive_lines as wire
 from apps.api.core.sessions.session_import import (
     MAX_HEAD,
@@ -27,7 +28,6 @@ from apps.api.core.sessions.session_import import (
     SessionImport,
     config_of,
 )
-from apps.api.core.sessions.tarball import BadArchive, Members
 from apps.api.core.tenant import mcp, signing, skills, vault, webhooks
 from apps.api.errors import Unavailable
 from apps.api.settings import TENANT_NAME

@@ -11,11 +11,11 @@ import asyncpg
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Earlier, Idempotency, remember, repeated, reused
 from apps.api.core.sessions import admission, runs, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import budgets, quotas
+from apps.api.core.tenant.idempotency import Earlier, Idempotency, remember, repeated, reused
 from apps.api.errors import Conflict, NotFound, Problem, refuse
 
 OnBusy = Literal["enqueue", "reject", "interrupt"]

@@ -23,11 +23,11 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Policy
 from apps.api.core.events.frames import event_data
 from apps.api.core.events.log import Event
+from apps.api.core.files.tarball import BadArchive, Member, Members
 from apps.api.core.sessions import archive_lines as wire
 from apps.api.core.sessions import sessions, transcripts, workspaces
 from apps.api.core.sessions.admission import Pins
 from apps.api.core.sessions.sessions import Labels
-from apps.api.core.sessions.tarball import BadArchive, Member, Members
 from apps.api.settings import Settings
 
 MAX_LINE = 300_000_000

@@ -31,8 +31,8 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from apps.api.core.sessions import files, removal
-from apps.api.core.sessions.tarball import Member
+from apps.api.core.files import removal, trees
+from apps.api.core.files.tarball import Member
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -95,11 +95,11 @@ def marker(settings: Settings, *, make: bool) -> str | None:
 
 def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:
     """An empty directory to clone a session's repository into; None when its workspace has anything in it already."""
-    if not files.is_empty(root_of(settings, session_id)):
+    if not trees.is_empty(root_of(settings, session_id)):
         return None
     made = settings.workspaces_root / ".clones" / f"{session_id}-{generation}"
     put_away(settings, made)
-    files.make_directory(made)
+    trees.make_directory(made)
     return made
 
 
@@ -109,8 +109,8 @@ def publish(settings: Settings, session_id: UUID, clone: Path) -> None:
 
 
 def size(settings: Settings, session_id: UUID) -> int:
-    """Bytes on disk in a session's directories. Raises files.TooMuch, OSError. Blocks."""
-    return sum(files.size(place) for place in places(settings, session_id).values())
+    """Bytes on disk in a session's directories. Raises trees.TooMuch, OSError. Blocks."""
+    return sum(trees.size(place) for place in places(settings, session_id).values())
 
 
 def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence[str] | None = None) -> Workspace:
@@ -118,9 +118,9 @@ def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence
     the workspace by a link, OSError."""
     own = places(settings, session_id)
     for directory in own.values():
-        files.make_directory(directory)
-    inside, *beside = (files.make_way(own["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
-    files.touch_all(own["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
+        trees.make_directory(directory)
+    inside, *beside = (trees.make_way(own["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
+    trees.touch_all(own["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
     return Workspace(own["files"], inside, own["history"], own["home"], own["output"], more=tuple(beside))
 
 
@@ -132,7 +132,7 @@ def link_results(workspace: Workspace, conversation: UUID, project: Path) -> Non
 
     Raises OSError.
     """
-    results = files.make_real(workspace.output, str(conversation))
+    results = trees.make_real(workspace.output, str(conversation))
     above = project / str(conversation)
     above.mkdir(mode=0o700, parents=True)
     (above / "tool-results").symlink_to(results)
@@ -141,7 +141,7 @@ def link_results(workspace: Workspace, conversation: UUID, project: Path) -> Non
 def point(settings: Settings, session_id: UUID, config: Path) -> Path:
     """The path that stays, from now on for `config`, the configuration of the agent process that is to start."""
     link = settings.workspaces_root / ".configs" / str(session_id)
-    files.make_directory(link.parent)
+    trees.make_directory(link.parent)
     draft = link.with_name(f".{uuid4().hex}")
     draft.symlink_to(config)
     draft.replace(link)
@@ -162,7 +162,7 @@ def put_away(settings: Settings, path: Path) -> None:
 def _move(settings: Settings, path: Path) -> Path | None:
     grave = settings.workspaces_root / ".removed" / uuid4().hex
     try:
-        files.make_directory(grave.parent)
+        trees.make_directory(grave.parent)
         path.rename(grave)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -258,17 +258,17 @@ def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UU
         conversations: under which ids the two sessions' agents keep copies of files and what tools have put out.
         limit: bytes.
 
-    Raises `files.TooMuch`, OSError; then nothing is left.
+    Raises `trees.TooMuch`, OSError; then nothing is left.
     """
-    draft, budget = _draft(settings, target), files.Budget(limit)
+    draft, budget = _draft(settings, target), trees.Budget(limit)
     names = {str(conversations[0]): str(conversations[1]), str(source): str(target)}
     try:
-        files.make_directory(draft)
+        trees.make_directory(draft)
         for part, place in places(settings, source).items():
-            if files.is_directory(place):
-                files.copy_tree(place, draft / part, budget, names)
+            if trees.is_directory(place):
+                trees.copy_tree(place, draft / part, budget, names)
             elif part != "files":  # whose absence tells that they are missing
-                files.make_directory(draft / part)
+                trees.make_directory(draft / part)
         _rename(draft / "history", str(conversations[0]), str(conversations[1]))
         _rename_outputs(draft / "output", (source, target), conversations)
     except BaseException:
@@ -277,7 +277,7 @@ def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UU
 
 
 def _rename(directory: Path, before: str, after: str) -> None:
-    if files.is_directory(directory / before):
+    if trees.is_directory(directory / before):
         (directory / before).rename(directory / after)
 
 
@@ -286,8 +286,8 @@ def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tu
     before, after = (str(conversation) for conversation in conversations)
     _rename(output, before, after)
     for tasks in (output / name for name in _names(output) if name.startswith("claude-")):
-        for key in _names(tasks) if files.is_directory(tasks) else ():
-            if files.is_directory(tasks / key):
+        for key in _names(tasks) if trees.is_directory(tasks) else ():
+            if trees.is_directory(tasks / key):
                 _rename(tasks / key, before, after)
             _rename(tasks, key, key.replace(str(sessions[0]), str(sessions[1])))
 
@@ -296,8 +296,8 @@ def adopt(settings: Settings, session_id: UUID) -> None:
     """Make what `copy` has copied the session's own. Raises OSError."""
     draft = _draft(settings, session_id)
     for part, place in places(settings, session_id).items():
-        if files.is_directory(draft / part):
-            files.make_directory(place.parent)
+        if trees.is_directory(draft / part):
+            trees.make_directory(place.parent)
             (draft / part).rename(place)
     draft.rmdir()
 
@@ -307,7 +307,7 @@ def receive(settings: Settings, session_id: UUID) -> None:
     draft = _draft(settings, session_id)
     for part in _PARTS:
         if part != "files":  # whose absence tells that they are missing
-            files.make_directory(draft / part)
+            trees.make_directory(draft / part)
 
 
 def place_received(
@@ -324,18 +324,18 @@ def place_received(
     draft = _draft(settings, session_id) / part
     if path is None and member.kind != "directory":
         raise ValueError("is no directory")
-    files.make_directory(draft)
+    trees.make_directory(draft)
     if path is None:
         return True
     try:
         if member.kind == "directory":
-            os.close(files.place(draft, path / "x"))
+            os.close(trees.place(draft, path / "x"))
         elif member.kind == "file":
-            files.write_new(draft, path, member.mode, member.pieces())
-        elif files.stays_below(leads, len(path.parts) - 1):
-            files.link_new(draft, path, leads)
+            trees.write_new(draft, path, member.mode, member.pieces())
+        elif trees.stays_below(leads, len(path.parts) - 1):
+            trees.link_new(draft, path, leads)
         elif _in_own(settings, session_id, plain := os.path.normpath(leads)):
-            files.link_new(draft, path, plain)
+            trees.link_new(draft, path, plain)
         else:
             return False
     except FileExistsError as error:

@@ -14,11 +14,11 @@ from uuid import UUID
 import asyncpg
 
 from apps.api import audit
-from apps.api.core import idempotency
 from apps.api.core.codec import timestamp
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page, bounded, cut, number_of
+from apps.api.core.tenant import idempotency
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 

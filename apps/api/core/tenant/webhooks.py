@@ -12,9 +12,9 @@ import asyncpg
 
 from apps.api import audit
 from apps.api.core.codec import timestamp
-from apps.api.core.idempotency import Idempotency, remember, repeated, reused
 from apps.api.core.network.outbound import Failed, Outbound, Refused
 from apps.api.core.tenant import signing, vault
+from apps.api.core.tenant.idempotency import Idempotency, remember, repeated, reused
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.settings import Settings

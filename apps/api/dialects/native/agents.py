@@ -12,9 +12,9 @@ from apps.api.auth import Principal
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import Name, Text
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission
 from apps.api.core.tenant import presets
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
 from apps.api.dialects.native.schemas import Page, described

@@ -9,8 +9,8 @@ from uuid import UUID
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import checkpoints
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
     PREFIX,

@@ -14,12 +14,12 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Position
 from apps.api.core.fleet import dispatch
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import Page
 from apps.api.core.sessions import prompts
 from apps.api.core.sessions.admission import NO_CHANGES, Choice
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.examples import ERRORS
 from apps.api.dialects.native.stream import position

@@ -14,8 +14,8 @@ from apps.api.core.config.names import ModelName, Name
 from apps.api.core.config.parts import PermissionMode
 from apps.api.core.fleet import cancellation, commands, control
 from apps.api.core.fleet.commands import Sent
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import admission, runs
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.errors import Unavailable, refuse

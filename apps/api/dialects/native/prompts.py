@@ -12,10 +12,10 @@ from apps.api.auth import Principal
 from apps.api.core.config.content import Block
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation, dispatch
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, config, errors, labels
 from apps.api.dialects.native.examples import STREAMED

@@ -10,11 +10,11 @@ from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core.context import Core
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.pages import utc
 from apps.api.core.sessions import deletion, ports, prompts, sessions
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Filters
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
     PREFIX,

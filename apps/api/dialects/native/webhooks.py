@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from apps.api.core.config.names import Text
 from apps.api.core.config.parts import Url
-from apps.api.core.idempotency import Idempotency
 from apps.api.core.tenant import deliveries, webhooks
+from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.webhooks import Changes, WebhookEvent
 from apps.api.dialects.native.common import NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, errors
 from apps.api.dialects.native.schemas import Closed, Page

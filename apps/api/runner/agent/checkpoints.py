@@ -17,7 +17,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api.core.sessions import files
+from apps.api.core.files import trees
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.patches import Change, patches
@@ -160,13 +160,13 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
 
 def _exists(root: Path, path: str) -> bool:
     try:
-        return files.exists(root, PurePosixPath(path))
+        return trees.exists(root, PurePosixPath(path))
     except ValueError:
         return True
 
 
 def _content(root: Path, path: str) -> bytes | None:
     try:
-        return files.read(root, PurePosixPath(path), MAX_DIFFED_BYTES)
+        return trees.read(root, PurePosixPath(path), MAX_DIFFED_BYTES)
     except (OSError, ValueError):
         return None

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
+from apps.api.core.files import removal, trees
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.network import outbound
-from apps.api.core.sessions import files, removal, workspaces
+from apps.api.core.sessions import workspaces
 from apps.api.core.tenant import repositories
 from apps.api.core.tenant.repositories import Source
 from apps.api.errors import ApiError
@@ -81,7 +82,7 @@ async def provide(core: Core, claim: Claim, writer: Writer) -> None:
         raise CloneFailed(f"The repository was not cloned: {error}.") from error
     except ApiError as error:
         raise CloneFailed(f"The repository was not cloned: {error.message}") from error
-    except files.TooMuch as error:
+    except trees.TooMuch as error:
         raise CloneFailed("The repository was not cloned: its directories are too many or too deep.") from error
     except OSError as error:
         raise CloneFailed(f"The repository was not cloned: no room for it ({error.strerror}).") from error
@@ -179,7 +180,7 @@ class Git:
     async def _look(self) -> None:
         if asyncio.get_running_loop().time() > self._deadline:
             raise CloneFailed(f"The repository was not cloned: it took longer than {self._seconds:.0f} s.")
-        if await asyncio.to_thread(files.size, self._draft) > self._max_bytes:
+        if await asyncio.to_thread(trees.size, self._draft) > self._max_bytes:
             raise CloneFailed(
                 f"The repository was not cloned: it is larger than {self._max_bytes} bytes (MAX_REPOSITORY_BYTES)."
             )
@@ -202,9 +203,9 @@ def _reason(said: str) -> str:
 
 def _cut_links(root: Path) -> None:
     """Remove symbolic links that lead out of a clone: what reads it for others would follow them."""
-    with closing(files.walk(root)) as found:
+    with closing(trees.walk(root)) as found:
         for entry in found:
             if stat.S_ISLNK(entry.info.st_mode):
                 leads = os.readlink(entry.name, dir_fd=entry.directory)
-                if not files.stays_below(leads, entry.path.count("/")):
+                if not trees.stays_below(leads, entry.path.count("/")):
                     os.unlink(entry.name, dir_fd=entry.directory)

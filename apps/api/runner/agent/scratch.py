@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from apps.api.core.sessions import files, removal
+from apps.api.core.files import removal, trees
 from apps.api.runner.guard.cgroups import Group, Groups
 from apps.api.runner.guard.launcher import LeaseFile, install_guard
 
@@ -100,7 +100,7 @@ class Scratch:
                 # A young one may belong to an instance that is starting and has not locked it yet.
                 if directory == self.root or time.time() - directory.lstat().st_mtime < SWEEP_AGE:
                     continue
-                if not files.is_directory(directory):
+                if not trees.is_directory(directory):
                     self._remove(directory)
                 elif (lock := _try_lock(directory)) is not None:
                     self._remove(directory)
@@ -149,7 +149,7 @@ def _base() -> Path:
 
 
 def _is_ours(directory: Path) -> bool:
-    return files.is_directory(directory) and directory.lstat().st_uid == os.getuid()
+    return trees.is_directory(directory) and directory.lstat().st_uid == os.getuid()
 
 
 def _within(base: Path) -> list[Path]:

@@ -16,10 +16,11 @@ from apps.api.core.config import client_tools
 from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
+from apps.api.core.files import trees
 from apps.api.core.fleet import ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
-from apps.api.core.sessions import files, workspaces
+from apps.api.core.sessions import workspaces
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS, retrying
@@ -206,7 +207,7 @@ class Launch:
     async def _tell_missing_files(self, claim: Claim) -> None:
         """Say that a session in which an agent has been at work has no files on this host."""
         root = workspaces.root_of(self._core.settings, claim.session_id)
-        if not await self._core.blocking.starts.run(files.is_directory, root) and await self._store.has_any():
+        if not await self._core.blocking.starts.run(trees.is_directory, root) and await self._store.has_any():
             log.warning("launch.workspace_missing", session_id=str(claim.session_id))
             await self._writer.append(Event("status", {"status": "workspace_missing"}, claim.run_id))
 

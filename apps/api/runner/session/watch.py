@@ -11,8 +11,9 @@ from uuid import UUID
 import structlog
 
 from apps.api.core.context import Core
+from apps.api.core.files import trees
 from apps.api.core.fleet import claims
-from apps.api.core.sessions import files, workspaces
+from apps.api.core.sessions import workspaces
 from apps.api.core.tasks import Loop, Loops, pause
 from apps.api.core.tenant import disk
 from apps.api.runner.guard import limits, processes
@@ -85,7 +86,7 @@ class Watch:
     def _size(self, session_id: UUID) -> int:
         try:
             return workspaces.size(self._core.settings, session_id)
-        except files.TooMuch:
+        except trees.TooMuch:
             return disk.TOO_MANY
 
     async def _look_at_background(self, loop: Loop) -> None:

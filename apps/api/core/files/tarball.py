@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
-from apps.api.core.sessions import files
+from apps.api.core.files import trees
 
 PIECE = 1 << 20
 """Bytes of a file, or of lines, that are in memory at a time."""
 
 MAX_NAME = 32_768
-"""Bytes of a name, or of where a link leads. Agents can make files.MAX_DEPTH levels of directories of 255 bytes."""
+"""Bytes of a name, or of where a link leads. Agents can make trees.MAX_DEPTH levels of directories of 255 bytes."""
 
 MAX_RATIO, RATIO_FROM = 200, 1 << 30
 """An archive may become so many times larger than it is, once it has become larger than RATIO_FROM bytes."""
@@ -110,28 +110,28 @@ class Packer:
         return self._compress.compress(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
 
 
-def tree(packer: Packer, root: Path, name: str, budget: files.Budget | None = None) -> Generator[bytes]:
+def tree(packer: Packer, root: Path, name: str, budget: trees.Budget | None = None) -> Generator[bytes]:
     """A directory that an agent may be writing to, as a member `name`, and what is below it as members below that.
 
     Pipes, sockets and devices are left out. `budget`: of bytes, as `files.weight` counts them; None: any. Raises
-    files.TooMuch, OSError.
+    trees.TooMuch, OSError.
     """
     yield packer.directory(name, 0o700)
-    with closing(files.walk(root)) as entries:
+    with closing(trees.walk(root)) as entries:
         for entry in entries:
             mode, member = entry.info.st_mode, f"{name}/{entry.path}"
             if budget is not None:
-                budget.spend(files.BLOCK)
+                budget.spend(trees.BLOCK)
             if stat.S_ISDIR(mode):
                 yield packer.directory(member, stat.S_IMODE(mode) & 0o777)
             elif stat.S_ISLNK(mode):
-                yield packer.link(member, files.leads(entry))
-            elif stat.S_ISREG(mode) and (opened := files.open_entry(entry)) is not None:
+                yield packer.link(member, trees.leads(entry))
+            elif stat.S_ISREG(mode) and (opened := trees.open_entry(entry)) is not None:
                 with opened:
                     yield from _file(packer, opened, member, stat.S_IMODE(mode) & 0o777, budget)
 
 
-def _file(packer: Packer, opened: BinaryIO, name: str, mode: int, budget: files.Budget | None) -> Iterator[bytes]:
+def _file(packer: Packer, opened: BinaryIO, name: str, mode: int, budget: trees.Budget | None) -> Iterator[bytes]:
     """As long as it was at the beginning, whatever becomes of it: its size stands before it."""
     size = left = os.fstat(opened.fileno()).st_size
     if budget is not None:
@@ -229,11 +229,11 @@ class _Bounded(io.RawIOBase):
     def spend(self, count: int) -> None:
         self._seen += count
         if self._seen > self._most:
-            raise BadArchive(f"more than {self._most} bytes, where each member counts {files.BLOCK} more than it has")
+            raise BadArchive(f"more than {self._most} bytes, where each member counts {trees.BLOCK} more than it has")
 
 
 def members(packed: BinaryIO, most: int) -> Generator[Member]:
-    """The members of an archive of at most so many bytes when it is unpacked, and files.BLOCK more for each member.
+    """The members of an archive of at most so many bytes when it is unpacked, and trees.BLOCK more for each member.
 
     Raises BadArchive. It may end early without that: the archive's own last member says whether it is whole.
     """
@@ -246,7 +246,7 @@ def members(packed: BinaryIO, most: int) -> Generator[Member]:
     ):
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-            unpacked.spend(files.BLOCK)
+            unpacked.spend(trees.BLOCK)
             content = archive.extractfile(info) if info.isreg() else None
             kind = _KINDS[info.type]
             yield Member(info.name, kind, info.size, info.mode & 0o777, info.linkname, content or io.BytesIO())

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from apps.api.core.sessions import files
-from apps.api.core.sessions.files import Budget, TooMuch
+from apps.api.core.files import trees
+from apps.api.core.files.trees import Budget, TooMuch
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_tree_is_copied_with_its_modes_times_and_links(source: Path, secret: P
     (source / "outside").symlink_to(secret)
     os.mkfifo(source / "pipe")
     copy = tmp_path / "copy"
-    files.copy_tree(source, copy, Budget(1 << 20))
+    trees.copy_tree(source, copy, Budget(1 << 20))
     assert sorted(os.listdir(copy)) == ["deep", "inside", "outside", "run.sh"]
     assert (copy / "deep" / "er" / "a.txt").read_text() == "a"
     assert ((copy / "run.sh").stat().st_mode & 0o7777, (copy / "run.sh").stat().st_mtime_ns) == (0o755, 2_000_000_000)
@@ -58,7 +58,7 @@ def test_a_directory_that_becomes_a_link_is_not_gone_into(
         return found
 
     monkeypatch.setattr(os, "stat", swap)  # the agent, between the look and the step
-    files.copy_tree(source, tmp_path / "copy", Budget(1 << 20))
+    trees.copy_tree(source, tmp_path / "copy", Budget(1 << 20))
     monkeypatch.undo()
     assert list((tmp_path / "copy" / "deep").iterdir()) == []
 
@@ -77,15 +77,15 @@ def test_nothing_is_written_through_a_link_that_becomes_a_directory(
         return leads
 
     monkeypatch.setattr(os, "readlink", swap)  # the agent, once its link has been read
-    files.copy_tree(source, tmp_path / "copy", Budget(1 << 20))
+    trees.copy_tree(source, tmp_path / "copy", Budget(1 << 20))
     assert sorted(os.listdir(secret)) == ["secret.txt"]
 
 
 def test_more_than_the_budget_is_not_copied(source: Path, tmp_path: Path) -> None:
     (source / "big").write_bytes(b"x" * 50_000)
     with pytest.raises(TooMuch):
-        files.copy_tree(source, tmp_path / "copy", Budget(50_000))
-    files.copy_tree(source, tmp_path / "again", Budget(50_000 + 10 * files.BLOCK))
+        trees.copy_tree(source, tmp_path / "copy", Budget(50_000))
+    trees.copy_tree(source, tmp_path / "again", Budget(50_000 + 10 * trees.BLOCK))
 
 
 def test_many_small_files_and_deep_directories_are_too_much(tmp_path: Path) -> None:
@@ -94,25 +94,25 @@ def test_many_small_files_and_deep_directories_are_too_much(tmp_path: Path) -> N
     for number in range(20):
         (many / str(number)).touch()
     with pytest.raises(TooMuch):
-        files.copy_tree(many, tmp_path / "copy", Budget(19 * files.BLOCK))
+        trees.copy_tree(many, tmp_path / "copy", Budget(19 * trees.BLOCK))
     deep = tmp_path / "deep"
-    deep.joinpath(*["d"] * (files.MAX_DEPTH + 5)).mkdir(parents=True)
+    deep.joinpath(*["d"] * (trees.MAX_DEPTH + 5)).mkdir(parents=True)
     with pytest.raises(TooMuch):
-        files.copy_tree(deep, tmp_path / "other", Budget(1 << 30))
+        trees.copy_tree(deep, tmp_path / "other", Budget(1 << 30))
 
 
 def test_only_regular_files_below_the_root_are_read(source: Path, secret: Path) -> None:
     (source / "link").symlink_to(secret / "secret.txt")
     (source / "way").symlink_to(secret)
     os.mkfifo(source / "pipe")
-    assert files.read(source, PurePosixPath("deep/er/a.txt"), 10) == b"a"
+    assert trees.read(source, PurePosixPath("deep/er/a.txt"), 10) == b"a"
     for path in ("link", "way/secret.txt", "pipe", "deep", "missing", "deep/missing/a"):
-        assert files.read(source, PurePosixPath(path), 10) is None
+        assert trees.read(source, PurePosixPath(path), 10) is None
     (source / "long").write_text("x" * 11)
-    assert files.read(source, PurePosixPath("long"), 10) is None
+    assert trees.read(source, PurePosixPath("long"), 10) is None
     for path in ("../theirs/secret.txt", str(secret / "secret.txt"), "."):
         with pytest.raises(ValueError, match="not below"):
-            files.read(source, PurePosixPath(path), 10)
+            trees.read(source, PurePosixPath(path), 10)
 
 
 def test_links_into_what_is_copied_lead_into_the_copy(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_links_into_what_is_copied_lead_into_the_copy(tmp_path: Path) -> None:
     for name, (leads, _) in links.items():
         (source / name).symlink_to(leads)
     copy = tmp_path / "copy"
-    files.copy_tree(source, copy, Budget(1 << 20), {"before": "after"})
+    trees.copy_tree(source, copy, Budget(1 << 20), {"before": "after"})
     assert {name: os.readlink(copy / name) for name in links} == {name: leads for name, (_, leads) in links.items()}
 
 
@@ -146,8 +146,8 @@ def test_a_file_of_ten_gigabytes_without_content_is_too_much_at_once(source: Pat
     (source / "sparse").touch()
     os.truncate(source / "sparse", 10 << 30)
     with pytest.raises(TooMuch):
-        files.copy_tree(source, tmp_path / "copy", Budget(1 << 30))
-    assert files.read(source, PurePosixPath("sparse"), 1 << 20) is None
+        trees.copy_tree(source, tmp_path / "copy", Budget(1 << 30))
+    assert trees.read(source, PurePosixPath("sparse"), 1 << 20) is None
 
 
 def test_a_way_is_made_inside_of_the_root_alone(source: Path, secret: Path) -> None:
@@ -158,14 +158,14 @@ def test_a_way_is_made_inside_of_the_root_alone(source: Path, secret: Path) -> N
     (source / "a").symlink_to("b")
     (source / "b").symlink_to("a")
     (source / "file").touch()
-    assert files.make_way(source, PurePosixPath("here/new")) == source / "deep" / "er" / "new"
-    assert files.make_way(source, PurePosixPath("there/er/../new")) == source / "deep" / "new"
-    assert files.make_way(source, PurePosixPath(".")) == source
+    assert trees.make_way(source, PurePosixPath("here/new")) == source / "deep" / "er" / "new"
+    assert trees.make_way(source, PurePosixPath("there/er/../new")) == source / "deep" / "new"
+    assert trees.make_way(source, PurePosixPath(".")) == source
     for path in ("up", "out", "a", "../theirs", "here/../../..", "out/new"):
         with pytest.raises(ValueError, match="leads"):
-            files.make_way(source, PurePosixPath(path))
+            trees.make_way(source, PurePosixPath(path))
     with pytest.raises(OSError):  # noqa: PT011 - whichever the system has for it
-        files.make_way(source, PurePosixPath("file/new"))
+        trees.make_way(source, PurePosixPath("file/new"))
     assert os.listdir(secret) == ["secret.txt"]
 
 
@@ -173,6 +173,6 @@ def test_what_is_in_the_way_of_a_directory_makes_room(source: Path, secret: Path
     (source / "out").symlink_to(secret)
     os.mkfifo(source / "pipe")
     for name in ("out", "pipe", "deep", "new"):
-        assert files.make_real(source, name).lstat().st_mode & 0o777 == 0o700
+        assert trees.make_real(source, name).lstat().st_mode & 0o777 == 0o700
     assert os.listdir(secret) == ["secret.txt"]
     assert os.listdir(source / "deep") == ["er"]

@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from apps.api.core.sessions import removal, workspaces
-from apps.api.core.sessions.files import TooMuch
+from apps.api.core.files import removal
+from apps.api.core.files.trees import TooMuch
+from apps.api.core.sessions import workspaces
 from apps.api.settings import Settings
 from tests.plants import dig, memory_directory
 

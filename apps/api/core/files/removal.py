@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from apps.api.core.sessions.files import CHANGED_MEANWHILE, DIRECTORY_FLAGS, Budget, TooMuch, closing_descriptor
+from apps.api.core.files.trees import CHANGED_MEANWHILE, DIRECTORY_FLAGS, Budget, TooMuch, closing_descriptor
 
 MAX_REMOVED = 20_000_000
 """Entries that are removed in one go: whoever still writes there must not keep it going for ever."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from apps.api.core.sessions import files, tarball
-from apps.api.core.sessions.tarball import BadArchive, Members, Packer, members, tree
+from apps.api.core.files import tarball, trees
+from apps.api.core.files.tarball import BadArchive, Members, Packer, members, tree
 
 ROOM = 1 << 30
 
@@ -79,10 +79,10 @@ def test_a_file_that_changes_is_as_long_as_it_said(tmp_path: Path) -> None:
 def test_holes_of_files_cost_what_they_unpack_to(tmp_path: Path) -> None:
     with (tmp_path / "hole").open("wb") as file:
         file.truncate(1 << 40)
-    assert files.size(tmp_path) < 10_000
-    assert files.weight(tmp_path) > 1 << 40
-    with pytest.raises(files.TooMuch):
-        list(tree(Packer(), tmp_path, "t", files.Budget(1 << 20)))
+    assert trees.size(tmp_path) < 10_000
+    assert trees.weight(tmp_path) > 1 << 40
+    with pytest.raises(trees.TooMuch):
+        list(tree(Packer(), tmp_path, "t", trees.Budget(1 << 20)))
 
 
 @pytest.mark.parametrize(
