@@ -332,6 +332,9 @@ def test_no_function_is_too_long() -> None:
 OPENS_FILES = {
     "core.files.trees": "the way to what agents may have made",
     "core.files.removal": "the way to remove it",
+    "core.files.snapshots": "the directories themselves; what is in them by core.files.trees",
+    "core.files.restoring": "what it makes, by descriptors of core.files.trees",
+    "core.files.record": "a directory of the server's own",
     "core.files.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
     "core.config.profiles": "a file of the operator's",
@@ -405,6 +408,7 @@ def test_nothing_removes_trees_by_recursion() -> None:
 OTHER_CLOCKS = {
     "clock": "the one way to a wall time",
     "core.sessions.workspaces": "the age of files, which the machine has dated",
+    "core.files.snapshots": "the same",
     "runner.agent.scratch": "the same",
     "limits": "the library's window, which begins by the same clock",
 }

@@ -20,6 +20,7 @@ from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
 from apps.api.core.events.log import Writer
 from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.files.objects import Objects
 from apps.api.core.fleet import claims, instances, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.fleet.ownership import Orphan
@@ -234,6 +235,7 @@ def core_of(world: World, relay: Relay | None = None) -> Core:
         followers=relay.followers,
         outbound=_outbound(),
         profiles={},
+        objects=Objects.of(world.settings),
     )
 
 

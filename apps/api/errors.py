@@ -193,6 +193,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "storage_failed": (503, True, "The conversation could not be stored, so it cannot be relied on."),
     "agent_crashed": (502, True, "The agent process ended without a result."),
     "agent_start_failed": (502, True, "The agent could not be started."),
+    "workspace_not_restored": (503, True, "The session's files could not be brought to the instance that runs it."),
     "agent_out_of_memory": (422, False, "The agent's processes took more memory than they may."),
     "agent_too_many_processes": (422, False, "The agent had more processes and threads than it may."),
     "workspace_full": (422, False, "The files of the tenant's or the key's sessions are more than its limit allows."),

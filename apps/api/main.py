@@ -20,6 +20,7 @@ from apps.api.core.config import profiles
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
 from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.files.objects import Objects
 from apps.api.core.lease import Lease
 from apps.api.core.network import default_model
 from apps.api.core.network.outbound import Outbound
@@ -186,7 +187,8 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         followers = Followers(db, redis, subscriptions)
         outbound = Outbound(settings.outbound_allow)
         stack.push_async_callback(outbound.close)
-        core = Core(settings, uuid4(), db, redis, publisher, subscriptions, followers, outbound, known)
+        parts = db, redis, publisher, subscriptions, followers, outbound, known, Objects.of(settings)
+        core = Core(settings, uuid4(), *parts)
         deliveries = Deliveries(db.for_webhooks(), settings, outbound, instance_id=core.instance_id)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         stack.callback(core.blocking.close)

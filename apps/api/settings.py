@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     background_patience_seconds: float = Field(30, ge=0, le=86_400)
     shutdown_grace_seconds: float = Field(30, ge=0)
     workspaces_dir: Path = Path(".data/workspaces")
+    workspace_store_url: SecretStr | None = None
+    workspace_max_bytes: int = Field(2_000_000_000, ge=1_000_000)
+    workspace_max_files: int = Field(100_000, ge=100, le=1_000_000)
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
     retention_events_days: int = Field(0, ge=0, le=36_500)
     retention_transcripts_days: int = Field(0, ge=0, le=36_500)

@@ -39,11 +39,13 @@ class Blocking:
         """What an agent's start waits for."""
         self.copies = Threads("copies", 4)
         """What forks copy, and what failed copies leave: twice what one tenant may have at a time."""
+        self.stores = Threads("stores", 4)
+        """What is read and written of files that are stored and restored."""
         self.removal = Threads("removal", 1)
         """What nobody waits for: one after the other, however many sessions are deleted at a time. Not at a
         lower priority: a thread that waits for a processor while it holds the interpreter stops the event loop."""
 
     def close(self) -> None:
         """Forget what has not begun."""
-        for threads in (self.starts, self.copies, self.removal):
+        for threads in (self.starts, self.copies, self.stores, self.removal):
             threads.close()

@@ -18,11 +18,11 @@ from apps.api.core.fleet import cancellation, claims, commands, instances, owner
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
-from apps.api.core.sessions import deletion, idempotency, outcome, requests, runs, sessions
+from apps.api.core.sessions import deletion, outcome, requests, runs, sessions
 from apps.api.core.sessions.outcome import Outcome
 from apps.api.core.sessions.requests import Asked
 from apps.api.core.tasks import Loop
-from apps.api.core.tenant import deliveries
+from apps.api.core.tenant import deliveries, idempotency
 from apps.api.core.tenant.deliveries import Deliveries
 from tests.world import World, administrator
 

@@ -10,6 +10,7 @@ from apps.api.core.config.profiles import Profile
 from apps.api.core.events.follow import DELETED, Followers
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.relay import Publisher, Subscriptions
+from apps.api.core.files.objects import Objects
 from apps.api.core.network.outbound import Outbound
 from apps.api.db import Database
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
@@ -23,6 +24,7 @@ class Core:
 
     Attributes:
         profiles: what PROFILES_FILE says, by name.
+        objects: the store of sessions' files.
         blocking: threads for what blocks.
         wake_local: called when a run was queued here, so that this instance tries first.
     """
@@ -36,6 +38,7 @@ class Core:
     followers: Followers
     outbound: Outbound
     profiles: Mapping[str, Profile]
+    objects: Objects
     blocking: Blocking = field(default_factory=Blocking)
     wake_local: list[Callable[[], None]] = field(default_factory=list)
 

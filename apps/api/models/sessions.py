@@ -65,6 +65,8 @@ class Session(Base):
     names the generation that it was given. `last_seq` is the position of the newest event. `lost`: numbers of events
     that readers had been told before the database lost them; by now they may be numbers of others. `purged_at`: since
     when a deleted session holds nothing any more. `expired_seq`: events up to this one were removed for their age.
+    `stored`: the manifest of its files, see `core/files/manifest.py`, `stored_before` the one before; `unstored_since`:
+    when an agent began to change what is in it.
     """
 
     __tablename__ = "sessions"
@@ -112,6 +114,11 @@ class Session(Base):
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id", ondelete="RESTRICT"))
     taken_by: Mapped[UUID | None]
     workspace_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    stored: Mapped[str | None]
+    stored_before: Mapped[str | None]
+    stored_at: Mapped[datetime | None]
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    unstored_since: Mapped[datetime | None]
     generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     expired_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

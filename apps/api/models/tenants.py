@@ -22,8 +22,9 @@ class Tenant(Base):
     """Owner of everything else; found through an API key.
 
     `limits`: what all its keys are limited to together. `retention`: how long what it has is kept; `swept_at`: when it
-    was last looked for what is too old. `removed`: of one that is being deleted, how many rows have gone, and bytes
-    where known, by table. `claimed_at`: when a run of it was last claimed while others waited.
+    was last looked for what is too old, `collected_at`: for stored files that nothing refers to. `removed`: of one that
+    is being deleted, how many rows have gone, and bytes where known, by table. `claimed_at`: when a run of it was last
+    claimed while others waited.
     """
 
     __tablename__ = "tenants"
@@ -40,6 +41,7 @@ class Tenant(Base):
     limits: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     retention: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     swept_at: Mapped[datetime | None]
+    collected_at: Mapped[datetime | None]
     deleting_at: Mapped[datetime | None]
     removed: Mapped[dict[str, Any] | None]
     claimed_at: Mapped[datetime | None]

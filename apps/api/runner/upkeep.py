@@ -15,9 +15,9 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
 from apps.api.core.fleet.claims import Waiting
-from apps.api.core.sessions import deletion, idempotency, retention, workspaces
+from apps.api.core.sessions import deletion, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
-from apps.api.core.tenant import deliveries
+from apps.api.core.tenant import deliveries, idempotency
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.worker import Worker
 

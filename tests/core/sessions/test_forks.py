@@ -11,10 +11,12 @@ from uuid import UUID
 import pytest
 
 from apps.api.core.events.log import Event
-from apps.api.core.sessions import forks, prompts, workspaces
+from apps.api.core.files.objects import LOCAL
+from apps.api.core.sessions import forks, prompts, stored, workspaces
 from apps.api.core.sessions.forks import Fork, Forked
 from apps.api.core.sessions.outcome import Outcome, finish
-from apps.api.errors import ApiError, Conflict, NotFound, TooLarge, ValidationError
+from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
+from tests.core.files.travel import Store
 from tests.world import World, core_of
 
 MESSAGES = [str(UUID(int=number)) for number in range(1, 5)]
@@ -111,27 +113,23 @@ async def test_an_active_run_can_only_be_forked_before(lone_world: World) -> Non
     assert await fork(lone_world, parent, at_seq=6)
 
 
-@pytest.mark.parametrize(("limit", "error"), [(10_000, TooLarge), (1 << 20, Conflict)])
-async def test_nothing_is_left_of_a_fork_whose_files_could_not_be_copied(
-    lone_world: World, limit: int, error: type[ApiError]
-) -> None:
-    settings = lone_world.settings.model_copy(update={"max_workspace_copy_bytes": limit})
-    world = replace(lone_world, settings=settings)
-    parent = await talked(world)
-    root = workspaces.create(settings, parent, None).root
+async def test_files_that_cannot_be_copied_keep_a_fork_from_beginning(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    store = Store(lone_world.settings.workspaces_root / LOCAL)
+    root = workspaces.create(lone_world.settings, parent, None).root
     (root / "big").write_bytes(b"x" * 20_000)
-    kept = settings.workspaces_root / ".checkpoints"
-    (kept / str(parent)).rmdir()
-    kept.rmdir()
-    kept.touch()  # so that the new session's directory cannot be made there
-    with pytest.raises(error):
-        await fork(world, parent, begins=True)
-    above = settings.workspaces_root
-    assert [name for name in os.listdir(above) if not name.startswith(".")] == [str(parent)]
-    assert not [name for part in (".forks", ".removed") if (above / part).exists() for name in os.listdir(above / part)]
-    assert [os.listdir(above / part) for part in (".homes", ".outputs")] == [[str(parent)], [str(parent)]]
-    assert await world.one("SELECT count(*) FROM sessions") == 1
-    assert await world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
+    known = await store.take(workspaces.places(lone_world.settings, parent))
+    assert known is not None
+    async with lone_world.db.transaction() as connection:
+        await stored.begin(connection, parent, known.name, 20_000)
+    limited = replace(lone_world, settings=lone_world.settings.model_copy(update={"max_workspace_copy_bytes": 10_000}))
+    with pytest.raises(TooLarge):
+        await fork(limited, parent, begins=True)
+    await store.objects.remove([known.name])
+    with pytest.raises(Conflict):
+        await fork(lone_world, parent, begins=True)
+    assert await lone_world.one("SELECT count(*) FROM sessions") == 1
+    assert await lone_world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
 
 
 @pytest.mark.parametrize(("table", "column"), [("events", "data"), ("transcript_entries", "entry")])

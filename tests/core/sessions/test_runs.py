@@ -12,10 +12,11 @@ import pytest
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
 from apps.api.core.pages import PAGE_BYTES
-from apps.api.core.sessions import deletion, idempotency, prompts, runs, sessions
+from apps.api.core.sessions import deletion, prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.prompts import Submission, Submitted
 from apps.api.core.sessions.sessions import Labels
+from apps.api.core.tenant import idempotency
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.errors import ApiError, Conflict, NotFound, ValidationError
 from tests.world import World

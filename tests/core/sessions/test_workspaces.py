@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from apps.api.core.files import forking
 from apps.api.core.sessions import workspaces
 from apps.api.settings import Settings
+from tests.core.files.travel import Store
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     given = {"database_url": "postgresql://h/d", "workspaces_dir": tmp_path / "workspaces"}
     return Settings(_env_file=None, **given)  # type: ignore[arg-type]
+
+
+def fork(settings: Settings, sessions: tuple[UUID, UUID], conversations: tuple[UUID, UUID]) -> None:
+    """Make of one session's files those of its fork, here."""
+    theirs, ours = (workspaces.places(settings, session_id) for session_id in sessions)
+    change = partial(forking.fork, places=theirs, sessions=sessions, conversations=conversations)
+    asyncio.run(Store(settings.workspaces_root / ".store").move(theirs, ours, change))
 
 
 SPELLINGS = [
@@ -55,8 +66,7 @@ def test_no_link_of_a_copy_leads_to_the_original_however_it_is_spelt(settings: S
                     leads = "deep/../" + "../" * len(Path(deep).parts) + os.path.relpath(target, place)
                 (place / deep / f"{number}-{to}").symlink_to(leads)
                 links.append((part, to, f"{number}-{to}"))
-    workspaces.copy(settings, parent, child, (parent, child), 1 << 30)
-    workspaces.adopt(settings, child)
+    fork(settings, (parent, child), (parent, child))
     copy = workspaces.create(settings, child, None)
     ours = {"files": copy.root, "home": copy.home, "output": copy.output, "history": copy.history}
     wrong = [
@@ -75,8 +85,7 @@ def test_a_link_to_a_namesake_of_the_session_inside_of_a_tree_leads_there_in_the
     (root / "logs" / "last").symlink_to(f"{parent}/log")
     (root / "last").symlink_to(f"logs/./{parent}/log")
     (root / "whole").symlink_to(root / "logs" / str(parent) / "log")
-    workspaces.copy(settings, parent, child, (parent, child), 1 << 30)
-    workspaces.adopt(settings, child)
+    fork(settings, (parent, child), (parent, child))
     copy = workspaces.root_of(settings, child)
     for name in ("logs/last", "last", "whole"):
         assert Path(os.path.realpath(copy / name)) == (copy / "logs" / str(parent) / "log").resolve()
@@ -87,7 +96,6 @@ def test_a_link_to_what_a_conversation_holds_leads_to_that_of_the_copy(settings:
     made = workspaces.create(settings, parent, None)
     told = f"{settings.workspaces_root}/.configs/{{0}}/projects/-w-{{0}}/{{1}}/subagents/agent-1.jsonl"
     (made.output / "task.output").symlink_to(told.format(parent, before))
-    workspaces.copy(settings, parent, child, (before, child), 1 << 30)
-    workspaces.adopt(settings, child)
+    fork(settings, (parent, child), (before, child))
     copy = settings.workspaces_root / ".outputs" / str(child)
     assert os.readlink(copy / "task.output") == told.format(child, child)

@@ -31,6 +31,7 @@ from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
 from tests.runner.session.test_background import ENDED, OUTLASTS
@@ -63,7 +64,7 @@ class Talk:
         approvals, ports = Approvals(core, writer, self.turns, self.tasks, Mock()), Ports(writer, self.turns)
         self.told: list[float] = []
         parts = self.turns, self.tasks, approvals, ports, Denials(writer, self.turns)
-        self.conversation = Conversation(core, writer, store, *parts, self.told.append)
+        self.conversation = Conversation(core, writer, store, Storing(core, writer), *parts, self.told.append)
         self.agent = Agent(claim, ClaudeSDKClient())
 
     async def hear(self, *messages: Message) -> None:

@@ -28,18 +28,23 @@ def remove(path: Path, limit: int = MAX_REMOVED, stopped: Callable[[], bool] | N
     the rest is gone then.
     """
     with closing_descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
-        opened = _open_to_empty(above, path.name)
-        if opened is None:
-            with suppress(FileNotFoundError):
-                os.unlink(path.name, dir_fd=above)
-            return
-        with closing_descriptor(opened):
-            removal = _Removal(opened, Budget(limit), stopped)
-            removal.run()
-        try:
-            os.rmdir(path.name, dir_fd=above)
-        except OSError as error:
-            raise removal.failure or error from None
+        remove_in(above, path.name, limit, stopped)
+
+
+def remove_in(above: int, name: str, limit: int = MAX_REMOVED, stopped: Callable[[], bool] | None = None) -> None:
+    """The same of what has that name in an open directory."""
+    opened = _open_to_empty(above, name)
+    if opened is None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=above)
+        return
+    with closing_descriptor(opened):
+        removal = _Removal(opened, Budget(limit), stopped)
+        removal.run()
+    try:
+        os.rmdir(name, dir_fd=above)
+    except OSError as error:
+        raise removal.failure or error from None
 
 
 class _Removal:

@@ -9,11 +9,10 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 BLOCK = 4096
 """Bytes that a file, directory or link counts at least: many small ones fill a disk, too."""
@@ -48,8 +47,7 @@ class Budget:
             raise TooMuch
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What `walk` has found: `name` in the open directory `directory`, at `path` below the root."""
 
     directory: int
@@ -106,6 +104,18 @@ def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
 
     Raises ValueError when `path` leads out of the root.
     """
+    if (opened := open_file(root, path)) is None:
+        return None
+    with opened:
+        content = opened.read(limit + 1) if os.fstat(opened.fileno()).st_size <= limit else b""
+        return content if os.fstat(opened.fileno()).st_size <= limit and len(content) <= limit else None
+
+
+def open_file(root: Path, path: PurePosixPath) -> BinaryIO | None:
+    """A regular file below `root`, opened, or None when there is none, or a link leads there.
+
+    Raises ValueError when `path` leads out of the root.
+    """
     try:
         opened = _open_above(root, path)
     except OSError:
@@ -113,17 +123,13 @@ def read(root: Path, path: PurePosixPath, limit: int) -> bytes | None:
     with closing_descriptor(opened):
         try:
             # Not blocking: opening a pipe would wait for whoever writes into it.
-            found = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
+            found = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=opened)
         except OSError:
             return None
-    with closing_descriptor(found):
-        info = os.fstat(found)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
-            return None
-        content = bytearray()
-        while len(content) <= limit and (chunk := os.read(found, min(1 << 20, limit + 1 - len(content)))):
-            content += chunk
-    return bytes(content) if len(content) <= limit else None
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        return None
+    return os.fdopen(found, "rb")
 
 
 def _open_above(root: Path, path: PurePosixPath) -> int:
@@ -210,6 +216,20 @@ def make_real(root: Path, name: str) -> Path:
     return root / name
 
 
+def open_directory(root: Path, path: PurePosixPath) -> int:
+    """The directory `path` below `root`, opened; `.` is the root. Raises OSError, also where a link stands in the way;
+    ValueError when `path` leads out of the root."""
+    return _open_above(root, path / "x")
+
+
+def make_open(above: int, name: str) -> None:
+    """A directory in an open one, made if it is not there, that its owner may write to. Raises OSError."""
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=above)
+    with closing_descriptor(os.open(name, DIRECTORY_FLAGS, dir_fd=above)) as made:
+        os.fchmod(made, 0o700)
+
+
 def place(root: Path, path: PurePosixPath) -> int:
     """The directory that `path` is to be in, below `root`, opened; what is missing on the way is made. Nobody's links
     are followed. Raises ValueError when `path` leads out of the root, OSError, which is also where a file or a link
@@ -260,7 +280,7 @@ def walk(root: Path) -> Generator[Entry]:
 
     Raises TooMuch beyond MAX_DEPTH or MAX_ENTRIES, OSError.
     """
-    budget = Budget(MAX_ENTRIES)
+    count = 0
     stack: list[tuple[int, str, Any]] = []
 
     def enter(opened: int, inside: str) -> None:
@@ -274,22 +294,24 @@ def walk(root: Path) -> Generator[Entry]:
     try:
         while stack:
             opened, inside, entries = stack[-1]
-            found = next(entries, None)
-            if found is None:
+            for found in entries:
+                if (count := count + 1) > MAX_ENTRIES:
+                    raise TooMuch
+                name = found.name
+                path = inside + name
+                try:
+                    info = found.stat(follow_symlinks=False)
+                    yield Entry(opened, name, path, info)
+                    if stat.S_ISDIR(info.st_mode):
+                        if len(stack) > MAX_DEPTH:
+                            raise TooMuch
+                        enter(os.open(name, DIRECTORY_FLAGS, dir_fd=opened), f"{path}/")
+                        break
+                except OSError as error:
+                    _raise(error)
+            else:
                 stack.pop()
                 os.close(opened)
-                continue
-            budget.spend(1)
-            path = f"{inside}{found.name}"
-            try:
-                info = os.stat(found.name, dir_fd=opened, follow_symlinks=False)
-                yield Entry(opened, found.name, path, info)
-                if stat.S_ISDIR(info.st_mode):
-                    if len(stack) > MAX_DEPTH:
-                        raise TooMuch
-                    enter(os.open(found.name, DIRECTORY_FLAGS, dir_fd=opened), f"{path}/")
-            except OSError as error:
-                _raise(error)
     finally:
         for opened, _, entries in stack:
             entries.close()
@@ -320,52 +342,12 @@ def weight(root: Path) -> int:
         return 0
 
 
-def copy_tree(source: Path, target: Path, budget: Budget, names: Mapping[str, str] | None = None) -> None:
-    """Copy a directory, also while an agent changes it. Pipes, sockets and devices are left out. `target` must not
-    exist, and nobody else may write there.
-
-    Links are copied as they are, but for those that lead back to the original: what is written through the copy's links
-    must not change it.
-
-    Args:
-        budget: bytes.
-        names: of the original, each with that of the copy, which links that lead out of the tree name in its place.
-            However a path is spelt, and through whatever it leads, the original's name is in it.
-
-    Raises TooMuch, OSError; then a part of it may be there.
-    """
-    target.mkdir(mode=0o700)
-    for entry in walk(source):
-        budget.spend(BLOCK)
-        mode, copy = entry.info.st_mode, target / entry.path
-        if stat.S_ISDIR(mode):
-            copy.mkdir(mode=0o700)
-        elif stat.S_ISLNK(mode):
-            leads = os.readlink(entry.name, dir_fd=entry.directory)
-            # Nor may we write through a link that we have copied: its place is taken from now on.
-            copy.symlink_to(_retarget(leads, PurePosixPath(entry.path).parent, source, names or {}))
-        elif stat.S_ISREG(mode):
-            _copy_file(entry, copy, budget)
-
-
 def stays_below(leads: str, depth: int) -> bool:
     """Whether a link, `depth` directories below a root, stays below it, if all the links on its way do: it is relative,
     and goes up only where it begins, where no link can have led it elsewhere."""
     parts = PurePosixPath(leads).parts
     ups = next((place for place, part in enumerate(parts) if part != ".."), len(parts))
     return not leads.startswith("/") and ups <= depth and ".." not in parts[ups:]
-
-
-def _retarget(leads: str, inside: PurePosixPath, source: Path, names: Mapping[str, str]) -> str:
-    """Where a link in the copy leads, which in `source / inside` leads to `leads`."""
-    plain = Path(os.path.normpath(source / inside / leads))  # by names alone: what they lead through is the agent's
-    if plain == source or (plain.is_relative_to(source) and exists(source, PurePosixPath(plain.relative_to(source)))):
-        if stays_below(leads, len(inside.parts)):
-            return leads
-        return os.path.join("/".join([".."] * len(inside.parts)), plain.relative_to(source))
-    for before, after in names.items():
-        leads = leads.replace(before, after)
-    return leads
 
 
 def leads(entry: Entry) -> str:
@@ -380,18 +362,3 @@ def open_entry(entry: Entry) -> BinaryIO | None:
         os.close(opened)
         return None
     return os.fdopen(opened, "rb")
-
-
-def _copy_file(entry: Entry, target: Path, budget: Budget) -> None:
-    budget.spend(entry.info.st_size)
-    if (opened := open_entry(entry)) is None:
-        return
-    with opened as source, target.open("xb") as copy:
-        info = os.fstat(source.fileno())
-        left = entry.info.st_size
-        while chunk := source.read(1 << 20):
-            budget.spend(max(0, len(chunk) - left))
-            left = max(0, left - len(chunk))
-            copy.write(chunk)
-        os.fchmod(copy.fileno(), stat.S_IMODE(info.st_mode) & 0o777)
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

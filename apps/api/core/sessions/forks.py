@@ -6,7 +6,6 @@ its numbers; its runs remain the parent's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,11 +14,13 @@ import asyncpg
 import structlog
 
 from apps.api.core.context import Core
-from apps.api.core.files import trees
-from apps.api.core.sessions import admission, prompts, sessions, workspaces
+from apps.api.core.files import forking, manifest, restoring
+from apps.api.core.files.objects import StoreFailed
+from apps.api.core.sessions import admission, prompts, sessions, stored, workspaces
 from apps.api.core.sessions.admission import Pins, Wanted
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
+from apps.api.core.sessions.stored import Stored
 from apps.api.core.tenant.idempotency import remember, reused
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
 
@@ -99,22 +100,17 @@ async def _fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: For
         await admission.judge_change(connection, tenant_id, asked.wanted, parent, found)
         cut = await _cut(connection, parent, asked)
         await _require_copyable(connection, parent_id, cut)
+        files = await stored.find(connection, parent_id)
     session_id = uuid4()
-    conversations, limit = (cut.sdk_session_id, session_id), core.settings.max_workspace_copy_bytes
-    await _on_disk(core, parent_id, workspaces.copy, parent_id, session_id, conversations, limit)
-    try:
-        async with core.db.transaction() as connection:
-            if before := await _before(connection, tenant_id, asked):
-                return before
-            parent = await _parent(connection, tenant_id, parent_id)
-            forked = await _insert(core, connection, tenant_id, api_key_id, parent, cut, session_id, asked)
-            await _on_disk(core, parent_id, workspaces.adopt, session_id)
-        return forked
-    except BaseException:
-        await core.blocking.copies.run(workspaces.remove, core.settings, session_id)
-        raise
-    finally:
-        await core.blocking.copies.run(workspaces.discard, core.settings, session_id)
+    name = await _store_files(core, tenant_id, files, (parent_id, session_id), (cut.sdk_session_id, session_id))
+    async with core.db.transaction() as connection:
+        if before := await _before(connection, tenant_id, asked):
+            return before
+        parent = await _parent(connection, tenant_id, parent_id)
+        forked = await _insert(core, connection, tenant_id, api_key_id, parent, cut, session_id, asked)
+        if name is not None:
+            await stored.begin(connection, session_id, name, files.size)
+    return forked
 
 
 async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) -> Forked | None:
@@ -202,16 +198,27 @@ async def _require_copyable(connection: asyncpg.Connection, parent_id: UUID, cut
         raise TooLarge(message, code="conversation_too_large", details={"limit_bytes": MAX_CONVERSATION})
 
 
-async def _on_disk(core: Core, parent_id: UUID, work: Callable[..., None], *arguments: Any) -> None:
+async def _store_files(
+    core: Core, tenant_id: UUID, files: Stored, sessions_: tuple[UUID, UUID], conversations: tuple[UUID, UUID]
+) -> str | None:
+    """Store what the parent's files are for the fork, as they were stored last; what of a fork that fails is left over
+    nobody refers to. Returns the manifest's name. Raises TooLarge, Conflict."""
     limit = core.settings.max_workspace_copy_bytes
-    try:
-        await core.blocking.copies.run(work, core.settings, *arguments)
-    except trees.TooMuch as error:
+    if files.size > limit:
         message = f"The session's files are more than {limit} bytes."
-        raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit}) from error
-    except OSError as error:
-        log.warning("forks.files_not_copied", session_id=str(parent_id), error=error)
+        raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": limit})
+    if files.name is None:
+        return None
+    threads, places = core.blocking.copies, workspaces.places(core.settings, sessions_[0])
+    try:
+        entries = await restoring.read(core.objects, threads, files.name)
+        forked = await threads.run(forking.fork, entries, places, sessions_, conversations)
+        name = manifest.name_of(tenant_id, sessions_[1], 0)
+        await core.objects.put(name, await threads.run(manifest.encode, forked))
+    except StoreFailed as error:
+        log.warning("forks.files_not_copied", session_id=str(sessions_[0]), error=error)
         raise Conflict("The session's files could not be copied.", code="workspace_not_copied") from error
+    return name
 
 
 # The agent finds its conversation by its id and its working directory, and both are in what it has written. The key

@@ -251,31 +251,6 @@ def _draft(settings: Settings, session_id: UUID) -> Path:
     return settings.workspaces_root / ".forks" / str(session_id)
 
 
-def copy(settings: Settings, source: UUID, target: UUID, conversations: tuple[UUID, UUID], limit: int) -> None:
-    """Copy a session's directories aside for a session that is to be made of it.
-
-    Args:
-        conversations: under which ids the two sessions' agents keep copies of files and what tools have put out.
-        limit: bytes.
-
-    Raises `trees.TooMuch`, OSError; then nothing is left.
-    """
-    draft, budget = _draft(settings, target), trees.Budget(limit)
-    names = {str(conversations[0]): str(conversations[1]), str(source): str(target)}
-    try:
-        trees.make_directory(draft)
-        for part, place in places(settings, source).items():
-            if trees.is_directory(place):
-                trees.copy_tree(place, draft / part, budget, names)
-            elif part != "files":  # whose absence tells that they are missing
-                trees.make_directory(draft / part)
-        _rename(draft / "history", str(conversations[0]), str(conversations[1]))
-        _rename_outputs(draft / "output", (source, target), conversations)
-    except BaseException:
-        discard(settings, target)
-        raise
-
-
 def _rename(directory: Path, before: str, after: str) -> None:
     if trees.is_directory(directory / before):
         (directory / before).rename(directory / after)

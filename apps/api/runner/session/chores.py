@@ -18,6 +18,7 @@ from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.runner.agent import checkpoints, options
 from apps.api.runner.agent.process import Agent
 from apps.api.runner.session.conversation import Conversation
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn
 
 
@@ -28,11 +29,12 @@ class Chores:
         self,
         core: Core,
         store: Transcripts,
+        storing: Storing,
         talk: Conversation,
         prepare: Callable[[Turn, Claim], Awaitable[Agent | None]],
         disconnect: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._core, self._store, self._talk = core, store, talk
+        self._core, self._store, self._storing, self._talk = core, store, storing, talk
         self._prepare, self._disconnect = prepare, disconnect
 
     async def reset(self, turn: Turn, claim: Claim) -> None:
@@ -60,6 +62,8 @@ class Chores:
                 return
             starts, cwd = self._core.blocking.starts, claim.config.cwd
             workspace = await starts.run(workspaces.create, settings, claim.session_id, cwd)
+            if not asked["dry_run"]:
+                self._storing.will_change()
             try:
                 found = await checkpoints.obey(agent, workspace, self._store, self._store.conversation, asked)
             except checkpoints.CannotRewind as error:

@@ -34,6 +34,7 @@ from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, Turns
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,7 @@ class Conversation:
         core: Core,
         writer: Writer,
         store: Transcripts,
+        storing: Storing,
         turns: Turns,
         tasks: Tasks,
         approvals: Approvals,
@@ -58,7 +60,7 @@ class Conversation:
         settle: Callable[[float], None],
     ) -> None:
         """`settle` is told what each result says that its turn cost, in USD."""
-        self._core, self._writer, self._store, self._turns = core, writer, store, turns
+        self._core, self._writer, self._store, self._storing, self._turns = core, writer, store, storing, turns
         self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
         self._used_tools = self._left_task = self._going_on = False
         self._meter = Meter(settle)
@@ -134,6 +136,7 @@ class Conversation:
         last.append(Event("done", {"status": outcome.status}, turn.run_id))
         try:
             await self._approvals.close_all("run_ended", turn.run_id)
+            last[:0] = await self._storing.keep(turn.run_id)
             await finish(self._writer, turn.run_id, outcome, *last, also=also)
         except NotRunning as error:
             log.warning("execution.ended_before", session_id=str(self._writer.session_id), error=error)
@@ -179,6 +182,7 @@ class Conversation:
                 await self._writer.append(*events)
             if calls := messages.tool_calls(message):
                 self._used_tools = True
+                self._storing.will_change()
                 await self._approvals.saw(calls)
 
     async def _begin_turn(self, agent: Agent, message: SystemMessage) -> None:

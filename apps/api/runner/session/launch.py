@@ -33,6 +33,7 @@ from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.client_tools import server
 from apps.api.runner.session.hooks import Hooks
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, Turns
 from apps.api.runner.session.ways import Access, Ways
 
@@ -117,6 +118,7 @@ class Launch:
         turns: Turns,
         writer: Writer,
         store: Transcripts,
+        storing: Storing,
         approvals: Approvals,
         hooks: Hooks,
         local: Local,
@@ -126,7 +128,7 @@ class Launch:
         self._core, self._turns, self._writer = core, turns, writer
         self._lease, self._host, self._gate, self._ways = means.lease, means.host, means.gate, means.ways
         self._scratch = means.host.scratch
-        self._store, self._approvals, self._hooks = store, approvals, hooks
+        self._store, self._storing, self._approvals, self._hooks = store, storing, approvals, hooks
         self._place: Place | None = None
         self._access: Access | None = None
         self._local, self._denied = local, denied
@@ -183,7 +185,8 @@ class Launch:
             ownership.announce(core, orphan)
 
     async def _start(self, claim: Claim) -> Agent:
-        await self._tell_missing_files(claim)
+        if not await self._storing.bring(claim.run_id):
+            await self._tell_missing_files(claim)
         await clone.provide(self._core, claim, self._writer)
         async with self._gate.place():
             self.clear()  # of one that did not start

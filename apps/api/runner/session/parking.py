@@ -29,6 +29,7 @@ from apps.api.runner.session.approvals import Approvals, Open
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, Turns
 
 log = structlog.get_logger(__name__)
@@ -53,13 +54,14 @@ class Parking:
         core: Core,
         writer: Writer,
         store: Transcripts,
+        storing: Storing,
         turns: Turns,
         tasks: Tasks,
-        ports: Ports,
         approvals: Approvals,
+        ports: Ports,
         talk: Conversation,
     ) -> None:
-        self._core, self._writer, self._store, self._turns = core, writer, store, turns
+        self._core, self._writer, self._store, self._storing, self._turns = core, writer, store, storing, turns
         self._tasks, self._ports, self._approvals, self._talk = tasks, ports, approvals, talk
         self._not_before = 0.0
         self.begun = self.done = False
@@ -112,6 +114,7 @@ class Parking:
         self._approvals.leave(mine)
         try:
             await self._end(agent, self._talk.set_aside(), end)
+            await self._storing.give_back()
             cost, models, calls = self._talk.used()
             left = Parked(
                 mine.asked.id,

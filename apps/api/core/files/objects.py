@@ -1,0 +1,166 @@
+"""The object store that sessions' files travel through: a directory, or a bucket of S3, GCS or Azure, by one URL.
+
+What it takes to speak with each is obstore's, which reads the usual variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from apps.api import clock
+from apps.api.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+log = structlog.get_logger(__name__)
+
+LOCAL = ".store"
+"""The directory in WORKSPACES_DIR that is the store where no other is given."""
+
+_CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "60s"}
+_RETRIES: RetryConfig = {
+    "max_retries": 4,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+}
+
+
+class StoreFailed(Exception):
+    """The store cannot be reached, refuses, or does not hold what it should. Its message is for operators."""
+
+
+class Found(NamedTuple):
+    """An object that is there. `modified`: Unix time."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class Objects:
+    """The objects of a store, by names with slashes.
+
+    Attributes:
+        shown: where it is, without what is secret in its URL.
+    """
+
+    def __init__(self, opening: Callable[[], ObjectStore], shown: str) -> None:
+        """`opening`: makes what speaks with the store, when it is used first; it may raise what obstore does."""
+        self._opening, self.shown = opening, shown
+
+    @classmethod
+    def of(cls, settings: Settings) -> Objects:
+        """The store of WORKSPACE_STORE_URL, or the directory that stands in for one."""
+        if settings.workspace_store_url is None:
+            return cls.in_directory(settings.workspaces_root / LOCAL)
+        url = settings.workspace_store_url.get_secret_value()
+        return cls(partial(from_url, url, client_options=_CLIENT, retry_config=_RETRIES), _shown(url))
+
+    @classmethod
+    def in_directory(cls, directory: Path) -> Objects:
+        """A directory of this host, made when it is used first."""
+        return cls(partial(LocalStore, directory, mkdir=True), str(directory))
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return self._opening()
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store an object, whole or not at all. Raises StoreFailed."""
+        with self._failing(name):
+            await obstore.put_async(self._store, name, content)
+
+    async def get(self, name: str) -> memoryview | None:
+        """What an object holds; None if there is none. Raises StoreFailed."""
+        try:
+            with self._failing(name):
+                return memoryview(await (await obstore.get_async(self._store, name)).bytes_async())
+        except _Missing:
+            return None
+
+    async def is_younger(self, name: str, seconds: float) -> bool:
+        """Whether an object is there, and was stored within so many seconds. Raises StoreFailed."""
+        try:
+            with self._failing(name):
+                found = await obstore.head_async(self._store, name)
+        except _Missing:
+            return False
+        return found["last_modified"].timestamp() > clock.now().timestamp() - seconds
+
+    async def below(self, prefix: str) -> AsyncIterator[list[Found]]:
+        """The objects whose names are below `prefix`, some hundred at a time. Raises StoreFailed."""
+        with self._failing(prefix):
+            async for some in obstore.list(self._store, prefix, chunk_size=500):
+                yield [Found(one["path"], one["size"], one["last_modified"].timestamp()) for one in some]
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Remove objects, if they are there. Raises StoreFailed."""
+        for name in names:
+            try:
+                with self._failing(name):
+                    await obstore.delete_async(self._store, name)
+            except _Missing:
+                continue
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise _Missing(name) from error
+        except (BaseError, OSError, ValueError) as error:
+            log.warning("objects.failed", store=self.shown, object=name, error=_first_line(error))
+            raise StoreFailed(f"{name}: {_first_line(error)}") from error
+
+
+class _Missing(StoreFailed):
+    """There is no such object."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _shown(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+class Flight:
+    """Work that is done at the same time, so much of it at most. When the block ends all is done; what fails first ends
+    the rest, and is raised."""
+
+    def __init__(self, most: int) -> None:
+        self._room, self._work = asyncio.Semaphore(most), asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Flight:
+        await self._work.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._work.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def add(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin it as soon as there is room."""
+        await self._room.acquire()
+        self._work.create_task(work).add_done_callback(lambda _: self._room.release())

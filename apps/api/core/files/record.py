@@ -1,0 +1,58 @@
+"""What a host knows of the copy of a session's files that it has: of which manifest it is one, and the signs of what is
+in it.
+
+Each is a file in `.stored` below WORKSPACES_DIR, which no agent can reach. Without it nothing is lost, only compared
+anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+
+from apps.api.core.files import manifest
+from apps.api.core.files.snapshots import Known
+from apps.api.settings import Settings
+
+
+def _file(settings: Settings, session_id: UUID) -> Path:
+    return settings.workspaces_root / ".stored" / str(session_id)
+
+
+def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) -> None:
+    """Keep it. `entries`: of `known`, as `manifest.dumps` gives them. Blocks. Raises OSError."""
+    file = _file(settings, session_id)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    inodes, times = zip(*known.signs.values(), strict=True) if known.signs else ((), ())
+    signs = {"name": known.name, "paths": list(known.signs), "inodes": inodes, "times": times}
+    try:
+        head = orjson.dumps(signs)
+    except TypeError:  # a name that is no UTF-8
+        head = json.dumps(signs).encode()
+    draft = file.with_name(f".{session_id}")
+    with draft.open("wb") as made:
+        made.writelines((head, b"\n", entries))
+    draft.replace(file)
+
+
+def read(settings: Settings, session_id: UUID) -> Known | None:
+    """What was kept, if it can be read. Blocks."""
+    try:
+        head, _, entries = _file(settings, session_id).read_bytes().partition(b"\n")
+        signs = json.loads(head)
+        known = dict(zip(signs["paths"], zip(signs["inodes"], signs["times"], strict=True), strict=True))
+        return Known(signs["name"], manifest.loads(entries), known)
+    except (OSError, ValueError, KeyError, TypeError, manifest.Damaged):
+        return None
+
+
+def forget(settings: Settings, session_id: UUID) -> None:
+    """What is on this host is a copy of no manifest any more. Blocks. Raises OSError."""
+    try:
+        os.unlink(_file(settings, session_id))
+    except FileNotFoundError:
+        return

@@ -1,0 +1,237 @@
+"""Making a session's directories what a manifest says.
+
+What is there already and surely the same stays, the rest is removed or fetched. Nothing that an agent left there is
+followed, and none of the session's is at work meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from uuid import UUID
+
+from apps.api.core.files import manifest, removal, trees
+from apps.api.core.files.manifest import Damaged, Entries, Entry, Piece
+from apps.api.core.files.objects import Flight, Objects, StoreFailed
+from apps.api.core.files.snapshots import AT_A_TIME, Known, Sign
+from apps.api.threads import Threads
+
+HOLE = 65_536
+"""Bytes of zeros that become a hole in a file, as they were in what was stored or might as well have been."""
+
+_ZEROS = bytes(HOLE)
+
+
+class Missing(StoreFailed):
+    """The store does not have this: it is another one, or something was removed from it."""
+
+
+class Plan(NamedTuple):
+    """What a restoration will do. Paths are those of `manifest.Entries`.
+
+    Attributes:
+        fetched: files whose content comes from the store.
+        size: bytes of these.
+    """
+
+    gone: list[str]
+    made: list[str]
+    fetched: list[str]
+    size: int
+
+
+async def read(objects: Objects, threads: Threads, name: str) -> Entries:
+    """A manifest. Raises Missing, StoreFailed."""
+    if (data := await objects.get(name)) is None:
+        raise Missing(f"{name}: is not there")
+    try:
+        return await threads.run(_manifest, data)
+    except Damaged as error:
+        raise StoreFailed(f"{name}: {error}") from error
+
+
+def _manifest(data: memoryview) -> Entries:
+    return manifest.loads(manifest.unpack(data))
+
+
+def plan(places: Mapping[str, Path], entries: Entries, known: Known | None) -> Plan:
+    """What must be done to get from what is there to `entries`. Blocks. Raises OSError."""
+    before, signs = (known.entries, known.signs) if known else ({}, {})
+    kept, gone = set[str](), list[str]()
+    for part, place in places.items():
+        try:
+            there = list(_there(part, place))
+        except trees.TooMuch:
+            gone.append(part)
+            continue
+        for path, kind, sign in there:
+            wanted, was = entries.get(path), before.get(path)
+            sure = signs.get(path) == sign
+            if wanted is not None and kind == wanted.kind and (kind == "directory" or (sure and wanted == was)):
+                kept.add(path)
+            else:
+                gone.append(path)
+    made = [path for path, entry in entries.items() if entry.kind == "directory" or path not in kept]
+    fetched = [path for path in made if entries[path].kind == "file"]
+    return Plan(gone, sorted(made), fetched, manifest.size_of(entries[path] for path in fetched))
+
+
+def _there(part: str, place: Path) -> Iterator[tuple[str, str, Sign]]:
+    try:
+        info = os.lstat(place)
+    except FileNotFoundError:
+        return
+    yield part, _kind(info), (info.st_ino, info.st_ctime_ns)
+    if stat.S_ISDIR(info.st_mode):
+        with closing(trees.walk(place)) as walk:
+            for entry in walk:
+                yield f"{part}/{entry.path}", _kind(entry.info), (entry.info.st_ino, entry.info.st_ctime_ns)
+
+
+def _kind(info: os.stat_result) -> str:
+    if stat.S_ISDIR(info.st_mode):
+        return "directory"
+    return "link" if stat.S_ISLNK(info.st_mode) else "file" if stat.S_ISREG(info.st_mode) else "other"
+
+
+async def restore(
+    objects: Objects, threads: Threads, tenant_id: UUID, places: Mapping[str, Path], entries: Entries, planned: Plan
+) -> dict[str, Sign]:
+    """Do what was planned. Returns the signs of what was done. Raises Missing, StoreFailed, OSError."""
+    await threads.run(_prepare, places, entries, planned)
+    wanted = defaultdict[str, list[tuple[str, int, Piece]]](list)
+    for path in planned.fetched:
+        at = 0
+        for piece in entries[path].pieces:
+            wanted[piece[0]].append((path, at, piece))
+            at += piece[2]
+
+    async def fetch(pack: str, pieces: list[tuple[str, int, Piece]]) -> None:
+        await threads.run(_write, places, await fetch_pack(objects, threads, tenant_id, pack), pieces)
+
+    async with Flight(AT_A_TIME) as flight:
+        for pack, pieces in wanted.items():
+            await flight.add(fetch(pack, pieces))
+    return await threads.run(_finish, places, entries, planned)
+
+
+async def fetch_pack(objects: Objects, threads: Threads, tenant_id: UUID, pack: str) -> bytes:
+    """What is in a pack. Raises Missing, StoreFailed."""
+    name = manifest.pack_name(tenant_id, pack)
+    if (data := await objects.get(name)) is None:
+        raise Missing(f"{name}: is not there")
+    try:
+        return await threads.run(_content, data, pack)
+    except Damaged as error:
+        raise StoreFailed(f"{name}: {error}") from error
+
+
+def _content(data: memoryview, pack: str) -> bytes:
+    content = manifest.unpack(data)
+    if hashlib.sha256(content).hexdigest() != pack:
+        raise Damaged("is not what it was")
+    return content
+
+
+class _Places:
+    """The directories that files are in, opened one at a time: neighbours come one after the other."""
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self._places, self._at, self._opened = places, "", -1  # nothing is above the session's directories
+
+    def __enter__(self) -> _Places:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._opened >= 0:
+            os.close(self._opened)
+
+    def above(self, path: str) -> tuple[int, str]:
+        """The directory that something is in, opened, and its name there."""
+        above, _, name = path.rpartition("/")
+        if above != self._at:
+            self.__exit__()
+            self._at, self._opened = "", -1
+            part, _, inside = above.partition("/")
+            self._opened, self._at = trees.open_directory(self._places[part], PurePosixPath(inside)), above
+        return self._opened, name
+
+
+def _prepare(places: Mapping[str, Path], entries: Entries, planned: Plan) -> None:
+    """Remove what goes, and make directories and links."""
+    with _Places(places) as opened:
+        for path in planned.gone:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if "/" in path:
+                    removal.remove_in(*opened.above(path))
+                else:
+                    removal.remove(places[path])
+    with _Places(places) as opened:
+        for path in planned.made:
+            entry = entries[path]
+            if "/" not in path:
+                trees.make_directory(places[path])
+                os.chmod(places[path], 0o700)
+            elif entry.kind == "directory":
+                trees.make_open(*opened.above(path))
+            elif entry.kind == "link":
+                above, name = opened.above(path)
+                os.symlink(entry.digest, name, dir_fd=above)
+
+
+def _write(places: Mapping[str, Path], content: bytes, pieces: list[tuple[str, int, Piece]]) -> None:
+    whole = memoryview(content)
+    with _Places(places) as opened:
+        for path, at, (_, begin, size) in pieces:
+            with trees.closing_descriptor(_open(*opened.above(path))) as file:
+                _put(file, whole[begin : begin + size], at)
+
+
+def _open(above: int, name: str) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=above)
+
+
+def _put(file: int, data: memoryview, at: int) -> None:
+    """Write where there are not only zeros. Where nothing is written a new file has zeros."""
+    for begin in range(0, len(data), HOLE):
+        some = data[begin : begin + HOLE]
+        if len(some) < HOLE or some != _ZEROS:
+            while some:
+                written = os.pwrite(file, some, at + begin)
+                some, begin = some[written:], begin + written
+
+
+def _finish(places: Mapping[str, Path], entries: Entries, planned: Plan) -> dict[str, Sign]:
+    """Give what was made its size, mode and time; directories last, the deepest first."""
+    signs, directories = dict[str, Sign](), list[str]()
+    with _Places(places) as opened:
+        for path in planned.made:
+            entry = entries[path]
+            if entry.kind == "directory":
+                directories.append(path)
+            elif entry.kind == "file":
+                with trees.closing_descriptor(_open(*opened.above(path))) as file:
+                    os.ftruncate(file, entry.size)
+                    signs[path] = _settle(file, entry)
+            else:
+                above, name = opened.above(path)
+                info = os.stat(name, dir_fd=above, follow_symlinks=False)
+                signs[path] = info.st_ino, info.st_ctime_ns
+    for path in reversed(directories):
+        part, _, inside = path.partition("/")
+        with trees.closing_descriptor(trees.open_directory(places[part], PurePosixPath(inside))) as directory:
+            signs[path] = _settle(directory, entries[path])
+    return signs
+
+
+def _settle(opened: int, entry: Entry) -> Sign:
+    os.fchmod(opened, entry.mode)
+    os.utime(opened, ns=(entry.mtime, entry.mtime))
+    info = os.fstat(opened)
+    return info.st_ino, info.st_ctime_ns

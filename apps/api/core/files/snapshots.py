@@ -1,0 +1,263 @@
+"""Taking a snapshot: what has changed in a session's directories since the last one goes to the store.
+
+What has not is told by what the kernel says of it (inode, time of change), without opening it. The rest is read once,
+put into packs, and only packs that the store does not have are sent. Any of it may change meanwhile: what was read
+while it changed is read again the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+from uuid import UUID
+
+from apps.api.core.files import manifest, trees
+from apps.api.core.files.manifest import Entries, Entry, Piece
+from apps.api.core.files.objects import Flight, Objects
+from apps.api.threads import Threads
+
+PACK = 8 << 20
+"""Bytes of a pack, about, and of the pieces of a larger file."""
+
+CUT_FROM, CUT_AT = 1 << 20, 16
+"""From so many bytes on a pack ends after one file in so many, told by its content: so two sessions with mostly the
+same files have mostly the same packs."""
+
+AT_A_TIME = 4
+"""Packs that are on their way to the store, each in memory twice at most."""
+
+MAX_PATH = 4096
+"""Bytes of a path. Linux takes no longer one at once (PATH_MAX)."""
+
+TICK = 20_000_000
+"""Nanoseconds within which two changes of a file may have the same time: two ticks of the slowest kernel's clock."""
+
+FRESH = 3600.0
+"""A pack that nobody may be using any more is believed to stay for so many seconds after it was stored. See
+`garbage`."""
+
+
+class TooLarge(Exception):
+    """There is more than is kept. `code` says of what."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Limits(NamedTuple):
+    """Of one session: bytes of all files, and files, directories and links."""
+
+    bytes: int
+    entries: int
+
+
+Sign = tuple[int, int]
+"""Inode and time of change: whoever changes anything in a file changes one of them, and cannot set them."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What directories of this host had in them, when they were as a manifest says.
+
+    Attributes:
+        name: of the manifest.
+        signs: of what is surely still as it was then, if it has the same sign.
+    """
+
+    name: str
+    entries: Entries
+    signs: dict[str, Sign]
+
+
+@dataclass(slots=True)
+class _Scan:
+    entries: Entries = field(default_factory=dict)
+    signs: dict[str, Sign] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    same: bool = True
+
+
+class Taken(NamedTuple):
+    """A snapshot whose packs are in the store. `entries`, `signs`: see `Known`."""
+
+    entries: Entries
+    signs: dict[str, Sign]
+
+
+async def take(
+    objects: Objects, threads: Threads, tenant_id: UUID, places: Mapping[str, Path], known: Known | None, limits: Limits
+) -> Taken | None:
+    """Store what is in a session's directories, but for the manifest. None: nothing has changed since `known`.
+
+    Raises TooLarge, StoreFailed, OSError.
+    """
+    scan = await threads.run(_scan, places, known, limits)
+    if scan.same and known is not None and len(scan.entries) == len(known.entries):
+        return None
+    reading = _read(places, scan, _by_digest(known), limits)
+    async with Flight(AT_A_TIME) as flight:
+        while (made := await threads.run(next, reading, None)) is not None:
+            await flight.add(send(objects, threads, tenant_id, *made))
+    return Taken(scan.entries, scan.signs)
+
+
+async def send(objects: Objects, threads: Threads, tenant_id: UUID, pack: str, content: bytes) -> None:
+    """Store a pack, unless it is there. Raises StoreFailed."""
+    name = manifest.pack_name(tenant_id, pack)
+    if not await objects.is_younger(name, FRESH):
+        await objects.put(name, await threads.run(manifest.pack, content))
+
+
+def _by_digest(known: Known | None) -> dict[str, tuple[Piece, ...]]:
+    return {e.digest: e.pieces for e in known.entries.values() if e.kind == "file"} if known else {}
+
+
+def _scan(places: Mapping[str, Path], known: Known | None, limits: Limits) -> _Scan:
+    """What is there. Of what has not changed the entries are those of `known`. Blocks."""
+    before, signs = (known.entries, known.signs) if known else ({}, {})
+    scan, size, settled = _Scan(), 0, time.time_ns() - TICK
+    entries, sure = scan.entries, scan.signs
+    try:
+        for path, info, found in _found(places):
+            sign = info.st_ino, info.st_ctime_ns
+            if signs.get(path) == sign:
+                entries[path] = old = before[path]
+                sure[path] = sign
+                size += old.size
+                continue
+            if len(path) > MAX_PATH // 4 and len(os.fsencode(path)) > MAX_PATH:
+                raise TooLarge("path_too_long", f"A path has more than {MAX_PATH} bytes.")
+            entries[path] = new = _entry(info, trees.leads(found) if found and stat.S_ISLNK(info.st_mode) else "")
+            size += new.size
+            if new.kind == "file":
+                scan.unread.append(path)
+                scan.same = False
+            else:
+                scan.same = scan.same and new == before.get(path)
+                if sign[1] < settled:
+                    sure[path] = sign
+            if len(entries) > limits.entries:
+                raise trees.TooMuch
+    except trees.TooMuch as error:
+        raise TooLarge("too_many_files", f"More than {limits.entries} files, or too deep.") from error
+    if size > limits.bytes:
+        raise TooLarge("workspace_too_large", f"More than {limits.bytes} bytes.")
+    scan.unread.sort()
+    return scan
+
+
+def _found(places: Mapping[str, Path]) -> Iterator[tuple[str, os.stat_result, trees.Entry | None]]:
+    """All that is kept: no pipes, sockets and devices. None: one of the session's directories itself."""
+    kept = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
+    for part, place in places.items():
+        try:
+            yield part, os.lstat(place), None
+            with closing(trees.walk(place)) as walk:
+                for entry in walk:
+                    if stat.S_IFMT(entry.info.st_mode) in kept:
+                        yield f"{part}/{entry.path}", entry.info, entry
+        except FileNotFoundError:
+            continue
+
+
+def _entry(info: os.stat_result, leads: str) -> Entry:
+    mode = stat.S_IMODE(info.st_mode) & 0o777
+    if stat.S_ISDIR(info.st_mode):
+        return Entry("directory", mode, info.st_mtime_ns)
+    if stat.S_ISLNK(info.st_mode):
+        return Entry("link", 0, 0, 0, leads)
+    return Entry("file", mode, info.st_mtime_ns, info.st_size)
+
+
+class Packer:
+    """Puts contents into packs, in the order in which they come."""
+
+    def __init__(self, stored: dict[str, tuple[Piece, ...]]) -> None:
+        """`stored`: pieces of contents that are in the store, by their digest. Those of new ones are added."""
+        self.stored = stored
+        self._contents: list[bytes] = []
+        self._waiting: list[tuple[str, int, int]] = []
+        self._size = 0
+
+    def add(self, digest: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+        """Add the content of a file of at most PACK bytes. Gives the pack that is full with it."""
+        if digest in self.stored:
+            return
+        self._contents.append(content)
+        self._waiting.append((digest, self._size, len(content)))
+        self._size += len(content)
+        self.stored[digest] = ()  # filled when the pack has a name
+        if self._size >= PACK or (self._size >= CUT_FROM and int(digest[:8], 16) % CUT_AT == 0):
+            yield from self.flush()
+
+    def flush(self) -> Iterator[tuple[str, bytes]]:
+        """The pack that is not full yet, if there is one."""
+        if self._waiting:
+            pack, content = packed(self._contents)
+            for digest, at, length in self._waiting:
+                self.stored[digest] = ((pack, at, length),) if length else ()
+            self._contents, self._waiting, self._size = [], [], 0
+            if content:
+                yield pack, content
+
+
+def packed(contents: list[bytes]) -> tuple[str, bytes]:
+    """A pack of some contents, with its name."""
+    whole = contents[0] if len(contents) == 1 else b"".join(contents)
+    return hashlib.sha256(whole).hexdigest(), whole
+
+
+def _read(
+    places: Mapping[str, Path], scan: _Scan, stored: dict[str, tuple[Piece, ...]], limits: Limits
+) -> Generator[tuple[str, bytes]]:
+    """Read what has changed, and fill in the entries. Gives packs that the store may not have yet. Blocks."""
+    packer, whole = Packer(stored), trees.Budget(limits.bytes)
+    digests: dict[str, str] = {}
+    for path in scan.unread:
+        part, _, inside = path.partition("/")
+        if (opened := trees.open_file(places[part], PurePosixPath(inside))) is None:
+            del scan.entries[path]
+            continue
+        with opened:
+            before = os.fstat(opened.fileno())
+            try:
+                whole.spend(before.st_size)
+            except trees.TooMuch as error:
+                raise TooLarge("workspace_too_large", f"More than {limits.bytes} bytes.") from error
+            if before.st_size <= PACK:
+                content = opened.read(before.st_size)
+                digest, size = hashlib.sha256(content).hexdigest(), len(content)
+                yield from packer.add(digest, content)
+            else:
+                digest, size = yield from _read_large(opened, before.st_size, packer)
+            after = os.fstat(opened.fileno())
+        scan.entries[path] = _entry(after, "")._replace(size=size)
+        digests[path] = digest
+        sign = before.st_ino, before.st_ctime_ns
+        if sign == (after.st_ino, after.st_ctime_ns) and sign[1] < time.time_ns() - TICK:
+            scan.signs[path] = sign
+    yield from packer.flush()
+    for path, digest in digests.items():
+        scan.entries[path] = scan.entries[path]._replace(digest=digest, pieces=packer.stored[digest])
+
+
+def _read_large(opened: BinaryIO, size: int, packer: Packer) -> Generator[tuple[str, bytes], None, tuple[str, int]]:
+    """A file of several pieces, each of which is a pack; what is appended later leaves the earlier ones as they are."""
+    of_all, pieces, left = hashlib.sha256(), list[Piece](), size
+    while left and (content := opened.read(min(left, PACK))):
+        left -= len(content)
+        of_all.update(content)
+        pack, content = packed([content])
+        pieces.append((pack, 0, len(content)))
+        yield pack, content
+    digest = of_all.hexdigest()
+    packer.stored.setdefault(digest, tuple(pieces))
+    return digest, size - left

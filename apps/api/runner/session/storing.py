@@ -1,0 +1,227 @@
+"""A session's files while this instance owns it: brought to this host before an agent starts, stored when a run ends.
+
+What is stored at the end of a run is there before its clients are told of the end. A run in which no tool was called
+changes nothing, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+
+from apps.api.core.context import Core
+from apps.api.core.events.log import Event, Writer
+from apps.api.core.files import manifest, record, restoring, snapshots
+from apps.api.core.files.manifest import Entries
+from apps.api.core.files.objects import StoreFailed
+from apps.api.core.files.snapshots import Known, TooLarge
+from apps.api.core.sessions import stored, workspaces
+from apps.api.core.sessions.stored import Stored
+from apps.api.db import CONNECTION_ERRORS
+from apps.api.runner.agent.process import CannotStart
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+KEEP_SECONDS = 120.0
+"""What storing may take at the end of a run, and restoring before one. 200 MB in 20,000 files take some five."""
+
+MAX_TOLD = 100
+"""Files that one event names of each kind; of more their number is told."""
+
+MAX_TOLD_BYTES = 100_000
+"""Bytes of all the names in one event."""
+
+
+class NotRestored(CannotStart):
+    """The session's files could not be brought here. Another try may do better."""
+
+    @property
+    def code(self) -> str:
+        """The failure of its run."""
+        return "workspace_not_restored"
+
+
+class Storing:
+    """The files of one session on this host and in the store.
+
+    Attributes:
+        touched: whether something may have changed that is not stored.
+    """
+
+    def __init__(self, core: Core, writer: Writer) -> None:
+        self._core, self._writer = core, writer
+        self._session_id, self._tenant_id = writer.session_id, writer.tenant_id
+        self._places = workspaces.places(core.settings, writer.session_id)
+        self._limits = snapshots.Limits(core.settings.workspace_max_bytes, core.settings.workspace_max_files)
+        self._known: Known | None = None
+        self._here = False
+        self._noting: asyncio.Task[None] | None = None
+        self.touched = False
+
+    # --- before an agent starts --------------------------------------------------------------------------------
+
+    async def bring(self, run_id: UUID) -> bool:
+        """Make this host's copy what is stored, unless it is that already, and tell what was lost on the way.
+
+        Returns whether there are files that an earlier agent may have left. Raises NotRestored, LeaseLost, Unavailable.
+        """
+        if self._here:
+            return True
+        core, threads = self._core, self._core.blocking.stores
+        found = await stored.find(core.db.pool, self._session_id)
+        known = await threads.run(record.read, core.settings, self._session_id)
+        if found.name is not None and (known is None or known.name != found.name):
+            try:
+                known = await self._restore(found.name, found, known, run_id)
+            except restoring.Missing as error:
+                log.error("storing.missing", session_id=str(self._session_id), error=error)
+                return False
+            except StoreFailed as error:
+                log.error("storing.not_restored", session_id=str(self._session_id), error=error)
+                raise NotRestored("The session's files could not be brought to the instance that runs it.") from error
+            await self._tell_lost(found, run_id)
+        else:
+            self.touched = found.unstored_since is not None
+        self._known = known if found.name is not None else None
+        self._here = True
+        return found.name is not None
+
+    async def _restore(self, name: str, found: Stored, known: Known | None, run_id: UUID) -> Known:
+        core, threads = self._core, self._core.blocking.stores
+        entries = await _bounded(restoring.read(core.objects, threads, name))
+        planned = await _bounded(threads.run(restoring.plan, self._places, entries, known))
+        told = {"bytes": planned.size, "files": len(planned.fetched), "stored_at": found.at}
+        await self._writer.append(Event("status", {"status": "restoring", **told}, run_id))
+        await _bounded(threads.run(record.forget, core.settings, self._session_id))
+        restored = restoring.restore(core.objects, threads, self._tenant_id, self._places, entries, planned)
+        done = await _bounded(restored)
+        kept = {path: sign for path, sign in (known.signs if known else {}).items() if path in entries}
+        now = Known(name, entries, kept | done)
+        await threads.run(self._record, now, manifest.dumps(entries))
+        return now
+
+    async def _tell_lost(self, found: Stored, run_id: UUID) -> None:
+        if found.unstored_since is None:
+            return
+        db, generation = self._core.db, self._writer.generation
+        lost = await stored.lost_runs(db, self._session_id, found.unstored_since)
+        told = {"stored_at": found.at, "unstored_since": found.unstored_since, "lost_run_ids": lost}
+        await self._writer.append(Event("status", {"status": "workspace_restored", **told}, run_id))
+        await stored.note_touched(db, self._session_id, generation, False)
+
+    # --- while one is at work ----------------------------------------------------------------------------------
+
+    def will_change(self) -> None:
+        """An agent begins to do something that may change files."""
+        if not self.touched:
+            self.touched = True
+            self._noting = asyncio.create_task(self._note_touched(), name=f"touched-{self._session_id}")
+
+    async def _note_touched(self) -> None:
+        try:
+            await stored.note_touched(self._core.db, self._session_id, self._writer.generation, True)
+        except CONNECTION_ERRORS as error:  # what it is for: to tell of changes that a dead owner has not stored
+            log.warning("storing.not_noted", session_id=str(self._session_id), error=error)
+
+    # --- when a run has ended ----------------------------------------------------------------------------------
+
+    async def keep(self, run_id: UUID | None, *, always: bool = False) -> list[Event]:
+        """Store what has changed. Returns what clients are told of it. Raises LeaseLost, Unavailable.
+
+        `always`: also when no tool was called since the last time.
+        """
+        if not self._here or not (self.touched or always):
+            return []
+        if self._noting is not None:
+            await self._noting
+        try:
+            told = await self._keep()
+        except (TooLarge, StoreFailed) as error:
+            log.warning("storing.not_stored", session_id=str(self._session_id), error=error)
+            reason, words = "store_failed", "The store of files does not answer, or refuses."
+            if isinstance(error, TooLarge):
+                reason, words = error.code, str(error)
+            failed = {"status": "workspace_not_stored", "reason": reason, "message": words}
+            return [Event("status", failed, run_id)]
+        return [Event("files", told, run_id)] if told else []
+
+    async def give_back(self) -> None:
+        """Store what has changed, since the session may go to another host. Raises LeaseLost, Unavailable."""
+        if told := await self.keep(None, always=True):
+            await self._writer.append(*told)
+
+    async def _keep(self) -> dict[str, Any]:
+        core, threads, known = self._core, self._core.blocking.stores, self._known
+        taken = await _bounded(
+            snapshots.take(core.objects, threads, self._tenant_id, self._places, known, self._limits)
+        )
+        before, generation = known.entries if known else {}, self._writer.generation
+        if taken is None or taken.entries == before:
+            if taken is not None and known is not None:
+                known.signs = taken.signs
+            if self.touched:
+                await stored.note_touched(core.db, self._session_id, generation, False)
+                self.touched = False
+            return {}
+        name = manifest.name_of(self._tenant_id, self._session_id, generation)
+        entries = await threads.run(manifest.dumps, taken.entries)
+        await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
+        await stored.note(core.db, self._session_id, generation, name, manifest.size_of(taken.entries.values()))
+        self._known, self.touched = Known(name, *taken), False
+        await threads.run(self._record, self._known, entries)
+        return changes(before, taken.entries)
+
+    def _record(self, known: Known, entries: bytes) -> None:
+        """Without it this host compares anew, and fetches what it has."""
+        try:
+            record.write(self._core.settings, self._session_id, known, entries)
+        except OSError as error:
+            log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
+
+
+async def _bounded(work: Awaitable[T]) -> T:
+    """Work with files or the store. Raises TooLarge, StoreFailed of whatever else goes wrong in time or not."""
+    try:
+        async with asyncio.timeout(KEEP_SECONDS):
+            return await work
+    except (OSError, TimeoutError) as error:
+        raise StoreFailed(f"{type(error).__name__}: {error}") from error
+
+
+def changes(before: Entries, after: Entries) -> dict[str, Any]:
+    """What has changed in the workspace: names of files and links that were created, changed and deleted, sorted, and
+    how many there are. Empty: nothing."""
+    created, changed, deleted = list[str](), list[str](), list[str]()
+    for path, entry in after.items():
+        if entry.kind != "directory" and path.startswith("files/"):
+            old = before.get(path)
+            if old is None or old.kind == "directory":
+                created.append(path)
+            elif not entry.same_content(old):
+                changed.append(path)
+    for path, entry in before.items():
+        if entry.kind != "directory" and path.startswith("files/"):
+            new = after.get(path)
+            if new is None or new.kind == "directory":
+                deleted.append(path)
+    found = {"created": created, "changed": changed, "deleted": deleted}
+    if not any(found.values()):
+        return {}
+    room = [MAX_TOLD_BYTES]
+    named = {kind: list(_named(sorted(paths), room)) for kind, paths in found.items()}
+    return {**named, "counts": {kind: len(paths) for kind, paths in found.items()}}
+
+
+def _named(paths: list[str], room: list[int]) -> Iterator[str]:
+    for path in paths[:MAX_TOLD]:
+        name = path.removeprefix("files/").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        room[0] -= len(name.encode())
+        if room[0] < 0:
+            return
+        yield name
