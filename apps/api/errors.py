@@ -10,7 +10,9 @@ ApiError
 │                               origin_not_permitted, model_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
-│                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted
+│                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted, not_a_file,
+│                               not_a_directory, directory_not_empty, file_exists, files_busy
+├── PreconditionFailed      412 etag_mismatch
 ├── Gone                    410 events_expired
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
 ├── RateLimited             429 rate_limited, too_many_streams, too_many_connections, too_many_bytes,
@@ -110,6 +112,10 @@ class Forbidden(ApiError):
 
 class Conflict(ApiError):
     status, code = 409, "conflict"
+
+
+class PreconditionFailed(ApiError):
+    status, code = 412, "etag_mismatch"
 
 
 class Gone(ApiError):

@@ -102,7 +102,7 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
         app.include_router(playground.router)
     if names := hosts.names_of(settings):
         app.add_middleware(hosts.KnownHosts, names=names)
-    app.add_middleware(BoundedBody, limit=settings.max_body_bytes)
+    app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
     app.add_middleware(RequestContext)
     return app
 
@@ -300,4 +300,5 @@ def _probe(
         unfit=lambda: worker.host.unfit,
         failing_loops=lambda: loops.failing,
         address_of=address_of,
+        live=lambda session_id: found.storing if (found := worker.executions.get(session_id)) else None,
     )

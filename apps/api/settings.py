@@ -130,6 +130,7 @@ class Settings(BaseSettings):
     workspaces_dir: Path = Path(".data/workspaces")
     workspace_store_url: SecretStr | None = None
     workspace_max_bytes: int = Field(2_000_000_000, ge=1_000_000)
+    max_file_bytes: int = Field(500_000_000, ge=1_000)
     workspace_max_files: int = Field(100_000, ge=100, le=1_000_000)
     max_workspace_copy_bytes: int = Field(1 << 30, ge=0)
     retention_events_days: int = Field(0, ge=0, le=36_500)

@@ -19,7 +19,7 @@ from apps.api.core import codec
 from apps.api.errors import ValidationError
 from apps.api.web.callers import SCOPES, identify
 from apps.api.web.errors import Refused
-from apps.api.web.middleware import BODY_LIMIT, SMALL
+from apps.api.web.middleware import BODY_LIMIT, BODY_STREAMS, SMALL
 
 
 class JsonRequest(Request):
@@ -42,10 +42,11 @@ class Route(APIRoute):
 
     Attributes:
         body_limit: bytes of a body.
+        streams: whether it holds nothing of a body.
         guests: whether it serves who shows no key as ANONYMOUS_TENANT, if there is one.
     """
 
-    body_limit, guests = SMALL, False
+    body_limit, guests, streams = SMALL, False, False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -53,7 +54,7 @@ class Route(APIRoute):
         scopes = [scope for call, scope in SCOPES.items() if call in calls]
 
         async def known_first(request: Request) -> Response:
-            request.scope[BODY_LIMIT] = self.body_limit
+            request.scope[BODY_STREAMS if self.streams else BODY_LIMIT] = self.body_limit
             if scopes:
                 caller = await identify(request, guests=self.guests)
                 for scope in scopes:
@@ -67,6 +68,12 @@ class ContentRoute(Route):
     """A route whose bodies hold what agents are given: up to MAX_BODY_BYTES."""
 
     body_limit = sys.maxsize
+
+
+class FileRoute(Route):
+    """A route whose body is a file, which it takes piece by piece: up to MAX_FILE_BYTES."""
+
+    streams = True
 
 
 class GuestRoute(ContentRoute):

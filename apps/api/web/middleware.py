@@ -104,6 +104,13 @@ BODY_LIMIT = "claude_agent_api.body_limit"
 """Key of the scope by which a route says that it holds its body in memory, and how many bytes it takes."""
 
 
+BODY_STREAMS = "claude_agent_api.body_streams"
+"""Key of the scope by which a route says that it takes its body piece by piece, and holds nothing of it: of a file."""
+
+FILE_SECONDS = 900.0
+"""For the whole body of such a request."""
+
+
 class _TooSlow(ApiError):
     status, code = 408, "body_too_slow"
 
@@ -112,19 +119,20 @@ class BoundedBody:
     """Refuses bodies over `limit` bytes, or over what their route takes, announced or not, and beyond the shares of who
     sends them; ends connections whose body nobody has read. Answers go out in pieces that wait for their client."""
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS) -> None:
-        """`seconds`: for the whole of a body."""
-        self._app, self._limit, self._seconds = app, limit, seconds
+    def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS, file_limit: int | None = None) -> None:
+        """`file_limit`: of a file, if it is another one. `seconds`: for the whole of a body that is none."""
+        self._app, self._limit, self._file_limit, self._seconds = app, limit, file_limit or limit, seconds
         self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._limit, self._seconds, self._turn)
+        body = _Body(scope, receive, send, self._limit, self._file_limit, self._seconds, self._turn)
+        most = max(self._limit, self._file_limit)
         try:
-            if body.announced > self._limit:
-                await error_response(scope, _too_large(self._limit))(scope, body.receive, body.send)
+            if body.announced > most:
+                await error_response(scope, _too_large(most))(scope, body.receive, body.send)
             else:
                 await self._app(scope, body.receive, body.send)
         finally:
@@ -143,14 +151,21 @@ class _Body:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float, turn: asyncio.Lock
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limit: int,
+        file_limit: int,
+        seconds: float,
+        turn: asyncio.Lock,
     ) -> None:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
         self.announced = int(announced) if announced.isdecimal() else 0
         self.seats = ExitStack()
         self._scope, self._receive, self._send = scope, receive, send
-        self._limit, self._seconds, self._turn = limit, seconds, turn
+        self._limit, self._file_limit, self._seconds, self._turn = limit, file_limit, seconds, turn
         self._seen = self._counted = 0
         self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
@@ -160,7 +175,8 @@ class _Body:
         if not self._more:
             return await self._receive()
         if not self._begun:
-            self._begun, self._until = True, asyncio.get_running_loop().time() + self._seconds
+            seconds = FILE_SECONDS if BODY_STREAMS in self._scope else self._seconds
+            self._begun, self._until = True, asyncio.get_running_loop().time() + seconds
             self._check(self.announced)
         self._asks_first = False  # by now it has been told to go on
         try:
@@ -168,12 +184,12 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             self._unread = True
-            raise Refused(_TooSlow(f"The body has not come within {self._seconds:.0f} s.")) from error
+            raise Refused(_TooSlow("The body has not come in time.")) from error
         self._seen += len(message.get("body", b""))
         self._more = bool(message.get("more_body"))
         self._unread = self._unread and self._more
         self._check(self._seen)
-        if not self._more and self._seen > SMALL:
+        if not self._more and self._seen > SMALL and BODY_STREAMS not in self._scope:
             # It is parsed now, which takes some 10 ms. Between two of them the loop turns to everybody else.
             await self._turn.acquire()
             asyncio.get_running_loop().call_soon(self._turn.release)
@@ -182,10 +198,12 @@ class _Body:
     def _check(self, size: int) -> None:
         """Raises Refused when the body is, or will be, this large and may not."""
         limit = min(self._limit, self._scope.get(BODY_LIMIT, self._limit))
+        if BODY_STREAMS in self._scope:
+            limit = self._file_limit
         try:
             if size > limit:
                 raise _too_large(limit)
-            if BODY_LIMIT in self._scope:
+            if BODY_LIMIT in self._scope and BODY_STREAMS not in self._scope:
                 self._count(size)
         except ApiError as error:
             self._unread = self._unread or self._more

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from apps.api.auth import Principal
 from apps.api.core.context import Core
 from apps.api.core.network.default_model import Answer
+from apps.api.core.sessions.session_files import Live
 from apps.api.errors import ApiError
 from apps.api.limits import PromptLimits
 from apps.api.shares import Kind, Share
@@ -36,6 +37,7 @@ class Probe:
         unfit: why this instance should get no traffic, though it works.
         failing_loops: names of the loops of this instance whose last step has failed.
         address_of: session and port → the address that its agent's programs listen on here, if they do.
+        live: session → its files, if it is owned here.
     """
 
     isolation: str | None
@@ -47,6 +49,7 @@ class Probe:
     unfit: Callable[[], list[str]]
     failing_loops: Callable[[], list[str]]
     address_of: Callable[[UUID, int], Awaitable[str | None]]
+    live: Callable[[UUID], Live | None]
 
 
 @dataclass(frozen=True, slots=True)

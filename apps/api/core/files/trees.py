@@ -280,6 +280,24 @@ def walk(root: Path) -> Generator[Entry]:
 
     Raises TooMuch beyond MAX_DEPTH or MAX_ENTRIES, OSError.
     """
+    with closing_descriptor(os.open(root, DIRECTORY_FLAGS)) as opened:
+        yield from walk_from(opened)
+
+
+def look_into(opened: int) -> Generator[Entry]:
+    """What is in an open directory. Raises TooMuch beyond MAX_ENTRIES, OSError."""
+    with os.scandir(opened) as entries:
+        for count, found in enumerate(entries):
+            if count >= MAX_ENTRIES:
+                raise TooMuch
+            try:
+                yield Entry(opened, found.name, found.name, found.stat(follow_symlinks=False))
+            except OSError as error:
+                _raise(error)
+
+
+def walk_from(root: int) -> Generator[Entry]:
+    """As `walk`, of an open directory, which stays open."""
     count = 0
     stack: list[tuple[int, str, Any]] = []
 
@@ -290,7 +308,7 @@ def walk(root: Path) -> Generator[Entry]:
             os.close(opened)
             raise
 
-    enter(os.open(root, DIRECTORY_FLAGS), "")
+    enter(os.dup(root), "")
     try:
         while stack:
             opened, inside, entries = stack[-1]

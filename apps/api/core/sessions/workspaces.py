@@ -49,6 +49,9 @@ MAX_TOUCHED = 1_000
 _LATER = re.compile(r"later-([0-9]{1,12})-")
 """How the name of what could not be removed begins: with the time in seconds at which that is tried again."""
 
+UPLOADS = ".uploads"
+"""The directory below WORKSPACES_DIR in which files wait until all of them has come."""
+
 _PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".checkpoints"}
 
 
@@ -206,7 +209,7 @@ def remove(settings: Settings, session_id: UUID) -> None:
 def discard_forgotten(settings: Settings) -> None:
     """Remove unfinished copies of instances that have died over them, and what could not be removed before. Nothing
     that is found there keeps the rest from being looked at."""
-    for above in (settings.workspaces_root / name for name in (".forks", ".clones", ".removed")):
+    for above in (settings.workspaces_root / name for name in (".forks", ".clones", UPLOADS, ".removed")):
         try:
             found = list(_names(above))
         except OSError as error:

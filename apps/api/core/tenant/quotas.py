@@ -38,6 +38,14 @@ async def used(db: Database, tenant_id: UUID, key_id: UUID) -> dict[tuple[str, S
     return {(row["name"], scope): row[scope] for row in rows for scope in scopes}
 
 
+def no_room(room: int) -> RateLimited:
+    """The error for files that would be more than a limit of `workspace_bytes` allows. `room`: bytes that are left."""
+    details = {"name": "workspace_bytes", "left": max(room, 0)}
+    return RateLimited(
+        "The files of the tenant's or the key's sessions would be too many.", code="quota_exceeded", details=details
+    )
+
+
 def refusal(quota: Mapping[str, Any]) -> RateLimited:
     """The error for a quota that is used up, as the database gives it."""
     message = f"The {quota['scope']}'s {quota['name']} is used up: {quota['used']} of {quota['limit']}."

@@ -94,6 +94,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "events_expired",
         "The events of this run have been removed for their age.",
     ),
+    408: _error("The body has not come in time.", "body_too_slow", "The body has not come in time."),
+    412: _error(
+        "The file is not what `If-Match` or `If-None-Match` asks for; `details.etag` is what it has.",
+        "etag_mismatch",
+        "The file is not the one that If-Match names.",
+        {"etag": '"18cf3a2b4c5d6e7f-4b4"'},
+    ),
+    416: _error("The file has no such range.", "range_not_satisfiable", "The file has no such range."),
     413: _error(
         "The body is too large.",
         "body_too_large",

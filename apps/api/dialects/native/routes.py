@@ -11,6 +11,7 @@ from apps.api.dialects.native import (
     control,
     dry_run,
     exports,
+    files,
     forks,
     mcp_servers,
     profiles,
@@ -25,6 +26,6 @@ from apps.api.dialects.native import (
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, exports, forks, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, exports, files, forks, requests, control, checkpoints, runs)
 _RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
-routers = [module.router for module in (*_SESSIONS, *_RESOURCES)]
+routers = [*(module.router for module in (*_SESSIONS, *_RESOURCES)), files.content, files.internal]

@@ -72,17 +72,17 @@ class Execution:
             last_seq=claim.last_seq,
         )
         self.turns, self.tasks = Turns(freed), Tasks()
-        self._storing = Storing(core, self.writer)
+        self.storing = Storing(core, self.writer)
         self._store = Transcripts(core.db, means.lease, claim.session_id, claim.generation, claim.sdk_session_id)
         self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)
         self.ports, self.denials = Ports(self.writer, self.turns), Denials(self.writer, self.turns)
         outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
-        mine = self._store, self._storing, self.approvals, Hooks(core, self.writer, self.turns, self)
+        mine = self._store, self.storing, self.approvals, Hooks(core, self.writer, self.turns, self)
         self._launch = Launch(core, means, self.turns, self.writer, *mine, *outward)
         parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
-        self._talk = Conversation(core, self.writer, self._store, self._storing, *parts, self._launch.settle)
-        self.parking = Parking(core, self.writer, self._store, self._storing, *parts[:4], self._talk)
-        self._chores = Chores(core, self._store, self._storing, self._talk, self._prepare, self._disconnect)
+        self._talk = Conversation(core, self.writer, self._store, self.storing, *parts, self._launch.settle)
+        self.parking = Parking(core, self.writer, self._store, self.storing, *parts[:4], self._talk)
+        self._chores = Chores(core, self._store, self.storing, self._talk, self._prepare, self._disconnect)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
         self._agent: Agent | None = None
         self.fenced = self.closing = False
@@ -208,7 +208,7 @@ class Execution:
                         await self.stop(turn.run_id, "shutdown")
                     await self._disconnect(self._reason)
                     await self.ports.look(None)
-                    await self._storing.give_back()
+                    await self.storing.give_back()
                     if await self._release():
                         return
                     self.closing = False  # a run was claimed in the last moment: it is about to be assigned

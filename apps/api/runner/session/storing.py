@@ -16,10 +16,11 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.files import manifest, record, restoring, snapshots
+from apps.api.core.files.disk_tree import DiskTree
 from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.snapshots import Known, TooLarge
-from apps.api.core.sessions import stored, workspaces
+from apps.api.core.sessions import session_files, stored, workspaces
 from apps.api.core.sessions.stored import Stored
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent.process import CannotStart
@@ -58,21 +59,27 @@ class Storing:
         self._core, self._writer = core, writer
         self._session_id, self._tenant_id = writer.session_id, writer.tenant_id
         self._places = workspaces.places(core.settings, writer.session_id)
-        self._limits = snapshots.Limits(core.settings.workspace_max_bytes, core.settings.workspace_max_files)
+        self._limits = session_files.limits(core.settings)
         self._known: Known | None = None
+        self._told: Entries = {}
         self._here = False
+        self._one = asyncio.Lock()
+        root, uploads = self._places["files"], core.settings.workspaces_root / workspaces.UPLOADS
+        self._tree = DiskTree(root, uploads, core.blocking.stores, self._limits, self._store_for_client)
         self._noting: asyncio.Task[None] | None = None
         self.touched = False
 
     # --- before an agent starts --------------------------------------------------------------------------------
 
-    async def bring(self, run_id: UUID) -> bool:
+    async def bring(self, run_id: UUID | None) -> bool:
         """Make this host's copy what is stored, unless it is that already, and tell what was lost on the way.
 
         Returns whether there are files that an earlier agent may have left. Raises NotRestored, LeaseLost, Unavailable.
         """
-        if self._here:
-            return True
+        async with self._one:
+            return self._here or await self._bring(run_id)
+
+    async def _bring(self, run_id: UUID | None) -> bool:
         core, threads = self._core, self._core.blocking.stores
         found = await stored.find(core.db.pool, self._session_id)
         known = await threads.run(record.read, core.settings, self._session_id)
@@ -89,10 +96,11 @@ class Storing:
         else:
             self.touched = found.unstored_since is not None
         self._known = known if found.name is not None else None
+        self._told = self._known.entries if self._known else {}
         self._here = True
         return found.name is not None
 
-    async def _restore(self, name: str, found: Stored, known: Known | None, run_id: UUID) -> Known:
+    async def _restore(self, name: str, found: Stored, known: Known | None, run_id: UUID | None) -> Known:
         core, threads = self._core, self._core.blocking.stores
         entries = await _bounded(restoring.read(core.objects, threads, name))
         planned = await _bounded(threads.run(restoring.plan, self._places, entries, known))
@@ -106,7 +114,7 @@ class Storing:
         await threads.run(self._record, now, manifest.dumps(entries))
         return now
 
-    async def _tell_lost(self, found: Stored, run_id: UUID) -> None:
+    async def _tell_lost(self, found: Stored, run_id: UUID | None) -> None:
         if found.unstored_since is None:
             return
         db, generation = self._core.db, self._writer.generation
@@ -141,7 +149,8 @@ class Storing:
         if self._noting is not None:
             await self._noting
         try:
-            told = await self._keep()
+            async with self._one:
+                await self._keep(over=True)
         except (TooLarge, StoreFailed) as error:
             log.warning("storing.not_stored", session_id=str(self._session_id), error=error)
             reason, words = "store_failed", "The store of files does not answer, or refuses."
@@ -149,14 +158,29 @@ class Storing:
                 reason, words = error.code, str(error)
             failed = {"status": "workspace_not_stored", "reason": reason, "message": words}
             return [Event("status", failed, run_id)]
+        now = self._known.entries if self._known else {}
+        told, self._told = changes(self._told, now), now
         return [Event("files", told, run_id)] if told else []
+
+    async def tree(self) -> DiskTree:
+        """The workspace, for clients. What they change is stored before they are told that it is.
+
+        Raises NotRestored, LeaseLost, Unavailable.
+        """
+        await self.bring(None)
+        return self._tree
+
+    async def _store_for_client(self) -> None:
+        async with self._one:
+            await self._keep(over=not self.touched)
 
     async def give_back(self) -> None:
         """Store what has changed, since the session may go to another host. Raises LeaseLost, Unavailable."""
         if told := await self.keep(None, always=True):
             await self._writer.append(*told)
 
-    async def _keep(self) -> dict[str, Any]:
+    async def _keep(self, *, over: bool) -> None:
+        """`over`: what was at work has ended, so that nothing is left that is not stored."""
         core, threads, known = self._core, self._core.blocking.stores, self._known
         taken = await _bounded(
             snapshots.take(core.objects, threads, self._tenant_id, self._places, known, self._limits)
@@ -165,17 +189,17 @@ class Storing:
         if taken is None or taken.entries == before:
             if taken is not None and known is not None:
                 known.signs = taken.signs
-            if self.touched:
+            if over and self.touched:
                 await stored.note_touched(core.db, self._session_id, generation, False)
                 self.touched = False
-            return {}
+            return
         name = manifest.name_of(self._tenant_id, self._session_id, generation)
         entries = await threads.run(manifest.dumps, taken.entries)
         await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
-        await stored.note(core.db, self._session_id, generation, name, manifest.size_of(taken.entries.values()))
-        self._known, self.touched = Known(name, *taken), False
+        size = manifest.size_of(taken.entries.values())
+        await stored.note(core.db, self._session_id, generation, name, size, over=over)
+        self._known, self.touched = Known(name, *taken), self.touched and not over
         await threads.run(self._record, self._known, entries)
-        return changes(before, taken.entries)
 
     def _record(self, known: Known, entries: bytes) -> None:
         """Without it this host compares anew, and fetches what it has."""

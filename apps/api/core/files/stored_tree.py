@@ -1,0 +1,188 @@
+"""The workspace of a session that nobody owns: as it is stored. A change makes another manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+from apps.api import clock
+from apps.api.core.files import restoring, snapshots, views
+from apps.api.core.files.manifest import Entries, Entry, Piece, size_of
+from apps.api.core.files.objects import Objects
+from apps.api.core.files.snapshots import Limits, TooLarge
+from apps.api.core.files.views import Condition, Item
+from apps.api.core.tasks import jittered
+from apps.api.errors import Conflict
+from apps.api.threads import Threads
+
+TRIES = 20
+"""Changes at the same time that one change waits for, each an attempt."""
+
+ROOT = "files"
+
+
+class StoredTree:
+    """What is stored of one workspace. It can be used after others have changed it."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        threads: Threads,
+        tenant_id: UUID,
+        limits: Limits,
+        load: Callable[[], Awaitable[Entries]],
+        commit: Callable[[Entries], Awaitable[bool]],
+    ) -> None:
+        """`load`: what is stored now, which nobody may change in place. `commit`: makes other entries the session's,
+        unless somebody has changed them since they were loaded, and says whether it did."""
+        self._objects, self._threads, self._tenant_id, self._limits = objects, threads, tenant_id, limits
+        self._load, self._commit = load, commit
+
+    async def items(self, below: str, *, recursive: bool) -> list[Item]:
+        """See Tree."""
+        return await self._threads.run(_items, await self._load(), below, recursive)
+
+    async def item(self, path: str) -> Item:
+        """See Tree."""
+        return _existing(await self._load(), path)
+
+    async def read(self, item: Item, start: int, length: int) -> AsyncIterator[bytes]:
+        """See Tree."""
+        entry = (await self._load()).get(_key(item.path))
+        if entry is None or _item(item.path, entry) != item:
+            raise views.not_found(item.path)
+        at, end = 0, start + length
+        for pack, offset, size in entry.pieces:
+            first, last = max(start, at), min(end, at + size)
+            if first < last:
+                content = await restoring.fetch_pack(self._objects, self._threads, self._tenant_id, pack)
+                yield content[offset + first - at : offset + last - at]
+            at += size
+
+    async def write(self, path: str, content: AsyncIterator[bytes], when: Condition) -> tuple[Item, bool]:
+        """See Tree."""
+        when.check(_found(await self._load(), path))  # before the body is read
+        whole, pieces, size = hashlib.sha256(), list[Piece](), 0
+        async for part in _parts(content):
+            size += len(part)
+            if size > self._limits.bytes:
+                raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
+            await self._threads.run(whole.update, part)
+            pack, packed = await self._threads.run(snapshots.packed, [part])
+            await snapshots.send(self._objects, self._threads, self._tenant_id, pack, packed)
+            pieces.append((pack, 0, len(part)))
+        made = Entry("file", 0o644, _now(), size, whole.hexdigest(), tuple(pieces))
+        is_new = False
+
+        def change(entries: Entries) -> None:
+            nonlocal is_new
+            there = _found(entries, path)
+            when.check(there)
+            if there is not None and there.kind == "directory":
+                raise views.no_file(there)
+            is_new = there is None
+            _make_way(entries, path)
+            entries[_key(path)] = made
+
+        await self._change(change)
+        return _item(path, made), is_new
+
+    async def remove(self, path: str, when: Condition, *, recursive: bool) -> None:
+        """See Tree."""
+
+        def change(entries: Entries) -> None:
+            when.check(_existing(entries, path))
+            inside = [key for key in entries if key.startswith(f"{_key(path)}/")]
+            if inside and not recursive:
+                raise views.not_empty(path)
+            for key in (_key(path), *inside):
+                del entries[key]
+
+        await self._change(change)
+
+    async def move(self, source: str, target: str, when: Condition, *, overwrite: bool) -> Item:
+        """See Tree."""
+
+        def change(entries: Entries) -> None:
+            when.check(_existing(entries, source))
+            there = _found(entries, target)
+            if there is not None and (not overwrite or there.kind == "directory"):
+                raise views.exists(target)
+            _make_way(entries, target)
+            before, after = _key(source), _key(target)
+            for key in [key for key in entries if key == before or key.startswith(f"{before}/")]:
+                entries[after + key.removeprefix(before)] = entries.pop(key)
+
+        return _existing(await self._change(change), target)
+
+    async def _change(self, change: Callable[[Entries], None]) -> Entries:
+        for attempt in range(TRIES):
+            entries = dict(await self._load())
+            entries.setdefault(ROOT, Entry("directory", 0o700, _now()))
+            await self._threads.run(change, entries)
+            if len(entries) > self._limits.entries:
+                raise TooLarge("too_many_files", f"More than {self._limits.entries} files.")
+            if size_of(entries.values()) > self._limits.bytes:
+                raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
+            if await self._commit(entries):
+                return entries
+            await asyncio.sleep(jittered(0.01 * attempt))
+        raise Conflict("The session's files are being changed by others; try again.", code="files_busy")
+
+
+def _key(path: str) -> str:
+    return f"{ROOT}/{path}" if path else ROOT
+
+
+def _item(path: str, entry: Entry) -> Item:
+    leads = entry.digest if entry.kind == "link" else ""
+    return Item(path, entry.kind, entry.size, entry.mtime, leads)
+
+
+def _found(entries: Entries, path: str) -> Item | None:
+    entry = entries.get(_key(path))
+    return None if entry is None else _item(path, entry)
+
+
+def _existing(entries: Entries, path: str) -> Item:
+    if (item := _found(entries, path)) is None:
+        raise views.not_found(path)
+    return item
+
+
+def _items(entries: Entries, below: str, recursive: bool) -> list[Item]:
+    above = entries.get(_key(below))
+    if above is None and below:
+        raise views.not_found(below)
+    if above is not None and above.kind != "directory":
+        raise views.in_the_way(below)
+    begin = f"{_key(below)}/"
+    keys = (key for key in entries if key.startswith(begin) and (recursive or "/" not in key[len(begin) :]))
+    return [_item(key.removeprefix(f"{ROOT}/"), entries[key]) for key in sorted(keys)]
+
+
+def _make_way(entries: Entries, path: str) -> None:
+    names = path.split("/")[:-1]
+    for depth in range(1, len(names) + 1):
+        above = "/".join(names[:depth])
+        entry = entries.setdefault(_key(above), Entry("directory", 0o755, _now()))
+        if entry.kind != "directory":
+            raise views.in_the_way(above)
+
+
+def _now() -> int:
+    return int(clock.timestamp() * 1e9)
+
+
+async def _parts(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same in parts of `snapshots.PACK` bytes, the last one of the rest."""
+    held = bytearray()
+    async for some in content:
+        held += some
+        while len(held) >= snapshots.PACK:
+            yield bytes(held[: snapshots.PACK])
+            del held[: snapshots.PACK]
+    if held:
+        yield bytes(held)
