@@ -110,12 +110,14 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/sessions/{session_id}/tool-results/{request_id}": {"content": "x"},
     "POST /api/v1/sessions/{session_id}/answer": {"answers": {"q": "x"}},
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
+    "POST /api/v1/sessions/{session_id}/files/move": {"source": "a", "target": "b"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
 }
 HIDDEN = {
     ("GET", "/"),
     ("GET", "/playground"),
     ("WEBSOCKET", "/api/v1/query/ws"),
+    *((m, "/internal/sessions/{session_id}/{what}") for m in "DELETE GET HEAD POST PUT".split()),  # noqa: SIM905
     ("WEBSOCKET", "/preview/{session_id}/{port}/{path:path}"),
     *((m, "/preview/{session_id}/{port}/{path:path}") for m in "DELETE GET HEAD OPTIONS PATCH POST PUT".split()),  # noqa: SIM905
 }

@@ -24,7 +24,7 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, TooLarge, Unavailable
 from apps.api.web.opened import Held
 from apps.api.web.ports import FORWARDED
-from apps.api.web.proxy import Upstream, relay
+from apps.api.web.proxy import BadGateway, Upstream, relay
 from apps.api.web.route import core_of, instance_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ async def serve(asked: Asked, tenant_id: UUID, work: Work) -> Response:
             with telling():
                 return await work(session_files.stored_tree(core, tenant_id, asked.session_id), asked)
         if access.owner != core.instance_id:
-            return await relay(request, _owner(access, asked), asked.held)
+            return await _relayed(request, _owner(access, asked), asked.held)
         if (live := instance_of(request).probe.live(asked.session_id)) is not None:
             with telling():
                 return await work(await live.tree(), asked)
@@ -88,6 +88,13 @@ async def serve_forwarded(asked: Asked, work: Work) -> Response:
         raise _moving()
     with telling():
         return await work(await live.tree(), asked)
+
+
+async def _relayed(request: Request, owner: Upstream, held: Held) -> Response:
+    try:
+        return await relay(request, owner, held)
+    except BadGateway as error:
+        raise Unavailable("The instance that runs this session gave no answer.", code="files_unavailable") from error
 
 
 def _owner(access: PortAccess, asked: Asked) -> Upstream:

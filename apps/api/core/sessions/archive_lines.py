@@ -272,6 +272,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "action_resolved": {"request_id": str},
     "task": {"task_id": str, "status": str},
     "checkpoint": {"checkpoint_id": str},
+    "files": {},
     "hook": {},
     "network_denied": {},
     "status": {"status": str},

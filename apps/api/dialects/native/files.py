@@ -70,8 +70,8 @@ class Move(Closed):
         json_schema_extra={"examples": [{"source": "draft.md", "target": "docs/final.md"}]}, extra="forbid"
     )
 
-    source: Text = Field(max_length=paths.MAX_BYTES)
-    target: Text = Field(max_length=paths.MAX_BYTES)
+    source: Text = Field(max_length=paths.MAX_BYTES, description="Its path below the workspace.")
+    target: Text = Field(max_length=paths.MAX_BYTES, description="The path that it gets.")
     overwrite: bool = Field(False, description="A file or link at `target` goes; else that is 409 `file_exists`.")
 
 
@@ -199,14 +199,19 @@ async def _serve(request: Request, caller: Principal, session_id: UUID, what: st
 _FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 _CONTENT: dict[str, Any] = {
     "description": "The file. Always as an attachment: it may be an agent's making.",
-    "content": {"application/octet-stream": {"schema": _FILE}},
+    "content": {"application/octet-stream": {"schema": _FILE, "example": "a,b\n1,2\n"}},
     "headers": {name: {"schema": {"type": "string"}} for name in ("ETag", "Last-Modified", "Content-Disposition")},
 }
 _PARTS: dict[int | str, dict[str, Any]] = {
     206: {"description": "The part that `Range` asks for."},
     304: {"description": "It still has an ETag of `If-None-Match`."},
 }
-_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _FILE}}}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": _FILE, "example": "a,b\n1,2\n"}},
+    }
+}
 
 
 @router.get("/sessions/{session_id}/files", responses=errors(404, 409, 413), response_model=Page[FileState])
@@ -225,9 +230,20 @@ async def list_files(
     return await _serve(request, caller, session_id, "list", paths.checked(path, root=True), "read")
 
 
-@router.api_route(
+@router.head(
     "/sessions/{session_id}/files/{path:path}",
-    methods=["GET", "HEAD"],
+    response_class=Response,
+    responses={304: _PARTS[304], **errors(404, 409)},
+)
+async def head_file(
+    request: Request, caller: Reader, session_id: SessionId, path: FilePath, if_none_match: IfNoneMatch = None
+) -> Response:
+    """The headers of a file of a session's workspace."""
+    return await _serve(request, caller, session_id, "get", paths.checked(path), "read")
+
+
+@router.get(
+    "/sessions/{session_id}/files/{path:path}",
     response_class=Response,
     responses={200: _CONTENT, **_PARTS, **errors(404, 409, 416)},
 )
@@ -248,7 +264,7 @@ async def get_file(
 
 @content.put(
     "/sessions/{session_id}/files/{path:path}",
-    responses={201: {"model": FileState, "description": "It is new."}, **errors(404, 408, 409, 412, 413, 429)},
+    responses={201: {"model": FileState, "description": "It is new."}, **errors(400, 404, 408, 409, 412, 413)},
     response_model=FileState,
     openapi_extra=_BODY,
 )
@@ -282,7 +298,7 @@ async def delete_file(
     return await _serve(request, caller, session_id, "delete", paths.checked(path), "write")
 
 
-@router.post("/sessions/{session_id}/files/move", responses=errors(404, 409, 412, 413), response_model=FileState)
+@router.post("/sessions/{session_id}/files/move", responses=errors(400, 404, 409, 412, 413), response_model=FileState)
 async def move_file(
     request: Request,
     caller: Writer,
@@ -298,7 +314,7 @@ async def move_file(
 async def forwarded(request: Request, session_id: UUID, what: str, of: str = "") -> Response:
     """What another instance passes on to the owner of a session. It has seen who asks, and whether they may."""
     if what not in WORK:
-        raise NotFound("No such route.", code="route_not_found")
+        raise NotFound.of("file")
     with instance_of(request).opened.hold(None, None) as held:
         asked = Asked(what, paths.checked(of, "of", root=True), request, held, session_id)
         return await whereabouts.serve_forwarded(asked, WORK[what])
