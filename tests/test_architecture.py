@@ -346,7 +346,7 @@ OPENS_FILES = {
     "runner.guard.trial": "directories of a trial start, with names that nobody knew",
     "runner.guard.isolation": "what the machine itself offers",
     "runner.agent.clone": "links of a clone that no agent has seen, by descriptors of core.files.trees",
-    "runner.agent.patches": "copies of files, under numbers, in a directory of the server's own",
+    "core.files.patches": "copies of files, under numbers, in a directory of the server's own",
     "runner.session.ports": "/proc",
     "runner.guard.processes": "/proc",
     "runner.guard.cgroups": "/sys/fs/cgroup",

@@ -4,6 +4,12 @@ idle."""
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -239,3 +245,88 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(fleet: Fleet, p
         with pytest.raises(RuntimeError, match="gone"):
             await fleet[0].client.put(url(session_id, "half"), content=broken())
         assert await code(await fleet[1].client.get(url(session_id, "half"))) == (404, "file_not_found")
+
+
+def tarred(**contents: bytes) -> bytes:
+    """As most programs make them."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1.5
+            archive.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def zipped(**contents: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("where", ["never begun", "live"])
+@pytest.mark.parametrize("make", [tarred, zipped])
+async def test_archives_are_taken_in_and_given(
+    fleet: Fleet, places: dict[str, str], where: str, make: Callable[..., bytes]
+) -> None:
+    session_id = places[where]
+    contents = {"sub/é.txt": b"accent", "sub/deep/er.bin": bytes(3_000_000), "top.txt": b"top"}
+    archive = f"/api/v1/sessions/{session_id}/archive"
+    body = make(**{f"arch/{name}": content for name, content in contents.items()})
+    taken = await fleet[1].client.put(archive, content=body)
+    assert (taken.status_code, taken.json()) == (200, {"members": 3}), taken.text
+    given = await fleet[2].client.get(archive, params={"path": "arch"})
+    with tarfile.open(fileobj=io.BytesIO(given.content)) as read:
+        found = {m.name: read.extractfile(m).read() for m in read if m.isfile()}  # type: ignore[union-attr]
+    assert found == {f"arch/{name}": content for name, content in contents.items()}
+    given = await fleet[0].client.get(archive, params={"path": "arch", "format": "zip"})
+    with zipfile.ZipFile(io.BytesIO(given.content)) as opened:
+        assert opened.testzip() is None
+        assert {n: opened.read(n) for n in opened.namelist() if not n.endswith("/")} == found
+
+
+def linked(name: str, leads: str) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.SYMTYPE, leads
+        archive.addfile(info)
+    return made.getvalue()
+
+
+HOSTILE = {
+    "up": tarred(**{"../out": b"x"}),
+    "absolute": zipped(**{"/etc/out": b"x"}),
+    "up in a zip": zipped(**{"a/../../out": b"x"}),
+    "link out": linked("a", "/etc"),
+    "link up": linked("a/b", "../../x"),
+    "no archive": b"hello",
+    "cut off": tarred(a=os.urandom(10_000))[:5_000],
+    "cut off zip": zipped(a=os.urandom(10_000))[:5_000],
+    "bomb": gzip.compress(tarfile.TarInfo("x").tobuf()[:124] + bytes(20_000_000)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_an_archive_that_is_not_what_it_should_be_leaves_nothing(
+    fleet: Fleet, places: dict[str, str], what: str
+) -> None:
+    for session_id in places.values():
+        before = await names(fleet[0], session_id, recursive=True, limit=1000)
+        answer = await fleet[0].client.put(f"/api/v1/sessions/{session_id}/archive", content=HOSTILE[what])
+        assert await code(answer) == (422, "validation_error"), answer.text
+        assert await names(fleet[0], session_id, recursive=True, limit=1000) == before
+
+
+async def test_what_a_run_has_changed_is_shown_as_a_patch(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**WRITES)
+    await put(fleet[0], session_id, "a.txt", b"one\ntwo\n")
+    await fleet[1].ask(session_id, "run echo three >> a.txt; echo new > b.txt")
+    for instance in fleet.instances:
+        found = (await instance.get(f"/sessions/{session_id}/diff")).json()
+        assert found["files_changed"] == ["a.txt", "b.txt"]
+        assert "+three\n" in found["diff"]
+        assert "diff --git a/b.txt b/b.txt\nnew file" in found["diff"]
+        assert not found["diff_omitted"]

@@ -49,20 +49,21 @@ class Asked:
     path: str
     request: Request
     held: Held
+    tenant_id: UUID
     session_id: UUID
 
 
 Work = Callable[[Tree, Asked], Awaitable[Response]]
 
 
-async def serve(asked: Asked, tenant_id: UUID, work: Work) -> Response:
+async def serve(asked: Asked, work: Work) -> Response:
     """Do it where the files are. Raises NotFound, Unavailable, and what the work raises."""
     request, core = asked.request, core_of(asked.request)
     for _ in range(LOOKS):
-        access = await ports.get(core.db, tenant_id, asked.session_id)
+        access = await ports.get(core.db, asked.tenant_id, asked.session_id)
         if access.owner is None:
             with telling():
-                return await work(session_files.stored_tree(core, tenant_id, asked.session_id), asked)
+                return await work(session_files.stored_tree(core, asked.tenant_id, asked.session_id), asked)
         if access.owner != core.instance_id:
             return await _relayed(request, _owner(access, asked), asked.held)
         if (live := instance_of(request).probe.live(asked.session_id)) is not None:
@@ -80,7 +81,7 @@ def _moving() -> Unavailable:
 async def serve_forwarded(asked: Asked, work: Work) -> Response:
     """The same for another instance that has let the client in. Raises Unauthorized, NotFound, Unavailable."""
     core, ticket = core_of(asked.request), asked.request.headers.get(FORWARDED, "")
-    access = await ports.get(core.db, ports.tenant_of(ticket), asked.session_id)
+    access = await ports.get(core.db, asked.tenant_id, asked.session_id)
     if not access.admits(ticket, NO_PORT, forwarded=True):
         raise ports.refused()
     live = instance_of(asked.request).probe.live(asked.session_id)

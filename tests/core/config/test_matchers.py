@@ -86,7 +86,7 @@ LINEAR = {
             r"(?P<one>session\.json)|(?P<tree>files|home|output|history)(?:/(?P<path>.+))?)"
         ),
     },
-    "runner/agent/patches.py": {
+    "core/files/patches.py": {
         r"^(---|\+\+\+) ([ab])/(?:now|then)/\d+$",
         r"^diff --git a/(?:now|then)/(\d+) b/(?:now|then)/\d+\n",
         r'[^\x00-\x1f"\\\x7f]*',

@@ -85,6 +85,12 @@ class DiskTree:
         await self._changed()
         return item
 
+    async def merge(self, draft: Path) -> None:
+        """See Tree."""
+        async with self._one:
+            await self._threads.run(self._merge, draft)
+        await self._changed()
+
     # --- what blocks -------------------------------------------------------------------------------------------
 
     def _items(self, below: str, recursive: bool) -> list[Item]:
@@ -138,6 +144,22 @@ class DiskTree:
                 return self._at(above, name, path), there is None
         except OSError as error:
             raise _told(error, path, way=True) from error
+
+    def _merge(self, draft: Path) -> None:
+        with closing(trees.walk(draft)) as found:
+            for entry in found:
+                path = PurePosixPath(entry.path)
+                try:
+                    if stat.S_ISDIR(entry.info.st_mode):
+                        os.close(trees.place(self._root, path / "x"))
+                        continue
+                    with trees.closing_descriptor(trees.place(self._root, path)) as above:
+                        there = self._there(above, path.name, entry.path)
+                        if there is not None and there.kind == "directory":
+                            raise views.exists(entry.path)
+                        os.rename(entry.name, path.name, src_dir_fd=entry.directory, dst_dir_fd=above)
+                except OSError as error:
+                    raise _told(error, entry.path, way=True) from error
 
     def _there(self, above: int, name: str, path: str) -> Item | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from uuid import UUID
 
 from apps.api import clock
@@ -116,6 +117,24 @@ class StoredTree:
                 entries[after + key.removeprefix(before)] = entries.pop(key)
 
         return _existing(await self._change(change), target)
+
+    async def merge(self, draft: Path) -> None:
+        """See Tree."""
+        places = {ROOT: draft}
+        taken = await snapshots.take(self._objects, self._threads, self._tenant_id, places, None, self._limits)
+        brought = {key: entry for key, entry in taken.entries.items() if key != ROOT} if taken else {}
+
+        def change(entries: Entries) -> None:
+            for key, entry in brought.items():
+                there, path = entries.get(key), key.removeprefix(f"{ROOT}/")
+                if there is not None and "directory" in (there.kind, entry.kind):
+                    if there.kind != entry.kind:
+                        raise views.exists(path)
+                    continue
+                _make_way(entries, path)
+                entries[key] = entry
+
+        await self._change(change)
 
     async def _change(self, change: Callable[[Entries], None]) -> Entries:
         for attempt in range(TRIES):

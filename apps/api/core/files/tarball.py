@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, ClassVar, Literal
 
 from apps.api.core.files import trees
 
@@ -198,15 +198,23 @@ class Member:
 class _Head(tarfile.TarInfo):
     """Refuses what we do not write before tarfile acts on it: headers that are as long as they say, sparse files."""
 
+    headers: ClassVar[tuple[bytes, ...]] = _LONG_NAMES
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Head:
         info = super().frombuf(buf, encoding, errors)
-        if info.type in _LONG_NAMES:
+        if info.type in cls.headers:
             if not 0 <= info.size <= MAX_NAME:
                 raise BadArchive(f"a name of {info.size} bytes")
         elif info.type not in _KINDS or info.size < 0:
             raise BadArchive(f"{info.name[:200]!r}: neither a file, a directory nor a link, or of another kind of tar")
         return info
+
+
+class _AnyHead(_Head):
+    """Takes also what other programs write before a member: its long name, its times (pax). Bounded as ours are."""
+
+    headers = (*_LONG_NAMES, tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
 class _Bounded(io.RawIOBase):
@@ -232,8 +240,9 @@ class _Bounded(io.RawIOBase):
             raise BadArchive(f"more than {self._most} bytes, where each member counts {trees.BLOCK} more than it has")
 
 
-def members(packed: BinaryIO, most: int) -> Generator[Member]:
+def members(packed: BinaryIO, most: int, *, foreign: bool = False) -> Generator[Member]:
     """The members of an archive of at most so many bytes when it is unpacked, and trees.BLOCK more for each member.
+    `foreign`: other programs may have made it.
 
     Raises BadArchive. It may end early without that: the archive's own last member says whether it is whole.
     """
@@ -241,12 +250,19 @@ def members(packed: BinaryIO, most: int) -> Generator[Member]:
     with (
         _readable("the archive"),
         tarfile.open(
-            fileobj=unpacked, mode="r|", bufsize=PIECE, tarinfo=_Head, encoding="utf-8", errors="surrogateescape"
+            fileobj=unpacked,
+            mode="r|",
+            bufsize=PIECE,
+            tarinfo=_AnyHead if foreign else _Head,
+            encoding="utf-8",
+            errors="surrogateescape",
         ) as archive,
     ):
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # else it keeps all of them
             unpacked.spend(trees.BLOCK)
+            if info.issparse():
+                raise BadArchive(f"{info.name[:200]!r}: a file with holes")
             content = archive.extractfile(info) if info.isreg() else None
             kind = _KINDS[info.type]
             yield Member(info.name, kind, info.size, info.mode & 0o777, info.linkname, content or io.BytesIO())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 from apps.api.core.files import paths
@@ -77,6 +78,9 @@ class Tree(Protocol):
 
     async def move(self, source: str, target: str, when: Condition, *, overwrite: bool) -> Item:
         """Give something another path. `overwrite`: a file or link that is there goes."""
+
+    async def merge(self, draft: Path) -> None:
+        """Take in all that is in a directory of the server's own, at the same paths: files replace files and links."""
 
 
 def not_found(path: str) -> NotFound:

@@ -12,10 +12,13 @@ from uuid import UUID
 
 from apps.api.core.context import Core
 from apps.api.core.files import manifest, restoring
+from apps.api.core.files import paths as names
 from apps.api.core.files.manifest import Entries
+from apps.api.core.files.patches import Change
 from apps.api.core.files.snapshots import Limits
 from apps.api.core.files.stored_tree import StoredTree
-from apps.api.core.files.views import Tree
+from apps.api.core.files.views import Item, Tree
+from apps.api.core.sessions import stored
 from apps.api.errors import Conflict, NotFound
 from apps.api.settings import Settings
 
@@ -38,7 +41,7 @@ FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL
 """
 
 _COMMIT = """
-UPDATE sessions SET stored = $3, stored_before = stored, stored_at = now(), stored_bytes = $4, workspace_bytes = $4,
+UPDATE sessions SET stored = $3, stored_at = now(), stored_bytes = $4, workspace_bytes = $4,
   last_active_at = now()
 WHERE id = $1 AND owner_id IS NULL AND stored IS NOT DISTINCT FROM $2 AND deleted_at IS NULL RETURNING id
 """
@@ -106,3 +109,58 @@ async def room(core: Core, session_id: UUID) -> int | None:
     negative: there is too much already. None: any."""
     found: int | None = await core.db.pool.fetchval(_ROOM, session_id)
     return found
+
+
+MAX_CHANGED, MAX_DIFFED, MAX_DIFFED_BYTES = 1_000, 100, 500_000
+"""Files that are named as changed; whose contents are compared; and bytes of one of them."""
+
+
+@dataclass(slots=True)
+class Changed:
+    """Paths of files that have changed, the first MAX_CHANGED, and what the first of them were and are."""
+
+    paths: list[str]
+    contents: list[Change]
+
+
+@dataclass(slots=True)
+class Before:
+    """The files of a session when the last run began that changed some."""
+
+    tree: StoredTree
+
+    async def changes(self, now: Tree) -> tuple[Changed, bool]:
+        """What has changed, and whether the contents of some are left out."""
+        ours, theirs = await _files(now), await _files(self.tree)
+        paths = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+        omitted, contents = len(paths) > MAX_DIFFED, list[Change]()
+        for path in paths[:MAX_DIFFED]:
+            sides = (theirs.get(path), self.tree), (ours.get(path), now)
+            if any(item is not None and item.size > MAX_DIFFED_BYTES for item, _ in sides):
+                omitted = True
+                continue
+            was, is_now = [await _content(tree, item) for item, tree in sides]
+            contents.append(Change(names.shown(path), was, is_now))
+        return Changed([names.shown(path) for path in paths[:MAX_CHANGED]], contents), omitted
+
+
+async def _files(tree: Tree) -> dict[str, Item]:
+    return {item.path: item for item in await tree.items("", recursive=True) if item.kind == "file"}
+
+
+async def _content(tree: Tree, item: Item | None) -> bytes | None:
+    return None if item is None else b"".join([piece async for piece in tree.read(item, 0, item.size)])
+
+
+async def before(core: Core, tenant_id: UUID, session_id: UUID) -> Before:
+    """Raises what reading the store raises."""
+    found = await stored.find(core.db.pool, session_id)
+    entries = await restoring.read(core.objects, core.blocking.stores, found.before) if found.before else {}
+
+    async def load() -> Entries:
+        return entries
+
+    async def commit(_: Entries) -> bool:
+        return False
+
+    return Before(StoredTree(core.objects, core.blocking.stores, tenant_id, limits(core.settings), load, commit))

@@ -41,7 +41,7 @@ class Stored:
 _FIND = "SELECT stored, stored_before, stored_at, stored_bytes, unstored_since FROM sessions WHERE id = $1"
 
 _NOTE = """
-UPDATE sessions SET stored = $3, stored_before = stored, stored_at = now(), stored_bytes = $4,
+UPDATE sessions SET stored = $3, stored_before = $6, stored_at = now(), stored_bytes = $4,
   workspace_bytes = $4, unstored_since = CASE WHEN $5 THEN NULL ELSE unstored_since END
 WHERE id = $1 AND generation = $2 AND deleted_at IS NULL RETURNING stored_at
 """
@@ -69,12 +69,15 @@ async def begin(connection: asyncpg.Connection, session_id: UUID, name: str, siz
     await connection.execute(_BEGIN, session_id, name, size)
 
 
-async def note(db: Database, session_id: UUID, generation: int, name: str, size: int, *, over: bool) -> datetime:
+async def note(
+    db: Database, session_id: UUID, generation: int, name: str, size: int, *, before: str | None, over: bool
+) -> datetime:
     """From now on this manifest is the session's; `over`: it has all that agents have changed.
+    `before`: the one at the beginning of the run that is over, or goes on.
 
     Raises LeaseLost: the session is somebody else's.
     """
-    at: datetime | None = await db.pool.fetchval(_NOTE, session_id, generation, name, size, over)
+    at: datetime | None = await db.pool.fetchval(_NOTE, session_id, generation, name, size, over, before)
     if at is None:
         raise LeaseLost(f"session {session_id}: generation {generation} may not store files")
     return at

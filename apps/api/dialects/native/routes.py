@@ -11,6 +11,7 @@ from apps.api.dialects.native import (
     control,
     dry_run,
     exports,
+    file_work,
     files,
     forks,
     mcp_servers,
@@ -23,9 +24,10 @@ from apps.api.dialects.native import (
     skills,
     usage,
     webhooks,
+    workspace,
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, exports, files, forks, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, exports, files, workspace, forks, requests, control, checkpoints, runs)
 _RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
-routers = [*(module.router for module in (*_SESSIONS, *_RESOURCES)), files.content, files.internal]
+routers = [*(module.router for module in (*_SESSIONS, *_RESOURCES)), files.content, workspace.content, file_work.router]

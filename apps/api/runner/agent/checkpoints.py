@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,9 +17,9 @@ from uuid import UUID
 import structlog
 
 from apps.api.core.files import trees
+from apps.api.core.files.patches import Change, joined
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
-from apps.api.runner.agent.patches import Change, patches
 from apps.api.runner.agent.process import Agent
 
 log = structlog.get_logger(__name__)
@@ -143,19 +142,8 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
             omitted = True
         else:
             changes.append(Change(path, now, then))
-    try:
-        made = patches(changes)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        log.warning("checkpoints.no_diff", error=error)
-        return "", True
-    parts, left = [], MAX_DIFF_CHARS
-    for part in made:
-        if len(part) > left:
-            omitted = True
-            continue
-        parts.append(part)
-        left -= len(part)
-    return "".join(parts), omitted
+    text, cut = joined(changes, MAX_DIFF_CHARS)
+    return text, omitted or cut
 
 
 def _exists(root: Path, path: str) -> bool:

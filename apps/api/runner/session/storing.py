@@ -62,6 +62,7 @@ class Storing:
         self._limits = session_files.limits(core.settings)
         self._known: Known | None = None
         self._told: Entries = {}
+        self._base: str | None = None
         self._here = False
         self._one = asyncio.Lock()
         root, uploads = self._places["files"], core.settings.workspaces_root / workspaces.UPLOADS
@@ -96,7 +97,7 @@ class Storing:
         else:
             self.touched = found.unstored_since is not None
         self._known = known if found.name is not None else None
-        self._told = self._known.entries if self._known else {}
+        self._told, self._base = (self._known.entries, self._known.name) if self._known else ({}, None)
         self._here = True
         return found.name is not None
 
@@ -158,8 +159,10 @@ class Storing:
                 reason, words = error.code, str(error)
             failed = {"status": "workspace_not_stored", "reason": reason, "message": words}
             return [Event("status", failed, run_id)]
-        now = self._known.entries if self._known else {}
-        told, self._told = changes(self._told, now), now
+        if self._known is None:
+            return []
+        told = changes(self._told, self._known.entries)
+        self._told, self._base = self._known.entries, self._known.name
         return [Event("files", told, run_id)] if told else []
 
     async def tree(self) -> DiskTree:
@@ -197,7 +200,7 @@ class Storing:
         entries = await threads.run(manifest.dumps, taken.entries)
         await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
         size = manifest.size_of(taken.entries.values())
-        await stored.note(core.db, self._session_id, generation, name, size, over=over)
+        await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
         self._known, self.touched = Known(name, *taken), self.touched and not over
         await threads.run(self._record, self._known, entries)
 

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 SECONDS = 10.0
 """For all files of one answer."""
 
@@ -66,6 +70,23 @@ def patches(changes: Sequence[Change]) -> list[str]:
     for which, body in zip(parts[::2], parts[1::2], strict=True):
         found[int(which)] = _named(changes[int(which)].path, body.decode())
     return found
+
+
+def joined(changes: Sequence[Change], limit: int) -> tuple[str, bool]:
+    """One patch of at most so many characters, and whether something was left out of it. Blocking."""
+    try:
+        made = patches(changes)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        log.warning("patches.none", error=error)
+        return "", True
+    parts, left, omitted = list[str](), limit, False
+    for part in made:
+        if len(part) > left:
+            omitted = True
+            continue
+        parts.append(part)
+        left -= len(part)
+    return "".join(parts), omitted
 
 
 def _is_text(content: bytes) -> bool:

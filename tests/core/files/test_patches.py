@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.api.runner.agent.patches import Change, patches
+from apps.api.core.files.patches import Change, patches
 
 CONTENTS = {
     "line ends": (b"a\r\nb\r\n", b"a\nb\n"),
