@@ -61,6 +61,7 @@ NO_ACTS = {
     "/redeliver": "",
     "/files/move": "a session's files, which its agent changes as well",
     "/files/{path}": "",
+    "/sessions/{session_id}/archive": "",
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
