@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -131,6 +132,12 @@ class Page:
         changed = "new Event('change', {bubbles: true})"
         node = f"document.getElementById({element_id!r})"
         await self.evaluate(f"({node}.value = {value!r}, {node}.dispatchEvent({changed}))")
+
+    async def choose_files(self, element_id: str, *files: Path) -> None:
+        """Choose files to upload."""
+        found = await self.call("Runtime.evaluate", expression=f"document.getElementById({element_id!r})")
+        names = [str(file) for file in files]
+        await self.call("DOM.setFileInputFiles", objectId=found["result"]["objectId"], files=names)
 
     async def click(self, selector: str) -> None:
         await self.evaluate(f"document.querySelector({selector!r}).click()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import tomllib
@@ -20,6 +21,7 @@ from tests import browser
 from tests.browser import Browser, Page
 from tests.fleet import API_KEY, NO_TLS, Fleet, Shared
 from tests.proxy import Proxy
+from tests.watch import until
 
 ROOT = Path(__file__).parents[2]
 FILE = resources.files("apps.api.web").joinpath("playground.html")
@@ -191,6 +193,24 @@ async def test_what_an_agent_says_is_text_and_nothing_else(page: Page, shared: S
     await page.when("document.querySelector('#events li:last-child pre').textContent !== ''")
     assert await page.evaluate("document.querySelectorAll('main img, main script').length") == 0
     assert "Playground" in await page.evaluate("document.title")
+
+
+@in_a_browser
+async def test_files_are_uploaded_listed_and_downloaded(page: Page, fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "in put.txt").write_text("from the browser")
+    await page.choose_files("upload", tmp_path / "in put.txt")
+    await page.when("document.querySelectorAll('#files li').length === 1")
+    session = await page.evaluate("document.getElementById('session').value")
+    got = await fleet[1].client.get(f"/api/v1/sessions/{session}/files/in put.txt")
+    assert got.text == "from the browser"
+    await fleet[2].client.put(f"/api/v1/sessions/{session}/files/sub/made.txt", content=b"<img src=x onerror=alert(1)>")
+    await page.click("#list")
+    await page.when("document.querySelectorAll('#files li').length === 2")
+    assert "sub/made.txt 28 bytes" in await page.text("#files")
+    await page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    await page.click("#files li:last-child button")
+    await until(lambda: asyncio.to_thread((tmp_path / "made.txt").exists))  # another program makes it
+    assert (tmp_path / "made.txt").read_text() == "<img src=x onerror=alert(1)>"
 
 
 @in_a_browser
