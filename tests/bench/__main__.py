@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import admission, burst, decision, gateway, idle, isolation, relay, sdk, turns
+from tests.bench import admission, burst, decision, gateway, idle, isolation, relay, sdk, turns, workspace
 from tests.bench.machine import Load
 from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk
@@ -25,7 +25,20 @@ from tests.bench.stage import AGENTS, Stage, opened
 BUDGET, QUICK_BUDGET = 285.0, 53.0
 """Seconds for everything; what has not been measured by then is left out."""
 
-SECTIONS = ("idle", "cold", "isolation", "warm", "decision", "gateway", "burst", "delta", "relay", "admission", "fleet")
+SECTIONS: tuple[str, ...] = (
+    "idle",
+    "cold",
+    "isolation",
+    "warm",
+    "decision",
+    "gateway",
+    "burst",
+    "delta",
+    "relay",
+    "admission",
+    "workspace",
+    "fleet",
+)
 
 Measure = Callable[[], Awaitable[None]]
 
@@ -43,6 +56,7 @@ class Sizes:
     seconds: float
     streams: int
     idle_seconds: float
+    files: int
 
 
 FULL = Sizes(
@@ -55,6 +69,7 @@ FULL = Sizes(
     seconds=5,
     streams=1_000,
     idle_seconds=16,
+    files=20_000,
 )
 QUICK = Sizes(
     rounds=2,
@@ -66,6 +81,7 @@ QUICK = Sizes(
     seconds=1.5,
     streams=200,
     idle_seconds=3,
+    files=2_000,
 )
 
 
@@ -113,6 +129,10 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
                 lambda: admission.queries(stage, report, seconds=seconds),
                 lambda: admission.appends(stage, report, seconds=seconds),
             ],
+        ),
+        "workspace": (
+            "Workspaces that travel",
+            [lambda: workspace.travels(report, files=size.files)],
         ),
         "fleet": (
             "Three instances; idle sessions",
