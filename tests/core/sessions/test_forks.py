@@ -149,8 +149,9 @@ async def test_a_conversation_of_more_than_can_be_copied_in_time_is_refused(
     assert await fork(lone_world, parent, at_seq=2)
 
 
-async def test_what_an_instance_left_of_a_fork_is_removed_when_it_is_old(lone_world: World) -> None:
-    drafts = lone_world.settings.workspaces_root / ".forks"
+@pytest.mark.parametrize("place", [".imports", ".exports", ".clones"])
+async def test_what_somebody_left_unfinished_is_removed_when_it_is_old(lone_world: World, place: str) -> None:
+    drafts = lone_world.settings.workspaces_root / place
     for name, age in (("old", workspaces.FORGOTTEN_AGE + 60), ("young", 0)):
         (drafts / name / "files").mkdir(parents=True)
         moment = (drafts / name).stat().st_mtime - age

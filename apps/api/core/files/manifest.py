@@ -22,6 +22,8 @@ from uuid import UUID, uuid4
 
 import orjson
 
+from apps.api.core.files.trees import BLOCK
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -73,6 +75,11 @@ class Damaged(Exception):
 def size_of(entries: Iterable[Entry]) -> int:
     """Bytes of all files."""
     return sum(entry.size for entry in entries)
+
+
+def weight_of(entries: Iterable[Entry]) -> int:
+    """Bytes that all of this takes on a disk at most, holes of files filled, where the least thing takes a block."""
+    return sum(BLOCK + entry.size for entry in entries)
 
 
 def name_of(tenant_id: UUID, session_id: UUID, generation: int) -> str:

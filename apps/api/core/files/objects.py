@@ -6,8 +6,10 @@ What it takes to speak with each is obstore's, which reads the usual variables (
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from obstore.store import LocalStore, from_url
 
 from apps.api import clock
 from apps.api.settings import Settings
+from apps.api.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 LOCAL = ".store"
 """The directory in WORKSPACES_DIR that is the store where no other is given."""
+
+REMOVED_AT_A_TIME = 8
 
 _CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRIES: RetryConfig = {
@@ -95,12 +100,15 @@ class Objects:
 
     async def is_younger(self, name: str, seconds: float) -> bool:
         """Whether an object is there, and was stored within so many seconds. Raises StoreFailed."""
+        modified = await self._modified(name)
+        return modified is not None and modified > clock.now().timestamp() - seconds
+
+    async def _modified(self, name: str) -> float | None:
         try:
             with self._failing(name):
-                found = await obstore.head_async(self._store, name)
+                return (await obstore.head_async(self._store, name))["last_modified"].timestamp()
         except _Missing:
-            return False
-        return found["last_modified"].timestamp() > clock.now().timestamp() - seconds
+            return None
 
     async def below(self, prefix: str) -> AsyncIterator[list[Found]]:
         """The objects whose names are below `prefix`, some hundred at a time. Raises StoreFailed."""
@@ -110,12 +118,38 @@ class Objects:
 
     async def remove(self, names: Sequence[str]) -> None:
         """Remove objects, if they are there. Raises StoreFailed."""
-        for name in names:
-            try:
-                with self._failing(name):
-                    await obstore.delete_async(self._store, name)
-            except _Missing:
-                continue
+        async with Flight(REMOVED_AT_A_TIME) as flight:
+            for name in names:
+                await flight.add(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        with suppress(_Missing), self._failing(name):
+            await obstore.delete_async(self._store, name)
+
+    async def remove_older(self, name: str, moment: float) -> bool:
+        """Remove an object unless it was stored again since that Unix time. Returns whether it was. Raises
+        StoreFailed."""
+        modified = await self._modified(name)
+        if modified is None or modified >= moment:
+            return False
+        await self._remove(name)
+        return True
+
+    async def discard_unfinished(self, prefix: str, seconds: float, threads: Threads) -> None:
+        """Remove what somebody has left who died while storing something below `prefix`, so many seconds ago. Only
+        directories know such a thing, and show it to nobody. Raises StoreFailed."""
+        with self._failing(prefix):
+            if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+                until = clock.now().timestamp() - seconds
+                await threads.run(_discard_unfinished, Path(self._store.prefix) / prefix, until)
+
+    async def remove_below(self, prefix: str) -> int:
+        """Remove all objects whose names are below `prefix`. Returns how many there were. Raises StoreFailed."""
+        count = 0
+        async for some in self.below(prefix):
+            await self.remove([found.name for found in some])
+            count += len(some)
+        return count
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
@@ -126,6 +160,20 @@ class Objects:
         except (BaseError, OSError, ValueError) as error:
             log.warning("objects.failed", store=self.shown, object=name, error=_first_line(error))
             raise StoreFailed(f"{name}: {_first_line(error)}") from error
+
+
+_UNFINISHED = re.compile(r".+#[0-9]+")
+"""Names of what LocalStore writes to before it gives it the object's name."""
+
+
+def _discard_unfinished(directory: Path, until: float) -> None:
+    for above, _, names in os.walk(directory):
+        for name in names:
+            path = Path(above, name)
+            with suppress(FileNotFoundError):
+                if _UNFINISHED.fullmatch(name) and path.lstat().st_mtime < until:
+                    path.unlink()
+                    log.info("objects.unfinished_removed", path=str(path))
 
 
 class _Missing(StoreFailed):

@@ -274,6 +274,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "checkpoint": {"checkpoint_id": str},
     "hook": {},
     "network_denied": {},
+    "files": {},
     "status": {"status": str},
     "result": {
         "status": str,
