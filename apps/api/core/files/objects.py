@@ -6,10 +6,11 @@ What it takes to speak with each is obstore's, which reads the usual variables (
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -110,7 +111,7 @@ class Objects:
         except _Missing:
             return None
 
-    async def below(self, prefix: str) -> AsyncIterator[list[Found]]:
+    async def below(self, prefix: str) -> AsyncGenerator[list[Found]]:
         """The objects whose names are below `prefix`, some hundred at a time. Raises StoreFailed."""
         with self._failing(prefix):
             async for some in obstore.list(self._store, prefix, chunk_size=500):
@@ -143,13 +144,16 @@ class Objects:
                 until = clock.now().timestamp() - seconds
                 await threads.run(_discard_unfinished, Path(self._store.prefix) / prefix, until)
 
-    async def remove_below(self, prefix: str) -> int:
-        """Remove all objects whose names are below `prefix`. Returns how many there were. Raises StoreFailed."""
-        count = 0
-        async for some in self.below(prefix):
-            await self.remove([found.name for found in some])
-            count += len(some)
-        return count
+    async def remove_below(self, prefix: str, most: float = math.inf) -> bool:
+        """Remove objects whose names are below `prefix`, about so many. Returns whether it was all of them. Raises
+        StoreFailed."""
+        async with aclosing(self.below(prefix)) as found:
+            async for some in found:
+                if most <= 0:
+                    return False
+                await self.remove([one.name for one in some])
+                most -= len(some)
+        return True
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:

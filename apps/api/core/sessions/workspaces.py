@@ -34,7 +34,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from apps.api.core.files import removal, trees
+from apps.api.core.files import record, removal, trees
 from apps.api.core.files.tarball import Member
 from apps.api.settings import Settings
 
@@ -154,6 +154,12 @@ def point(settings: Settings, session_id: UUID, config: Path) -> Path:
 # --- removing ------------------------------------------------------------------------------------------------------
 
 
+def _of(settings: Settings, session_id: UUID) -> tuple[Path, ...]:
+    """All that a host has of a session. The record first: without it what is left counts as nothing that is known."""
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    return (*record.files(settings, session_id), *places(settings, session_id).values(), link)
+
+
 def put_away(settings: Settings, path: Path) -> None:
     """Remove whatever is at `path`, if anything. What cannot be removed is out of the way: see `discard_forgotten`.
 
@@ -176,7 +182,7 @@ def move_away(settings: Settings, session_id: UUID, until: float) -> list[Path]:
     """Move a session's directories where nobody looks for them, if they are on this host, and return where they are:
     for `bury`. Nothing is moved later than `until`, in monotonic seconds. Raises OSError."""
     moved = []
-    for path in (*places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
+    for path in _of(settings, session_id):
         if time.monotonic() < until and (grave := _move(settings, path)):
             moved.append(grave)
     return moved
@@ -200,9 +206,8 @@ def _bury(grave: Path) -> None:
 def remove(settings: Settings, session_id: UUID) -> None:
     """Remove a session's directories, if they are on this host. Raises OSError when one cannot be put away."""
     clones = settings.workspaces_root / ".clones"
-    link = settings.workspaces_root / ".configs" / str(session_id)
     mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
-    for path in (*places(settings, session_id).values(), link, *mine):
+    for path in (*_of(settings, session_id), *mine):
         put_away(settings, path)
 
 
@@ -234,7 +239,7 @@ def _bury_again(grave: Path) -> None:
 def present(settings: Settings) -> list[UUID]:
     """Sessions that have a directory on this host."""
     found = set()
-    for above in {*_PARTS.values(), ".configs"}:
+    for above in {*_PARTS.values(), ".configs", record.RECORDS}:
         with suppress(OSError):
             for name in _names(settings.workspaces_root / above):
                 with suppress(ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -62,6 +63,7 @@ class Storing:
         self._known: Known | None = None
         self._here = False
         self._noting: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
         self.touched = False
 
     # --- before an agent starts --------------------------------------------------------------------------------
@@ -88,6 +90,8 @@ class Storing:
             await self._tell_lost(found, run_id)
         else:
             self.touched = found.unstored_since is not None
+            if found.name is None and known is not None:
+                await self._forget_copy()
         self._known = known if found.name is not None else None
         self._here = True
         return found.name is not None
@@ -105,6 +109,14 @@ class Storing:
         now = Known(name, entries, kept | done)
         await threads.run(self._record, now, manifest.dumps(entries))
         return now
+
+    async def _forget_copy(self) -> None:
+        """What was stored of the session was removed for its age, and so is the copy of it that was left here."""
+        core = self._core
+        try:
+            await core.blocking.stores.run(workspaces.remove, core.settings, self._session_id)
+        except OSError as error:
+            raise NotRestored("What is left of the session's old files could not be removed.") from error
 
     async def _tell_lost(self, found: Stored, run_id: UUID) -> None:
         if found.unstored_since is None:
@@ -172,10 +184,18 @@ class Storing:
         name = manifest.name_of(self._tenant_id, self._session_id, generation)
         entries = await threads.run(manifest.dumps, taken.entries)
         await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
-        await stored.note(core.db, self._session_id, generation, name, manifest.size_of(taken.entries.values()))
+        size = manifest.size_of(taken.entries.values())
+        nobodys = await stored.note(core.db, self._session_id, generation, name, size)
         self._known, self.touched = Known(name, *taken), False
         await threads.run(self._record, self._known, entries)
+        if nobodys is not None:
+            self._removing = asyncio.create_task(self._remove(nobodys), name=f"unstoring-{self._session_id}")
         return changes(before, taken.entries)
+
+    async def _remove(self, nobodys: str) -> None:
+        """Remove a manifest that is the session's no more, which nobody waits for. What resists is found as garbage."""
+        with suppress(StoreFailed):  # which is logged
+            await self._core.objects.remove([nobodys])
 
     def _record(self, known: Known, entries: bytes) -> None:
         """Without it this host compares anew, and fetches what it has."""
