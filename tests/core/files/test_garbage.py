@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ async def lacking(world: World) -> list[str]:
             continue
         entries = manifest.loads(manifest.unpack(memoryview(path.read_bytes())))
         packs = {pack for entry in entries.values() for pack, _, _ in entry.pieces}
-        found += [pack for pack in packs if not (root / manifest.pack_name(world.tenant_id, pack)).exists()]
+        names = (manifest.pack_name, manifest.removed_name)
+        found += [pack for pack in packs if not any((root / of(world.tenant_id, pack)).exists() for of in names)]
     return found
 
 
@@ -124,6 +125,9 @@ async def test_what_no_session_has_any_more_goes_manifests_first(world: World, o
     assert (await collect(world, threads)).manifests == 2
     assert len(there(world, "packs")) == 2, "somebody may be reading it"
     assert (await collect(world, threads)).packs == 2
+    assert len(there(world, "removed")) == 3
+    age(world)
+    await collect(world, threads)
     assert objects_in(world.settings.workspaces_root / ".store" / manifest.below_tenant(world.tenant_id)) == set()
 
 
@@ -174,6 +178,36 @@ async def test_a_manifest_that_is_not_there_keeps_all_packs(world: World, owner:
     with pytest.raises(restoring.Missing):
         await collect(world, threads)
     assert len(there(world, "packs")) == 1
+
+
+async def test_what_is_stored_again_at_the_moment_of_its_removal_is_read_from_aside_and_taken_back(
+    world: World, owner: Make, threads: Threads
+) -> None:
+    class Late(Objects):
+        """Between a collection's last look at a pack and its removal somebody stores files."""
+
+        async def _remove(self, name: str) -> None:
+            if "/packs/" in name:
+                two.write("a", b"content")
+                await two.store()
+            await super()._remove(name)
+
+    one, two = await owner(), await owner()
+    one.write("a", b"content")
+    await one.store()
+    age(world)
+    await deletion.delete(world.db, world.tenant_id, one.session_id)
+    await collect(world, threads)
+    directory = world.settings.workspaces_root / ".store"
+    late = Late(partial(LocalStore, directory), str(directory))
+    assert (await collect(world, threads, late)).packs == 1
+    [[(pack, _, _)]] = [entry.pieces for entry in two.known.entries.values() if entry.pieces]
+    assert there(world, "packs") == set()
+    assert await restoring.fetch_pack(one.objects, threads, world.tenant_id, pack) == b"content"
+    age(world)
+    await collect(world, threads)
+    assert (there(world, "packs"), there(world, "removed")) == ({pack}, set())
+    assert await lacking(world) == []
 
 
 async def test_one_instance_at_a_time_takes_a_tenant_when_it_is_its_turn(
@@ -269,14 +303,15 @@ class Dealt(Objects):
         found: memoryview | None = await self._one(super().get, name)
         return found
 
-    async def is_younger(self, name: str, seconds: float) -> bool:
-        return bool(await self._one(super().is_younger, name, seconds))
+    async def modified(self, name: str) -> float | None:
+        found: float | None = await self._one(super().modified, name)
+        return found
 
-    async def remove(self, names: Sequence[str]) -> None:
-        await self._one(super().remove, names)
+    async def copy(self, name: str, to: str) -> bool:
+        return bool(await self._one(super().copy, name, to))
 
-    async def remove_older(self, name: str, moment: float) -> bool:
-        return bool(await self._one(super().remove_older, name, moment))
+    async def _remove(self, name: str) -> None:
+        await self._one(super()._remove, name)
 
 
 CONTENTS = [bytes([65 + number]) * 1000 for number in range(5)]
@@ -305,9 +340,10 @@ async def test_nothing_goes_that_a_session_has_whatever_is_stored_meanwhile(
         await asyncio.gather(collect(world, threads, objects), *(work(one) for one in busy))
         assert await lacking(world) == []
         age(world, rng.choice((0, snapshots.FRESH / 2, snapshots.FRESH, KEPT / 2, KEPT, 2 * KEPT)))
-    for _ in range(2):
+    for _ in range(3):
         age(world)
         await collect(world, threads, objects)
+    assert there(world, "removed") == set()
     assert await lacking(world) == []
     named = {pack for one in owners if one.known for e in one.known.entries.values() for pack, _, _ in e.pieces}
     before = "SELECT stored_before FROM sessions WHERE tenant_id = $1 AND stored_before IS NOT NULL"

@@ -7,8 +7,9 @@ Sessions are stored meanwhile, by any instance. What a manifest names that is st
 * or a pack that is young: who stores one again makes it so, and who believes that one stays has seen it younger than
   `snapshots.FRESH`, and has `snapshots.PROMPTLY` for the manifest.
 
-Between the last look at a pack and its removal there is a moment, in which storing it again is lost. It is as short as
-two calls of the store.
+Between the last look at a pack and its removal there is a moment, in which storing it again would be lost. So a pack is
+moved aside first, where readers find it, too. Later collections move it back if a manifest names it by then, and remove
+it for good when it is old there.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ AT_A_TIME = 8
 PAGE = 500
 
 _MANIFEST = re.compile(r"tenants/[0-9a-f-]{36}/sessions/([0-9a-f-]{36})/[0-9]{12,}-[0-9a-f]{32}")
+_REMOVED = re.compile(r"tenants/[0-9a-f-]{36}/removed/([0-9a-f]{64})")
 _PACK = re.compile(r"tenants/[0-9a-f-]{36}/packs/[0-9a-f]{2}/([0-9a-f]{64})")
 
 
@@ -101,6 +103,7 @@ async def collect_of(db: Database, objects: Objects, threads: Threads, tenant_id
     collection = _Collection(db, objects, threads, tenant_id)
     await collection.take_manifests()
     await collection.read_named()
+    await collection.settle_removed()
     await collection.remove_packs()
     await objects.discard_unfinished(manifest.below_tenant(tenant_id), KEPT, threads)
     return collection.collected
@@ -207,17 +210,37 @@ class _Collection:
 
     # --- packs -------------------------------------------------------------------------------------------------
 
+    async def settle_removed(self) -> None:
+        """Take back what a manifest names that was moved aside, and remove what has been there for long."""
+        async for page in self._objects.below(f"{manifest.below_tenant(self._tenant_id)}/removed"):
+            async with _resting(), Flight(AT_A_TIME) as flight:
+                for found in page:
+                    if known := _REMOVED.fullmatch(found.name):
+                        await flight.add(self._settle(found, known[1]))
+
+    async def _settle(self, found: Found, pack: str) -> None:
+        name = manifest.pack_name(self._tenant_id, pack)
+        if _key(pack) in self._live and await self._objects.modified(name) is None:
+            log.warning("garbage.taken_back", object=name)
+            await self._objects.copy(found.name, name)
+        if found.modified < self._young:
+            await self._objects.remove([found.name])
+
     async def remove_packs(self) -> None:
-        """Remove those that no manifest names that was read, and that are old."""
+        """Move those aside that no manifest names that was read, and that are old."""
         async for page in self._objects.below(f"{manifest.below_tenant(self._tenant_id)}/packs"):
             async with _resting(), Flight(AT_A_TIME) as flight:
                 for found in page:
                     known = _PACK.fullmatch(found.name)
                     if known and found.modified < self._young and _key(known[1]) not in self._live:
-                        await flight.add(self._remove(found))
+                        await flight.add(self._remove(found, known[1]))
 
-    async def _remove(self, found: Found) -> None:
-        if await self._objects.remove_older(found.name, self._young):
+    async def _remove(self, found: Found, pack: str) -> None:
+        modified = await self._objects.modified(found.name)
+        if modified is None or modified >= self._young:  # stored again since it was listed
+            return
+        if await self._objects.copy(found.name, manifest.removed_name(self._tenant_id, pack)):
+            await self._objects.remove([found.name])
             self.collected.packs += 1
             self.collected.size += found.size
 

@@ -6,6 +6,7 @@ that what many sessions of a tenant have is stored once.
 | object | what it is |
 |---|---|
 | `tenants/ID/packs/ab/HASH` | a pack, compressed (zstd) |
+| `tenants/ID/removed/HASH` | a pack that no manifest named when it was looked for, for some hours: see `garbage` |
 | `tenants/ID/sessions/ID/GENERATION-UUID` | a manifest, compressed; the generation is that of who stored it |
 
 Which manifest is a session's the database says (`sessions.stored`), to which only the owner of that generation can
@@ -100,6 +101,11 @@ def below_session(tenant_id: UUID, session_id: UUID) -> str:
 def pack_name(tenant_id: UUID, pack: str) -> str:
     """The object that is a pack."""
     return f"{below_tenant(tenant_id)}/packs/{pack[:2]}/{pack}"
+
+
+def removed_name(tenant_id: UUID, pack: str) -> str:
+    """Where a pack is that was taken for garbage."""
+    return f"{below_tenant(tenant_id)}/removed/{pack}"
 
 
 def dumps(entries: Entries) -> bytes:

@@ -101,10 +101,11 @@ class Objects:
 
     async def is_younger(self, name: str, seconds: float) -> bool:
         """Whether an object is there, and was stored within so many seconds. Raises StoreFailed."""
-        modified = await self._modified(name)
+        modified = await self.modified(name)
         return modified is not None and modified > clock.now().timestamp() - seconds
 
-    async def _modified(self, name: str) -> float | None:
+    async def modified(self, name: str) -> float | None:
+        """When an object was stored, in Unix time; None if there is none. Raises StoreFailed."""
         try:
             with self._failing(name):
                 return (await obstore.head_async(self._store, name))["last_modified"].timestamp()
@@ -127,13 +128,17 @@ class Objects:
         with suppress(_Missing), self._failing(name):
             await obstore.delete_async(self._store, name)
 
-    async def remove_older(self, name: str, moment: float) -> bool:
-        """Remove an object unless it was stored again since that Unix time. Returns whether it was. Raises
+    async def copy(self, name: str, to: str) -> bool:
+        """Store what an object holds once more, under another name. Returns whether there is such an object. Raises
         StoreFailed."""
-        modified = await self._modified(name)
-        if modified is None or modified >= moment:
+        try:
+            with self._failing(name):
+                await obstore.copy_async(self._store, name, to)
+                if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+                    # It is the same file with two names, which is as old as it was.
+                    await asyncio.to_thread(os.utime, Path(self._store.prefix) / to)
+        except _Missing:
             return False
-        await self._remove(name)
         return True
 
     async def discard_unfinished(self, prefix: str, seconds: float, threads: Threads) -> None:
