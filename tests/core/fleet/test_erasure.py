@@ -287,6 +287,9 @@ async def test_a_tenant_is_not_gone_before_its_files_are(
     await erasure.go_on(failing, loop)
     assert (loop.sick, len(stored_of(world))) == (1, 6)
     assert await world.one("SELECT count(*) FROM tenants WHERE id = $1", world.tenant_id) == 1
+    own = world.settings.workspaces_root / LOCAL / manifest.below_tenant(world.tenant_id)
+    [pack, *_] = (own / "packs").rglob("*/*")
+    pack.with_name(f"{pack.name}#1").write_bytes(b"of somebody who died over it")
     assert (await erasure.erase(world.core(), world.tenant_id, 60)).whole
     assert stored_of(world) == set()
     assert stored_of(other) == theirs

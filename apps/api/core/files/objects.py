@@ -79,8 +79,8 @@ class Objects:
 
     @classmethod
     def in_directory(cls, directory: Path) -> Objects:
-        """A directory of this host, made when it is used first."""
-        return cls(partial(LocalStore, directory, mkdir=True), str(directory))
+        """A directory of this host, made when it is used first. Directories in it go with the last that is in them."""
+        return cls(partial(LocalStore, directory, mkdir=True, automatic_cleanup=True), str(directory))
 
     @cached_property
     def _store(self) -> ObjectStore:

@@ -188,7 +188,8 @@ async def _step(core: Core, tenant_id: UUID) -> dict[str, Gone] | None:
 
 
 async def _last_step(core: Core, tenant_id: UUID) -> dict[str, Gone] | None:
-    """Remove the tenant. Returns as `_step`."""
+    """Remove the tenant, and what somebody was storing for it. Returns as `_step`. Raises StoreFailed."""
+    await core.objects.discard_unfinished(manifest.below_tenant(tenant_id), 0, core.blocking.removal)
     async with _held(core, tenant_id) as hold:
         if hold is None:
             return None
