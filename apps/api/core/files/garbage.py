@@ -158,8 +158,6 @@ class _Collection:
             dead = await self._dead([found for found in mine.values() if found.modified < self._young])
             await self._objects.remove(dead)
             self.collected.manifests += len(dead)
-        if self._damaged is not None:
-            raise self._damaged
 
     async def _read(self, name: str) -> None:
         if hash(name) in self._read_ones:
@@ -182,7 +180,8 @@ class _Collection:
         return [one.name for one in old if one.name not in named]
 
     async def read_named(self) -> None:
-        """Read those that sessions have now and that were not listed."""
+        """Read those that sessions have now and that were not listed. Raises StoreFailed if one of all could not be
+        read."""
         after: tuple[datetime | None, UUID | None] = (None, None)
         while rows := await self._db.pool.fetch(_NAMED, self._tenant_id, *after, PAGE):
             for row in rows:
