@@ -173,7 +173,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     session_id, request_id = await asked(world)
     run_id = await stuck(world)
     idle = await world.session()
-    exporter = Exporter(db, core.settings, core.blocking.copies)
+    exporter = Exporter(db, core.settings, core.blocking.copies, core.objects)
 
     async def export(archive: AsyncGenerator[bytes]) -> None:
         async with aclosing(archive):

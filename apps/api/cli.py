@@ -180,7 +180,7 @@ def export_command(
     session: Annotated[UUID | None, typer.Option(help="Only this session; without it all that the tenant has.")] = None,
     data_dir: DataDir = Path(".data"),
 ) -> None:
-    """Write a tenant, or one session, as an archive. Run it on a host that has the files of the sessions."""
+    """Write a tenant, or one session, as an archive. Run it on any host that reaches the store of files."""
     from apps.api import transfer
 
     audit.ACTING.set(audit.CLI)
@@ -200,7 +200,7 @@ def import_command(
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes that it may have unpacked.")] = 10 << 30,
     data_dir: DataDir = Path(".data"),
 ) -> None:
-    """Import an archive, wherever it was written. Run it on a host that is to have the files of the sessions."""
+    """Import an archive, wherever it was written. Run it on any host that reaches the store of files."""
     from apps.api import transfer
 
     audit.ACTING.set(audit.CLI)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from alembic import op
+
+from apps.api.migrate import build_index, slow_builds
 
 revision = "0017"
 down_revision = "0016"
@@ -11,17 +12,29 @@ branch_labels = None
 depends_on = None
 
 
+COLUMNS = {
+    "sessions": (
+        "stored text",
+        "stored_before text",
+        "stored_at timestamptz",
+        "stored_bytes bigint NOT NULL DEFAULT 0",
+        "unstored_since timestamptz",
+    ),
+    "tenants": ("collected_at timestamptz",),
+}
+
+
 def upgrade() -> None:
-    moment = sa.DateTime(timezone=True)
-    op.add_column("sessions", sa.Column("stored", sa.Text(), nullable=True))
-    op.add_column("sessions", sa.Column("stored_before", sa.Text(), nullable=True))
-    op.add_column("sessions", sa.Column("stored_at", moment, nullable=True))
-    op.add_column("sessions", sa.Column("stored_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-    op.add_column("sessions", sa.Column("unstored_since", moment, nullable=True))
-    op.add_column("tenants", sa.Column("collected_at", moment, nullable=True))
+    with op.get_context().autocommit_block():
+        for table, columns in COLUMNS.items():
+            for column in columns:
+                op.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column}")
+        with slow_builds():
+            build_index("sessions_unstored_idx", "sessions (id) WHERE stored IS NOT NULL AND deleted_at IS NOT NULL")
 
 
 def downgrade() -> None:
-    op.drop_column("tenants", "collected_at")
-    for column in ("unstored_since", "stored_bytes", "stored_at", "stored_before", "stored"):
-        op.drop_column("sessions", column)
+    op.drop_index("sessions_unstored_idx")
+    for table, columns in COLUMNS.items():
+        for column in reversed(columns):
+            op.drop_column(table, column.split()[0])

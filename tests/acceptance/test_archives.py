@@ -190,4 +190,4 @@ async def test_an_import_that_is_cut_off_leaves_nothing(fleet: Fleet, elsewhere:
     async with database_of(elsewhere) as db:
         assert await db.pool.fetchval("SELECT count(*) FROM sessions") == 0
     root = Path(elsewhere.env["WORKSPACES_DIR"])
-    assert not list((root / ".forks").iterdir())
+    assert not list((root / ".imports").iterdir())

@@ -154,3 +154,17 @@ async def test_the_deletion_of_a_session_says_what_went_and_what_goes_where(flee
     assert agent == {"what": "agent", "instances": [owner.id]}
     assert (files["what"], set(files["instances"])) == ("files", {instance.id for instance in fleet.instances})
     await until(lambda: not files_of(fleet, [session_id]), seconds=SECONDS)
+
+
+async def test_the_stored_files_of_a_deleted_session_go_whoever_deletes_it(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(permission_mode="bypassPermissions")
+    await fleet[0].ask(session_id, "write a.txt: here")
+    async with database_of(fleet) as db:
+        stored = "SELECT stored IS NOT NULL FROM sessions WHERE id = $1"
+        assert await db.pool.fetchval(stored, UUID(session_id))
+        assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
+
+        async def gone() -> bool:
+            return not await db.pool.fetchval(stored, UUID(session_id))
+
+        await until(gone, every=0.1, seconds=SECONDS)

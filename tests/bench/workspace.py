@@ -97,7 +97,8 @@ class Moves:
         settings, session_id = Settings(_env_file=None, workspaces_dir=self._target["files"].parent), self._tenant
         await self._threads.run(record.write, settings, session_id, there, manifest.dumps(there.entries))
         found = await self._threads.run(record.read, settings, session_id)
-        assert found is not None and found.name == stored.name
+        assert found is not None
+        assert found.name == stored.name
 
 
 async def _measured(objects: Objects, where: str, directory: Path, report: Report, files: int) -> None:

@@ -94,6 +94,7 @@ class Session(Base):
             "deleted_at",
             postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
         ),
+        Index("sessions_unstored_idx", "id", postgresql_where=text("stored IS NOT NULL AND deleted_at IS NOT NULL")),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),

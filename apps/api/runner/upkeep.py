@@ -13,6 +13,7 @@ import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
+from apps.api.core.files import garbage
 from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, retention, workspaces
@@ -47,6 +48,12 @@ PARK_INTERVAL = 1.0
 EXPIRE_INTERVAL = 1.0
 """Seconds between looks for requests of parked runs whose time is over."""
 
+UNSTORE_INTERVAL = 5.0
+"""Seconds between looks for deleted sessions whose files are stored."""
+
+COLLECT_INTERVAL = 60.0
+"""Seconds between looks for tenants whose garbage is to be collected."""
+
 SWEEP_INTERVAL = 600.0
 
 
@@ -65,6 +72,8 @@ class Upkeep:
         loops.start("runner-erasure", self._erase, partial(pause, ERASURE_INTERVAL))
         loops.start("runner-park", self._park, partial(pause, PARK_INTERVAL))
         loops.start("runner-expire", partial(parked.expire, self._core), partial(pause, EXPIRE_INTERVAL))
+        loops.start("runner-unstore", partial(deletion.remove_stored, self._core), partial(pause, UNSTORE_INTERVAL))
+        loops.start("runner-collect", self._collect, partial(pause, COLLECT_INTERVAL))
         loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
 
     async def _reap(self, loop: Loop) -> None:
@@ -127,6 +136,11 @@ class Upkeep:
         await deletion.purge_left(self._core, loop)
         while await erasure.go_on(self._core, loop):
             continue
+
+    async def _collect(self, loop: Loop) -> None:
+        """Remove what is stored and nothing refers to."""
+        core = self._core
+        await garbage.collect(core.db, core.objects, core.blocking.removal, loop)
 
     async def _park(self, loop: Loop) -> None:
         """Park sessions that have waited for a person for long: sooner when a place is wanted, and all at the end."""

@@ -139,7 +139,7 @@ NASTY_NAMES = [
 
 def test_a_sweep_survives_every_name_and_every_exception(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     session = UUID(int=7)
-    places = [settings.workspaces_root / name for name in (".forks", ".clones", ".removed")]
+    places = [settings.workspaces_root / name for name in (".imports", ".exports", ".clones", ".removed")]
     for place in places:
         for name in NASTY_NAMES:
             (place / name).mkdir(parents=True)
@@ -157,13 +157,13 @@ def test_a_sweep_survives_every_name_and_every_exception(settings: Settings, mon
     real = Path.rename
 
     def broken(path: Path, target: Path) -> Path:
-        if path.name == NASTY_NAMES[0] and path.parent != places[2]:
+        if path.name == NASTY_NAMES[0] and path.parent != places[3]:
             raise RuntimeError(path)
         return real(path, target)
 
     monkeypatch.setattr(Path, "rename", broken)
     workspaces.discard_forgotten(settings)
-    assert [os.listdir(place) for place in places] == [NASTY_NAMES[:1], NASTY_NAMES[:1], []]
+    assert [os.listdir(place) for place in places] == [*[NASTY_NAMES[:1]] * 3, []]
     assert workspaces.present(settings) == [session]
 
 

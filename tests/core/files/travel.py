@@ -10,7 +10,10 @@ from apps.api.core.files import manifest, restoring, snapshots
 from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import Objects
 from apps.api.core.files.snapshots import Known, Limits
+from apps.api.core.sessions import stored, workspaces
+from apps.api.settings import Settings
 from apps.api.threads import Threads
+from tests.world import World
 
 LIMITS = Limits(1 << 30, 100_000)
 
@@ -52,3 +55,35 @@ class Store:
     def packs(self) -> dict[str, int]:
         """Names of all packs that are stored, and their sizes."""
         return {path.name: path.stat().st_size for path in self.directory.rglob("packs/*/*")}
+
+
+async def keep(world: World, session_id: UUID) -> str:
+    """Store what a session has on this host, as its owner does at the end of a run. Returns the manifest's name."""
+    objects, threads = Objects.of(world.settings), Threads("test", 4)
+    places = workspaces.places(world.settings, session_id)
+    tenant_id = await world.one("SELECT tenant_id FROM sessions WHERE id = $1", session_id)
+    taken = await snapshots.take(objects, threads, tenant_id, places, None, LIMITS)
+    assert taken is not None
+    name = manifest.name_of(tenant_id, session_id, 1)
+    await objects.put(name, manifest.encode(taken.entries))
+    async with world.db.transaction() as connection:
+        await stored.begin(connection, session_id, name, manifest.size_of(taken.entries.values()))
+    threads.close()
+    return name
+
+
+async def bring(world: World, settings: Settings, session_id: UUID) -> bool:
+    """Restore a session's files in its places here. Returns whether it has any."""
+    found = await stored.find(world.db.pool, session_id)
+    if found.name is None:
+        return False
+    store = Store(settings.workspaces_root / ".store")
+    store.tenant_id = await world.one("SELECT tenant_id FROM sessions WHERE id = $1", session_id)
+    entries = await restoring.read(store.objects, store.threads, found.name)
+    await store.restore(entries, workspaces.places(settings, session_id))
+    return True
+
+
+def objects_in(directory: Path) -> set[str]:
+    """Names of all objects that are stored in a directory."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}

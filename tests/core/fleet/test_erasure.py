@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,9 +14,12 @@ import pytest
 
 from apps.api import audit, auth, keys
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.context import Core
 from apps.api.core.events.log import Event
+from apps.api.core.files import manifest
+from apps.api.core.files.objects import LOCAL, Objects
 from apps.api.core.fleet import erasure, suspension
-from apps.api.core.sessions import deletion
+from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.sessions.deletion import BATCH, Gone
 from apps.api.core.tasks import Loop
 from apps.api.core.tenant import model_credentials, presets, skills, vault, webhooks
@@ -25,6 +29,7 @@ from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.core.tenant.webhooks import Changes
 from apps.api.errors import Conflict, LeaseLost, NotFound, Unauthorized
 from apps.api.models import Base
+from tests.core.files.travel import keep, objects_in
 from tests.world import World, until
 
 _FILL = """
@@ -217,3 +222,75 @@ async def test_who_deletes_a_large_session_does_not_wait_for_all_of_it(
     gone = await deletion.delete(world.db, world.tenant_id, session_id)
     assert (gone.whole, gone.removed["events"].rows) == (False, BATCH)
     assert gone.removed["runs"] == Gone(1, 1)
+
+
+# --- stored files --------------------------------------------------------------------------------------------------
+
+
+async def with_files(world: World) -> UUID:
+    session_id = await world.session()
+    root = workspaces.create(world.settings, session_id, None).root
+    (root / "a").write_text(str(session_id))
+    await keep(world, session_id)
+    return session_id
+
+
+def stored_of(world: World) -> set[str]:
+    return objects_in(world.settings.workspaces_root / LOCAL / manifest.below_tenant(world.tenant_id))
+
+
+def broken(world: World, tmp_path: Path) -> Core:
+    """An instance whose store fails."""
+    (tmp_path / "file").touch()
+    return replace(world.core(), objects=Objects.in_directory(tmp_path / "file" / "store"))
+
+
+async def test_the_manifests_of_a_deleted_session_go_and_no_others(world: World) -> None:
+    gone, kept = await with_files(world), await with_files(world)
+    await world.db.pool.execute("UPDATE tenants SET collected_at = now() WHERE id = $1", world.tenant_id)
+    unnamed = manifest.name_of(world.tenant_id, gone, 7)
+    await Objects.of(world.settings).put(unnamed, b"of an owner that was fenced")
+    await deletion.delete(world.db, world.tenant_id, gone)
+    loop = Loop("unstore")
+    await asyncio.gather(*(deletion.remove_stored(world.core(), loop) for _ in range(3)))
+    assert loop.sick == 0
+    assert {name.split("/")[1] for name in stored_of(world) if name.startswith("sessions")} == {str(kept)}
+    rows = await world.db.pool.fetch("SELECT id, stored FROM sessions WHERE tenant_id = $1", world.tenant_id)
+    assert {row["id"]: row["stored"] is None for row in rows} == {gone: True, kept: False}
+    assert await world.one("SELECT collected_at < now() - interval '4 h' FROM tenants WHERE id = $1", world.tenant_id)
+
+
+async def test_a_store_that_fails_is_asked_again_for_a_deleted_session(world: World, tmp_path: Path) -> None:
+    session_id = await with_files(world)
+    await deletion.delete(world.db, world.tenant_id, session_id)
+    loop = Loop("unstore")
+    await deletion.remove_stored(broken(world, tmp_path), loop)
+    assert loop.sick == 1
+    assert await world.one("SELECT stored IS NOT NULL FROM sessions WHERE id = $1", session_id)
+    await deletion.remove_stored(world.core(), Loop("unstore"))
+    assert await world.one("SELECT stored IS NULL FROM sessions WHERE id = $1", session_id)
+
+
+async def test_a_tenant_is_not_gone_before_its_files_are(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "OBJECTS_AT_ONCE", 2)
+    other = replace(world, tenant_id=await world.other_tenant())
+    await with_files(other)
+    theirs = stored_of(other)
+    for _ in range(3):
+        await with_files(world)
+    await begin(world)
+    failing = broken(world, tmp_path)
+    assert not (await erasure.erase(failing, world.tenant_id, 60)).whole
+    loop = Loop("erasure")
+    await erasure.go_on(failing, loop)
+    assert (loop.sick, len(stored_of(world))) == (1, 6)
+    assert await world.one("SELECT count(*) FROM tenants WHERE id = $1", world.tenant_id) == 1
+    own = world.settings.workspaces_root / LOCAL / manifest.below_tenant(world.tenant_id)
+    [pack, *_] = (own / "packs").rglob("*/*")
+    pack.with_name(f"{pack.name}#1").write_bytes(b"of somebody who died over it")
+    assert (await erasure.erase(world.core(), world.tenant_id, 60)).whole
+    assert stored_of(world) == set()
+    assert stored_of(other) == theirs
+    assert await left(world) == {}

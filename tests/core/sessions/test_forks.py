@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import pytest
+from obstore.store import LocalStore
 
 from apps.api.core.events.log import Event
-from apps.api.core.files.objects import LOCAL
+from apps.api.core.files.objects import LOCAL, Objects
 from apps.api.core.sessions import forks, prompts, stored, workspaces
 from apps.api.core.sessions.forks import Fork, Forked
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
-from tests.core.files.travel import Store
+from tests.core.files.travel import Store, keep
 from tests.world import World, core_of
 
 MESSAGES = [str(UUID(int=number)) for number in range(1, 5)]
@@ -132,6 +134,37 @@ async def test_files_that_cannot_be_copied_keep_a_fork_from_beginning(lone_world
     assert await lone_world.one("SELECT count(*) FROM runs WHERE status = 'queued'") == 0
 
 
+@pytest.mark.parametrize(("times", "made"), [(1, True), (2, False)])
+async def test_files_that_are_stored_anew_meanwhile_are_not_forked_once_they_may_be_garbage(
+    lone_world: World, times: int, *, made: bool
+) -> None:
+    """The original's manifest is its own, or the one before, until the fork is there."""
+    parent = await talked(lone_world)
+    workspaces.create(lone_world.settings, parent, None)
+    await keep(lone_world, parent)
+    generation = await lone_world.one("SELECT generation FROM sessions WHERE id = $1", parent)
+
+    class Meanwhile(Objects):
+        async def put(self, name: str, content: bytes) -> None:
+            await super().put(name, content)
+            for number in range(times):
+                before = await lone_world.one("SELECT stored FROM sessions WHERE id = $1", parent)
+                newer = f"newer-{number}"
+                await stored.note(lone_world.db, parent, generation, newer, 0, before=before, over=True)
+
+    place = lone_world.settings.workspaces_root / LOCAL
+    core = replace(core_of(lone_world), objects=Meanwhile(partial(LocalStore, place, mkdir=True), str(place)))
+    forking = forks.fork(core, lone_world.tenant_id, None, Fork(prompts.Submission("", 60, parent), False))
+    if made:
+        child = (await forking).session_id
+        assert await lone_world.one("SELECT stored FROM sessions WHERE id = $1", child)
+        return
+    with pytest.raises(Conflict) as refused:
+        await forking
+    assert refused.value.code == "workspace_not_copied"
+    assert await lone_world.one("SELECT count(*) FROM sessions") == 1
+
+
 @pytest.mark.parametrize(("table", "column"), [("events", "data"), ("transcript_entries", "entry")])
 async def test_a_conversation_of_more_than_can_be_copied_in_time_is_refused(
     lone_world: World, table: str, column: str
@@ -149,8 +182,9 @@ async def test_a_conversation_of_more_than_can_be_copied_in_time_is_refused(
     assert await fork(lone_world, parent, at_seq=2)
 
 
-async def test_what_an_instance_left_of_a_fork_is_removed_when_it_is_old(lone_world: World) -> None:
-    drafts = lone_world.settings.workspaces_root / ".forks"
+@pytest.mark.parametrize("place", [".imports", ".exports", ".clones"])
+async def test_what_somebody_left_unfinished_is_removed_when_it_is_old(lone_world: World, place: str) -> None:
+    drafts = lone_world.settings.workspaces_root / place
     for name, age in (("old", workspaces.FORGOTTEN_AGE + 60), ("young", 0)):
         (drafts / name / "files").mkdir(parents=True)
         moment = (drafts / name).stat().st_mtime - age

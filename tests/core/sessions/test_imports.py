@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import tarfile
 from collections.abc import Callable
@@ -15,16 +16,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from apps.api import transfer
 from apps.api.core.codec import encode
 from apps.api.core.files import tarball, trees
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.tarball import BadArchive, Packer
 from apps.api.core.sessions import workspaces
-from apps.api.core.sessions.session_import import Imported, Refused
+from apps.api.core.sessions.importing import Imported, Refused
 from apps.api.core.tenant import mcp, skills
 from apps.api.models import Base
 from apps.api.settings import Settings
+from tests.core.files.travel import bring, objects_in
 from tests.world import World, core_of
 
 NOW = "2026-11-01T12:00:00+00:00"
@@ -216,12 +220,17 @@ async def load(settings: Settings, data: bytes, tenant: str | None, tmp_path: Pa
     return await transfer.load(settings, source, tenant, most)
 
 
+_OF_STORE = r"\.store/tenants(/[^/]+(/packs.*|/sessions(/[^/]+)?)?)?$"
+"""Whatever is in the store, but for manifests."""
+
+
 async def state(world: World) -> tuple[dict[str, int], list[str]]:
-    """How many rows each table has, and all that is on the disk."""
+    """How many rows each table has, and all that is on the disk, but for packs that no manifest may name any more."""
     rows = {name: await world.db.pool.fetchval(f'SELECT count(*) FROM "{name}"') for name in Base.metadata.tables}
     root = world.settings.workspaces_root
     places = sorted(str(path.relative_to(root)) for path in root.rglob("*")) if root.exists() else []
-    return rows, [path for path in places if path not in (".forks", ".removed", ".homes", ".outputs", ".checkpoints")]
+    aside = (".imports", ".exports", ".removed", ".store")
+    return rows, [path for path in places if path not in aside and not re.match(_OF_STORE, path)]
 
 
 async def refused(world: World, settings: Settings, data: bytes, tmp_path: Path, **more: Any) -> str:
@@ -269,11 +278,13 @@ async def test_nothing_of_an_archive_keeps_its_id(world: World, here: Settings, 
     assert (used["run_id"], used["tenant_id"], used["cost_usd"]) == (run["id"], world.tenant_id, 0.5)
     texts = [row[name] for row in (*events, *entries[:2], run) for name in ("data", "entry", "prompt") if name in row]
     assert not [text for text in texts if OLD in text or RUN in text or CONVERSATION in text]
+    assert not (root / str(new)).exists(), "whichever instance runs it brings its files"
+    assert await bring(world, here, new)
     assert (root / str(new) / "a/b.txt").read_bytes() == b"content"
     assert os.readlink(root / str(new) / "own") == f"{root}/{new}/a"
     assert (root / ".outputs" / str(new) / str(new) / "1.txt").read_bytes() == b"put out"
     assert (root / ".checkpoints" / str(new) / str(new) / "x@v1").read_bytes() == b"earlier"
-    assert (root / ".homes" / str(new)).is_dir()
+    assert session["stored_bytes"] == len(b"content" + b"put out" + b"earlier")
     again = await load(here, of_session().pack(), await name_of(world), tmp_path)
     assert again.sessions[UUID(OLD)] != new, "and it is another one each time"
 
@@ -780,6 +791,7 @@ async def test_links_that_lead_elsewhere_are_left_out(world: World, here: Settin
     archive.tree += [(f"sessions/{OLD}/files/l{n}", "link", leads) for n, leads in enumerate(leading)]
     imported = await load(here, archive.pack(), await name_of(world), tmp_path)
     assert imported.links_left_out == len(leading)
+    assert await bring(world, here, imported.sessions[UUID(OLD)])
     place = workspaces.root_of(here, imported.sessions[UUID(OLD)])
     assert sorted(path.name for path in place.iterdir()) == ["a", "own", "up"]
 
@@ -807,6 +819,47 @@ async def test_what_is_cut_off_leaves_nothing_wherever_it_ends(world: World, her
     for size in (0, 20, 300, 900, 1_500, 3_000_000, len(whole) - 100, len(whole) - 1):
         assert await refused(world, here, whole[:size], tmp_path)
     assert "more than 100000 bytes" in await refused(world, here, whole, tmp_path, most=100_000)
+
+
+async def test_a_tenant_that_is_cut_off_leaves_nothing_in_the_store(
+    world: World, here: Settings, tmp_path: Path
+) -> None:
+    whole = of_tenant().pack()
+    before = objects_in(here.workspaces_root / ".store")
+    assert await refused(world, here, whole[:-30], tmp_path, tenant=None)
+    assert objects_in(here.workspaces_root / ".store") == before
+    await load(here, whole, None, tmp_path)
+    assert len(objects_in(here.workspaces_root / ".store") - before) >= 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "why"), [("workspace_max_bytes", "More than 10 bytes"), ("workspace_max_files", "More than 10 files")]
+)
+async def test_more_files_than_a_session_may_have_are_refused(
+    world: World, here: Settings, tmp_path: Path, limit: str, why: str
+) -> None:
+    archive = of_session()
+    archive.tree += [(f"sessions/{OLD}/files/n{n}", "file", b"more") for n in range(12)]
+    narrow = here.model_copy(update={limit: 10})
+    assert why in await refused(world, narrow, archive.pack(), tmp_path)
+
+
+async def test_a_store_that_fails_is_told_and_leaves_nothing(world: World, here: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before, url = await state(world), SecretStr((tmp_path / "file" / "store").as_uri())
+    broken = here.model_copy(update={"workspace_store_url": url})
+    with pytest.raises(StoreFailed):
+        await load(broken, of_session().pack(), await name_of(world), tmp_path)
+    assert await state(world) == before
+
+
+async def test_a_session_whose_files_were_missing_is_known_to_lack_them(
+    world: World, here: Settings, tmp_path: Path
+) -> None:
+    archive = of_session()
+    archive.tree = []
+    imported = await load(here, archive.pack(), await name_of(world), tmp_path)
+    assert not await bring(world, here, imported.sessions[UUID(OLD)])
 
 
 async def test_who_gets_it_must_be_there_and_a_new_one_must_not(world: World, here: Settings, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +16,9 @@ from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.log import Event
 from apps.api.core.events.replay import Followed
+from apps.api.core.files import manifest, record
+from apps.api.core.files.objects import Objects
+from apps.api.core.files.snapshots import Known
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import deletion, forks, retention, runs, workspaces
 from apps.api.core.sessions.forks import Fork
@@ -22,6 +26,7 @@ from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.sessions.prompts import Submission
 from apps.api.core.tasks import Loop
 from apps.api.errors import Gone, NotFound, ValidationError
+from tests.core.files.travel import keep as keep_files
 from tests.world import Relay, World, core_of
 
 ALL = Retention(events_days=10, transcripts_days=10, idle_sessions_days=10, workspaces_days=10, usage_days=10)
@@ -376,3 +381,69 @@ async def test_a_session_that_is_being_claimed_keeps_its_files(world: World) -> 
     assert workspaces.move_away(world.settings, session_id, 0.0) == [], "and whoever is late moves nothing"
     await retention.sweep_files(world.core(), Loop("sweep"), [session_id])
     assert not root.exists()
+
+
+async def named(world: World, session_id: UUID) -> tuple[str | None, ...]:
+    row = await world.db.pool.fetchrow("SELECT stored, stored_before FROM sessions WHERE id = $1", session_id)
+    return tuple(row)
+
+
+async def test_stored_files_go_on_any_instance_also_one_that_has_no_copy(world: World) -> None:
+    old, young, busy = [(await ran(world)).session_id for _ in range(3)]
+    names = {}
+    for session_id in (old, young, busy):
+        made(world, session_id)
+        names[session_id] = await keep_files(world, session_id)
+        workspaces.remove(world.settings, session_id)
+    for session_id in (old, busy):
+        await age(world, session_id, 11)
+    await world.queue(busy)
+    await world.db.pool.execute("UPDATE tenants SET collected_at = now() WHERE id = $1", world.tenant_id)
+    await sweep(world)
+    assert [await named(world, one) for one in names] == [(name, None) for name in names.values()]
+    await keep(world, Retention(workspaces_days=10))
+    await sweep(world)
+    assert [(await named(world, one))[0] for one in names] == [None, names[young], names[busy]]
+    store = world.settings.workspaces_root / ".store"
+    assert [(store / name).exists() for name in names.values()] == [False, True, True]
+    soon = "SELECT collected_at < now() - interval '4 h' FROM tenants WHERE id = $1"
+    assert await world.one(soon, world.tenant_id), "what the manifest named is collected next"
+    assert await counted(world, old) == WHOLE
+
+
+async def test_stored_files_go_with_the_copy_on_a_host(world: World) -> None:
+    session_id = (await ran(world)).session_id
+    root = made(world, session_id)
+    name = await keep_files(world, session_id)
+    record.write(world.settings, session_id, Known(name, {}, {}), manifest.dumps({}))
+    await age(world, session_id, 11)
+    await keep(world, Retention(workspaces_days=10))
+    await retention.sweep_files(world.core(), Loop("sweep"), workspaces.present(world.settings))
+    assert not root.exists()
+    assert await named(world, session_id) == (None, None)
+    assert session_id not in workspaces.present(world.settings)
+    assert record.read(world.settings, session_id) is None
+    assert not (world.settings.workspaces_root / ".store" / name).exists()
+
+
+async def test_a_store_that_fails_keeps_no_files_from_being_forgotten(world: World, tmp_path: Path) -> None:
+    session_id = (await ran(world)).session_id
+    made(world, session_id)
+    await keep_files(world, session_id)
+    await age(world, session_id, 11)
+    await keep(world, Retention(workspaces_days=10))
+    (tmp_path / "file").touch()
+    broken = replace(world.core(), objects=Objects.in_directory(tmp_path / "file" / "store"))
+    loop = Loop("sweep")
+    await world.db.pool.execute("UPDATE tenants SET swept_at = NULL WHERE id = $1", world.tenant_id)
+    await retention.sweep(broken, loop)
+    assert loop.sick == 0
+    assert await named(world, session_id) == (None, None), "the manifest is garbage now"
+
+
+def test_a_record_alone_is_found_and_removed(world: World) -> None:
+    session_id = uuid4()
+    record.write(world.settings, session_id, Known("x", {}, {}), manifest.dumps({}))
+    assert session_id in workspaces.present(world.settings)
+    workspaces.remove(world.settings, session_id)
+    assert session_id not in workspaces.present(world.settings)

@@ -6,6 +6,7 @@ that what many sessions of a tenant have is stored once.
 | object | what it is |
 |---|---|
 | `tenants/ID/packs/ab/HASH` | a pack, compressed (zstd) |
+| `tenants/ID/removed/HASH` | a pack that no manifest named when it was looked for, for some hours: see `garbage` |
 | `tenants/ID/sessions/ID/GENERATION-UUID` | a manifest, compressed; the generation is that of who stored it |
 
 Which manifest is a session's the database says (`sessions.stored`), to which only the owner of that generation can
@@ -21,6 +22,8 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 import orjson
+
+from apps.api.core.files.trees import BLOCK
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -75,6 +78,11 @@ def size_of(entries: Iterable[Entry]) -> int:
     return sum(entry.size for entry in entries)
 
 
+def weight_of(entries: Iterable[Entry]) -> int:
+    """Bytes that all of this takes on a disk at most, holes of files filled, where the least thing takes a block."""
+    return sum(BLOCK + entry.size for entry in entries)
+
+
 def name_of(tenant_id: UUID, session_id: UUID, generation: int) -> str:
     """A new name for a manifest of a session."""
     return f"{below_session(tenant_id, session_id)}/{generation:012d}-{uuid4().hex}"
@@ -93,6 +101,11 @@ def below_session(tenant_id: UUID, session_id: UUID) -> str:
 def pack_name(tenant_id: UUID, pack: str) -> str:
     """The object that is a pack."""
     return f"{below_tenant(tenant_id)}/packs/{pack[:2]}/{pack}"
+
+
+def removed_name(tenant_id: UUID, pack: str) -> str:
+    """Where a pack is that was taken for garbage."""
+    return f"{below_tenant(tenant_id)}/removed/{pack}"
 
 
 def dumps(entries: Entries) -> bytes:

@@ -6,8 +6,11 @@ What it takes to speak with each is obstore's, which reads the usual variables (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import contextmanager
+import math
+import os
+import re
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +24,7 @@ from obstore.store import LocalStore, from_url
 
 from apps.api import clock
 from apps.api.settings import Settings
+from apps.api.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 LOCAL = ".store"
 """The directory in WORKSPACES_DIR that is the store where no other is given."""
+
+REMOVED_AT_A_TIME = 8
 
 _CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRIES: RetryConfig = {
@@ -73,8 +79,8 @@ class Objects:
 
     @classmethod
     def in_directory(cls, directory: Path) -> Objects:
-        """A directory of this host, made when it is used first."""
-        return cls(partial(LocalStore, directory, mkdir=True), str(directory))
+        """A directory of this host, made when it is used first. Directories in it go with the last that is in them."""
+        return cls(partial(LocalStore, directory, mkdir=True, automatic_cleanup=True), str(directory))
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -95,14 +101,18 @@ class Objects:
 
     async def is_younger(self, name: str, seconds: float) -> bool:
         """Whether an object is there, and was stored within so many seconds. Raises StoreFailed."""
+        modified = await self.modified(name)
+        return modified is not None and modified > clock.now().timestamp() - seconds
+
+    async def modified(self, name: str) -> float | None:
+        """When an object was stored, in Unix time; None if there is none. Raises StoreFailed."""
         try:
             with self._failing(name):
-                found = await obstore.head_async(self._store, name)
+                return (await obstore.head_async(self._store, name))["last_modified"].timestamp()
         except _Missing:
-            return False
-        return found["last_modified"].timestamp() > clock.now().timestamp() - seconds
+            return None
 
-    async def below(self, prefix: str) -> AsyncIterator[list[Found]]:
+    async def below(self, prefix: str) -> AsyncGenerator[list[Found]]:
         """The objects whose names are below `prefix`, some hundred at a time. Raises StoreFailed."""
         with self._failing(prefix):
             async for some in obstore.list(self._store, prefix, chunk_size=500):
@@ -110,12 +120,45 @@ class Objects:
 
     async def remove(self, names: Sequence[str]) -> None:
         """Remove objects, if they are there. Raises StoreFailed."""
-        for name in names:
-            try:
-                with self._failing(name):
-                    await obstore.delete_async(self._store, name)
-            except _Missing:
-                continue
+        async with Flight(REMOVED_AT_A_TIME) as flight:
+            for name in names:
+                await flight.add(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        with suppress(_Missing), self._failing(name):
+            await obstore.delete_async(self._store, name)
+
+    async def copy(self, name: str, to: str) -> bool:
+        """Store what an object holds once more, under another name. Returns whether there is such an object. Raises
+        StoreFailed."""
+        try:
+            with self._failing(name):
+                await obstore.copy_async(self._store, name, to)
+                if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+                    # It is the same file with two names, which is as old as it was.
+                    await asyncio.to_thread(os.utime, Path(self._store.prefix) / to)
+        except _Missing:
+            return False
+        return True
+
+    async def discard_unfinished(self, prefix: str, seconds: float, threads: Threads) -> None:
+        """Remove what somebody has left who died while storing something below `prefix`, so many seconds ago. Only
+        directories know such a thing, and show it to nobody. Raises StoreFailed."""
+        with self._failing(prefix):
+            if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+                until = clock.now().timestamp() - seconds
+                await threads.run(_discard_unfinished, Path(self._store.prefix) / prefix, until)
+
+    async def remove_below(self, prefix: str, most: float = math.inf) -> bool:
+        """Remove objects whose names are below `prefix`, about so many. Returns whether it was all of them. Raises
+        StoreFailed."""
+        async with aclosing(self.below(prefix)) as found:
+            async for some in found:
+                if most <= 0:
+                    return False
+                await self.remove([one.name for one in some])
+                most -= len(some)
+        return True
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
@@ -126,6 +169,20 @@ class Objects:
         except (BaseError, OSError, ValueError) as error:
             log.warning("objects.failed", store=self.shown, object=name, error=_first_line(error))
             raise StoreFailed(f"{name}: {_first_line(error)}") from error
+
+
+_UNFINISHED = re.compile(r".+#[0-9]+")
+"""Names of what LocalStore writes to before it gives it the object's name."""
+
+
+def _discard_unfinished(directory: Path, until: float) -> None:
+    for above, _, names in os.walk(directory):
+        for name in names:
+            path = Path(above, name)
+            with suppress(FileNotFoundError):
+                if _UNFINISHED.fullmatch(name) and path.lstat().st_mtime < until:
+                    path.unlink()
+                    log.info("objects.unfinished_removed", path=str(path))
 
 
 class _Missing(StoreFailed):

@@ -18,14 +18,19 @@ from apps.api.core.files import manifest
 from apps.api.core.files.snapshots import Known
 from apps.api.settings import Settings
 
+RECORDS = ".stored"
+"""The directory of all records, in WORKSPACES_DIR."""
 
-def _file(settings: Settings, session_id: UUID) -> Path:
-    return settings.workspaces_root / ".stored" / str(session_id)
+
+def files(settings: Settings, session_id: UUID) -> tuple[Path, Path]:
+    """Where it is, and where it is written first."""
+    above = settings.workspaces_root / RECORDS
+    return above / str(session_id), above / f".{session_id}"
 
 
 def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) -> None:
     """Keep it. `entries`: of `known`, as `manifest.dumps` gives them. Blocks. Raises OSError."""
-    file = _file(settings, session_id)
+    file, draft = files(settings, session_id)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     inodes, times = zip(*known.signs.values(), strict=True) if known.signs else ((), ())
     signs = {"name": known.name, "paths": list(known.signs), "inodes": inodes, "times": times}
@@ -33,7 +38,6 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
         head = orjson.dumps(signs)
     except TypeError:  # a name that is no UTF-8
         head = json.dumps(signs).encode()
-    draft = file.with_name(f".{session_id}")
     with draft.open("wb") as made:
         made.writelines((head, b"\n", entries))
     draft.replace(file)
@@ -42,7 +46,7 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
 def read(settings: Settings, session_id: UUID) -> Known | None:
     """What was kept, if it can be read. Blocks."""
     try:
-        head, _, entries = _file(settings, session_id).read_bytes().partition(b"\n")
+        head, _, entries = files(settings, session_id)[0].read_bytes().partition(b"\n")
         signs = json.loads(head)
         known = dict(zip(signs["paths"], zip(signs["inodes"], signs["times"], strict=True), strict=True))
         return Known(signs["name"], manifest.loads(entries), known)
@@ -53,6 +57,6 @@ def read(settings: Settings, session_id: UUID) -> Known | None:
 def forget(settings: Settings, session_id: UUID) -> None:
     """What is on this host is a copy of no manifest any more. Blocks. Raises OSError."""
     try:
-        os.unlink(_file(settings, session_id))
+        os.unlink(files(settings, session_id)[0])
     except FileNotFoundError:
         return

@@ -124,7 +124,8 @@ async def restore(
 async def fetch_pack(objects: Objects, threads: Threads, tenant_id: UUID, pack: str) -> bytes:
     """What is in a pack. Raises Missing, StoreFailed."""
     name = manifest.pack_name(tenant_id, pack)
-    if (data := await objects.get(name)) is None:
+    data = await objects.get(name)
+    if data is None and (data := await objects.get(manifest.removed_name(tenant_id, pack))) is None:
         raise Missing(f"{name}: is not there")
     try:
         return await threads.run(_content, data, pack)

@@ -44,6 +44,10 @@ FRESH = 3600.0
 `garbage`."""
 
 
+PROMPTLY = 3600.0
+"""Seconds at most from the moment when a pack is believed to stay until the manifest is stored that names it."""
+
+
 class TooLarge(Exception):
     """There is more than is kept. `code` says of what."""
 

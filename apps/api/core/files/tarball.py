@@ -110,32 +110,27 @@ class Packer:
         return self._compress.compress(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
 
 
-def tree(packer: Packer, root: Path, name: str, budget: trees.Budget | None = None) -> Generator[bytes]:
+def tree(packer: Packer, root: Path, name: str) -> Generator[bytes]:
     """A directory that an agent may be writing to, as a member `name`, and what is below it as members below that.
 
-    Pipes, sockets and devices are left out. `budget`: of bytes, as `files.weight` counts them; None: any. Raises
-    trees.TooMuch, OSError.
+    Pipes, sockets and devices are left out. Raises trees.TooMuch, OSError.
     """
     yield packer.directory(name, 0o700)
     with closing(trees.walk(root)) as entries:
         for entry in entries:
             mode, member = entry.info.st_mode, f"{name}/{entry.path}"
-            if budget is not None:
-                budget.spend(trees.BLOCK)
             if stat.S_ISDIR(mode):
                 yield packer.directory(member, stat.S_IMODE(mode) & 0o777)
             elif stat.S_ISLNK(mode):
                 yield packer.link(member, trees.leads(entry))
             elif stat.S_ISREG(mode) and (opened := trees.open_entry(entry)) is not None:
                 with opened:
-                    yield from _file(packer, opened, member, stat.S_IMODE(mode) & 0o777, budget)
+                    yield from _file(packer, opened, member, stat.S_IMODE(mode) & 0o777)
 
 
-def _file(packer: Packer, opened: BinaryIO, name: str, mode: int, budget: trees.Budget | None) -> Iterator[bytes]:
+def _file(packer: Packer, opened: BinaryIO, name: str, mode: int) -> Iterator[bytes]:
     """As long as it was at the beginning, whatever becomes of it: its size stands before it."""
     size = left = os.fstat(opened.fileno()).st_size
-    if budget is not None:
-        budget.spend(size)
     yield packer.begin(name, size, mode)
     while left:
         data = opened.read(min(left, PIECE)) or bytes(min(left, PIECE))

@@ -350,16 +350,6 @@ def size(root: Path) -> int:
         return 0
 
 
-def weight(root: Path) -> int:
-    """Bytes that a copy of a directory may have, holes of files filled: what `copy_tree` would spend; 0 when it is not
-    there. Raises TooMuch, OSError."""
-    try:
-        with closing(walk(root)) as found:
-            return sum(BLOCK + (e.info.st_size if stat.S_ISREG(e.info.st_mode) else 0) for e in found)
-    except FileNotFoundError:
-        return 0
-
-
 def stays_below(leads: str, depth: int) -> bool:
     """Whether a link, `depth` directories below a root, stays below it, if all the links on its way do: it is relative,
     and goes up only where it begins, where no link can have led it elsewhere."""

@@ -20,6 +20,8 @@ from sqlalchemy import Table
 
 from apps.api import audit, invalidations
 from apps.api.core.context import Core
+from apps.api.core.files import manifest
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.fleet.suspension import forget_keys
 from apps.api.core.sessions import deletion
 from apps.api.core.sessions.deletion import CONTENT, Gone
@@ -30,6 +32,9 @@ from apps.api.models import Base
 
 SESSIONS_AT_ONCE = 20
 """Sessions that one step takes."""
+
+OBJECTS_AT_ONCE = 500
+"""Stored files that one step removes, about."""
 
 PATIENCE = 8.0
 """Seconds for which who asks waits; what is left then is removed without being asked for."""
@@ -86,11 +91,15 @@ async def begin(core: Core, tenant: str, own: UUID) -> UUID:
 
 
 async def erase(core: Core, tenant_id: UUID, seconds: float = PATIENCE) -> Erased:
-    """Take steps until the tenant is gone, or for so many seconds. Returns how far it has come."""
+    """Take steps until the tenant is gone, or for so many seconds. Returns how far it has come: not all of it also
+    where the store of files fails, which `go_on` tries again."""
     until = asyncio.get_running_loop().time() + seconds
     before = await _removed(core.db, tenant_id)
     while asyncio.get_running_loop().time() < until:
-        removed = await _step(core, tenant_id)
+        try:
+            removed = await _step(core, tenant_id)
+        except StoreFailed:  # which is logged
+            break
         if removed is not None:
             before = removed
         elif (now := await _removed(core.db, tenant_id)) is None:
@@ -161,17 +170,30 @@ async def _held(core: Core, tenant_id: UUID) -> AsyncIterator[_Hold | None]:
 
 
 async def _step(core: Core, tenant_id: UUID) -> dict[str, Gone] | None:
-    """Remove what comes next. Returns what has been removed so far; None when there was nothing to do here."""
+    """Remove what comes next. Returns what has been removed so far; None when there was nothing to do here. Raises
+    StoreFailed."""
     gone: list[UUID] = []
     async with _held(core, tenant_id) as hold:
         if hold is None:
             return None
         # Webhooks first, so that nobody is told of the rest. Few sessions at a time are deleted and not empty.
         more = await _any_rows(hold, _WEBHOOKS) or await _content(hold, gone) or await _sessions(hold, gone)
-        if not more and not await _any_rows(hold, _tables()):
-            await _tenant(hold)
+        last = not more and not await _any_rows(hold, _tables())
     for session_id in gone:
         core.forget(tenant_id, session_id)
+    # Not within the transaction: files may take longer than one may.
+    if last and await core.objects.remove_below(manifest.below_tenant(tenant_id), OBJECTS_AT_ONCE):
+        return await _last_step(core, tenant_id)
+    return hold.removed
+
+
+async def _last_step(core: Core, tenant_id: UUID) -> dict[str, Gone] | None:
+    """Remove the tenant, and what somebody was storing for it. Returns as `_step`. Raises StoreFailed."""
+    await core.objects.discard_unfinished(manifest.below_tenant(tenant_id), 0, core.blocking.removal)
+    async with _held(core, tenant_id) as hold:
+        if hold is None:
+            return None
+        await _tenant(hold)
     return hold.removed
 
 

@@ -2,7 +2,8 @@
 
 First, in one short transaction, a session becomes a tombstone: its owner is fenced, its runs are over, nobody finds it
 any more. Then what was said in it is removed, however much that is, in batches: by who deletes it, and where that one
-dies or there is too much of it, by any instance (`purge_left`).
+dies or there is too much of it, by any instance (`purge_left`). Its stored files go by any instance, too
+(`remove_stored`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import asyncpg
 from apps.api import audit
 from apps.api.core.context import Core
 from apps.api.core.events.log import NEXT_GENERATION
+from apps.api.core.files import garbage, manifest
+from apps.api.core.sessions import stored
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.sessions import BUSY
 from apps.api.core.tasks import Loop
@@ -195,6 +198,25 @@ async def purge_left(core: Core, loop: Loop) -> None:
                 async with aclosing(purge(core.db, row["id"])) as purging:
                     async for _ in purging:
                         continue
+
+
+_STORED = """
+SELECT id, tenant_id FROM sessions WHERE deleted_at IS NOT NULL AND stored IS NOT NULL AND id <> ALL($1::uuid[])
+  AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT 100
+"""
+
+
+async def remove_stored(core: Core, loop: Loop) -> None:
+    """Remove the manifests of deleted sessions; what they name goes as garbage, unless other sessions have it. Any
+    number of instances may do this at once. A session at which that fails is the loop's item."""
+    after: UUID | None = None
+    while rows := await core.db.pool.fetch(_STORED, loop.spared, after):
+        after = rows[-1]["id"]
+        for row in rows:
+            with loop.one(row["id"]):
+                await core.objects.remove_below(manifest.below_session(row["tenant_id"], row["id"]))
+                await stored.drop(core.db.pool, row["id"])
+                await garbage.hasten(core.db.pool, row["tenant_id"])
 
 
 async def deleted_among(db: Database, session_ids: list[UUID]) -> list[UUID]:

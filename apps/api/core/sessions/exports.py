@@ -6,7 +6,7 @@
 | `tenant-0001.jsonl` | presets, MCP servers, skills, commands, webhooks and names of secrets of a tenant |
 | `sessions/ID/session.json` | a session's own row |
 | `sessions/ID/runs-0001.jsonl`, `events-…`, `transcript-…`, `usage-…` | a line for each row, oldest first |
-| `sessions/ID/files`, `home`, `output`, `history` | its directories, with all that is in them |
+| `sessions/ID/files`, `home`, `output`, `history` | its directories, as they were stored last |
 | `end.json` | how many members there are; without it the archive is not whole |
 
 No value of a secret is in it, nor what answers withhold as well: values of `env` and of headers. Nor is what belongs to
@@ -16,19 +16,23 @@ an installation: keys, limits, what calls to models cost, the audit log; nor wha
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from apps.api import __version__, audit, clock
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.files import tarball, trees
+from apps.api.core.files import manifest, restoring, tarball
+from apps.api.core.files.manifest import Entries
+from apps.api.core.files.objects import Objects, StoreFailed
 from apps.api.core.files.tarball import Packer
 from apps.api.core.pages import bounded
 from apps.api.core.sessions import sessions, workspaces
@@ -36,6 +40,8 @@ from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, TooLarge
 from apps.api.settings import Settings
 from apps.api.threads import Threads
+
+log = structlog.get_logger(__name__)
 
 FORMAT, VERSION = "claude-agent-api", 1
 
@@ -61,6 +67,7 @@ class Exporter:
     db: Database
     settings: Settings
     threads: Threads
+    objects: Objects
     max_files: int | None = None
 
 
@@ -69,18 +76,19 @@ async def session(core: Exporter, tenant_id: UUID, session_id: UUID) -> AsyncGen
 
     Raises:
         NotFound: `session_not_found`.
-        Conflict: `session_deleted`; `session_busy`: a run is queued or active, or has been since it began.
-        TooLarge: `workspace_too_large`; trees.TooMuch: they grew meanwhile.
-        OSError: a file cannot be read.
+        Conflict: `session_deleted`; `session_busy`: a run is queued or active, or has been since it began;
+            `workspace_not_copied`: the store does not have the files, or fails.
+        TooLarge: `workspace_too_large`.
+        OSError: there is no room here for the files.
     """
     row = await _exportable(core, tenant_id, session_id)
-    await _require_small(core, session_id)
-    async with core.db.transaction() as connection:
-        await audit.note(connection, "session.exported", tenant_id, session_id)
-    packer = Packer()
-    async with aclosing(_framed(core, packer, "session", _session(core, packer, tenant_id, row))) as chunks:
-        async for chunk in chunks:
-            yield chunk
+    async with _files(core, tenant_id, row) as aside:
+        async with core.db.transaction() as connection:
+            await audit.note(connection, "session.exported", tenant_id, session_id)
+        packer = Packer()
+        async with aclosing(_framed(core, packer, "session", _session(core, packer, tenant_id, row, aside))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def tenant(core: Exporter, name: str) -> AsyncGenerator[bytes]:
@@ -88,8 +96,8 @@ async def tenant(core: Exporter, name: str) -> AsyncGenerator[bytes]:
 
     Raises:
         NotFound: `tenant_not_found`.
-        Conflict: `session_busy`, naming the session. Then what came before is no archive.
-        OSError: a file cannot be read.
+        Conflict: `session_busy`, naming the session; `workspace_not_copied`. Then what came before is no archive.
+        OSError: there is no room here for the files.
     """
     async with core.db.transaction() as connection:
         row = await connection.fetchrow("SELECT id, name, retention FROM tenants WHERE name = $1", name)
@@ -104,7 +112,7 @@ async def tenant(core: Exporter, name: str) -> AsyncGenerator[bytes]:
 
 async def _framed(core: Exporter, packer: Packer, kind: str, members: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """A whole archive of these members, in chunks of a size that is worth a write."""
-    manifest = {
+    head = {
         "format": FORMAT,
         "version": VERSION,
         "kind": kind,
@@ -112,7 +120,7 @@ async def _framed(core: Exporter, packer: Packer, kind: str, members: AsyncGener
         "created_at": clock.now().isoformat(),
         "workspaces_dir": str(core.settings.workspaces_root),
     }
-    chunk = bytearray(packer.file("manifest.json", encode(manifest)))
+    chunk = bytearray(packer.file("manifest.json", encode(head)))
     async with aclosing(members):
         async for data in members:
             chunk += data
@@ -128,7 +136,7 @@ async def _framed(core: Exporter, packer: Packer, kind: str, members: AsyncGener
 _SESSION = f"""
 SELECT s.id, title, tags, metadata, config, profile, surface, agent_id, agent_version, sdk_session_id,
   parent_session_id, num_turns, total_cost_usd, usage, permission_mode, tools, created_at, updated_at, last_seq,
-  expired_seq, deleted_at, ({sessions.CURRENT}) IS NOT NULL AS busy,
+  expired_seq, deleted_at, stored, stored_bytes, ({sessions.CURRENT}) IS NOT NULL AS busy,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry
 FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2
 """  # noqa: S608 - ours
@@ -149,7 +157,7 @@ def _busy(session_id: UUID) -> Conflict:
     return Conflict(f"A run of session {session_id} is queued or active.", code="session_busy")
 
 
-_MARKS = ("last_seq", "expired_seq", "sdk_session_id", "entry")
+_MARKS = ("last_seq", "expired_seq", "sdk_session_id", "entry", "stored")
 
 
 async def _require_same(core: Exporter, tenant_id: UUID, before: asyncpg.Record) -> None:
@@ -159,24 +167,53 @@ async def _require_same(core: Exporter, tenant_id: UUID, before: asyncpg.Record)
         raise _busy(before["id"])
 
 
-async def _require_small(core: Exporter, session_id: UUID) -> None:
-    if core.max_files is None:
+# --- its files -----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _files(core: Exporter, tenant_id: UUID, row: asyncpg.Record) -> AsyncIterator[dict[str, Path]]:
+    """A session's directories as they were stored last, in a place of their own for as long as the block takes: what
+    there is on this host may be older, and an agent's. Without files there are none. Raises TooLarge, Conflict,
+    OSError."""
+    if row["stored"] is None:
+        yield {}
         return
-    size = 0
-    for place in workspaces.places(core.settings, session_id).values():
-        try:
-            size += await core.threads.run(trees.weight, place)
-        except trees.TooMuch:
-            size = core.max_files + 1
-    if size > core.max_files:
+    _require_small(core, row["stored_bytes"])
+    above, places = workspaces.aside(core.settings)
+    try:
+        entries = await restoring.read(core.objects, core.threads, row["stored"])
+        _require_small(core, manifest.weight_of(entries.values()))
+        own = {part: place for part, place in places.items() if part in entries}
+        await _restore(core, tenant_id, own, entries)
+        yield own
+    except StoreFailed as error:
+        log.error("exports.files_not_read", session_id=str(row["id"]), error=error)
+        message = f"The files of session {row['id']} could not be read from the store."
+        raise Conflict(message, code="workspace_not_copied") from error
+    finally:
+        await core.threads.run(workspaces.put_away, core.settings, above)
+
+
+async def _restore(core: Exporter, tenant_id: UUID, places: dict[str, Path], entries: Entries) -> None:
+    planned = await core.threads.run(restoring.plan, places, entries, None)
+    await restoring.restore(core.objects, core.threads, tenant_id, places, entries, planned)
+
+
+def _require_small(core: Exporter, size: int) -> None:
+    if core.max_files is not None and size > core.max_files:
         message = f"The session's files are more than {core.max_files} bytes."
         raise TooLarge(message, code="workspace_too_large", details={"limit_bytes": core.max_files})
 
 
-async def _session(core: Exporter, packer: Packer, tenant_id: UUID, row: asyncpg.Record) -> AsyncGenerator[bytes]:
+# --- one session, with its files -----------------------------------------------------------------------------------
+
+
+async def _session(
+    core: Exporter, packer: Packer, tenant_id: UUID, row: asyncpg.Record, places: dict[str, Path]
+) -> AsyncGenerator[bytes]:
     session_id, name = row["id"], f"sessions/{row['id']}"
     own = dict(row)
-    for left_out in ("deleted_at", "busy", "entry", "agent_id", "agent_version"):
+    for left_out in ("deleted_at", "busy", "entry", "agent_id", "agent_version", "stored", "stored_bytes"):
         own.pop(left_out)
     own["config"] = AgentConfig.stored(row["config"]).public()
     own["conversation"] = own.pop("sdk_session_id")
@@ -191,13 +228,11 @@ async def _session(core: Exporter, packer: Packer, tenant_id: UUID, row: asyncpg
     for kind, query, more in queries:
         async for lines in _parts(core, packer, f"{name}/{kind}", _rows(core.db, query, session_id, *more)):
             yield lines
-    budget = None if core.max_files is None else trees.Budget(core.max_files)
-    for part, place in workspaces.places(core.settings, session_id).items():
-        if await core.threads.run(trees.is_directory, place):
-            chunks = _in_threads(core, tarball.tree(packer, place, f"{name}/{part}", budget))
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
+    for part, place in places.items():
+        chunks = _in_threads(core, tarball.tree(packer, place, f"{name}/{part}"))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
     await _require_same(core, tenant_id, row)
 
 
@@ -335,7 +370,10 @@ async def _tenant(core: Exporter, packer: Packer, row: asyncpg.Record) -> AsyncG
                 if error.code == "session_busy":
                     raise
                 continue  # deleted meanwhile
-            async with aclosing(_session(core, packer, row["id"], own)) as chunks:
+            async with (
+                _files(core, row["id"], own) as aside,
+                aclosing(_session(core, packer, row["id"], own, aside)) as chunks,
+            ):
                 async for chunk in chunks:
                     yield chunk
         after = (rows[-1]["created_at"], rows[-1]["id"])

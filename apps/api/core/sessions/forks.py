@@ -108,8 +108,12 @@ async def _fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: For
             return before
         parent = await _parent(connection, tenant_id, parent_id)
         forked = await _insert(core, connection, tenant_id, api_key_id, parent, cut, session_id, asked)
-        if name is not None:
+        if name is not None and files.name is not None:
             await stored.begin(connection, session_id, name, files.size)
+            if not await stored.still(connection, parent_id, files.name):
+                # Then it may be garbage by now, with what both name: see `files.garbage`.
+                message = "The session's files were stored anew meanwhile: try it again."
+                raise Conflict(message, code="workspace_not_copied")
     return forked
 
 

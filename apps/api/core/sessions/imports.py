@@ -1,7 +1,7 @@
 """Imports: what `exports` has written, perhaps elsewhere, or a stranger has. Run by a command, on its own connection.
 
 Nothing of an archive keeps its id, and each line is judged before it is stored. All of it comes in one transaction, and
-its files come to their place just before that is committed: what is refused leaves nothing behind.
+its files are in the store before that is committed: what is refused leaves nothing that anything refers to.
 """
 
 from __future__ import annotations
@@ -16,18 +16,11 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from apps.api import audit
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.tarball import BadArchive, Members
 from apps.api.core.sessions import archive_lines as wire
-from apps.api.core.sessions.session_import import (
-    MAX_HEAD,
-    MAX_LINE,
-    Imported,
-    Importer,
-    Preset,
-    Refused,
-    SessionImport,
-    config_of,
-)
+from apps.api.core.sessions.importing import Imported, Importer, Preset, Refused, config_of
+from apps.api.core.sessions.session_import import MAX_HEAD, MAX_LINE, SessionImport
 from apps.api.core.tenant import mcp, signing, skills, vault, webhooks
 from apps.api.errors import Unavailable
 from apps.api.settings import TENANT_NAME
@@ -47,45 +40,42 @@ async def load(core: Importer, packed: BinaryIO, tenant: str | None, most: int) 
     Raises:
         BadArchive: what is wrong with it, and where.
         Refused: what is wrong here.
+        StoreFailed: files cannot be stored.
         OSError: files cannot be written.
     """
     reading, begun = Members(packed, most), list[SessionImport]()
-    adopted = False
+    whole = False
     try:
         async with core.connection.transaction():
             imported = await _load(core, reading, tenant, begun)
-            adopted = True
-            for session in begun:
-                session.adopt()
+            whole = True
         return imported
     except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
-        _remove(begun, adopted)
         raise BadArchive(str(error)) from error
-    except BaseException:
-        _remove(begun, adopted)
-        raise
     finally:
         reading.close()
+        if not whole:  # else it may have been committed, whatever came instead of the answer
+            await _remove(core, begun)
 
 
-def _remove(begun: list[SessionImport], adopted: bool) -> None:
+async def _remove(core: Importer, begun: list[SessionImport]) -> None:
+    """Remove what was placed aside and stored. What resists is looked for later, see `workspaces.discard_forgotten` and
+    `files.garbage`."""
     for session in begun:
-        with suppress(OSError):  # what resists is looked for later: `workspaces.discard_forgotten`
-            session.discard(adopted=adopted)
+        with suppress(OSError, StoreFailed):
+            await session.discard()
 
 
 async def _load(core: Importer, reading: Members, tenant: str | None, begun: list[SessionImport]) -> Imported:
     manifest = wire.read(wire.Manifest, reading.take("manifest.json").whole(MAX_HEAD), "manifest.json")
-    if manifest.kind == "session":
-        tenant_id, imported = await _existing(core, tenant)
-    else:
-        tenant_id, imported = await _new(core, reading, tenant)
+    alone = manifest.kind == "session"
+    tenant_id, imported = await (_existing(core, tenant) if alone else _new(core, reading, tenant))
     while reading.peek().name != "end.json":
-        if begun and manifest.kind == "session":
+        if begun and alone:
             raise BadArchive(f"{reading.peek().name[:200]!r} does not belong into the archive of one session")
-        begun.append(SessionImport(core, tenant_id, manifest, imported))
+        begun.append(SessionImport(core, tenant_id, manifest, imported, alone=alone))
         await begun[-1].take(reading)
-    if not begun and manifest.kind == "session":
+    if not begun and alone:
         raise BadArchive("end.json: there is no session before it")
     end = wire.read(wire.End, reading.take("end.json").whole(MAX_HEAD), "end.json")
     if end.members != reading.count - 1:

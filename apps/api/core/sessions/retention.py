@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,9 @@ from apps.api.core.config.retention import Retention
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
-from apps.api.core.sessions import deletion, sessions, workspaces
+from apps.api.core.files import garbage
+from apps.api.core.files.objects import StoreFailed
+from apps.api.core.sessions import deletion, sessions, stored, workspaces
 from apps.api.core.tasks import Loop
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
@@ -83,13 +86,14 @@ class _Pass:
     transcripts: datetime | None
     idle: datetime | None
     usage: datetime | None
+    workspaces: datetime | None
 
     @classmethod
     def of(cls, row: asyncpg.Record, kept: Retention) -> _Pass:
         def since(days: int | None) -> datetime | None:
             return None if days is None else row["now"] - timedelta(days=days)
 
-        days = (kept.events_days, kept.transcripts_days, kept.idle_sessions_days, kept.usage_days)
+        days = (kept.events_days, kept.transcripts_days, kept.idle_sessions_days, kept.usage_days, kept.workspaces_days)
         return cls(row["id"], *map(since, days))
 
 
@@ -109,7 +113,8 @@ async def sweep(core: Core, loop: Loop) -> None:
 # runs, waits, or is owned.
 _LOOK = """
 SELECT id, created_at,
-  deleted_at < $5 AND purged_at IS NOT NULL AS forgotten,
+  deleted_at < $5 AND purged_at IS NOT NULL AND stored IS NULL AS forgotten,
+  quiet AND last_active_at < $9 AND stored IS NOT NULL AS unused,
   quiet AND last_active_at < $4 AS idle,
   quiet AND last_active_at < $3 AND EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = s.id) AS silent,
   deleted_at IS NULL AND NOT busy AND last_seq > expired_seq
@@ -119,7 +124,7 @@ FROM (
     SELECT *, EXISTS (SELECT 1 FROM runs WHERE session_id = sessions.id AND status IN ('queued', 'running',
       'requires_action')) AS busy
     FROM sessions WHERE tenant_id = $1
-      AND created_at < greatest($2::timestamptz, $3::timestamptz, $4::timestamptz, $5::timestamptz)
+      AND created_at < greatest($2::timestamptz, $3::timestamptz, $4::timestamptz, $5::timestamptz, $9::timestamptz)
       AND ($6::timestamptz IS NULL OR (created_at, id) > ($6, $7::uuid))
     ORDER BY created_at, id LIMIT $8
   ) AS page
@@ -130,7 +135,7 @@ FROM (
 async def _sessions(core: Core, loop: Loop, turn: _Pass) -> None:
     cutoffs = (turn.events, turn.transcripts, turn.idle, turn.usage)
     after: tuple[datetime | None, UUID | None] = (None, None)
-    while rows := await core.db.pool.fetch(_LOOK, turn.tenant_id, *cutoffs, *after, PAGE):
+    while rows := await core.db.pool.fetch(_LOOK, turn.tenant_id, *cutoffs, *after, PAGE, turn.workspaces):
         for row in rows:
             for kind, do in _KINDS.items():
                 if row[kind] and row["id"] not in loop.spared:
@@ -217,6 +222,24 @@ async def _forget_conversation(core: Core, turn: _Pass, session_id: UUID) -> Non
     core.relay(turn.tenant_id, session_id, frames)
 
 
+async def _forget_files(core: Core, turn: _Pass, session_id: UUID) -> None:
+    """Remove the stored files of a session. Copies on hosts go by `sweep_files`."""
+    async with core.db.transaction() as connection:
+        if await connection.fetchrow(_QUIET, session_id, turn.workspaces) is None:
+            return
+        names = await stored.drop(connection, session_id)
+    await _unstore(core, turn.tenant_id, session_id, names)
+
+
+async def _unstore(core: Core, tenant_id: UUID, session_id: UUID, names: list[str]) -> None:
+    """Remove manifests that were a session's. What they name goes as garbage, and so does what resists."""
+    if names:
+        log.info("retention.stored_files_removed", session_id=str(session_id))
+        await garbage.hasten(core.db.pool, tenant_id)
+        with suppress(StoreFailed):  # which is logged
+            await core.objects.remove(names)
+
+
 async def _tell(connection: asyncpg.Connection, session_id: UUID, row: asyncpg.Record) -> list[Frame]:
     # Whoever owns a session for one transaction may write its events: see `fleet.claims.announce_unowned`.
     generation = await connection.fetchval(
@@ -251,6 +274,7 @@ async def _remove_tombstone(core: Core, turn: _Pass, session_id: UUID) -> None:
 _KINDS: dict[str, Callable[[Core, _Pass, UUID], Awaitable[None]]] = {
     "idle": _delete,
     "silent": _forget_conversation,
+    "unused": _forget_files,
     "old": _expire_events,
     "forgotten": _remove_tombstone,
 }
@@ -293,22 +317,26 @@ WHERE s.id = ANY($1::uuid[]) AND s.deleted_at IS NULL AND s.owner_id IS NULL AND
 
 
 async def sweep_files(core: Core, loop: Loop, present: list[UUID]) -> None:
-    """Remove files of sessions that nothing has happened in for too long, of those that have some on this host."""
+    """Remove files of sessions that nothing has happened in for too long, of those that have some on this host: here
+    and in the store. Those of other sessions go from the store by `sweep`."""
     days = retention.of_server(core.settings).workspaces_days
     for row in await core.db.pool.fetch(_UNUSED, present, days):
         with loop.one(row["id"]):
-            graves = await _move_files(core, row)
+            graves, names = await _move_files(core, row)
             await core.blocking.removal.run(workspaces.bury, graves)
+            await _unstore(core, row["tenant_id"], row["id"], names)
 
 
-async def _move_files(core: Core, session: asyncpg.Record) -> list[Path]:
+async def _move_files(core: Core, session: asyncpg.Record) -> tuple[list[Path], list[str]]:
+    """Move what is here out of the way, and say that nothing is stored. Returns where it is now, and the manifests."""
     async with core.db.transaction() as connection:
         before = session["last_active_at"] + timedelta(microseconds=1)
         if await connection.fetchrow(_QUIET, session["id"], before) is None:
-            return []
+            return [], []
         until = time.monotonic() + MOVING_SECONDS
         # Not in the threads for removals, which may all be at work: this takes a moment, and the row is held.
         moved: Any = await asyncio.to_thread(workspaces.move_away, core.settings, session["id"], until)
         await connection.execute("UPDATE sessions SET workspace_bytes = 0 WHERE id = $1", session["id"])
+        names = await stored.drop(connection, session["id"])
     log.info("retention.files_removed", session_id=str(session["id"]))
-    return list(moved)
+    return list(moved), names

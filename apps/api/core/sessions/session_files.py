@@ -6,6 +6,7 @@ where any instance reads and changes them, as long as nobody takes the session.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -14,6 +15,7 @@ from apps.api.core.context import Core
 from apps.api.core.files import manifest, restoring
 from apps.api.core.files import paths as names
 from apps.api.core.files.manifest import Entries
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.patches import Change
 from apps.api.core.files.snapshots import Limits
 from apps.api.core.files.stored_tree import StoredTree
@@ -41,9 +43,9 @@ FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL
 """
 
 _COMMIT = """
-UPDATE sessions SET stored = $3, stored_at = now(), stored_bytes = $4, workspace_bytes = $4,
-  last_active_at = now()
-WHERE id = $1 AND owner_id IS NULL AND stored IS NOT DISTINCT FROM $2 AND deleted_at IS NULL RETURNING id
+UPDATE sessions SET stored = $3, stored_at = now(), stored_bytes = $4, workspace_bytes = $4, last_active_at = now()
+WHERE id = $1 AND owner_id IS NULL AND stored IS NOT DISTINCT FROM $2 AND deleted_at IS NULL
+RETURNING stored_before IS DISTINCT FROM $2
 """
 
 
@@ -80,9 +82,13 @@ class _Files:
         name = manifest.name_of(self.tenant_id, self.session_id, self.generation)
         await core.objects.put(name, await threads.run(manifest.encode, entries))
         size = manifest.size_of(entries.values())
-        if await core.db.pool.fetchval(_COMMIT, self.session_id, self.name, name, size) is None:
+        is_nobodys = await core.db.pool.fetchval(_COMMIT, self.session_id, self.name, name, size)
+        if is_nobodys is None:
             await core.objects.remove([name])
             return False
+        if is_nobodys and self.name is not None:
+            with suppress(StoreFailed):  # which is logged; it is found as garbage
+                await core.objects.remove([self.name])
         return True
 
 

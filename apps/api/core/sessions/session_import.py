@@ -5,30 +5,30 @@ Nothing keeps its id: of the old ones each text has the new ones in place, and t
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from pydantic import ValidationError
 
 from apps.api import audit
 from apps.api.core.codec import clean, encode
-from apps.api.core.config import profiles
-from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.profiles import Policy
 from apps.api.core.events.frames import event_data
 from apps.api.core.events.log import Event
+from apps.api.core.files import manifest as stored_files
+from apps.api.core.files import snapshots
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.tarball import BadArchive, Member, Members
 from apps.api.core.sessions import archive_lines as wire
-from apps.api.core.sessions import sessions, transcripts, workspaces
+from apps.api.core.sessions import sessions, stored, transcripts, workspaces
 from apps.api.core.sessions.admission import Pins
+from apps.api.core.sessions.importing import Imported, Importer, Refused, config_of
 from apps.api.core.sessions.sessions import Labels
-from apps.api.settings import Settings
 
 MAX_LINE = 300_000_000
 """Bytes of a line. One of a conversation holds what an agent has said at once, a file in base64 for example."""
@@ -52,77 +52,6 @@ _OF_PATHS = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno
 """Why a member cannot be placed because of what it is; a full disk is none of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A preset that was imported: its new id, its newest version, and those that were there."""
-
-    id: UUID
-    newest: int
-    versions: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Imported:
-    """What came of an import.
-
-    Attributes:
-        sessions: old id → new id.
-        runs, presets: the same, for those that are referred to.
-        lacking: what has to be done by hand, since no archive holds it.
-    """
-
-    tenant: str
-    sessions: dict[UUID, UUID] = field(default_factory=dict)
-    runs: dict[str, str] = field(default_factory=dict)
-    presets: dict[UUID, Preset] = field(default_factory=dict)
-    rows: int = 0
-    files: int = 0
-    links_left_out: int = 0
-    lacking: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Importer:
-    """What imports need: a connection in a transaction, whose jsonb are Python objects, and the profiles here."""
-
-    connection: asyncpg.Connection
-    settings: Settings
-    policy: Policy
-
-
-class Refused(Exception):
-    """The import is not possible here. The message says why."""
-
-
-def config_of(
-    given: Mapping[str, Any], profile: str | None, policy: Policy, where: str
-) -> tuple[AgentConfig, list[str]]:
-    """A configuration, as if a client had sent it for an agent under `profile`, and what of it no archive holds.
-
-    Raises BadArchive, Refused.
-    """
-    config, lacks = dict(given), []
-    if config.pop("env", None):
-        lacks.append("env is not there")
-    try:
-        shown = AgentConfig.model_validate(config).given()
-    except ValidationError as error:
-        raise BadArchive(f"{where}: config.{wire.misfit(error)}") from None
-    for part in (shown, *shown.get("agents", {}).values()):
-        for name, server in list(part.get("mcp_servers", {}).items()):
-            if server.get("env") or server.get("headers"):
-                del part["mcp_servers"][name]
-                lacks.append(f"MCP server {name} is not there")
-    kept = AgentConfig.model_validate(shown)
-    if profile is None:
-        return kept, lacks
-    if profile not in policy.profiles:
-        raise Refused(f"{where}: there is no profile {profile} here; there are: {', '.join(policy.profiles)}.")
-    for problem in profiles.problems(policy.profiles[profile], kept):
-        raise Refused(f"{where}: config.{problem.field}: {problem.reason} (profile {profile}).")
-    return profiles.clamp(policy.profiles[profile], kept), lacks
-
-
 @dataclass(slots=True)
 class _Run:
     """A run of this archive: its new id, its last event, and whether its `done` was there."""
@@ -133,9 +62,13 @@ class _Run:
 
 
 class SessionImport:
-    """One session, in the transaction of its importer; its files are aside until `adopt`."""
+    """One session, in the transaction of its importer; its files are aside until they are in the store."""
 
-    def __init__(self, core: Importer, tenant_id: UUID, manifest: wire.Manifest, imported: Imported) -> None:
+    def __init__(
+        self, core: Importer, tenant_id: UUID, manifest: wire.Manifest, imported: Imported, *, alone: bool
+    ) -> None:
+        """`alone`: its tenant is there already, and has other sessions."""
+        self._alone = alone
         self._core, self._tenant_id, self._manifest, self._imported = core, tenant_id, manifest, imported
         self.id = uuid4()
         self._ids: dict[str, str] = {}
@@ -146,25 +79,21 @@ class SessionImport:
         moved = before and before != after
         self._paths = re.compile(f"{re.escape(before)}/((?:[.][a-z]{{1,20}}/)?{self.id})") if moved else None
 
-    def adopt(self) -> None:
-        """Make the files that came the session's own. Raises OSError."""
-        settings = self._core.settings
-        workspaces.rename_received(settings, self.id, self._line.id, self._line.conversation)
-        workspaces.adopt(settings, self.id)
-
-    def discard(self, *, adopted: bool) -> None:
-        """Remove what was placed aside, and what was `adopted`."""
+    async def discard(self) -> None:
+        """Remove what was placed aside, and what was stored: of a tenant that will not be, all. Raises OSError,
+        StoreFailed."""
         workspaces.discard(self._core.settings, self.id)
-        if adopted:
-            workspaces.remove(self._core.settings, self.id)
+        tenant, own = stored_files.below_tenant(self._tenant_id), stored_files.below_session(self._tenant_id, self.id)
+        await self._core.objects.remove_below(own if self._alone else tenant)
 
     async def take(self, reading: Members) -> None:
-        """All members of the next session. Raises BadArchive, Refused, OSError."""
+        """All members of the next session. Raises BadArchive, Refused, StoreFailed, OSError."""
         found = _PART.fullmatch(reading.peek().name)
         if found is None or not found["one"]:
             raise BadArchive(f"{reading.peek().name[:200]!r} does not belong here")
         old, stage = found["id"], 0
-        workspaces.receive(self._core.settings, self.id)
+        settings = self._core.settings
+        workspaces.receive(settings, self.id)
         while (found := _PART.fullmatch(reading.peek().name)) and found["id"] == old:
             member = reading.take()
             kind = "session" if found["one"] else found["kind"] or "tree"
@@ -180,6 +109,8 @@ class SessionImport:
             else:
                 await self._lines(member, kind)
         self._whole()
+        await self._store_files()
+        workspaces.discard(settings, self.id)
 
     def _whole(self) -> None:
         where = f"session {self._line.id}"
@@ -360,6 +291,25 @@ class SessionImport:
             raise BadArchive(f"{member.name[:300]!r}: {error.strerror}") from None
         self._imported.files += member.kind == "file"
         self._imported.links_left_out += not placed
+
+    async def _store_files(self) -> None:
+        """Give what came to the store, under the names by which the new session knows it."""
+        core, line = self._core, self._line
+        workspaces.rename_received(core.settings, self.id, line.id, line.conversation)
+        if not (places := workspaces.received(core.settings, self.id)):
+            return  # they were missing where the session was, and the next prompt is told so
+        limits = snapshots.Limits(core.settings.workspace_max_bytes, core.settings.workspace_max_files)
+        try:
+            async with asyncio.timeout(snapshots.PROMPTLY):
+                taken = await snapshots.take(core.objects, core.threads, self._tenant_id, places, None, limits)
+        except snapshots.TooLarge as error:
+            raise Refused(f"session {line.id}: its files: {error}") from error
+        except TimeoutError as error:
+            raise StoreFailed(f"the files of session {line.id} take too long to store") from error
+        entries = taken.entries if taken else {}
+        name = stored_files.name_of(self._tenant_id, self.id, 0)
+        await core.objects.put(name, await core.threads.run(stored_files.encode, entries))
+        await stored.begin(core.connection, self.id, name, stored_files.size_of(entries.values()))
 
 
 _DESCEND = """

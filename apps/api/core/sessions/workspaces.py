@@ -14,8 +14,11 @@ texts of a conversation a path that stays, while each process gets a configurati
 
 `.fleet` holds an id by which instances see whether they share this directory.
 
-Copies are made aside, so that they are there as a whole or not at all: clones of repositories in `.clones`, forks in
-`.forks`. What is to be removed goes to `.removed` first, so that what resists is in nobody's way.
+`.stored` holds what the host knows of the copies in the first four: see `core.files.record`.
+
+What is not whole yet is aside: clones of repositories in `.clones`, what an import brings in `.imports`, and what an
+export takes from the store in `.exports`. What is to be removed goes to `.removed` first, so that what resists is in
+nobody's way.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from apps.api.core.files import removal, trees
+from apps.api.core.files import record, removal, trees
 from apps.api.core.files.tarball import Member
 from apps.api.settings import Settings
 
@@ -154,6 +157,12 @@ def point(settings: Settings, session_id: UUID, config: Path) -> Path:
 # --- removing ------------------------------------------------------------------------------------------------------
 
 
+def _of(settings: Settings, session_id: UUID) -> tuple[Path, ...]:
+    """All that a host has of a session. The record first: without it what is left counts as nothing that is known."""
+    link = settings.workspaces_root / ".configs" / str(session_id)
+    return (*record.files(settings, session_id), *places(settings, session_id).values(), link)
+
+
 def put_away(settings: Settings, path: Path) -> None:
     """Remove whatever is at `path`, if anything. What cannot be removed is out of the way: see `discard_forgotten`.
 
@@ -176,7 +185,7 @@ def move_away(settings: Settings, session_id: UUID, until: float) -> list[Path]:
     """Move a session's directories where nobody looks for them, if they are on this host, and return where they are:
     for `bury`. Nothing is moved later than `until`, in monotonic seconds. Raises OSError."""
     moved = []
-    for path in (*places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
+    for path in _of(settings, session_id):
         if time.monotonic() < until and (grave := _move(settings, path)):
             moved.append(grave)
     return moved
@@ -200,16 +209,15 @@ def _bury(grave: Path) -> None:
 def remove(settings: Settings, session_id: UUID) -> None:
     """Remove a session's directories, if they are on this host. Raises OSError when one cannot be put away."""
     clones = settings.workspaces_root / ".clones"
-    link = settings.workspaces_root / ".configs" / str(session_id)
     mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
-    for path in (*places(settings, session_id).values(), link, *mine):
+    for path in (*_of(settings, session_id), *mine):
         put_away(settings, path)
 
 
 def discard_forgotten(settings: Settings) -> None:
     """Remove unfinished copies of instances that have died over them, and what could not be removed before. Nothing
     that is found there keeps the rest from being looked at."""
-    for above in (settings.workspaces_root / name for name in (".forks", ".clones", UPLOADS, ".removed")):
+    for above in (settings.workspaces_root / name for name in (".imports", ".exports", ".clones", UPLOADS, ".removed")):
         try:
             found = list(_names(above))
         except OSError as error:
@@ -234,7 +242,7 @@ def _bury_again(grave: Path) -> None:
 def present(settings: Settings) -> list[UUID]:
     """Sessions that have a directory on this host."""
     found = set()
-    for above in {*_PARTS.values(), ".configs"}:
+    for above in {*_PARTS.values(), ".configs", record.RECORDS}:
         with suppress(OSError):
             for name in _names(settings.workspaces_root / above):
                 with suppress(ValueError):
@@ -247,11 +255,18 @@ def _names(directory: Path) -> Iterator[str]:
         yield from [entry.name for _, entry in zip(range(MAX_LISTED), entries, strict=False)]
 
 
-# --- forks ---------------------------------------------------------------------------------------------------------
+# --- exports and imports -------------------------------------------------------------------------------------------
+
+
+def aside(settings: Settings) -> tuple[Path, dict[str, Path]]:
+    """Where a session's directories may be made that nobody's agent is to know; and the directory that holds them, to
+    be removed by `put_away`."""
+    above = settings.workspaces_root / ".exports" / uuid4().hex
+    return above, {part: above / part for part in _PARTS}
 
 
 def _draft(settings: Settings, session_id: UUID) -> Path:
-    return settings.workspaces_root / ".forks" / str(session_id)
+    return settings.workspaces_root / ".imports" / str(session_id)
 
 
 def _rename(directory: Path, before: str, after: str) -> None:
@@ -260,7 +275,7 @@ def _rename(directory: Path, before: str, after: str) -> None:
 
 
 def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tuple[UUID, UUID]) -> None:
-    """Give what a fork's tools and tasks have put out the paths that its conversation names."""
+    """Give what tools and tasks have put out the paths that the conversation names."""
     before, after = (str(conversation) for conversation in conversations)
     _rename(output, before, after)
     for tasks in (output / name for name in _names(output) if name.startswith("claude-")):
@@ -270,22 +285,15 @@ def _rename_outputs(output: Path, sessions: tuple[UUID, UUID], conversations: tu
             _rename(tasks, key, key.replace(str(sessions[0]), str(sessions[1])))
 
 
-def adopt(settings: Settings, session_id: UUID) -> None:
-    """Make what `copy` has copied the session's own. Raises OSError."""
-    draft = _draft(settings, session_id)
-    for part, place in places(settings, session_id).items():
-        if trees.is_directory(draft / part):
-            trees.make_directory(place.parent)
-            (draft / part).rename(place)
-    draft.rmdir()
-
-
 def receive(settings: Settings, session_id: UUID) -> None:
     """Begin to place what comes from elsewhere aside, for a session that is to be. Raises OSError."""
+    trees.make_directory(_draft(settings, session_id))
+
+
+def received(settings: Settings, session_id: UUID) -> dict[str, Path]:
+    """The directories that came."""
     draft = _draft(settings, session_id)
-    for part in _PARTS:
-        if part != "files":  # whose absence tells that they are missing
-            trees.make_directory(draft / part)
+    return {part: draft / part for part in _PARTS if trees.is_directory(draft / part)}
 
 
 def place_received(
@@ -333,5 +341,5 @@ def rename_received(settings: Settings, session_id: UUID, source: UUID, conversa
 
 
 def discard(settings: Settings, session_id: UUID) -> None:
-    """Remove what `copy` has copied, or what was received, as far as `adopt` has not made it the session's own."""
+    """Remove what was received."""
     put_away(settings, _draft(settings, session_id))

@@ -43,14 +43,16 @@ _ARCHIVE: dict[str, Any] = {
 )
 async def export_session(request: Request, core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """All of a session as one archive: its runs and their usage, its events, what its agent remembers, and its files as
-    they are on this instance's host. No values of `env`, of headers and of secrets are in it. `claude-agent-api import`
+    they were stored last. No values of `env`, of headers and of secrets are in it. `claude-agent-api import`
     reads it, also at another installation.
 
     409 `session_busy` while a run is queued or active, or waits for a person. If one begins meanwhile, the archive ends
     early; `import` refuses one that was cut off. 413 `workspace_too_large`: the files are more than
-    MAX_WORKSPACE_COPY_BYTES. The key must be allowed to `write`, since nothing else shows a session's files.
+    MAX_WORKSPACE_COPY_BYTES. 409 `workspace_not_copied`: the store does not have them, or fails. The key must be
+    allowed to `write`, since nothing else shows a session's files.
     """
-    own = Exporter(core.db, core.settings, core.blocking.copies, core.settings.max_workspace_copy_bytes)
+    limit = core.settings.max_workspace_copy_bytes
+    own = Exporter(core.db, core.settings, core.blocking.copies, core.objects, limit)
     with stream_of(request, caller, "write") as held:
         chunks = exports.session(own, caller.tenant_id, session_id)
         first = await anext(chunks)  # what cannot be exported is told as an error

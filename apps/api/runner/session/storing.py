@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -68,6 +69,7 @@ class Storing:
         root, uploads = self._places["files"], core.settings.workspaces_root / workspaces.UPLOADS
         self._tree = DiskTree(root, uploads, core.blocking.stores, self._limits, self._store_for_client)
         self._noting: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
         self.touched = False
 
     # --- before an agent starts --------------------------------------------------------------------------------
@@ -96,6 +98,8 @@ class Storing:
             await self._tell_lost(found, run_id)
         else:
             self.touched = found.unstored_since is not None
+            if found.name is None and known is not None:
+                await self._forget_copy()
         self._known = known if found.name is not None else None
         self._told, self._base = (self._known.entries, self._known.name) if self._known else ({}, None)
         self._here = True
@@ -114,6 +118,14 @@ class Storing:
         now = Known(name, entries, kept | done)
         await threads.run(self._record, now, manifest.dumps(entries))
         return now
+
+    async def _forget_copy(self) -> None:
+        """What was stored of the session was removed for its age, and so is the copy of it that was left here."""
+        core = self._core
+        try:
+            await core.blocking.stores.run(workspaces.remove, core.settings, self._session_id)
+        except OSError as error:
+            raise NotRestored("What is left of the session's old files could not be removed.") from error
 
     async def _tell_lost(self, found: Stored, run_id: UUID | None) -> None:
         if found.unstored_since is None:
@@ -200,9 +212,16 @@ class Storing:
         entries = await threads.run(manifest.dumps, taken.entries)
         await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
         size = manifest.size_of(taken.entries.values())
-        await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
+        nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
         self._known, self.touched = Known(name, *taken), self.touched and not over
         await threads.run(self._record, self._known, entries)
+        if nobodys:
+            self._removing = asyncio.create_task(self._remove(nobodys), name=f"unstoring-{self._session_id}")
+
+    async def _remove(self, nobodys: list[str]) -> None:
+        """Remove manifests that are the session's no more, which nobody waits for. What resists is found as garbage."""
+        with suppress(StoreFailed):  # which is logged
+            await self._core.objects.remove(nobodys)
 
     def _record(self, known: Known, entries: bytes) -> None:
         """Without it this host compares anew, and fetches what it has."""
