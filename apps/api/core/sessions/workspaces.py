@@ -12,8 +12,6 @@ Agents write to the first four, so nothing below them is opened but through `fil
 texts of a conversation a path that stays, while each process gets a configuration of its own: see
 `runner.agent.scratch`.
 
-`.fleet` holds an id by which instances see whether they share this directory.
-
 Copies are made aside, so that they are there as a whole or not at all: clones of repositories in `.clones`, forks in
 `.forks`. What is to be removed goes to `.removed` first, so that what resists is in nobody's way.
 """
@@ -72,25 +70,6 @@ def places(settings: Settings, session_id: UUID) -> dict[str, Path]:
 def root_of(settings: Settings, session_id: UUID) -> Path:
     """Where a session's files are, or would be."""
     return settings.workspaces_root / str(session_id)
-
-
-def marker(settings: Settings, *, make: bool) -> str | None:
-    """What tells this root from others at the same path, such as a share that is not mounted: an id in `.fleet`.
-
-    None where nobody has marked it, and `make` does not say to. Raises OSError.
-    """
-    file = settings.workspaces_root / ".fleet"
-    if make and not file.exists():
-        settings.workspaces_root.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".fleet-{uuid4().hex}")
-        draft.write_text(uuid4().hex)
-        with suppress(FileExistsError):  # another instance was first
-            os.link(draft, file)
-        draft.unlink()
-    try:
-        return file.read_text()[:100]
-    except FileNotFoundError:
-        return None
 
 
 def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:
