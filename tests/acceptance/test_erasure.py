@@ -34,10 +34,9 @@ INSERT INTO events (session_id, seq, type, data) SELECT id, seq, 'status', '{}' 
 
 
 def files_of(fleet: Fleet, session_ids: list[str]) -> list[Path]:
-    """What the sessions have on the disk, but for what is being removed."""
-    root = Path(fleet.env["WORKSPACES_DIR"])
-    places = (root, *(root / name for name in (".homes", ".outputs", ".checkpoints", ".configs")))
-    paths = [place / id_ for place in places for id_ in session_ids]
+    """What the sessions have on the disks, but for what is being removed."""
+    above = ("", ".homes", ".outputs", ".checkpoints", ".configs", ".stored")
+    paths = [i.disk / place / id_ for i in fleet.instances for place in above for id_ in session_ids]
     return [path for path in paths if path.is_symlink() or path.exists()]
 
 

@@ -6,6 +6,7 @@ What it takes to speak with each is obstore's, which reads the usual variables (
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,7 +33,6 @@ log = structlog.get_logger(__name__)
 LOCAL = ".store"
 """The directory in WORKSPACES_DIR that is the store where no other is given."""
 
-_CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRIES: RetryConfig = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=60),
@@ -70,7 +70,7 @@ class Objects:
         if settings.workspace_store_url is None:
             return cls.in_directory(settings.workspaces_root / LOCAL, make=make)
         url = settings.workspace_store_url.get_secret_value()
-        return cls(partial(from_url, url, client_options=_CLIENT, retry_config=_RETRIES), _shown(url))
+        return cls(partial(from_url, url, client_options=_client(), retry_config=_RETRIES), _shown(url))
 
     @classmethod
     def in_directory(cls, directory: Path, *, make: bool = True) -> Objects:
@@ -148,6 +148,13 @@ class Objects:
 
 class _Missing(StoreFailed):
     """There is no such object."""
+
+
+def _client() -> ClientConfig:
+    """Of what is given here nothing is read from the usual variables any more; nor whether TLS may be done without,
+    as with a store in the same cluster."""
+    given = (os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() for cloud in ("AWS", "GOOGLE", "AZURE"))
+    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": any(each in ("1", "true") for each in given)}
 
 
 def _first_line(error: Exception) -> str:

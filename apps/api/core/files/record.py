@@ -1,5 +1,5 @@
 """What a host knows of the copy of a session's files that it has: of which manifest it is one, and the signs of what is
-in it.
+in it; and whether an agent has begun to change this copy since.
 
 Each is a file in `.stored` below WORKSPACES_DIR, which no agent can reach. Without it nothing is lost, only compared
 anew.
@@ -37,6 +37,7 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
     with draft.open("wb") as made:
         made.writelines((head, b"\n", entries))
     draft.replace(file)
+    settle(settings, session_id)
 
 
 def read(settings: Settings, session_id: UUID) -> Known | None:
@@ -48,6 +49,26 @@ def read(settings: Settings, session_id: UUID) -> Known | None:
         return Known(signs["name"], manifest.loads(entries), known)
     except (OSError, ValueError, KeyError, TypeError, manifest.Damaged):
         return None
+
+
+def touch(settings: Settings, session_id: UUID) -> None:
+    """An agent begins to change what is on this host. Blocks. Raises OSError."""
+    _touched(settings, session_id).touch()
+
+
+def settle(settings: Settings, session_id: UUID) -> None:
+    """What is on this host is as it was stored. Blocks. Raises OSError."""
+    _touched(settings, session_id).unlink(missing_ok=True)
+
+
+def is_touched(settings: Settings, session_id: UUID) -> bool:
+    """Whether there may be changes on this host that are not stored. Blocks."""
+    return _touched(settings, session_id).exists()
+
+
+def _touched(settings: Settings, session_id: UUID) -> Path:
+    (file := _file(settings, session_id)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return file.with_name(f"{session_id}.touched")
 
 
 def forget(settings: Settings, session_id: UUID) -> None:
