@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 
-from tests import disks
 from tests.acceptance.test_suspension import tenant_of
 from tests.conftest import StartFleet, database_of
 from tests.fleet import PROGRAM, Fleet, Instance
@@ -20,11 +19,8 @@ BYPASS = {"permission_mode": "bypassPermissions", "enable_file_checkpointing": T
 
 
 async def command(fleet: Fleet, *arguments: str | Path) -> tuple[int, str]:
-    """What `claude-agent-api` says on the host of an installation's first instance."""
-    at = Path(fleet.env["WORKSPACES_DIR"])
-    beside = disks.words(fleet[0].disk, at) if fleet[0].disk != at else []
+    """What `claude-agent-api` says at an installation."""
     process = await asyncio.create_subprocess_exec(
-        *beside,
         PROGRAM,
         *map(str, arguments),
         env={**os.environ, **fleet.env},
@@ -193,4 +189,5 @@ async def test_an_import_that_is_cut_off_leaves_nothing(fleet: Fleet, elsewhere:
         assert (code, "not imported" in said) == (1, True), said
     async with database_of(elsewhere) as db:
         assert await db.pool.fetchval("SELECT count(*) FROM sessions") == 0
-    assert not list((elsewhere[0].disk / ".forks").iterdir())
+    root = Path(elsewhere.env["WORKSPACES_DIR"])
+    assert not list((root / ".forks").iterdir())
