@@ -334,6 +334,7 @@ OPENS_FILES = {
     "core.files.removal": "the way to remove it",
     "core.files.snapshots": "the directories themselves; what is in them by core.files.trees",
     "core.files.restoring": "what it makes, by descriptors of core.files.trees",
+    "core.files.objects": "a directory that is the store, which no agent can reach",
     "core.files.record": "a directory of the server's own",
     "core.files.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
