@@ -34,9 +34,10 @@ INSERT INTO events (session_id, seq, type, data) SELECT id, seq, 'status', '{}' 
 
 
 def files_of(fleet: Fleet, session_ids: list[str]) -> list[Path]:
-    """What the sessions have on the disks, but for what is being removed."""
+    """What the sessions have on the disks of those that live, but for what is being removed."""
     above = ("", ".homes", ".outputs", ".checkpoints", ".configs", ".stored")
-    paths = [i.disk / place / id_ for i in fleet.instances for place in above for id_ in session_ids]
+    living = [instance for instance in fleet.instances if instance.process.poll() is None]
+    paths = [instance.disk / place / id_ for instance in living for place in above for id_ in session_ids]
     return [path for path in paths if path.is_symlink() or path.exists()]
 
 

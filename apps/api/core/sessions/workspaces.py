@@ -152,10 +152,16 @@ def move_away(settings: Settings, session_id: UUID, until: float) -> list[Path]:
     """Move a session's directories where nobody looks for them, if they are on this host, and return where they are:
     for `bury`. Nothing is moved later than `until`, in monotonic seconds. Raises OSError."""
     moved = []
-    for path in (*places(settings, session_id).values(), settings.workspaces_root / ".configs" / str(session_id)):
+    for path in (*places(settings, session_id).values(), *_beside(settings, session_id)):
         if time.monotonic() < until and (grave := _move(settings, path)):
             moved.append(grave)
     return moved
+
+
+def _beside(settings: Settings, session_id: UUID) -> list[Path]:
+    """What else is kept of a session: the link to its configuration, and what `core.files.record` knows of its copy."""
+    names = (".configs/{}", ".stored/{}", ".stored/{}.touched")
+    return [settings.workspaces_root / name.format(session_id) for name in names]
 
 
 def bury(graves: Sequence[Path]) -> None:
@@ -176,9 +182,8 @@ def _bury(grave: Path) -> None:
 def remove(settings: Settings, session_id: UUID) -> None:
     """Remove a session's directories, if they are on this host. Raises OSError when one cannot be put away."""
     clones = settings.workspaces_root / ".clones"
-    link = settings.workspaces_root / ".configs" / str(session_id)
     mine = [clones / name for name in _names(clones) if name.startswith(f"{session_id}-")]
-    for path in (*places(settings, session_id).values(), link, *mine):
+    for path in (*places(settings, session_id).values(), *_beside(settings, session_id), *mine):
         put_away(settings, path)
 
 
