@@ -199,9 +199,13 @@ async def _fleets(
 ) -> AsyncIterator[StartFleet]:
     async with AsyncExitStack() as stack:
 
-        async def start(count: int, servers: Servers = shared, *, forked: bool = True, **more: str) -> Fleet:
+        async def start(
+            count: int, servers: Servers = shared, *, forked: bool = True, apart: bool = True, **more: str
+        ) -> Fleet:
             name = f"fleet_{os.getpid()}_{next(_numbers)}"
             await servers.create_database(name, TEMPLATE)
+            # Not in WORKSPACES_DIR, where each instance has a disk of its own; nor do fleets of one module share it.
+            (store := directory / f"store_{name}").mkdir()
             env = {
                 "DATABASE_URL": servers.database_url(name),
                 "REDIS_URL": servers.redis_url,
@@ -211,6 +215,7 @@ async def _fleets(
                 "ANTHROPIC_BASE_URL": model_url,
                 "ANTHROPIC_API_KEY": "demo-key-of-the-tests",
                 "WORKSPACES_DIR": str(directory / "workspaces"),
+                "WORKSPACE_STORE_URL": f"file://{store}",
                 "RATE_LIMIT_QUERY_PER_MINUTE": "0",
                 "KEY_FAILURES_PER_MINUTE": "0",
                 "RUNNER_SLOTS": "4",
@@ -223,7 +228,7 @@ async def _fleets(
                 "AGENT_READ_PATHS": str(PROGRAM),
                 **more,
             }
-            fleet = Fleet(env, directory, forked=forked)
+            fleet = Fleet(env, directory, forked=forked, apart=apart)
             if catalog is not None:
                 async with database_of(fleet) as db:
                     await skills.store_catalog(db, __cli_version__, catalog)

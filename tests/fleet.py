@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import orjson
 import psutil
 
+from tests import disks
 from tests.forked import Forked, fork
 from tests.free_ports import free_port
 
@@ -55,12 +57,17 @@ async def events_of(response: httpx.Response) -> AsyncIterator[Sse]:
 
 @dataclass
 class Instance:
-    """One server process."""
+    """One server process.
+
+    Attributes:
+        disk: what it has at WORKSPACES_DIR, as others see it.
+    """
 
     url: str
     process: subprocess.Popen[bytes] | Forked
     log: Path
     client: httpx.AsyncClient
+    disk: Path
     id: str = ""
 
     def descendants(self) -> list[psutil.Process]:
@@ -127,6 +134,7 @@ class Fleet:
     Attributes:
         prefix: words before their commands.
         forked: they begin as copies of one process, see `tests.forked`; else as programs, as those with a prefix do.
+        apart: each has a disk of its own at WORKSPACES_DIR, see `tests.disks`; else they share that directory.
     """
 
     env: Mapping[str, str]
@@ -134,6 +142,7 @@ class Fleet:
     instances: list[Instance] = field(default_factory=list)
     prefix: Sequence[str] = ()
     forked: bool = True
+    apart: bool = True
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
@@ -145,21 +154,22 @@ class Fleet:
         await asyncio.gather(*(self._ready(instance) for instance in fresh))
 
     def _spawn(self, env: Mapping[str, str]) -> Instance:
-        port = free_port()
+        port, at = free_port(), Path(env["WORKSPACES_DIR"])
+        disk = disks.make(at) if self.apart and disks.possible() else at
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("wb") as output:
             arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]
-            process = self._begin(arguments, {**os.environ, **env}, output)
+            process = self._begin(arguments, {**os.environ, **env}, output, None if disk == at else (disk, at))
         url = f"http://127.0.0.1:{port}"
         client = httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=60, verify=NO_TLS)
-        return Instance(url, process, log, client)
+        return Instance(url, process, log, client, disk)
 
     def _begin(
-        self, arguments: list[str], env: Mapping[str, str], output: IO[bytes]
+        self, arguments: list[str], env: Mapping[str, str], output: IO[bytes], disk: tuple[Path, Path] | None
     ) -> subprocess.Popen[bytes] | Forked:
         if self.forked and not self.prefix:
-            return fork(arguments, env, output)
-        command = [*self.prefix, str(PROGRAM), *arguments]
+            return fork(arguments, env, output, None if disk is None else (str(disk[0]), str(disk[1])))
+        command = [*(disks.words(*disk) if disk else ()), *self.prefix, str(PROGRAM), *arguments]
         return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     async def _ready(self, instance: Instance) -> None:
@@ -186,6 +196,21 @@ class Fleet:
         assert state["owner"], state
         return await self.by_id(state["owner"])
 
+    def has_files_of(self, session_id: str) -> Instance:
+        """Whoever was the last to start an agent of this session, or to store or restore its files."""
+        return max(self.instances, key=lambda instance: _last_at(instance.disk, session_id))
+
+    def files_of(self, session_id: str) -> Path:
+        """A session's workspace, as it is on the disk of `has_files_of`."""
+        return self.has_files_of(session_id).disk / session_id
+
+    def spread(self, session_id: str) -> None:
+        """Copy a session's workspace to the disks of all, for whose agents it is to be out of reach."""
+        workspace = self.files_of(session_id)
+        for instance in self.instances:
+            if (copy := instance.disk / session_id) != workspace:
+                shutil.copytree(workspace, copy, symlinks=True, dirs_exist_ok=True)
+
     async def others(self, owner: Instance) -> list[Instance]:
         return [i for i in self.instances if i is not owner and i.process.poll() is None]
 
@@ -202,6 +227,15 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 instance.process.kill()
                 await instance.ended()
+
+
+def _last_at(disk: Path, session_id: str) -> int:
+    """When something was written on a disk that each agent's start writes, or each change of what is stored."""
+    times = [0]
+    for above in (".configs", ".stored"):
+        with suppress(FileNotFoundError):
+            times.append((disk / above / session_id).lstat().st_mtime_ns)
+    return max(times)
 
 
 class Shared:

@@ -19,6 +19,8 @@ from contextlib import suppress
 from functools import cache
 from typing import IO, NoReturn
 
+from tests import disks
+
 BOUND = 180.0
 """Seconds for the first of a process, which imports what all need."""
 
@@ -57,11 +59,16 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def fork(arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> Forked:
-    """Run `claude-agent-api` with these arguments, this environment and this file as its output."""
+def fork(
+    arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes], disk: tuple[str, str] | None = None
+) -> Forked:
+    """Run `claude-agent-api` with these arguments, this environment and this file as its output.
+
+    `disk`: a directory, and the path at which it is to see that.
+    """
     connection = _parent()
     ended, ending = os.pipe()
-    message = json.dumps({"arguments": list(arguments), "env": dict(env)}).encode()
+    message = json.dumps({"arguments": list(arguments), "env": dict(env), "disk": disk}).encode()
     socket.send_fds(connection, [len(message).to_bytes(4)], [output.fileno(), ending])
     os.close(ending)
     connection.sendall(message)
@@ -116,7 +123,7 @@ def _serve(connection: socket.socket) -> None:
             if pid == 0:
                 for inherited in (*running.values(), woken, waking, ending, connection.fileno()):
                     os.close(inherited)
-                _run(message["arguments"], message["env"], output)
+                _run(message["arguments"], message["env"], output, message["disk"])
             os.close(output)
             running[pid] = ending
             connection.sendall(pid.to_bytes(4))
@@ -132,7 +139,7 @@ def _reap(running: dict[int, int]) -> None:
         os.close(ending)
 
 
-def _run(arguments: list[str], env: dict[str, str], output: int) -> NoReturn:
+def _run(arguments: list[str], env: dict[str, str], output: int, disk: list[str] | None) -> NoReturn:
     """Become the server, as `exec` would make it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -146,6 +153,8 @@ def _run(arguments: list[str], env: dict[str, str], output: int) -> NoReturn:
     sys.argv = ["claude-agent-api", *arguments]
     code = 1
     try:
+        if disk is not None:
+            disks.mount(*disk)
         importlib.import_module("apps.api.cli").main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -66,7 +66,9 @@ class World:
 
     def core(self, **settings: Any) -> Core:
         """See `core_of`; with these settings, and with connections to this machine allowed."""
-        return replace(core_of(self), settings=self.settings.model_copy(update=settings))
+        copied = self.settings.model_copy(update=settings)
+        copied.__dict__.pop("workspaces_root", None)  # found from what it was before
+        return replace(core_of(self), settings=copied)
 
     async def other_tenant(self) -> UUID:
         name = f"tenant-{uuid4()}"

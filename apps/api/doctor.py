@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 
 from apps.api import clock, machine, migrate, roles, shares
 from apps.api.core.config import profiles
+from apps.api.core.files.objects import StoreFailed
 from apps.api.core.fleet import facts
 from apps.api.core.network import default_model
 from apps.api.db import connect
@@ -206,6 +207,8 @@ async def _fleet(settings: Settings) -> Check:
             found = await facts.differing(connection, settings)
         finally:
             await connection.close(timeout=CONNECT_TIMEOUT)
+    except StoreFailed as error:
+        return Check("FAIL", "Fleet", f"the store of sessions' files cannot be read: {error}; see WORKSPACE_STORE_URL")
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return Check("FAIL", "Fleet", f"unknown ({migrate.reason(error)})")
     return Check("FAIL", "Fleet", "; ".join(found)) if found else Check("ok", "Fleet", "no instance differs from this")

@@ -101,6 +101,7 @@ async def test_the_agents_environment_holds_no_server_secret(shared: Shared) -> 
 async def test_an_agent_cannot_read_another_sessions_files(shared: Shared) -> None:
     fleet, theirs = shared.fleet, await shared.of(**BYPASS)
     await fleet[0].ask(theirs, "write secret.txt: the treasure map")
+    await asyncio.to_thread(fleet.spread, theirs)
     mine = await shared.of(**BYPASS, env={"COLOUR": "blue"})
     root = fleet.env["WORKSPACES_DIR"]
     command = f"ls {root}; cat {root}/{theirs}/secret.txt; echo mine > here.txt; cat here.txt"

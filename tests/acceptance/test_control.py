@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -212,7 +211,7 @@ async def test_a_drain_of_the_instance_that_holds_the_stream_is_not_a_client_tha
     for run_id in runs:
         run = (await fleet[1].get(f"/runs/{run_id}")).json()
         assert run["status"] == "running"
-        (Path(fleet.env["WORKSPACES_DIR"]) / run["session_id"] / "go").touch()
+        (fleet.files_of(run["session_id"]) / "go").touch()
         assert (await fleet[1].follow(run_id))[-1].data["status"] == "succeeded"
 
 

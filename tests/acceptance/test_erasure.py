@@ -34,10 +34,10 @@ INSERT INTO events (session_id, seq, type, data) SELECT id, seq, 'status', '{}' 
 
 
 def files_of(fleet: Fleet, session_ids: list[str]) -> list[Path]:
-    """What the sessions have on the disk, but for what is being removed."""
-    root = Path(fleet.env["WORKSPACES_DIR"])
-    places = (root, *(root / name for name in (".homes", ".outputs", ".checkpoints", ".configs")))
-    paths = [place / id_ for place in places for id_ in session_ids]
+    """What the sessions have on the disks of those that live, but for what is being removed."""
+    above = ("", ".homes", ".outputs", ".checkpoints", ".configs", ".stored")
+    living = [instance for instance in fleet.instances if instance.process.poll() is None]
+    paths = [instance.disk / place / id_ for instance in living for place in above for id_ in session_ids]
     return [path for path in paths if path.is_symlink() or path.exists()]
 
 

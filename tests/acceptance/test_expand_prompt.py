@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -112,6 +113,7 @@ async def test_commands_that_get_around_the_servers_own_options_are_refused(flee
 async def test_a_link_in_the_workspace_does_not_show_a_file_of_another_session(fleet: Fleet, shared: Shared) -> None:
     theirs = await shared.of(**BYPASS)
     await fleet[0].ask(theirs, "run yes secret | head -c 40000 > secret.txt")
+    await asyncio.to_thread(fleet.spread, theirs)
     link = f"run ln -s {fleet.env['WORKSPACES_DIR']}/{theirs}/secret.txt big.txt"
     mine, one, other = await session_elsewhere(fleet, link, **BYPASS)
     before = await tokens(one, mine, "say @big.txt")

@@ -84,7 +84,8 @@ async def test_a_parked_session_has_no_process_and_goes_on_with_the_very_call(pa
     assert session_id in [s["session_id"] for s in found]
     await decide(parking[1], request, decision="allow")
     events = await ended(parking[1], run_id)
-    assert told(events) == [
+    # Its files are brought if another instance goes on with it.
+    assert [name for name in told(events) if name != "restoring"] == [
         "init", "message", "message", "permission_request", "parked", "action_resolved", "resumed",
         "message", "message", "result", "done",
     ]  # fmt: skip

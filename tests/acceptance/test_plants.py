@@ -54,11 +54,11 @@ def tmp() -> Iterator[Path]:
 
 def secrets_of(fleet: Fleet, session: str) -> list[str]:
     """Paths that lead to what is not the agent's; `session` is another one."""
-    files = (fleet.directory / "data" / "api-key", Path(fleet.env["WORKSPACES_DIR"], session, "private.txt"))
-    for file in files:
+    key, private = fleet.directory / "data" / "api-key", Path(session, "private.txt")
+    for file in (key, *(instance.disk / private for instance in fleet.instances)):
         file.parent.mkdir(mode=0o700, parents=True)
         file.write_text(SECRET)
-    return [str(files[0]), "/proc/self/environ", str(files[1])]
+    return [str(key), "/proc/self/environ", str(fleet.env["WORKSPACES_DIR"] / private)]
 
 
 async def clean(fleet: Fleet, instance: Instance, session: str) -> None:
@@ -94,13 +94,14 @@ async def live_through(fleet: Fleet, trap: str) -> None:
         forked = await first.post(f"/sessions/{session}/fork", {})
         assert forked.json()["error"]["code"] == "workspace_too_large", forked.text
     await fleet.start(1)
+    await asyncio.to_thread(fleet.spread, neighbour)
     first.signal(signal.SIGKILL)
     second = fleet[1]
     await until(lambda: owner_is(second, session, None))
     await clean(fleet, second, session)
     async with watched(second):
         assert (await second.client.delete(f"/api/v1/sessions/{session}")).status_code == 200
-        await until(lambda: asyncio.to_thread(is_gone, Path(fleet.env["WORKSPACES_DIR"]), session))
+        await until(lambda: asyncio.to_thread(is_gone, second.disk, session))
     killed, *more = await asyncio.to_thread(instances_of, Path(fleet.env["TMPDIR"]))
     assert len(more) == 1
     await fleet.start(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,7 +83,7 @@ async def serving(fleet: Fleet, first: Instance) -> Served:
     port = free_port()
     session_id = await first.session(permission_mode="bypassPermissions")
     await first.ask(session_id, "say hi")
-    program = Path(fleet.env["WORKSPACES_DIR"]) / session_id / "server.py"
+    program = fleet.files_of(session_id) / "server.py"
     await asyncio.to_thread(program.write_text, SERVER)
     await first.ask(session_id, f"run in background python3 server.py {port}")
     await told(first, session_id, [port])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,10 +31,6 @@ async def failure(instance: Instance, url: str, **more: str) -> dict[str, Any]:
     assert [e.event for e in events[-2:]] == ["error", "done"]
     error: dict[str, Any] = (await instance.get(f"/runs/{run_id}")).json()["error"]
     return error
-
-
-def workspace(fleet: Fleet, session_id: str) -> Path:
-    return Path(fleet.env["WORKSPACES_DIR"]) / session_id
 
 
 async def test_the_workspace_begins_with_the_repository_and_is_not_cloned_again(fleet: Fleet, git: GitServer) -> None:
@@ -74,7 +69,7 @@ async def test_a_branch_can_be_chosen_and_the_tenants_secret_opens_a_private_rep
     assert "for members" in next(e.data["result"] for e in events if e.event == "result")
     assert TOKEN not in str(events)
     assert (await fleet[0].ask(session_id, "run git branch --show-current"))["result"].endswith("other")
-    files = [p for p in workspace(fleet, session_id).rglob("*") if p.is_file()]
+    files = [p for p in fleet.files_of(session_id).rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if TOKEN.encode() in p.read_bytes()]
     assert all(TOKEN not in instance.log.read_text() for instance in fleet.instances)

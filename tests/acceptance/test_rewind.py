@@ -27,7 +27,7 @@ async def rewind(instance: Instance, session_id: str, checkpoint_id: str, **more
 
 
 def files_of(fleet: Fleet, session_id: str) -> dict[str, str]:
-    root = Path(fleet.env["WORKSPACES_DIR"]) / session_id
+    root = fleet.files_of(session_id)
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
@@ -96,12 +96,10 @@ async def test_files_are_as_they_were_before_the_message_and_the_conversation_go
     await rewind(fleet[0], session_id, prompts[2])
     assert files_of(fleet, session_id) == {"a.txt": "two", "b.txt": "new"}
     assert "write a.txt: one" in (await fleet[1].ask(session_id, "recall"))["result"]
-    told = [e.data for e in await fleet[2].follow(rewound["run_id"])]
-    assert (told[0]["status"], told[0]["files_changed"], told[-1]["status"]) == (
-        "rewound",
-        ["a.txt", "b.txt"],
-        "succeeded",
-    )
+    files, status, done = await fleet[2].follow(rewound["run_id"])
+    assert (files.data["changed"], files.data["deleted"]) == (["a.txt"], ["b.txt"])
+    assert (status.data["status"], status.data["files_changed"]) == ("rewound", ["a.txt", "b.txt"])
+    assert done.data["status"] == "succeeded"
     assert (await fleet[0].get(f"/runs/{rewound['run_id']}")).json()["kind"] == "rewind"
     assert (await fleet[1].post(f"/sessions/{session_id}/reset", {"mode": "hard"})).status_code == 200
     assert (await fleet[2].get(f"/sessions/{session_id}/checkpoints")).json()["data"] == []
@@ -166,7 +164,7 @@ async def test_a_working_directory_is_part_of_the_paths_and_copies_of_files_are_
     assert "\n-three\n\\ No newline at end of file\n+two\n\\ No newline at end of file\n" in shown["diff"]
     await rewind(fleet[2], session_id, prompts[2])
     assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "two"}
-    copies = Path(fleet.env["WORKSPACES_DIR"]) / ".checkpoints" / session_id
+    copies = fleet.has_files_of(session_id).disk / ".checkpoints" / session_id
     await check_lost_copies(fleet, session_id, prompts, copies)
     async with fleet[1].stream(f"/sessions/{session_id}/events") as events:
         assert (await fleet[1].client.delete(f"/api/v1/sessions/{session_id}")).status_code == 200

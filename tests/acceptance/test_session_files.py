@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -59,15 +58,14 @@ async def test_home_and_what_tools_have_put_out_are_there_in_later_processes_and
     await all_there(third, saved, "200001")
 
 
-async def test_a_session_that_comes_to_a_host_without_its_files_tells_it_once(
-    start_fleet: StartFleet, tmp_path: Path
-) -> None:
+async def test_a_session_whose_files_the_store_does_not_have_tells_it_once(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(1)
     session = await fleet[0].session(**BYPASS)
     await fleet[0].ask(session, "write a.txt: one")
+    (elsewhere := fleet.directory / "elsewhere").mkdir()
     fleet[0].signal(signal.SIGTERM)
-    await fleet[0].ended()  # while it lives no other directory is taken for that of the fleet
-    await fleet.start(1, WORKSPACES_DIR=str(tmp_path / "elsewhere"))
+    await fleet[0].ended()  # while it lives no other store is taken for that of the fleet
+    await fleet.start(1, WORKSPACE_STORE_URL=f"file://{elsewhere}")
     other = fleet.instances[-1]
 
     async def told(session: str) -> list[str]:

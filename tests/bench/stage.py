@@ -134,7 +134,7 @@ async def demo_model() -> AsyncIterator[str]:
 @asynccontextmanager
 async def _fleet(env: Mapping[str, str], directory: Path) -> AsyncIterator[Fleet]:
     """An empty fleet that ends with the block."""
-    made = Fleet(env, directory, forked=False)
+    made = Fleet(env, directory, forked=False, apart=False)
     try:
         yield made
     finally:

@@ -290,7 +290,8 @@ async def opened(
             **settings,
         }
         (root / "profiles.toml").write_text(PROFILES)
-        fleet = await start_fleet(0, forked=False, **given)
+        # Who attacks from beside the server sees its disk.
+        fleet = await start_fleet(0, forked=False, apart=False, **given)
         fleet.prefix = prefix
         await fleet.start(1)
         fleet[0].client.headers["X-API-Key"] = given["API_KEY"]

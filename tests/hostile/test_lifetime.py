@@ -48,10 +48,9 @@ async def test_nothing_goes_on(start_fleet: StartFleet, ending: str, isolation: 
     given = {**UNCONFINED, "AGENT_ISOLATION": isolation, "AGENT_READ_PATHS": str(HERE), "SESSION_IDLE_SECONDS": idle}
     fleet = await start_fleet(1, **given)
     session_id = await fleet[0].session(**BYPASS)
-    directory = Path(fleet.env["WORKSPACES_DIR"], session_id, "beats")
-    said = (await fleet[0].ask(session_id, f"run {command(LASTING, directory)}"))["result"]
+    said = (await fleet[0].ask(session_id, f"run {command(LASTING, 'beats')}"))["result"]
     assert f"left {len(lasting.KINDS)}" in said
-    beats = await asyncio.to_thread(Beats, directory)
+    beats = await asyncio.to_thread(Beats, fleet.files_of(session_id) / "beats")
     try:
         assert not await beats.have_ended()
         if ending == "deleted":

@@ -81,7 +81,7 @@ def hosts(disk: Path | None) -> list[Host]:
     slots = {"RUNNER_SLOTS": "16", "INSTANCE_LEASE_SECONDS": "10"}
     words = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}"]
     if disk is not None:
-        there = f'mkdir {disk}/w && cp "$WORKSPACES_DIR/.fleet" {disk}/w && mount --bind {disk}/w "$WORKSPACES_DIR"'
+        there = f'mkdir {disk}/w && mount --bind {disk}/w "$WORKSPACES_DIR"'
         words += ["env", f"TMPDIR={disk}", "unshare", "--mount", "sh", "-c", f'{there} && exec "$@"', "sh"]
     return [((), slots), ((), slots), (words, slots)]
 

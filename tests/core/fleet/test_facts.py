@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from apps.api import doctor
 from apps.api.core.fleet import facts
 from apps.api.core.lease import Lease
 from apps.api.core.tasks import Loop
+from apps.api.doctor import Check
 from apps.api.runner.worker import Worker
 from tests.proxy import changed
 from tests.world import World
@@ -57,17 +61,80 @@ async def test_ports_of_one_host_are_known_by_its_instances(world: World) -> Non
     assert await facts.ports(world.db, "here") == {54000, 54001}
 
 
-async def test_a_share_that_is_not_mounted_is_another_directory(world: World) -> None:
-    assert await compared(world, await world.instance()) == []
-    root = world.settings.workspaces_root
-    root.rename(away := root.with_name("away"))
-    later = await world.instance()
-    [told] = await compared(world, later)
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A directory that is the store of `storing`."""
+    (directory := tmp_path / "store").mkdir()
+    return directory
+
+
+@pytest.fixture
+def storing(world: World, store: Path) -> World:
+    """Instances whose store is not on their disk."""
+    return replace(world, settings=changed(world.settings, workspace_store_url=f"file://{store}"))
+
+
+def swap(directory: Path) -> None:
+    """Put another directory in its place, or that which it took the place of."""
+    away, found = directory.with_name(f"{directory.name}-away"), directory.with_name("swapped")
+    if directory.exists():
+        directory.rename(found)
+    if away.exists():
+        away.rename(directory)
+    if found.exists():
+        found.rename(away)
+
+
+async def fleet_check(world: World) -> Check:
+    return next(check for check in await doctor.examine(world.settings) if check.subject == "Fleet")
+
+
+async def test_disks_of_their_own_are_no_difference_where_the_store_is_one(storing: World, store: Path) -> None:
+    for _ in range(3):
+        assert (await fleet_check(storing)).verdict == "ok"
+        assert await compared(storing, await storing.instance()) == []
+        swap(storing.settings.workspaces_root)
+    assert os.listdir(store) == ["fleet"]
+
+
+async def test_a_share_that_is_not_mounted_is_another_store(storing: World, store: Path) -> None:
+    assert await compared(storing, await storing.instance()) == []
+    swap(store)
+    os.mkdir(store)
+    later = await storing.instance()
+    assert (await fleet_check(storing)).verdict == "ok"
+    assert os.listdir(store) == [], "doctor marks nothing"
+    [told] = await compared(storing, later)
     assert "mounted" in told
-    (root / ".fleet").unlink()
-    root.rmdir()
-    away.rename(root)
-    assert await compared(world, later) == []
+    assert await fleet_check(storing) == Check("FAIL", "Fleet", told)
+    swap(store)
+    assert await compared(storing, later) == []
+
+
+async def test_where_no_store_is_given_the_disk_is_the_store(world: World) -> None:
+    assert await compared(world, await world.instance()) == []
+    swap(world.settings.workspaces_root)
+    [told] = await compared(world, await world.instance())
+    assert "WORKSPACE_STORE_URL" in told
+
+
+async def test_a_store_that_cannot_be_seen_is_no_other_and_doctor_tells_it(storing: World, store: Path) -> None:
+    elder, later = await storing.instance(), await storing.instance()
+    assert await compared(storing, elder) == []
+    swap(store)
+    assert await compared(storing, later) == []
+    check = await fleet_check(storing)
+    assert check.verdict == "FAIL"
+    assert "WORKSPACE_STORE_URL" in check.finding
+    assert "store" not in os.listdir(store.parent)
+    assert await compared(storing, elder) == []
+    swap(store)
+    assert await compared(storing, later) == [], "what the elder cannot see is no difference, either"
+
+
+async def test_of_instances_that_mark_a_store_at_once_none_differs(storing: World) -> None:
+    leases = [await storing.instance() for _ in range(5)]
+    assert await asyncio.gather(*(compared(storing, lease) for lease in leases)) == [[]] * 5
 
 
 async def test_keys_that_are_rotated_are_in_common_and_others_are_not(world: World) -> None:

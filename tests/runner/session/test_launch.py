@@ -14,6 +14,7 @@ from apps.api.errors import LeaseLost
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.host import Host
 from apps.api.runner.session.launch import Launch, Means, StartGate
+from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, Turns
 from tests.core.conftest import neighbourhood, world
 from tests.world import World, until, ways_of
@@ -29,7 +30,7 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
     host = Host(core.settings, scratch)
     gate, ways, turns = StartGate(1, lambda: None), ways_of(core, scratch), Turns(lambda: None)
-    launch = Launch(core, Means(lease, host, gate, ways), turns, writer, store, *[Mock()] * 4)
+    launch = Launch(core, Means(lease, host, gate, ways), turns, writer, store, Storing(core, writer), *[Mock()] * 4)
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import obstore
 import structlog
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore, from_url
 
 from apps.api import clock
@@ -38,7 +38,6 @@ LOCAL = ".store"
 
 REMOVED_AT_A_TIME = 8
 
-_CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRIES: RetryConfig = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=60),
@@ -70,17 +69,24 @@ class Objects:
         self._opening, self.shown = opening, shown
 
     @classmethod
-    def of(cls, settings: Settings) -> Objects:
-        """The store of WORKSPACE_STORE_URL, or the directory that stands in for one."""
+    def of(cls, settings: Settings, *, make: bool = True) -> Objects:
+        """The store of WORKSPACE_STORE_URL, or the directory that stands in for one, which is made unless `make` says
+        not to."""
         if settings.workspace_store_url is None:
-            return cls.in_directory(settings.workspaces_root / LOCAL)
+            return cls.in_directory(settings.workspaces_root / LOCAL, make=make)
         url = settings.workspace_store_url.get_secret_value()
-        return cls(partial(from_url, url, client_options=_CLIENT, retry_config=_RETRIES), _shown(url))
+        return cls(partial(from_url, url, client_options=_client(), retry_config=_RETRIES), _shown(url))
 
     @classmethod
-    def in_directory(cls, directory: Path) -> Objects:
+    def in_directory(cls, directory: Path, *, make: bool = True) -> Objects:
         """A directory of this host, made when it is used first. Directories in it go with the last that is in them."""
-        return cls(partial(LocalStore, directory, mkdir=True, automatic_cleanup=True), str(directory))
+
+        def opening() -> ObjectStore:
+            if not make and not directory.exists():
+                raise FileNotFoundError(directory)
+            return LocalStore(directory, mkdir=make, automatic_cleanup=True)
+
+        return cls(opening, str(directory))
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -90,6 +96,17 @@ class Objects:
         """Store an object, whole or not at all. Raises StoreFailed."""
         with self._failing(name):
             await obstore.put_async(self._store, name, content)
+
+    async def put_new(self, name: str, content: bytes) -> None:
+        """Store an object unless there is one of this name. Of two at once the first is kept, or the last where the
+        store cannot tell: whoever wants to know gets it. Raises StoreFailed."""
+        with self._failing(name):
+            try:
+                await obstore.put_async(self._store, name, content, mode="create")
+            except AlreadyExistsError:
+                return
+            except NotSupportedError:
+                await obstore.put_async(self._store, name, content)
 
     async def get(self, name: str) -> memoryview | None:
         """What an object holds; None if there is none. Raises StoreFailed."""
@@ -187,6 +204,13 @@ def _discard_unfinished(directory: Path, until: float) -> None:
 
 class _Missing(StoreFailed):
     """There is no such object."""
+
+
+def _client() -> ClientConfig:
+    """Of what is given here nothing is read from the usual variables any more; nor whether TLS may be done without,
+    as with a store in the same cluster."""
+    given = (os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() for cloud in ("AWS", "GOOGLE", "AZURE"))
+    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": any(each in ("1", "true") for each in given)}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,5 @@
 """What a host knows of the copy of a session's files that it has: of which manifest it is one, and the signs of what is
-in it.
+in it; and whether an agent has begun to change this copy since.
 
 Each is a file in `.stored` below WORKSPACES_DIR, which no agent can reach. Without it nothing is lost, only compared
 anew.
@@ -22,15 +22,15 @@ RECORDS = ".stored"
 """The directory of all records, in WORKSPACES_DIR."""
 
 
-def files(settings: Settings, session_id: UUID) -> tuple[Path, Path]:
-    """Where it is, and where it is written first."""
+def files(settings: Settings, session_id: UUID) -> tuple[Path, Path, Path]:
+    """Where it is, where it is written first, and what says that there may be more on this host."""
     above = settings.workspaces_root / RECORDS
-    return above / str(session_id), above / f".{session_id}"
+    return above / str(session_id), above / f".{session_id}", above / f"{session_id}.touched"
 
 
 def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) -> None:
     """Keep it. `entries`: of `known`, as `manifest.dumps` gives them. Blocks. Raises OSError."""
-    file, draft = files(settings, session_id)
+    file, draft, _ = files(settings, session_id)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     inodes, times = zip(*known.signs.values(), strict=True) if known.signs else ((), ())
     signs = {"name": known.name, "paths": list(known.signs), "inodes": inodes, "times": times}
@@ -41,6 +41,7 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
     with draft.open("wb") as made:
         made.writelines((head, b"\n", entries))
     draft.replace(file)
+    settle(settings, session_id)
 
 
 def read(settings: Settings, session_id: UUID) -> Known | None:
@@ -52,6 +53,26 @@ def read(settings: Settings, session_id: UUID) -> Known | None:
         return Known(signs["name"], manifest.loads(entries), known)
     except (OSError, ValueError, KeyError, TypeError, manifest.Damaged):
         return None
+
+
+def touch(settings: Settings, session_id: UUID) -> None:
+    """An agent begins to change what is on this host. Blocks. Raises OSError."""
+    _touched(settings, session_id).touch()
+
+
+def settle(settings: Settings, session_id: UUID) -> None:
+    """What is on this host is as it was stored. Blocks. Raises OSError."""
+    _touched(settings, session_id).unlink(missing_ok=True)
+
+
+def is_touched(settings: Settings, session_id: UUID) -> bool:
+    """Whether there may be changes on this host that are not stored. Blocks."""
+    return _touched(settings, session_id).exists()
+
+
+def _touched(settings: Settings, session_id: UUID) -> Path:
+    (file := files(settings, session_id)[2]).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return file
 
 
 def forget(settings: Settings, session_id: UUID) -> None:

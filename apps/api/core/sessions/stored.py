@@ -115,6 +115,6 @@ async def note_touched(db: Database, session_id: UUID, generation: int, touched:
     await db.pool.execute(_TOUCH, session_id, generation, touched)
 
 
-async def lost_runs(db: Database, session_id: UUID, since: datetime) -> list[UUID]:
-    """Runs that ended after that, the first of them."""
-    return [row["id"] for row in await db.pool.fetch(_LOST, session_id, since, MAX_TOLD)]
+async def lost_runs(db: Database, session_id: UUID, since: datetime) -> list[str]:
+    """Runs that ended after that, the first of them, as events name them."""
+    return [str(row["id"]) for row in await db.pool.fetch(_LOST, session_id, since, MAX_TOLD)]

@@ -12,8 +12,6 @@ Agents write to the first four, so nothing below them is opened but through `fil
 texts of a conversation a path that stays, while each process gets a configuration of its own: see
 `runner.agent.scratch`.
 
-`.fleet` holds an id by which instances see whether they share this directory.
-
 `.stored` holds what the host knows of the copies in the first four: see `core.files.record`.
 
 What is not whole yet is aside: clones of repositories in `.clones`, what an import brings in `.imports`, and what an
@@ -78,25 +76,6 @@ def places(settings: Settings, session_id: UUID) -> dict[str, Path]:
 def root_of(settings: Settings, session_id: UUID) -> Path:
     """Where a session's files are, or would be."""
     return settings.workspaces_root / str(session_id)
-
-
-def marker(settings: Settings, *, make: bool) -> str | None:
-    """What tells this root from others at the same path, such as a share that is not mounted: an id in `.fleet`.
-
-    None where nobody has marked it, and `make` does not say to. Raises OSError.
-    """
-    file = settings.workspaces_root / ".fleet"
-    if make and not file.exists():
-        settings.workspaces_root.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".fleet-{uuid4().hex}")
-        draft.write_text(uuid4().hex)
-        with suppress(FileExistsError):  # another instance was first
-            os.link(draft, file)
-        draft.unlink()
-    try:
-        return file.read_text()[:100]
-    except FileNotFoundError:
-        return None
 
 
 def draft(settings: Settings, session_id: UUID, generation: int) -> Path | None:

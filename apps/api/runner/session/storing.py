@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -86,16 +87,21 @@ class Storing:
         core, threads = self._core, self._core.blocking.stores
         found = await stored.find(core.db.pool, self._session_id)
         known = await threads.run(record.read, core.settings, self._session_id)
-        if found.name is not None and (known is None or known.name != found.name):
+        same = known is not None and known.name == found.name
+        if same and found.unstored_since is not None:  # it was changed, here or on another host
+            same = await threads.run(record.is_touched, core.settings, self._session_id)
+        if found.name is not None and not same:
             try:
                 known = await self._restore(found.name, found, known, run_id)
+                if found.unstored_since is not None:
+                    await self._tell_lost(known, found.at, found.unstored_since, run_id)
             except restoring.Missing as error:
                 log.error("storing.missing", session_id=str(self._session_id), error=error)
-                return False
+                await self._writer.append(Event("status", {"status": "workspace_missing"}, run_id))
+                known, self.touched = None, True  # from now on what is here is stored, whatever it is
             except StoreFailed as error:
                 log.error("storing.not_restored", session_id=str(self._session_id), error=error)
                 raise NotRestored("The session's files could not be brought to the instance that runs it.") from error
-            await self._tell_lost(found, run_id)
         else:
             self.touched = found.unstored_since is not None
             if found.name is None and known is not None:
@@ -112,8 +118,12 @@ class Storing:
         told = {"bytes": planned.size, "files": len(planned.fetched), "stored_at": found.at}
         await self._writer.append(Event("status", {"status": "restoring", **told}, run_id))
         await _bounded(threads.run(record.forget, core.settings, self._session_id))
-        restored = restoring.restore(core.objects, threads, self._tenant_id, self._places, entries, planned)
-        done = await _bounded(restored)
+        try:
+            restored = restoring.restore(core.objects, threads, self._tenant_id, self._places, entries, planned)
+            done = await _bounded(restored)
+        except restoring.Missing:
+            await _bounded(threads.run(self._put_away))
+            raise
         kept = {path: sign for path, sign in (known.signs if known else {}).items() if path in entries}
         now = Known(name, entries, kept | done)
         await threads.run(self._record, now, manifest.dumps(entries))
@@ -127,14 +137,17 @@ class Storing:
         except OSError as error:
             raise NotRestored("What is left of the session's old files could not be removed.") from error
 
-    async def _tell_lost(self, found: Stored, run_id: UUID | None) -> None:
-        if found.unstored_since is None:
-            return
-        db, generation = self._core.db, self._writer.generation
-        lost = await stored.lost_runs(db, self._session_id, found.unstored_since)
-        told = {"stored_at": found.at, "unstored_since": found.unstored_since, "lost_run_ids": lost}
+    def _put_away(self) -> None:
+        """Rather no files than some with holes in them. Blocks. Raises OSError."""
+        for place in self._places.values():
+            workspaces.put_away(self._core.settings, place)
+
+    async def _tell_lost(self, known: Known, at: datetime | None, since: datetime, run_id: UUID | None) -> None:
+        """What is stored gets another name: the host where the rest was lost may come back, with a copy that has it."""
+        lost = await stored.lost_runs(self._core.db, self._session_id, since)
+        told = {"stored_at": at, "unstored_since": since, "lost_run_ids": lost}
         await self._writer.append(Event("status", {"status": "workspace_restored", **told}, run_id))
-        await stored.note_touched(db, self._session_id, generation, False)
+        await self._name(known)
 
     # --- while one is at work ----------------------------------------------------------------------------------
 
@@ -145,8 +158,10 @@ class Storing:
             self._noting = asyncio.create_task(self._note_touched(), name=f"touched-{self._session_id}")
 
     async def _note_touched(self) -> None:
+        core = self._core
+        await core.blocking.stores.run(self._touch)
         try:
-            await stored.note_touched(self._core.db, self._session_id, self._writer.generation, True)
+            await stored.note_touched(core.db, self._session_id, self._writer.generation, True)
         except CONNECTION_ERRORS as error:  # what it is for: to tell of changes that a dead owner has not stored
             log.warning("storing.not_noted", session_id=str(self._session_id), error=error)
 
@@ -206,22 +221,43 @@ class Storing:
                 known.signs = taken.signs
             if over and self.touched:
                 await stored.note_touched(core.db, self._session_id, generation, False)
+                await threads.run(self._settle)
                 self.touched = False
             return
-        name = manifest.name_of(self._tenant_id, self._session_id, generation)
-        entries = await threads.run(manifest.dumps, taken.entries)
-        await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
-        size = manifest.size_of(taken.entries.values())
-        nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
-        self._known, self.touched = Known(name, *taken), self.touched and not over
-        await threads.run(self._record, self._known, entries)
-        if nobodys:
-            self._removing = asyncio.create_task(self._remove(nobodys), name=f"unstoring-{self._session_id}")
+        await self._name(now := Known("", *taken), over=over)
+        self._known, self.touched = now, self.touched and not over
 
     async def _remove(self, nobodys: list[str]) -> None:
         """Remove manifests that are the session's no more, which nobody waits for. What resists is found as garbage."""
         with suppress(StoreFailed):  # which is logged
             await self._core.objects.remove(nobodys)
+
+    async def _name(self, known: Known, *, over: bool = True) -> None:
+        """Store the manifest of what is known, under a new name. Raises StoreFailed, LeaseLost, Unavailable."""
+        core, threads, generation = self._core, self._core.blocking.stores, self._writer.generation
+        name = manifest.name_of(self._tenant_id, self._session_id, generation)
+        entries = await threads.run(manifest.dumps, known.entries)
+        await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
+        size = manifest.size_of(known.entries.values())
+        nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
+        known.name = name
+        await threads.run(self._record, known, entries)
+        if not over:
+            await threads.run(self._touch)
+        if nobodys:
+            self._removing = asyncio.create_task(self._remove(nobodys), name=f"unstoring-{self._session_id}")
+
+    def _touch(self) -> None:
+        try:
+            record.touch(self._core.settings, self._session_id)
+        except OSError as error:  # without it the changes are taken for those of another host
+            log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
+
+    def _settle(self) -> None:
+        try:
+            record.settle(self._core.settings, self._session_id)
+        except OSError as error:
+            log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
 
     def _record(self, known: Known, entries: bytes) -> None:
         """Without it this host compares anew, and fetches what it has."""
