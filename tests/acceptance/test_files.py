@@ -320,6 +320,19 @@ async def test_an_archive_that_is_not_what_it_should_be_leaves_nothing(
         assert await names(fleet[0], session_id, recursive=True, limit=1000) == before
 
 
+@pytest.mark.parametrize("where", ["never begun", "live"])
+async def test_of_an_archive_that_does_not_fit_nothing_is_taken_in(
+    fleet: Fleet, places: dict[str, str], where: str
+) -> None:
+    session_id = places[where]
+    await put(fleet[0], session_id, f"fit-{where}/inner", b"here")
+    for name in (f"fit-{where}", f"fit-{where}/inner/below"):
+        body = zipped(**{"a-first": b"x", name: b"y", "z-last": b"z"})
+        answer = await fleet[1].client.put(f"/api/v1/sessions/{session_id}/archive", content=body)
+        assert await code(answer) == (409, "file_exists"), answer.text
+    assert not {"a-first", "z-last"} & {*await names(fleet[2], session_id)}
+
+
 async def test_what_a_run_has_changed_is_shown_as_a_patch(fleet: Fleet) -> None:
     session_id = await fleet[0].session(**WRITES)
     await put(fleet[0], session_id, "a.txt", b"one\ntwo\n")

@@ -146,6 +146,11 @@ class DiskTree:
             raise _told(error, path, way=True) from error
 
     def _merge(self, draft: Path) -> None:
+        with closing(trees.walk(draft)) as found:  # what cannot be is said before anything is done
+            for entry in found:
+                there = self._found(entry.path)
+                if there is not None and (there.kind == "directory") != stat.S_ISDIR(entry.info.st_mode):
+                    raise views.exists(entry.path)
         with closing(trees.walk(draft)) as found:
             for entry in found:
                 path = PurePosixPath(entry.path)

@@ -173,7 +173,8 @@ async def remove_some(on: asyncpg.Connection | asyncpg.Pool, session_id: UUID) -
     for table, (key, size) in CONTENT.items():
         found = await on.fetchrow(
             f"WITH gone AS (DELETE FROM {table} WHERE ({key}) IN"  # noqa: S608 - of names of ours
-            f" (SELECT {key} FROM {table} WHERE session_id = $1 ORDER BY {key} LIMIT $2) RETURNING {size} AS size)"
+            f" (SELECT {key} FROM {table} WHERE session_id = $1 ORDER BY {key} LIMIT $2 FOR UPDATE)"
+            f" RETURNING {size} AS size)"
             " SELECT count(*), sum(size)::bigint FROM gone",
             session_id,
             BATCH,
