@@ -45,8 +45,9 @@ async def state_of(instance: Instance, session_id: str) -> dict[str, Any]:
 
 
 def told(events: list[Sse]) -> list[str]:
-    """What a stream told, in order: kinds, and of `status` what it says."""
-    return [e.data["status"] if e.event == "status" else e.event for e in events if e.event != "partial"]
+    """What a stream told, in order: kinds, and of `status` what it says; not that files came to another instance."""
+    kinds = [e.data["status"] if e.event == "status" else e.event for e in events if e.event != "partial"]
+    return [kind for kind in kinds if kind != "restoring"]
 
 
 def blocks(events: list[Sse], kind: str) -> list[dict[str, Any]]:
@@ -85,7 +86,7 @@ async def test_a_parked_session_has_no_process_and_goes_on_with_the_very_call(pa
     await decide(parking[1], request, decision="allow")
     events = await ended(parking[1], run_id)
     # Its files are brought if another instance goes on with it.
-    assert [name for name in told(events) if name != "restoring"] == [
+    assert told(events) == [
         "init", "message", "message", "permission_request", "parked", "action_resolved", "resumed",
         "message", "message", "result", "done",
     ]  # fmt: skip
