@@ -16,6 +16,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+from weakref import WeakValueDictionary
 
 import obstore
 import structlog
@@ -37,6 +39,10 @@ LOCAL = ".store"
 """The directory in WORKSPACES_DIR that is the store where no other is given."""
 
 REMOVED_AT_A_TIME = 8
+
+PUTS = 10
+"""Times that storing is tried in a directory that goes at that moment, since somebody has removed the last that was in
+it."""
 
 _RETRIES: RetryConfig = {
     "max_retries": 4,
@@ -67,6 +73,12 @@ class Objects:
     def __init__(self, opening: Callable[[], ObjectStore], shown: str) -> None:
         """`opening`: makes what speaks with the store, when it is used first; it may raise what obstore does."""
         self._opening, self.shown = opening, shown
+        self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, session_id: UUID) -> asyncio.Lock:
+        """Held by whoever changes what is stored of a session that nobody owns: on this instance one after the
+        other."""
+        return self._turns.setdefault(session_id, asyncio.Lock())
 
     @classmethod
     def of(cls, settings: Settings, *, make: bool = True) -> Objects:
@@ -94,8 +106,11 @@ class Objects:
 
     async def put(self, name: str, content: bytes) -> None:
         """Store an object, whole or not at all. Raises StoreFailed."""
-        with self._failing(name):
-            await obstore.put_async(self._store, name, content)
+        for _ in range(PUTS):
+            with suppress(_Missing), self._failing(name):
+                await obstore.put_async(self._store, name, content)
+                return
+        raise StoreFailed(f"{name}: its directory goes again and again")
 
     async def put_new(self, name: str, content: bytes) -> None:
         """Store an object unless there is one of this name. Of two at once the first is kept, or the last where the

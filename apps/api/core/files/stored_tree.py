@@ -18,8 +18,8 @@ from apps.api.core.tasks import jittered
 from apps.api.errors import Conflict
 from apps.api.threads import Threads
 
-TRIES = 20
-"""Changes at the same time that one change waits for, each an attempt."""
+TRIES = 50
+"""Changes on other instances that one change waits for, each an attempt."""
 
 ROOT = "files"
 
@@ -33,13 +33,15 @@ class StoredTree:
         threads: Threads,
         tenant_id: UUID,
         limits: Limits,
+        turn: asyncio.Lock,
         load: Callable[[], Awaitable[Entries]],
         commit: Callable[[Entries], Awaitable[bool]],
     ) -> None:
-        """`load`: what is stored now, which nobody may change in place. `commit`: makes other entries the session's,
-        unless somebody has changed them since they were loaded, and says whether it did."""
+        """`turn`: is held over a change. `load`: what is stored now, which nobody may change in place. `commit`: makes
+        other entries the session's, unless somebody has changed them since they were loaded, and says whether it
+        did."""
         self._objects, self._threads, self._tenant_id, self._limits = objects, threads, tenant_id, limits
-        self._load, self._commit = load, commit
+        self._turn, self._load, self._commit = turn, load, commit
 
     async def items(self, below: str, *, recursive: bool) -> list[Item]:
         """See Tree."""
@@ -137,6 +139,10 @@ class StoredTree:
         await self._change(change)
 
     async def _change(self, change: Callable[[Entries], None]) -> Entries:
+        async with self._turn:
+            return await self._try(change)
+
+    async def _try(self, change: Callable[[Entries], None]) -> Entries:
         for attempt in range(TRIES):
             entries = dict(await self._load())
             entries.setdefault(ROOT, Entry("directory", 0o700, _now()))
@@ -147,7 +153,7 @@ class StoredTree:
                 raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
             if await self._commit(entries):
                 return entries
-            await asyncio.sleep(jittered(0.01 * attempt))
+            await asyncio.sleep(jittered(0.01 * min(attempt, 10)))
         raise Conflict("The session's files are being changed by others; try again.", code="files_busy")
 
 

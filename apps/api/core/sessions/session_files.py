@@ -6,6 +6,7 @@ where any instance reads and changes them, as long as nobody takes the session.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +19,7 @@ from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.patches import Change
 from apps.api.core.files.snapshots import Limits
-from apps.api.core.files.stored_tree import StoredTree
+from apps.api.core.files.stored_tree import TRIES, StoredTree
 from apps.api.core.files.views import Item, Tree
 from apps.api.core.sessions import stored
 from apps.api.errors import Conflict, NotFound
@@ -62,17 +63,28 @@ class _Files:
     has_repository: bool = False
 
     async def load(self) -> Entries:
-        row = await self.core.db.pool.fetchrow(_LOAD, self.session_id, self.tenant_id)
-        if row is None:
-            raise NotFound.of("session")
-        if row["owned"]:
-            raise Conflict("The session has just begun to run; try again.", code="files_busy")
-        if self.entries is None or self.name != row["stored"]:
-            self.name, self.entries = row["stored"], {}
-            if self.name is not None:
-                self.entries = await restoring.read(self.core.objects, self.core.blocking.stores, self.name)
-        self.generation, self.has_repository = row["generation"], row["has_repository"]
-        return self.entries
+        for _ in range(TRIES):
+            row = await self.core.db.pool.fetchrow(_LOAD, self.session_id, self.tenant_id)
+            if row is None:
+                raise NotFound.of("session")
+            if row["owned"]:
+                raise Conflict("The session has just begun to run; try again.", code="files_busy")
+            self.generation, self.has_repository = row["generation"], row["has_repository"]
+            if self.entries is not None and self.name == row["stored"]:
+                return self.entries
+            try:
+                self.entries = await self._read(row["stored"])
+            except restoring.Missing:  # somebody has changed the files, and removed what they were before
+                if self.name == row["stored"]:
+                    raise
+                self.name, self.entries = row["stored"], None
+                continue
+            self.name = row["stored"]
+            return self.entries
+        raise Conflict("The session's files are being changed by others; try again.", code="files_busy")
+
+    async def _read(self, name: str | None) -> Entries:
+        return await restoring.read(self.core.objects, self.core.blocking.stores, name) if name is not None else {}
 
     async def commit(self, entries: Entries) -> bool:
         if self.name is None and self.has_repository:
@@ -96,7 +108,9 @@ def stored_tree(core: Core, tenant_id: UUID, session_id: UUID) -> StoredTree:
     """The workspace of a session that nobody owns. It raises Conflict `files_busy` when somebody does by then."""
     files = _Files(core, tenant_id, session_id)
     objects, threads = core.objects, core.blocking.stores
-    return StoredTree(objects, threads, tenant_id, limits(core.settings), files.load, files.commit)
+    return StoredTree(
+        objects, threads, tenant_id, limits(core.settings), objects.turn(session_id), files.load, files.commit
+    )
 
 
 _ROOM = """
@@ -169,4 +183,5 @@ async def before(core: Core, tenant_id: UUID, session_id: UUID) -> Before:
     async def commit(_: Entries) -> bool:
         return False
 
-    return Before(StoredTree(core.objects, core.blocking.stores, tenant_id, limits(core.settings), load, commit))
+    turn = asyncio.Lock()  # nothing is changed
+    return Before(StoredTree(core.objects, core.blocking.stores, tenant_id, limits(core.settings), turn, load, commit))
