@@ -336,6 +336,7 @@ OPENS_FILES = {
     "core.files.restoring": "what it makes, by descriptors of core.files.trees",
     "core.files.disk_tree": "one name in a directory that core.files.trees has opened; files of the server's own",
     "core.files.objects": "a directory that is the store, which no agent can reach",
+    "core.files.archives": "an archive that a client has sent, in a directory of the server's own",
     "core.files.record": "a directory of the server's own",
     "core.files.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",

@@ -55,7 +55,7 @@ def read(settings: Settings, session_id: UUID) -> Known | None:
         return None
 
 
-def touch(settings: Settings, session_id: UUID) -> None:
+def begin(settings: Settings, session_id: UUID) -> None:
     """An agent begins to change what is on this host. Blocks. Raises OSError."""
     _touched(settings, session_id).touch()
 

@@ -249,7 +249,7 @@ class Storing:
 
     def _touch(self) -> None:
         try:
-            record.touch(self._core.settings, self._session_id)
+            record.begin(self._core.settings, self._session_id)
         except OSError as error:  # without it the changes are taken for those of another host
             log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
 
