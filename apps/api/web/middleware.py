@@ -197,13 +197,12 @@ class _Body:
 
     def _check(self, size: int) -> None:
         """Raises Refused when the body is, or will be, this large and may not."""
-        limit = min(self._limit, self._scope.get(BODY_LIMIT, self._limit))
-        if BODY_STREAMS in self._scope:
-            limit = self._file_limit
+        streams = BODY_STREAMS in self._scope
+        limit = self._file_limit if streams else min(self._limit, self._scope.get(BODY_LIMIT, self._limit))
         try:
             if size > limit:
                 raise _too_large(limit)
-            if BODY_LIMIT in self._scope and BODY_STREAMS not in self._scope:
+            if BODY_LIMIT in self._scope:  # a route says one of the two
                 self._count(size)
         except ApiError as error:
             self._unread = self._unread or self._more

@@ -122,20 +122,25 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
         return Upstream("http", address, port, f"localhost:{port}", target, [])
     if preview.owner is None:
         raise NotFound.of("port")
-    if preview.url is None:
+    return to_owner(preview, port, f"/preview/{preview.session_id}/{port}{target}", "preview_unavailable")
+
+
+def to_owner(access: PortAccess, port: int, target: str, code: str) -> Upstream:
+    """The instance that owns a session, with a ticket for what is asked of it. Raises Unavailable with this code: it
+    has no address."""
+    if access.url is None:
         raise Unavailable(
-            "The instance that runs this session has not said where it is reached (ADVERTISE_URL).",
-            code="preview_unavailable",
+            "The instance that runs this session has not said where it is reached (ADVERTISE_URL).", code=code
         )
-    there = urlsplit(preview.url)
+    there = urlsplit(access.url)
     usual = 443 if there.scheme == "https" else 80
-    ticket = preview.ticket(port, forwarded=True, seconds=ports.FORWARD_SECONDS)
+    ticket = access.ticket(port, forwarded=True, seconds=ports.FORWARD_SECONDS)
     return Upstream(
         there.scheme,
         there.hostname or "",
         there.port or usual,
         there.netloc,
-        f"{there.path}/preview/{preview.session_id}/{port}{target}",
+        f"{there.path}{target}",
         [(FORWARDED.encode(), ticket.encode())],
     )
 

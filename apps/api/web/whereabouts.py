@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from uuid import UUID
 
 import structlog
@@ -23,7 +23,7 @@ from apps.api.core.sessions.ports import PortAccess
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, TooLarge, Unavailable
 from apps.api.web.opened import Held
-from apps.api.web.ports import FORWARDED
+from apps.api.web.ports import FORWARDED, to_owner
 from apps.api.web.proxy import BadGateway, Upstream, relay
 from apps.api.web.route import core_of, instance_of
 
@@ -99,18 +99,9 @@ async def _relayed(request: Request, owner: Upstream, held: Held) -> Response:
 
 
 def _owner(access: PortAccess, asked: Asked) -> Upstream:
-    if access.url is None:
-        raise Unavailable(
-            "The instance that runs this session has not said where it is reached (ADVERTISE_URL).",
-            code="files_unavailable",
-        )
-    there = urlsplit(access.url)
     query = asked.request.scope["query_string"].decode("latin-1")
     path = INTERNAL.format(session_id=asked.session_id, what=asked.what)
-    target = f"{there.path}{path}?of={quote(asked.path, safe='')}&{query}"
-    ticket = access.ticket(NO_PORT, forwarded=True, seconds=ports.FORWARD_SECONDS)
-    host, port = there.hostname or "", there.port or (443 if there.scheme == "https" else 80)
-    return Upstream(there.scheme, host, port, there.netloc, target, [(FORWARDED.encode(), ticket.encode())])
+    return to_owner(access, NO_PORT, f"{path}?of={quote(asked.path, safe='')}&{query}", "files_unavailable")
 
 
 @contextmanager

@@ -105,12 +105,7 @@ async def restore(
 ) -> dict[str, Sign]:
     """Do what was planned. Returns the signs of what was done. Raises Missing, StoreFailed, OSError."""
     await threads.run(_prepare, places, entries, planned)
-    wanted = defaultdict[str, list[tuple[str, int, Piece]]](list)
-    for path in planned.fetched:
-        at = 0
-        for piece in entries[path].pieces:
-            wanted[piece[0]].append((path, at, piece))
-            at += piece[2]
+    wanted = await threads.run(_by_pack, entries, planned)
 
     async def fetch(pack: str, pieces: list[tuple[str, int, Piece]]) -> None:
         await threads.run(_write, places, await fetch_pack(objects, threads, tenant_id, pack), pieces)
@@ -119,6 +114,17 @@ async def restore(
         for pack, pieces in wanted.items():
             await flight.add(fetch(pack, pieces))
     return await threads.run(_finish, places, entries, planned)
+
+
+def _by_pack(entries: Entries, planned: Plan) -> dict[str, list[tuple[str, int, Piece]]]:
+    """Of each pack what is wanted of it: the file, where in it, and the piece."""
+    wanted = defaultdict[str, list[tuple[str, int, Piece]]](list)
+    for path in planned.fetched:
+        at = 0
+        for piece in entries[path].pieces:
+            wanted[piece[0]].append((path, at, piece))
+            at += piece[2]
+    return wanted
 
 
 async def fetch_pack(objects: Objects, threads: Threads, tenant_id: UUID, pack: str) -> bytes:

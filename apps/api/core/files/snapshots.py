@@ -43,7 +43,6 @@ FRESH = 3600.0
 """A pack that nobody may be using any more is believed to stay for so many seconds after it was stored. See
 `garbage`."""
 
-
 PROMPTLY = 3600.0
 """Seconds at most from the moment when a pack is believed to stay until the manifest is stored that names it."""
 
@@ -106,7 +105,7 @@ async def take(
     scan = await threads.run(_scan, places, known, limits)
     if scan.same and known is not None and len(scan.entries) == len(known.entries):
         return None
-    reading = _read(places, scan, _by_digest(known), limits)
+    reading = _read(places, scan, known, limits)
     async with Flight(AT_A_TIME) as flight:
         while (made := await threads.run(next, reading, None)) is not None:
             await flight.add(send(objects, threads, tenant_id, *made))
@@ -219,11 +218,9 @@ def packed(contents: list[bytes]) -> tuple[str, bytes]:
     return hashlib.sha256(whole).hexdigest(), whole
 
 
-def _read(
-    places: Mapping[str, Path], scan: _Scan, stored: dict[str, tuple[Piece, ...]], limits: Limits
-) -> Generator[tuple[str, bytes]]:
+def _read(places: Mapping[str, Path], scan: _Scan, known: Known | None, limits: Limits) -> Generator[tuple[str, bytes]]:
     """Read what has changed, and fill in the entries. Gives packs that the store may not have yet. Blocks."""
-    packer, whole = Packer(stored), trees.Budget(limits.bytes)
+    packer, whole = Packer(_by_digest(known)), trees.Budget(limits.bytes)
     digests: dict[str, str] = {}
     for path in scan.unread:
         part, _, inside = path.partition("/")

@@ -24,24 +24,14 @@ TRIES = 50
 ROOT = "files"
 
 
-class StoredTree:
-    """What is stored of one workspace. It can be used after others have changed it."""
+class StoredView:
+    """A workspace as it is stored, to be read."""
 
     def __init__(
-        self,
-        objects: Objects,
-        threads: Threads,
-        tenant_id: UUID,
-        limits: Limits,
-        turn: asyncio.Lock,
-        load: Callable[[], Awaitable[Entries]],
-        commit: Callable[[Entries], Awaitable[bool]],
+        self, objects: Objects, threads: Threads, tenant_id: UUID, load: Callable[[], Awaitable[Entries]]
     ) -> None:
-        """`turn`: is held over a change. `load`: what is stored now, which nobody may change in place. `commit`: makes
-        other entries the session's, unless somebody has changed them since they were loaded, and says whether it
-        did."""
-        self._objects, self._threads, self._tenant_id, self._limits = objects, threads, tenant_id, limits
-        self._turn, self._load, self._commit = turn, load, commit
+        """`load`: what is stored now, which nobody may change in place."""
+        self._objects, self._threads, self._tenant_id, self._load = objects, threads, tenant_id, load
 
     async def items(self, below: str, *, recursive: bool) -> list[Item]:
         """See Tree."""
@@ -63,6 +53,25 @@ class StoredTree:
                 content = await restoring.fetch_pack(self._objects, self._threads, self._tenant_id, pack)
                 yield content[offset + first - at : offset + last - at]
             at += size
+
+
+class StoredTree(StoredView):
+    """What is stored of one workspace. It can be used after others have changed it."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        threads: Threads,
+        tenant_id: UUID,
+        limits: Limits,
+        turn: asyncio.Lock,
+        load: Callable[[], Awaitable[Entries]],
+        commit: Callable[[Entries], Awaitable[bool]],
+    ) -> None:
+        """`turn`: is held over a change. `commit`: makes other entries the session's, unless somebody has changed them
+        since they were loaded, and says whether it did."""
+        super().__init__(objects, threads, tenant_id, load)
+        self._limits, self._turn, self._commit = limits, turn, commit
 
     async def write(self, path: str, content: AsyncIterator[bytes], when: Condition) -> tuple[Item, bool]:
         """See Tree."""
@@ -144,17 +153,22 @@ class StoredTree:
 
     async def _try(self, change: Callable[[Entries], None]) -> Entries:
         for attempt in range(TRIES):
-            entries = dict(await self._load())
-            entries.setdefault(ROOT, Entry("directory", 0o700, _now()))
-            await self._threads.run(change, entries)
-            if len(entries) > self._limits.entries:
-                raise TooLarge("too_many_files", f"More than {self._limits.entries} files.")
-            if size_of(entries.values()) > self._limits.bytes:
-                raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
+            entries = await self._threads.run(self._changed, await self._load(), change)
             if await self._commit(entries):
                 return entries
             await asyncio.sleep(jittered(0.01 * min(attempt, 10)))
         raise Conflict("The session's files are being changed by others; try again.", code="files_busy")
+
+    def _changed(self, stored: Entries, change: Callable[[Entries], None]) -> Entries:
+        """What becomes of what is stored. Blocks. Raises TooLarge."""
+        entries = dict(stored)
+        entries.setdefault(ROOT, Entry("directory", 0o700, _now()))
+        change(entries)
+        if len(entries) > self._limits.entries:
+            raise TooLarge("too_many_files", f"More than {self._limits.entries} files.")
+        if size_of(entries.values()) > self._limits.bytes:
+            raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
+        return entries
 
 
 def _key(path: str) -> str:

@@ -6,7 +6,6 @@ where any instance reads and changes them, as long as nobody takes the session.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +18,7 @@ from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.patches import Change
 from apps.api.core.files.snapshots import Limits
-from apps.api.core.files.stored_tree import TRIES, StoredTree
+from apps.api.core.files.stored_tree import TRIES, StoredTree, StoredView
 from apps.api.core.files.views import Item, Tree
 from apps.api.core.sessions import stored
 from apps.api.errors import Conflict, NotFound
@@ -113,75 +112,53 @@ def stored_tree(core: Core, tenant_id: UUID, session_id: UUID) -> StoredTree:
     )
 
 
-_ROOM = """
-SELECT least(
-  (t.limits ->> 'workspace_bytes')::bigint - (SELECT coalesce(sum(workspace_bytes), 0) FROM sessions o
-    WHERE o.tenant_id = t.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL),
-  (k.limits ->> 'workspace_bytes')::bigint - (SELECT coalesce(sum(workspace_bytes), 0) FROM sessions o
-    WHERE o.tenant_id = t.id AND o.taken_by = k.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL))::bigint
-FROM sessions s JOIN tenants t ON t.id = s.tenant_id LEFT JOIN api_keys k ON k.id = s.taken_by WHERE s.id = $1
-"""
-
-
-async def room(core: Core, session_id: UUID) -> int | None:
-    """Bytes that may be added to a session's files by the limits of its tenant, and of the key that its prompts came
-    by;
-    negative: there is too much already. None: any."""
-    found: int | None = await core.db.pool.fetchval(_ROOM, session_id)
-    return found
-
-
 MAX_CHANGED, MAX_DIFFED, MAX_DIFFED_BYTES = 1_000, 100, 500_000
 """Files that are named as changed; whose contents are compared; and bytes of one of them."""
 
 
 @dataclass(slots=True)
 class Changed:
-    """Paths of files that have changed, the first MAX_CHANGED, and what the first of them were and are."""
+    """What has changed in a workspace.
+
+    Attributes:
+        paths: of files, the first MAX_CHANGED.
+        contents: what the first of them were and are.
+        omitted: whether the contents of some are left out.
+    """
 
     paths: list[str]
     contents: list[Change]
+    omitted: bool
 
 
-@dataclass(slots=True)
-class Before:
-    """The files of a session when the last run began that changed some."""
-
-    tree: StoredTree
-
-    async def changes(self, now: Tree) -> tuple[Changed, bool]:
-        """What has changed, and whether the contents of some are left out."""
-        ours, theirs = await _files(now), await _files(self.tree)
-        paths = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
-        omitted, contents = len(paths) > MAX_DIFFED, list[Change]()
-        for path in paths[:MAX_DIFFED]:
-            sides = (theirs.get(path), self.tree), (ours.get(path), now)
-            if any(item is not None and item.size > MAX_DIFFED_BYTES for item, _ in sides):
-                omitted = True
-                continue
-            was, is_now = [await _content(tree, item) for item, tree in sides]
-            contents.append(Change(names.shown(path), was, is_now))
-        return Changed([names.shown(path) for path in paths[:MAX_CHANGED]], contents), omitted
+async def changed(core: Core, tenant_id: UUID, session_id: UUID, now: Tree) -> Changed:
+    """What has changed since the last run began that changed files. Raises what reading the two raises."""
+    before = await _before(core, tenant_id, session_id)
+    ours, theirs = await _files(now), await _files(before)
+    paths = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    omitted, contents = len(paths) > MAX_DIFFED, list[Change]()
+    for path in paths[:MAX_DIFFED]:
+        was, item = theirs.get(path), ours.get(path)
+        if any(one is not None and one.size > MAX_DIFFED_BYTES for one in (was, item)):
+            omitted = True
+            continue
+        contents.append(Change(names.shown(path), await _content(before, was), await _content(now, item)))
+    return Changed([names.shown(path) for path in paths[:MAX_CHANGED]], contents, omitted)
 
 
-async def _files(tree: Tree) -> dict[str, Item]:
-    return {item.path: item for item in await tree.items("", recursive=True) if item.kind == "file"}
-
-
-async def _content(tree: Tree, item: Item | None) -> bytes | None:
-    return None if item is None else b"".join([piece async for piece in tree.read(item, 0, item.size)])
-
-
-async def before(core: Core, tenant_id: UUID, session_id: UUID) -> Before:
-    """Raises what reading the store raises."""
+async def _before(core: Core, tenant_id: UUID, session_id: UUID) -> StoredView:
     found = await stored.find(core.db.pool, session_id)
     entries = await restoring.read(core.objects, core.blocking.stores, found.before) if found.before else {}
 
     async def load() -> Entries:
         return entries
 
-    async def commit(_: Entries) -> bool:
-        return False
+    return StoredView(core.objects, core.blocking.stores, tenant_id, load)
 
-    turn = asyncio.Lock()  # nothing is changed
-    return Before(StoredTree(core.objects, core.blocking.stores, tenant_id, limits(core.settings), turn, load, commit))
+
+async def _files(tree: StoredView | Tree) -> dict[str, Item]:
+    return {item.path: item for item in await tree.items("", recursive=True) if item.kind == "file"}
+
+
+async def _content(tree: StoredView | Tree, item: Item | None) -> bytes | None:
+    return None if item is None else b"".join([piece async for piece in tree.read(item, 0, item.size)])

@@ -24,15 +24,17 @@ UPDATE sessions s SET workspace_bytes = $2 FROM (SELECT workspace_bytes FROM ses
 WHERE id = $1 AND s.workspace_bytes <> $2 RETURNING before.workspace_bytes < $2
 """
 
-_BEYOND = """
-SELECT s.id FROM sessions s JOIN tenants t ON t.id = s.tenant_id LEFT JOIN api_keys k ON k.id = s.taken_by
-WHERE s.id = ANY($1::uuid[]) AND (
-  (t.limits ->> 'workspace_bytes')::bigint < (
-    SELECT sum(o.workspace_bytes) FROM sessions o
-    WHERE o.tenant_id = t.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL)
-  OR (k.limits ->> 'workspace_bytes')::bigint < (
-    SELECT sum(o.workspace_bytes) FROM sessions o
-    WHERE o.tenant_id = t.id AND o.taken_by = k.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL))
+_ROOM = """
+SELECT s.id, least(
+  (t.limits ->> 'workspace_bytes')::bigint - (
+    SELECT coalesce(sum(o.workspace_bytes), 0) FROM sessions o
+    WHERE o.tenant_id = t.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL),
+  (k.limits ->> 'workspace_bytes')::bigint - (
+    SELECT coalesce(sum(o.workspace_bytes), 0) FROM sessions o
+    WHERE o.tenant_id = t.id AND o.taken_by = k.id AND o.workspace_bytes > 0 AND o.deleted_at IS NULL)
+)::bigint AS room
+FROM sessions s JOIN tenants t ON t.id = s.tenant_id LEFT JOIN api_keys k ON k.id = s.taken_by
+WHERE s.id = ANY($1::uuid[])
 """
 
 
@@ -48,4 +50,13 @@ async def note(db: Database, session_id: UUID, size: int) -> bool:
 
 async def beyond(db: Database, session_ids: Sequence[UUID]) -> list[UUID]:
     """Which of these sessions are of a tenant or a key that has more than it may."""
-    return [row["id"] for row in await db.pool.fetch(_BEYOND, session_ids)] if session_ids else []
+    rows = await db.pool.fetch(_ROOM, session_ids) if session_ids else []
+    return [row["id"] for row in rows if row["room"] is not None and row["room"] < 0]
+
+
+async def room(db: Database, session_id: UUID) -> int | None:
+    """Bytes that may be added to a session's files by the limits of its tenant, and of the key that its prompts came
+    by;
+    negative: there is too much already. None: any."""
+    rows = await db.pool.fetch(_ROOM, [session_id])
+    return rows[0]["room"] if rows else None

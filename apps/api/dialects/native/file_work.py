@@ -19,7 +19,7 @@ from apps.api.core.files import archives, paths, trees, views
 from apps.api.core.files.patches import joined
 from apps.api.core.files.views import Condition, Item, Tree
 from apps.api.core.sessions import ports, session_files, workspaces
-from apps.api.core.tenant import quotas
+from apps.api.core.tenant import disk, quotas
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web import whereabouts
@@ -124,7 +124,7 @@ async def _get(tree: Tree, asked: Asked) -> Response:
 
 async def _put(tree: Tree, asked: Asked) -> Response:
     core = core_of(asked.request)
-    room = await session_files.room(core, asked.session_id)
+    room = await disk.room(core.db, asked.session_id)
     item, is_new = await tree.write(asked.path, _bounded(asked.request, room), _condition(asked.request))
     headers = {"ETag": item.etag or ""}
     return Json(shown(item), status_code=201 if is_new else 200, headers=headers)
@@ -185,7 +185,7 @@ async def _take_archive(tree: Tree, asked: Asked) -> Response:
     archive, draft = above / f"{made}.archive", above / made
     await threads.run(trees.make_directory, draft)
     try:
-        room = await session_files.room(core, asked.session_id)
+        room = await disk.room(core.db, asked.session_id)
         with await threads.run(archive.open, "xb") as spool:
             async for some in _bounded(asked.request, room):
                 await threads.run(spool.write, some)
@@ -204,10 +204,9 @@ MAX_DIFF_CHARS = 1_000_000
 
 async def _diff(tree: Tree, asked: Asked) -> Response:
     core = core_of(asked.request)
-    before = await session_files.before(core, asked.tenant_id, asked.session_id)
-    changes, omitted = await before.changes(tree)
-    text, cut = await core.blocking.stores.run(joined, changes.contents, MAX_DIFF_CHARS)
-    return Json({"since": "run", "files_changed": changes.paths, "diff": text, "diff_omitted": omitted or cut})
+    found = await session_files.changed(core, asked.tenant_id, asked.session_id, tree)
+    text, cut = await core.blocking.stores.run(joined, found.contents, MAX_DIFF_CHARS)
+    return Json({"since": "run", "files_changed": found.paths, "diff": text, "diff_omitted": found.omitted or cut})
 
 
 WORK = {

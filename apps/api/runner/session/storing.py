@@ -7,9 +7,10 @@ changes nothing, and waits for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from operator import eq
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -17,11 +18,11 @@ import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
-from apps.api.core.files import manifest, record, restoring, snapshots
+from apps.api.core.files import manifest, paths, record, restoring, snapshots
 from apps.api.core.files.disk_tree import DiskTree
 from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
-from apps.api.core.files.snapshots import Known, TooLarge
+from apps.api.core.files.snapshots import Known, Sign, TooLarge
 from apps.api.core.sessions import session_files, stored, workspaces
 from apps.api.core.sessions.stored import Stored
 from apps.api.db import CONNECTION_ERRORS
@@ -124,9 +125,13 @@ class Storing:
         except restoring.Missing:
             await _bounded(threads.run(self._put_away))
             raise
+        return await threads.run(self._made, name, entries, known, done)
+
+    def _made(self, name: str, entries: Entries, known: Known | None, done: dict[str, Sign]) -> Known:
+        """What there is on this host after a restoration. Blocks."""
         kept = {path: sign for path, sign in (known.signs if known else {}).items() if path in entries}
         now = Known(name, entries, kept | done)
-        await threads.run(self._record, now, manifest.dumps(entries))
+        self._on_disk(record.write, now, manifest.dumps(entries))
         return now
 
     async def _forget_copy(self) -> None:
@@ -159,7 +164,7 @@ class Storing:
 
     async def _note_touched(self) -> None:
         core = self._core
-        await core.blocking.stores.run(self._touch)
+        await core.blocking.stores.run(self._on_disk, record.begin)
         try:
             await stored.note_touched(core.db, self._session_id, self._writer.generation, True)
         except CONNECTION_ERRORS as error:  # what it is for: to tell of changes that a dead owner has not stored
@@ -188,7 +193,7 @@ class Storing:
             return [Event("status", failed, run_id)]
         if self._known is None:
             return []
-        told = changes(self._told, self._known.entries)
+        told = await self._core.blocking.stores.run(changes, self._told, self._known.entries)
         self._told, self._base = self._known.entries, self._known.name
         return [Event("files", told, run_id)] if told else []
 
@@ -216,12 +221,12 @@ class Storing:
             snapshots.take(core.objects, threads, self._tenant_id, self._places, known, self._limits)
         )
         before, generation = known.entries if known else {}, self._writer.generation
-        if taken is None or taken.entries == before:
+        if taken is None or await threads.run(eq, taken.entries, before):
             if taken is not None and known is not None:
                 known.signs = taken.signs
             if over and self.touched:
                 await stored.note_touched(core.db, self._session_id, generation, False)
-                await threads.run(self._settle)
+                await threads.run(self._on_disk, record.settle)
                 self.touched = False
             return
         await self._name(now := Known("", *taken), over=over)
@@ -238,31 +243,20 @@ class Storing:
         name = manifest.name_of(self._tenant_id, self._session_id, generation)
         entries = await threads.run(manifest.dumps, known.entries)
         await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
-        size = manifest.size_of(known.entries.values())
+        size = await threads.run(manifest.size_of, known.entries.values())
         nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
         known.name = name
-        await threads.run(self._record, known, entries)
+        await threads.run(self._on_disk, record.write, known, entries)
         if not over:
-            await threads.run(self._touch)
+            await threads.run(self._on_disk, record.begin)
         if nobodys:
             self._removing = asyncio.create_task(self._remove(nobodys), name=f"unstoring-{self._session_id}")
 
-    def _touch(self) -> None:
+    def _on_disk(self, note: Callable[..., None], *more: Any) -> None:
+        """Note something beside this host's copy. Without it changes are taken for those of another host, and what is
+        here is compared anew, and fetched."""
         try:
-            record.begin(self._core.settings, self._session_id)
-        except OSError as error:  # without it the changes are taken for those of another host
-            log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
-
-    def _settle(self) -> None:
-        try:
-            record.settle(self._core.settings, self._session_id)
-        except OSError as error:
-            log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
-
-    def _record(self, known: Known, entries: bytes) -> None:
-        """Without it this host compares anew, and fetches what it has."""
-        try:
-            record.write(self._core.settings, self._session_id, known, entries)
+            note(self._core.settings, self._session_id, *more)
         except OSError as error:
             log.warning("storing.not_recorded", session_id=str(self._session_id), error=error)
 
@@ -278,31 +272,27 @@ async def _bounded(work: Awaitable[T]) -> T:
 
 def changes(before: Entries, after: Entries) -> dict[str, Any]:
     """What has changed in the workspace: names of files and links that were created, changed and deleted, sorted, and
-    how many there are. Empty: nothing."""
-    created, changed, deleted = list[str](), list[str](), list[str]()
-    for path, entry in after.items():
-        if entry.kind != "directory" and path.startswith("files/"):
-            old = before.get(path)
-            if old is None or old.kind == "directory":
-                created.append(path)
-            elif not entry.same_content(old):
-                changed.append(path)
-    for path, entry in before.items():
-        if entry.kind != "directory" and path.startswith("files/"):
-            new = after.get(path)
-            if new is None or new.kind == "directory":
-                deleted.append(path)
-    found = {"created": created, "changed": changed, "deleted": deleted}
+    how many there are. Empty: nothing. Blocks."""
+    old, new = _files_of(before), _files_of(after)
+    found = {
+        "created": sorted(new.keys() - old.keys()),
+        "changed": sorted(path for path in new.keys() & old.keys() if not new[path].same_content(old[path])),
+        "deleted": sorted(old.keys() - new.keys()),
+    }
     if not any(found.values()):
         return {}
     room = [MAX_TOLD_BYTES]
-    named = {kind: list(_named(sorted(paths), room)) for kind, paths in found.items()}
+    named = {kind: list(_named(found[kind], room)) for kind in found}
     return {**named, "counts": {kind: len(paths) for kind, paths in found.items()}}
 
 
-def _named(paths: list[str], room: list[int]) -> Iterator[str]:
-    for path in paths[:MAX_TOLD]:
-        name = path.removeprefix("files/").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _files_of(entries: Entries) -> Entries:
+    return {path: entry for path, entry in entries.items() if entry.kind != "directory" and path.startswith("files/")}
+
+
+def _named(found: list[str], room: list[int]) -> Iterator[str]:
+    for path in found[:MAX_TOLD]:
+        name = paths.shown(path.removeprefix("files/"))
         room[0] -= len(name.encode())
         if room[0] < 0:
             return
