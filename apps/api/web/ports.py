@@ -122,10 +122,10 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
         return Upstream("http", address, port, f"localhost:{port}", target, [])
     if preview.owner is None:
         raise NotFound.of("port")
-    return to_owner(preview, port, f"/preview/{preview.session_id}/{port}{target}", "preview_unavailable")
+    return to_owner(preview, port, f"/preview/{preview.session_id}/{port}{target}", code="preview_unavailable")
 
 
-def to_owner(access: PortAccess, port: int, target: str, code: str) -> Upstream:
+def to_owner(access: PortAccess, port: int, target: str, *, code: str) -> Upstream:
     """The instance that owns a session, with a ticket for what is asked of it. Raises Unavailable with this code: it
     has no address."""
     if access.url is None:

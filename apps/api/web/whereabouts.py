@@ -101,7 +101,7 @@ async def _relayed(request: Request, owner: Upstream, held: Held) -> Response:
 def _owner(access: PortAccess, asked: Asked) -> Upstream:
     query = asked.request.scope["query_string"].decode("latin-1")
     path = INTERNAL.format(session_id=asked.session_id, what=asked.what)
-    return to_owner(access, NO_PORT, f"{path}?of={quote(asked.path, safe='')}&{query}", "files_unavailable")
+    return to_owner(access, NO_PORT, f"{path}?of={quote(asked.path, safe='')}&{query}", code="files_unavailable")
 
 
 @contextmanager
