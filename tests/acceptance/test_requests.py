@@ -43,7 +43,8 @@ async def test_a_tool_call_waits_until_another_instance_allows_it(shared: Shared
     events = await fleet[1].follow(run_id)
     kinds = [e.event for e in events if e.event != "partial"]
     assert kinds == [
-        "init", "message", "message", "permission_request", "action_resolved", "message", "message", "result", "done",
+        "init", "message", "message", "permission_request", "action_resolved", "message", "message", "files", "result",
+        "done",
     ]  # fmt: skip
     told = next(e for e in events if e.event == "action_resolved").data
     assert (told["decision"], told["by"]["type"]) == ("allow", "key")

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from apps.api.core.codec import MAX_VALUES
 from apps.api.shares import Share
 from apps.api.web.errors import install
-from apps.api.web.middleware import BODY_LIMIT, SMALL, BoundedBody
+from apps.api.web.middleware import SMALL, BoundedBody, body_of
 from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet
 from tests.web.test_doors import head, wire
@@ -72,7 +72,8 @@ async def test_a_body_counts_no_more_once_it_is_answered() -> None:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"0123456789", "more_body": False}
 
-    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body_of(scope).is_held(1000)
         await receive()
         counted.append(share.total)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -82,7 +83,7 @@ async def test_a_body_counts_no_more_once_it_is_answered() -> None:
 
     instance = SimpleNamespace(shares={"bodies": share, "open": share})
     state = SimpleNamespace(state=SimpleNamespace(instance=instance))
-    scope = {"type": "http", "headers": [], "state": {}, "app": state, BODY_LIMIT: 1000}
+    scope = {"type": "http", "headers": [], "state": {}, "app": state}
     await BoundedBody(app, limit=1000)(scope, receive, send)
     assert counted == [10, 0]
 

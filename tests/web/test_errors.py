@@ -109,10 +109,16 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
                 continue
             arguments = {}
             if "requestBody" in operation:
-                reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-                kind = reference.rpartition("/")[2]
-                arguments = {"json": BODIES.get(kind) or _example(document["components"]["schemas"][kind])}
+                arguments = _body(document, operation["requestBody"]["content"])
             yield method.upper(), path.removeprefix("/api/v1"), arguments
+
+
+def _body(document: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    if "application/json" not in content:
+        media, told = next(iter(content.items()))
+        return {"content": told["example"].encode(), "headers": {"Content-Type": media}}
+    kind = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    return {"json": BODIES.get(kind) or _example(document["components"]["schemas"][kind])}
 
 
 def _example(schema: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +144,10 @@ async def test_every_route_but_health_asks_for_a_key(fleet: Fleet, document: dic
     tried = 0
     for method, path, arguments in operations(document):
         there = path.format_map(Ids())
-        error_of(await nobody(method, there, **arguments), 401, "authentication_required")
-        error_of(await wrong(method, there, **arguments), 401, "invalid_api_key")
+        for caller, code in ((nobody, "authentication_required"), (wrong, "invalid_api_key")):
+            refused = await caller(method, there, **arguments)
+            assert refused.status_code == 401, there
+            assert method == "HEAD" or error_of(refused, 401, code)
         tried += 1
     assert tried >= 15
 
@@ -203,7 +211,7 @@ async def test_no_log_of_an_instance_holds_the_key(fleet: Fleet, owner: Caller) 
 async def test_a_read_only_key_changes_nothing(onlooker: Caller, document: dict[str, Any], ids: dict[str, str]) -> None:
     tried = 0
     for method, path, arguments in operations(document):
-        if method != "GET":
+        if method not in ("GET", "HEAD"):
             refused = await onlooker(method, path.format_map(Ids(ids)), **arguments)
             scope = "admin" if path.startswith("/admin/") else "write"
             assert f"'{scope}'" in error_of(refused, 403, "insufficient_scope")["message"]

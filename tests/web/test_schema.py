@@ -28,6 +28,9 @@ from apps.api.openapi import TARGET
 from tests.conftest import _fleets
 from tests.fleet import HEADERS
 
+for media in ("application/gzip", "application/zip"):
+    schemathesis.serializer.alias(media, "application/octet-stream")
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 5
 """Generated requests for each route, of those that fit and of those that do not."""

@@ -19,7 +19,7 @@ from apps.api.core import codec
 from apps.api.errors import ValidationError
 from apps.api.web.callers import SCOPES, identify
 from apps.api.web.errors import Refused
-from apps.api.web.middleware import BODY_LIMIT, BODY_STREAMS, SMALL
+from apps.api.web.middleware import SMALL, body_of
 
 
 class JsonRequest(Request):
@@ -54,11 +54,16 @@ class Route(APIRoute):
         scopes = [scope for call, scope in SCOPES.items() if call in calls]
 
         async def known_first(request: Request) -> Response:
-            request.scope[BODY_STREAMS if self.streams else BODY_LIMIT] = self.body_limit
+            body = body_of(request.scope)
+            if self.streams:
+                body.streams()
+            else:
+                body.is_held(self.body_limit)
             if scopes:
                 caller = await identify(request, guests=self.guests)
                 for scope in scopes:
                     caller.require(scope)
+            body.check_announced()
             return await handle(JsonRequest(request.scope, request.receive))
 
         return known_first

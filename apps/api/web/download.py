@@ -54,8 +54,10 @@ def part_of(item: Item, wanted: str | None, unless_changed: str | None) -> tuple
 def attached(name: str) -> dict[str, str]:
     """Headers of what is downloaded, never shown: it comes from the API's origin, and an agent may have made it."""
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
+    of_content, packed = mimetypes.guess_type(name)
+    kind = {None: of_content, "gzip": "application/gzip"}.get(packed)
     return {
-        "Content-Type": mimetypes.guess_type(name)[0] or "application/octet-stream",
+        "Content-Type": kind or "application/octet-stream",
         "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name)}",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",

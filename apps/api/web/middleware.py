@@ -100,15 +100,16 @@ SMALL = 64 * 1024
 BODY_SECONDS = 60.0
 """For the whole body of a request, from when it is wanted."""
 
-BODY_LIMIT = "claude_agent_api.body_limit"
-"""Key of the scope by which a route says that it holds its body in memory, and how many bytes it takes."""
-
-
-BODY_STREAMS = "claude_agent_api.body_streams"
-"""Key of the scope by which a route says that it takes its body piece by piece, and holds nothing of it: of a file."""
-
 FILE_SECONDS = 900.0
-"""For the whole body of such a request."""
+"""For the whole body of a request that brings a file."""
+
+_BODY = "claude_agent_api.body"
+
+
+def body_of(scope: Scope) -> Body:
+    """The body of a request, to which its route says what it takes."""
+    body: Body = scope[_BODY]
+    return body
 
 
 class _TooSlow(ApiError):
@@ -128,7 +129,7 @@ class BoundedBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._limit, self._file_limit, self._seconds, self._turn)
+        body = scope[_BODY] = Body(scope, receive, send, self._limit, self._file_limit, self._seconds, self._turn)
         most = max(self._limit, self._file_limit)
         try:
             if body.announced > most:
@@ -143,7 +144,7 @@ def _too_large(limit: int) -> ApiError:
     return TooLarge(f"The body is larger than {limit} bytes.", details={"limit_bytes": limit})
 
 
-class _Body:
+class Body:
     """The body of one request as it arrives.
 
     Attributes:
@@ -166,17 +167,30 @@ class _Body:
         self.seats = ExitStack()
         self._scope, self._receive, self._send = scope, receive, send
         self._limit, self._file_limit, self._seconds, self._turn = limit, file_limit, seconds, turn
+        self._held = self._streams = False
         self._seen = self._counted = 0
         self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
         self._asks_first = headers.get("expect", "").lower() == "100-continue"
 
+    def is_held(self, most: int) -> None:
+        """Its route reads it whole: at most this many bytes, which are of its sender's share."""
+        self._held, self._limit = True, min(self._limit, most)
+
+    def streams(self) -> None:
+        """Its route takes it piece by piece, and holds nothing of it: it is a file."""
+        self._streams, self._limit, self._seconds = True, self._file_limit, FILE_SECONDS
+
+    def check_announced(self) -> None:
+        """Raises Refused when it says that it is larger than its route takes, whether anybody would read it or not."""
+        if self.announced > self._limit:
+            raise Refused(_too_large(self._limit))
+
     async def receive(self) -> Message:
         if not self._more:
             return await self._receive()
         if not self._begun:
-            seconds = FILE_SECONDS if BODY_STREAMS in self._scope else self._seconds
-            self._begun, self._until = True, asyncio.get_running_loop().time() + seconds
+            self._begun, self._until = True, asyncio.get_running_loop().time() + self._seconds
             self._check(self.announced)
         self._asks_first = False  # by now it has been told to go on
         try:
@@ -189,7 +203,7 @@ class _Body:
         self._more = bool(message.get("more_body"))
         self._unread = self._unread and self._more
         self._check(self._seen)
-        if not self._more and self._seen > SMALL and BODY_STREAMS not in self._scope:
+        if not self._more and self._seen > SMALL and not self._streams:
             # It is parsed now, which takes some 10 ms. Between two of them the loop turns to everybody else.
             await self._turn.acquire()
             asyncio.get_running_loop().call_soon(self._turn.release)
@@ -197,12 +211,10 @@ class _Body:
 
     def _check(self, size: int) -> None:
         """Raises Refused when the body is, or will be, this large and may not."""
-        streams = BODY_STREAMS in self._scope
-        limit = self._file_limit if streams else min(self._limit, self._scope.get(BODY_LIMIT, self._limit))
         try:
-            if size > limit:
-                raise _too_large(limit)
-            if BODY_LIMIT in self._scope:  # a route says one of the two
+            if size > self._limit:
+                raise _too_large(self._limit)
+            if self._held:
                 self._count(size)
         except ApiError as error:
             self._unread = self._unread or self._more

@@ -86,6 +86,8 @@ LINEAR = {
             r"(?P<one>session\.json)|(?P<tree>files|home|output|history)(?:/(?P<path>.+))?)"
         ),
     },
+    "core/files/garbage.py": {r"tenants/[0-9a-f-]{36}/sessions/([0-9a-f-]{36})/[0-9]{12,}-[0-9a-f]{32}"},
+    "core/files/objects.py": {r".+#[0-9]+"},
     "core/files/patches.py": {
         r"^(---|\+\+\+) ([ab])/(?:now|then)/\d+$",
         r"^diff --git a/(?:now|then)/(\d+) b/(?:now|then)/\d+\n",

@@ -59,16 +59,16 @@ def _all(tenant: str, key: str, session: str, most: str) -> str:
 
 
 def reached(tenant: str, key: str, session: str, most: str = "NULL::float8") -> str:
-    """SQL of a value: the budget that is used up, of several the one that lasts longest, as JSON; or NULL.
+    """SQL of a value: the budget that is used up, of several the one that lasts longest (on the last day of a month,
+    that of the month), as JSON; or NULL.
 
     Args:
         tenant, key, session: SQL of whose they are.
         most: SQL of what the session may cost, where that is less than its own configuration says.
     """
     whole = _all(tenant, key, session, most)
-    return (
-        f'(SELECT to_jsonb(b) FROM ({whole}) b WHERE b.used >= b."limit" ORDER BY resets_at DESC NULLS FIRST LIMIT 1)'  # noqa: S608
-    )
+    last = "resets_at DESC NULLS FIRST, name LIKE '%_month' DESC"
+    return f'(SELECT to_jsonb(b) FROM ({whole}) b WHERE b.used >= b."limit" ORDER BY {last} LIMIT 1)'  # noqa: S608
 
 
 _OF = f"SELECT * FROM ({_all('$1', '$2', '$3', 'NULL::float8')}) b ORDER BY scope, name"  # noqa: S608

@@ -231,9 +231,9 @@ async def serve(request: Request, caller: Principal, session_id: UUID, what: str
 @router.api_route(INTERNAL, methods=["GET", "HEAD", "PUT", "POST", "DELETE"])
 async def forwarded(request: Request, session_id: UUID, what: str, of: str = "") -> Response:
     """What another instance passes on to the owner of a session. It has seen who asks, and whether they may."""
+    tenant_id = ports.tenant_of(request.headers.get(FORWARDED, ""))
     if what not in WORK:
         raise NotFound.of("file")
     with instance_of(request).opened.hold(None, None) as held:
-        tenant_id = ports.tenant_of(request.headers.get(FORWARDED, ""))
         asked = Asked(what, paths.checked(of, "of", root=True), request, held, tenant_id, session_id)
         return await whereabouts.serve_forwarded(asked, WORK[what])

@@ -28,7 +28,10 @@ class Unpacked(BaseModel):
 
 _ARCHIVE: dict[str, Any] = {
     "description": "The archive; the example is what `tar tz` tells of it.",
-    "content": {"application/gzip": {"schema": _FILE, "example": "src\nsrc/main.py\n"}},
+    "content": {
+        "application/gzip": {"schema": _FILE, "example": "src\nsrc/main.py\n"},
+        "application/zip": {"schema": _FILE, "example": "src\nsrc/main.py\n"},
+    },
 }
 
 
@@ -52,9 +55,7 @@ async def get_archive(
     "/sessions/{session_id}/archive",
     responses=errors(400, 404, 408, 409, 413),
     response_model=Unpacked,
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/gzip": _ARCHIVE["content"]["application/gzip"]}}
-    },
+    openapi_extra={"requestBody": {"required": True, "content": _ARCHIVE["content"]}},
 )
 async def put_archive(request: Request, caller: Writer, session_id: SessionId) -> Response:
     """Unpack the body, a gzipped tar or a zip, into a session's workspace: all of it or nothing. Files replace files of
