@@ -205,8 +205,9 @@ async def test_a_host_with_no_room_on_its_disk(storm: Storm, disk: Path | None, 
         pytest.skip("only root may mount a small disk, and only where containers let it")
     fleet = storm.fleet
     async with storm.cause(), asyncio.timeout(2 * PATIENCE), AsyncExitStack() as stack:
-        stack.callback(removal.remove, disk / "full")
-        use_up(disk)
+        # In threads: the servers' proxies are in this process, too.
+        stack.push_async_callback(asyncio.to_thread, removal.remove, disk / "full")
+        await asyncio.to_thread(use_up, disk)
         runs = [await fleet[n % 3].prompt(await fleet[n % 3].session(), "say hello") for n in range(12)]
         ends = [(await fleet[n % 3].follow(run))[-1].data["status"] for n, run in enumerate(runs)]
         assert ends == ["succeeded"] * 12
