@@ -227,6 +227,7 @@ RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
     "checkpoint_not_found": (404, False, "There is no such checkpoint."),
     "rewind_failed": (409, False, "The agent could not restore the files."),
     "repository_failed": (422, False, "The repository could not be cloned."),
+    "resource_failed": (422, False, "A resource could not be brought into the workspace."),
     "structured_output_missing": (
         502,
         True,

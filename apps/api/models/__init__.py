@@ -18,6 +18,7 @@ from apps.api.models.agents import (
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
+from apps.api.models.files import File
 from apps.api.models.sessions import (
     Command,
     Event,
@@ -41,6 +42,7 @@ __all__ = [
     "Catalog",
     "Command",
     "Event",
+    "File",
     "IdempotencyKey",
     "Instance",
     "Invalidation",

@@ -27,6 +27,7 @@ class Base(DeclarativeBase):
         str: Text(),
         float: Double(),
         dict[str, Any]: JSONB(),
+        list[Any]: JSONB(),
         list[str]: ARRAY(Text()),
     }
 

@@ -204,6 +204,7 @@ class Run(Base):
     prompt: Mapped[str | None]
     expand_prompt: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     config: Mapped[dict[str, Any] | None]
+    resources: Mapped[list[Any] | None]
     timeout_seconds: Mapped[float]
     startable: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     unsent: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))

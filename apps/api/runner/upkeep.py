@@ -18,7 +18,7 @@ from apps.api.core.fleet import claims, commands, erasure, instances, ownership,
 from apps.api.core.fleet.claims import Waiting
 from apps.api.core.sessions import deletion, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
-from apps.api.core.tenant import deliveries, idempotency
+from apps.api.core.tenant import deliveries, idempotency, uploads
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.worker import Worker
 
@@ -162,7 +162,10 @@ class Upkeep:
         return not worker.is_full and not idle and worker.live >= self._core.settings.live_session_limit
 
     async def _sweep(self, loop: Loop) -> None:
-        for what in (idempotency.forget_old, deliveries.forget_old, commands.forget_old, instances.forget_dead):
+        for what in (
+            *(idempotency.forget_old, deliveries.forget_old, commands.forget_old),
+            *(instances.forget_dead, uploads.forget_old),
+        ):
             if what.__module__ not in loop.spared:
                 with loop.one(what.__module__):
                     await what(self._core.db)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from email.utils import format_datetime
 from urllib.parse import quote
 
 import structlog
-from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from apps.api.core.files.objects import StoreFailed
@@ -74,6 +74,32 @@ def headers_of(item: Item) -> dict[str, str]:
         "Last-Modified": format_datetime(item.modified_at, usegmt=True),
         "Content-Length": str(item.size),
     }
+
+
+def etags(header: str | None) -> tuple[str, ...]:
+    """Those of `If-Match` or `If-None-Match`, weak or not."""
+    return tuple(tag.strip().removeprefix("W/") for tag in header.split(",")) if header else ()
+
+
+def of_file(
+    request: Request, item: Item, read: Callable[[int, int], AsyncIterator[bytes]], held: Held, kind: str | None = None
+) -> Response:
+    """The answer to GET or HEAD of a file, or of a range of it. `read`: gives so many of its bytes from one on; `kind`:
+    its media type, if another than its name tells. Raises BadRange."""
+    headers, told = request.headers, headers_of(item)
+    if kind is not None:
+        told["Content-Type"] = kind
+    if item.etag in etags(headers.get("if-none-match")):
+        kept = {name: told[name] for name in ("ETag", "Last-Modified", "Cache-Control")}
+        return Response(status_code=304, headers=kept)
+    part = part_of(item, headers.get("range"), headers.get("if-range"))
+    if request.method == "HEAD":
+        return Response(headers=told)
+    if part is None:
+        return Download(read(0, item.size), held, told)
+    begin, length = part
+    told |= {"Content-Length": str(length), "Content-Range": f"bytes {begin}-{begin + length - 1}/{item.size}"}
+    return Download(read(begin, length), held, told, 206)
 
 
 class Download(StreamingResponse):

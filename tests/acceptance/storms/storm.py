@@ -26,7 +26,7 @@ from tests.world import until
 PAUSE = 0.5
 """Seconds between the end of one prompt of a session and its next."""
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds after which what does not come ends the test; nothing here is meant to take as many."""
 
 MOST_GROWTH = 100.0

@@ -36,7 +36,7 @@ from tests.world import administrator, left_by, until, waiting_for_locks
 
 __all__ = ["next_release"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DESCRIPTORS = 1_024
 """Of the last instance: what processes usually begin with."""

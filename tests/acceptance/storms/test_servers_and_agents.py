@@ -27,7 +27,7 @@ from tests.fleet import API_KEY, Fleet, Instance
 from tests.sockets import open_socket
 from tests.world import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _LEFT = """
 WITH mine AS (UPDATE sessions SET owner_id = $2 WHERE id = $1 RETURNING id, tenant_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -22,6 +21,7 @@ from apps.api.core.config.names import (
     Text,
     ToolName,
     ToolRule,
+    confined,
 )
 from apps.api.core.config.parts import (
     DENIABLE_EVENTS,
@@ -38,6 +38,7 @@ from apps.api.core.config.parts import (
     TaskBudget,
     Thinking,
 )
+from apps.api.core.config.resources import Resources
 
 DEFAULT_TOOLS = (
     "AskUserQuestion",
@@ -60,20 +61,6 @@ DEFAULT_TOOLS = (
 MAX_ENV_BYTES, MAX_ARGUMENT_BYTES = 1_000_000, 120_000
 """Of all variables together, with 9 bytes for each, and of one schema as the agent's program gets it. Linux takes 128
 KiB for one argument (MAX_ARG_STRLEN) and a quarter of the stack for all."""
-
-
-def confined(path: str) -> str:
-    """A relative path that stays below the workspace, normalised.
-
-    Raises:
-        ValueError: absolute, climbing out, not printable, or with a name that no file can have (255 bytes, Linux).
-    """
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not path.isprintable():
-        raise ValueError("must be a relative path inside the workspace")
-    if any(len(part.encode()) > 255 for part in pure.parts):
-        raise ValueError("has a name of more than 255 bytes")
-    return str(pure)
 
 
 Directory = Annotated[str, Field(max_length=1000), AfterValidator(confined)]
@@ -112,6 +99,7 @@ class AgentConfig(Part):
     cwd: Directory | None = None
     add_dirs: Annotated[list[Directory], Field(max_length=20)] | None = None
     repository: Repository | None = None
+    resources: Resources | None = None
     env: Annotated[dict[EnvName, Annotated[Text, Field(max_length=32_000)]], Field(max_length=100)] | None = None
 
     @field_validator("env")

@@ -47,6 +47,9 @@ class Limits(Part):
         description="Bytes of the files of all sessions, as they are measured while agents are at work.",
         examples=[10_000_000_000],
     )
+    file_bytes: Bytes | None = Field(
+        None, description="Bytes of the files that were uploaded by `POST /files`.", examples=[10_000_000_000]
+    )
     usd_per_day: Usd | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
     usd_per_month: Usd | None = Field(None, description="The same in a month in UTC.", examples=[200])
     tokens_per_day: Tokens | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
@@ -37,6 +38,20 @@ STORED: dict[str, Any] = {"stored": True}
 def unless_stored(check: Callable[[T], T]) -> Callable[[T, ValidationInfo], T]:
     """A check of what clients send. What is stored was judged when it came, and is judged again where it is used."""
     return lambda value, info: value if info.context == STORED else check(value)
+
+
+def confined(path: str) -> str:
+    """A relative path that stays below the workspace, normalised.
+
+    Raises:
+        ValueError: absolute, climbing out, not printable, or with a name that no file can have (255 bytes, Linux).
+    """
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not path.isprintable():
+        raise ValueError("must be a relative path inside the workspace")
+    if any(len(part.encode()) > 255 for part in pure.parts):
+        raise ValueError("has a name of more than 255 bytes")
+    return str(pure)
 
 
 class Part(BaseModel):

@@ -133,7 +133,7 @@ class DiskTree:
 
     def _place(self, draft: Path, path: str, when: Condition) -> tuple[Item, bool]:
         try:
-            with trees.closing_descriptor(trees.place(self._root, PurePosixPath(path))) as above:
+            with trees.closing_descriptor(self._way(path)) as above:
                 name = PurePosixPath(path).name
                 there = self._there(above, name, path)
                 when.check(there)
@@ -156,15 +156,20 @@ class DiskTree:
                 path = PurePosixPath(entry.path)
                 try:
                     if stat.S_ISDIR(entry.info.st_mode):
-                        os.close(trees.place(self._root, path / "x"))
+                        os.close(self._way(f"{path}/x"))
                         continue
-                    with trees.closing_descriptor(trees.place(self._root, path)) as above:
+                    with trees.closing_descriptor(self._way(entry.path)) as above:
                         there = self._there(above, path.name, entry.path)
                         if there is not None and there.kind == "directory":
                             raise views.exists(entry.path)
                         os.rename(entry.name, path.name, src_dir_fd=entry.directory, dst_dir_fd=above)
                 except OSError as error:
                     raise _told(error, entry.path, way=True) from error
+
+    def _way(self, path: str) -> int:
+        """The directory that something is to be in, opened, and made if it is not there: also the workspace."""
+        trees.make_directory(self._root)
+        return trees.place(self._root, PurePosixPath(path))
 
     def _there(self, above: int, name: str, path: str) -> Item | None:
         try:
@@ -194,7 +199,7 @@ class DiskTree:
             above, name = self._above(source)
             with trees.closing_descriptor(above):
                 when.check(self._at(above, name, source))
-                with trees.closing_descriptor(trees.place(self._root, PurePosixPath(target))) as there:
+                with trees.closing_descriptor(self._way(target)) as there:
                     found = self._there(there, PurePosixPath(target).name, target)
                     if found is not None and (not overwrite or found.kind == "directory"):
                         raise views.exists(target)

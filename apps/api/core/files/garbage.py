@@ -1,4 +1,5 @@
-"""Removing what is stored and nothing refers to any more: manifests that are no session's, and packs of no manifest.
+"""Removing what is stored and nothing refers to any more: manifests that are no session's, and packs of no manifest
+and of no file that the tenant has uploaded.
 
 Sessions are stored meanwhile, by any instance. What a manifest names that is stored later is either
 
@@ -103,6 +104,7 @@ async def collect_of(db: Database, objects: Objects, threads: Threads, tenant_id
     collection = _Collection(db, objects, threads, tenant_id)
     await collection.take_manifests()
     await collection.read_named()
+    await collection.read_uploads()
     await collection.settle_removed()
     await collection.remove_packs()
     await objects.discard_unfinished(manifest.below_tenant(tenant_id), KEPT, threads)
@@ -133,6 +135,13 @@ ORDER BY created_at, id LIMIT $4
 
 _NAMED_OF = """
 SELECT id, stored, stored_before FROM sessions WHERE id = ANY($1::uuid[]) AND deleted_at IS NULL AND stored IS NOT NULL
+"""
+
+
+_UPLOADS = """
+SELECT id, created_at, pieces FROM files
+WHERE tenant_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) > ($2, $3::uuid))
+ORDER BY created_at, id LIMIT $4
 """
 
 
@@ -206,6 +215,13 @@ class _Collection:
                 if now["stored"] == row["stored"]:
                     raise
                 row = now
+
+    async def read_uploads(self) -> None:
+        """Those that files have which the tenant has uploaded."""
+        after: tuple[datetime | None, UUID | None] = (None, None)
+        while rows := await self._db.pool.fetch(_UPLOADS, self._tenant_id, *after, PAGE):
+            self._live |= {_key(pack) for row in rows for pack, _, _ in row["pieces"]}
+            after = (rows[-1]["created_at"], rows[-1]["id"])
 
     # --- packs -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -137,6 +137,19 @@ async def fetch_pack(objects: Objects, threads: Threads, tenant_id: UUID, pack: 
         return await threads.run(_content, data, pack)
     except Damaged as error:
         raise StoreFailed(f"{name}: {error}") from error
+
+
+async def read_pieces(
+    objects: Objects, threads: Threads, tenant_id: UUID, pieces: Sequence[Piece], start: int, length: int
+) -> AsyncIterator[bytes]:
+    """So many bytes of a content that is stored in these pieces. Raises Missing, StoreFailed."""
+    at, end = 0, start + length
+    for pack, offset, size in pieces:
+        first, last = max(start, at), min(end, at + size)
+        if first < last:
+            content = await fetch_pack(objects, threads, tenant_id, pack)
+            yield content[offset + first - at : offset + last - at]
+        at += size
 
 
 def _content(data: memoryview, pack: str) -> bytes:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -117,6 +117,42 @@ async def send(objects: Objects, threads: Threads, tenant_id: UUID, pack: str, c
     name = manifest.pack_name(tenant_id, pack)
     if not await objects.is_younger(name, FRESH):
         await objects.put(name, await threads.run(manifest.pack, content))
+
+
+class Content(NamedTuple):
+    """What is in a file that is in the store: bytes, SHA-256 in hexadecimal, and where."""
+
+    size: int
+    digest: str
+    pieces: tuple[Piece, ...]
+
+
+async def send_content(
+    objects: Objects, threads: Threads, tenant_id: UUID, content: AsyncIterator[bytes], most: int
+) -> Content:
+    """Store a content as it comes. Raises TooLarge of more than `most` bytes, StoreFailed, what the content raises."""
+    whole, pieces, size = hashlib.sha256(), list[Piece](), 0
+    async for part in _parts(content):
+        size += len(part)
+        if size > most:
+            raise TooLarge("workspace_too_large", f"More than {most} bytes.")
+        await threads.run(whole.update, part)
+        pack, data = await threads.run(packed, [part])
+        await send(objects, threads, tenant_id, pack, data)
+        pieces.append((pack, 0, len(part)))
+    return Content(size, whole.hexdigest(), tuple(pieces))
+
+
+async def _parts(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same in parts of PACK bytes, the last one of the rest."""
+    held = bytearray()
+    async for some in content:
+        held += some
+        while len(held) >= PACK:
+            yield bytes(held[:PACK])
+            del held[:PACK]
+    if held:
+        yield bytes(held)
 
 
 def _by_digest(known: Known | None) -> dict[str, tuple[Piece, ...]]:

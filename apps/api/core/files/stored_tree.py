@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from uuid import UUID
 
 from apps.api import clock
 from apps.api.core.files import restoring, snapshots, views
-from apps.api.core.files.manifest import Entries, Entry, Piece, size_of
+from apps.api.core.files.manifest import Entries, Entry, size_of
 from apps.api.core.files.objects import Objects
 from apps.api.core.files.snapshots import Limits, TooLarge
 from apps.api.core.files.views import Condition, Item
@@ -46,13 +45,9 @@ class StoredView:
         entry = (await self._load()).get(_key(item.path))
         if entry is None or _item(item.path, entry) != item:
             raise views.not_found(item.path)
-        at, end = 0, start + length
-        for pack, offset, size in entry.pieces:
-            first, last = max(start, at), min(end, at + size)
-            if first < last:
-                content = await restoring.fetch_pack(self._objects, self._threads, self._tenant_id, pack)
-                yield content[offset + first - at : offset + last - at]
-            at += size
+        pieces = restoring.read_pieces(self._objects, self._threads, self._tenant_id, entry.pieces, start, length)
+        async for some in pieces:
+            yield some
 
 
 class StoredTree(StoredView):
@@ -76,16 +71,8 @@ class StoredTree(StoredView):
     async def write(self, path: str, content: AsyncIterator[bytes], when: Condition) -> tuple[Item, bool]:
         """See Tree."""
         when.check(_found(await self._load(), path))  # before the body is read
-        whole, pieces, size = hashlib.sha256(), list[Piece](), 0
-        async for part in _parts(content):
-            size += len(part)
-            if size > self._limits.bytes:
-                raise TooLarge("workspace_too_large", f"More than {self._limits.bytes} bytes.")
-            await self._threads.run(whole.update, part)
-            pack, packed = await self._threads.run(snapshots.packed, [part])
-            await snapshots.send(self._objects, self._threads, self._tenant_id, pack, packed)
-            pieces.append((pack, 0, len(part)))
-        made = Entry("file", 0o644, _now(), size, whole.hexdigest(), tuple(pieces))
+        sent = await snapshots.send_content(self._objects, self._threads, self._tenant_id, content, self._limits.bytes)
+        made = Entry("file", 0o644, _now(), *sent)
         is_new = False
 
         def change(entries: Entries) -> None:
@@ -213,15 +200,3 @@ def _make_way(entries: Entries, path: str) -> None:
 
 def _now() -> int:
     return int(clock.timestamp() * 1e9)
-
-
-async def _parts(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same in parts of `snapshots.PACK` bytes, the last one of the rest."""
-    held = bytearray()
-    async for some in content:
-        held += some
-        while len(held) >= snapshots.PACK:
-            yield bytes(held[: snapshots.PACK])
-            del held[: snapshots.PACK]
-    if held:
-        yield bytes(held)

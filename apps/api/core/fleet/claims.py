@@ -23,6 +23,7 @@ import asyncpg
 from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Profile, clamp
+from apps.api.core.config.resources import Resource
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
 from apps.api.core.fleet.ownership import Orphan, disown
@@ -127,7 +128,7 @@ UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> AL
   started_at = CASE WHEN r.parked IS NULL THEN now() ELSE r.started_at END,
   first_seq = CASE WHEN r.parked IS NULL THEN owned.last_seq + 1 ELSE r.first_seq END
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
-RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked,
+RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
   coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
   owned.profile,
@@ -154,6 +155,7 @@ class Claim:
         unsent: whether the database says that no agent has been given the prompt. What is claimed for an agent that
             lives already counts as sent, so that it costs no statement to say so.
         provisions: another value once the tenant has changed what its agents are given beside their configuration.
+        resources: what the workspace is given before the run.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
     """
 
@@ -172,6 +174,7 @@ class Claim:
     profile: Profile | None = None
     provisions: tuple[str, ...] = ()
     parked: Parked | None = None
+    resources: tuple[Resource, ...] = ()
 
 
 async def claim(
@@ -214,6 +217,7 @@ async def claim(
     try:
         fields["prompt"] = decode(row["prompt"])
         fields["config"] = AgentConfig.stored(row["config"])
+        fields["resources"] = tuple(Resource.stored(each) for each in row["resources"] or ())
         parked = fields["parked"] = Parked.stored(row["parked"]) if row["parked"] else None
     except ValueError as error:
         raise Unreadable(row["session_id"], row["generation"]) from error

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-Kind = Literal["webhook", "hook", "check", "lookup", "clone"]
+Kind = Literal["webhook", "hook", "check", "lookup", "clone", "download"]
 """`check`: a connection to a hook or an MCP server, to see whether there is one. `lookup`: a name that is looked up to
 see whether its address is allowed, and not called."""
 
@@ -19,7 +19,7 @@ that counts; or whoever waited for it has left. `busy`: the tenant had as many u
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-AT_ONCE: dict[Kind, int] = {"webhook": 16, "hook": 64, "check": 16, "clone": 4}
+AT_ONCE: dict[Kind, int] = {"webhook": 16, "hook": 64, "check": 16, "clone": 4, "download": 4}
 """Of one tenant at the same time, on one instance. Kinds are apart, so that slow webhooks keep no hook from deciding.
 Lookups are bounded by the resolver."""
 

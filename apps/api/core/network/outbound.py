@@ -1,20 +1,22 @@
 """HTTP to addresses that tenants choose, without lending them the server's place in its network.
 
 A name is resolved here, every address that it has is checked, and the connection goes to an address that was checked:
-a name that answers differently the second time (DNS rebinding) gains nothing. Nothing is redirected, no proxy is used,
-and time and size are bounded.
+a name that answers differently the second time (DNS rebinding) gains nothing. Only downloads are redirected, to what is
+checked in the same way; no proxy is used, and time and size are bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 from uuid import UUID
 
 import httpcore2
@@ -56,6 +58,12 @@ _SERVICES_OF_CLOUDS = tuple(
     )
 )
 _UNIQUE_LOCAL = ip_network("fc00::/7")
+
+MAX_REDIRECTS = 5
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+_PLAIN = re.compile(r"[\x21-\x7e]{1,4000}")
 
 _HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
 
@@ -204,14 +212,53 @@ class Outbound:
             raise Failed(_reason(error)) from error
 
     async def _post(self, url: str, headers: Mapping[str, str], body: bytes, tenant_id: UUID | None) -> Answer:
+        sent = {"Content-Length": str(len(body)), **headers}
+        async with self._asking("POST", url, sent, body, tenant_id) as response:
+            return Answer(response.status, await _read(response))
+
+    async def download(
+        self,
+        url: str,
+        timeout: float,
+        most: int,
+        tenant_id: UUID,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Write what a URL answers to GET, within `timeout` seconds and at most so many bytes. The URL was checked to
+        be http or https. Where it redirects to is checked as the URL itself, MAX_REDIRECTS times.
+
+        Raises:
+            Refused: an address is not allowed.
+            Failed: no connection, another answer than 200, none in time, or one that is too large.
+        """
+        until = asyncio.get_running_loop().time() + timeout
+        try:
+            async with self.calls.one("download", tenant_id, timeout), asyncio.timeout_at(until):
+                for _ in range(MAX_REDIRECTS + 1):
+                    async with self._asking("GET", url, {}, b"", tenant_id) as response:
+                        if response.status not in _REDIRECTS:
+                            await _write(response, most, write)
+                            return
+                        url = _led(url, response)
+                raise Failed(f"it redirects more than {MAX_REDIRECTS} times")
+        except TimeoutError as error:
+            raise Failed(f"it has not all come within {timeout:g} s") from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
+            raise Failed(_reason(error)) from error
+
+    @asynccontextmanager
+    async def _asking(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, tenant_id: UUID | None
+    ) -> AsyncIterator[httpcore2.Response]:
+        """The answer to one request, on a connection of its own, which lasts as long as the block."""
         parts = urlsplit(url)
         host, port = parts.hostname or "", _port(parts)
         scheme = parts.scheme.encode()
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         request = httpcore2.Request(
-            "POST",
+            method,
             httpcore2.URL(scheme=scheme, host=host.encode(), port=port, target=target.encode()),
-            headers=list({"Host": parts.netloc, "Content-Length": str(len(body)), **_HEADERS, **headers}.items()),
+            headers=list({"Host": parts.netloc, **_HEADERS, **headers}.items()),
             content=body,
         )
         guarded = _Guarded(self, tenant_id)
@@ -222,8 +269,7 @@ class Outbound:
         )
         try:
             async with connection:
-                response = await connection.handle_async_request(request)
-                return Answer(response.status, await _read(response))
+                yield await connection.handle_async_request(request)
         finally:
             await guarded.hang_up()
 
@@ -239,6 +285,27 @@ async def _read(response: httpcore2.Response) -> bytes:
         if len(body) > MAX_ANSWER_BYTES:
             raise Failed(f"its answer is larger than {MAX_ANSWER_BYTES} bytes")
     return body
+
+
+async def _write(response: httpcore2.Response, most: int, write: Callable[[bytes], Awaitable[None]]) -> None:
+    if response.status != 200:
+        raise Failed(f"it answered {response.status}")
+    size = 0
+    async for chunk in response.aiter_stream():
+        size += len(chunk)
+        if size > most:
+            raise Failed(f"it is larger than {most} bytes")
+        await write(chunk)
+
+
+def _led(url: str, response: httpcore2.Response) -> str:
+    """Where an answer redirects to. Raises Failed."""
+    where = dict(response.headers).get(b"location") or dict(response.headers).get(b"Location") or b""
+    led = urlsplit(urljoin(url, where.decode("latin-1")))
+    secure = led.scheme == "https" or (led.scheme == "http" and urlsplit(url).scheme == "http")
+    if not secure or not led.hostname or led.username is not None or not _PLAIN.fullmatch(led.geturl()):
+        raise Failed("it redirects to what is no https:// URL")
+    return led._replace(fragment="").geturl()
 
 
 def _reason(error: Exception) -> str:

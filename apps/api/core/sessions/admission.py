@@ -10,7 +10,7 @@ begins a moment after its preset was removed is one whose request came a moment 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -22,8 +22,9 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.environment import permit
 from apps.api.core.config.parts import RegisteredServer
 from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
+from apps.api.core.config.resources import Resource
 from apps.api.core.context import Core
-from apps.api.core.tenant import mcp, presets, repositories, skills, vault
+from apps.api.core.tenant import mcp, presets, provisioning, repositories, skills, vault
 from apps.api.core.tenant.presets import Draft
 from apps.api.db import Database
 from apps.api.errors import Problem, ValidationError, noting, refuse
@@ -70,6 +71,7 @@ class Wanted:
         config: of a new session; for an existing one what changes.
         prompt: None without one.
         timeout_seconds: the deadline, if the client named it.
+        resources: of the prompt.
     """
 
     config: AgentConfig = NO_CHANGES
@@ -77,6 +79,7 @@ class Wanted:
     prompt: Prompt | None = None
     timeout_seconds: float | None = None
     expand_prompt: bool = False
+    resources: Sequence[Resource] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ async def judge(core: Core, tenant_id: UUID, wanted: Wanted) -> Judged:
     with noting(found, "profile"):
         if name := wanted.choice.policy.choose(named):
             profile, pins = wanted.choice.policy.profiles[name], Pins(name, pins.agent_id, pins.agent_version)
-    found += _of_prompt(core, wanted)
+    found += await _of_prompt(core, tenant_id, wanted)
     found += await _of_all(core, tenant_id, config, profile, wanted)
     return Judged(profiles.clamp(profile, config) if profile else config, config, pins, found)
 
@@ -126,7 +129,7 @@ async def judge_preset(core: Core, tenant_id: UUID, draft: Draft, policy: Policy
 
 async def problems_of_change(core: Core, tenant_id: UUID, wanted: Wanted) -> list[Problem]:
     """What is wrong with changes of an existing session whatever it is now: the part that may ask the network."""
-    found = _of_prompt(core, wanted)
+    found = await _of_prompt(core, tenant_id, wanted)
     if wanted.config.model_fields_set:
         kinds = await mcp.kinds(core.db.pool, tenant_id, wanted.config.servers())
         found += await _of_names(core, tenant_id, wanted.config, kinds)
@@ -159,7 +162,7 @@ async def judge_change(
     if wanted.choice.profile not in (None, pinned.profile):
         reason = f"is fixed when the session is created: {pinned.profile or 'none'}"
         before.append(Problem("profile", "validation_error", reason))
-    for name in ("cwd", "repository"):
+    for name in ("cwd", "repository", "resources"):
         if name in changes.model_fields_set and changes.given().get(name) != row["config"].get(name):
             before.append(Problem(name, "validation_error", "is fixed when the session is created"))
     profile = policy.named(pinned.profile) if pinned.profile else None
@@ -178,8 +181,8 @@ async def _require_same(connection: asyncpg.Connection, reference: str, pinned: 
         raise ValidationError.of("agent", f"is fixed when the session is created: {what}")
 
 
-def _of_prompt(core: Core, wanted: Wanted) -> list[Problem]:
-    found = list[Problem]()
+async def _of_prompt(core: Core, tenant_id: UUID, wanted: Wanted) -> list[Problem]:
+    found = await provisioning.problems(core, tenant_id, wanted.resources)
     prompt, limit = wanted.prompt, core.settings.max_prompt_chars
     if prompt is None or isinstance(prompt, dict):
         return found
@@ -206,6 +209,7 @@ async def _of_names(core: Core, tenant_id: UUID, config: AgentConfig, kinds: Map
     found += await mcp.problems(core, tenant_id, config.servers(), kinds)
     with noting(found, "repository"):
         repositories.check(core.settings, config.repository)
+    found += await provisioning.problems(core, tenant_id, config.resources or ())
     with noting(found, "hooks"):
         await vault.require(core.db, tenant_id, config.hook_secrets())
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID, uuid4
@@ -10,6 +11,7 @@ import asyncpg
 
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.resources import Resource
 from apps.api.core.context import Core
 from apps.api.core.sessions import admission, runs, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
@@ -37,6 +39,7 @@ class Submission:
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
         kind: see `claims.Claim`.
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
+        resources: what the workspace is given before the run.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
     """
 
@@ -52,6 +55,7 @@ class Submission:
     kind: str = "prompt"
     expand_prompt: bool = False
     surface: str = "native"
+    resources: Sequence[Resource] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -64,7 +68,7 @@ class Submission:
     def wanted(self) -> Wanted:
         """What is judged of it."""
         asked = self.timeout_seconds if self.timeout_asked else None
-        return Wanted(self.config, self.choice, self.prompt, asked, self.expand_prompt)
+        return Wanted(self.config, self.choice, self.prompt, asked, self.expand_prompt, self.resources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,9 @@ WITH target AS (
 ), refused AS MATERIALIZED (
   SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
 ), added AS (
-  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt)
-  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12
+  INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
+    resources)
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
@@ -236,6 +241,7 @@ async def enqueue(
         submission.kind,
         submission.expand_prompt,
         submission.on_busy == "interrupt",
+        [resource.given() for resource in submission.resources] or None,
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)

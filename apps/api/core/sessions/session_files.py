@@ -38,7 +38,7 @@ def limits(settings: Settings) -> Limits:
 
 
 _LOAD = """
-SELECT stored, owner_id IS NOT NULL AS owned, generation, config ? 'repository' AS has_repository
+SELECT stored, owner_id IS NOT NULL AS owned, generation, config ?| ARRAY['repository', 'resources'] AS is_given
 FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL
 """
 
@@ -59,7 +59,7 @@ class _Files:
     name: str | None = None
     entries: Entries | None = None
     generation: int = 0
-    has_repository: bool = False
+    is_given: bool = False
 
     async def load(self) -> Entries:
         for _ in range(TRIES):
@@ -68,7 +68,7 @@ class _Files:
                 raise NotFound.of("session")
             if row["owned"]:
                 raise Conflict("The session has just begun to run; try again.", code="files_busy")
-            self.generation, self.has_repository = row["generation"], row["has_repository"]
+            self.generation, self.is_given = row["generation"], row["is_given"]
             if self.entries is not None and self.name == row["stored"]:
                 return self.entries
             try:
@@ -86,9 +86,9 @@ class _Files:
         return await restoring.read(self.core.objects, self.core.blocking.stores, name) if name is not None else {}
 
     async def commit(self, entries: Entries) -> bool:
-        if self.name is None and self.has_repository:
-            message = "The session's repository is cloned before its first run, into an empty workspace."
-            raise Conflict(message, code="repository_not_cloned")
+        if self.name is None and self.is_given:
+            message = "The session's repository and resources come before its first run, into an empty workspace."
+            raise Conflict(message, code="workspace_not_begun")
         core, threads = self.core, self.core.blocking.stores
         name = manifest.name_of(self.tenant_id, self.session_id, self.generation)
         await core.objects.put(name, await threads.run(manifest.encode, entries))

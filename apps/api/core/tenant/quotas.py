@@ -23,6 +23,9 @@ FROM runs WHERE tenant_id = $1 AND status = 'queued'
 UNION ALL SELECT 'workspace_bytes', coalesce(sum(workspace_bytes) FILTER (WHERE taken_by = $2), 0)::bigint,
   coalesce(sum(workspace_bytes), 0)::bigint
 FROM sessions WHERE tenant_id = $1 AND workspace_bytes > 0 AND deleted_at IS NULL
+UNION ALL SELECT 'file_bytes', coalesce(sum(size) FILTER (WHERE api_key_id = $2), 0)::bigint,
+  coalesce(sum(size), 0)::bigint
+FROM files WHERE tenant_id = $1
 UNION ALL SELECT 'concurrent_runs', count(*) FILTER (WHERE api_key_id = $2), count(*)
 FROM runs WHERE tenant_id = $1 AND status = 'running' AND origin = 'client'
 UNION ALL SELECT 'live_sessions', count(*) FILTER (WHERE taken_by = $2), count(*)
@@ -38,12 +41,10 @@ async def used(db: Database, tenant_id: UUID, key_id: UUID) -> dict[tuple[str, S
     return {(row["name"], scope): row[scope] for row in rows for scope in scopes}
 
 
-def no_room(room: int) -> RateLimited:
-    """The error for files that would be more than a limit of `workspace_bytes` allows. `room`: bytes that are left."""
-    details = {"name": "workspace_bytes", "left": max(room, 0)}
-    return RateLimited(
-        "The files of the tenant's or the key's sessions would be too many.", code="quota_exceeded", details=details
-    )
+def no_room(room: int, name: str = "workspace_bytes") -> RateLimited:
+    """The error for files that would be more than a limit allows. `room`: bytes that are left."""
+    message = f"The files would be more than the {name} of the tenant or the key."
+    return RateLimited(message, code="quota_exceeded", details={"name": name, "left": max(room, 0)})
 
 
 def refusal(quota: Mapping[str, Any]) -> RateLimited:

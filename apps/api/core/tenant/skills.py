@@ -14,8 +14,8 @@ from pydantic import StringConstraints
 
 from apps.api import audit
 from apps.api.core.codec import decode, encode, timestamp
-from apps.api.core.config.agent import AgentConfig, confined
-from apps.api.core.config.names import Text
+from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.names import Text, confined
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, Problem
 

@@ -61,12 +61,16 @@ Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` 
 After = Annotated[Position | None, Depends(position)]
 
 
-def config(body: AgentConfig) -> AgentConfig:
-    """The configuration in a body that holds more than that. What was given as null is still known to be given."""
-    given = body.model_fields_set & AgentConfig.model_fields.keys()
+def config(body: AgentConfig, but: str = "") -> AgentConfig:
+    """The configuration in a body that holds more than that. What was given as null is still known to be given.
+
+    `but`: an option that is not meant for the session here.
+    """
+    given = (body.model_fields_set & AgentConfig.model_fields.keys()) - {but}
     if not given:
         return NO_CHANGES
-    return AgentConfig.model_construct(given, **{name: getattr(body, name) for name in AgentConfig.model_fields})
+    meant = AgentConfig.model_fields.keys() - {but}
+    return AgentConfig.model_construct(given, **{name: getattr(body, name) for name in meant})
 
 
 def labels(body: wire.LabelFields) -> Labels:

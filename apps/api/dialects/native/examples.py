@@ -64,6 +64,9 @@ OPTIONS = {
     "add_dirs": "Directories beside `cwd`, relative to the workspace, that count as the agent's own too.",
     "repository": "A git repository that the workspace begins with, `url` and maybe `ref`; fixed when the session is"
     " created.",
+    "resources": "What the workspace is given before the agent goes to work, in this order: files that were uploaded"
+    " (`file_id`), what URLs answer (`url`), repositories; each at its `path`. Of a session: before its first run; of a"
+    " prompt: before this one.",
     "env": "Environment variables for the agent and its tools. Names that steer the agent itself are refused.",
 }
 """What the options of `AgentConfig` mean, for readers of the OpenAPI document."""

@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -19,13 +20,14 @@ from apps.api.core.files import archives, paths, trees, views
 from apps.api.core.files.patches import joined
 from apps.api.core.files.views import Condition, Item, Tree
 from apps.api.core.sessions import ports, session_files, workspaces
-from apps.api.core.tenant import disk, quotas
+from apps.api.core.tenant import disk
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import NotFound, ValidationError
 from apps.api.web import whereabouts
 from apps.api.web.answer import Json
 from apps.api.web.doors import FileRoute, Router
-from apps.api.web.download import Download, attached, headers_of, part_of
+from apps.api.web.download import Download, attached, etags, of_file
+from apps.api.web.incoming import announced, within
 from apps.api.web.ports import FORWARDED
 from apps.api.web.route import core_of, instance_of, stream_of
 from apps.api.web.whereabouts import INTERNAL, Asked
@@ -104,45 +106,23 @@ def _after(cursor: str | None) -> str | None:
 
 
 async def _get(tree: Tree, asked: Asked) -> Response:
-    item, headers = await tree.item(asked.path), asked.request.headers
+    item = await tree.item(asked.path)
     if item.kind != "file":
         raise views.no_file(item)
-    told = headers_of(item)
-    if item.etag in _etags(headers.get("if-none-match")):
-        return Response(
-            status_code=304, headers={name: told[name] for name in ("ETag", "Last-Modified", "Cache-Control")}
-        )
-    part = part_of(item, headers.get("range"), headers.get("if-range"))
-    if asked.request.method == "HEAD":
-        return Response(headers=told)
-    if part is None:
-        return Download(tree.read(item, 0, item.size), asked.held, told)
-    begin, length = part
-    told |= {"Content-Length": str(length), "Content-Range": f"bytes {begin}-{begin + length - 1}/{item.size}"}
-    return Download(tree.read(item, begin, length), asked.held, told, 206)
+    return of_file(asked.request, item, partial(tree.read, item), asked.held)
 
 
 async def _put(tree: Tree, asked: Asked) -> Response:
     core = core_of(asked.request)
     room = await disk.room(core.db, asked.session_id)
-    item, is_new = await tree.write(asked.path, _bounded(asked.request, room), _condition(asked.request))
+    item, is_new = await tree.write(asked.path, _within(asked.request, room), _condition(asked.request))
     headers = {"ETag": item.etag or ""}
     return Json(shown(item), status_code=201 if is_new else 200, headers=headers)
 
 
-async def _bounded(request: Request, room: int | None) -> AsyncIterator[bytes]:
+def _within(request: Request, room: int | None) -> AsyncIterator[bytes]:
     """The body, as far as the limits of tenant and key allow it. Raises RateLimited."""
-    announced, seen = request.headers.get("content-length", "0"), 0
-    _require_room(room, int(announced) if announced.isdecimal() else 0)
-    async for some in request.stream():
-        seen += len(some)
-        _require_room(room, seen)
-        yield some
-
-
-def _require_room(room: int | None, size: int) -> None:
-    if room is not None and size > room:
-        raise quotas.no_room(room)
+    return within(request.stream(), room, "workspace_bytes", announced(request))
 
 
 async def _delete(tree: Tree, asked: Asked) -> Response:
@@ -163,13 +143,9 @@ def _is_set(request: Request, name: str) -> bool:
     return request.query_params.get(name, "false").lower() in ("true", "1", "yes", "y", "on", "t")
 
 
-def _etags(header: str | None) -> tuple[str, ...]:
-    return tuple(tag.strip().removeprefix("W/") for tag in header.split(",")) if header else ()
-
-
 def _condition(request: Request) -> Condition:
     match, none_match = (request.headers.get(name) for name in ("if-match", "if-none-match"))
-    return Condition(_etags(match) if match else None, _etags(none_match) if none_match else None)
+    return Condition(etags(match) if match else None, etags(none_match) if none_match else None)
 
 
 async def _give_archive(tree: Tree, asked: Asked) -> Response:
@@ -187,7 +163,7 @@ async def _take_archive(tree: Tree, asked: Asked) -> Response:
     try:
         room = await disk.room(core.db, asked.session_id)
         with await threads.run(archive.open, "xb") as spool:
-            async for some in _bounded(asked.request, room):
+            async for some in _within(asked.request, room):
                 await threads.run(spool.write, some)
         limits = session_files.limits(core.settings)
         allowed = limits if room is None else limits._replace(bytes=min(limits.bytes, max(room, 0)))

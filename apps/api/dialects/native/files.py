@@ -23,20 +23,20 @@ After = Annotated[str | None, Query(max_length=2 * paths.MAX_BYTES, description=
 IfMatch = Annotated[str | None, Header(max_length=1000, description="Only if the file has one of these ETags.")]
 IfNoneMatch = Annotated[str | None, Header(max_length=1000, description="Only if it has none of these; `*`: is new.")]
 
-_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
-_CONTENT: dict[str, Any] = {
+FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+CONTENT: dict[str, Any] = {
     "description": "The file. Always as an attachment: it may be an agent's making.",
-    "content": {"application/octet-stream": {"schema": _FILE, "example": "a,b\n1,2\n"}},
+    "content": {"application/octet-stream": {"schema": FILE, "example": "a,b\n1,2\n"}},
     "headers": {name: {"schema": {"type": "string"}} for name in ("ETag", "Last-Modified", "Content-Disposition")},
 }
-_PARTS: dict[int | str, dict[str, Any]] = {
+PARTS: dict[int | str, dict[str, Any]] = {
     206: {"description": "The part that `Range` asks for."},
     304: {"description": "It still has an ETag of `If-None-Match`."},
 }
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/octet-stream": {"schema": _FILE, "example": "a,b\n1,2\n"}},
+        "content": {"application/octet-stream": {"schema": FILE, "example": "a,b\n1,2\n"}},
     }
 }
 
@@ -60,7 +60,7 @@ async def list_files(
 @router.head(
     "/sessions/{session_id}/files/{path:path}",
     response_class=Response,
-    responses={304: _PARTS[304], **errors(404, 409)},
+    responses={304: PARTS[304], **errors(404, 409)},
 )
 async def head_file(
     request: Request, caller: Reader, session_id: SessionId, path: FilePath, if_none_match: IfNoneMatch = None
@@ -72,7 +72,7 @@ async def head_file(
 @router.get(
     "/sessions/{session_id}/files/{path:path}",
     response_class=Response,
-    responses={200: _CONTENT, **_PARTS, **errors(404, 409, 416)},
+    responses={200: CONTENT, **PARTS, **errors(404, 409, 416)},
 )
 async def get_file(
     request: Request,

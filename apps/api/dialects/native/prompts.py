@@ -46,13 +46,14 @@ def run_request(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
-        config=config(body),
+        config=config(body, but="resources"),
         labels=labels(body),
         on_busy=body.on_busy,
         expand_prompt=body.expand_prompt,
         idempotency=Idempotency.given(idempotency_key, path, asked),
         choice=Choice(body.profile, policy_of(core, caller), body.agent),
         timeout_asked=body.timeout_seconds is not None,
+        resources=tuple(body.resources or ()),
     )
 
 

@@ -22,12 +22,19 @@ from apps.api.dialects.native import (
     secret_values,
     sessions,
     skills,
+    uploads,
     usage,
     webhooks,
     workspace,
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, exports, files, workspace, forks, requests, control, checkpoints, runs)
+_SESSIONS = (prompts, ws, sessions, exports, files, workspace, uploads, forks, requests, control, checkpoints, runs)
 _RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
-routers = [*(module.router for module in (*_SESSIONS, *_RESOURCES)), files.content, workspace.content, file_work.router]
+routers = [
+    *(module.router for module in (*_SESSIONS, *_RESOURCES)),
+    files.content,
+    workspace.content,
+    uploads.content,
+    file_work.router,
+]

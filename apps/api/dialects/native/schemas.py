@@ -171,6 +171,8 @@ class ForkBody(RunBody):
     def _one_cut(self) -> ForkBody:
         if self.at_seq is not None and self.message_uuid is not None:
             raise ValueError("give at_seq or message_uuid, not both")
+        if self.resources and self.prompt is None:
+            raise ValueError("resources go with a prompt: the fork has the parent's files")
         return self
 
 

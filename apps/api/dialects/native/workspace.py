@@ -10,14 +10,12 @@ from pydantic import BaseModel, Field
 from apps.api.core.files import paths
 from apps.api.dialects.native.common import PREFIX, SessionId, errors
 from apps.api.dialects.native.file_work import serve
-from apps.api.dialects.native.files import Below
+from apps.api.dialects.native.files import FILE, Below
 from apps.api.web.callers import Reader, Writer
 from apps.api.web.doors import FileRoute, Router
 
 router = Router(prefix=PREFIX, tags=["files"])
 content = Router(prefix=PREFIX, tags=["files"], route_class=FileRoute)
-
-_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 class Unpacked(BaseModel):
@@ -29,8 +27,8 @@ class Unpacked(BaseModel):
 _ARCHIVE: dict[str, Any] = {
     "description": "The archive; the example is what `tar tz` tells of it.",
     "content": {
-        "application/gzip": {"schema": _FILE, "example": "src\nsrc/main.py\n"},
-        "application/zip": {"schema": _FILE, "example": "src\nsrc/main.py\n"},
+        "application/gzip": {"schema": FILE, "example": "src\nsrc/main.py\n"},
+        "application/zip": {"schema": FILE, "example": "src\nsrc/main.py\n"},
     },
 }
 

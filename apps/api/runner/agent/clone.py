@@ -1,4 +1,4 @@
-"""Cloning a repository into a session's workspace, before its agent starts.
+"""Cloning a repository for a session's workspace.
 
 The server runs git for it, with nothing of its own: no configuration, no credential but the tenant's for this host, no
 addresses but those that were checked, no redirects, no hooks, no submodules, no filters; and within bounds of time and
@@ -19,15 +19,8 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from apps.api.core.context import Core
-from apps.api.core.events.log import Event, Writer
 from apps.api.core.files import removal, trees
-from apps.api.core.fleet.claims import Claim
-from apps.api.core.network import outbound
-from apps.api.core.sessions import workspaces
-from apps.api.core.tenant import repositories
 from apps.api.core.tenant.repositories import Source
-from apps.api.errors import ApiError
 
 CLONE_SECONDS = 120.0
 LOOK_SECONDS = 0.25
@@ -54,39 +47,6 @@ _OPTIONS = {
 
 class CloneFailed(Exception):
     """There is no clone. Its message is for the client, and holds no secret."""
-
-
-async def provide(core: Core, claim: Claim, writer: Writer) -> None:
-    """Clone the session's repository, if it has one and its workspace is empty, and tell that as events.
-
-    Raises CloneFailed: it is not possible, not allowed, or too large or slow.
-    """
-    repository, settings = claim.config.repository, core.settings
-    if repository is None:
-        return
-    try:
-        draft = await core.blocking.starts.run(workspaces.draft, settings, claim.session_id, claim.generation)
-        if draft is None:
-            return
-        told = {"repository": repository.url, "ref": repository.ref}
-        await writer.append(Event("status", {"status": "cloning", **told}, claim.run_id))
-        try:
-            async with core.outbound.calls.one("clone", claim.tenant_id, CLONE_SECONDS):
-                source = await repositories.resolve(core, claim.tenant_id, repository)
-                git = Git(source, draft, CLONE_SECONDS, settings.max_repository_bytes)
-                commit = await git.clone()
-            await core.blocking.starts.run(workspaces.publish, settings, claim.session_id, git.files)
-        finally:
-            await core.blocking.starts.run(workspaces.put_away, settings, draft)
-    except (outbound.Refused, outbound.Failed) as error:
-        raise CloneFailed(f"The repository was not cloned: {error}.") from error
-    except ApiError as error:
-        raise CloneFailed(f"The repository was not cloned: {error.message}") from error
-    except trees.TooMuch as error:
-        raise CloneFailed("The repository was not cloned: its directories are too many or too deep.") from error
-    except OSError as error:
-        raise CloneFailed(f"The repository was not cloned: no room for it ({error.strerror}).") from error
-    await writer.append(Event("status", {"status": "cloned", **told, "commit": commit}, claim.run_id))
 
 
 class Git:

@@ -30,7 +30,6 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost, Unavailable
-from apps.api.runner.agent import clone
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
@@ -41,6 +40,7 @@ from apps.api.runner.session.hooks import Hooks
 from apps.api.runner.session.launch import Launch, Means
 from apps.api.runner.session.parking import Parking
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.provisions import NotProvided
 from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
@@ -309,17 +309,19 @@ class Execution:
         if agent and (unfit := agent.unfit(claim, tasks=bool(self.tasks.ids), at_work=self.at_work)):
             await self._disconnect(unfit)
         is_new = self._agent is None
-        if is_new:
-            try:
+        try:
+            if is_new:
                 self._agent = await self._launch.start(claim, turn)
-            except clone.CloneFailed as error:
-                await self._talk.fail(turn, "repository_failed", str(error))
-                return None
-            except StartFailed as error:
-                log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
-                await self._talk.fail(turn, error.code, error.told)
-                return None
-            self._talk.new_process()
+                self._talk.new_process()
+            else:
+                await self._launch.provisions.add(claim)
+        except NotProvided as error:
+            await self._talk.fail(turn, error.code, str(error))
+            return None
+        except StartFailed as error:
+            log.error("execution.start_failed", session_id=str(self.session_id), detail=error)
+            await self._talk.fail(turn, error.code, error.told)
+            return None
         agent = self._agent
         assert agent is not None  # noqa: S101 - for the type checker
         try:

@@ -25,7 +25,7 @@ from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.db import CONNECTION_ERRORS, retrying
 from apps.api.errors import LeaseLost
-from apps.api.runner.agent import clone, dangling, extensions, history, messages, options
+from apps.api.runner.agent import dangling, extensions, history, messages, options
 from apps.api.runner.agent.process import Agent, CannotStart, Exceeded, StartFailed
 from apps.api.runner.agent.scratch import Place
 from apps.api.runner.egress.proxy import Local, Reason
@@ -33,6 +33,7 @@ from apps.api.runner.host import Host
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.client_tools import server
 from apps.api.runner.session.hooks import Hooks
+from apps.api.runner.session.provisions import NotProvided, Provisions
 from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, Turns
 from apps.api.runner.session.ways import Access, Ways
@@ -108,6 +109,7 @@ class Launch:
     """What the processes of a session are started with, one after the other.
 
     Attributes:
+        provisions: what the session's workspace is given.
         starting: the agent that is being started.
     """
 
@@ -132,15 +134,16 @@ class Launch:
         self._place: Place | None = None
         self._access: Access | None = None
         self._local, self._denied = local, denied
+        self.provisions = Provisions(core, writer, storing)
         self.starting: Agent | None = None
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
-        """Start an agent that knows the conversation so far, in a workspace with its repository.
+        """Start an agent that knows the conversation so far, in a workspace with what it is given.
 
         What fails for the host's reasons goes back to the queue, with the session.
 
         Raises:
-            CloneFailed, StartFailed, LeaseLost, Unavailable.
+            NotProvided, StartFailed, LeaseLost, Unavailable.
         """
         if not turn.lost:
             await self.note_sent(turn, False)
@@ -148,7 +151,7 @@ class Launch:
             agent = await self._start(claim)
         except CONNECTION_ERRORS as error:
             failed, code, words = error, "storage_failed", ""
-        except (StartFailed, clone.CloneFailed, OSError) as error:
+        except (StartFailed, NotProvided, OSError) as error:
             if isinstance(error, CannotStart | Exceeded) or not await self._host.is_to_blame(error):
                 raise
             self._host.has_failed()
@@ -185,9 +188,12 @@ class Launch:
             ownership.announce(core, orphan)
 
     async def _start(self, claim: Claim) -> Agent:
+        is_new = False
         if not await self._storing.bring(claim.run_id):
             await self._tell_missing_files(claim)
-        await clone.provide(self._core, claim, self._writer)
+            is_new = claim.config.resources is not None and not await self._store.has_any()
+        await self.provisions.begin(claim, is_new=is_new)
+        await self.provisions.add(claim)
         async with self._gate.place():
             self.clear()  # of one that did not start
             self._place = await self._core.blocking.starts.run(self._scratch.make)

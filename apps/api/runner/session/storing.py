@@ -69,7 +69,7 @@ class Storing:
         self._here = False
         self._one = asyncio.Lock()
         root, uploads = self._places["files"], core.settings.workspaces_root / workspaces.UPLOADS
-        self._tree = DiskTree(root, uploads, core.blocking.stores, self._limits, self._store_for_client)
+        self._tree = DiskTree(root, uploads, core.blocking.stores, self._limits, self.store_now)
         self._noting: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
         self.touched = False
@@ -205,7 +205,8 @@ class Storing:
         await self.bring(None)
         return self._tree
 
-    async def _store_for_client(self) -> None:
+    async def store_now(self) -> None:
+        """Store what somebody else than an agent has changed. Raises TooLarge, StoreFailed, LeaseLost, Unavailable."""
         async with self._one:
             await self._keep(over=not self.touched)
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from apps.api.core.config.agent import confined
-from apps.api.core.config.names import Text
+from apps.api.core.config.names import Text, confined
 from apps.api.core.config.parts import PermissionMode
 from apps.api.dialects.compat.common import ModelName, Prompt, Rules
 
