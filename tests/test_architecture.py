@@ -341,6 +341,7 @@ OPENS_FILES = {
     "core.files.tarball": "an archive that a command has opened",
     "core.sessions.workspaces": "directories above those of agents, and copies that are not theirs yet",
     "core.config.profiles": "a file of the operator's",
+    "runner.session.provisions": "what it puts together, in a directory of the server's own",
     "runner.agent.scratch": "directories above those of agents' processes",
     "runner.agent.history": "a configuration of which no agent knows yet",
     "runner.agent.extensions": "what agents can only read",

@@ -59,14 +59,15 @@ NO_ACTS = {
     "/agents/preview": "changes nothing",
     "/test": "one message more",
     "/redeliver": "",
+    "/api/v1/files": "a file that prompts may name, and its removal",
     "/files/move": "a session's files, which its agent changes as well",
     "/files/{path}": "",
     "/sessions/{session_id}/archive": "",
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
-UNNOTED = {("delete", "/api/v1/sessions/{session_id}/files/{path}")}
-"""Removals that leave no line: of what agents remove as well."""
+UNNOTED = {("delete", "/api/v1/sessions/{session_id}/files/{path}"), ("delete", "/api/v1/files/{file_id}")}
+"""Removals that leave no line: of what agents remove as well, and of what only the client's own prompts name."""
 
 LIMITS = Limits(runs_per_minute=3)
 LINES = {

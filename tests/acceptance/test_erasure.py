@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ async def test_a_tenant_is_gone_whoever_is_killed_over_it(start_fleet: StartFlee
         some = "SELECT count(*) BETWEEN 200 AND 2500 FROM sessions WHERE tenant_id = $1 AND purged_at IS NOT NULL"
         await until(partial(db.pool.fetchval, some, tenant_id), seconds=SECONDS)
         killed.signal(signal.SIGKILL)
-        with pytest.raises(httpx.TransportError):
-            await asking
+        with suppress(httpx.TransportError):
+            assert (await asking).status_code == 202  # where that took so long that it did not wait for the end
         assert await db.pool.fetchval("SELECT count(*) FROM tenants WHERE id = $1", tenant_id) == 1
         for instance in alive:
             assert (await instance.get("/whoami", headers=headers)).status_code == 401

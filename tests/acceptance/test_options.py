@@ -178,8 +178,8 @@ OPTIONS: dict[str, Option] = {
         (["word-a"], ["word-b"], []),
     ),
 }
-ALONE = {"unattended", "max_turns", "max_budget_usd", "max_session_usd", "fallback_model"}
-"""Each has a test of its own, since what it changes is how a run ends."""
+ALONE = {"unattended", "max_turns", "max_budget_usd", "max_session_usd", "fallback_model", "resources"}
+"""Each has a test of its own, since what it changes is how a run ends, or what there is in the workspace."""
 FIXED = {"cwd", "repository"}
 TAKEN_AWAY = dict.fromkeys(OPTIONS)
 

@@ -66,7 +66,7 @@ class Furnisher:
         for name, secret_name in ((NAME, SECRET_NAME), (f"only-{uuid4().hex[:8]}", f"ONLY_{uuid4().hex[:8].upper()}")):
             await self._names(name, secret_name)
         tenant.names = {"agent": name, "name": name, "command": f"{name}-command", "secret": secret_name}
-        await asyncio.gather(self._webhook(), self._session(), self._request(), self._dialects())
+        await asyncio.gather(self._webhook(), self._file(), self._session(), self._request(), self._dialects())
 
     async def _names(self, name: str, secret_name: str) -> None:
         marker = self._tenant.marker
@@ -83,6 +83,12 @@ class Furnisher:
         body = {"url": self._receiver.url(f"/{self._tenant.marker}"), "description": self._tenant.marker}
         self._tenant.ids["webhook_id"] = made = (await self("POST", "/api/v1/webhooks", body))["webhook_id"]
         self._tenant.ids["delivery_id"] = (await self("POST", f"/api/v1/webhooks/{made}/test"))["delivery_id"]
+
+    async def _file(self) -> None:
+        client, tenant = self._fleet[0].client, self._tenant
+        content, params = tenant.marker.encode(), {"name": tenant.marker}
+        made = await client.post("/api/v1/files", content=content, params=params, headers=tenant.keys["full"])
+        tenant.ids["file_id"] = made.json()["file_id"]
 
     async def _session(self) -> None:
         ids, marker = self._tenant.ids, self._tenant.marker

@@ -37,6 +37,7 @@ IN_PATHS = {
     "webhook_id": "webhook_id",
     "delivery_id": "delivery_id",
     "key_id": "key_id",
+    "file_id": "file_id",
     "path": "marker",
     "tenant": "tenant",
 }
@@ -57,8 +58,8 @@ IN_QUERIES = {
     "tenant": "tenant",
 }
 PLAIN_QUERIES = """
-    action after created_after format from group_by limit max_age_hours model path recursive since status to until
-    version wait
+    action after created_after expires_in_seconds format from group_by limit max_age_hours model name path recursive
+    since status to until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -80,12 +81,13 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "hooks": ("secret", {"PreToolUse": [{"url": "http://127.0.0.1/x", "secret": "${{{}}}"}]}),
     "mcp_servers": ("secret", {"s": {"type": "http", "url": "http://127.0.0.1/x", "headers": {"A": "${{{}}}"}}}),
     "agents": ("name", {"helper": {"description": "x", "prompt": "x", "skills": ["tenant:{}"]}}),
+    "resources": ("file_id", [{"file_id": "{}"}]),
     "headers": ("secret", {"A": "${{{}}}"}),
 }
 PLAIN_FIELDS = """
     add_dirs allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs content
     context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
-    events events_days expand_prompt expires_at fallback_model files fork_session forward_subagent_text
+    events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
     idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions
     max_budget_usd max_session_usd max_turns message metadata mode model models name networks on_busy on_disconnect
     on_owner_lost output_format overlap_seconds overwrite permission_mode profile profiles prompt prompts_per_minute

@@ -239,6 +239,7 @@ def test_every_option_is_either_checked_against_the_profile_or_known_to_be_harml
         "enable_file_checkpointing",
         "cwd",
         "repository",  # the operator's REPOSITORY_HOSTS are the limit
+        "resources",  # a client may put any file there itself; repositories as above
         "unattended",
         "task_budget",
         "betas",

@@ -20,6 +20,8 @@ from apps.api.core.files.objects import Found, Objects, StoreFailed
 from apps.api.core.files.snapshots import Known
 from apps.api.core.sessions import deletion, stored
 from apps.api.core.tasks import Loop
+from apps.api.core.tenant import uploads
+from apps.api.core.tenant.uploads import Given
 from apps.api.threads import Threads
 from tests.core.files.travel import LIMITS, objects_in
 from tests.world import World
@@ -149,6 +151,35 @@ async def test_what_other_sessions_have_stays(world: World, owner: Make, threads
     await kept.objects.get(theirs)
     assert (world.settings.workspaces_root / ".store" / theirs).exists()
     assert there(world, "sessions") == {kept.known.name.rpartition("/")[2]}
+
+
+async def test_what_a_tenant_has_uploaded_stays_until_it_is_deleted_or_its_time_is_over(
+    world: World, threads: Threads
+) -> None:
+    objects, core = Objects.of(world.settings), world.core()
+
+    async def upload(content: bytes, seconds: int | None = None) -> UUID:
+        async def whole() -> AsyncIterator[bytes]:
+            yield content
+
+        stored_ = await snapshots.send_content(objects, threads, world.tenant_id, whole(), len(content))
+        made = await uploads.add(core, world.tenant_id, None, Given("x", "text/plain", seconds), stored_, None)
+        return made.id
+
+    kept, short = await upload(b"kept" * 1000), await upload(b"short" * 1000, seconds=1)
+    age(world)
+    await collect(world, threads, objects)
+    assert len(there(world, "packs")) == 2
+    await world.db.pool.execute("UPDATE files SET expires_at = now() - interval '1 second' WHERE id = $1", short)
+    await uploads.forget_old(world.db)
+    age(world)
+    assert (await collect(world, threads, objects)).packs == 1
+    file = await uploads.find(world.db.pool, world.tenant_id, kept)
+    assert [piece async for piece in uploads.read(core, world.tenant_id, file, 0, 9)] == [b"keptkeptk"]
+    await uploads.delete(world.db, world.tenant_id, kept)
+    age(world)
+    assert (await collect(world, threads, objects)).packs == 1
+    assert there(world, "packs") == set()
 
 
 @pytest.mark.parametrize("of_whom", ["a session's", "nobody's"])

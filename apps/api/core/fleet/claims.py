@@ -130,8 +130,7 @@ UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> AL
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
   coalesce(r.config, owned.config) AS config,
-  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id,
-  owned.profile,
+  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM skills WHERE tenant_id = owned.tenant_id) AS skills,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM mcp_servers WHERE tenant_id = owned.tenant_id) AS servers,
   (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
@@ -208,16 +207,14 @@ async def claim(
             return None  # a background turn of that session began meanwhile; the next look sees it
         except asyncpg.PostgresError as error:
             if error.sqlstate != QUOTA:
-                raise
-            # Another claim has reached the limit of the tenant or the key, after this one had counted.
+                raise  # else another claim has reached a limit, after this one had counted
     if row is None:
         return None
     fields = dict(row)
     skills, servers, secrets = (fields.pop(name) for name in ("skills", "servers", "secrets"))
     try:
-        fields["prompt"] = decode(row["prompt"])
-        fields["config"] = AgentConfig.stored(row["config"])
-        fields["resources"] = tuple(Resource.stored(each) for each in row["resources"] or ())
+        fields |= {"prompt": decode(row["prompt"]), "config": AgentConfig.stored(row["config"])}
+        fields["resources"] = tuple(map(Resource.stored, row["resources"] or ()))
         parked = fields["parked"] = Parked.stored(row["parked"]) if row["parked"] else None
     except ValueError as error:
         raise Unreadable(row["session_id"], row["generation"]) from error

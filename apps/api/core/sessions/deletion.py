@@ -125,7 +125,8 @@ WITH held AS (
   SELECT id, coalesce(octet_length(prompt), 0) + coalesce(octet_length(result), 0) AS size FROM runs
   WHERE session_id = $1 AND (prompt IS NOT NULL OR result IS NOT NULL OR config IS NOT NULL)
 ), emptied AS (
-  UPDATE runs SET prompt = NULL, result = NULL, config = NULL, parked = NULL WHERE id IN (SELECT id FROM held)
+  UPDATE runs SET prompt = NULL, result = NULL, config = NULL, parked = NULL, resources = NULL
+  WHERE id IN (SELECT id FROM held)
 )
 SELECT count(*), coalesce(sum(size), 0)::bigint FROM held
 """

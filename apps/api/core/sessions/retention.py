@@ -193,7 +193,7 @@ async def _expire_events(core: Core, turn: _Pass, session_id: UUID) -> None:
 
 
 _EMPTY_RUNS = """
-UPDATE runs SET prompt = NULL, result = NULL
+UPDATE runs SET prompt = NULL, result = NULL, resources = NULL
 WHERE session_id = $1 AND finished_at < $2 AND (prompt IS NOT NULL OR result IS NOT NULL)
 """
 

@@ -88,14 +88,14 @@ ORDER BY created_at DESC, id DESC LIMIT $4
 """  # noqa: S608 - ours
 
 
-async def room(on: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, key_id: UUID) -> int | None:
+async def room(on: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, key_id: UUID | None) -> int | None:
     """Bytes that may be added by the limits of a tenant and a key (`file_bytes`); None: any."""
     left: int | None = await on.fetchval(_ROOM, tenant_id, key_id)
     return left
 
 
 async def add(
-    core: Core, tenant_id: UUID, key_id: UUID, given: Given, content: Content, idempotency: Idempotency | None
+    core: Core, tenant_id: UUID, key_id: UUID | None, given: Given, content: Content, idempotency: Idempotency | None
 ) -> Upload:
     """Keep a file whose content is in the store.
 

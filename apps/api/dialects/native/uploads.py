@@ -51,7 +51,7 @@ _EXAMPLE: dict[str, Any] = {
     "size": 8,
     "sha256": "ec19ee37bb2d6e0a6e3f1a2c7c0b3b6f3c9d1b8b9a5d5a0f0d6d0e7f3a1c2b4d",
     "created_at": "2026-01-31T12:00:00.000000Z",
-    "expires_at": None,
+    "expires_at": "2026-02-28T12:00:00.000000Z",
 }
 _FORM_FIELDS = {
     "type": "object",
@@ -63,7 +63,7 @@ _BODY = {
         "required": True,
         "content": {
             "application/octet-stream": {"schema": FILE, "example": "a,b\n1,2\n"},
-            FORM: {"schema": _FORM_FIELDS},
+            FORM: {"schema": _FORM_FIELDS, "example": {"file": "a,b\n1,2\n"}},
         },
     }
 }
