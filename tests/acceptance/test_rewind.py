@@ -81,6 +81,39 @@ async def test_a_dry_run_on_another_instance_shows_the_way_back_and_changes_noth
     assert shown["diff_omitted"] is False
 
 
+async def test_what_has_changed_since_a_checkpoint_is_told_by_every_instance_while_it_is_live_and_later(
+    fleet: Fleet, versions: tuple[str, list[str]]
+) -> None:
+    session_id, prompts = versions
+    forked = (await fleet[1].post(f"/sessions/{session_id}/fork", {})).json()["session_id"]  # which nobody owns
+
+    async def diff(instance: Instance, whose: str, **query: str) -> dict[str, Any]:
+        answer = await instance.get(f"/sessions/{whose}/diff", params={"since": "checkpoint", **query})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        assert (found.pop("since"), found.pop("diff_omitted")) == ("checkpoint", False)
+        return found
+
+    for instance in fleet.instances:
+        for whose in (session_id, forked):
+            newest = await diff(instance, whose)
+            assert newest["files_changed"] == ["a.txt"]
+            assert "-two\n\\ No newline at end of file\n+three\n" in newest["diff"]
+            assert newest == await diff(instance, whose, checkpoint_id=prompts[2])
+            first = await diff(instance, whose, checkpoint_id=prompts[0])
+            assert first["files_changed"] == ["a.txt", "b.txt"]
+            assert "--- /dev/null\n+++ b/b.txt\n@@ -0,0 +1 @@\n+new\n" in first["diff"]
+    for query, status, code in (
+        ({"since": "checkpoint", "checkpoint_id": str(uuid4())}, 404, "checkpoint_not_found"),
+        ({"checkpoint_id": prompts[0]}, 422, "validation_error"),
+    ):
+        answer = await fleet[0].get(f"/sessions/{session_id}/diff", params=query)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    never = await fleet[0].session()
+    answer = await fleet[1].get(f"/sessions/{never}/diff", params={"since": "checkpoint"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
+
+
 async def test_files_are_as_they_were_before_the_message_and_the_conversation_goes_on_until_it_is_reset(
     fleet: Fleet, versions: tuple[str, list[str]]
 ) -> None:
@@ -162,6 +195,8 @@ async def test_a_working_directory_is_part_of_the_paths_and_copies_of_files_are_
     shown = await rewind(fleet[1], session_id, prompts[2], dry_run=True)
     assert (shown["files_changed"], shown["diff_omitted"]) == (["sub/a.txt", "sub/b.txt"], False)
     assert "\n-three\n\\ No newline at end of file\n+two\n\\ No newline at end of file\n" in shown["diff"]
+    told = (await fleet[2].get(f"/sessions/{session_id}/diff", params={"since": "checkpoint"})).json()
+    assert (told["files_changed"], told["diff_omitted"]) == (["sub/a.txt", "sub/b.txt"], False)
     await rewind(fleet[2], session_id, prompts[2])
     assert files_of(fleet, session_id) == {"sub/a.txt": "two", "sub/b.txt": "two"}
     copies = fleet.has_files_of(session_id).disk / ".checkpoints" / session_id

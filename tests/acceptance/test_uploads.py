@@ -88,8 +88,8 @@ async def test_a_form_brings_one_file(fleet: Fleet) -> None:
     assert (made.json()["name"], made.json()["media_type"], made.json()["size"]) == ("a b.txt", "text/plain", 10)
     got = await fleet[1].client.get(f"{FILES}/{made.json()['file_id']}/content")
     assert got.content == b"hello\r\n--x"
-    named = await fleet[0].client.post(FILES, files={"file": ("x", b"1")}, params={"name": "named.txt"})
-    assert named.json()["name"] == "named.txt"
+    named = await fleet[0].client.post(FILES, files={"file": ("x", b"1")}, params={"name": "named.csv"})
+    assert (named.json()["name"], named.json()["media_type"]) == ("named.csv", "text/csv")
     empty = await upload(fleet[0], b"", "empty")
     assert (await fleet[1].client.get(f"{FILES}/{empty['file_id']}/content")).content == b""
 

@@ -51,13 +51,20 @@ def part_of(item: Item, wanted: str | None, unless_changed: str | None) -> tuple
     return start, end - start
 
 
+UNKNOWN = "application/octet-stream"
+
+
+def media_type_of(name: str) -> str:
+    """What a file is, as far as its name tells."""
+    of_content, packed = mimetypes.guess_type(name)
+    return {None: of_content, "gzip": "application/gzip"}.get(packed) or UNKNOWN
+
+
 def attached(name: str) -> dict[str, str]:
     """Headers of what is downloaded, never shown: it comes from the API's origin, and an agent may have made it."""
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
-    of_content, packed = mimetypes.guess_type(name)
-    kind = {None: of_content, "gzip": "application/gzip"}.get(packed)
     return {
-        "Content-Type": kind or "application/octet-stream",
+        "Content-Type": media_type_of(name),
         "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name)}",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",

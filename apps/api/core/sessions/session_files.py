@@ -13,14 +13,11 @@ from uuid import UUID
 
 from apps.api.core.context import Core
 from apps.api.core.files import manifest, restoring
-from apps.api.core.files import paths as names
 from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
-from apps.api.core.files.patches import Change
 from apps.api.core.files.snapshots import Limits
-from apps.api.core.files.stored_tree import TRIES, StoredTree, StoredView
-from apps.api.core.files.views import Item, Tree
-from apps.api.core.sessions import stored
+from apps.api.core.files.stored_tree import TRIES, StoredTree
+from apps.api.core.files.views import Tree
 from apps.api.errors import Conflict, NotFound
 from apps.api.settings import Settings
 
@@ -110,55 +107,3 @@ def stored_tree(core: Core, tenant_id: UUID, session_id: UUID) -> StoredTree:
     return StoredTree(
         objects, threads, tenant_id, limits(core.settings), objects.turn(session_id), files.load, files.commit
     )
-
-
-MAX_CHANGED, MAX_DIFFED, MAX_DIFFED_BYTES = 1_000, 100, 500_000
-"""Files that are named as changed; whose contents are compared; and bytes of one of them."""
-
-
-@dataclass(slots=True)
-class Changed:
-    """What has changed in a workspace.
-
-    Attributes:
-        paths: of files, the first MAX_CHANGED.
-        contents: what the first of them were and are.
-        omitted: whether the contents of some are left out.
-    """
-
-    paths: list[str]
-    contents: list[Change]
-    omitted: bool
-
-
-async def changed(core: Core, tenant_id: UUID, session_id: UUID, now: Tree) -> Changed:
-    """What has changed since the last run began that changed files. Raises what reading the two raises."""
-    before = await _before(core, tenant_id, session_id)
-    ours, theirs = await _files(now), await _files(before)
-    paths = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
-    omitted, contents = len(paths) > MAX_DIFFED, list[Change]()
-    for path in paths[:MAX_DIFFED]:
-        was, item = theirs.get(path), ours.get(path)
-        if any(one is not None and one.size > MAX_DIFFED_BYTES for one in (was, item)):
-            omitted = True
-            continue
-        contents.append(Change(names.shown(path), await _content(before, was), await _content(now, item)))
-    return Changed([names.shown(path) for path in paths[:MAX_CHANGED]], contents, omitted)
-
-
-async def _before(core: Core, tenant_id: UUID, session_id: UUID) -> StoredView:
-    found = await stored.find(core.db.pool, session_id)
-    entries = await restoring.read(core.objects, core.blocking.stores, found.before) if found.before else {}
-
-    async def load() -> Entries:
-        return entries
-
-    return StoredView(core.objects, core.blocking.stores, tenant_id, load)
-
-
-async def _files(tree: StoredView | Tree) -> dict[str, Item]:
-    return {item.path: item for item in await tree.items("", recursive=True) if item.kind == "file"}
-
-
-async def _content(tree: StoredView | Tree, item: Item | None) -> bytes | None:
-    return None if item is None else b"".join([piece async for piece in tree.read(item, 0, item.size)])

@@ -135,6 +135,12 @@ class Entry:
     text: str
 
 
+async def file_history(db: Database, session_id: UUID, sdk_session_id: UUID) -> list[Any]:
+    """What a conversation says of copies of files, in order. See `checkpoints`."""
+    rows = await db.pool.fetch(_FILE_HISTORY, session_id, str(sdk_session_id))
+    return [decode(row["entry"]) for row in rows]
+
+
 class Transcripts:
     """Transcripts of one session, written as the owner of `generation`.
 
@@ -228,8 +234,7 @@ class Transcripts:
 
     async def file_history(self, sdk_session_id: UUID) -> list[Any]:
         """What the conversation says of copies of files, in order. See `checkpoints`."""
-        rows = await self._db.pool.fetch(_FILE_HISTORY, self._session_id, str(sdk_session_id))
-        return [decode(row["entry"]) for row in rows]
+        return await file_history(self._db, self._session_id, sdk_session_id)
 
     async def pages(self, sdk_session_id: UUID) -> AsyncGenerator[list[Entry]]:
         """All entries of a conversation in order, its subagents' among them, whatever directory it was held in."""

@@ -19,7 +19,7 @@ from apps.api.core.config.names import Text
 from apps.api.core.files import archives, paths, trees, views
 from apps.api.core.files.patches import joined
 from apps.api.core.files.views import Condition, Item, Tree
-from apps.api.core.sessions import ports, session_files, workspaces
+from apps.api.core.sessions import diffs, ports, session_files, workspaces
 from apps.api.core.tenant import disk
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import NotFound, ValidationError
@@ -179,10 +179,14 @@ MAX_DIFF_CHARS = 1_000_000
 
 
 async def _diff(tree: Tree, asked: Asked) -> Response:
-    core = core_of(asked.request)
-    found = await session_files.changed(core, asked.tenant_id, asked.session_id, tree)
+    core, whose, query = core_of(asked.request), (asked.tenant_id, asked.session_id), asked.request.query_params
+    if (since := query.get("since", "run")) == "run":
+        found = await diffs.since_run(core, *whose, tree)
+    else:
+        named = query.get("checkpoint_id")
+        found = await diffs.since_checkpoint(core, *whose, tree, UUID(named) if named else None)
     text, cut = await core.blocking.stores.run(joined, found.contents, MAX_DIFF_CHARS)
-    return Json({"since": "run", "files_changed": found.paths, "diff": text, "diff_omitted": found.omitted or cut})
+    return Json({"since": since, "files_changed": found.paths, "diff": text, "diff_omitted": found.omitted or cut})
 
 
 WORK = {

@@ -25,7 +25,7 @@ from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer
 from apps.api.web.doors import FileRoute, Router
-from apps.api.web.download import of_file
+from apps.api.web.download import UNKNOWN, media_type_of, of_file
 from apps.api.web.incoming import FORM, Form, announced, within
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.whereabouts import telling
@@ -76,7 +76,7 @@ class FileObject(BaseModel):
 
     file_id: UUID
     name: str = Field(description="What it is called in a workspace, where a resource names no path.")
-    media_type: str = Field(description="As it was uploaded.")
+    media_type: str = Field(description="As it was uploaded, or as its name tells.")
     size: int = Field(description="Bytes.")
     sha256: str = Field(description="Of its content, in hexadecimal.")
     created_at: datetime
@@ -115,7 +115,8 @@ async def upload_file(
         with telling():
             stored = await _stored(core, caller.tenant_id, body)
         called, kind = (form.filename, form.media_type) if form else ("", content_type or "")
-        given = Given(_check_name(name or called, "name" if name else "file"), _media_type(kind), expires_in_seconds)
+        name = _check_name(name or called, "name" if name else "file")
+        given = Given(name, _media_type(kind, name), expires_in_seconds)
         once = Idempotency.given(idempotency_key, "/files", given.name, stored.digest, expires_in_seconds)
         upload = await uploads.add(core, caller.tenant_id, caller.key_id, given, stored, once)
     return Json(upload.public(), status_code=201)
@@ -134,9 +135,9 @@ def _check_name(name: str | None, field: str) -> str:
     return name
 
 
-def _media_type(given: str) -> str:
+def _media_type(given: str, name: str) -> str:
     kind = given.partition(";")[0].strip().lower()
-    return kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"
+    return kind if kind != UNKNOWN and _MEDIA_TYPE.fullmatch(kind) else media_type_of(name)
 
 
 @router.get("/files", responses=errors(), response_model=Page[FileObject])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from fastapi import Query, Request, Response
 from pydantic import BaseModel, Field
@@ -11,6 +12,7 @@ from apps.api.core.files import paths
 from apps.api.dialects.native.common import PREFIX, SessionId, errors
 from apps.api.dialects.native.file_work import serve
 from apps.api.dialects.native.files import FILE, Below
+from apps.api.errors import ValidationError
 from apps.api.web.callers import Reader, Writer
 from apps.api.web.doors import FileRoute, Router
 
@@ -65,10 +67,13 @@ async def put_archive(request: Request, caller: Writer, session_id: SessionId) -
     return await serve(request, caller, session_id, "unpack", "", "write")
 
 
+Since = Literal["run", "checkpoint"]
+
+
 class Difference(BaseModel):
     """What has changed in a workspace."""
 
-    since: Literal["run"]
+    since: Since
     files_changed: list[str] = Field(description="Paths, the first 1,000.", examples=[["app.py"]])
     diff: str = Field(
         description="A patch for `git apply`, from then to now.",
@@ -83,11 +88,16 @@ async def get_diff(
     caller: Reader,
     session_id: SessionId,
     since: Annotated[
-        Literal["run"], Query(description="Since when: the beginning of the last run that changed files.")
+        Since,
+        Query(description="Since when: the beginning of the last run that changed files, or a checkpoint."),
     ] = "run",
+    checkpoint_id: Annotated[UUID | None, Query(description="With `checkpoint`: which; else the newest.")] = None,
 ) -> Response:
-    """What has changed in a session's workspace since the last run that changed files began, by agents and clients.
+    """What has changed in a session's workspace since the last run that changed files began, by agents and clients; or
+    since a checkpoint, of the files that the agent's own tools (Write, Edit, NotebookEdit) have changed.
 
-    Since a prompt: a dry run of `POST /sessions/{id}/rewind` has the way back.
+    409 `checkpointing_off` and 404 `checkpoint_not_found` as for `POST /sessions/{id}/rewind`, which leads back there.
     """
+    if checkpoint_id is not None and since != "checkpoint":
+        raise ValidationError.of("checkpoint_id", "goes with since=checkpoint")
     return await serve(request, caller, session_id, "diff", "", "read")

@@ -1,14 +1,9 @@
-"""Rewinding an agent's files: by the CLI's own checkpoints, with a diff of what that would change.
-
-The CLI keeps copies of files under `file-history/<its session id>`, and says in the transcript which copy stands for
-which file at which message: `file-history-snapshot` when a user's message comes in, `file-history-delta` when a file is
-changed for the first time. Seen with the bundled CLI 2.1.332.
-"""
+"""Rewinding an agent's files: by the CLI's own checkpoints, with a diff of what that would change. What the CLI keeps:
+see `core.sessions.checkpoints`."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +13,8 @@ import structlog
 
 from apps.api.core.files import trees
 from apps.api.core.files.patches import Change, joined
+from apps.api.core.sessions import checkpoints
+from apps.api.core.sessions.diffs import COPY
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.core.sessions.workspaces import Workspace
 from apps.api.runner.agent.process import Agent
@@ -29,8 +26,6 @@ MAX_FILES = 1_000
 
 MAX_DIFFED_FILES, MAX_DIFFED_BYTES, MAX_DIFF_CHARS = 50, 65_536, 100_000
 """Bounds of a diff: files, bytes of one file, characters in all. What is beyond is left out."""
-
-_COPY = re.compile(r"[0-9a-f]{16}@v[0-9]{1,9}")
 
 
 class CannotRewind(Exception):
@@ -110,25 +105,10 @@ async def diff(
         entries: the `file-history-…` entries of the transcript.
         changed: files, as `look` named them.
     """
-    copies = {_inside(workspace, str(workspace.cwd / p)): c for p, c in _copies(entries, str(message_id)).items()}
+    standing = checkpoints.standing_for(entries, str(message_id))
+    copies = {_inside(workspace, str(workspace.cwd / path)): copy for path, copy in standing.items()}
     directory = workspace.history / str(sdk_session_id)
     return await asyncio.to_thread(_diff, workspace.root, directory, copies, changed)
-
-
-def _copies(entries: Iterable[Mapping[str, Any]], message_id: str) -> dict[str, str | None]:
-    """Path → name of the copy that stands for the file at that message; None where there was no file."""
-    snapshots: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        if entry["type"] == "file-history-snapshot":
-            snapshots[entry["snapshot"]["messageId"]] = dict(entry["snapshot"]["trackedFileBackups"])
-        elif entry["snapshotMessageId"] in snapshots:
-            snapshots[entry["snapshotMessageId"]][entry["trackingPath"]] = entry["backup"]
-    first: dict[str, Any] = {}
-    for snapshot in snapshots.values():
-        for path, copy in snapshot.items():
-            if copy.get("version") == 1:
-                first.setdefault(path, copy)
-    return {path: copy["backupFileName"] for path, copy in {**first, **snapshots.get(message_id, {})}.items()}
 
 
 def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed: list[str]) -> tuple[str, bool]:
@@ -137,7 +117,7 @@ def _diff(root: Path, directory: Path, copies: Mapping[str, str | None], changed
         copy = copies.get(path, "")
         is_there, was_there = _exists(root, path), copy is not None
         now = _content(root, path) if is_there else None
-        then = _content(directory, copy) if copy is not None and _COPY.fullmatch(copy) else None
+        then = _content(directory, copy) if copy is not None and COPY.fullmatch(copy) else None
         if (is_there and now is None) or (was_there and then is None):
             omitted = True
         else:
