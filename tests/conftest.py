@@ -77,8 +77,13 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-LONGEST_FIRST = ("tests/test_examples.py", "tests/dev/", "tests/acceptance/", "tests/dialects/", "tests/web/")
-"""Files of tests that take long begin before the others, so that no worker is left alone with one in the end."""
+STORMS = ("tests/acceptance/storms/test_servers_and_agents.py", "tests/acceptance/storms/test_clients_and_stores.py")
+LONGEST_FIRST = (
+    *("tests/test_examples.py", STORMS[0], "tests/dev/", "tests/acceptance/test_"),
+    *("tests/dialects/", STORMS[1], "tests/web/"),
+)
+"""Files of tests that take long begin before the others, so that no worker is left alone with one in the end; and the
+storms apart, each of which takes a machine for itself."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
