@@ -309,8 +309,13 @@ async def test_what_is_no_resource_is_refused(fleet: Fleet, resources: list[Any]
     assert any(problem["field"].startswith("resources") for problem in listed.json()["problems"]), listed.text
 
 
-async def test_a_fork_without_a_prompt_brings_nothing(fleet: Fleet) -> None:
-    session_id = await fleet[0].session()
+async def test_a_fork_brings_resources_with_its_prompt_and_only_then(fleet: Fleet) -> None:
+    session_id = await fleet[0].session(**BYPASS)
+    made = await upload(fleet[0], b"for the fork", "fork.txt")
+    asked = {"prompt": "run cat fork.txt", "session_id": session_id, "fork_session": True}
+    answer = await fleet[1].post("/query/single", {**asked, "resources": [{"file_id": made["file_id"]}]})
+    assert "for the fork" in answer.json()["result"], answer.text
+    assert await names(fleet[1], session_id) == []
     body = {"resources": [{"url": "https://example.com/a"}]}
     refused: httpx.Response = await fleet[0].post(f"/sessions/{session_id}/fork", body)
     assert await code(refused) == (422, "validation_error")

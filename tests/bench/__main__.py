@@ -132,7 +132,10 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
         ),
         "workspace": (
             "Workspaces that travel",
-            [lambda: workspace.travels(report, files=size.files)],
+            [
+                lambda: workspace.travels(report, files=size.files),
+                lambda: workspace.untouched(stage, report, files=size.files, rounds=size.warm_rounds // 2),
+            ],
         ),
         "fleet": (
             "Three instances; idle sessions",

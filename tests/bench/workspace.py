@@ -4,9 +4,11 @@ directory, and in a bucket of an S3 stand-in (moto) over HTTP."""
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -23,7 +25,9 @@ from apps.api.core.files.objects import Objects
 from apps.api.core.files.snapshots import Known, Limits
 from apps.api.settings import Settings
 from apps.api.threads import Threads
-from tests.bench.report import Report
+from tests.bench import turns
+from tests.bench.report import Report, percentile
+from tests.bench.stage import Stage
 from tests.free_ports import free_port
 
 LIMITS = Limits(1 << 31, 200_000)
@@ -119,6 +123,38 @@ async def _measured(objects: Objects, where: str, directory: Path, report: Repor
     report.at_most(f"{size}: stored and brought", (stored + brought) / 1000, 15 * files / 20_000, "s")
     report.at_most(f"{size}: unchanged, stored and brought", unchanged + again, 300 * files / 20_000, "ms")
     report.at_most(f"{size}: ten changed ones stored", ten, 200 * files / 20_000, "ms")
+
+
+def _packed(root: Path) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz", compresslevel=1) as tar:
+        tar.add(root, "large")
+    return made.getvalue()
+
+
+async def untouched(stage: Stage, report: Report, *, files: int, rounds: int) -> None:
+    """Warm turns without a tool, by turns in a session without files and in one with so many."""
+    with tempfile.TemporaryDirectory() as made:
+        await asyncio.to_thread(grow, Path(made), files)
+        archive = await asyncio.to_thread(_packed, Path(made))
+    client, taken = stage.front.client, dict[str, list[float]]()
+    sessions = {what: await stage.front.session() for what in ("without files", f"with {files:,} files")}
+    large = sessions[f"with {files:,} files"]
+    answer = await client.put(f"/api/v1/sessions/{large}/archive", content=archive, timeout=300)
+    assert answer.status_code == 200, answer.text
+    connections = {what: await stage.connect(stage.front) for what in sessions}
+    for number in range(turns.WARM_UP + rounds):
+        for what, session_id in sessions.items():
+            turn = await turns.ask(connections[what], f"/api/v1/sessions/{session_id}/resume")
+            if number >= turns.WARM_UP:
+                taken.setdefault(what, []).append(turn.result * 1000)
+    report.head("whole warm turn without a tool, ms")
+    for what, values in taken.items():
+        report.row(f"in a workspace {what}", values)
+        connections[what].close()
+        await client.delete(f"/api/v1/sessions/{sessions[what]}", timeout=60)
+    without, with_files = (percentile(values, 0.5) for values in taken.values())
+    report.at_most(f"warm turn that touches none of {files:,} files", with_files / without, 1.1, "× one without (p50)")
 
 
 async def travels(report: Report, *, files: int) -> None:

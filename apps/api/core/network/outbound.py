@@ -230,20 +230,31 @@ class Outbound:
         Raises:
             Refused: an address is not allowed.
             Failed: no connection, another answer than 200, none in time, or one that is too large.
+            OSError: as `write`.
         """
-        until = asyncio.get_running_loop().time() + timeout
+        until, unwritten = asyncio.get_running_loop().time() + timeout, list[OSError]()
+
+        async def keep(some: bytes) -> None:
+            try:
+                await write(some)
+            except OSError as error:
+                unwritten.append(error)
+                raise
+
         try:
             async with self.calls.one("download", tenant_id, timeout), asyncio.timeout_at(until):
                 for _ in range(MAX_REDIRECTS + 1):
                     async with self._asking("GET", url, {}, b"", tenant_id) as response:
                         if response.status not in _REDIRECTS:
-                            await _write(response, most, write)
+                            await _write(response, most, keep)
                             return
                         url = _led(url, response)
                 raise Failed(f"it redirects more than {MAX_REDIRECTS} times")
         except TimeoutError as error:
             raise Failed(f"it has not all come within {timeout:g} s") from error
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
+            if error in unwritten:
+                raise
             raise Failed(_reason(error)) from error
 
     @asynccontextmanager

@@ -25,7 +25,7 @@ UNION ALL SELECT 'workspace_bytes', coalesce(sum(workspace_bytes) FILTER (WHERE 
 FROM sessions WHERE tenant_id = $1 AND workspace_bytes > 0 AND deleted_at IS NULL
 UNION ALL SELECT 'file_bytes', coalesce(sum(size) FILTER (WHERE api_key_id = $2), 0)::bigint,
   coalesce(sum(size), 0)::bigint
-FROM files WHERE tenant_id = $1
+FROM files WHERE tenant_id = $1 AND (expires_at IS NULL OR expires_at > now())
 UNION ALL SELECT 'concurrent_runs', count(*) FILTER (WHERE api_key_id = $2), count(*)
 FROM runs WHERE tenant_id = $1 AND status = 'running' AND origin = 'client'
 UNION ALL SELECT 'live_sessions', count(*) FILTER (WHERE taken_by = $2), count(*)

@@ -67,15 +67,18 @@ class Given:
     seconds: int | None
 
 
-_ROOM = """
+_LASTS = "(expires_at IS NULL OR expires_at > now())"
+_ROOM = f"""
 SELECT least(
-  (t.limits ->> 'file_bytes')::bigint - (SELECT coalesce(sum(f.size), 0) FROM files f WHERE f.tenant_id = t.id),
-  (k.limits ->> 'file_bytes')::bigint - (SELECT coalesce(sum(f.size), 0) FROM files f WHERE f.api_key_id = k.id)
+  (t.limits ->> 'file_bytes')::bigint
+    - (SELECT coalesce(sum(size), 0) FROM files WHERE tenant_id = t.id AND {_LASTS}),
+  (k.limits ->> 'file_bytes')::bigint
+    - (SELECT coalesce(sum(size), 0) FROM files WHERE api_key_id = k.id AND {_LASTS})
 )::bigint FROM tenants t LEFT JOIN api_keys k ON k.id = $2 WHERE t.id = $1
-"""
+"""  # noqa: S608 - ours
 
 _COLUMNS = "id, name, media_type, size, digest, pieces, created_at, expires_at"
-_THERE = "tenant_id = $1 AND (expires_at IS NULL OR expires_at > now())"
+_THERE = f"tenant_id = $1 AND {_LASTS}"
 
 _ADD = f"""
 INSERT INTO files (id, tenant_id, api_key_id, name, media_type, size, digest, pieces, expires_at)

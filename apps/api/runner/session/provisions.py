@@ -56,40 +56,50 @@ class Provisions:
 
         Raises NotProvided, LeaseLost, Unavailable.
         """
-        repository, resources = claim.config.repository, (claim.config.resources or ()) if is_new else ()
-        if repository is None and not resources:
-            return
-        draft = await self._threads.run(workspaces.draft, self._core.settings, self._session_id, claim.generation)
-        if draft is None:
-            return
-        root = draft / "files"
-        try:
-            if repository is not None:
-                with _failing("repository_failed", "The repository was not cloned"):
-                    await self._clone(repository, draft, claim.run_id)
-            else:
-                await self._threads.run(trees.make_directory, root)
-            await self._add(resources, draft, root, claim.run_id)
-            with _failing("resource_failed" if resources else "repository_failed", "Nothing was brought"):
-                await self._threads.run(workspaces.publish, self._core.settings, self._session_id, root)
-                if resources:
-                    await self._storing.store_now()  # they come once only, whatever becomes of this run
-        finally:
-            await self._threads.run(workspaces.put_away, self._core.settings, draft)
+        if claim.config.repository is not None:
+            await self._begin_with(claim.config.repository, claim)
+        if is_new:
+            await self._bring(claim.config.resources or (), claim.run_id)
 
     async def add(self, claim: Claim) -> None:
         """Give the workspace what the prompt brings. Raises NotProvided, LeaseLost, Unavailable."""
-        if not claim.resources or claim.parked:
+        if not claim.parked:  # else it came before that
+            await self._bring(claim.resources, claim.run_id)
+
+    async def _begin_with(self, repository: Repository, claim: Claim) -> None:
+        settings, session_id = self._core.settings, self._session_id
+        draft = await self._threads.run(workspaces.draft, settings, session_id, claim.generation)
+        if draft is None:
+            return
+        try:
+            with _failing("repository_failed", "The repository was not cloned"):
+                await self._clone(repository, draft, claim.run_id)
+                await self._threads.run(workspaces.publish, settings, session_id, draft / "files")
+        finally:
+            await self._threads.run(workspaces.put_away, settings, draft)
+
+    async def _bring(self, resources: Sequence[Resource], run_id: UUID) -> None:
+        """Put resources into the workspace, and store it: they come once only, whatever becomes of the run."""
+        if not resources:
             return
         draft = self._core.settings.workspaces_root / workspaces.UPLOADS / uuid4().hex
-        root = draft / "files"
+        root, paths = draft / "files", list[str]()
         await self._threads.run(trees.make_directory, root)
+        await self._writer.append(Event("status", {"status": "providing", "resources": len(resources)}, run_id))
         try:
-            await self._add(claim.resources, draft, root, claim.run_id)
+            budget = trees.Budget(await self._room())
+            for number, resource in enumerate(resources):
+                with _failing("resource_failed", f"resources.{number} was not brought"):
+                    paths.append(await self._add(resource, draft / str(number), root, budget, run_id))
             with _failing("resource_failed", "The resources do not fit into the workspace"):
                 await (await self._storing.tree()).merge(root)
         finally:
             await self._threads.run(workspaces.put_away, self._core.settings, draft)
+        await self._writer.append(Event("status", {"status": "provided", "paths": paths}, run_id))
+
+    async def _room(self) -> int:
+        room, most = await disk.room(self._core.db, self._session_id), self._core.settings.workspace_max_bytes
+        return most if room is None else max(min(room, most), 0)
 
     async def _clone(self, repository: Repository, draft: Path, run_id: UUID) -> None:
         """Clone into `files` in this directory, and tell that as events."""
@@ -100,30 +110,14 @@ class Provisions:
             commit = await Git(source, draft, CLONE_SECONDS, core.settings.max_repository_bytes).clone()
         await self._writer.append(Event("status", {"status": "cloned", **told, "commit": commit}, run_id))
 
-    async def _add(self, resources: Sequence[Resource], draft: Path, root: Path, run_id: UUID) -> None:
-        """Put resources into a directory. `draft`: the server's own, for what is not whole."""
-        if not resources:
-            return
-        room, limit = await disk.room(self._core.db, self._session_id), self._core.settings.workspace_max_bytes
-        budget = trees.Budget(limit if room is None else max(min(room, limit), 0))
-        paths = list[str]()
-        await self._writer.append(Event("status", {"status": "providing", "resources": len(resources)}, run_id))
-        for number, resource in enumerate(resources):
-            with _failing("resource_failed", f"resources.{number} was not brought"):
-                if resource.repository is not None:
-                    path = await self._add_repository(resource, resource.repository, draft / str(number), root, run_id)
-                    budget.spend(await self._threads.run(trees.size, root / path))
-                else:
-                    path = await self._add_file(resource, draft / str(number), root, budget)
-                paths.append(path)
-        await self._writer.append(Event("status", {"status": "provided", "paths": paths}, run_id))
-
-    async def _add_repository(
-        self, resource: Resource, repository: Repository, draft: Path, root: Path, run_id: UUID
-    ) -> str:
+    async def _add(self, resource: Resource, draft: Path, root: Path, budget: trees.Budget, run_id: UUID) -> str:
+        """Put one into a directory. Returns its path there. `draft`: where it is put together, which is not there."""
+        if resource.repository is None:
+            return await self._add_file(resource, draft, root, budget)
         path = resource.path or resource.own_name or ""
         await self._threads.run(trees.make_directory, draft)
-        await self._clone(repository, draft, run_id)
+        await self._clone(resource.repository, draft, run_id)
+        budget.spend(await self._threads.run(trees.size, draft / "files"))
         await self._threads.run(_put, draft / "files", root, path)
         return path
 
