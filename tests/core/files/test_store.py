@@ -15,6 +15,7 @@ from apps.api.core.files import manifest, restoring, snapshots
 from apps.api.core.files.manifest import Entry
 from apps.api.core.files.objects import Objects, StoreFailed
 from apps.api.core.files.snapshots import Limits, TooLarge
+from apps.api.core.sessions import session_files
 from apps.api.settings import Settings
 from tests.core.files.travel import Store
 
@@ -232,6 +233,22 @@ async def test_a_tree_that_is_too_deep_is_refused_and_replaced(store: Store, sou
     os.close(here)
     with pytest.raises(TooLarge) as refused:
         await store.take({"files": source})
+    assert refused.value.code == "too_many_files"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a").write_text("a")
+    await store.move({"files": tmp_path / "other"}, {"files": source})
+    assert os.listdir(source) == ["a"]
+
+
+@pytest.mark.slow
+async def test_a_hundred_thousand_entries_are_refused_and_replaced(store: Store, source: Path, tmp_path: Path) -> None:
+    settings = Settings(_env_file=None)
+    above = os.open(source, os.O_RDONLY)
+    for number in range(settings.workspace_max_files + 1):
+        os.symlink("elsewhere", f"{number}", dir_fd=above)
+    os.close(above)
+    with pytest.raises(TooLarge) as refused:
+        await store.take({"files": source}, limits=session_files.limits(settings))
     assert refused.value.code == "too_many_files"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a").write_text("a")
