@@ -23,7 +23,7 @@ from apps.api.dialects.native.files import CONTENT, FILE, PARTS
 from apps.api.dialects.native.schemas import Page
 from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
-from apps.api.web.callers import Reader, Writer
+from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import FileRoute, Router
 from apps.api.web.download import UNKNOWN, media_type_of, of_file
 from apps.api.web.incoming import FORM, Form, announced, within
@@ -93,7 +93,7 @@ class FileObject(BaseModel):
 async def upload_file(
     request: Request,
     core: CoreDep,
-    caller: Writer,
+    caller: Configurer,
     name: FileName = None,
     expires_in_seconds: Seconds = None,
     content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
@@ -164,7 +164,7 @@ async def get_upload_content(request: Request, core: CoreDep, caller: Reader, fi
 
 
 @router.delete("/files/{file_id}", status_code=204, responses=errors(404))
-async def delete_upload(core: CoreDep, caller: Writer, file_id: FileId) -> Response:
+async def delete_upload(core: CoreDep, caller: Configurer, file_id: FileId) -> Response:
     """Remove a file. Workspaces that it was put into keep theirs."""
     await uploads.delete(core.db, caller.tenant_id, file_id)
     return Response(status_code=204)
