@@ -18,14 +18,16 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.files import manifest
 from apps.api.core.files.objects import LOCAL, Objects
+from apps.api.core.files.snapshots import Content
 from apps.api.core.fleet import erasure, suspension
 from apps.api.core.sessions import deletion, workspaces
 from apps.api.core.sessions.deletion import BATCH, Gone
 from apps.api.core.tasks import Loop
-from apps.api.core.tenant import model_credentials, presets, skills, vault, webhooks
+from apps.api.core.tenant import model_credentials, presets, skills, uploads, vault, webhooks
 from apps.api.core.tenant.model_calls import Call, Used, record
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
+from apps.api.core.tenant.uploads import Given
 from apps.api.core.tenant.webhooks import Changes
 from apps.api.errors import Conflict, LeaseLost, NotFound, Unauthorized
 from apps.api.models import Base
@@ -68,6 +70,7 @@ async def everywhere(world: World) -> None:
     await model_credentials.put(db, core.settings, await name_of(world), "api_key", "x")
     await skills.put(db, tenant_id, Skill("skill", "s", "d", {BODY: "x"}))
     await webhooks.create(db, core.settings, core.outbound, tenant_id, Changes("http://127.0.0.1:9/"), None)
+    await uploads.add(core, tenant_id, None, Given("f", "text/plain", None), Content(0, "", ()), None)
     await db.pool.execute("INSERT INTO mcp_servers (tenant_id, name, spec) VALUES ($1, 'm', '{}')", tenant_id)
     await db.pool.execute("INSERT INTO idempotency_keys VALUES ($1, 'k', 'f')", tenant_id)
     queued = await world.queue()
