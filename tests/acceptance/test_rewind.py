@@ -105,7 +105,8 @@ async def test_what_has_changed_since_a_checkpoint_is_told_by_every_instance_whi
             assert "--- /dev/null\n+++ b/b.txt\n@@ -0,0 +1 @@\n+new\n" in first["diff"]
     for query, status, code in (
         ({"since": "checkpoint", "checkpoint_id": str(uuid4())}, 404, "checkpoint_not_found"),
-        ({"checkpoint_id": prompts[0]}, 422, "validation_error"),
+        ({"checkpoint_id": str(uuid4())}, 404, "checkpoint_not_found"),
+        ({"since": "run", "checkpoint_id": prompts[0]}, 422, "validation_error"),
     ):
         answer = await fleet[0].get(f"/sessions/{session_id}/diff", params=query)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

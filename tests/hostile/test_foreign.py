@@ -49,6 +49,7 @@ PROFILES = "/api/v1/profiles/{name}"
 IN_QUERIES = {
     "actor": "key_id",
     "agent": "agent",
+    "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
     "key_id": "key_id",
     "run_id": "run_id",

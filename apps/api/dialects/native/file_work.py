@@ -180,10 +180,11 @@ MAX_DIFF_CHARS = 1_000_000
 
 async def _diff(tree: Tree, asked: Asked) -> Response:
     core, whose, query = core_of(asked.request), (asked.tenant_id, asked.session_id), asked.request.query_params
-    if (since := query.get("since", "run")) == "run":
+    named = query.get("checkpoint_id")
+    since = query.get("since") or ("checkpoint" if named else "run")
+    if since == "run":
         found = await diffs.since_run(core, *whose, tree)
     else:
-        named = query.get("checkpoint_id")
         found = await diffs.since_checkpoint(core, *whose, tree, UUID(named) if named else None)
     text, cut = await core.blocking.stores.run(joined, found.contents, MAX_DIFF_CHARS)
     return Json({"since": since, "files_changed": found.paths, "diff": text, "diff_omitted": found.omitted or cut})

@@ -88,16 +88,16 @@ async def get_diff(
     caller: Reader,
     session_id: SessionId,
     since: Annotated[
-        Since,
-        Query(description="Since when: the beginning of the last run that changed files, or a checkpoint."),
-    ] = "run",
-    checkpoint_id: Annotated[UUID | None, Query(description="With `checkpoint`: which; else the newest.")] = None,
+        Since | None,
+        Query(description="The beginning of the last run that changed files, or a checkpoint; `run` if left out."),
+    ] = None,
+    checkpoint_id: Annotated[UUID | None, Query(description="Since this checkpoint; else the newest.")] = None,
 ) -> Response:
     """What has changed in a session's workspace since the last run that changed files began, by agents and clients; or
     since a checkpoint, of the files that the agent's own tools (Write, Edit, NotebookEdit) have changed.
 
     409 `checkpointing_off` and 404 `checkpoint_not_found` as for `POST /sessions/{id}/rewind`, which leads back there.
     """
-    if checkpoint_id is not None and since != "checkpoint":
+    if checkpoint_id is not None and since == "run":
         raise ValidationError.of("checkpoint_id", "goes with since=checkpoint")
     return await serve(request, caller, session_id, "diff", "", "read")
