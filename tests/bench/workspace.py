@@ -79,6 +79,7 @@ class Moves:
     def __init__(self, objects: Objects, root: Path, target: Path) -> None:
         self._objects, self._places, self._target = objects, {"files": root}, {"files": target}
         self._threads, self._tenant = Threads("bench", 4), uuid4()
+        self._settings = Settings(_env_file=None, workspaces_dir=target.parent)
 
     async def store(self, known: Known | None = None) -> Known | None:
         """As at the end of a run, but for the database."""
@@ -94,15 +95,14 @@ class Moves:
         entries = await restoring.read(self._objects, self._threads, name)
         planned = await self._threads.run(restoring.plan, self._target, entries, known)
         work = restoring.restore(self._objects, self._threads, self._tenant, self._target, entries, planned)
-        return Known(name, entries, (known.signs if known else {}) | await work)
+        there = Known(name, entries, (known.signs if known else {}) | await work)
+        await self._threads.run(record.write, self._settings, self._tenant, there, manifest.dumps(entries))
+        return there
 
     async def look(self, stored: Known, there: Known) -> None:
         """As where a session comes back to a host that has what is stored."""
-        settings, session_id = Settings(_env_file=None, workspaces_dir=self._target["files"].parent), self._tenant
-        await self._threads.run(record.write, settings, session_id, there, manifest.dumps(there.entries))
-        found = await self._threads.run(record.read, settings, session_id)
-        assert found is not None
-        assert found.name == stored.name
+        found = await self._threads.run(record.name, self._settings, self._tenant)
+        assert found == there.name == stored.name
 
 
 async def _measured(objects: Objects, where: str, directory: Path, report: Report, files: int) -> None:

@@ -64,3 +64,20 @@ async def test_what_could_never_be_stored_stays_here(world: World, *, recorded: 
     assert await again.bring(run_id) is recorded
     assert (root / "a").read_text() == "content"
     assert session_id
+
+
+async def test_what_nothing_can_have_changed_is_not_looked_at_when_a_session_is_given_back(world: World) -> None:
+    own, session_id, run_id, root = await storing(world)
+    (root / "a").write_text("content")
+    await own.keep(run_id, always=True)
+    again = Storing(own._core, own._writer)
+    assert await again.bring(run_id)
+    before = await stored.find(world.db.pool, session_id)
+    (root / "a").write_text("other")
+    await again.give_back()
+    assert (await stored.find(world.db.pool, session_id)).name == before.name
+    again.may_change()
+    await again.give_back()
+    assert (await stored.find(world.db.pool, session_id)).name != before.name
+    told = await world.db.pool.fetchval("SELECT data FROM events WHERE session_id = $1 AND type = 'files'", session_id)
+    assert '"changed":["a"]' in told

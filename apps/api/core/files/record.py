@@ -33,13 +33,13 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
     file, draft, _ = files(settings, session_id)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     inodes, times = zip(*known.signs.values(), strict=True) if known.signs else ((), ())
-    signs = {"name": known.name, "paths": list(known.signs), "inodes": inodes, "times": times}
+    signs = {"paths": list(known.signs), "inodes": inodes, "times": times}
     try:
         head = orjson.dumps(signs)
     except TypeError:  # a name that is no UTF-8
         head = json.dumps(signs).encode()
     with draft.open("wb") as made:
-        made.writelines((head, b"\n", entries))
+        made.writelines((orjson.dumps(known.name), b"\n", head, b"\n", entries))
     draft.replace(file)
     settle(settings, session_id)
 
@@ -47,12 +47,23 @@ def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) ->
 def read(settings: Settings, session_id: UUID) -> Known | None:
     """What was kept, if it can be read. Blocks."""
     try:
-        head, _, entries = files(settings, session_id)[0].read_bytes().partition(b"\n")
+        name, head, entries = files(settings, session_id)[0].read_bytes().split(b"\n", 2)
         signs = json.loads(head)
         known = dict(zip(signs["paths"], zip(signs["inodes"], signs["times"], strict=True), strict=True))
-        return Known(signs["name"], manifest.loads(entries), known)
+        return Known(orjson.loads(name), manifest.loads(entries), known)
     except (OSError, ValueError, KeyError, TypeError, manifest.Damaged):
         return None
+
+
+def name(settings: Settings, session_id: UUID) -> str | None:
+    """Of which manifest this host has a copy, if that was kept: without the rest, which takes as long as there are
+    files. Blocks."""
+    try:
+        with files(settings, session_id)[0].open("rb") as kept:
+            found = orjson.loads(kept.readline(1000))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def begin(settings: Settings, session_id: UUID) -> None:

@@ -255,6 +255,8 @@ class Launch:
             raise
         except (OSError, ValueError) as error:
             raise StartFailed(f"no workspace: {error}") from error
+        if any(server.type in ("stdio", "registered") for server in claim.config.servers().values()):
+            self._storing.may_change()
         given = await extensions.prepare(self._core, claim, place.given)
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
         allowed += [Rule(client_tools.full_name(tool.name)) for tool in claim.config.client_tools or ()]

@@ -63,6 +63,8 @@ class Provisions:
 
     async def add(self, claim: Claim) -> None:
         """Give the workspace what the prompt brings. Raises NotProvided, LeaseLost, Unavailable."""
+        if claim.expand_prompt:
+            self._storing.may_change()  # a slash command may run a program without calling a tool
         if not claim.parked:  # else it came before that
             await self._bring(claim.resources, claim.run_id)
 
@@ -75,6 +77,7 @@ class Provisions:
             with _failing("repository_failed", "The repository was not cloned"):
                 await self._clone(repository, draft, claim.run_id)
                 await self._threads.run(workspaces.publish, settings, session_id, draft / "files")
+            self._storing.will_change()
         finally:
             await self._threads.run(workspaces.put_away, settings, draft)
 

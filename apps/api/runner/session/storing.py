@@ -1,7 +1,7 @@
 """A session's files while this instance owns it: brought to this host before an agent starts, stored when a run ends.
 
 What is stored at the end of a run is there before its clients are told of the end. A run in which no tool was called
-changes nothing, and waits for nothing.
+changes nothing, and waits for nothing; where nothing can have changed since the files came, nobody looks at them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Storing:
         self._known: Known | None = None
         self._told: Entries = {}
         self._base: str | None = None
-        self._here = False
+        self._here = self._unread = False
+        self._unsure = True
         self._one = asyncio.Lock()
         root, uploads = self._places["files"], core.settings.workspaces_root / workspaces.UPLOADS
         self._tree = DiskTree(root, uploads, core.blocking.stores, self._limits, self.store_now)
@@ -87,33 +88,34 @@ class Storing:
     async def _bring(self, run_id: UUID | None) -> bool:
         core, threads = self._core, self._core.blocking.stores
         found = await stored.find(core.db.pool, self._session_id)
-        known = await threads.run(record.read, core.settings, self._session_id)
-        same = known is not None and known.name == found.name
+        copy = await threads.run(record.name, core.settings, self._session_id)
+        same = copy is not None and copy == found.name
         if same and found.unstored_since is not None:  # it was changed, here or on another host
             same = await threads.run(record.is_touched, core.settings, self._session_id)
         if found.name is not None and not same:
             try:
-                known = await self._restore(found.name, found, known, run_id)
+                known = self._known = await self._restore(found.name, found, run_id)
                 if found.unstored_since is not None:
                     await self._tell_lost(known, found.at, found.unstored_since, run_id)
             except restoring.Missing as error:
                 log.error("storing.missing", session_id=str(self._session_id), error=error)
                 await self._writer.append(Event("status", {"status": "workspace_missing"}, run_id))
-                known, self.touched = None, True  # from now on what is here is stored, whatever it is
+                self.touched = True  # from now on what is here is stored, whatever it is
             except StoreFailed as error:
                 log.error("storing.not_restored", session_id=str(self._session_id), error=error)
                 raise NotRestored("The session's files could not be brought to the instance that runs it.") from error
         else:
             self.touched = found.unstored_since is not None
-            if found.name is None and known is not None:
+            self._unread = found.name is not None
+            if found.name is None and copy is not None:
                 await self._forget_copy()
-        self._known = known if found.name is not None else None
         self._told, self._base = (self._known.entries, self._known.name) if self._known else ({}, None)
-        self._here = True
+        self._unsure, self._here = self.touched or found.name is None, True
         return found.name is not None
 
-    async def _restore(self, name: str, found: Stored, known: Known | None, run_id: UUID | None) -> Known:
+    async def _restore(self, name: str, found: Stored, run_id: UUID | None) -> Known:
         core, threads = self._core, self._core.blocking.stores
+        known = await threads.run(record.read, core.settings, self._session_id)
         entries = await _bounded(restoring.read(core.objects, threads, name))
         planned = await _bounded(threads.run(restoring.plan, self._places, entries, known))
         told = {"bytes": planned.size, "files": len(planned.fetched), "stored_at": found.at}
@@ -133,6 +135,14 @@ class Storing:
         now = Known(name, entries, kept | done)
         self._on_disk(record.write, now, manifest.dumps(entries))
         return now
+
+    async def _read_copy(self) -> None:
+        """What is known of this host's copy, which is what is stored, once somebody wants to know."""
+        if self._unread:
+            known = await self._core.blocking.stores.run(record.read, self._core.settings, self._session_id)
+            if known is not None:
+                self._known, self._told, self._base = known, known.entries, known.name
+            self._unread = False
 
     async def _forget_copy(self) -> None:
         """What was stored of the session was removed for its age, and so is the copy of it that was left here."""
@@ -158,9 +168,14 @@ class Storing:
 
     def will_change(self) -> None:
         """An agent begins to do something that may change files."""
+        self._unsure = True
         if not self.touched:
             self.touched = True
             self._noting = asyncio.create_task(self._note_touched(), name=f"touched-{self._session_id}")
+
+    def may_change(self) -> None:
+        """Something has begun that may change files at any time, as programs do that an agent starts with."""
+        self._unsure = True
 
     async def _note_touched(self) -> None:
         core = self._core
@@ -212,11 +227,12 @@ class Storing:
 
     async def give_back(self) -> None:
         """Store what has changed, since the session may go to another host. Raises LeaseLost, Unavailable."""
-        if told := await self.keep(None, always=True):
+        if told := await self.keep(None, always=self._unsure):
             await self._writer.append(*told)
 
     async def _keep(self, *, over: bool) -> None:
         """`over`: what was at work has ended, so that nothing is left that is not stored."""
+        await self._read_copy()
         core, threads, known = self._core, self._core.blocking.stores, self._known
         taken = await _bounded(
             snapshots.take(core.objects, threads, self._tenant_id, self._places, known, self._limits)
