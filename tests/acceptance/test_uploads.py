@@ -16,7 +16,7 @@ from tests.acceptance.test_shares import limited
 from tests.conftest import NewKey, database_of
 from tests.fleet import Fleet, Instance, Sse
 from tests.git_server import GitServer, git_serving
-from tests.receiver import Received, Receiver, Reply, receiving
+from tests.receiver import Receiver, Reply, receiving
 
 BYPASS = {"permission_mode": "bypassPermissions"}
 FILES = "/api/v1/files"
@@ -241,10 +241,6 @@ async def test_a_prompt_brings_resources_to_a_new_session_a_warm_agent_and_anoth
     assert "second" in next(e.data["result"] for e in events if e.event == "result")
     assert "second" in (await fleet[2].ask(session_id, "run cat one.txt"))["result"]
     assert await names(fleet[0], session_id) == ["one.txt", "two.txt"]
-
-
-async def too_large(_request: Received) -> Reply:
-    return Reply(bytes(3_000_000))
 
 
 FAILING: dict[str, tuple[Reply, str]] = {

@@ -56,6 +56,14 @@ COLLECT_INTERVAL = 60.0
 
 SWEEP_INTERVAL = 600.0
 
+_FORGETTING = (
+    idempotency.forget_old,
+    deliveries.forget_old,
+    commands.forget_old,
+    instances.forget_dead,
+    uploads.forget_old,
+)
+
 
 class Upkeep:
     """The loops of one instance for the fleet's sake."""
@@ -162,10 +170,7 @@ class Upkeep:
         return not worker.is_full and not idle and worker.live >= self._core.settings.live_session_limit
 
     async def _sweep(self, loop: Loop) -> None:
-        for what in (
-            *(idempotency.forget_old, deliveries.forget_old, commands.forget_old),
-            *(instances.forget_dead, uploads.forget_old),
-        ):
+        for what in _FORGETTING:
             if what.__module__ not in loop.spared:
                 with loop.one(what.__module__):
                     await what(self._core.db)

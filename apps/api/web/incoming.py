@@ -14,12 +14,6 @@ from apps.api.errors import ValidationError
 FORM = "multipart/form-data"
 
 
-def announced(request: Request) -> int:
-    """Bytes that the body of a request is said to have; 0 where nothing is said."""
-    said = request.headers.get("content-length", "0")
-    return int(said) if said.isdecimal() else 0
-
-
 async def within(
     content: AsyncIterator[bytes], room: int | None, name: str, announced: int = 0
 ) -> AsyncIterator[bytes]:

@@ -148,6 +148,7 @@ class Body:
     """The body of one request as it arrives.
 
     Attributes:
+        announced: bytes that it is said to have; 0 where nothing is said.
         seats: gives back what the body holds of its sender's shares.
     """
 

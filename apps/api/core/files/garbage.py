@@ -191,11 +191,9 @@ class _Collection:
     async def read_named(self) -> None:
         """Read those that sessions have now and that were not listed. Raises StoreFailed if one of all could not be
         read."""
-        after: tuple[datetime | None, UUID | None] = (None, None)
-        while rows := await self._db.pool.fetch(_NAMED, self._tenant_id, *after, PAGE):
+        async for rows in self._pages(_NAMED):
             for row in rows:
                 await self._read_of(row)
-            after = (rows[-1]["created_at"], rows[-1]["id"])
         if self._damaged is not None:
             raise self._damaged
 
@@ -218,9 +216,14 @@ class _Collection:
 
     async def read_uploads(self) -> None:
         """Those that files have which the tenant has uploaded."""
-        after: tuple[datetime | None, UUID | None] = (None, None)
-        while rows := await self._db.pool.fetch(_UPLOADS, self._tenant_id, *after, PAGE):
+        async for rows in self._pages(_UPLOADS):
             self._live |= {_key(pack) for row in rows for pack, _, _ in row["pieces"]}
+
+    async def _pages(self, query: str) -> AsyncIterator[list[asyncpg.Record]]:
+        """All rows of a query of the tenant's that goes by time and id, some at a time."""
+        after: tuple[datetime | None, UUID | None] = (None, None)
+        while rows := await self._db.pool.fetch(query, self._tenant_id, *after, PAGE):
+            yield rows
             after = (rows[-1]["created_at"], rows[-1]["id"])
 
     # --- packs -------------------------------------------------------------------------------------------------

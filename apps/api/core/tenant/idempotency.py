@@ -95,6 +95,13 @@ async def remember(
     )
 
 
+async def forget(connection: asyncpg.Connection, tenant_id: UUID, object_id: UUID) -> None:
+    """Free the key that made an object which is being removed."""
+    await connection.execute(
+        "DELETE FROM idempotency_keys WHERE tenant_id = $1 AND object_id = $2", tenant_id, object_id
+    )
+
+
 async def forget_old(db: Database) -> None:
     """Remove keys whose time is over."""
     await db.sweep(

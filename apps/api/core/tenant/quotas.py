@@ -17,7 +17,10 @@ from apps.api.errors import RateLimited
 SOON = 5
 """Seconds after which those who were refused may try again, where others end what they have meanwhile."""
 
-_USED = """
+FILE_LASTS = "(expires_at IS NULL OR expires_at > now())"
+"""SQL of a condition: of rows of `files` that are there, and count."""
+
+_USED = f"""
 SELECT 'queued_runs' AS name, count(*) FILTER (WHERE api_key_id = $2) AS key, count(*) AS tenant
 FROM runs WHERE tenant_id = $1 AND status = 'queued'
 UNION ALL SELECT 'workspace_bytes', coalesce(sum(workspace_bytes) FILTER (WHERE taken_by = $2), 0)::bigint,
@@ -25,12 +28,12 @@ UNION ALL SELECT 'workspace_bytes', coalesce(sum(workspace_bytes) FILTER (WHERE 
 FROM sessions WHERE tenant_id = $1 AND workspace_bytes > 0 AND deleted_at IS NULL
 UNION ALL SELECT 'file_bytes', coalesce(sum(size) FILTER (WHERE api_key_id = $2), 0)::bigint,
   coalesce(sum(size), 0)::bigint
-FROM files WHERE tenant_id = $1 AND (expires_at IS NULL OR expires_at > now())
+FROM files WHERE tenant_id = $1 AND {FILE_LASTS}
 UNION ALL SELECT 'concurrent_runs', count(*) FILTER (WHERE api_key_id = $2), count(*)
 FROM runs WHERE tenant_id = $1 AND status = 'running' AND origin = 'client'
 UNION ALL SELECT 'live_sessions', count(*) FILTER (WHERE taken_by = $2), count(*)
 FROM sessions WHERE tenant_id = $1 AND owner_id IS NOT NULL
-"""
+"""  # noqa: S608 - ours
 
 
 async def used(db: Database, tenant_id: UUID, key_id: UUID) -> dict[tuple[str, Scope], int]:

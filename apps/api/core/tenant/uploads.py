@@ -15,12 +15,13 @@ import asyncpg
 
 from apps.api.core.codec import timestamp
 from apps.api.core.context import Core
-from apps.api.core.files import garbage, restoring
+from apps.api.core.files import garbage, restoring, snapshots
 from apps.api.core.files.manifest import Piece
 from apps.api.core.files.snapshots import Content
 from apps.api.core.pages import Page, read_cursor, write_cursor
 from apps.api.core.tenant import quotas
-from apps.api.core.tenant.idempotency import Idempotency, remember, repeated, reused
+from apps.api.core.tenant.idempotency import Idempotency, forget, remember, repeated, reused
+from apps.api.core.tenant.quotas import FILE_LASTS
 from apps.api.db import Database
 from apps.api.errors import NotFound
 
@@ -67,18 +68,17 @@ class Given:
     seconds: int | None
 
 
-_LASTS = "(expires_at IS NULL OR expires_at > now())"
 _ROOM = f"""
 SELECT least(
   (t.limits ->> 'file_bytes')::bigint
-    - (SELECT coalesce(sum(size), 0) FROM files WHERE tenant_id = t.id AND {_LASTS}),
+    - (SELECT coalesce(sum(size), 0) FROM files WHERE tenant_id = t.id AND {FILE_LASTS}),
   (k.limits ->> 'file_bytes')::bigint
-    - (SELECT coalesce(sum(size), 0) FROM files WHERE api_key_id = k.id AND {_LASTS})
+    - (SELECT coalesce(sum(size), 0) FROM files WHERE api_key_id = k.id AND {FILE_LASTS})
 )::bigint FROM tenants t LEFT JOIN api_keys k ON k.id = $2 WHERE t.id = $1
 """  # noqa: S608 - ours
 
 _COLUMNS = "id, name, media_type, size, digest, pieces, created_at, expires_at"
-_THERE = f"tenant_id = $1 AND {_LASTS}"
+_THERE = f"tenant_id = $1 AND {FILE_LASTS}"
 
 _ADD = f"""
 INSERT INTO files (id, tenant_id, api_key_id, name, media_type, size, digest, pieces, expires_at)
@@ -95,6 +95,13 @@ async def room(on: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, key_id: U
     """Bytes that may be added by the limits of a tenant and a key (`file_bytes`); None: any."""
     left: int | None = await on.fetchval(_ROOM, tenant_id, key_id)
     return left
+
+
+async def send(core: Core, tenant_id: UUID, content: AsyncIterator[bytes]) -> Content:
+    """Store the content of a file as it comes. Raises TooLarge, StoreFailed, what the content raises."""
+    return await snapshots.send_content(
+        core.objects, core.blocking.stores, tenant_id, content, core.settings.max_file_bytes
+    )
 
 
 async def add(
@@ -169,9 +176,7 @@ async def delete(db: Database, tenant_id: UUID, file_id: UUID) -> None:
     async with db.transaction() as connection:
         if await connection.execute(f"DELETE FROM files WHERE {_THERE} AND id = $2", tenant_id, file_id) != "DELETE 1":  # noqa: S608
             raise NotFound.of("file")
-        await connection.execute(
-            "DELETE FROM idempotency_keys WHERE tenant_id = $1 AND object_id = $2", tenant_id, file_id
-        )
+        await forget(connection, tenant_id, file_id)
         await garbage.hasten(connection, tenant_id)
 
 

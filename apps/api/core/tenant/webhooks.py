@@ -14,7 +14,7 @@ from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.network.outbound import Failed, Outbound, Refused
 from apps.api.core.tenant import signing, vault
-from apps.api.core.tenant.idempotency import Idempotency, remember, repeated, reused
+from apps.api.core.tenant.idempotency import Idempotency, forget, remember, repeated, reused
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
 from apps.api.settings import Settings
@@ -219,7 +219,5 @@ async def delete(db: Database, tenant_id: UUID, webhook_id: UUID) -> None:
         )
         if status != "DELETE 1":
             raise NotFound.of("webhook")
-        await connection.execute(
-            "DELETE FROM idempotency_keys WHERE tenant_id = $1 AND object_id = $2", tenant_id, webhook_id
-        )
+        await forget(connection, tenant_id, webhook_id)
         await audit.note(connection, "webhook.deleted", tenant_id, webhook_id)

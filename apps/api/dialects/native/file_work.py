@@ -27,7 +27,8 @@ from apps.api.web import whereabouts
 from apps.api.web.answer import Json
 from apps.api.web.doors import FileRoute, Router
 from apps.api.web.download import Download, attached, etags, of_file
-from apps.api.web.incoming import announced, within
+from apps.api.web.incoming import within
+from apps.api.web.middleware import body_of
 from apps.api.web.ports import FORWARDED
 from apps.api.web.route import core_of, instance_of, stream_of
 from apps.api.web.whereabouts import INTERNAL, Asked
@@ -122,7 +123,7 @@ async def _put(tree: Tree, asked: Asked) -> Response:
 
 def _within(request: Request, room: int | None) -> AsyncIterator[bytes]:
     """The body, as far as the limits of tenant and key allow it. Raises RateLimited."""
-    return within(request.stream(), room, "workspace_bytes", announced(request))
+    return within(request.stream(), room, "workspace_bytes", body_of(request.scope).announced)
 
 
 async def _delete(tree: Tree, asked: Asked) -> Response:

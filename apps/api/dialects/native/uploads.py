@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -12,8 +11,7 @@ from uuid import UUID
 from fastapi import Header, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from apps.api.core.files import paths, snapshots
-from apps.api.core.files.snapshots import Content
+from apps.api.core.files import paths
 from apps.api.core.files.views import Item
 from apps.api.core.tenant import uploads
 from apps.api.core.tenant.idempotency import Idempotency
@@ -26,7 +24,8 @@ from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import FileRoute, Router
 from apps.api.web.download import UNKNOWN, media_type_of, of_file
-from apps.api.web.incoming import FORM, Form, announced, within
+from apps.api.web.incoming import FORM, Form, within
+from apps.api.web.middleware import body_of
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.whereabouts import telling
 
@@ -109,22 +108,17 @@ async def upload_file(
         form = Form(request, "file") if (content_type or "").lower().startswith(FORM) else None
         if form is None:
             _check_name(name, "name")
-            body = within(request.stream(), room, "file_bytes", announced(request))
+            body = within(request.stream(), room, "file_bytes", body_of(request.scope).announced)
         else:
             body = within(form.content(), room, "file_bytes")
         with telling():
-            stored = await _stored(core, caller.tenant_id, body)
+            stored = await uploads.send(core, caller.tenant_id, body)
         called, kind = (form.filename, form.media_type) if form else ("", content_type or "")
         name = _check_name(name or called, "name" if name else "file")
         given = Given(name, _media_type(kind, name), expires_in_seconds)
         once = Idempotency.given(idempotency_key, "/files", given.name, stored.digest, expires_in_seconds)
         upload = await uploads.add(core, caller.tenant_id, caller.key_id, given, stored, once)
     return Json(upload.public(), status_code=201)
-
-
-async def _stored(core: CoreDep, tenant_id: UUID, body: AsyncIterator[bytes]) -> Content:
-    threads, most = core.blocking.stores, core.settings.max_file_bytes
-    return await snapshots.send_content(core.objects, threads, tenant_id, body, most)
 
 
 def _check_name(name: str | None, field: str) -> str:

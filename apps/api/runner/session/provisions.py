@@ -75,9 +75,10 @@ class Provisions:
             return
         try:
             with _failing("repository_failed", "The repository was not cloned"):
-                await self._clone(repository, draft, claim.run_id)
+                cloned = await self._clone(repository, draft, claim.run_id)
                 await self._threads.run(workspaces.publish, settings, session_id, draft / "files")
             self._storing.will_change()
+            await self._writer.append(cloned)
         finally:
             await self._threads.run(workspaces.put_away, settings, draft)
 
@@ -104,14 +105,14 @@ class Provisions:
         room, most = await disk.room(self._core.db, self._session_id), self._core.settings.workspace_max_bytes
         return most if room is None else max(min(room, most), 0)
 
-    async def _clone(self, repository: Repository, draft: Path, run_id: UUID) -> None:
-        """Clone into `files` in this directory, and tell that as events."""
+    async def _clone(self, repository: Repository, draft: Path, run_id: UUID) -> Event:
+        """Clone into `files` in this directory, and tell it. Returns what is told once the clone is where it goes."""
         core, told = self._core, {"repository": repository.url, "ref": repository.ref}
         await self._writer.append(Event("status", {"status": "cloning", **told}, run_id))
         async with core.outbound.calls.one("clone", self._tenant_id, CLONE_SECONDS):
             source = await repositories.resolve(core, self._tenant_id, repository)
             commit = await Git(source, draft, CLONE_SECONDS, core.settings.max_repository_bytes).clone()
-        await self._writer.append(Event("status", {"status": "cloned", **told, "commit": commit}, run_id))
+        return Event("status", {"status": "cloned", **told, "commit": commit}, run_id)
 
     async def _add(self, resource: Resource, draft: Path, root: Path, budget: trees.Budget, run_id: UUID) -> str:
         """Put one into a directory. Returns its path there. `draft`: where it is put together, which is not there."""
@@ -119,9 +120,10 @@ class Provisions:
             return await self._add_file(resource, draft, root, budget)
         path = resource.path or resource.own_name or ""
         await self._threads.run(trees.make_directory, draft)
-        await self._clone(resource.repository, draft, run_id)
+        cloned = await self._clone(resource.repository, draft, run_id)
         budget.spend(await self._threads.run(trees.size, draft / "files"))
         await self._threads.run(_put, draft / "files", root, path)
+        await self._writer.append(cloned)
         return path
 
     async def _add_file(self, resource: Resource, draft: Path, root: Path, budget: trees.Budget) -> str:
