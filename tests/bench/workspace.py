@@ -87,16 +87,18 @@ class Moves:
         if taken is None:
             return None
         name = manifest.name_of(self._tenant, self._tenant, 1)
-        await self._objects.put(name, await self._threads.run(manifest.encode, taken.entries))
-        return Known(name, *taken)
+        before = known or Known("", {}, {})
+        frames = await self._threads.run(manifest.frames, taken.entries, before.entries, before.frames)
+        await self._objects.put(name, b"".join(frames))
+        return Known(name, *taken, frames)
 
     async def bring(self, name: str, known: Known | None = None) -> Known:
         """As before a run on another host."""
         entries = await restoring.read(self._objects, self._threads, name)
         planned = await self._threads.run(restoring.plan, self._target, entries, known)
         work = restoring.restore(self._objects, self._threads, self._tenant, self._target, entries, planned)
-        there = Known(name, entries, (known.signs if known else {}) | await work)
-        await self._threads.run(record.write, self._settings, self._tenant, there, manifest.dumps(entries))
+        there = Known(name, entries, (known.signs if known else {}) | await work, manifest.frames(entries))
+        await self._threads.run(record.write, self._settings, self._tenant, there)
         return there
 
     async def look(self, stored: Known, there: Known) -> None:

@@ -291,17 +291,40 @@ async def test_a_full_disk_is_told(source: Path, monkeypatch: pytest.MonkeyPatch
         await store.restore(entries, {"files": tmp_path / "copy"})
 
 
+def written(frames: list[bytes]) -> bytes:
+    return manifest.unpack(memoryview(b"".join(frames)))
+
+
 def test_a_manifest_is_read_as_it_was_written() -> None:
     entries = {
         "files": Entry("directory", 0o700, 1),
         "files/a": Entry("file", 0o644, 2, 3, "d" * 64, (("p" * 64, 0, 3),)),
         "files/\udcff\n": Entry("link", 0, 0, 0, "\udcfe/x"),
     }
-    assert manifest.loads(manifest.dumps(entries)) == entries
-    assert manifest.loads(manifest.dumps({})) == {}
-    for wrong in (b"", b"[]", b"{}", b'{"version":2}', manifest.dumps(entries)[:-2], b'{"version":1,"paths":[1]}'):
+    whole = written(manifest.frames(entries))
+    assert manifest.loads(whole) == entries
+    assert manifest.loads(written(manifest.frames({}))) == {}
+    for wrong in (b"", b"[]", b"{}", b'{"version":2}', whole[:-2], b'{"version":1,"paths":[1]}', b'{"version":1}'):
         with pytest.raises(manifest.Damaged):
             manifest.loads(wrong)
+
+
+def test_of_a_manifest_only_what_has_changed_is_written_anew() -> None:
+    entries = {f"files/{number}": Entry("file", 0o644, number, 1, "d" * 64) for number in range(3 * manifest.PART + 7)}
+    frames = manifest.frames(entries)
+    assert len(frames) == 5
+    changed = dict(entries)
+    changed[f"files/{manifest.PART}"] = Entry("file", 0o600, 1, 1, "e" * 64)
+    added = changed | {f"files/new/{number}": Entry("directory", 0o700, 1) for number in range(manifest.PART)}
+    fewer = {path: entry for path, entry in added.items() if path not in ("files/0", "files/new/0")}
+    for now in (changed, added, fewer, dict(reversed(added.items())), {}, entries):
+        again = manifest.frames(now, entries, frames)
+        assert again == manifest.frames(now)
+        assert manifest.loads(written(again)) == now
+    assert [is_new not in frames for is_new in manifest.frames(changed, entries, frames)] == [0, 1, 0, 0, 0]
+    for lost in range(len(frames)):
+        with pytest.raises(manifest.Damaged):
+            manifest.loads(written([frame for number, frame in enumerate(frames) if number != lost]))
 
 
 def test_no_secret_of_the_url_is_shown(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ async def test_stored_files_go_with_the_copy_on_a_host(world: World) -> None:
     session_id = (await ran(world)).session_id
     root = made(world, session_id)
     name = await keep_files(world, session_id)
-    record.write(world.settings, session_id, Known(name, {}, {}), manifest.dumps({}))
+    record.write(world.settings, session_id, Known(name, {}, {}, manifest.frames({})))
     await age(world, session_id, 11)
     await keep(world, Retention(workspaces_days=10))
     await retention.sweep_files(world.core(), Loop("sweep"), workspaces.present(world.settings))
@@ -443,7 +443,7 @@ async def test_a_store_that_fails_keeps_no_files_from_being_forgotten(world: Wor
 
 def test_a_record_alone_is_found_and_removed(world: World) -> None:
     session_id = uuid4()
-    record.write(world.settings, session_id, Known("x", {}, {}), manifest.dumps({}))
+    record.write(world.settings, session_id, Known("x", {}, {}, manifest.frames({})))
     assert session_id in workspaces.present(world.settings)
     workspaces.remove(world.settings, session_id)
     assert session_id not in workspaces.present(world.settings)

@@ -1,7 +1,7 @@
 """What a session's files were at one moment: names, kinds, modes, times, and where the content of each is stored.
 
-A manifest is one object. Content is in packs: objects of some megabytes, named by the SHA-256 of what is in them, so
-that what many sessions of a tenant have is stored once.
+A manifest is one object: lines of JSON, each compressed by itself. Content is in packs: objects of some megabytes,
+named by the SHA-256 of what is in them, so that what many sessions of a tenant have is stored once.
 
 | object | what it is |
 |---|---|
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -33,6 +34,9 @@ else:
 Kind = Literal["file", "directory", "link"]
 
 VERSION = 1
+
+PART = 500
+"""Entries that are written together."""
 
 LEVEL = 1
 """Of compression: what it takes is waited for at the end of each run."""
@@ -108,32 +112,65 @@ def removed_name(tenant_id: UUID, pack: str) -> str:
     return f"{below_tenant(tenant_id)}/removed/{pack}"
 
 
-def dumps(entries: Entries) -> bytes:
+def frames(entries: Entries, before: Entries | None = None, written: Sequence[bytes] = ()) -> list[bytes]:
+    """A manifest in parts, which are one after the other what is stored.
+
+    Args:
+        before, written: another one, and its parts: of those that have the same entries in both nothing is written
+            anew.
+    """
+    made, old = list[bytes](), _parts(before or {})
+    for number, part in enumerate(_parts(entries)):
+        same = part == next(old, None) and number < len(written) - 1
+        made.append(written[number] if same else pack(_line(dict(part))))
+    return [*made, pack(orjson.dumps({"version": VERSION, "count": len(entries)}))]
+
+
+def _parts(entries: Entries) -> Iterator[list[tuple[str, Entry]]]:
+    items = iter(entries.items())
+    while part := list(islice(items, PART)):
+        yield part
+
+
+def _line(entries: Entries) -> bytes:
     """As JSON: paths, and a list for each attribute, which is many times faster to write than a list for each path."""
-    columns = dict(zip(Entry._fields, zip(*entries.values(), strict=True), strict=True)) if entries else {}
+    columns = dict(zip(Entry._fields, zip(*entries.values(), strict=True), strict=True))
     whole = {"version": VERSION, "paths": list(entries), **columns}
     try:
-        return orjson.dumps(whole)
+        return orjson.dumps(whole, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a name that is no UTF-8
-        return json.dumps(whole, ensure_ascii=True, separators=(",", ":")).encode()
+        return json.dumps(whole, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 
 def loads(data: bytes) -> Entries:
-    """What `dumps` has made. Raises Damaged."""
+    """What `frames` has made, unpacked. Raises Damaged."""
     try:
-        try:
-            whole: Any = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            whole = json.loads(data)
-        if whole["version"] != VERSION:
-            raise Damaged(f"a manifest of version {whole['version']}")
-        if not whole["paths"]:
-            return {}
-        whole["pieces"] = [tuple((pack, at, size) for pack, at, size in pieces) for pieces in whole["pieces"]]
-        rows = map(Entry._make, zip(*(whole[field] for field in Entry._fields), strict=True))
-        return dict(zip(whole["paths"], rows, strict=True))
-    except (ValueError, KeyError, TypeError) as error:
+        entries, count = Entries(), None
+        for line in data.splitlines():
+            whole = _read(line)
+            count = whole.get("count")
+            if paths := whole.get("paths"):
+                entries |= zip(paths, _rows(whole), strict=True)
+        if count != len(entries):
+            raise Damaged("not all of a manifest")
+        return entries
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"no manifest: {error}") from error
+
+
+def _read(line: bytes) -> Any:
+    try:
+        whole: Any = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        whole = json.loads(line)
+    if whole["version"] != VERSION:
+        raise Damaged(f"a manifest of version {whole['version']}")
+    return whole
+
+
+def _rows(whole: Any) -> Iterator[Entry]:
+    whole["pieces"] = [tuple((pack, at, size) for pack, at, size in pieces) for pieces in whole["pieces"]]
+    return map(Entry._make, zip(*(whole[field] for field in Entry._fields), strict=True))
 
 
 def pack(data: bytes) -> bytes:
@@ -143,7 +180,7 @@ def pack(data: bytes) -> bytes:
 
 def encode(entries: Entries) -> bytes:
     """A manifest, as it is stored."""
-    return pack(dumps(entries))
+    return b"".join(frames(entries))
 
 
 def unpack(data: memoryview) -> bytes:

@@ -28,18 +28,16 @@ def files(settings: Settings, session_id: UUID) -> tuple[Path, Path, Path]:
     return above / str(session_id), above / f".{session_id}", above / f"{session_id}.touched"
 
 
-def write(settings: Settings, session_id: UUID, known: Known, entries: bytes) -> None:
-    """Keep it. `entries`: of `known`, as `manifest.dumps` gives them. Blocks. Raises OSError."""
+def write(settings: Settings, session_id: UUID, known: Known) -> None:
+    """Keep it. Blocks. Raises OSError."""
     file, draft, _ = files(settings, session_id)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inodes, times = zip(*known.signs.values(), strict=True) if known.signs else ((), ())
-    signs = {"paths": list(known.signs), "inodes": inodes, "times": times}
     try:
-        head = orjson.dumps(signs)
+        head = orjson.dumps(known.signs)
     except TypeError:  # a name that is no UTF-8
-        head = json.dumps(signs).encode()
+        head = json.dumps(known.signs).encode()
     with draft.open("wb") as made:
-        made.writelines((orjson.dumps(known.name), b"\n", head, b"\n", entries))
+        made.writelines((orjson.dumps(known.name), b"\n", head, b"\n", *known.frames))
     draft.replace(file)
     settle(settings, session_id)
 
@@ -48,9 +46,7 @@ def read(settings: Settings, session_id: UUID) -> Known | None:
     """What was kept, if it can be read. Blocks."""
     try:
         name, head, entries = files(settings, session_id)[0].read_bytes().split(b"\n", 2)
-        signs = json.loads(head)
-        known = dict(zip(signs["paths"], zip(signs["inodes"], signs["times"], strict=True), strict=True))
-        return Known(orjson.loads(name), manifest.loads(entries), known)
+        return Known(orjson.loads(name), manifest.loads(manifest.unpack(memoryview(entries))), json.loads(head))
     except (OSError, ValueError, KeyError, TypeError, manifest.Damaged):
         return None
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from uuid import UUID
 
-from apps.api.core.files import manifest, removal, trees
+from apps.api.core.files import listing, manifest, removal, trees
+from apps.api.core.files.listing import Sign
 from apps.api.core.files.manifest import Damaged, Entries, Entry, Piece
 from apps.api.core.files.objects import Flight, Objects, StoreFailed
-from apps.api.core.files.snapshots import AT_A_TIME, Known, Sign
+from apps.api.core.files.snapshots import AT_A_TIME, Known
 from apps.api.threads import Threads
 
 HOLE = 65_536
@@ -66,38 +66,22 @@ def plan(places: Mapping[str, Path], entries: Entries, known: Known | None) -> P
     kept, gone = set[str](), list[str]()
     for part, place in places.items():
         try:
-            there = list(_there(part, place))
-        except trees.TooMuch:
+            there = listing.below(place, part, len(before), trees.MAX_ENTRIES)
+        except FileNotFoundError:
+            continue
+        except (trees.TooMuch, NotADirectoryError):
             gone.append(part)
             continue
-        for path, kind, sign in there:
-            wanted, was = entries.get(path), before.get(path)
-            sure = signs.get(path) == sign
-            if wanted is not None and kind == wanted.kind and (kind == "directory" or (sure and wanted == was)):
+        for path, sign in there.items():
+            wanted, kind = entries.get(path), listing.kind_of(sign)
+            sure = signs.get(path) == sign and wanted == before.get(path)
+            if wanted is not None and kind == wanted.kind and (sure or kind == "directory"):
                 kept.add(path)
             else:
                 gone.append(path)
     made = [path for path, entry in entries.items() if entry.kind == "directory" or path not in kept]
     fetched = [path for path in made if entries[path].kind == "file"]
     return Plan(gone, sorted(made), fetched, manifest.size_of(entries[path] for path in fetched))
-
-
-def _there(part: str, place: Path) -> Iterator[tuple[str, str, Sign]]:
-    try:
-        info = os.lstat(place)
-    except FileNotFoundError:
-        return
-    yield part, _kind(info), (info.st_ino, info.st_ctime_ns)
-    if stat.S_ISDIR(info.st_mode):
-        with closing(trees.walk(place)) as walk:
-            for entry in walk:
-                yield f"{part}/{entry.path}", _kind(entry.info), (entry.info.st_ino, entry.info.st_ctime_ns)
-
-
-def _kind(info: os.stat_result) -> str:
-    if stat.S_ISDIR(info.st_mode):
-        return "directory"
-    return "link" if stat.S_ISLNK(info.st_mode) else "file" if stat.S_ISREG(info.st_mode) else "other"
 
 
 async def restore(
@@ -159,40 +143,16 @@ def _content(data: memoryview, pack: str) -> bytes:
     return content
 
 
-class _Places:
-    """The directories that files are in, opened one at a time: neighbours come one after the other."""
-
-    def __init__(self, places: Mapping[str, Path]) -> None:
-        self._places, self._at, self._opened = places, "", -1  # nothing is above the session's directories
-
-    def __enter__(self) -> _Places:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._opened >= 0:
-            os.close(self._opened)
-
-    def above(self, path: str) -> tuple[int, str]:
-        """The directory that something is in, opened, and its name there."""
-        above, _, name = path.rpartition("/")
-        if above != self._at:
-            self.__exit__()
-            self._at, self._opened = "", -1
-            part, _, inside = above.partition("/")
-            self._opened, self._at = trees.open_directory(self._places[part], PurePosixPath(inside)), above
-        return self._opened, name
-
-
 def _prepare(places: Mapping[str, Path], entries: Entries, planned: Plan) -> None:
     """Remove what goes, and make directories and links."""
-    with _Places(places) as opened:
+    with trees.Places(places) as opened:
         for path in planned.gone:
             with suppress(FileNotFoundError, NotADirectoryError):
                 if "/" in path:
                     removal.remove_in(*opened.above(path))
                 else:
                     removal.remove(places[path])
-    with _Places(places) as opened:
+    with trees.Places(places) as opened:
         for path in planned.made:
             entry = entries[path]
             if "/" not in path:
@@ -207,7 +167,7 @@ def _prepare(places: Mapping[str, Path], entries: Entries, planned: Plan) -> Non
 
 def _write(places: Mapping[str, Path], content: bytes, pieces: list[tuple[str, int, Piece]]) -> None:
     whole = memoryview(content)
-    with _Places(places) as opened:
+    with trees.Places(places) as opened:
         for path, at, (_, begin, size) in pieces:
             with trees.closing_descriptor(_open(*opened.above(path))) as file:
                 _put(file, whole[begin : begin + size], at)
@@ -230,7 +190,7 @@ def _put(file: int, data: memoryview, at: int) -> None:
 def _finish(places: Mapping[str, Path], entries: Entries, planned: Plan) -> dict[str, Sign]:
     """Give what was made its size, mode and time; directories last, the deepest first."""
     signs, directories = dict[str, Sign](), list[str]()
-    with _Places(places) as opened:
+    with trees.Places(places) as opened:
         for path in planned.made:
             entry = entries[path]
             if entry.kind == "directory":
@@ -241,8 +201,7 @@ def _finish(places: Mapping[str, Path], entries: Entries, planned: Plan) -> dict
                     signs[path] = _settle(file, entry)
             else:
                 above, name = opened.above(path)
-                info = os.stat(name, dir_fd=above, follow_symlinks=False)
-                signs[path] = info.st_ino, info.st_ctime_ns
+                signs[path] = listing.sign_of(os.stat(name, dir_fd=above, follow_symlinks=False))
     for path in reversed(directories):
         part, _, inside = path.partition("/")
         with trees.closing_descriptor(trees.open_directory(places[part], PurePosixPath(inside))) as directory:
@@ -253,5 +212,4 @@ def _finish(places: Mapping[str, Path], entries: Entries, planned: Plan) -> dict
 def _settle(opened: int, entry: Entry) -> Sign:
     os.fchmod(opened, entry.mode)
     os.utime(opened, ns=(entry.mtime, entry.mtime))
-    info = os.fstat(opened)
-    return info.st_ino, info.st_ctime_ns
+    return listing.sign_of(os.fstat(opened))

@@ -11,14 +11,15 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 from uuid import UUID
 
-from apps.api.core.files import manifest, trees
+from apps.api.core.files import listing, manifest, trees
+from apps.api.core.files.listing import Sign
 from apps.api.core.files.manifest import Entries, Entry, Piece
 from apps.api.core.files.objects import Flight, Objects
 from apps.api.threads import Threads
@@ -62,10 +63,6 @@ class Limits(NamedTuple):
     entries: int
 
 
-Sign = tuple[int, int]
-"""Inode and time of change: whoever changes anything in a file changes one of them, and cannot set them."""
-
-
 @dataclass(slots=True)
 class Known:
     """What directories of this host had in them, when they were as a manifest says.
@@ -73,15 +70,19 @@ class Known:
     Attributes:
         name: of the manifest.
         signs: of what is surely still as it was then, if it has the same sign.
+        frames: the manifest, as it is stored; none where nobody has written it here.
     """
 
     name: str
     entries: Entries
     signs: dict[str, Sign]
+    frames: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
 class _Scan:
+    """What was found. `unread`: files whose content is not known."""
+
     entries: Entries = field(default_factory=dict)
     signs: dict[str, Sign] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
@@ -156,64 +157,66 @@ async def _parts(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _by_digest(known: Known | None) -> dict[str, tuple[Piece, ...]]:
-    return {e.digest: e.pieces for e in known.entries.values() if e.kind == "file"} if known else {}
+    entries = known.entries.values() if known else ()
+    return {digest: pieces for kind, _, _, _, digest, pieces in entries if kind == "file"}
 
 
 def _scan(places: Mapping[str, Path], known: Known | None, limits: Limits) -> _Scan:
     """What is there. Of what has not changed the entries are those of `known`. Blocks."""
     before, signs = (known.entries, known.signs) if known else ({}, {})
-    scan, size, settled = _Scan(), 0, time.time_ns() - TICK
-    entries, sure = scan.entries, scan.signs
+    there = dict[str, Sign]()
     try:
-        for path, info, found in _found(places):
-            sign = info.st_ino, info.st_ctime_ns
-            if signs.get(path) == sign:
-                entries[path] = old = before[path]
-                sure[path] = sign
-                size += old.size
-                continue
-            if len(path) > MAX_PATH // 4 and len(os.fsencode(path)) > MAX_PATH:
-                raise TooLarge("path_too_long", f"A path has more than {MAX_PATH} bytes.")
-            entries[path] = new = _entry(info, trees.leads(found) if found and stat.S_ISLNK(info.st_mode) else "")
-            size += new.size
-            if new.kind == "file":
-                scan.unread.append(path)
-                scan.same = False
-            else:
-                scan.same = scan.same and new == before.get(path)
-                if sign[1] < settled:
-                    sure[path] = sign
-            if len(entries) > limits.entries:
-                raise trees.TooMuch
+        for part, place in places.items():
+            with suppress(FileNotFoundError):
+                there |= listing.below(place, part, len(before), limits.entries)
     except trees.TooMuch as error:
         raise TooLarge("too_many_files", f"More than {limits.entries} files, or too deep.") from error
-    if size > limits.bytes:
+    scan = _Scan(dict(before), there)
+    for path in before.keys() - there.keys():
+        del scan.entries[path]
+    changed = [path for path, sign in there.items() if signs.get(path) != sign]
+    _look(places, changed, before, scan)
+    if len(scan.entries) > limits.entries:
+        raise TooLarge("too_many_files", f"More than {limits.entries} files.")
+    if manifest.size_of(scan.entries.values()) > limits.bytes:
         raise TooLarge("workspace_too_large", f"More than {limits.bytes} bytes.")
-    scan.unread.sort()
     return scan
 
 
-def _found(places: Mapping[str, Path]) -> Iterator[tuple[str, os.stat_result, trees.Entry | None]]:
-    """All that is kept: no pipes, sockets and devices. None: one of the session's directories itself."""
-    kept = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
-    for part, place in places.items():
-        try:
-            yield part, os.lstat(place), None
-            with closing(trees.walk(place)) as walk:
-                for entry in walk:
-                    if stat.S_IFMT(entry.info.st_mode) in kept:
-                        yield f"{part}/{entry.path}", entry.info, entry
-        except FileNotFoundError:
-            continue
+def _look(places: Mapping[str, Path], changed: list[str], before: Entries, scan: _Scan) -> None:
+    """Replace the entries of what has changed, and the signs: none of what must be read, or may change unseen."""
+    settled = time.time_ns() - TICK
+    with trees.Places(places) as opened:
+        for path in changed:
+            sign = scan.signs.pop(path)
+            if (kind := listing.kind_of(sign)) == "file":
+                scan.entries[path] = Entry("file", 0, 0, listing.size_of(sign))
+                scan.unread.append(path)
+            elif kind is None or (found := _entry(opened, path)) is None:
+                scan.entries.pop(path, None)
+            else:
+                scan.entries[path], info = found
+                scan.same = scan.same and scan.entries[path] == before.get(path)
+                if info.st_ctime_ns < settled:
+                    scan.signs[path] = listing.sign_of(info)
+    scan.same = scan.same and not scan.unread
+    scan.unread.sort()
 
 
-def _entry(info: os.stat_result, leads: str) -> Entry:
-    mode = stat.S_IMODE(info.st_mode) & 0o777
-    if stat.S_ISDIR(info.st_mode):
-        return Entry("directory", mode, info.st_mtime_ns)
-    if stat.S_ISLNK(info.st_mode):
-        return Entry("link", 0, 0, 0, leads)
-    return Entry("file", mode, info.st_mtime_ns, info.st_size)
+def _entry(opened: trees.Places, path: str) -> tuple[Entry, os.stat_result] | None:
+    """A directory or link. None: it is none any more."""
+    if len(path) > MAX_PATH // 4 and len(os.fsencode(path)) > MAX_PATH:
+        raise TooLarge("path_too_long", f"A path has more than {MAX_PATH} bytes.")
+    try:
+        above, name = opened.above(path)
+        info = os.stat(name, dir_fd=above, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            return Entry("directory", stat.S_IMODE(info.st_mode) & 0o777, info.st_mtime_ns), info
+        return (Entry("link", 0, 0, 0, os.readlink(name, dir_fd=above)), info) if stat.S_ISLNK(info.st_mode) else None
+    except OSError as error:
+        if error.errno not in trees.CHANGED_MEANWHILE:
+            raise
+        return None
 
 
 class Packer:
@@ -276,10 +279,10 @@ def _read(places: Mapping[str, Path], scan: _Scan, known: Known | None, limits: 
             else:
                 digest, size = yield from _read_large(opened, before.st_size, packer)
             after = os.fstat(opened.fileno())
-        scan.entries[path] = _entry(after, "")._replace(size=size)
+        scan.entries[path] = Entry("file", stat.S_IMODE(after.st_mode) & 0o777, after.st_mtime_ns, size)
         digests[path] = digest
-        sign = before.st_ino, before.st_ctime_ns
-        if sign == (after.st_ino, after.st_ctime_ns) and sign[1] < time.time_ns() - TICK:
+        sign = listing.sign_of(after)
+        if sign == listing.sign_of(before) and after.st_ctime_ns < time.time_ns() - TICK:
             scan.signs[path] = sign
     yield from packer.flush()
     for path, digest in digests.items():

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -270,6 +270,32 @@ def touch_all(directory: Path, limit: int) -> None:
         for _, entry in zip(range(limit), entries, strict=False):
             with suppress(OSError):
                 os.utime(entry.name, dir_fd=opened, follow_symlinks=False)
+
+
+class Places:
+    """The directories that files of a session are in, opened one at a time: neighbours come one after the other. Paths
+    begin with which of the session's directories it is."""
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self._places, self._at, self._opened = places, "", -1  # nothing is above the session's directories
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._opened >= 0:
+            os.close(self._opened)
+
+    def above(self, path: str) -> tuple[int, str]:
+        """The directory that something is in, opened, and its name there; of one of the session's directories itself
+        that one, and `.`. Raises OSError."""
+        above, _, name = path.rpartition("/") if "/" in path else (path, "", ".")
+        if above != self._at:
+            self.__exit__()
+            self._at, self._opened = "", -1
+            part, _, inside = above.partition("/")
+            self._opened, self._at = open_directory(self._places[part], PurePosixPath(inside)), above
+        return self._opened, name
 
 
 # --- trees ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.files import manifest, paths, record, restoring, snapshots
 from apps.api.core.files.disk_tree import DiskTree
+from apps.api.core.files.listing import Sign
 from apps.api.core.files.manifest import Entries
 from apps.api.core.files.objects import StoreFailed
-from apps.api.core.files.snapshots import Known, Sign, TooLarge
+from apps.api.core.files.snapshots import Known, TooLarge
 from apps.api.core.sessions import session_files, stored, workspaces
 from apps.api.core.sessions.stored import Stored
 from apps.api.db import CONNECTION_ERRORS
@@ -132,8 +133,8 @@ class Storing:
     def _made(self, name: str, entries: Entries, known: Known | None, done: dict[str, Sign]) -> Known:
         """What there is on this host after a restoration. Blocks."""
         kept = {path: sign for path, sign in (known.signs if known else {}).items() if path in entries}
-        now = Known(name, entries, kept | done)
-        self._on_disk(record.write, now, manifest.dumps(entries))
+        now = Known(name, entries, kept | done, manifest.frames(entries))
+        self._on_disk(record.write, now)
         return now
 
     async def _read_copy(self) -> None:
@@ -258,12 +259,13 @@ class Storing:
         """Store the manifest of what is known, under a new name. Raises StoreFailed, LeaseLost, Unavailable."""
         core, threads, generation = self._core, self._core.blocking.stores, self._writer.generation
         name = manifest.name_of(self._tenant_id, self._session_id, generation)
-        entries = await threads.run(manifest.dumps, known.entries)
-        await _bounded(core.objects.put(name, await threads.run(manifest.pack, entries)))
+        before = self._known or known
+        frames = known.frames = await threads.run(manifest.frames, known.entries, before.entries, before.frames)
+        await _bounded(core.objects.put(name, b"".join(frames)))
         size = await threads.run(manifest.size_of, known.entries.values())
         nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
         known.name = name
-        await threads.run(self._on_disk, record.write, known, entries)
+        await threads.run(self._on_disk, record.write, known)
         if not over:
             await threads.run(self._on_disk, record.begin)
         if nobodys:
