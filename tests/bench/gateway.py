@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
-import httpx2
+import orjson
 import uvloop
 
 from apps.api.core.network import model_api
@@ -29,6 +30,9 @@ from tests.bench.stage import Stage
 HISTORY = "x" * 80_000
 """Characters of a request: what a short conversation of the CLI has, with its tools."""
 
+LISTED = ("claude-*",)
+"""The models of a tenant that may use only some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -40,8 +44,8 @@ class Gate:
 
 
 @asynccontextmanager
-async def _started(model_url: str) -> AsyncIterator[Gate]:
-    words = [sys.executable, "-m", "tests.bench.gateway", model_url]
+async def _started(model_url: str, *models: str) -> AsyncIterator[Gate]:
+    words = [sys.executable, "-m", "tests.bench.gateway", model_url, *models]
     process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -55,18 +59,22 @@ async def _started(model_url: str) -> AsyncIterator[Gate]:
 
 async def costs(stage: Stage, driven: Sdk, report: Report, *, rounds: int, words: int) -> None:
     """First bytes of `rounds` answers each, by turns; then two streams of `words` words through a real CLI."""
-    async with _started(stage.model_url) as gate:
-        direct: list[float] = []
-        through: list[float] = []
-        async with httpx2.AsyncClient(timeout=30) as client:
-            for _ in range(rounds):
-                direct.append(await _first_byte(client, stage.model_url, "any"))
-                through.append(await _first_byte(client, gate.url, gate.token))
+    async with _started(stage.model_url) as gate, _started(stage.model_url, *LISTED) as listed:
+        asked = {
+            "the model asked directly": await Asking.open(stage.model_url, "any"),
+            "through the gateway": await Asking.open(gate.url, gate.token),
+            "through it, of a tenant with a list of models": await Asking.open(listed.url, listed.token),
+        }
+        taken: dict[str, list[float]] = {what: [] for what in asked}
+        for _ in range(rounds):
+            for what, asking in asked.items():
+                taken[what].append(await asking.first_byte() * 1000)
         report.head("ms to the first byte of an answer")
-        report.row("the model asked directly", direct)
-        report.row("through the gateway", through)
-        added = percentile(through, 0.5) - percentile(direct, 0.5)
-        report.at_most("gateway, added to the first byte, p50", added, 1, "ms")
+        for what, values in taken.items():
+            report.row(what, values)
+            asked[what].close()
+        direct, through, _ = (percentile(values, 0.5) for values in taken.values())
+        report.at_most("gateway, added to the first byte, p50", through - direct, 1, "ms")
         settings = driven.settings.model_copy(update={"anthropic_base_url": gate.url})
         async with replace(driven, settings=settings, token=gate.token).client() as agent:
             await sdk.ask(agent, "say hello", lambda _: None)
@@ -80,20 +88,48 @@ async def costs(stage: Stage, driven: Sdk, report: Report, *, rounds: int, words
         report.at_most("gateway, CPU per delta", 100 * spent[0] / spent[1], 15, "% of the CLI's own")
 
 
-async def _first_byte(client: httpx2.AsyncClient, url: str, key: str) -> float:
-    messages = [{"role": "user", "content": HISTORY}, {"role": "user", "content": "say hello"}]
-    body = {"model": "claude-sonnet-5-5", "max_tokens": 100, "stream": True, "messages": messages}
-    began = time.monotonic()
-    async with client.stream("POST", f"{url}/v1/messages", json=body, headers={"x-api-key": key}) as response:
-        pieces = response.aiter_raw()
-        await anext(pieces)
-        seconds = time.monotonic() - began
-        async for _ in pieces:
-            pass
-    return seconds * 1000
+class Asking:
+    """One connection over which the same is asked again and again, each time in one piece, as the CLI does."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str) -> None:
+        self._reader, self._writer = reader, writer
+        messages = [{"role": "user", "content": HISTORY}, {"role": "user", "content": "say hello"}]
+        asked = {"model": "claude-sonnet-5-5", "max_tokens": 100, "stream": True, "messages": messages}
+        body = orjson.dumps(asked)
+        lines = ["POST /v1/messages HTTP/1.1", "host: localhost", f"x-api-key: {key}", f"content-length: {len(body)}"]
+        self._request = "\r\n".join([*lines, "", ""]).encode() + body
+
+    @classmethod
+    async def open(cls, url: str, key: str) -> Asking:
+        """To a server on this machine."""
+        parts = urlsplit(url)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port), key)
+
+    async def first_byte(self) -> float:
+        """Seconds to the first byte of an answer's body; what follows is read, too."""
+        async with asyncio.timeout(30):
+            began = time.monotonic()
+            self._writer.write(self._request)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in head
+            size = await self._size()
+            await self._reader.readexactly(1)
+            seconds = time.monotonic() - began
+            await self._reader.readexactly(size + 1)
+            while size := await self._size():
+                await self._reader.readexactly(size + 2)
+            await self._reader.readline()
+        return seconds
+
+    async def _size(self) -> int:
+        return int(await self._reader.readline(), 16)
+
+    def close(self) -> None:
+        """End it."""
+        self._writer.close()
 
 
-async def _serve(model_url: str) -> None:
+async def _serve(model_url: str, lists: list[list[str]]) -> None:
     async def noted(_call: Call) -> None:
         return
 
@@ -103,7 +139,7 @@ async def _serve(model_url: str) -> None:
         return model_api.of(settings)
 
     async def listed(*_of: object) -> list[list[str]]:
-        return [["claude-*"]]  # so that requests are read, and written anew
+        return lists  # with one requests are read, and written anew
 
     gateway = Gateway(settings, api_of, noted, listed)
     await gateway.start()
@@ -116,4 +152,4 @@ async def _serve(model_url: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))
+    uvloop.run(_serve(sys.argv[1], [sys.argv[2:]] if sys.argv[2:] else []))

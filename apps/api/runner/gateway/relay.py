@@ -40,6 +40,7 @@ class Relay:
         self._first: float | None = None
         self._meter = Meter("")
         self._body: list[bytes] = []
+        self._unread: list[bytes] = []
         self._decode: Callable[[bytes], bytes] | None = None
         self._connection: Connection | None = None
         self._over: asyncio.Future[Unreachable | None] = asyncio.get_running_loop().create_future()
@@ -123,6 +124,14 @@ class Relay:
             if not data:
                 return
         self.caller.piece(data)
+        if not self._unread:  # the piece goes first
+            asyncio.get_running_loop().call_soon(self._read)
+        self._unread.append(data)
+
+    def _read(self) -> None:
+        """See what was used in what has passed."""
+        data = b"".join(self._unread)
+        self._unread.clear()
         self._meter.feed(data)
 
     def ends(self, error: Unreachable | None) -> None:
@@ -141,6 +150,7 @@ class Relay:
 
     def record(self) -> Call:
         """For the ledger."""
+        self._read()
         used = self._meter.end()
         return Call(
             self.holder.tenant_id,
