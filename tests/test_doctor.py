@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from apps.api.dev import valkey
+from apps.api.dev.processes import accepts
 from apps.api.doctor import Check, examine
-from apps.api.redis import Redis, open_redis
+from apps.api.redis import Redis, UnfitRedis, open_redis
 from apps.api.settings import Settings
+from tests.free_ports import free_ports
 from tests.proxy import changed
+from tests.world import until
 
 
 async def checked(settings: Settings, subject: str) -> Check:
@@ -55,6 +59,29 @@ async def test_what_is_hot_may_be_evicted_but_not_refused(
 
 async def test_without_a_bound_nothing_is_refused(settings: Settings, redis: Redis) -> None:
     assert (await checked(settings, "Redis")).verdict == "ok"
+
+
+KINDS = {"cluster": "cluster-enabled yes\ncluster-port {bus}", "Sentinel": "sentinel monitor main 127.0.0.1 1 1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_cluster_and_a_sentinel_are_refused(settings: Settings, tmp_path: Path, kind: str) -> None:
+    port, path = free_ports(2), tmp_path / "socket"
+    usual = f"port {port}\nbind 127.0.0.1\nunixsocket {path}\ndir {tmp_path}\n"
+    (file := tmp_path / "valkey.conf").write_text(usual + KINDS[kind].format(bus=port + 1))
+    words = (valkey.program(), file, *(("--sentinel",) if kind == "Sentinel" else ()))
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.DEVNULL)
+    other = changed(settings, redis_url=f"unix://{path}")
+    try:
+        await until(lambda: accepts(path))
+        found = await checked(other, "Redis")
+        assert (found.verdict, kind in found.finding) == ("FAIL", True)
+        async with open_redis(other) as redis:
+            with pytest.raises(UnfitRedis, match=kind):
+                await redis.check_kind()
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def test_a_misspelt_setting_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

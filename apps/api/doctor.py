@@ -21,7 +21,7 @@ from apps.api.core.fleet import facts
 from apps.api.core.network import default_model
 from apps.api.db import connect
 from apps.api.pool import CONNECT_TIMEOUT
-from apps.api.redis import REDIS_ERRORS, open_redis
+from apps.api.redis import REDIS_ERRORS, open_redis, unfit
 from apps.api.runner.guard import cgroups, isolation, namespaces, trial
 from apps.api.runner.guard.launcher import bundled_cli, landlock_abi
 from apps.api.settings import ENV_FILE, Settings
@@ -138,6 +138,8 @@ async def _redis(settings: Settings) -> Check:
             facts = await redis.client.info("everything")
     except REDIS_ERRORS as error:
         return Check("FAIL", "Redis", f"{migrate.reason(error)}: check REDIS_URL, or start `dev`")
+    if (reason := unfit(facts)) is not None:
+        return Check("FAIL", "Redis", reason)
     version = str(facts.get("redis_version", "0.0"))
     name = f"Valkey {facts['valkey_version']}" if "valkey_version" in facts else f"Redis {version}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:

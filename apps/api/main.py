@@ -182,6 +182,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         await db.check_schema()
         await _look_at_role(db, settings)
         redis = await stack.enter_async_context(open_redis(settings))
+        await redis.check_kind()
         await _ensure_first_key(db, settings)
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)

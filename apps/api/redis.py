@@ -247,6 +247,27 @@ class Tombstones:
                 del self._left[name]
 
 
+class UnfitRedis(Exception):
+    """REDIS_URL leads to a server that this product cannot use."""
+
+
+def unfit(facts: Mapping[str, object]) -> str | None:
+    """Why what a server says of itself (INFO) keeps it from being used; None if nothing does.
+
+    Sessions' streams, channels and what is cached of them belong to no one slot, so a cluster would refuse some of it
+    now and then. A Sentinel keeps nothing.
+    """
+    mode = facts.get("redis_mode", facts.get("server_mode"))
+    if mode == "cluster":
+        return (
+            "REDIS_URL leads to a member of a cluster: use a single server, perhaps with a replica that takes over, at"
+            " an address that stays the same"
+        )
+    if mode == "sentinel":
+        return "REDIS_URL leads to a Sentinel: give the server that it watches, or a proxy that follows it"
+    return None
+
+
 class Redis:
     """The shared client and the key names, and whether the server answers.
 
@@ -264,6 +285,16 @@ class Redis:
         left = self.tombstones.all()  # before anybody reads what should be gone
         await self._bury({name: tombstone.ttl_ms for name, tombstone in left.items()})
         self.tombstones.written(left)
+
+    async def check_kind(self) -> None:
+        """Raises UnfitRedis for a server that cannot be used. One that is away, or tells nothing, may be."""
+        try:
+            async with patience():
+                facts = await self.client.info("server")
+        except REDIS_ERRORS:
+            return
+        if (reason := unfit(facts)) is not None:
+            raise UnfitRedis(reason)
 
     async def forget(self, name: str, ttl_ms: int) -> None:
         """As `forget_all`, of one."""

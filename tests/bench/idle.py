@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from apps.api.db import Database
 from apps.api.redis import open_redis
 from tests.bench.client import Connection
 from tests.bench.machine import Meter, rss_of
@@ -50,6 +51,28 @@ async def sessions(stage: Stage, report: Report, *, count: int) -> None:
     report.note(f"{count} sessions after one turn each; their keys in Redis live for {max(lifetimes)} s more at most")
     report.at_most("8 processes of idle sessions", processes, 0, "processes")
     report.at_most("8 Redis per idle session", used / count / 1024, 5, "KB")
+
+
+async def instances(stage: Stage, report: Report, *, seconds: float) -> None:
+    """What instances ask of PostgreSQL and Redis that have nothing to do. No target: docs/performance.md reckons with
+    it."""
+    async with Database.open(stage.settings(SYNTHETIC)) as db, open_redis(stage.settings(SYNTHETIC)) as redis:
+
+        async def asked() -> tuple[int, int]:
+            commits = await db.pool.fetchval(
+                "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+            )
+            return commits, (await redis.client.info("stats"))["total_commands_processed"]
+
+        before, began = await asked(), time.monotonic()
+        await asyncio.sleep(seconds)
+        after, took = await asked(), time.monotonic() - began
+    count = len(stage.synthetic.instances)
+    per_second = [(late - early) / took / count for early, late in zip(before, after, strict=True)]
+    report.note(
+        f"each of {count} idle instances: {per_second[0]:.1f} transactions/s of PostgreSQL,"
+        f" {per_second[1]:.1f} commands/s of Redis"
+    )
 
 
 async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:

@@ -67,6 +67,12 @@ class Stage:
         """Settings of this process for one of the two databases, like those of its instances."""
         return _settings(_environment(self.servers, self.directory, name, self.model_url))
 
+    async def new_database(self, name: str) -> Settings:
+        """Settings of an empty database, for its owner, too."""
+        await self.servers.create_database(name)
+        env = _environment(self.servers, self.directory, name, self.model_url)
+        return _settings({**env, "DATABASE_OWNER_URL": self.servers.database_owner_url(name)})
+
     async def connect(self, instance: Instance) -> Connection:
         return await Connection.open(instance.url, API_KEY)
 

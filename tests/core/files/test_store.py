@@ -223,6 +223,29 @@ async def test_too_much_is_refused_and_not_read(store: Store, source: Path) -> N
     assert refused.value.code == "too_many_files"
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+async def test_a_path_that_is_too_long_is_refused(store: Store, source: Path, kind: str) -> None:
+    """Made and found step by step: Linux takes no such path at once."""
+    opened = os.open(source, os.O_RDONLY)
+    for _ in range(15):
+        os.mkdir("d" * 255, dir_fd=opened)
+        above, opened = opened, os.open("d" * 255, os.O_RDONLY, dir_fd=opened)
+        os.close(above)
+    known = await store.take({"files": source})
+    assert known is not None
+    assert len(max(known.entries, key=len)) == len("files") + 15 * 256
+    if kind == "file":
+        os.close(os.open("x" * 255, os.O_WRONLY | os.O_CREAT, dir_fd=opened))
+    elif kind == "directory":
+        os.mkdir("x" * 255, dir_fd=opened)
+    else:
+        os.symlink("leads", "x" * 255, dir_fd=opened)
+    os.close(opened)
+    with pytest.raises(TooLarge) as refused:
+        await store.take({"files": source}, known)
+    assert refused.value.code == "path_too_long"
+
+
 async def test_a_tree_that_is_too_deep_is_refused_and_replaced(store: Store, source: Path, tmp_path: Path) -> None:
     here, at = os.open(source, os.O_RDONLY), 0
     for _ in range(1500):

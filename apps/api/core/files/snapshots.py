@@ -184,10 +184,13 @@ def _scan(places: Mapping[str, Path], known: Known | None, limits: Limits) -> _S
 
 
 def _look(places: Mapping[str, Path], changed: list[str], before: Entries, scan: _Scan) -> None:
-    """Replace the entries of what has changed, and the signs: none of what must be read, or may change unseen."""
+    """Replace the entries of what has changed, and the signs: none of what must be read, or may change unseen. Raises
+    TooLarge of a path that is too long, OSError."""
     settled = time.time_ns() - TICK
     with trees.Places(places) as opened:
         for path in changed:
+            if len(path) > MAX_PATH // 4 and len(os.fsencode(path)) > MAX_PATH:
+                raise TooLarge("path_too_long", f"A path has more than {MAX_PATH} bytes.")
             sign = scan.signs.pop(path)
             if (kind := listing.kind_of(sign)) == "file":
                 scan.entries[path] = Entry("file", 0, 0, listing.size_of(sign))
@@ -205,8 +208,6 @@ def _look(places: Mapping[str, Path], changed: list[str], before: Entries, scan:
 
 def _entry(opened: trees.Places, path: str) -> tuple[Entry, os.stat_result] | None:
     """A directory or link. None: it is none any more."""
-    if len(path) > MAX_PATH // 4 and len(os.fsencode(path)) > MAX_PATH:
-        raise TooLarge("path_too_long", f"A path has more than {MAX_PATH} bytes.")
     try:
         above, name = opened.above(path)
         info = os.stat(name, dir_fd=above, follow_symlinks=False)

@@ -335,24 +335,28 @@ async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Wai
     return [Waiting(**dict(row)) for row in await db.pool.fetch(_WAITING, instance_id, limit)]
 
 
-# The whole queue is numbered only for the eldest, and for whom something of its own waits.
+# The whole queue is numbered only for the eldest, and for whom something of its own waits. Sessions, of which there are
+# many more, are looked at one by one, and only of runs that are due.
 _WAITING = f"""
 WITH eldest AS (
   SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1
+), due AS MATERIALIZED (
+  SELECT q.* FROM (
+    SELECT id, session_id, announced_position, created_at,
+      row_number() OVER (PARTITION BY tenant_id ORDER BY position) AS place
+    FROM runs WHERE status = 'queued' AND (
+      $1 = (SELECT id FROM eldest)
+      OR EXISTS (SELECT 1 FROM sessions o JOIN runs w ON w.session_id = o.id AND w.status = 'queued'
+        WHERE o.owner_id = $1))
+  ) q
+  WHERE (q.announced_position IS NULL OR ceil(log(q.place)) < ceil(log(q.announced_position)))
+    AND q.created_at < now() - interval '{STARTS_WITHIN} s'
 )
-SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id FROM (
-  SELECT id, session_id, announced_position, created_at,
-    row_number() OVER (PARTITION BY tenant_id ORDER BY position) AS place
-  FROM runs WHERE status = 'queued'
-) q JOIN sessions s ON s.id = q.session_id
-WHERE (
-    $1 = (SELECT id FROM eldest)
-    OR EXISTS (SELECT 1 FROM sessions o JOIN runs w ON w.session_id = o.id AND w.status = 'queued'
-      WHERE o.owner_id = $1)
-  )
-  AND (q.announced_position IS NULL OR ceil(log(q.place)) < ceil(log(q.announced_position)))
-  AND q.created_at < now() - interval '{STARTS_WITHIN} s' AND s.deleted_at IS NULL
-  AND (s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (SELECT id FROM eldest)))
+SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id
+FROM due q CROSS JOIN LATERAL (
+  SELECT id, tenant_id, owner_id FROM sessions WHERE id = q.session_id AND deleted_at IS NULL OFFSET 0
+) s
+WHERE s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (SELECT id FROM eldest))
 ORDER BY q.place LIMIT $2
 """  # noqa: S608 - ours
 

@@ -1,0 +1,53 @@
+"""What statements on hot paths cost in a database that has grown: time, pages, and what is read to its end."""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+from apps.api import migrate
+from apps.api.db import Database
+from apps.api.redis import open_redis
+from tests import growth
+from tests.bench.report import Report, figure, percentile
+from tests.bench.stage import Stage
+from tests.world import World
+
+MOST_MS = 10.0
+"""For each statement, p99."""
+
+FEW = 1_000
+"""Rows of a table that may be read to its end: an index would be longer."""
+
+
+async def statements(stage: Stage, report: Report, *, part: float, rounds: int) -> None:
+    """Fill `part` of `growth.FULL`, and carry each statement out `rounds` times: with its plan, and undone again."""
+    scale = growth.FULL.times(part)
+    settings = await stage.new_database(f"grown_{uuid4().hex}")
+    await migrate.upgrade(settings)
+    began = time.monotonic()
+    await growth.fill(settings, scale)
+    report.note(
+        f"{scale.sessions:,} sessions, {scale.sessions * scale.events:,} events, {scale.queued:,} queued runs of"
+        f" {scale.tenants:,} tenants, {scale.instances:,} instances; filled in {time.monotonic() - began:.0f} s"
+    )
+    report.head("ms; pages of 8 KB")
+    slow, scanning, counted = list[str](), list[str](), 0
+    async with Database.open(settings) as db, open_redis(settings) as redis:
+        world = World(settings, db, redis, uuid4())
+        for name, call in (await growth.paths(world, scale)).items():
+            async with growth.recorded(db) as asked:
+                await call()
+            async with db.pool.acquire() as connection:
+                for number, statement in enumerate(asked, start=1):
+                    cost = await growth.cost(connection, statement, rounds)
+                    label = f"{name} ({number} of {len(asked)})" if len(asked) > 1 else name
+                    counted += 1
+                    report.row(f"{label}: {cost.pages:,}", cost.ms)
+                    if percentile(cost.ms, 0.99) > MOST_MS:
+                        slow.append(f"{label}, {figure(percentile(cost.ms, 0.99))} ms")
+                    scanning += [f"{label}, {table}" for table, rows in cost.scans.items() if rows > FEW]
+    for what, found in (("longer than 10 ms at p99", slow), ("reading a growing table to its end", scanning)):
+        if found:
+            report.note(f"{what}: {'; '.join(found)}")
+        report.at_most(f"statements {what}", len(found), 0, f"of {counted}")
