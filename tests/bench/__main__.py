@@ -179,11 +179,13 @@ def introduce(report: Report) -> None:
         synced = sync_ms(Path(directory))
     names = ("claude-agent-sdk", "fastapi", "starlette", "uvicorn", "redis", "asyncpg", "uvloop")
     report.title(f"Claude Agent API, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    report.note(f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}")
-    report.note(", ".join(f"{name} {version(name)}" for name in names))
-    report.note(f"writing and syncing 8 KB to the disk takes {synced:.2f} ms: the least that a commit costs here")
-    report.note("SDK and API: the same machine, demo model, event loop (uvloop) and CLI options. In favour of the SDK:")
-    report.note("its CLI starts without the guard process, and its transcripts go to memory instead of PostgreSQL.")
+    report.about(f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}")
+    report.about(", ".join(f"{name} {version(name)}" for name in names))
+    report.about(f"writing and syncing 8 KB to the disk takes {synced:.2f} ms: the least that a commit costs here")
+    report.about(
+        "SDK and API: the same machine, demo model, event loop (uvloop) and CLI options. In favour of the SDK:"
+    )
+    report.about("its CLI starts without the guard process, and its transcripts go to memory instead of PostgreSQL.")
 
 
 async def measure(report: Report, size: Sizes, only: list[str], wait: float, ends: float) -> None:
@@ -212,11 +214,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements, in less than a minute")
     parser.add_argument("--only", nargs="+", default=[], choices=SECTIONS, metavar="SECTION", help=" ".join(SECTIONS))
     parser.add_argument(
-        "--wait", type=float, default=0, metavar="SECONDS", help="wait so long for a quiet machine before each section"
+        "--wait", type=float, default=20, metavar="SECONDS", help="for a quiet machine before each section, at most"
     )
     parser.add_argument(
         "--part", type=float, metavar="PART", help="growth: so much of 1,000,000 sessions, 1 being all; takes its time"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="measure everything so often, each time on fresh servers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return parser.parse_args(words)
 
 
@@ -227,12 +231,14 @@ def main() -> None:
     budget = QUICK_BUDGET if chosen.quick else BUDGET
     if chosen.part is not None:
         size, budget = replace(size, grown=chosen.part), PART_BUDGET
-    ends = time.monotonic() + budget
     report = Report()
     introduce(report)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(measure(report, size, chosen.only, chosen.wait, ends))
+        for _ in range(chosen.rounds):
+            runner.run(measure(report, size, chosen.only, chosen.wait, time.monotonic() + budget))
     report.summary()
+    if chosen.json is not None:
+        report.write(chosen.json)
 
 
 if __name__ == "__main__":

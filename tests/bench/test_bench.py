@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -26,18 +28,40 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_the_command_line_knows_every_section() -> None:
     chosen = arguments(["--quick", "--only", *SECTIONS])
-    assert (chosen.quick, tuple(chosen.only), chosen.wait) == (True, SECTIONS, 0)
+    assert (chosen.quick, tuple(chosen.only), chosen.wait) == (True, SECTIONS, 20)
     assert QUICK.words < FULL.words
 
 
-def test_a_missed_target_is_told_as_missed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missed_target_is_told_as_missed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = Report()
+    report.title("Some section")
+    report.head("ms")
+    report.row("a series", [1.0, 2.0])
     report.at_most("fast", 3, 2, "ms")
     report.at_least("many", 3, 2, "tx/s")
     report.summary()
     printed = capsys.readouterr().out
     assert "fast: 3 ms (target ≤ 2 ms): NOT MET" in printed
     assert "1 of 2 targets met" in printed
+    report.write(tmp_path / "figures.json")
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert [(target["name"], target["seen"], target["verdict"]) for target in told["targets"]] == [
+        ("fast", [3], "NOT MET"),
+        ("many", [3], "met"),
+    ]
+    assert told["series"] == [{"section": "Some section", "label": "a series", "unit": "ms", "values": [1.0, 2.0]}]
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict"),
+    [([5, 6, 7], "met"), ([13, 14, 12.5], "NOT MET"), ([8, 9, 12], "noisy"), ([9, 11, 13], "noisy"), ([9.9], "met")],
+)
+def test_what_differs_by_more_than_it_lies_beside_the_target_is_noise(seen: list[float], verdict: str) -> None:
+    report = Report()
+    for value in seen:
+        report.at_most("fast", value, 10, "ms")
+        report.at_least("many", 20 - value, 10, "tx/s")
+    assert {target.verdict for target in report.targets.values()} == {verdict}
 
 
 def test_a_frame_that_arrives_in_pieces_counts_once() -> None:
