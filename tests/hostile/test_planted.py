@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from apps.api.runner.guard.launcher import bundled_cli
@@ -131,17 +132,24 @@ async def test_the_cli_looks_nowhere_else_for_what_an_agent_could_have_left(
     """Another version may: then there is one more place to plant something, and to look at what comes of it."""
     fleet = await start_fleet(0, forked=False, **UNCONFINED, AGENT_SECCOMP="off")
     trace = tmp_path / "trace"
-    fleet.prefix = ("strace", "-f", "-qq", "-s", "1000", "-e", "trace=%file", "-o", str(trace))
+    # Beside the server instead of above it: a tracer that is told to end lets what it traces go on.
+    fleet.prefix = ("strace", "-D", "-f", "-qq", "-s", "1000", "-e", "trace=%file", "-o", str(trace))
     await fleet.start(1)
     session_id = await fleet[0].session(**BYPASS)
     await fleet[0].ask(session_id, "run true")
     await fleet.stop()
+    await until(lambda: asyncio.to_thread(is_told, trace))
     above = Path(fleet.env["WORKSPACES_DIR"])
     seen = await asyncio.to_thread(paths_of_the_cli, trace)
     for name, root in {"workspace": above / session_id, "home": above / ".homes" / session_id}.items():
         looked = {str(path.relative_to(root)) for path in map(Path, seen) if path.is_relative_to(root)}
         assert len(looked) > 3
         assert looked - planting.AT_START[name] == set()
+
+
+def is_told(trace: Path) -> bool:
+    """Whether nobody writes this trace any more."""
+    return not any(str(trace) in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
 def paths_of_the_cli(trace: Path) -> set[str]:
