@@ -117,7 +117,7 @@ class Upkeep:
     async def _yield_idle(self) -> None:
         idle = {session_id: e for session_id, e in self._worker.executions.items() if e.idle}
         wanted = await claims.kept_waiting(self._core.db, list(idle), claims.STARTS_WITHIN) if idle else set()
-        if wanted and await claims.free_slot_elsewhere(self._core.db, self._core.instance_id):
+        if wanted and await turns.free_slot_elsewhere(self._core.db, self._core.instance_id):
             idle[wanted.pop()].close("yielded")
 
     async def _make_place(self) -> None:

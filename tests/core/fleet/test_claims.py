@@ -13,7 +13,7 @@ import pytest
 from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, claims, commands, instances, ownership
+from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, turns
 from apps.api.core.fleet.claims import Claim, Unreadable
 from apps.api.core.lease import Lease, now
 from apps.api.core.sessions import deletion, outcome
@@ -689,11 +689,11 @@ async def test_a_claim_after_an_announcement_numbers_on_from_it(world: World) ->
 
 async def test_free_slots_are_those_of_other_living_instances(world: World) -> None:
     me, other = await world.instance(slots=9), await world.instance(slots=1)
-    assert await claims.free_slot_elsewhere(world.db, me.instance_id)
+    assert await turns.free_slot_elsewhere(world.db, me.instance_id)
     await world.queue()
     claim = await world.claim(other)
-    assert not await claims.free_slot_elsewhere(world.db, me.instance_id)
+    assert not await turns.free_slot_elsewhere(world.db, me.instance_id)
     await finish(world, other, claim)
-    assert await claims.free_slot_elsewhere(world.db, me.instance_id)
+    assert await turns.free_slot_elsewhere(world.db, me.instance_id)
     await instances.set_draining(world.db, other.instance_id)
-    assert not await claims.free_slot_elsewhere(world.db, me.instance_id)
+    assert not await turns.free_slot_elsewhere(world.db, me.instance_id)

@@ -388,17 +388,3 @@ async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
         )
         event = Event("queued", {"position": run.position}, run.run_id)
         return await append(connection, run.session_id, generation, row["last_seq"], [event])
-
-
-async def free_slot_elsewhere(db: Database, instance_id: UUID) -> bool:
-    """Whether another live instance has a free slot."""
-    free: bool = await db.pool.fetchval(
-        """
-        SELECT EXISTS (
-          SELECT 1 FROM instances i WHERE i.id <> $1 AND i.lease_expires_at > now() AND NOT i.draining AND i.slots > (
-            SELECT count(*) FROM sessions s JOIN runs r ON r.session_id = s.id
-            WHERE s.owner_id = i.id AND r.status = 'running' AND r.origin = 'client'))
-        """,
-        instance_id,
-    )
-    return free
