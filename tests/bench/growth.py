@@ -44,7 +44,8 @@ async def statements(stage: Stage, report: Report, *, part: float, rounds: int) 
                     label = f"{name} ({number} of {len(asked)})" if len(asked) > 1 else name
                     counted += 1
                     report.row(f"{label}: {cost.pages:,}", cost.ms)
-                    if percentile(cost.ms, 0.99) > MOST_MS:
+                    # One that can be carried out once was also prepared in that time.
+                    if len(cost.ms) > 1 and percentile(cost.ms, 0.99) > MOST_MS:
                         slow.append(f"{label}, {figure(percentile(cost.ms, 0.99))} ms")
                     scanning += [f"{label}, {table}" for table, rows in cost.scans.items() if rows > FEW]
     for what, found in (("longer than 10 ms at p99", slow), ("reading a growing table to its end", scanning)):
