@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from apps.api.core.files.snapshots import Limits, TooLarge
 from apps.api.core.sessions import session_files
 from apps.api.settings import Settings
 from tests.core.files.travel import Store
+from tests.world import until
 
 
 @pytest.fixture
@@ -179,6 +181,23 @@ async def test_a_content_that_changes_behind_its_size_and_time_is_seen(store: St
     (source / "a").write_text("two")
     os.utime(source / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert await store.take(places, known) is not None
+
+
+async def test_what_was_changed_just_before_is_read_again_the_next_time(store: Store, source: Path) -> None:
+    """Another change within the same tick of the kernel's clock would leave the same sign."""
+    for _ in range(100):
+        (source / "a").write_text("one")
+        changed = (source / "a").stat().st_ctime_ns
+        known = await store.take({"files": source})
+        if time.time_ns() - changed < snapshots.TICK:
+            break
+    assert known is not None
+    assert "files/a" not in known.signs
+    await until(lambda: time.time_ns() - changed > 2 * snapshots.TICK)
+    again = await store.take({"files": source}, known)
+    assert again is not None
+    assert "files/a" in again.signs
+    assert await store.take({"files": source}, again) is None
 
 
 async def test_what_was_left_there_is_not_followed(store: Store, source: Path, tmp_path: Path) -> None:
