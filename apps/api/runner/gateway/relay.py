@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -34,8 +35,9 @@ class Relay:
         self.caller, self.holder = caller, holder
         self.asked, self._silence = asked, silence
         self.run_id = holder.run_id()
-        self._began_at, self._began = clock.now(), time.monotonic()
-        self._heard = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._began = time.monotonic()
+        self._heard = loop.time()
         self._status = 0
         self._first: float | None = None
         self._meter = Meter("")
@@ -43,7 +45,7 @@ class Relay:
         self._unread: list[bytes] = []
         self._decode: Callable[[bytes], bytes] | None = None
         self._connection: Connection | None = None
-        self._over: asyncio.Future[Unreachable | None] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[Unreachable | None] = loop.create_future()
         self._stopped = False
 
     def refuse(self, status: int, kind: str, message: str) -> None:
@@ -151,16 +153,16 @@ class Relay:
     def record(self) -> Call:
         """For the ledger."""
         self._read()
-        used = self._meter.end()
+        used, seconds = self._meter.end(), time.monotonic() - self._began
         return Call(
             self.holder.tenant_id,
             self.holder.session_id,
             self.run_id,
             self.asked.kind,
-            self._began_at,
+            clock.now() - timedelta(seconds=seconds),
             self._status,
             self._first,
-            time.monotonic() - self._began,
+            seconds,
             used,
             prices.cost(used),
             prices.of(used.model) is not None or not used.tokens,

@@ -88,8 +88,9 @@ class Connection(asyncio.Protocol):
         self._answer, self._parser = answer, httptools.HttpResponseParser(self)
         self._headers, self._pieces, self._head_bytes = [], [], 0
         self._begun = self._framed = self._whole = self._keeps = False
-        self.transport.write(head)
-        for piece in body:
+        first, rest = b"".join((head, *body[:1])), body[1:]
+        self.transport.write(first)
+        for piece in rest:
             await self._taking.wait()
             if self._answer is not answer:
                 return
