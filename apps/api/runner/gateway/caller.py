@@ -25,7 +25,6 @@ PATHS = {b"/v1/messages": "messages", b"/v1/messages/count_tokens": "count_token
 # What says how to read the request, not who sends it: an agent's process may write whatever it likes.
 _PASSED = frozenset((b"accept", b"content-type", b"anthropic-version", b"anthropic-beta", b"user-agent", b"x-app"))
 _PASSED_PREFIX = b"x-stainless-"
-_LINES = {status: b"HTTP/1.1 %d %s" % (status, reason.encode()) for status, reason in responses.items()}
 
 
 @dataclass(slots=True)
@@ -209,9 +208,10 @@ class Caller(asyncio.Protocol):
     def begin(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
         """Send the head of an answer; of unknown length if None."""
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
-        line = _LINES.get(status) or b"HTTP/1.1 %d Answer" % status
+        lines = [b"HTTP/1.1 %d %s" % (status, responses.get(status, "Answer").encode())]
+        lines += [b"%s: %s" % header for header in headers]
         self._chunked = length is None
-        self._write(b"\r\n".join((line, *map(b": ".join, headers), framing, b"", b"")))
+        self._write(b"\r\n".join([*lines, framing, b"", b""]))
 
     def piece(self, data: bytes) -> None:
         """Send the next piece of its body."""

@@ -179,7 +179,7 @@ class Gateway:
             return
         call = self._calls[caller] = Relay(caller, asked, holder, self._silence)
         holder.calls.add(call)
-        task = asyncio.create_task(self._serve(call), name=holder.calls_name)
+        task = asyncio.create_task(self._serve(call), name=f"model-call-{holder.session_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -235,8 +235,7 @@ class Gateway:
 
     async def _request(self, call: Relay) -> Request:
         holder = call.holder
-        if holder.noting:
-            await holder.settled()
+        await holder.settled()
         lists = await self._check(holder.tenant_id, holder.session_id, call.run_id, holder.most)
         if lists and models.admit(call.asked, lists, holder.model):
             holder.spent.exact = False  # the SDK reckons with the other
@@ -259,4 +258,4 @@ def of(core: Core) -> Gateway:
 
 def _key(token: bytes) -> bytes:
     # So that how long a look takes tells nothing about tokens.
-    return hashlib.blake2s(token).digest()
+    return hashlib.sha256(token).digest()

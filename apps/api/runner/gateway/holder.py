@@ -67,9 +67,6 @@ class Holder:
     held: int = 0
     spent: Spent = field(default_factory=Spent)
 
-    def __post_init__(self) -> None:
-        self.calls_name = f"model-call-{self.session_id}"
-
     async def settled(self) -> None:
         """Wait until the calls that have ended are stored: the next one is judged by what they cost.
 

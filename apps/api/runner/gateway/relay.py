@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 import structlog
 
@@ -35,17 +34,15 @@ class Relay:
         self.caller, self.holder = caller, holder
         self.asked, self._silence = asked, silence
         self.run_id = holder.run_id()
-        loop = asyncio.get_running_loop()
-        self._began = time.monotonic()
-        self._heard = loop.time()
+        self._began_at, self._began = clock.now(), time.monotonic()
+        self._heard = asyncio.get_running_loop().time()
         self._status = 0
         self._first: float | None = None
         self._meter = Meter("")
         self._body: list[bytes] = []
-        self._unread: list[bytes] = []
         self._decode: Callable[[bytes], bytes] | None = None
         self._connection: Connection | None = None
-        self._over: asyncio.Future[Unreachable | None] = loop.create_future()
+        self._over: asyncio.Future[Unreachable | None] = asyncio.get_running_loop().create_future()
         self._stopped = False
 
     def refuse(self, status: int, kind: str, message: str) -> None:
@@ -126,14 +123,6 @@ class Relay:
             if not data:
                 return
         self.caller.piece(data)
-        if not self._unread:  # the piece goes first
-            asyncio.get_running_loop().call_soon(self._read)
-        self._unread.append(data)
-
-    def _read(self) -> None:
-        """See what was used in what has passed."""
-        data = b"".join(self._unread)
-        self._unread.clear()
         self._meter.feed(data)
 
     def ends(self, error: Unreachable | None) -> None:
@@ -152,17 +141,16 @@ class Relay:
 
     def record(self) -> Call:
         """For the ledger."""
-        self._read()
-        used, seconds = self._meter.end(), time.monotonic() - self._began
+        used = self._meter.end()
         return Call(
             self.holder.tenant_id,
             self.holder.session_id,
             self.run_id,
             self.asked.kind,
-            clock.now() - timedelta(seconds=seconds),
+            self._began_at,
             self._status,
             self._first,
-            seconds,
+            time.monotonic() - self._began,
             used,
             prices.cost(used),
             prices.of(used.model) is not None or not used.tokens,

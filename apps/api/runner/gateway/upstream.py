@@ -88,9 +88,8 @@ class Connection(asyncio.Protocol):
         self._answer, self._parser = answer, httptools.HttpResponseParser(self)
         self._headers, self._pieces, self._head_bytes = [], [], 0
         self._begun = self._framed = self._whole = self._keeps = False
-        first, rest = b"".join((head, *body[:1])), body[1:]
-        self.transport.write(first)
-        for piece in rest:
+        self.transport.write(head)
+        for piece in body:
             await self._taking.wait()
             if self._answer is not answer:
                 return
