@@ -38,6 +38,9 @@ GROWING = {
 }
 """Tables of which no statement on a hot path may read all rows."""
 
+FEW = 1_000
+"""Rows of a table that may be read to its end: an index would be longer."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -263,7 +266,7 @@ class Cost:
     Attributes:
         ms: of each time that it was carried out.
         pages: of 8 KB that were looked at, in memory or not.
-        scans: growing tables that it reads to their ends, and how many rows.
+        scans: growing tables that it reads to their ends, and how many rows, if they are more than FEW.
     """
 
     ms: list[float]
@@ -289,6 +292,7 @@ async def cost(connection: asyncpg.Connection, asked: Asked, times: int = 1) -> 
             rows = node.get("Actual Rows", node["Plan Rows"]) + node.get("Rows Removed by Filter", 0)
             name = node["Relation Name"]
             scans[name] = scans.get(name, 0) + int(rows * node.get("Actual Loops", 1))
+    scans = {name: rows for name, rows in scans.items() if rows > FEW}
     pages = top.get("Shared Hit Blocks", 0) + top.get("Shared Read Blocks", 0)
     return Cost(ms, pages, scans, json.dumps(plan, indent=1))
 
@@ -398,3 +402,13 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "settled commands forgotten": lambda: commands.forget_old(db),
         "idempotency keys forgotten": lambda: idempotency.forget_old(db),
     }
+
+
+async def costs(world: World, scale: Scale, times: int = 1) -> AsyncIterator[tuple[str, list[tuple[Asked, Cost]]]]:
+    """Do all of `paths`, and carry each statement of them out again: what is done, and its statements."""
+    for name, call in (await paths(world, scale)).items():
+        async with recorded(world.db) as asked:
+            await call()
+        async with world.db.pool.acquire() as connection:
+            found = [(statement, await cost(connection, statement, times)) for statement in asked]
+        yield name, found

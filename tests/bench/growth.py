@@ -16,9 +16,6 @@ from tests.world import World
 MOST_MS = 10.0
 """For each statement, p99."""
 
-FEW = 1_000
-"""Rows of a table that may be read to its end: an index would be longer."""
-
 
 async def statements(stage: Stage, report: Report, *, part: float, rounds: int) -> None:
     """Fill `part` of `growth.FULL`, and carry each statement out `rounds` times: with its plan, and undone again."""
@@ -35,20 +32,16 @@ async def statements(stage: Stage, report: Report, *, part: float, rounds: int) 
     slow, scanning, counted = list[str](), list[str](), 0
     async with Database.open(settings) as db, open_redis(settings) as redis:
         world = World(settings, db, redis, uuid4())
-        for name, call in (await growth.paths(world, scale)).items():
-            async with growth.recorded(db) as asked:
-                await call()
-            async with db.pool.acquire() as connection:
-                for number, statement in enumerate(asked, start=1):
-                    cost = await growth.cost(connection, statement, rounds)
-                    label = f"{name} ({number} of {len(asked)})" if len(asked) > 1 else name
-                    counted += 1
-                    report.row(f"{label}: {cost.pages:,}", cost.ms)
-                    # One that can be carried out once was also prepared in that time.
-                    if len(cost.ms) > 1 and percentile(cost.ms, 0.99) > MOST_MS:
-                        slow.append(f"{label}, {figure(percentile(cost.ms, 0.99))} ms")
-                    scanning += [f"{label}, {table}" for table, rows in cost.scans.items() if rows > FEW]
-    for what, found in (("longer than 10 ms at p99", slow), ("reading a growing table to its end", scanning)):
-        if found:
-            report.note(f"{what}: {'; '.join(found)}")
-        report.at_most(f"statements {what}", len(found), 0, f"of {counted}")
+        async for name, found in growth.costs(world, scale, rounds):
+            for number, (_, cost) in enumerate(found, start=1):
+                label = f"{name} ({number} of {len(found)})" if len(found) > 1 else name
+                counted += 1
+                report.row(f"{label}: {cost.pages:,}", cost.ms)
+                # One that can be carried out once was also prepared in that time.
+                if len(cost.ms) > 1 and percentile(cost.ms, 0.99) > MOST_MS:
+                    slow.append(f"{label}, {figure(percentile(cost.ms, 0.99))} ms")
+                scanning += [f"{label}, {table}" for table in cost.scans]
+    for what, named in (("longer than 10 ms at p99", slow), ("reading a growing table to its end", scanning)):
+        if named:
+            report.note(f"{what}: {'; '.join(named)}")
+        report.at_most(f"statements {what}", len(named), 0, f"of {counted}")

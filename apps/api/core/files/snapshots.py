@@ -83,8 +83,8 @@ class Known:
 class _Scan:
     """What was found. `unread`: files whose content is not known."""
 
-    entries: Entries = field(default_factory=dict)
-    signs: dict[str, Sign] = field(default_factory=dict)
+    entries: Entries
+    signs: dict[str, Sign]
     unread: list[str] = field(default_factory=list)
     same: bool = True
 
