@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -181,7 +182,7 @@ async def test_callers_have_connections_by_turns_with_other_tenants(db: Database
 
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         for number, key in enumerate((first, second, first, second, others)):
-            group.create_task(one(key.secret))
+            group.create_task(one(key.secret), context=Context())  # not this test's, which has stored keys
             await until(lambda number=number: len(known) > number)  # type: ignore[misc]
         async with taken(db.transaction, db_module.REQUESTS - 1):
             async with db.transaction():
@@ -211,6 +212,34 @@ async def test_requests_beyond_the_line_are_refused_while_the_others_wait(
                 raise AssertionError("had a connection")
         assert served == set()
         assert await db.for_runner().pool.fetchval("SELECT 1") == 1
+
+
+@LANES
+async def test_who_has_stored_something_goes_before_all_who_wait_and_is_not_sent_away(
+    db: Database, take: Take, places: int
+) -> None:
+    is_stored, go_on, before = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def storing() -> None:
+        async with db.transaction():
+            pass
+        is_stored.set()
+        await go_on.wait()
+        async with take(db):
+            before.append(len(turns))
+
+    storer = asyncio.create_task(storing())
+    await is_stored.wait()
+    async with taken(lambda: take(db), places - 1), AsyncExitStack() as stack:
+        await stack.enter_async_context(take(db))
+        async with waiting(lambda: take(db), 500) as turns:
+            go_on.set()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            await stack.aclose()
+            async with asyncio.timeout(PATIENCE):
+                await storer
+    assert before == [0]
 
 
 async def test_what_the_runner_holds_makes_no_request_wait(db: Database) -> None:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from apps.api.errors import Busy, LeaseLost, Unavailable
-from apps.api.lanes import Line, Turns
+from apps.api.lanes import Line, Turns, stored
 from apps.api.pool import CONNECT_TIMEOUT, Pool, dial, unreachable
 from apps.api.settings import Settings
 
@@ -195,11 +195,12 @@ class Database:
                 settings, pool_size=COMPOSED, max_overflow=0, pool_timeout=CONNECT_TIMEOUT, pool_pre_ping=True
             )
             stack.push_async_callback(engine.dispose)
-            line = Line(REQUESTS, CONNECT_TIMEOUT, _BUSY)
+            line = Line(REQUESTS, CONNECT_TIMEOUT, _BUSY, ends_first=True)
             pool = await stack.enter_async_context(_open_pool(settings, engine, line, REQUESTS, at_first=REQUESTS))
             writers = await stack.enter_async_context(_open_pool(settings, engine, None, WRITERS, at_first=0))
             webhooks = await stack.enter_async_context(_open_pool(settings, engine, None, WEBHOOKS, at_first=0))
-            yield cls(engine, pool, Line(COMPOSED, CONNECT_TIMEOUT, _BUSY), Turns(), writers, webhooks)
+            composed = Line(COMPOSED, CONNECT_TIMEOUT, _BUSY, ends_first=True)
+            yield cls(engine, pool, composed, Turns(), writers, webhooks)
 
     def for_runner(self) -> Database:
         """The same, by the connections that no request can take: for claims, events, commands, and ends of runs."""
@@ -220,9 +221,17 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """One transaction on the asyncpg pool."""
+        """One transaction on the asyncpg pool. Who has had one is served before others: see `lanes.stored`."""
         async with self.pool.acquire() as connection, connection.transaction():
             yield connection
+        stored()
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for one statement that stores something, and is its own transaction."""
+        async with self.pool.acquire() as connection:
+            yield connection
+        stored()
 
     async def sweep(self, delete: str, *arguments: Any, batch: int = SWEEP_BATCH) -> None:
         """Repeat a DELETE until nothing is left, while no other instance sweeps.

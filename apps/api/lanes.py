@@ -1,13 +1,14 @@
 """Queues of bounded length and time before what is scarce: connections to PostgreSQL, and work that costs much.
 
 A `Line` is a semaphore with a bound on how many wait for it and for how long; tenants that wait have its places by
-turns. Who would wait too long gets 503 at once, with a time to come again. `Turns` has such lines for costly requests,
-of each tenant and of all.
+turns. Who would wait too long gets 503 at once, with a time to come again; not so who has stored something already, and
+would be told that it was not begun. `Turns` has such lines for costly requests, of each tenant and of all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,6 +25,19 @@ MAX_WAITING = 500
 ASKING: ContextVar[UUID | str | None] = ContextVar("asking", default=None)
 """For whom this task works: a tenant, or the hash of a key while its tenant is looked up. None: for the service."""
 
+STANDING = 10.0
+"""Seconds for which who has stored something goes before everybody else: enough to read what its answer says, and no
+privilege for a stream that it then follows."""
+
+_STORED: ContextVar[float] = ContextVar("stored", default=-math.inf)
+_FIRST = "who has stored something"
+
+
+def stored() -> None:
+    """This task has stored something: for STANDING seconds it goes first where connections are waited for, and is not
+    sent away: else it would be told that what it asked for was not begun."""
+    _STORED.set(asyncio.get_running_loop().time())
+
 
 class Line:
     """A semaphore with a bounded queue for each who asks: `async with line:` holds one of its places.
@@ -33,15 +47,19 @@ class Line:
     wait as may, the last of the longest queue is sent away, be it another or who has just come.
     """
 
-    def __init__(self, places: int, seconds: float, busy: str, *, most: int = MAX_WAITING) -> None:
+    def __init__(
+        self, places: int, seconds: float, busy: str, *, most: int = MAX_WAITING, ends_first: bool = False
+    ) -> None:
         """
         Args:
             places: how many have a turn at a time.
             seconds: the longest wait.
             busy: what those are told who are sent away.
             most: how many may wait, in all queues.
+            ends_first: who has `stored` something goes before all others. They are few: each has had a place before.
         """
         self._free, self._seconds, self._busy, self._most = places, seconds, busy, most
+        self._ends_first = ends_first
         # The queue whose turn it is first; in each since when they wait, on the loop's clock. None is empty.
         self._queues: OrderedDict[UUID | str | None, dict[asyncio.Future[None], float]] = OrderedDict()
 
@@ -49,7 +67,7 @@ class Line:
         if self._free:
             self._free -= 1
             return
-        asking = ASKING.get()
+        asking = _FIRST if self._ends_first and self._has_stored() else ASKING.get()
         turn = self._join(asking)
         try:
             async with asyncio.timeout(self._seconds):
@@ -68,21 +86,31 @@ class Line:
     ) -> None:
         self._pass_on()
 
+    @staticmethod
+    def _has_stored() -> bool:
+        return asyncio.get_running_loop().time() - _STORED.get() < STANDING
+
     def _join(self, asking: UUID | str | None) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         queue = self._queues.get(asking, {})
-        if queue and loop.time() - next(iter(queue.values())) > self._seconds / 2:
+        if asking is not _FIRST:
+            self._make_room(queue)
+        turn = loop.create_future()
+        self._queues.setdefault(asking, queue)[turn] = loop.time()
+        return turn
+
+    def _make_room(self, queue: dict[asyncio.Future[None], float]) -> None:
+        """For one more in this queue. Raises Busy."""
+        if queue and asyncio.get_running_loop().time() - next(iter(queue.values())) > self._seconds / 2:
             raise Busy(self._busy)
-        if sum(map(len, self._queues.values())) >= self._most:
-            longest = max(self._queues, key=lambda one: len(self._queues[one]))
-            if len(self._queues[longest]) <= len(queue) + 1:
+        waiting = {asking: len(those) for asking, those in self._queues.items() if asking is not _FIRST}
+        if sum(waiting.values()) >= self._most:
+            longest = max(waiting, key=lambda asking: waiting[asking])
+            if waiting[longest] <= len(queue) + 1:
                 raise Busy(self._busy)
             last = next(reversed(self._queues[longest]))
             last.set_exception(Busy(self._busy))
             self._leave(longest, last)
-        turn = loop.create_future()
-        self._queues.setdefault(asking, queue)[turn] = loop.time()
-        return turn
 
     def _leave(self, asking: UUID | str | None, turn: asyncio.Future[None]) -> None:
         queue = self._queues.get(asking, {})
@@ -92,8 +120,8 @@ class Line:
 
     def _pass_on(self) -> None:
         while self._queues:
-            asking, queue = next(iter(self._queues.items()))
-            turn = next(iter(queue))
+            asking = _FIRST if _FIRST in self._queues else next(iter(self._queues))
+            turn = next(iter(self._queues[asking]))
             self._queues.move_to_end(asking)
             self._leave(asking, turn)
             if not turn.done():  # else it has been cancelled, and does not know yet

@@ -19,7 +19,7 @@ import structlog
 from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from apps.api.lanes import Line
+from apps.api.lanes import Line, stored
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +97,12 @@ class Pool(asyncpg.Pool):  # type: ignore[misc]
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
         """A connection for an `async with`. Raises TimeoutError after CONNECT_TIMEOUT, Busy from the line."""
         return _Acquired(self, timeout or CONNECT_TIMEOUT)
+
+    async def execute(self, *arguments: Any, **options: Any) -> str:
+        """One statement that stores something: others are served after who has done so, see `lanes.stored`."""
+        status: str = await super().execute(*arguments, **options)
+        stored()
+        return status
 
     async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
         """Give it back without the task that asyncpg makes for each, half of what an acquisition costs.

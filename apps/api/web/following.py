@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -19,13 +20,17 @@ from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
-from apps.api.errors import RunFailed
+from apps.api.db import retrying
+from apps.api.errors import RunFailed, Unavailable
 from apps.api.web.opened import Held
 from apps.api.web.route import instance_of
 from apps.api.web.sse import Leaving, disconnected
 
 WAIT_MARGIN = 600.0
 """Seconds on top of a run's timeout that a waiting request allows for the queue."""
+
+READ_SECONDS = 10.0
+"""For which the end of a run is read again, where the database does not answer."""
 
 
 async def run_frames(
@@ -54,8 +59,8 @@ async def finished(
     held: Held | None = None,
     left: Leaving | None = None,
 ) -> dict[str, Any] | None:
-    """The run as stored once it is over. None when it is not after `wait_seconds`, or when the client has gone away,
-    after `left` was called.
+    """The run as stored once it is over. None when it is not after `wait_seconds`, or cannot be read for READ_SECONDS,
+    or when the client has gone away, after `left` was called.
 
     Args:
         held: what the wait was opened as, unless it is a short one. Of those no key has a share.
@@ -93,7 +98,13 @@ async def _finished(core: Core, tenant_id: UUID, run: Submitted, wait_seconds: f
     except SessionDeleted as error:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
         raise RunFailed(error.code, failure(error.code)["message"], ids) from error
-    return await runs.get(core.db, tenant_id, run.run_id)
+    until = asyncio.get_running_loop().time() + READ_SECONDS
+    try:
+        return await retrying(
+            partial(runs.get, core.db, tenant_id, run.run_id), until=lambda: asyncio.get_running_loop().time() > until
+        )
+    except Unavailable:
+        return None  # it was accepted, and is told by its id: that it cannot be read now makes it no failure
 
 
 def outcome_or_error(run: dict[str, Any]) -> dict[str, Any]:

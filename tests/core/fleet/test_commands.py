@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -16,6 +16,7 @@ from apps.api.core.fleet.commands import Command
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import deletion
 from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.db import REQUESTS
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.redis import open_redis
 from tests.proxy import changed
@@ -356,3 +357,27 @@ async def until_pending(world: World, lease: Lease, count: int) -> list[Command]
 
     await until(there)
     return found
+
+
+# --- stored is not refused -----------------------------------------------------------------------------------------
+
+
+async def test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_any_more(
+    world: World, relay: Relay
+) -> None:
+    """Seen: all connections were in use when the answer to a call had been stored. Its sender was told 503, and 409
+    when it sent it again."""
+    _, claim, _ = await world.owned()
+    async with AsyncExitStack() as stack:
+
+        async def use_all(_: object) -> None:
+            """From now on; who stores has its connection still, which then is taken by one who waits for it."""
+            crowd = [asyncio.create_task(stack.enter_async_context(world.db.pool.acquire())) for _ in range(REQUESTS)]
+            stack.push_async_callback(asyncio.gather, *crowd, return_exceptions=True)
+            await until(lambda: sum(task.done() for task in crowd) == REQUESTS - 1)
+
+        sent = await commands.send(
+            core_of(world, relay), world.tenant_id, claim.session_id, "answer", any_run=True, with_it=use_all
+        )
+        assert sent.status == "accepted"
+    assert await world.one("SELECT status FROM commands WHERE session_id = $1", claim.session_id) == "pending"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from apps.api.core.fleet import commands, parked
 from apps.api.core.fleet.commands import Sent
 from apps.api.core.sessions import requests, sessions
 from apps.api.core.tasks import jittered
+from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import Conflict, Problem, ValidationError, refuse
 
 _WORDS = {"permission": "permission", "question": "question", "client_tool": "client tool's call"}
@@ -121,14 +123,15 @@ async def _deliver(
 
 
 async def _taken_up(core: Core, run_id: UUID) -> bool:
-    """Whether an instance gives the agent its answer within `commands.WAIT`."""
-    until = asyncio.get_running_loop().time() + commands.WAIT
-    while True:
-        if await parked.taken_up(core, run_id):
-            return True
-        if asyncio.get_running_loop().time() > until:
-            return False
-        await asyncio.sleep(jittered(LOOK_SECONDS))
+    """Whether an instance gives the agent its answer within `commands.WAIT`. The answer is stored, come what may."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(commands.WAIT):
+            while True:
+                with suppress(*CONNECTION_ERRORS):
+                    if await parked.taken_up(core, run_id):
+                        return True
+                await asyncio.sleep(jittered(LOOK_SECONDS))
+    return False
 
 
 class _Late(Exception):

@@ -16,7 +16,7 @@ from apps.api.core import codec
 from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events.relay import Publisher
-from apps.api.db import Database
+from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
 
@@ -204,15 +204,18 @@ def _rejection(result: Mapping[str, Any]) -> Conflict:
 
 
 async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, dict[str, Any]]:
-    deadline = asyncio.get_running_loop().time() + WAIT
-    while (left := deadline - asyncio.get_running_loop().time()) > 0:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(_POLL, left)):
-                await bell.rung.wait()
-        bell.rung.clear()
-        row = await db.pool.fetchrow("SELECT status, result FROM commands WHERE id = $1", command_id)
-        if row is None or row["status"] != "pending":
-            return ("rejected", {}) if row is None else (row["status"], row["result"] or {})
+    """What came of a command within WAIT seconds. It is stored: a database that cannot be asked makes it no failure."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WAIT):
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await bell.rung.wait()
+                bell.rung.clear()
+                with suppress(*CONNECTION_ERRORS):
+                    row = await db.pool.fetchrow("SELECT status, result FROM commands WHERE id = $1", command_id)
+                    if row is None or row["status"] != "pending":
+                        return ("rejected", {}) if row is None else (row["status"], row["result"] or {})
     return "pending", {}
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import asyncio
+from functools import partial
 from uuid import UUID
+
+import structlog
 
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.prompts import Submission, Submitted
-from apps.api.errors import Conflict
+from apps.api.db import retrying
+from apps.api.errors import Conflict, NotFound, Unavailable
+
+log = structlog.get_logger(__name__)
+
+PATIENCE = 10.0
+"""Seconds for which what is in a prompt's way is tried to be interrupted. The prompt is stored: after that it waits."""
 
 
 async def send(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
@@ -32,5 +41,13 @@ async def _announce(core: Core, tenant_id: UUID, run: Submitted) -> None:
     if not run.repeated:
         core.wake(tenant_id, run.session_id)
     if run.busy_with is not None:
-        with suppress(Conflict):  # it has ended meanwhile
-            await cancellation.cancel(core, tenant_id, run.busy_with)
+        until = asyncio.get_running_loop().time() + PATIENCE
+        try:
+            await retrying(
+                partial(cancellation.cancel, core, tenant_id, run.busy_with),
+                until=lambda: asyncio.get_running_loop().time() > until,
+            )
+        except (Conflict, NotFound):
+            return  # it has ended meanwhile
+        except Unavailable:
+            log.warning("prompt.nothing_interrupted", run_id=str(run.run_id), busy_with=str(run.busy_with))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from apps.api.core.sessions import stored
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.sessions import BUSY
 from apps.api.core.tasks import Loop
-from apps.api.db import Database
+from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.errors import Conflict, NotFound
 
 BATCH = 500
@@ -107,12 +107,13 @@ async def delete(
                 row["id"] for row in await connection.fetch("SELECT id FROM instances WHERE lease_expires_at > now()")
             ]
         until = asyncio.get_running_loop().time() + PATIENCE
-        async with aclosing(purge(db, session_id)) as purging:
-            async for table, gone in purging:
-                deleted.removed[table] = deleted.removed.get(table, Gone(0)).plus(gone)
-                if asyncio.get_running_loop().time() > until:
-                    return deleted
-        deleted.whole = True
+        with suppress(*CONNECTION_ERRORS):  # it is deleted, and what is left goes later: see `purge_left`
+            async with aclosing(purge(db, session_id)) as purging:
+                async for table, gone in purging:
+                    deleted.removed[table] = deleted.removed.get(table, Gone(0)).plus(gone)
+                    if asyncio.get_running_loop().time() > until:
+                        return deleted
+            deleted.whole = True
         return deleted
 
 

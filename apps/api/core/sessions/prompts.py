@@ -118,7 +118,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
     found = await admission.problems_of_change(core, tenant_id, submission.wanted)
     if submission.is_plain:
         refuse(found)
-        async with core.db.pool.acquire() as connection:
+        async with core.db.statement() as connection:
             return await enqueue(core, connection, tenant_id, api_key_id, submission, None)
     async with core.db.transaction() as connection:
         if before := await repetition(connection, tenant_id, submission):

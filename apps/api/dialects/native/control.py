@@ -130,9 +130,8 @@ async def interrupt(
 @router.post("/runs/{run_id}/cancel", tags=["runs"], dependencies=[NO_BODY], responses=errors(404, 409))
 async def cancel_run(core: CoreDep, caller: Writer, run_id: RunId) -> Applied:
     """Cancel a run: a queued one never begins, an active one is interrupted. 409 `no_live_run` when it is over."""
-    sent = await cancellation.cancel(core, caller.tenant_id, run_id)
     state = await runs.get(core.db, caller.tenant_id, run_id)
-    return _applied(UUID(state["session_id"]), sent)
+    return _applied(UUID(state["session_id"]), await cancellation.cancel(core, caller.tenant_id, run_id))
 
 
 @router.post("/sessions/{session_id}/control", tags=["sessions"], responses=errors(400, 404, 409, 413))
