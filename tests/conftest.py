@@ -237,6 +237,7 @@ async def _fleets(
                 "RATE_LIMIT_QUERY_PER_MINUTE": "0",
                 "KEY_FAILURES_PER_MINUTE": "0",
                 "RUNNER_SLOTS": "4",
+                "PREWARM": "0",
                 "INSTANCE_LEASE_SECONDS": "5",
                 "SHUTDOWN_GRACE_SECONDS": "20",
                 "LOG_LEVEL": "INFO",

@@ -7,6 +7,7 @@ import math
 import os
 import resource
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -56,6 +57,29 @@ def _quota(group: Path) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # no such group, or `max`: no quota
         return None
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process and its children may still take: of the machine (`MemAvailable`, proc_meminfo(5)), and of
+    its cgroups' limits (memory.max, v2), if there are any. What cannot be read limits nothing."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        groups = [
+            line.split(":", 2)[2] for line in (root / "proc/self/cgroup").read_text().splitlines() if "::" in line
+        ]
+    except (OSError, ValueError):
+        return 1 << 62
+    mount = root / "sys/fs/cgroup"
+    for path in (line.removeprefix("0::") for line in groups if line.startswith("0::")):
+        own = mount / path.lstrip("/").replace("../", "")
+        for group in (own, *own.parents):
+            if not group.is_relative_to(mount):
+                break
+            with suppress(OSError, ValueError):  # no such file, or `max`: no limit
+                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                free.append(limit - used)
+    return min(free, default=1 << 62)
 
 
 LOW = 0.05

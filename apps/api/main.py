@@ -263,6 +263,9 @@ def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliverie
     metrics.SLOTS.set(core.settings.runner_slots)
     metrics.RUNNING.set_function(lambda: worker.running)
     metrics.LIVE.set_function(lambda: worker.live)
+    metrics.AHEAD.set_function(lambda: worker.ahead.count)
+    metrics.AHEAD_TAKEN.read = lambda: worker.ahead.hits
+    metrics.AHEAD_MISSED.read = lambda: worker.ahead.misses
     metrics.STREAMS.set_function(lambda: opened.count("streams"))
     metrics.SOCKETS.set_function(lambda: opened.count("sockets") + opened.count("strangers"))
     metrics.CLOCK.set_function(clock.offset)

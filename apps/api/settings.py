@@ -121,6 +121,7 @@ class Settings(BaseSettings):
     enable_file_checkpointing: bool = False
     runner_slots: int = Field(default_factory=lambda: max(2, cpus() * 2), ge=0)
     max_live_sessions: int | None = Field(None, ge=1)
+    prewarm: int = Field(2, ge=0, le=100)
     instance_lease_seconds: float = Field(10, ge=2, le=300)
     session_idle_seconds: float = Field(300, ge=0)
     background_task_seconds: float = Field(1800, ge=0, le=86_400)

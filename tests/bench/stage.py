@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -76,6 +77,18 @@ class Stage:
     async def connect(self, instance: Instance) -> Connection:
         return await Connection.open(instance.url, API_KEY)
 
+    @asynccontextmanager
+    async def starting_ahead(self) -> AsyncIterator[Instance]:
+        """One more instance that runs agents, and keeps one that waits."""
+        await self.agents.start(1, RUNNER_SLOTS="1", PREWARM="1")
+        instance = self.agents.instances.pop()
+        try:
+            yield instance
+        finally:
+            instance.signal(signal.SIGTERM)
+            await instance.ended()
+            await instance.client.aclose()
+
     async def start_more(self) -> None:
         """Two more instances beside `node`. The last one runs agents, and gives a session up when it is idle."""
         idle = {"RUNNER_SLOTS": "1", "SESSION_IDLE_SECONDS": str(IDLE_SECONDS)}
@@ -98,6 +111,7 @@ def _environment(servers: Servers, directory: Path, name: str, model_url: str) -
         "ANTHROPIC_API_KEY": MODEL_KEY,
         "WORKSPACES_DIR": str(directory / "workspaces"),
         "RATE_LIMIT_QUERY_PER_MINUTE": "0",
+        "PREWARM": "0",
         "MAX_STREAMS_PER_KEY": "10000",
         "MAX_QUEUED_RUNS_PER_SESSION": "1000000",
         "SHUTDOWN_GRACE_SECONDS": "5",

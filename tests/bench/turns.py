@@ -14,6 +14,7 @@ from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk, Turn
 from tests.bench.stage import Stage
 from tests.fleet import Instance
+from tests.world import until
 
 WARM_UP = 3
 PROMPT = "say hello to the benchmark"
@@ -52,17 +53,29 @@ async def ask(connection: Connection, path: str) -> Turn:
 class _Cold:
     """First turns of new sessions, one kind after the other, so that noise hits them alike."""
 
-    def __init__(self, stage: Stage, driven: Sdk) -> None:
-        self._stage, self._driven = stage, driven
+    def __init__(self, stage: Stage, driven: Sdk, ahead: Instance) -> None:
+        """`ahead`: keeps an agent that was started ahead."""
+        self._stage, self._driven, self._ahead = stage, driven, ahead
         self.turns: dict[str, list[Turn]] = {}
         self._found: Layer | None = None
 
     async def run(self, rounds: int) -> None:
+        await self._through("first", self._ahead)  # from which it learns what is wanted
         for _ in range(rounds):
+            await self._until_ahead()
             await self._alone("sdk")
             await self._through("owner", self._stage.owner)
             await self._through("front", self._stage.front)
             await self._alone("guarded", await self._layer())
+            await self._through("ahead", self._ahead)
+
+    async def _until_ahead(self) -> None:
+        """Wait for the next one, so that its start disturbs nothing that is measured."""
+
+        async def waits() -> bool:
+            return "\nagents_ahead 1.0\n" in (await self._ahead.client.get("/metrics")).text
+
+        await until(waits, every=0.1, seconds=60)
 
     async def _layer(self) -> Layer:
         """That of the service."""
@@ -86,18 +99,21 @@ class _Cold:
 
 async def cold(stage: Stage, driven: Sdk, report: Report, rounds: int) -> None:
     """Target 2."""
-    measured = _Cold(stage, driven)
-    await measured.run(rounds)
+    async with stage.starting_ahead() as ahead:
+        measured = _Cold(stage, driven, ahead)
+        await measured.run(rounds)
     ms = {name: _ms(turns) for name, turns in measured.turns.items()}
     report.head("first delta of a new session, ms")
     report.row("SDK alone", ms["sdk"])
     report.row("SDK alone, its CLI started through the service's guard", ms["guarded"])
     report.row("API, on the instance that runs the agent", ms["owner"])
     report.row("API, on a pure API node", ms["front"])
-    _note_missing(report, [*measured.turns["owner"], *measured.turns["front"]])
+    report.row("API, with an agent that was started ahead", ms["ahead"])
+    _note_missing(report, [*measured.turns["owner"], *measured.turns["front"], *measured.turns["ahead"]])
     middle = {name: percentile(values, 0.5) for name, values in ms.items()}
     report.at_most("2 first delta, new session, same instance", middle["owner"] / middle["sdk"], 1.1, "× SDK (p50)")
     report.at_most("2 first delta, new session, other instance", middle["front"] / middle["sdk"], 1.1, "× SDK (p50)")
+    report.at_most("2 first delta, new session, started ahead", middle["ahead"] / middle["sdk"], 0.3, "× SDK (p50)")
 
 
 async def warm(stage: Stage, driven: Sdk, report: Report, rounds: int) -> None:

@@ -39,11 +39,11 @@ async def test_deleted_sessions_wait_in_one_queue_and_neither_starts_nor_forks_b
             await held[0].wait()
             for session_id in (stubborn, *gone):
                 core.publisher.notify(core.redis.keys.deleted, str(session_id))
-            await until(lambda: worker._deleted.qsize() == len(gone))  # it is at the first one
+            await until(lambda: worker._removal._deleted.qsize() == len(gone))  # it is at the first one
             assert await core.blocking.starts.run(workspaces.present, settings) == sorted(gone)
             assert await core.blocking.copies.run(workspaces.present, settings) == sorted(gone)
             assert await asyncio.to_thread(workspaces.present, settings) == sorted(gone)
-            assert worker._deleted.qsize() == len(gone)
+            assert worker._removal._deleted.qsize() == len(gone)
             held[1].set()
             await blocked
             await until(lambda: workspaces.present(settings) == [])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Profile
 from apps.api.core.events.follow import DELETED, Followers
 from apps.api.core.events.frames import Frame
@@ -27,6 +28,7 @@ class Core:
         objects: the store of sessions' files.
         blocking: threads for what blocks.
         wake_local: called when a run was queued here, so that this instance tries first.
+        take_ahead: asked for a session that was begun ahead, see `begun_ahead`.
     """
 
     settings: Settings
@@ -41,6 +43,13 @@ class Core:
     objects: Objects
     blocking: Blocking = field(default_factory=Blocking)
     wake_local: list[Callable[[], None]] = field(default_factory=list)
+    take_ahead: list[Callable[[UUID, AgentConfig, str | None], UUID | None]] = field(default_factory=list)
+
+    def begun_ahead(self, tenant_id: UUID, config: AgentConfig, profile: str | None) -> UUID | None:
+        """The id of a session that nobody has yet, and whose agent this instance has started for just this, if it has
+        one. Whoever asks makes the session at once: nobody else is given it."""
+        taken = (take(tenant_id, config, profile) for take in self.take_ahead)
+        return next(filter(None, taken), None)
 
     def wake(self, tenant_id: UUID, session_id: UUID) -> None:
         """Say that a run of this session waits. Losing this costs a poll interval."""

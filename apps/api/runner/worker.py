@@ -7,7 +7,7 @@ from time to time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,10 +18,10 @@ import structlog
 from apps.api import __version__
 from apps.api.core.context import Core
 from apps.api.core.events.log import note_lost
+from apps.api.core.events.relay import Wakeups, session_id_in
 from apps.api.core.fleet import claims, commands, facts, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
-from apps.api.core.sessions import workspaces
 from apps.api.core.tasks import POLL, POLL_UNHEARD, Loop, Loops, jittered, nap
 from apps.api.db import PASSING, retrying
 from apps.api.errors import LeaseLost
@@ -29,9 +29,11 @@ from apps.api.invalidations import Exchange
 from apps.api.machine import cpus
 from apps.api.runner.agent import catalog
 from apps.api.runner.agent.scratch import Scratch
+from apps.api.runner.ahead import Ahead
 from apps.api.runner.guard.cgroups import Groups
 from apps.api.runner.heartbeat import Heartbeat
 from apps.api.runner.host import Host
+from apps.api.runner.removal import Removal
 from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import Means, StartGate
@@ -42,24 +44,8 @@ log = structlog.get_logger(__name__)
 COURTESY = 0.03
 """Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
 
-MAX_DELETED = 1_000
-"""Deleted sessions whose files are still to be removed; a sweep finds what is beyond."""
-
 UNHEARD_SECONDS = 20.0
 """After a claim that failed with the connection, it may still be made: a statement ends within 15 s."""
-
-
-class _Wakeups:
-    """Listens to a channel and hands each message to `heard`."""
-
-    def __init__(self, heard: Callable[[str], None]) -> None:
-        self._heard = heard
-
-    def deliver(self, payload: bytes) -> None:
-        self._heard(payload.decode(errors="replace"))
-
-    def gap(self) -> None:
-        self._heard("")
 
 
 class Worker:
@@ -69,19 +55,20 @@ class Worker:
         self._core, self._lease = core, lease
         self._heartbeat = Heartbeat(core.settings, lease)
         self._invalidations = Exchange(core.db, core.redis)
-        self._deleted = asyncio.Queue[UUID](MAX_DELETED)
         self._slots = core.settings.runner_slots
         self.scratch = Scratch(groups)
         lease.tell(self.scratch.lease.write)
         self.ways = Ways(core, self.scratch)
         self.host = Host(core.settings, self.scratch, partial(facts.compare, core, lease.instance_id))
         self.executions: dict[UUID, Execution] = {}
+        self._removal = Removal(core, self.executions)
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspects: set[tuple[UUID, int]] = set()
         self._at_work: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with a patient one
         self._unheard_until = 0.0  # loop time, until which claims are looked for whose answers were lost
         self._claim_now = asyncio.Event()
         self._means = Means(lease, self.host, StartGate(cpus(), self._claim_now.set), self.ways)
+        self.ahead = Ahead(core, self._means, lambda claim: Execution(core, self._means, claim, self._claim_now.set))
         self._commands_now, self.left_waiting = asyncio.Event(), asyncio.Event()
         self._url: str | None = None
         self.draining = False
@@ -113,9 +100,10 @@ class Worker:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
         self._core.wake_local.append(self._claim_now.set)
         keys = self._core.redis.keys
-        await self._core.subscriptions.subscribe(keys.wake, _Wakeups(self._heard_wake))
-        await self._core.subscriptions.subscribe(keys.deleted, _Wakeups(self._heard_deletion))
-        await self._core.subscriptions.subscribe(keys.instance(self._lease.instance_id), _Wakeups(self._heard_order))
+        await self._core.subscriptions.subscribe(keys.wake, Wakeups(self._heard_wake))
+        await self._core.subscriptions.subscribe(keys.deleted, Wakeups(self._removal.heard))
+        await self._core.subscriptions.subscribe(keys.instance(self._lease.instance_id), Wakeups(self._heard_order))
+        self._core.take_ahead.append(self.ahead.take)
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
@@ -123,10 +111,11 @@ class Worker:
         loops.start("runner-fence", self._fence_when_over, self._until_over, must=True)
         loops.start("runner-claim", self._claim_runs, partial(self._until_woken, self._claim_now), must=True)
         loops.start("runner-commands", self._obey_commands, partial(self._until_woken, self._commands_now), must=True)
-        loops.start("runner-removal", self._bury_next, partial(asyncio.sleep, 0))
+        loops.start("runner-removal", self._removal.bury_next, partial(asyncio.sleep, 0))
         loops.start("runner-host", self.host.look, self.host.until_next_look)
         if self._slots:
             self.ways.run_in(loops)
+            loops.start("runner-ahead", self.ahead.look, self.ahead.until_next_look)
 
     # --- waking up ---------------------------------------------------------------------------------------------
 
@@ -137,34 +126,13 @@ class Worker:
         sender, _, session = message.partition(":")
         if sender == str(self._lease.instance_id):
             return
-        if _session_id(session) in self.executions:
+        if session_id_in(session) in self.executions:
             self._claim_now.set()
         else:
             asyncio.get_running_loop().call_later(jittered(COURTESY), self._claim_now.set)
 
     def _heard_order(self, _message: str) -> None:
         self._commands_now.set()
-
-    def _heard_deletion(self, session: str) -> None:
-        session_id = _session_id(session)
-        if session_id is None:
-            return
-        if execution := self.executions.get(session_id):
-            execution.fence()
-        with suppress(asyncio.QueueFull):  # the next sweep finds it
-            self._deleted.put_nowait(session_id)
-
-    async def _bury_next(self, loop: Loop) -> None:
-        """Remove the files of a deleted session, once its agent, if it is here, has ended. One after the other."""
-        session_id = await self._deleted.get()
-        with loop.one(session_id):
-            if execution := self.executions.get(session_id):
-                async with asyncio.timeout(60):
-                    await execution.over.wait()
-            try:
-                await self._core.blocking.removal.run(workspaces.remove, self._core.settings, session_id)
-            except OSError as error:  # of this session's files; the next sweep tries again
-                log.warning("worker.files_not_removed", session_id=str(session_id), error=error)
 
     # --- the lease ---------------------------------------------------------------------------------------------
 
@@ -255,7 +223,7 @@ class Worker:
         if not room:
             self._evict_one()
         room = room and self.host.starts_agents and not self._means.gate.is_crowded
-        warm = [s for s, e in self.executions.items() if e.agent is not None]
+        warm = [s for s, e in self.executions.items() if e.agent is not None] + self.ahead.taken
         leaving = [s for s, e in self.executions.items() if e.closing or e.busy] + loop.spared
         if not self.host.starts_agents:  # what has its agent goes on
             leaving += self.executions.keys() - set(warm)
@@ -283,7 +251,7 @@ class Worker:
                 await self._give_back(claim.session_id, claim.generation, claim.run_id)
                 return True
         else:
-            execution = Execution(self._core, self._means, claim, self._claim_now.set)
+            execution = self.ahead.claimed(claim) or Execution(core, self._means, claim, self._claim_now.set)
             self.executions[claim.session_id] = execution
             task = asyncio.create_task(self._own(execution), name=f"session-{claim.session_id}")
             self._tasks.add(task)
@@ -349,6 +317,7 @@ class Worker:
     async def drain(self, grace: float) -> None:
         """Stop claiming, let runs and agents' tasks end for `grace` seconds, end the rest, and give everything back."""
         self.draining = True
+        self._spawn(self.ahead.close(), "ahead-close")
         # Beside the rest: a database that does not answer holds up neither the runs' grace nor what is idle.
         self._spawn(instances.set_draining(self._core.db, self._lease.instance_id), "announce-drain")
         until = asyncio.get_running_loop().time() + grace
@@ -383,14 +352,6 @@ class Worker:
         await instances.unregister(self._core.db, self._lease.instance_id)
         await self._heartbeat.stop()
         await asyncio.to_thread(self.scratch.close)
-
-
-def _session_id(text: str) -> UUID | None:
-    """The id in a wake-up; None for an empty one, or one of another version of this program."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

@@ -24,6 +24,7 @@ KEYS_REFUSED = Counter("keys_refused_total", "Keys that were shown and refused, 
 RUNNING = Gauge("runs_running", "Runs that this instance executes now.", registry=REGISTRY)
 SLOTS = Gauge("runner_slots", "Runs that this instance may execute at once.", registry=REGISTRY)
 LIVE = Gauge("sessions_live", "Sessions that this instance owns, each with one agent process.", registry=REGISTRY)
+AHEAD = Gauge("agents_ahead", "Agents that were started before anybody asked for them, and wait.", registry=REGISTRY)
 STREAMS = Gauge("event_streams_open", "Event streams and requests that wait, on this instance.", registry=REGISTRY)
 SOCKETS = Gauge("websockets_open", "WebSocket connections that are open on this instance.", registry=REGISTRY)
 LEASE = Gauge("instance_lease_remaining_seconds", "Seconds for which this instance may still write.", registry=REGISTRY)
@@ -144,5 +145,7 @@ WEBHOOKS_SENT = Total("webhook_messages_sent", "Webhook messages that this insta
 WEBHOOKS_FAILED = Total(
     "webhook_attempts_failed", "Attempts of this instance to deliver a webhook message that failed."
 )
+AHEAD_TAKEN = Total("agents_ahead_taken", "New sessions that found an agent which had been started ahead.")
+AHEAD_MISSED = Total("agents_ahead_missed", "New sessions that found none, and might have.")
 STARTS_FAILED = Total("agent_starts_failed_by_host", "Starts of agents that failed for the host's reasons.")
 DROPPED = Total("relay_frames_dropped", "Live frames not relayed because Redis was away.")

@@ -225,6 +225,10 @@ class Writer:
         self._ended: deque[UUID] = deque(maxlen=ENDS_KEPT)
         self._lock = asyncio.Lock()
 
+    def take(self, generation: int, last_seq: int) -> None:
+        """Write as the owner of this generation from now on, after this event. Before, it could write nothing."""
+        self.generation, self.last_seq = generation, last_seq
+
     def delta(self, type_: str, run_id: UUID, fields: Mapping[str, Any]) -> None:
         """Relay an event that is not stored; not one of a run that has ended.
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 from hiredis import pack_command
@@ -356,3 +357,24 @@ class Subscriptions:
                 self._confirmed[channel].set()
                 for listener in tuple(self._listeners.get(channel, ())):
                     listener.gap()
+
+
+class Wakeups:
+    """Listens to a channel and hands each message to `heard`, and an empty one where some may have been lost."""
+
+    def __init__(self, heard: Callable[[str], None]) -> None:
+        self._heard = heard
+
+    def deliver(self, payload: bytes) -> None:
+        self._heard(payload.decode(errors="replace"))
+
+    def gap(self) -> None:
+        self._heard("")
+
+
+def session_id_in(message: str) -> UUID | None:
+    """The id in a wake-up; None for an empty one, or one of another version of this program."""
+    try:
+        return UUID(message)
+    except ValueError:
+        return None

@@ -54,6 +54,11 @@ _FIRST = f"""
 _IN_TURN = f"ORDER BY r.tenant_id, {_KEY}, r.position LIMIT 1"
 _ACTIVE = "SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')"
 
+_PROVISIONS = ", ".join(
+    f"(SELECT concat_ws('/', count(*), max(updated_at)) FROM {table} WHERE tenant_id = {{tenant}}) AS {table}"  # noqa: S608
+    for table in ("skills", "mcp_servers", "secrets")
+)
+
 # `waiting` steps from one tenant and key to the next in the index, so that it looks at one run of each. Rows are locked
 # in the order of `ranked`, one after the other, until there is one: the planner can join what is LATERAL in no other.
 _CLAIM = f"""
@@ -131,9 +136,7 @@ FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
   coalesce(r.config, owned.config) AS config,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
-  (SELECT concat_ws('/', count(*), max(updated_at)) FROM skills WHERE tenant_id = owned.tenant_id) AS skills,
-  (SELECT concat_ws('/', count(*), max(updated_at)) FROM mcp_servers WHERE tenant_id = owned.tenant_id) AS servers,
-  (SELECT concat_ws('/', count(*), max(updated_at)) FROM secrets WHERE tenant_id = owned.tenant_id) AS secrets
+  {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
 
 
@@ -211,7 +214,7 @@ async def claim(
     if row is None:
         return None
     fields = dict(row)
-    skills, servers, secrets = (fields.pop(name) for name in ("skills", "servers", "secrets"))
+    given = tuple(fields.pop(name) for name in ("skills", "mcp_servers", "secrets"))
     try:
         fields |= {"prompt": decode(row["prompt"]), "config": AgentConfig.stored(row["config"])}
         fields["resources"] = tuple(map(Resource.stored, row["resources"] or ()))
@@ -228,9 +231,18 @@ async def claim(
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
     if parked is not None:
         fields["timeout_seconds"] = min(fields["timeout_seconds"], parked.seconds_left)
-    uses_servers = bool(fields["config"].servers())
-    fields["provisions"] = (skills, servers, secrets) if uses_servers else (skills,)
+    fields["provisions"] = _provisions(fields["config"], given)
     return Claim(**fields)
+
+
+def _provisions(config: AgentConfig, given: tuple[str, ...]) -> tuple[str, ...]:
+    return given if config.servers() else given[:1]
+
+
+async def provisions(db: Database, tenant_id: UUID, config: AgentConfig) -> tuple[str, ...]:
+    """What a claim for this configuration would say of `Claim.provisions` now."""
+    row = await db.pool.fetchrow("SELECT " + _PROVISIONS.format(tenant="$1"), tenant_id)
+    return _provisions(config, tuple(row))
 
 
 class Unreadable(Exception):

@@ -139,8 +139,9 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         refuse(judged.problems)
+        ahead = core.begun_ahead(tenant_id, judged.config, judged.pins.profile)
         session_id = await sessions.insert(
-            connection, tenant_id, judged.config, submission.labels, pins=judged.pins, surface=submission.surface
+            connection, tenant_id, judged.config, submission.labels, ahead, judged.pins, submission.surface
         )
         submission = replace(submission, session_id=session_id, on_busy="enqueue")
         submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, None)

@@ -157,6 +157,10 @@ class Transcripts:
         self.conversation = conversation
         self._forgetful = False
 
+    def take(self, generation: int) -> None:
+        """Write as the owner of this generation from now on."""
+        self._generation = generation
+
     def follow(self, conversation: UUID) -> None:
         """Another conversation is the one that goes on; its id has been stored, or will be."""
         self.conversation = conversation

@@ -15,7 +15,8 @@ texts of a conversation a path that stays, while each process gets a configurati
 `.stored` holds what the host knows of the copies in the first four: see `core.files.record`.
 
 What is not whole yet is aside: clones of repositories in `.clones`, what an import brings in `.imports`, and what an
-export takes from the store in `.exports`. What is to be removed goes to `.removed` first, so that what resists is in
+export takes from the store in `.exports`. Sessions that are not there yet, and have directories already, have a mark in
+`.ahead`. What is to be removed goes to `.removed` first, so that what resists is in
 nobody's way.
 """
 
@@ -52,6 +53,8 @@ _LATER = re.compile(r"later-([0-9]{1,12})-")
 
 UPLOADS = ".uploads"
 """The directory below WORKSPACES_DIR in which files wait until all of them has come."""
+
+_AHEAD = ".ahead"
 
 _PARTS = {"files": "", "home": ".homes", "output": ".outputs", "history": ".checkpoints"}
 
@@ -107,6 +110,18 @@ def create(settings: Settings, session_id: UUID, cwd: str | None, more: Sequence
     inside, *beside = (trees.make_way(own["files"], PurePosixPath(path)) for path in (cwd or ".", *(more or ())))
     trees.touch_all(own["history"], MAX_TOUCHED)  # the CLI removes what it has not touched for 30 days
     return Workspace(own["files"], inside, own["history"], own["home"], own["output"], more=tuple(beside))
+
+
+def mark_ahead(settings: Settings, session_id: UUID) -> None:
+    """Say that there will be such a session: its directories are somebody's, though nobody knows it. Raises OSError."""
+    mark = settings.workspaces_root / _AHEAD / str(session_id)
+    trees.make_directory(mark.parent)
+    mark.touch(mode=0o600)
+
+
+def unmark_ahead(settings: Settings, session_id: UUID) -> None:
+    """Say that it is there, or never will be. Raises OSError."""
+    (settings.workspaces_root / _AHEAD / str(session_id)).unlink(missing_ok=True)
 
 
 def link_results(workspace: Workspace, conversation: UUID, project: Path) -> None:
@@ -196,7 +211,9 @@ def remove(settings: Settings, session_id: UUID) -> None:
 def discard_forgotten(settings: Settings) -> None:
     """Remove unfinished copies of instances that have died over them, and what could not be removed before. Nothing
     that is found there keeps the rest from being looked at."""
-    for above in (settings.workspaces_root / name for name in (".imports", ".exports", ".clones", UPLOADS, ".removed")):
+    for above in (
+        settings.workspaces_root / name for name in (".imports", ".exports", ".clones", _AHEAD, UPLOADS, ".removed")
+    ):
         try:
             found = list(_names(above))
         except OSError as error:
@@ -219,14 +236,15 @@ def _bury_again(grave: Path) -> None:
 
 
 def present(settings: Settings) -> list[UUID]:
-    """Sessions that have a directory on this host."""
+    """Sessions that have a directory on this host, without those that are not there yet."""
     found = set()
     for above in {*_PARTS.values(), ".configs", record.RECORDS}:
         with suppress(OSError):
             for name in _names(settings.workspaces_root / above):
                 with suppress(ValueError):
                     found.add(UUID(name))
-    return sorted(found)
+    # Marks afterwards: a mark comes before its directories, and goes when the session is there.
+    return sorted(found - {UUID(name) for name in _names(settings.workspaces_root / _AHEAD)})
 
 
 def _names(directory: Path) -> Iterator[str]:

@@ -162,8 +162,10 @@ class Agent:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its messages are still being read, which end with the process, and it has not been killed."""
-        return self._reader is not None and not self._reader.done() and not self._killed
+        """Whether its messages are still being read, which end with the process, and it has not been killed. Before
+        anybody reads them: whether there is a process."""
+        reads = self.pid is not None if self._reader is None else not self._reader.done()
+        return reads and not self._killed
 
     @property
     def pid(self) -> int | None:

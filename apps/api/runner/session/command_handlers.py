@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import structlog
 
+from apps.api.core.events.log import Event
 from apps.api.core.fleet.commands import PATIENCE, QUESTIONS, Command
+from apps.api.core.sessions import sessions
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent.process import Agent
 from apps.api.runner.session.execution import Execution
@@ -50,7 +53,7 @@ async def _obey(execution: Execution, command: Command) -> Settled:
         case "answer":
             return await execution.approvals.answer(UUID(payload["request_id"])), {}
         case "control" if "set" in payload:
-            return await _checked(execution.reconfigure(payload["set"]))
+            return await _checked(_reconfigure(execution, payload["set"]))
     agent = execution.agent
     if agent is None:
         return False, _NO_AGENT
@@ -64,6 +67,18 @@ async def _obey(execution: Execution, command: Command) -> Settled:
         case "mcp":
             return await _checked(agent.mcp_status())
     return False, _failed(f"This instance does not know the command {command.type!r}.")
+
+
+async def _reconfigure(execution: Execution, changes: dict[str, Any]) -> None:
+    """Change `model` or `permission_mode`, of the live agent at once and of every later one."""
+    if agent := execution.agent:
+        await agent.change(changes)
+
+    async def store(connection: asyncpg.Connection, _seq: int) -> None:
+        await sessions.reconfigure(connection, execution.session_id, execution.instance_id, changes)
+
+    event = Event("status", {"status": "reconfigured", **changes}, execution.turns.run_id)
+    await execution.writer.append(event, also=store)
 
 
 async def _control(agent: Agent, payload: Any) -> None:

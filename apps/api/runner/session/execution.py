@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -23,7 +22,7 @@ import structlog
 from claude_agent_sdk import CLIConnectionError, Message
 
 from apps.api.core.context import Core
-from apps.api.core.events.log import Event, Writer
+from apps.api.core.events.log import Writer
 from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
@@ -51,6 +50,7 @@ class Execution:
     """A session while this instance owns it.
 
     Attributes:
+        launch: starts its agents.
         closing: it is being given back or lost: no new run should come here.
         fenced: this instance has lost it.
         last_used: when its last run ended, in monotonic seconds.
@@ -60,7 +60,7 @@ class Execution:
     def __init__(self, core: Core, means: Means, claim: Claim, freed: Callable[[], None]) -> None:
         """`freed` is called whenever a run has ended and its slot is free."""
         self._core = core
-        self.session_id, self.generation = claim.session_id, claim.generation
+        self.instance_id, self.session_id, self.generation = core.instance_id, claim.session_id, claim.generation
         self.writer = Writer(
             core.db,
             core.redis,
@@ -78,9 +78,9 @@ class Execution:
         self.ports, self.denials = Ports(self.writer, self.turns), Denials(self.writer, self.turns)
         outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
         mine = self._store, self.storing, self.approvals, Hooks(core, self.writer, self.turns, self)
-        self._launch = Launch(core, means, self.turns, self.writer, *mine, *outward)
+        self.launch = Launch(core, means, self.turns, self.writer, *mine, *outward)
         parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
-        self._talk = Conversation(core, self.writer, self._store, self.storing, *parts, self._launch.settle)
+        self._talk = Conversation(core, self.writer, self._store, self.storing, *parts, self.launch.settle)
         self.parking = Parking(core, self.writer, self._store, self.storing, *parts[:4], self._talk)
         self._chores = Chores(core, self._store, self.storing, self._talk, self._prepare, self._disconnect)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)
@@ -120,7 +120,13 @@ class Execution:
     @property
     def process(self) -> Agent | None:
         """The agent, also while it starts."""
-        return self._launch.starting or self.agent
+        return self.launch.starting or self.agent
+
+    def adopt(self, claim: Claim) -> None:
+        """The session is there, and this instance owns it."""
+        self.generation = claim.generation
+        self.writer.take(claim.generation, claim.last_seq)
+        self._store.take(claim.generation)
 
     def assign(self, claim: Claim) -> None:
         """Execute this run next; the claim guarantees that no other is active."""
@@ -181,17 +187,6 @@ class Execution:
         except cancellation.NotQueued:
             return await self.stop(run_id, "interrupted")
         return True
-
-    async def reconfigure(self, changes: dict[str, Any]) -> None:
-        """Change `model` or `permission_mode`, of the live agent at once and of every later one."""
-        if agent := self.agent:
-            await agent.change(changes)
-
-        async def store(connection: asyncpg.Connection, _seq: int) -> None:
-            await sessions.reconfigure(connection, self.session_id, self._core.instance_id, changes)
-
-        event = Event("status", {"status": "reconfigured", **changes}, self.turns.run_id)
-        await self.writer.append(event, also=store)
 
     async def run(self) -> None:
         """Own the session until it is idle for long, closed, or lost."""
@@ -311,10 +306,10 @@ class Execution:
         is_new = self._agent is None
         try:
             if is_new:
-                self._agent = await self._launch.start(claim, turn)
+                self._agent = await self.launch.start(claim, turn)
                 self._talk.new_process()
             else:
-                await self._launch.provisions.add(claim)
+                await self.launch.provisions.add(claim)
         except NotProvided as error:
             await self._talk.fail(turn, error.code, str(error))
             return None
@@ -329,7 +324,7 @@ class Execution:
                 raise LeaseLost(f"session {self.session_id}: lost while its agent started")
             if turn.stopping:
                 raise TurnOver
-            await self._launch.note_sent(turn, True)
+            await self.launch.note_sent(turn, True)
             if claim.parked:
                 await self._talk.take_up(turn)  # before it is heard: it may say at once that it cannot go on
         finally:
@@ -383,7 +378,7 @@ class Execution:
             await agent.close()
         if reason is not None:
             await self._end_tasks(reason)
-        self._launch.clear()
+        self.launch.clear()
 
     async def _end_tasks(self, reason: str) -> None:
         if ended := self.tasks.end(reason):

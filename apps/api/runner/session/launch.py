@@ -136,19 +136,44 @@ class Launch:
         self._local, self._denied = local, denied
         self.provisions = Provisions(core, writer, storing)
         self.starting: Agent | None = None
+        self._ahead: Agent | None = None
+
+    async def begin_ahead(self, claim: Claim) -> None:
+        """Start the first agent of a session that is not there yet. Nothing of it is stored.
+
+        Raises StartFailed, OSError, CONNECTION_ERRORS.
+        """
+        async with self._gate.place():
+            self._place = await self._core.blocking.starts.run(self._scratch.make)
+            self._ahead = await self._process(claim, self._place, ahead=True)
+
+    @property
+    def waits(self) -> bool:
+        """Whether an agent that was started ahead is there, and lives."""
+        return self._ahead is not None and self._ahead.is_alive
+
+    async def end_ahead(self) -> None:
+        """End what `begin_ahead` has started, if it is still there."""
+        agent, self._ahead = self._ahead, None
+        if agent is not None:
+            await agent.close()
+        self.clear()
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
-        """Start an agent that knows the conversation so far, in a workspace with what it is given.
+        """Start an agent that knows the conversation so far, in a workspace with what it is given; or take the one that
+        was started ahead, if it is fit.
 
         What fails for the host's reasons goes back to the queue, with the session.
 
         Raises:
             NotProvided, StartFailed, LeaseLost, Unavailable.
         """
-        if not turn.lost:
+        if self._ahead is not None and (self._ahead.unfit(claim, tasks=False, at_work=False) or claim.parked):
+            await self.end_ahead()
+        if not turn.lost and self._ahead is None:
             await self.note_sent(turn, False)
         try:
-            agent = await self._start(claim)
+            agent = await self._join(claim) if self._ahead else await self._start(claim)
         except CONNECTION_ERRORS as error:
             failed, code, words = error, "storage_failed", ""
         except (StartFailed, NotProvided, OSError) as error:
@@ -186,6 +211,14 @@ class Launch:
         )
         if orphan is not None:
             ownership.announce(core, orphan)
+
+    async def _join(self, claim: Claim) -> Agent:
+        """The agent that was started ahead, in a session that is new."""
+        await self._storing.bring(claim.run_id)
+        await self.provisions.add(claim)
+        agent, self._ahead = self._ahead, None
+        assert agent is not None  # noqa: S101 - for the type checker
+        return agent
 
     async def _start(self, claim: Claim) -> Agent:
         is_new = False
@@ -234,10 +267,11 @@ class Launch:
         await self._approvals.take_up(claim.parked)
         return call
 
-    async def _process(self, claim: Claim, place: Place) -> Agent:
+    async def _process(self, claim: Claim, place: Place, *, ahead: bool = False) -> Agent:
+        """`ahead`: of a session that is not there, and whose first conversation this is."""
         settings = self._core.settings
         self._access = access = await self._ways.admit(claim, self._turns, self._local, self._denied)
-        if not await self._store.exists(self._store.conversation):
+        if not ahead and not await self._store.exists(self._store.conversation):
             await self._store.begin()
         conversation = self._store.conversation
         try:
