@@ -61,6 +61,7 @@ class Instance:
 
     Attributes:
         disk: what it has at WORKSPACES_DIR, as others see it.
+        env: what it was started with, on top of ours.
     """
 
     url: str
@@ -68,6 +69,7 @@ class Instance:
     log: Path
     client: httpx.AsyncClient
     disk: Path
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     id: str = ""
 
     def descendants(self) -> list[psutil.Process]:
@@ -153,16 +155,23 @@ class Fleet:
         self.instances += fresh
         await asyncio.gather(*(self._ready(instance) for instance in fresh))
 
-    def _spawn(self, env: Mapping[str, str]) -> Instance:
-        port, at = free_port(), Path(env["WORKSPACES_DIR"])
-        disk = disks.make(at) if self.apart and disks.possible() else at
+    async def again(self, instance: Instance) -> None:
+        """Start one that has ended anew, at its place: its port, its disk and its settings."""
+        fresh = self._spawn(instance.env, int(instance.url.rpartition(":")[2]), instance.disk)
+        instance.process = fresh.process
+        await fresh.client.aclose()
+        await self._ready(instance)
+
+    def _spawn(self, env: Mapping[str, str], port: int | None = None, disk: Path | None = None) -> Instance:
+        port, at = port or free_port(), Path(env["WORKSPACES_DIR"])
+        disk = disk or (disks.make(at) if self.apart and disks.possible() else at)
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]
             process = self._begin(arguments, {**os.environ, **env}, output, None if disk == at else (disk, at))
         url = f"http://127.0.0.1:{port}"
         client = httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=60, verify=NO_TLS)
-        return Instance(url, process, log, client, disk)
+        return Instance(url, process, log, client, disk, env)
 
     def _begin(
         self, arguments: list[str], env: Mapping[str, str], output: IO[bytes], disk: tuple[Path, Path] | None

@@ -77,6 +77,21 @@ async def test_a_host_that_failed_twice_starts_no_agents_until_a_trial_succeeds(
     assert host.starts_agents
 
 
+async def test_a_database_that_is_away_says_nothing_of_the_host(settings: Settings, scratch: Scratch) -> None:
+    failures: list[Exception] = [ConnectionResetError("connection lost"), FileNotFoundError(2, "no such directory")]
+
+    async def compare() -> list[str]:
+        raise failures[0]
+
+    host = Host(settings, scratch, compare)
+    with pytest.raises(ConnectionResetError):
+        await host.look(Loop("runner-host"))
+    assert (host.differing, host.starts_agents) == ([], True)
+    del failures[0]
+    await host.look(Loop("runner-host"))
+    assert "no such directory" in host.differing[0]
+
+
 async def test_a_failure_is_the_hosts_where_no_session_can_have_caused_it(host: Host, settings: Settings) -> None:
     full = StartFailed("no workspace")
     full.__cause__ = OSError(errno.ENOSPC, "No space left on device")

@@ -86,6 +86,10 @@ class Servers:
         self._stop(name)
         self._start(name)
 
+    def kill(self, name: Name) -> None:
+        """Kill one server and all its processes, for tests of what outlives that: `restart` starts it again."""
+        self._children[name].kill()
+
     def _start(self, name: Name) -> None:
         start = postgres.start if name == "postgres" else valkey.start
         self._children[name] = start(self._home, self._reaper, ephemeral=self._ephemeral)

@@ -14,6 +14,7 @@ import structlog
 
 from apps.api import machine
 from apps.api.core.tasks import Loop, jittered
+from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.runner.guard import trial
 from apps.api.settings import Settings
@@ -115,6 +116,8 @@ class Host:
             return
         try:
             differing = await self._compare()
+        except CONNECTION_ERRORS:
+            raise  # of which many are an OSError, and none says anything of the host
         except OSError as error:
             differing = [f"WORKSPACES_DIR cannot be looked at: {error}"]
         if differing and differing != self.differing:
