@@ -161,7 +161,16 @@ class Load:
         self._over.set()
 
     async def _begin(self, session: Session) -> None:
-        made = await self.ask("POST", "/sessions", dict(session.config), key=uuid4().hex)
+        """Half of them with their first prompt, which may find an agent that was started ahead."""
+        if self._chance.random() < 0.5:
+            made = await self.ask("POST", "/sessions", dict(session.config), key=uuid4().hex)
+            self._join(session, made["session_id"])
+            return
+        prompt = Prompt("say", next(self._tokens))
+        session.prompts.append(prompt)
+        body = {"prompt": prompt.text, "on_disconnect": "continue", **session.config}
+        made = await self.ask("POST", "/query", body, key=prompt.key)
+        prompt.run_id = made["run_id"]
         self._join(session, made["session_id"])
 
     def _join(self, session: Session, session_id: str) -> None:
@@ -261,12 +270,13 @@ class Load:
             async with asyncio.timeout(PATIENCE):
                 while True:
                     try:
-                        headers = {"Idempotency-Key": key} if key else {}
-                        response = await self._client.request(method, f"/api/v1{path}", json=body, headers=headers)
+                        response = await self._answer_to(method, path, body, {"Idempotency-Key": key} if key else {})
                     except httpx.TransportError as error:
                         last = repr(error)
                     else:
                         self.operations += 1
+                        if "X-Run-ID" in response.headers:
+                            return {name: response.headers[f"X-{name[:-3]}-ID"] for name in ("session_id", "run_id")}
                         if response.status_code < 300:
                             return dict(response.json()) if response.content else {}
                         last = f"{response.status_code} {response.text[:300]}"
@@ -279,6 +289,15 @@ class Load:
                     await asyncio.sleep(self._chance.uniform(0.5, 1.5) * PAUSE)
         except TimeoutError:
             raise Broken(f"{method} {path}: no answer in {PATIENCE} s, at last {last}") from None
+
+    async def _answer_to(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """An answer; of a stream its head alone."""
+        async with self._client.stream(method, f"/api/v1{path}", json=body, headers=headers) as response:
+            if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
+                await response.aread()
+            return response
 
     async def _follow(self, session: Session, reader: Reader) -> None:
         """Hear everything, through one broken connection after the other."""
