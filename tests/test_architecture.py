@@ -85,7 +85,16 @@ ORDER = {
         {"sessions"},
         {"fleet"},
     ),
-    "runner": ({"guard"}, {"gateway", "egress"}, {"agent"}, {"host"}, {"session", "heartbeat"}, {"worker"}, {"upkeep"}),
+    "runner": (
+        {"guard"},
+        {"gateway", "egress"},
+        {"agent"},
+        {"host"},
+        {"session", "heartbeat"},
+        {"ahead", "removal"},
+        {"worker"},
+        {"upkeep"},
+    ),
     "dialects": ({"compat", "native"},),
 }
 """Rooms within rooms, the lowest first: each may import what is below it, never what is above."""

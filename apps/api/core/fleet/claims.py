@@ -54,10 +54,9 @@ _FIRST = f"""
 _IN_TURN = f"ORDER BY r.tenant_id, {_KEY}, r.position LIMIT 1"
 _ACTIVE = "SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')"
 
-_PROVISIONS = ", ".join(
-    f"(SELECT concat_ws('/', count(*), max(updated_at)) FROM {table} WHERE tenant_id = {{tenant}}) AS {table}"  # noqa: S608
-    for table in ("skills", "mcp_servers", "secrets")
-)
+_PROVIDED = ("skills", "mcp_servers", "secrets")
+_VERSION = "(SELECT concat_ws('/', count(*), max(updated_at)) FROM {0} WHERE tenant_id = {{tenant}}) AS {0}"
+_PROVISIONS = ", ".join(map(_VERSION.format, _PROVIDED))
 
 # `waiting` steps from one tenant and key to the next in the index, so that it looks at one run of each. Rows are locked
 # in the order of `ranked`, one after the other, until there is one: the planner can join what is LATERAL in no other.
@@ -214,7 +213,7 @@ async def claim(
     if row is None:
         return None
     fields = dict(row)
-    given = tuple(fields.pop(name) for name in ("skills", "mcp_servers", "secrets"))
+    given = tuple(fields.pop(name) for name in _PROVIDED)
     try:
         fields |= {"prompt": decode(row["prompt"]), "config": AgentConfig.stored(row["config"])}
         fields["resources"] = tuple(map(Resource.stored, row["resources"] or ()))
@@ -241,8 +240,7 @@ def _provisions(config: AgentConfig, given: tuple[str, ...]) -> tuple[str, ...]:
 
 async def provisions(db: Database, tenant_id: UUID, config: AgentConfig) -> tuple[str, ...]:
     """What a claim for this configuration would say of `Claim.provisions` now."""
-    row = await db.pool.fetchrow("SELECT " + _PROVISIONS.format(tenant="$1"), tenant_id)
-    return _provisions(config, tuple(row))
+    return _provisions(config, tuple(await db.pool.fetchrow("SELECT " + _PROVISIONS.format(tenant="$1"), tenant_id)))
 
 
 class Unreadable(Exception):

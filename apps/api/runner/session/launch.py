@@ -269,20 +269,18 @@ class Launch:
 
     async def _process(self, claim: Claim, place: Place, *, ahead: bool = False) -> Agent:
         """`ahead`: of a session that is not there, and whose first conversation this is."""
-        settings = self._core.settings
+        settings, starts = self._core.settings, self._core.blocking.starts
         self._access = access = await self._ways.admit(claim, self._turns, self._local, self._denied)
         if not ahead and not await self._store.exists(self._store.conversation):
             await self._store.begin()
         conversation = self._store.conversation
         try:
             wanted = (claim.config.cwd, claim.config.add_dirs)
-            workspace = await self._core.blocking.starts.run(workspaces.create, settings, claim.session_id, *wanted)
-            config_dir = await self._core.blocking.starts.run(
-                workspaces.point, settings, claim.session_id, place.config
-            )
-            key = await self._core.blocking.starts.run(project_key_for_directory, workspace.cwd)
+            workspace = await starts.run(workspaces.create, settings, claim.session_id, *wanted)
+            config_dir = await starts.run(workspaces.point, settings, claim.session_id, place.config)
+            key = await starts.run(project_key_for_directory, workspace.cwd)
             project = place.config / "projects" / key
-            await self._core.blocking.starts.run(workspaces.link_results, workspace, conversation, project)
+            await starts.run(workspaces.link_results, workspace, conversation, project)
             call = await self._waiting_call(claim, key)
             resume = await history.write(self._store, conversation, project, call.deferral() if call else None)
         except CONNECTION_ERRORS:
@@ -295,7 +293,7 @@ class Launch:
         allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
         allowed += [Rule(client_tools.full_name(tool.name)) for tool in claim.config.client_tools or ()]
         write = partial(extensions.write_permissions, hosts_are_listed=access.network.mode == "limited")
-        permissions = await self._core.blocking.starts.run(
+        permissions = await starts.run(
             write,
             place.given / "permissions.json",
             claim.config,
@@ -327,7 +325,7 @@ class Launch:
             return await Agent.start(claim, built, process.stderr, self._begun)
         finally:
             self.starting = None
-            await self._core.blocking.starts.run(given.forget_secrets)
+            await starts.run(given.forget_secrets)
 
     def _begun(self, agent: Agent) -> None:
         self.starting = agent
