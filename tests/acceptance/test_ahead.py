@@ -94,6 +94,19 @@ async def test_it_is_for_its_tenant_its_configuration_and_what_the_tenant_has_no
     assert made["result"] == "[demo model, scripted] hello"
 
 
+async def test_none_is_kept_for_a_tenant_that_is_suspended(start_fleet: StartFleet) -> None:
+    fleet = await start_fleet(1, **AHEAD)
+    one = fleet[0]
+    tenant = f"t{uuid4().hex}"
+    async with database_of(fleet) as db:
+        headers = await make_key(db, tenant)
+    assert (await one.post("/query/single", {"prompt": "say hello"}, headers=headers)).status_code == 200
+    await ready(one)
+    assert (await one.post(f"/admin/tenants/{tenant}/suspend")).status_code == 200
+    await ready(one, 0)
+    await soon(lambda: not one.descendants())
+
+
 async def test_one_that_has_died_is_not_missed(start_fleet: StartFleet) -> None:
     fleet = await start_fleet(1, **AHEAD)
     one = fleet[0]

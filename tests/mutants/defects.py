@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CORE = "apps/api/core"
+COMMANDS, AHEAD = "tests/core/fleet/test_commands.py", "tests/acceptance/test_ahead.py"
 REQUEUE, OUTBOUND = "tests/core/fleet/test_requeue.py", "tests/core/network/test_outbound.py"
 
 
@@ -196,5 +197,19 @@ DEFECTS = (
         "    return not any(address in block for block in _SPECIAL if block.version == address.version)\n",
         "    return True\n",
         (f"{OUTBOUND}::test_every_spelling_of_a_private_target_is_refused_before_anything_is_sent",),
+    ),
+    Defect(
+        "what was stored is answered as accepted, where the database cannot be asked any more",
+        f"{CORE}/fleet/commands.py",
+        "                with suppress(*CONNECTION_ERRORS):\n                    row = await",
+        "                if True:\n                    row = await",
+        (f"{COMMANDS}::test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_any_more",),
+    ),
+    Defect(
+        "an agent that was started ahead is for its tenant alone",
+        "apps/api/runner/ahead.py",
+        "        return cls(tenant_id, profile, encode(config.given()))\n",
+        "        return cls(UUID(int=0), profile, encode(config.given()))\n",
+        (f"{AHEAD}::test_it_is_for_its_tenant_its_configuration_and_what_the_tenant_has_now",),
     ),
 )

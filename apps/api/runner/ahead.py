@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -147,6 +147,12 @@ class Ahead:
         begun.execution.adopt(claim)
         self._spawn(self._unmark(claim.session_id))
         return begun.execution
+
+    def forget(self, tenants: Collection[UUID]) -> None:
+        """End all of these tenants, which are suspended: what starts with an agent, such as MCP servers, is at work."""
+        for kind in [kind for kind in self._kinds if kind.tenant_id in tenants]:
+            for begun in self._kinds.pop(kind).ready:
+                self._end(begun)
 
     async def until_next_look(self) -> None:
         """Wait until something has changed, or may have."""

@@ -130,6 +130,7 @@ class Upkeep:
         tenants = await suspension.suspended(self._core)
         if not tenants:
             return
+        self._worker.ahead.forget(tenants)
         ending = [e for e in self._worker.executions.values() if e.writer.tenant_id in tenants and not e.fenced]
         await asyncio.gather(*(self._give_up(loop, execution) for execution in ending))
         await suspension.end_queued(self._core, loop, sorted(tenants))
