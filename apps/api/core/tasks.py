@@ -25,6 +25,13 @@ INSIST_AFTER = 1.0
 """Seconds after which a task that has not ended is cancelled once more."""
 
 
+def ask(ended: asyncio.Task[Any]) -> None:
+    """Take note of how a task has ended that goes on when whoever waits for it is cut off: then nobody else asks.
+    For `add_done_callback`."""
+    if not ended.cancelled():
+        ended.exception()
+
+
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they have ended, however they end.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from typing import Any
 from uuid import uuid4
@@ -175,6 +176,22 @@ async def test_a_writer_whose_lease_ran_out_on_its_own_clock_does_not_even_try(w
     with pytest.raises(LeaseLost):
         writer.delta("partial", claim.run_id, {})
     assert await world.events(claim.session_id) == []
+
+
+async def test_a_write_that_fails_when_nobody_waits_for_it_any_more_is_asked_for(world: World) -> None:
+    """Else Python says, when it has gone, that an error was lost: see conftest.py."""
+    lease, claim, writer = await world.owned()
+    writing = asyncio.create_task(writer.append(Event("init")))
+    await asyncio.sleep(0)
+    lease.give_up()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    inner = [task for task in asyncio.all_tasks() if task.get_name() == f"write-{claim.session_id}"]
+    if inner:
+        await asyncio.wait(inner)
+    del inner
+    gc.collect()
 
 
 async def test_a_deleted_session_takes_no_event(world: World) -> None:

@@ -23,6 +23,7 @@ from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
 from apps.api.core.lease import Lease
 from apps.api.core.pages import bounded, cut
+from apps.api.core.tasks import ask
 from apps.api.db import CONNECTION_ERRORS, Database, retrying
 from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
@@ -255,7 +256,9 @@ class Writer:
             Exception: what `also` raised; then nothing was stored.
         """
         # Shielded: cut off between the commit and its note here, the writer would not know its position any more.
-        await asyncio.shield(self._write(events, also))
+        writing = asyncio.create_task(self._write(events, also), name=f"write-{self.session_id}")
+        writing.add_done_callback(ask)
+        await asyncio.shield(writing)
 
     async def _write(self, events: Sequence[Event], also: Also | None = None) -> None:
         async with self._lock:

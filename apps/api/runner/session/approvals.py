@@ -84,7 +84,7 @@ class Approvals:
         self._left: Open | None = None
         self._gone, self.taken_up = asyncio.Event(), asyncio.Event()
         self._taken: _TakenUp | None = None
-        self._closing: set[asyncio.Task[bool]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._calls: deque[str] = deque(maxlen=200)
         self._called = asyncio.Condition()
 
@@ -158,13 +158,10 @@ class Approvals:
             # Shielded: the CLI has dropped its question, and the request must not stay open.
             turn = self._turns.of(None)
             reason = (turn.stopping if turn else None) or "withdrawn"
-            closing = asyncio.create_task(self._close(mine.asked, reason), name=f"close-{mine.asked.id}")
+            closing = asyncio.create_task(self._withdraw(mine.asked, reason), name=f"close-{mine.asked.id}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            try:
-                await asyncio.shield(closing)
-            except (LeaseLost, Unavailable) as error:
-                self._owner.lost(error)
+            await asyncio.shield(closing)
             raise
         finally:
             if mine is not self._left:
@@ -306,6 +303,13 @@ class Approvals:
         for mine in [m for m in self._open.values() if run_id in (None, m.asked.run_id)]:
             await self._close(mine.asked, reason)
             mine.settled.set()
+
+    async def _withdraw(self, asked: Asked, reason: str) -> None:
+        """Close a request that nobody waits for any more, nor for this."""
+        try:
+            await self._close(asked, reason)
+        except (LeaseLost, Unavailable) as error:
+            self._owner.lost(error)
 
     async def _close(self, asked: Asked, reason: str) -> bool:
         """Close a request; False when it was resolved before."""

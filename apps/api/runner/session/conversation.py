@@ -25,6 +25,7 @@ from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import NotRunning, Outcome, finish
 from apps.api.core.sessions.transcripts import Transcripts
+from apps.api.core.tasks import ask
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
 from apps.api.runner.agent.options import keeps_checkpoints
@@ -127,7 +128,7 @@ class Conversation:
             return
         if turn.ending is None:
             turn.ending = asyncio.create_task(self._end(turn, outcome, events, also), name=f"end-{turn.run_id}")
-            turn.ending.add_done_callback(_ask)
+            turn.ending.add_done_callback(ask)
         # Shielded: a run whose end is known must not stay "running" because a task was cancelled meanwhile.
         await asyncio.shield(turn.ending)
 
@@ -281,9 +282,3 @@ class Conversation:
         if turn is not None and turn.claim is not None:
             return await self._store.forget(turn.run_id)
         return self._model_told.said is not None and await self._store.forget_turn(self._model_told.said)
-
-
-def _ask(ending: asyncio.Task[None]) -> None:
-    """Take note of why an end could not be stored: whoever waited for it may have been cancelled."""
-    if not ending.cancelled():
-        ending.exception()
