@@ -12,13 +12,14 @@ from tests.faults.load import BYPASS, MARKS, Prompt, Reader, Session
 from tests.fleet import Sse
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_two_minutes_of_faults_break_no_promise() -> None:
-    found = await run(seed=20, seconds=120, clients=4)
+    found = await run(seed=20, seconds=120, clients=2)
     print(found)
     assert found.violations == []
-    assert found.outcomes.get("succeeded", 0) > 10
-    assert sum(found.faults.values()) > 10
+    assert found.outcomes.get("succeeded", 0) > 5
+    assert sum(found.faults.values()) > 5
 
 
 def session(*prompts: Prompt, told: tuple[int, ...] = (1, 2, 3), other: tuple[int, ...] = (1, 2, 3)) -> Session:
