@@ -50,7 +50,7 @@ async def run(seed: int, seconds: float, *, clients: int = CLIENTS, report: Path
             troubles = [asyncio.create_task(trouble.go_on(loop.time() + seconds)) for _ in range(2)]
             await asyncio.gather(*troubles)
             await stage.well()
-            await load.end()
+            load.end()
             for told in await asyncio.gather(*users, return_exceptions=True):
                 if isinstance(told, BaseException):
                     found.violations.append(str(told) if isinstance(told, Broken) else repr(told))

@@ -123,7 +123,7 @@ async def _of_conversation(load: Load, session: Session) -> Any:
     path = f"/sessions/{session.id}/query"
     try:
         prompt.run_id = (await load.ask("POST", path, {"prompt": "recall"}, key=prompt.key))["run_id"]
-        run = await load._run_of(prompt)
+        run = await load.run_of(prompt)
     except Broken as error:
         yield str(error)
         return

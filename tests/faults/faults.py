@@ -22,10 +22,6 @@ Fault = Callable[["Trouble", Stage], Awaitable[str]]
 """Returns what was done, and to what."""
 
 
-def _either(trouble: Trouble, host: Host) -> tuple[str, Proxy]:
-    return trouble.pick([("postgres", host.postgres), ("redis", host.redis)])
-
-
 @dataclass
 class Trouble:
     """Faults, one after the other.
@@ -41,8 +37,9 @@ class Trouble:
     log: list[str] = field(default_factory=list)
     down: set[Name] = field(default_factory=set)
 
-    def pick(self, among: list[tuple[str, Proxy]]) -> tuple[str, Proxy]:
-        return self.stage.chance.choice(among)
+    def network(self, host: Host) -> tuple[str, Proxy]:
+        """That to PostgreSQL, or that to Redis, by name."""
+        return self.stage.chance.choice([("postgres", host.postgres), ("redis", host.redis)])
 
     async def hold(self, least: float, most: float) -> float:
         """Leave it wrong for so many seconds."""
@@ -80,14 +77,11 @@ async def _ended(trouble: Trouble, stage: Stage, number: signal.Signals, *roles:
     host = trouble.host(*roles)
     if host is None:
         return ""
-    host.busy = True
-    try:
+    with host.troubled():
         host.instance.signal(number)
         await host.instance.ended(60)
         await trouble.hold(0.0, 4.0)
         await _restart(trouble, host)
-    finally:
-        host.busy = False
     return f"instance {host.number}"
 
 
@@ -105,13 +99,12 @@ async def _frozen(trouble: Trouble, stage: Stage) -> str:
     host = trouble.host()
     if host is None:
         return ""
-    host.busy = True
-    host.instance.signal(signal.SIGSTOP)
-    try:
-        seconds = await trouble.hold(0.2, 2 * LEASE_SECONDS)
-    finally:
-        host.instance.signal(signal.SIGCONT)
-        host.busy = False
+    with host.troubled():
+        host.instance.signal(signal.SIGSTOP)
+        try:
+            seconds = await trouble.hold(0.2, 2 * LEASE_SECONDS)
+        finally:
+            host.instance.signal(signal.SIGCONT)
     return f"instance {host.number}, {seconds:.1f} s"
 
 
@@ -143,7 +136,7 @@ async def _cut(trouble: Trouble, stage: Stage) -> str:
     host = trouble.host()
     if host is None:
         return ""
-    what, proxy = _either(trouble, host)
+    what, proxy = trouble.network(host)
     proxy.cut()
     return f"instance {host.number} from {what}"
 
@@ -153,17 +146,16 @@ async def _one_way(trouble: Trouble, stage: Stage) -> str:
     host = trouble.host()
     if host is None:
         return ""
-    what, proxy = _either(trouble, host)
+    what, proxy = trouble.network(host)
     way = stage.chance.choice(("requests", "answers"))
-    host.busy = True
-    getattr(proxy, way).clear()
-    try:
-        seconds = await trouble.hold(0.1, 1.5 * LEASE_SECONDS)
-        if cut := stage.chance.random() < 0.5:
-            proxy.cut()
-    finally:
-        getattr(proxy, way).set()
-        host.busy = False
+    with host.troubled():
+        getattr(proxy, way).clear()
+        try:
+            seconds = await trouble.hold(0.1, 1.5 * LEASE_SECONDS)
+            if cut := stage.chance.random() < 0.5:
+                proxy.cut()
+        finally:
+            getattr(proxy, way).set()
     return f"instance {host.number}, {way} of {what}, {seconds:.1f} s{', then cut' if cut else ''}"
 
 
@@ -171,15 +163,14 @@ async def _unreachable(trouble: Trouble, stage: Stage) -> str:
     host = trouble.host()
     if host is None:
         return ""
-    what, proxy = _either(trouble, host)
-    host.busy = True
-    await proxy.refuse()
-    proxy.cut()
-    try:
-        seconds = await trouble.hold(0.5, 1.5 * LEASE_SECONDS)
-    finally:
-        await proxy.start()
-        host.busy = False
+    what, proxy = trouble.network(host)
+    with host.troubled():
+        await proxy.refuse()
+        proxy.cut()
+        try:
+            seconds = await trouble.hold(0.5, 1.5 * LEASE_SECONDS)
+        finally:
+            await proxy.start()
     return f"{what} of instance {host.number}, {seconds:.1f} s"
 
 

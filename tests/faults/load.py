@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -45,7 +45,8 @@ class Prompt:
     Attributes:
         token: a word that is in no other.
         interrupted: somebody has asked to interrupt its run.
-        refused: a person denied what it asked.
+        answered: what a person has decided on what it asked.
+        run: as it was read when it was over.
     """
 
     kind: str
@@ -156,7 +157,7 @@ class Load:
             if self._chance.random() < 0.4:
                 await self._delete(session)
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Let clients end what they are at."""
         self._over.set()
 
@@ -193,7 +194,7 @@ class Load:
         if prompt.kind == "ask":
             await self._answer(session, prompt)
         if self._chance.random() < 0.8:
-            await self._run_of(prompt)
+            await self.run_of(prompt)
         if self._chance.random() < 0.3:  # once more, as a client that does not know that it had its answer
             again = await self.ask("POST", path, {"prompt": prompt.text}, key=prompt.key)
             if again["run_id"] != prompt.run_id:
@@ -224,7 +225,7 @@ class Load:
 
     async def _fork(self, session: Session) -> Session:
         for prompt in session.prompts:
-            await self._run_of(prompt)
+            await self.run_of(prompt)
         made = await self.ask("POST", f"/sessions/{session.id}/fork", {}, key=uuid4().hex, repeat=("session_busy",))
         fork = Session(session.config, inherits=[*session.inherits, *session.prompts])
         self._join(fork, made["session_id"])
@@ -235,7 +236,7 @@ class Load:
         await self.ask("DELETE", f"/sessions/{session.id}", accept=gone)
         session.deleted = True
 
-    async def _run_of(self, prompt: Prompt) -> dict[str, Any]:
+    async def run_of(self, prompt: Prompt) -> dict[str, Any]:
         """Its run, once it is over. Raises Broken when it is not in time."""
         try:
             async with asyncio.timeout(PATIENCE):
@@ -312,7 +313,7 @@ class Load:
                     if response.status_code == 404:
                         return
                     if response.status_code == 200:
-                        async for event in _events(response):
+                        async for event in events_of(response):
                             reader.hear(event)
                             if not self._over.is_set():
                                 await asyncio.sleep(reader.pause)
@@ -326,7 +327,7 @@ class Load:
             if session.deleted:
                 continue
             for prompt in session.prompts:
-                await self._run_of(prompt)
+                await self.run_of(prompt)
             state = await self.ask("GET", f"/sessions/{session.id}")
             for reader in session.readers:
                 await self._until_read(session, reader, int(state["last_seq"]))
@@ -342,11 +343,6 @@ class Load:
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[Sse]:
-    async for event in events_of(response):
-        yield event
 
 
 def _code_of(response: httpx.Response) -> str:

