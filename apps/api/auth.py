@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -109,6 +110,8 @@ def hash_of(secret: str) -> str:
 
 _PRINCIPAL = TypeAdapter(Principal)
 
+_read = lru_cache(maxsize=1_000)(_PRINCIPAL.validate_json)
+
 # Redis forgets a principal about twice a minute: often enough to note the key's use, and in one round trip.
 _LOOK_UP = """
 WITH found AS (
@@ -144,7 +147,7 @@ async def authenticate(db: Database, redis: Redis, secret: str | None, address: 
 async def of_hash(db: Database, redis: Redis, secret_hash: str, address: Address | None) -> Principal:
     """The principal of the key whose secret has this hash. Raises as `authenticate`; UnknownKey when there is none."""
     ASKING.set(secret_hash)
-    principal = await redis.cached(redis.keys.api_key(secret_hash), _PRINCIPAL.validate_json)
+    principal = await redis.cached(redis.keys.api_key(secret_hash), _read)
     if principal is None:
         row = await db.pool.fetchrow(_LOOK_UP, secret_hash)
         if row is None:

@@ -95,6 +95,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
         docs_url="/docs" if show_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if show_docs else None,
+        # It would look for somebody to tell at each request, and tell what a client sent that is not valid.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     errors.install(app)
     _mount(app, settings.root_dialect)

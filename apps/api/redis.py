@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from apps.api.reads import Reads
 from apps.api.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -279,6 +280,12 @@ class Redis:
     def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
         self.client, self.keys = client, keys
         self.outage, self.tombstones = Outage(self._probe), Tombstones()
+        self._reads = Reads(lambda names: self.attempt(lambda: self.client.mget(names)))
+
+    async def close(self) -> None:
+        """End what is under way. The client is whose who opened it."""
+        await self._reads.close()
+        await self.outage.close()
 
     async def _probe(self) -> None:
         await self.client.ping()
@@ -344,7 +351,7 @@ class Redis:
         """
         if key in self.tombstones:
             return None
-        entry = await self.attempt(lambda: self.client.get(key))
+        entry = None if self.outage.lasts else await self._reads.one(key)
         if not isinstance(entry, bytes) or not entry:
             return None
         try:
@@ -383,5 +390,5 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
     try:
         yield opened
     finally:
-        await opened.outage.close()
+        await opened.close()
         await client.aclose()

@@ -21,6 +21,7 @@ from apps.api.core.config.limits import Limits
 from apps.api.dialects.native.routes import routers as native
 from apps.api.main import DIALECTS, create_app
 from apps.api.settings import Settings
+from apps.api.web.callers import Caller
 from apps.api.web.doors import Route, _calls
 from tests.conftest import NewKey
 from tests.fleet import API_KEY, Fleet, Shared
@@ -151,7 +152,7 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
     asking = 0
     for router in (*native, *(dialect.router for dialect in DIALECTS.values())):
         for route in router.routes:
-            if isinstance(route, APIRoute) and any("_caller" in repr(call) for call in _calls(route.dependant)):
+            if isinstance(route, APIRoute) and any(isinstance(call, Caller) for call in _calls(route.dependant)):
                 assert isinstance(route, Route), route.path
                 asking += 1
     assert asking > 50

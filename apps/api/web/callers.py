@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -19,10 +19,9 @@ from apps.api.web.entrance import address_of
 from apps.api.web.hosts import require_own_origin
 from apps.api.web.route import caller_of, instance_of
 
-_api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="Your API key.")
-
-
 _bearer = HTTPBearer(auto_error=False, description="Your API key as a bearer token.")
+
+_Also = Callable[[Request, Response, Principal], Awaitable[None]]
 
 
 def presented_key(connection: HTTPConnection) -> str | None:
@@ -47,7 +46,8 @@ async def identify(request: Request, *, guests: bool) -> Principal:
         caller = await instance.entrance.guest(instance.anonymous, address_of(request))
     else:
         caller = await caller_of(request, key)
-    await may_touch(instance.core, caller, {**request.query_params, **request.path_params})
+    if caller.profiles is not None:
+        await may_touch(instance.core, caller, {**request.query_params, **request.path_params})
     acts(request, caller)
     request.state.caller = caller
     return caller
@@ -60,13 +60,22 @@ def acts(connection: HTTPConnection, caller: Principal) -> None:
     audit.ACTING.set(audit.Actor(*key, address, connection.state.request_id))
 
 
-async def _caller(
-    request: Request,
-    _documented_key: Annotated[str | None, Depends(_api_key)] = None,
-    _documented_bearer: Annotated[Any, Depends(_bearer)] = None,
-) -> Principal:
-    caller: Principal = request.state.caller  # web/doors.py has asked, before it read the body
-    return caller
+class Caller(APIKeyHeader):
+    """Who asks, as a dependency: `web/doors.py` has identified the caller, and required `scope` of it, before it read
+    the body. One object for the caller and for what the document says of keys: each dependency costs some 15 µs."""
+
+    def __init__(self, scope: str, also: _Also | None = None) -> None:
+        """`also`: asks what else must hold, and counts."""
+        super().__init__(name="X-API-Key", scheme_name="APIKeyHeader", description="Your API key.")
+        self.scope, self._also = scope, also
+
+    async def __call__(  # type: ignore[override]
+        self, request: Request, response: Response, _documented: Annotated[Any, Depends(_bearer)] = None
+    ) -> Principal:
+        caller: Principal = request.state.caller
+        if self._also is not None:
+            await self._also(request, response, caller)
+        return caller
 
 
 async def may_touch(core: Core, caller: Principal, named: Mapping[str, Any]) -> None:
@@ -84,29 +93,8 @@ async def visitor(request: Request) -> Principal | None:
     return await identify(request, guests=True) if known else None
 
 
-async def reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
-    """A caller who may read."""
-    caller.require("read")
-    return caller
-
-
-async def writer(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
-    """A caller who may change things."""
-    caller.require("write")
-    return caller
-
-
-async def configurer(caller: Annotated[Principal, Depends(writer)]) -> Principal:
-    """A caller who may change what all keys of the tenant use."""
+async def _unbound(_request: Request, _response: Response, caller: Principal) -> None:
     caller.require_unbound()
-    return caller
-
-
-async def operator(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
-    """A caller who administers the server: keys and tenants of everybody."""
-    caller.require("admin")
-    caller.require_unbound()
-    return caller
 
 
 async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[str, str]:
@@ -114,19 +102,17 @@ async def count_prompt(connection: HTTPConnection, caller: Principal) -> dict[st
     return await instance_of(connection).prompt_limits.hit(caller)
 
 
-async def prompter(request: Request, response: Response, caller: Annotated[Principal, Depends(writer)]) -> Principal:
-    """A caller who may send a prompt now: counted against the rate limits of key and tenant."""
+async def _count_prompt(request: Request, response: Response, caller: Principal) -> None:
     headers = await count_prompt(request, caller)
     response.headers.update(headers)
     request.state.limit_headers = headers
-    return caller
 
 
-async def _count_lookup(request: Request, caller: Annotated[Principal, Depends(writer)]) -> None:
+async def _count_lookup(request: Request, _response: Response, caller: Principal) -> None:
     await instance_of(request).prompt_limits.hit(caller, "lookup")
 
 
-LOOKS_UP = Depends(_count_lookup)
+LOOKS_UP = Depends(Caller("write", _count_lookup))
 """For routes that have names looked up which the client chose, and send no prompt: as many a minute as prompts."""
 
 
@@ -138,12 +124,17 @@ def policy_of(core: Core, caller: Principal) -> Policy:
     return Policy(core.profiles, caller.profiles, settings.default_profile, models, settings.default_model)
 
 
-SCOPES = {reader: "read", writer: "write", operator: "admin"}
-"""What the routes that depend on these ask of a key."""
+Reader = Annotated[Principal, Depends(Caller("read"))]
+"""A caller who may read."""
 
+Writer = Annotated[Principal, Depends(Caller("write"))]
+"""A caller who may change things."""
 
-Reader = Annotated[Principal, Depends(reader)]
-Writer = Annotated[Principal, Depends(writer)]
-Configurer = Annotated[Principal, Depends(configurer)]
-Operator = Annotated[Principal, Depends(operator)]
-Prompter = Annotated[Principal, Depends(prompter)]
+Configurer = Annotated[Principal, Depends(Caller("write", _unbound))]
+"""A caller who may change what all keys of the tenant use."""
+
+Operator = Annotated[Principal, Depends(Caller("admin", _unbound))]
+"""A caller who administers the server: keys and tenants of everybody."""
+
+Prompter = Annotated[Principal, Depends(Caller("write", _count_prompt))]
+"""A caller who may send a prompt now: counted against the rate limits of key and tenant."""

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 
 from apps.api.core import codec
 from apps.api.errors import ValidationError
-from apps.api.web.callers import SCOPES, identify
+from apps.api.web.callers import Caller, identify
 from apps.api.web.errors import Refused
 from apps.api.web.middleware import SMALL, body_of
 
@@ -50,8 +50,7 @@ class Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        calls = set(_calls(self.dependant))
-        scopes = [scope for call, scope in SCOPES.items() if call in calls]
+        scopes = {call.scope for call in _calls(self.dependant) if isinstance(call, Caller)}
 
         async def known_first(request: Request) -> Response:
             body = body_of(request.scope)

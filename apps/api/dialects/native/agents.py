@@ -82,7 +82,7 @@ async def create_agent(
 ) -> PresetState:
     """Create a preset, version 1. 409 `name_in_use`; 403 when it would widen its profile."""
     asked = body.model_dump(mode="json", exclude_unset=True)
-    repeat = Idempotency.given(idempotency_key, request.url.path, asked)
+    repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     draft = Draft(body.description, body.profile, config(body))
     agent_id = await presets.create(core.db, caller.tenant_id, body.name, draft, _judge(core, caller), repeat)
     return await _state(core, caller, str(agent_id))

@@ -119,7 +119,7 @@ async def rewind(
     assert message_id is not None  # noqa: S101 - for the type checker
     await checkpoints.require(core.db, caller.tenant_id, session_id, message_id)
     wanted = {"checkpoint_id": str(message_id), "dry_run": body.dry_run}
-    idempotency = Idempotency.given(idempotency_key, request.url.path, wanted)
+    idempotency = Idempotency.given(idempotency_key, request.scope["path"], wanted)
     run = await send_change(core, caller, session_id, "rewind", wanted, idempotency)
     state = await finished(request, core, caller, run, REWIND_WAIT)
     if state is None:

@@ -170,7 +170,7 @@ async def reset(
 
     Events, files and totals stay. `accepted` when its turn has not come within 10 seconds.
     """
-    idempotency = Idempotency.given(idempotency_key, request.url.path, body.model_dump())
+    idempotency = Idempotency.given(idempotency_key, request.scope["path"], body.model_dump())
     run = await send_change(core, caller, session_id, "reset", body.model_dump(), idempotency)
     state = await finished(request, core, caller, run, RESET_WAIT)
     if state is not None:

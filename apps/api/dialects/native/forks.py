@@ -39,7 +39,7 @@ async def fork(
     201 with the new session; with `prompt` a stream of its first run. Files are copied as they are now. 409
     `session_busy` while a run is active in what is to be copied. A fork counts as a prompt of the key.
     """
-    asked = run_request(request.url.path, core, caller, body, body.prompt or "", session_id, idempotency_key)
+    asked = run_request(request.scope["path"], core, caller, body, body.prompt or "", session_id, idempotency_key)
     cut = forks.Fork(asked, begins=body.prompt is not None, at_seq=body.at_seq, message_uuid=body.message_uuid)
     if body.prompt is None:
         forked = await dispatch.fork(core, caller.tenant_id, caller.key_id, cut)

@@ -41,7 +41,7 @@ def run_request(
     idempotency_key: str | None,
 ) -> prompts.Submission:
     """What a body asks to run. `path`: of the route, which an idempotency key belongs to."""
-    asked = body.model_dump(mode="json", exclude_unset=True)
+    asked = body.model_dump(mode="json", exclude_unset=True) if idempotency_key else None
     return prompts.Submission(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
@@ -100,7 +100,7 @@ async def query(
     of many sessions on one connection: see docs/websocket.md.
     """
     with stream_of(request, caller, "write") as held:
-        run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
+        run = await submit(request.scope["path"], core, caller, body, body.session_id, idempotency_key)
         left = leaving(core, caller, body, run)
         return run_stream(request, core, caller.tenant_id, run, held, partials=body.include_partial_messages, left=left)
 
@@ -116,7 +116,7 @@ async def query_single(
 ) -> Response:
     """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
     with stream_of(request, caller, "write") as held:
-        run = await submit(request.url.path, core, caller, body, body.session_id, idempotency_key)
+        run = await submit(request.scope["path"], core, caller, body, body.session_id, idempotency_key)
         wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
         state = await finished(request, core, caller, run, wait, held, leaving(core, caller, body, run))
     if state is None:
@@ -144,7 +144,7 @@ async def session_query(
     """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
     state, headers = None, request.state.limit_headers
     with stream_of(request, caller, "write") if wait else nullcontext() as held:
-        run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
+        run = await submit(request.scope["path"], core, caller, body, session_id, idempotency_key)
         if held is not None:
             state = await finished(request, core, caller, run, wait, held, leaving(core, caller, body, run))
     if state is not None:
@@ -169,6 +169,6 @@ async def resume(
 ) -> EventStream:
     """The next prompt of a stored session, streamed like `POST /query`."""
     with stream_of(request, caller, "write") as held:
-        run = await submit(request.url.path, core, caller, body, session_id, idempotency_key)
+        run = await submit(request.scope["path"], core, caller, body, session_id, idempotency_key)
         left = leaving(core, caller, body, run)
         return run_stream(request, core, caller.tenant_id, run, held, partials=body.include_partial_messages, left=left)

@@ -42,7 +42,7 @@ async def create_session(
 ) -> wire.SessionState:
     """Create a session. Nothing is started until its first prompt."""
     asked = body.model_dump(mode="json", exclude_unset=True)
-    idempotency = Idempotency.given(idempotency_key, request.url.path, asked)
+    idempotency = Idempotency.given(idempotency_key, request.scope["path"], asked)
     choice = Choice(body.profile, policy_of(core, caller), body.agent)
     session_id = await prompts.create_session(core, caller.tenant_id, config(body), labels(body), idempotency, choice)
     return await state_of(core, caller, session_id)

@@ -103,7 +103,7 @@ async def create_webhook(
     it again. 409 `too_many_webhooks` when there are 20.
     """
     asked = body.model_dump(mode="json", exclude_unset=True)
-    idempotency = Idempotency.given(idempotency_key, request.url.path, asked)
+    idempotency = Idempotency.given(idempotency_key, request.scope["path"], asked)
     wanted = Changes(body.url, body.description, body.events)
     made = await webhooks.create(core.db, core.settings, core.outbound, caller.tenant_id, wanted, idempotency)
     return WebhookWithSecret.model_validate(made)
