@@ -16,14 +16,27 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import admission, burst, decision, gateway, growth, idle, isolation, relay, sdk, turns, workspace
+from tests.bench import (
+    admission,
+    burst,
+    decision,
+    gateway,
+    growth,
+    idle,
+    isolation,
+    plots,
+    relay,
+    sdk,
+    turns,
+    workspace,
+)
 from tests.bench.machine import Load
 from tests.bench.report import Report, percentile
 from tests.bench.sdk import Sdk
 from tests.bench.stage import AGENTS, Stage, opened
 
 BUDGET, QUICK_BUDGET = 285.0, 53.0
-"""Seconds for everything; what has not been measured by then is left out."""
+"""Seconds for a round of everything; what has not been measured by then is left out."""
 
 PART_BUDGET = 7200.0
 """The same with `--part`: a large database takes long to fill."""
@@ -219,14 +232,18 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--part", type=float, metavar="PART", help="growth: so much of 1,000,000 sessions, 1 being all; takes its time"
     )
-    parser.add_argument("--rounds", type=int, default=1, help="measure everything so often, each time on fresh servers")
+    often = "measure everything so often, each time on fresh servers (3; with --quick or --part 1)"
+    parser.add_argument("--rounds", type=int, help=often)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    return parser.parse_args(words)
+    parser.add_argument("--svg", type=Path, metavar="DIR", help="draw all figures there as well")
+    parser.add_argument("--from", dest="kept", type=Path, metavar="FILE", help="measure nothing: figures of --json")
+    chosen = parser.parse_args(words)
+    chosen.rounds = chosen.rounds or (1 if chosen.quick or chosen.part is not None else 3)
+    return chosen
 
 
-def main() -> None:
-    """Measure and print. The exit status is 0 whether or not targets are met."""
-    chosen = arguments()
+def measured(chosen: argparse.Namespace) -> Report:
+    """Measure what was chosen, and print it."""
     size = QUICK if chosen.quick else FULL
     budget = QUICK_BUDGET if chosen.quick else BUDGET
     if chosen.part is not None:
@@ -236,9 +253,19 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for _ in range(chosen.rounds):
             runner.run(measure(report, size, chosen.only, chosen.wait, time.monotonic() + budget))
+    return report
+
+
+def main() -> None:
+    """Measure and print. The exit status is 0 whether or not targets are met."""
+    chosen = arguments()
+    report = Report.read(chosen.kept) if chosen.kept else measured(chosen)
     report.summary()
     if chosen.json is not None:
         report.write(chosen.json)
+    if chosen.svg is not None:
+        for file in plots.write(report, chosen.svg):
+            print(file)
 
 
 if __name__ == "__main__":

@@ -124,3 +124,13 @@ class Report:
         targets = [{**asdict(target), "verdict": target.verdict} for target in self.targets.values()]
         whole = {"machine": self.machine, "targets": targets, "series": self.series}
         file.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """What `write` has kept."""
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        report = cls(whole["machine"], series=whole["series"])
+        for target in whole["targets"]:
+            del target["verdict"]
+            report.targets[target["name"]] = Target(**target)
+        return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from uuid import uuid4
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,12 +14,14 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.sessions import Labels
 from apps.api.db import Database
 from apps.api.settings import Settings
-from tests.bench import owner
+from tests.bench import owner, plots
 from tests.bench.__main__ import FULL, QUICK, SECTIONS, arguments
 from tests.bench.client import Frames
 from tests.bench.owner import Task
 from tests.bench.relay import Heard
 from tests.bench.report import Report, percentile
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -28,7 +31,8 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_the_command_line_knows_every_section() -> None:
     chosen = arguments(["--quick", "--only", *SECTIONS])
-    assert (chosen.quick, tuple(chosen.only), chosen.wait) == (True, SECTIONS, 20)
+    assert (chosen.quick, tuple(chosen.only), chosen.wait, chosen.rounds) == (True, SECTIONS, 20, 1)
+    assert arguments([]).rounds == 3
     assert QUICK.words < FULL.words
 
 
@@ -73,6 +77,28 @@ def test_a_frame_that_arrives_in_pieces_counts_once() -> None:
     for at in range(0, len(stream), 7):
         feed(stream[at : at + 7])
     assert (len(heard.latency_ms), heard.stored) == (1, 1)
+
+
+def test_plots_are_the_same_for_the_same_figures_kept_or_fresh(tmp_path: Path) -> None:
+    report = Report()
+    for _ in range(2):  # rounds
+        report.title("First delta & more (cold)")
+        report.head("ms")
+        report.row("SDK alone", [400.0, 420.0, 500.0])
+        report.row("API, <another> instance", [4.0, 5.5, 1_000.0])
+        report.row("nothing came", [])
+        report.at_most("1 fast", 12, 10, "ms")
+        report.at_least("2 many", 3_000, 10, "tx/s")
+        report.at_most("3 none lost", 0, 0, "events")
+    report.write(tmp_path / "figures.json")
+    fresh = plots.write(report, tmp_path / "fresh")
+    kept = plots.write(Report.read(tmp_path / "figures.json"), tmp_path / "kept")
+    assert [file.name for file in fresh] == ["targets.svg", "cold.svg"]
+    assert [file.read_bytes() for file in fresh] == [file.read_bytes() for file in kept]
+    told = [{element.text for element in ElementTree.parse(file).iter(f"{SVG}text")} for file in fresh]
+    assert {"1 fast", "12 ≤ 10 not met", "3,000 ≥ 10 met", "0 ≤ 0 met"} <= told[0]
+    assert {"First delta & more (cold)", "SDK alone", "420", "API, <another> instance", "5.50"} <= told[1]
+    assert "nothing came" not in told[1]
 
 
 @pytest.mark.parametrize("append_only", [False, True])
