@@ -262,6 +262,7 @@ def _draining(core: Core, worker: Worker, opened: Opened) -> Callable[[], Awaita
 
 
 def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliveries: Deliveries) -> None:
+    metrics.TASKS.set_function(lambda: len(asyncio.all_tasks()))
     metrics.SLOTS.set(core.settings.runner_slots)
     metrics.RUNNING.set_function(lambda: worker.running)
     metrics.LIVE.set_function(lambda: worker.live)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,6 +24,8 @@ from apps.api.core.tenant.usage import TOKENS
 disable_created_metrics()  # type: ignore[no-untyped-call] # a time for each series of a counter, which nobody asks for
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+TASKS = Gauge("asyncio_tasks", "Tasks of the event loop.", registry=REGISTRY)
 REQUESTS = Counter(
     "http_requests_total", "Requests by route and status.", ["method", "route", "status"], registry=REGISTRY
 )
