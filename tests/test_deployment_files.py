@@ -22,7 +22,7 @@ from apps.api.settings import Settings
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
 PORT = Settings.model_fields["port"].default
-DRAIN_SECONDS = 45
+DRAIN_SECONDS = 60
 """What docs/operations.md asks of a supervisor on top of SHUTDOWN_GRACE_SECONDS."""
 
 

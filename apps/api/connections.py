@@ -33,6 +33,10 @@ connection is reset. Streams and WebSockets give up a little before (web/sse.py,
 CLOSE_SECONDS = 10.0
 """Seconds for a client to read the rest when its connection is being closed; then the connection is reset."""
 
+LINGER = 0.5
+"""Seconds for which an idle connection stays open when the server ends: a request that was sent before its client could
+know is answered, as the last one of the connection."""
+
 KNOWN = "claude_agent_api.known"
 """The ASGI extension by which the app says that a client has shown its key: `{"call": …}`, called with what takes bytes
 of that key's share and returns what gives them back. See web/ws.py."""
@@ -64,11 +68,17 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 class Connections:
-    """Those of one server."""
+    """Those of one server.
+
+    Attributes:
+        ending: the server is about to end: each answer is the last of its connection, and says so. Proxies then have no
+            connection to it left over which they might send a request just when it ends.
+    """
 
     def __init__(self, limit: int) -> None:
         """`limit`: how many there may be. Beyond it the one that has been silent for longest makes room."""
         self.limit = limit
+        self.ending = False
         self.all: set[_Watched] = set()
         self.idle: dict[Http, float] = {}  # without a request, since when on the loop's clock; the longest first
 
@@ -163,11 +173,24 @@ class Http(_Watched, HttpToolsProtocol):
         self.head_since, self._head_bytes = None, 0
         self.watch.idle.pop(self, None)
         super().on_headers_complete()
+        if self.watch.ending and not self._idle:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._idle and not self.transport.is_closing():
             self.watch.idle[self] = self.loop.time()
+
+    def shutdown(self) -> None:
+        """End it with the request that is under way, or that comes in LINGER seconds."""
+        if self._idle:
+            self.loop.call_later(LINGER, self._end_if_idle)
+        else:
+            super().shutdown()
+
+    def _end_if_idle(self) -> None:
+        if self._idle:
+            self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
         self._forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -53,6 +53,9 @@ log = structlog.get_logger(__name__)
 
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
+
+LAST_REQUESTS = 15.0
+"""Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
 
 _DESCRIPTION = """
 Run Claude agents over HTTP. Send a prompt to any instance; follow it from any other; be cut off and lose nothing.
@@ -212,9 +215,8 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, isolated, worker, lease, model, loops)
-        _measure(core, worker, lease, opened, deliveries)
-        metrics.LOOPS.read = lambda: loops.all
-        drain = _draining(core, worker, opened)
+        _measure(core, worker, lease, opened, deliveries, loops)
+        drain = _Drain(core, worker, opened)
         app.state.instance = Instance(
             core,
             probe,
@@ -224,7 +226,8 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
             opened,
             databases=health.Dependents(core).states,
             anonymous=await _admit_guests(core),
-            drain=drain,
+            drain=drain.runs,
+            leave=drain.clients,
             failed=lambda: failed.loop,
             error_shapes=_error_shapes(settings.root_dialect),
             playground=playground.render(dialect.PREFIX for dialect in DIALECTS.values()),
@@ -233,7 +236,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         try:
             yield
         finally:
-            await drain()
+            await drain.clients()
             await worker.stop()
             await publisher.flushed()
             log.info("instance.stopped", instance_id=str(core.instance_id))
@@ -245,23 +248,36 @@ def _announce(core: Core, probe: Probe) -> None:
     log.info("instance.ready", instance_id=str(core.instance_id), slots=core.settings.runner_slots)
 
 
-def _draining(core: Core, worker: Worker, opened: Opened) -> Callable[[], Awaitable[None]]:
-    drained = asyncio.Event()
+class _Drain:
+    """The end of an instance, in two parts, each of which happens once."""
 
-    async def drain() -> None:
-        if not drained.is_set():
-            drained.set()
-            log.info("instance.draining", instance_id=str(core.instance_id), running=worker.running)
-            opened.drain(only_endless=True)
-            await worker.drain(core.settings.shutdown_grace_seconds)
-            await core.publisher.flushed()
-            await opened.until_told()
-            opened.drain(only_endless=False)
+    def __init__(self, core: Core, worker: Worker, opened: Opened) -> None:
+        self._core, self._worker, self._opened = core, worker, opened
+        self._grace = core.settings.shutdown_grace_seconds
+        self._ends: float | None = None
+        self._left = False
 
-    return drain
+    async def runs(self) -> None:
+        """Give back or end what runs here, and send away who follows whole sessions."""
+        if self._ends is None:
+            self._ends = asyncio.get_running_loop().time() + self._grace
+            log.info("instance.draining", instance_id=str(self._core.instance_id), running=self._worker.running)
+            self._opened.drain(only_endless=True)
+            await self._worker.drain(self._grace)
+            await self._core.publisher.flushed()
+
+    async def clients(self) -> None:
+        """Then wait for requests that end with runs, those of other instances among them, and end the rest."""
+        await self.runs()
+        if not self._left:
+            self._left = True
+            least = asyncio.get_running_loop().time() + min(self._grace, LAST_REQUESTS)
+            await self._opened.until_told(max(self._ends or least, least))
+            self._opened.drain(only_endless=False)
 
 
-def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliveries: Deliveries) -> None:
+def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliveries: Deliveries, loops: Loops) -> None:
+    metrics.LOOPS.read = lambda: loops.all
     metrics.TASKS.set_function(lambda: len(asyncio.all_tasks()))
     metrics.SLOTS.set(core.settings.runner_slots)
     metrics.RUNNING.set_function(lambda: worker.running)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import AsyncExitStack
+import os
+import socket
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from types import FrameType
 
@@ -26,7 +28,8 @@ PING_TIMEOUT = 45.0
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first SIGTERM or SIGINT: stop claiming, be unready, let runs finish; only then close the sockets.
+    """On the first SIGTERM or SIGINT: stop claiming, be unready, let runs finish; then close the sockets, and let who
+    waits for runs of other instances hear their ends.
 
     uvicorn itself would close its sockets first, so that a load balancer had no time to learn of it, and would run
     the lifespan's end only when every stream is closed. A second signal ends at once.
@@ -52,9 +55,28 @@ class DrainingServer(uvicorn.Server):
             self._running = stack.pop_all()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self.connections.ending = True
+        await self._stop_listening()
         await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
         if not self.force_exit:
             await self._running.aclose()
+
+    async def _stop_listening(self) -> None:
+        """From now on nobody can connect. Who has done so already is served: their connections would be reset together
+        with the socket that has not handed them out yet, and with them requests that were sent."""
+        for server in self.servers:
+            for listening in server.sockets:
+                with socket.socket(fileno=os.dup(listening.fileno())) as last:
+                    last.setblocking(False)
+                    server.close()
+                    with suppress(OSError):  # there are no more
+                        while True:
+                            await self._take(last.accept()[0])
+
+    async def _take(self, connection: socket.socket) -> None:
+        named = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        made = partial(self.config.http_protocol_class, **named)
+        await asyncio.get_running_loop().connect_accepted_socket(made, connection)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second
@@ -65,7 +87,7 @@ class DrainingServer(uvicorn.Server):
         if self._signalled or self._loop is None or not self.started:
             super().handle_exit(sig, frame)
             return
-        self._signalled = True
+        self._signalled = self.connections.ending = True
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
@@ -74,6 +96,9 @@ class DrainingServer(uvicorn.Server):
     async def _drain_then_exit(self) -> None:
         try:
             await self._app.state.instance.drain()
+            # Its agents' files and ports were asked for here until now. Who comes from now on goes to another instance.
+            await self._stop_listening()
+            await self._app.state.instance.leave()
         finally:
             self.should_exit = True
 

@@ -73,7 +73,7 @@ async def run(seed: int, seconds: float, *, clients: int = CLIENTS, report: Path
 
 
 def _count(found: Found, load: Load) -> None:
-    found.operations, found.repeated = load.operations, load.repeated
+    found.operations, found.repeated = load.operations, len(load.refused)
     prompts = [prompt for session in load.sessions for prompt in session.prompts]
     found.prompts = len(prompts)
     found.events = sum(len(reader.order) for session in load.sessions for reader in session.readers)

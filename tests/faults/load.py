@@ -130,12 +130,13 @@ class Load:
     Attributes:
         sessions: all of them, deleted ones included.
         operations: how many answers clients have had.
+        refused: what they were told each time that they had to ask again.
     """
 
     def __init__(self, stage: Stage, client: httpx.AsyncClient, chance: Random) -> None:
         self._stage, self._client, self._chance = stage, client, chance
         self.sessions: list[Session] = []
-        self.operations = self.repeated = 0
+        self.operations, self.refused = 0, list[str]()
         self._tokens = (f"w{number}x" for number in itertools.count())
         self._over = asyncio.Event()
         self._following: list[asyncio.Task[None]] = []
@@ -286,7 +287,7 @@ class Load:
                             return {"code": code}
                         if response.status_code not in (429, 502, 503, 504) and code not in repeat:
                             raise Broken(f"{method} {path}: {last}")
-                    self.repeated += 1
+                    self.refused.append(f"{method} {path}: {last}")
                     await asyncio.sleep(self._chance.uniform(0.5, 1.5) * PAUSE)
         except TimeoutError:
             raise Broken(f"{method} {path}: no answer in {PATIENCE} s, at last {last}") from None

@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +122,8 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, seed: int) -> AsyncIterator[Stage]:
-        """Start everything, in a directory that is removed."""
+    async def opened(cls, seed: int, roles: Sequence[str] = ROLES, **more: str) -> AsyncIterator[Stage]:
+        """Start everything, in a directory that is removed. `roles`: of each instance; `more`: settings of all."""
         async with AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
             # What has been committed outlives a kill, as it must: those of the other tests give that up for speed.
@@ -136,10 +136,11 @@ class Stage:
                 redis_url=servers.redis_url,
             )
             await migrate.upgrade(settings)
-            fleet = Fleet(_environment(servers, directory, await stack.enter_async_context(demo_model())), directory)
+            env = _environment(servers, directory, await stack.enter_async_context(demo_model()))
+            fleet = Fleet({**env, **more}, directory)
             stack.push_async_callback(_end, fleet)
             hosts = []
-            for number, role in enumerate(ROLES):
+            for number, role in enumerate(roles):
                 postgres, to_postgres = await stack.enter_async_context(postgres_proxy(settings))
                 redis, to_redis = await stack.enter_async_context(redis_proxy(settings))
                 await fleet.start(

@@ -22,7 +22,7 @@ from apps.api.runner.session.launch import Means, StartGate
 from apps.api.runner.worker import Worker
 from apps.api.settings import Settings
 from tests.core.conftest import lone_world
-from tests.world import World, ways_of
+from tests.world import World, administrator, until, waiting_for_locks, ways_of
 
 __all__ = ["lone_world"]
 
@@ -183,6 +183,27 @@ async def test_an_instance_that_nobody_can_wake_looks_more_often(lone_world: Wor
 
     await asyncio.gather(*(look(hears=hears) for hears in (True, True, False, False)))
     assert order == [False, False, True, True]
+
+
+async def test_a_run_that_is_claimed_while_a_drain_begins_is_queued_again(lone_world: World) -> None:
+    world = lone_world
+    lease = await world.instance()
+    run = await world.queue()
+    worker = Worker(world.core(), lease)
+    try:
+        async with administrator(world.settings) as admin:
+            await admin.execute("BEGIN; SELECT FROM runs FOR UPDATE")
+            claiming = asyncio.create_task(worker._claim_runs(Loop("claim")))
+            await until(lambda: waiting_for_locks(admin, 1))
+            await worker.drain(0)
+            await admin.execute("COMMIT")
+            await claiming
+    finally:
+        worker.scratch.close()
+    assert worker.executions == {}
+    state = await world.run(run.run_id)
+    assert state["status"] == "queued"
+    assert await world.events(run.session_id) == []
 
 
 async def test_a_claim_whose_answer_was_lost_is_queued_again(lone_world: World) -> None:

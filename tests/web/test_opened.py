@@ -57,14 +57,26 @@ async def test_a_key_that_is_as_it_was_ends_nothing(opened: Opened, caller: Prin
 async def test_what_ends_with_a_run_is_waited_for_before_an_instance_stops(opened: Opened, caller: Principal) -> None:
     of_run, of_session = opened.hold("streams", caller), opened.hold("streams", caller)
     of_session.endless = True
-    waiting = asyncio.create_task(opened.until_told())
+    waiting = asyncio.create_task(opened.until_told(asyncio.get_running_loop().time() + PATIENCE))
     for _ in range(3):
         await asyncio.sleep(0)
-    assert not waiting.done()
-    of_run.close()
+    late = opened.hold(None, caller)
+    for held in (of_run, late):
+        assert not waiting.done()
+        held.close()
+        for _ in range(3):
+            await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE):
         await waiting
     assert not of_session.over.done()
+
+
+async def test_what_comes_when_an_instance_has_stopped_ends_as_it_begins(opened: Opened, caller: Principal) -> None:
+    opened.drain(only_endless=True)
+    assert not (before := opened.hold("streams", caller)).over.done()
+    opened.drain(only_endless=False)
+    assert before.over.done()
+    assert opened.hold("streams", caller).over.done()
 
 
 @pytest.mark.parametrize(

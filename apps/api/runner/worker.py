@@ -250,6 +250,10 @@ class Worker:
                 await note_lost(self._core.db, claim.session_id, claim.last_seq, written[claim.session_id])
                 await self._give_back(claim.session_id, claim.generation, claim.run_id)
                 return True
+        elif self.draining:
+            # It began to drain while the claim was under way, and may be gone before the run has ended.
+            await self._give_back(claim.session_id, claim.generation, claim.run_id)
+            return True
         else:
             execution = self.ahead.claimed(claim) or Execution(core, self._means, claim, self._claim_now.set)
             self.executions[claim.session_id] = execution

@@ -104,6 +104,7 @@ class Opened:
     def __init__(self, db: Database, shares: Mapping[Kind, Share]) -> None:
         self._db, self._shares = db, shares
         self._open: dict[Held, tuple[Kind | None, ExitStack]] = {}
+        self._ended = False
 
     def __iter__(self) -> Iterator[Held]:
         return iter(tuple(self._open))
@@ -135,6 +136,8 @@ class Opened:
         seats = self._seats(kind, caller, {"tenant": tenant_id, "session": session_id}, descriptors)
         held = Held(caller, scope, self._close)
         self._open[held] = kind, seats
+        if self._ended:
+            held.drain(only_endless=False)
         return held
 
     def admit(self, held: Held, kind: Kind, caller: Principal) -> None:
@@ -163,13 +166,17 @@ class Opened:
         if found := self._open.pop(held, None):
             found[1].close()
 
-    async def until_told(self) -> None:
-        """Wait until what ends with a run has ended, for LAST_EVENTS at most."""
-        if left := [held.over for held in self if not held.endless]:
-            await asyncio.wait(left, timeout=LAST_EVENTS)
+    async def until_told(self, ends: float) -> None:
+        """Wait until what ends with a run has ended, until `ends` (loop time), and for LAST_EVENTS at least."""
+        now = asyncio.get_running_loop().time
+        ends = max(ends, now() + LAST_EVENTS)
+        while (left := [h.over for h in self if not (h.endless or h.over.done())]) and (seconds := ends - now()) > 0:
+            await asyncio.wait(left, timeout=seconds)
 
     def drain(self, *, only_endless: bool) -> None:
-        """See `Held.drain`; their clients connect again elsewhere."""
+        """See `Held.drain`; their clients connect again elsewhere. What comes later, over a connection that was open,
+        ends as it begins, unless `only_endless`."""
+        self._ended = not only_endless
         for held in self:
             held.drain(only_endless=only_endless)
 

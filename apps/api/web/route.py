@@ -61,7 +61,8 @@ class Instance:
         entrance: where keys are shown.
         opened: everything that stays open here, such as event streams and WebSockets.
         anonymous: what stands for the key of callers without a key, if there may be some.
-        drain: ends what this instance does in order; returns when that is done.
+        drain: ends the runs of this instance in order; returns when that is done.
+        leave: then ends what clients have open, in order: best when nobody can connect any more.
         failed: the name of a background task that ended by itself, if one has.
         error_shapes: how the paths below a prefix tell errors, the first that fits; others in the native shape.
         playground: the page, which not every server shows.
@@ -76,6 +77,7 @@ class Instance:
     databases: Callable[[], Awaitable[tuple[State, State]]]
     anonymous: str | None
     drain: Callable[[], Awaitable[None]]
+    leave: Callable[[], Awaitable[None]]
     failed: Callable[[], str | None]
     error_shapes: Mapping[str, ErrorShape]
     playground: Response
