@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from apps.api.core.tasks import Loop
+import pytest
+
+from apps.api.core.tasks import Loop, Loops
+from apps.api.runner import upkeep
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
-from tests.world import World, lone_world
+from tests.world import World, lone_world, until
 
 __all__ = ["lone_world"]
 
@@ -44,3 +47,20 @@ async def test_a_sweep_forgets_all_that_is_old_and_nothing_else(lone_world: Worl
     left = {table: await world.one(f"SELECT count(*) FROM {table}") for table in TABLES}
     assert left == {**dict.fromkeys(TABLES, 1), "instances": 2}  # with the one that sweeps
     assert loop.sick == 0
+
+
+async def test_an_instance_that_does_not_live_for_long_removes_what_is_left_too(
+    lone_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose restarts come sooner than the next look would have kept the files of deleted sessions for ever."""
+    monkeypatch.setattr(upkeep, "FIRST_SWEEP", 0.01)
+    world, loops = lone_world, Loops(60, lambda _loop: None)
+    worker = Worker(world.core(), await world.instance())
+    left = world.settings.workspaces_root / str(uuid4())
+    left.mkdir(parents=True)
+    try:
+        Upkeep(world.core(), worker).run_in(loops)
+        await until(lambda: not left.exists())
+    finally:
+        await loops.stop()
+        worker.scratch.close()

@@ -54,7 +54,9 @@ UNSTORE_INTERVAL = 5.0
 COLLECT_INTERVAL = 60.0
 """Seconds between looks for tenants whose garbage is to be collected."""
 
-SWEEP_INTERVAL = 600.0
+FIRST_SWEEP, SWEEP_INTERVAL = 20.0, 600.0
+"""Seconds from the start to the first look for what is old or was left, and between two: instances that never live for
+the longer one remove something, too."""
 
 _FORGETTING = (
     idempotency.forget_old,
@@ -70,7 +72,7 @@ class Upkeep:
 
     def __init__(self, core: Core, worker: Worker) -> None:
         self._core, self._worker = core, worker
-        self._gap = ANNOUNCE_GAP
+        self._gap, self._sweep_in = ANNOUNCE_GAP, FIRST_SWEEP
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
@@ -82,7 +84,7 @@ class Upkeep:
         loops.start("runner-expire", partial(parked.expire, self._core), partial(pause, EXPIRE_INTERVAL))
         loops.start("runner-unstore", partial(deletion.remove_stored, self._core), partial(pause, UNSTORE_INTERVAL))
         loops.start("runner-collect", self._collect, partial(pause, COLLECT_INTERVAL))
-        loops.start("runner-sweep", self._sweep, partial(pause, SWEEP_INTERVAL))
+        loops.start("runner-sweep", self._sweep, self._until_swept)
 
     async def _reap(self, loop: Loop) -> None:
         await ownership.reap(self._core, loop)
@@ -169,6 +171,10 @@ class Upkeep:
         worker = self._worker
         idle = any(e.idle for e in worker.executions.values())
         return not worker.is_full and not idle and worker.live >= self._core.settings.live_session_limit
+
+    async def _until_swept(self) -> None:
+        seconds, self._sweep_in = self._sweep_in, SWEEP_INTERVAL
+        await pause(seconds)
 
     async def _sweep(self, loop: Loop) -> None:
         for what in _FORGETTING:
