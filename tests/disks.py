@@ -2,7 +2,7 @@
 
 Each server sees another directory at WORKSPACES_DIR, in a mount namespace that it begins in and that ends with it: so
 nothing is mounted for anybody else, and nothing must be unmounted. Where this user may not mount, all share the one
-directory, which hides what is missing in the store, and nothing else.
+directory, which hides what is missing in the store, and nothing else. Other files can be others' for one server, too.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ import ctypes
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 _NEWNS, _BIND, _REC, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
-_SCRIPT = 'mount --bind "$0" "$1" && shift && exec "$@"'
+_SCRIPT = 'while [ "$1" != -- ]; do mount --rbind "$1" "$2" || exit; shift 2; done; shift; exec "$@"'
+
+Binds = Sequence[tuple[Path, Path]]
+"""Files or directories, each with the path at which it is to be seen, one after the other."""
 
 
-def words(disk: Path, at: Path) -> list[str]:
-    """Words before the command of a program that is to see `disk` at this path."""
-    return ["unshare", "--mount", "sh", "-c", _SCRIPT, str(disk), str(at)]
+def words(binds: Binds) -> list[str]:
+    """Words before the command of a program that is to see these."""
+    return ["unshare", "--mount", "sh", "-c", _SCRIPT, "sh", *(str(path) for bind in binds for path in bind), "--"]
 
 
-def mount(disk: str, at: str) -> None:
+def mount(binds: Sequence[Sequence[str]]) -> None:
     """The same for this process, from now on, and for all that it starts. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_NEWNS))
     _check(libc.mount(None, b"/", None, ctypes.c_ulong(_REC | _PRIVATE), None))  # else others see what comes next
-    _check(libc.mount(os.fsencode(disk), os.fsencode(at), None, ctypes.c_ulong(_BIND), None))
+    for what, at in binds:
+        _check(libc.mount(os.fsencode(what), os.fsencode(at), None, ctypes.c_ulong(_BIND | _REC), None))
 
 
 def _check(answer: int) -> None:
@@ -41,7 +46,7 @@ def _check(answer: int) -> None:
 def possible() -> bool:
     """Whether this user may mount."""
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory() as at:
-        command = [*words(Path(disk), Path(at)), "true"]
+        command = [*words([(Path(disk), Path(at))]), "true"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -62,6 +62,8 @@ class Instance:
     Attributes:
         disk: what it has at WORKSPACES_DIR, as others see it.
         env: what it was started with, on top of ours.
+        program: what it is, see `Fleet.add`.
+        binds: what it sees elsewhere, see `tests.disks`, beside its disk.
     """
 
     url: str
@@ -70,6 +72,8 @@ class Instance:
     client: httpx.AsyncClient
     disk: Path
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    program: Path | None = None
+    binds: disks.Binds = ()
     id: str = ""
 
     def descendants(self) -> list[psutil.Process]:
@@ -149,6 +153,26 @@ class Fleet:
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
 
+    async def add(
+        self,
+        settings: Mapping[str, str],
+        *,
+        program: Path | None = None,
+        binds: disks.Binds = (),
+        disk: Path | None = None,
+    ) -> Instance:
+        """Start one and wait until it is ready.
+
+        Args:
+            program: the one to start; None: ours, as the fleet does it.
+            binds: what it sees elsewhere, see `tests.disks`.
+            disk: what it has at WORKSPACES_DIR; None: see `apart`.
+        """
+        instance = self._spawn({**self.env, **settings}, program, binds, disk=disk)
+        self.instances.append(instance)
+        await self._ready(instance)
+        return instance
+
     async def start(self, count: int, **settings: str) -> None:
         """Start instances and wait until they are ready."""
         fresh = [self._spawn({**self.env, **settings}) for _ in range(count)]
@@ -157,28 +181,42 @@ class Fleet:
 
     async def again(self, instance: Instance) -> None:
         """Start one that has ended anew, at its place: its port, its disk and its settings."""
-        fresh = self._spawn(instance.env, int(instance.url.rpartition(":")[2]), instance.disk)
-        instance.process = fresh.process
-        await fresh.client.aclose()
+        port = int(instance.url.rpartition(":")[2])
+        fresh = self._spawn(instance.env, instance.program, instance.binds, port, instance.disk)
+        await instance.client.aclose()
+        instance.process, instance.client = fresh.process, fresh.client
         await self._ready(instance)
 
-    def _spawn(self, env: Mapping[str, str], port: int | None = None, disk: Path | None = None) -> Instance:
+    def _spawn(
+        self,
+        env: Mapping[str, str],
+        program: Path | None = None,
+        binds: disks.Binds = (),
+        port: int | None = None,
+        disk: Path | None = None,
+    ) -> Instance:
         port, at = port or free_port(), Path(env["WORKSPACES_DIR"])
         disk = disk or (disks.make(at) if self.apart and disks.possible() else at)
         log = self.directory / f"instance-{len(self.instances)}-{port}.log"
         with log.open("ab") as output:
             arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]
-            process = self._begin(arguments, {**os.environ, **env}, output, None if disk == at else (disk, at))
+            seen = [*binds, *([] if disk == at else [(disk, at)])]
+            process = self._begin(program, arguments, {**os.environ, **env}, output, seen)
         url = f"http://127.0.0.1:{port}"
         client = httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=60, verify=NO_TLS)
-        return Instance(url, process, log, client, disk, env)
+        return Instance(url, process, log, client, disk, env, program, binds)
 
     def _begin(
-        self, arguments: list[str], env: Mapping[str, str], output: IO[bytes], disk: tuple[Path, Path] | None
+        self,
+        program: Path | None,
+        arguments: list[str],
+        env: Mapping[str, str],
+        output: IO[bytes],
+        binds: disks.Binds,
     ) -> subprocess.Popen[bytes] | Forked:
-        if self.forked and not self.prefix:
-            return fork(arguments, env, output, None if disk is None else (str(disk[0]), str(disk[1])))
-        command = [*(disks.words(*disk) if disk else ()), *self.prefix, str(PROGRAM), *arguments]
+        if program is None and self.forked and not self.prefix:
+            return fork(arguments, env, output, binds)
+        command = [*(disks.words(binds) if binds else ()), *self.prefix, str(program or PROGRAM), *arguments]
         return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     async def _ready(self, instance: Instance) -> None:

@@ -42,7 +42,9 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """The exit code. Raises subprocess.TimeoutExpired."""
         if self._code is None:
-            if not select.select([self._ended], [], [], timeout)[0]:
+            poll = select.poll()  # `select` takes no descriptor beyond 1023
+            poll.register(self._ended, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired("claude-agent-api", timeout or 0)
             self._code = int(os.read(self._ended, 16))
             os.close(self._ended)
@@ -59,16 +61,15 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def fork(
-    arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes], disk: tuple[str, str] | None = None
-) -> Forked:
+def fork(arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes], binds: disks.Binds = ()) -> Forked:
     """Run `claude-agent-api` with these arguments, this environment and this file as its output.
 
-    `disk`: a directory, and the path at which it is to see that.
+    `binds`: what it is to see elsewhere, see `tests.disks`.
     """
     connection = _parent()
     ended, ending = os.pipe()
-    message = json.dumps({"arguments": list(arguments), "env": dict(env), "disk": disk}).encode()
+    seen = [[str(path) for path in bind] for bind in binds]
+    message = json.dumps({"arguments": list(arguments), "env": dict(env), "binds": seen}).encode()
     socket.send_fds(connection, [len(message).to_bytes(4)], [output.fileno(), ending])
     os.close(ending)
     connection.sendall(message)
@@ -123,7 +124,7 @@ def _serve(connection: socket.socket) -> None:
             if pid == 0:
                 for inherited in (*running.values(), woken, waking, ending, connection.fileno()):
                     os.close(inherited)
-                _run(message["arguments"], message["env"], output, message["disk"])
+                _run(message["arguments"], message["env"], output, message["binds"])
             os.close(output)
             running[pid] = ending
             connection.sendall(pid.to_bytes(4))
@@ -139,7 +140,7 @@ def _reap(running: dict[int, int]) -> None:
         os.close(ending)
 
 
-def _run(arguments: list[str], env: dict[str, str], output: int, disk: list[str] | None) -> NoReturn:
+def _run(arguments: list[str], env: dict[str, str], output: int, binds: list[list[str]]) -> NoReturn:
     """Become the server, as `exec` would make it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -153,8 +154,8 @@ def _run(arguments: list[str], env: dict[str, str], output: int, disk: list[str]
     sys.argv = ["claude-agent-api", *arguments]
     code = 1
     try:
-        if disk is not None:
-            disks.mount(*disk)
+        if binds:
+            disks.mount(binds)
         importlib.import_module("apps.api.cli").main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ class Proxy:
     Attributes:
         requests, answers: set while bytes flow in that direction; cleared, they are held back and not lost.
         delay: seconds that each answer comes later that holds `delayed`.
+        loses: a direction, and what is lost there, once, with the connection that it comes by.
         held: how many connections and directions have something that is held back.
         asked: how often something came from a client.
         accepted: how many clients there have been.
@@ -24,14 +26,15 @@ class Proxy:
 
     def __init__(self, target: Path | int) -> None:
         self._target = target
-        self._clients: set[asyncio.StreamWriter] = set()
-        self._servers: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
+        self._lost: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self.requests, self.answers = asyncio.Event(), asyncio.Event()
         self.requests.set()
         self.answers.set()
         self.delay, self.delayed = 0.0, b""
+        self.loses: tuple[asyncio.Event, re.Pattern[bytes]] | None = None
         self.held = self.asked = self.accepted = 0
         self.port = 0
 
@@ -47,33 +50,43 @@ class Proxy:
 
     def cut(self) -> int:
         """Break every connection on the client's side; returns how many. Their servers do not notice."""
-        clients, self._clients = self._clients, set()
+        clients, self._clients = self._clients, {}
+        self._lost.update(clients.values())
         for writer in clients:
             writer.transport.abort()
         return len(clients)
 
+    def forget(self) -> None:
+        """Break the server's ends of connections whose clients were lost, as its keep-alive would in the end."""
+        lost, self._lost = self._lost, set()
+        for writer in lost:
+            writer.transport.abort()
+
     async def close(self) -> None:
         await self.refuse()
         self.cut()
-        for writer in self._servers:
-            writer.transport.abort()
+        self.forget()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if isinstance(self._target, int):
-            upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target)
-        else:
-            upstream, downstream = await asyncio.open_unix_connection(self._target)
+        try:
+            if isinstance(self._target, int):
+                upstream, downstream = await asyncio.open_connection("127.0.0.1", self._target)
+            else:
+                upstream, downstream = await asyncio.open_unix_connection(self._target)
+        except OSError:  # nobody is there: so it is for the client
+            writer.transport.abort()
+            return
         self.accepted += 1
-        self._clients.add(writer)
-        self._servers.add(downstream)
+        self._clients[writer] = downstream
         for pump in (
             self._pump(reader, downstream, self.requests, writer),
             self._pump(upstream, writer, self.answers, writer),
         ):
-            self._tasks.add(asyncio.create_task(pump))
+            self._tasks.add(task := asyncio.create_task(pump))
+            task.add_done_callback(self._tasks.discard)
 
     async def _pump(
         self,
@@ -90,12 +103,20 @@ class Proxy:
                 if flows is self.answers and self.delay and self.delayed in data:
                     await asyncio.sleep(self.delay)
                 self.held -= 1
+                if self.loses and self.loses[0] is flows and self.loses[1].search(data):
+                    self.loses = None
+                    if client in self._clients:
+                        self._lost.add(self._clients.pop(client))
+                    client.transport.abort()
+                    return
                 sink.write(data)
                 await sink.drain()
         except OSError:
             pass
         if client in self._clients:  # ended in order, not cut
             sink.close()
+            if flows is self.answers:
+                self._clients.pop(client).close()
 
 
 @asynccontextmanager

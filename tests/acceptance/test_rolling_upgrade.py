@@ -16,8 +16,8 @@ import pytest
 
 from apps.api import migrate
 from apps.api.db import SCHEMA_REVISION
-from tests.faults.checker import violations
 from tests.faults.load import Load
+from tests.faults.remains import violations
 from tests.faults.stage import Stage
 from tests.fleet import events_of
 
@@ -121,7 +121,7 @@ class Asking:
 async def test_every_instance_is_replaced_by_the_next_version_and_no_client_notices(tmp_path: Path) -> None:
     chance = Random(10)
     defaults = {"SHUTDOWN_GRACE_SECONDS": "30", "INSTANCE_LEASE_SECONDS": "10"}
-    async with Stage.opened(10, ("both", "both", "both"), **defaults) as stage, stage.client() as client:
+    async with Stage.opened(10, ("both", "both", "both"), more=defaults) as stage, stage.client() as client:
         load, asking = Load(stage, client, chance), Asking(client)
         users = [asyncio.create_task(load.client()) for _ in range(3)]
         async with asking.going_on():
@@ -134,7 +134,6 @@ async def test_every_instance_is_replaced_by_the_next_version_and_no_client_noti
                 await asyncio.sleep(3)
         load.end()
         await asyncio.gather(*users)
-        await load.settle()
         found = await violations(stage, load)
         await load.close()
         for host in stage.hosts:

@@ -1,21 +1,12 @@
-"""What must hold of every history, whatever went wrong: by what clients were told."""
+"""What must hold of every session, whatever went wrong: by what its clients were told."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
-from uuid import UUID
+from itertools import chain, pairwise
 
-import psutil
-
-from apps.api.db import Database
-from apps.api.redis import open_redis
-from tests.faults.load import MARKS, Broken, Load, Prompt, Session
-from tests.faults.stage import Stage
-from tests.invariants import logs_hold
+from tests.faults.history import MARKS, Session
 
 MAY_FAIL = {
     "owner_lost",
@@ -27,38 +18,28 @@ MAY_FAIL = {
 }
 """How a run may end that nobody has interrupted: its client is told, and can send it again."""
 
-_STRAY = """
-SELECT 'command ' || type || ' of ' || session_id || ' is pending' FROM commands
-WHERE status = 'pending' AND type <> 'answer' AND created_at < now() - interval '60 s'
-UNION ALL SELECT 'run ' || id || ' is ' || status FROM runs WHERE finished_at IS NULL
-UNION ALL SELECT 'request ' || id || ' is open' FROM requests q WHERE status = 'open'
-  AND EXISTS (SELECT FROM runs r WHERE r.id = q.run_id AND r.finished_at IS NOT NULL)
-"""
+RECALLING = {"recall", "files"}
+"""Kinds of prompts that only ask for what was before."""
 
-_COUNT = "SELECT count(*) FROM runs WHERE session_id = $1 AND origin = 'client'"
+FILES_LOST = {"workspace_not_stored", "workspace_missing"}
+"""What a client is told whose files may not be what they were."""
 
 
-async def violations(stage: Stage, load: Load) -> list[str]:
-    """All that did not hold. Everything works again by now."""
-    found: list[str] = []
-    for session in load.sessions:
-        found += [f"session {session.id}: {told}" for told in of_readers(session)]
-        if not session.deleted:
-            found += [f"session {session.id}: {told}" for told in of_runs(session)]
-            marks = [line for host in stage.hosts for line in _lines(host.instance.disk / session.id / "marks")]
-            found += [f"session {session.id}: {told}" for told in of_marks(marks)]
-            found += [f"session {session.id}: {told}" async for told in _of_conversation(load, session)]
-        else:
-            answer = await load.ask("GET", f"/sessions/{session.id}", accept=("session_not_found",))
-            if answer.get("code") != "session_not_found":
-                found.append(f"session {session.id} was deleted, and is there")
-    async with stage.database() as db:
-        found += await _of_database(db, load)
-    return found
+NO_SPACE = "No space left"
+"""What the shell says where a disk is full."""
+
+
+def of_session(session: Session, marks: Iterable[str]) -> list[str]:
+    """All that did not hold of one whose runs are over, and whose readers have come to its end.
+
+    `marks`: see `of_marks`.
+    """
+    found = (of_readers(session), of_runs(session), of_marks(marks), of_conversation(session), of_files(session))
+    return list(chain.from_iterable(found))
 
 
 def of_readers(session: Session) -> Iterator[str]:
-    """Every reader was told the same, without a gap, and nothing twice."""
+    """Every reader was told the same, without a gap, and nothing twice; each run had one end, and nothing after it."""
     for reader in session.readers:
         yield from (f"reader {reader.name}: {fault}" for fault in reader.faults)
         numbers = reader.order
@@ -69,18 +50,39 @@ def of_readers(session: Session) -> Iterator[str]:
     for number in one.told.keys() & other.told.keys():
         if one.told[number] != other.told[number]:
             yield f"event {number} is {one.told[number]} for one reader, {other.told[number]} for the other"
+    ends = Counter(run_id for kind, run_id, _ in one.told.values() if kind == "done")
+    ended: set[str | None] = set()
+    for number in sorted(one.told):
+        kind, run_id, _ = one.told[number]
+        if run_id in ended and kind != "done":
+            yield f"event {number}, {kind}, is of run {run_id}, which was done before"
+        if kind == "done":
+            ended.add(run_id)
+    for run_id, count in ends.items():
+        if count > 1:
+            yield f"run {run_id} was done {count} times"
+    for prompt in session.prompts:
+        if prompt.run and prompt.run_id not in ends:
+            yield f"run {prompt.run_id} ({prompt.kind} {prompt.token}) is over, and was never told done"
 
 
 def of_runs(session: Session) -> Iterator[str]:
-    """Each accepted prompt has one outcome, which is its own; only what was named is interrupted."""
+    """Each accepted prompt has one outcome, which is its own; only what was named is interrupted, and what was answered
+    with `applied` has come to be."""
+    runs = Counter(prompt.run_id for prompt in session.prompts)
+    yield from (f"run {run_id} is of {count} prompts" for run_id, count in runs.items() if count > 1)
     for prompt in session.prompts:
         run = prompt.run
         code = (run.get("error") or {}).get("code")
         what = f"run {prompt.run_id} ({prompt.kind} {prompt.token}) is {run.get('status')} {code or ''}"
         match run.get("status"):
             case "succeeded":
-                if prompt.kind == "say" and prompt.token not in str(run["result"]["result"]):
-                    yield f"{what}, and said {run['result']['result']!r}"
+                said = str(run["result"]["result"])
+                word = {"say": prompt.token, "stream": f"word{prompt.words[0]}"}.get(prompt.kind, "")
+                if word not in said:
+                    yield f"{what}, and said {said[:200]!r}"
+                if prompt.decided and (prompt.decided == "allow") != (prompt.token in said):
+                    yield f"{what}, was answered {prompt.decided}, and said {said[:200]!r}"
             case "interrupted":
                 if not prompt.interrupted:
                     yield f"{what}, and nobody has asked for that"
@@ -89,6 +91,8 @@ def of_runs(session: Session) -> Iterator[str]:
                     yield what
             case _:
                 yield what
+        if prompt.stopped and run.get("status") != "interrupted":
+            yield f"{what}, and its interrupt was answered with `applied`"
 
 
 def of_marks(lines: Iterable[str]) -> Iterator[str]:
@@ -110,63 +114,34 @@ def of_marks(lines: Iterable[str]) -> Iterator[str]:
             yield f"{token} was at work {(max(before) - min(after)) / 1e6:.0f} ms after {later} had begun"
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+def of_conversation(session: Session) -> Iterator[str]:
+    """The agent knows each prompt that has succeeded, once, and what the session began with: by what it recalls."""
+    for number, recall in enumerate(session.prompts):
+        if recall.kind != "recall" or recall.run.get("status") != "succeeded":
+            continue
+        known = str(recall.run["result"]["result"]).splitlines()
+        told = Counter(line.partition(". ")[2] for line in known)
+        for before in (*session.inherits, *session.prompts[:number]):
+            if before.kind in RECALLING:
+                continue
+            times = told[before.text]
+            if times > 1 or (before.run.get("status") == "succeeded" and times == 0):
+                yield f"the agent knows {before.token} ({before.run.get('status')}) {times} times"
 
 
-async def _of_conversation(load: Load, session: Session) -> Any:
-    """The agent knows each prompt that has succeeded, once, and what the session began with."""
-    prompt = Prompt("recall", "recall")
-    path = f"/sessions/{session.id}/query"
-    try:
-        prompt.run_id = (await load.ask("POST", path, {"prompt": "recall"}, key=prompt.key))["run_id"]
-        run = await load.run_of(prompt)
-    except Broken as error:
-        yield str(error)
+def of_files(session: Session) -> Iterator[str]:
+    """What a run that succeeded has written is in the session's files, wherever the next one was: by what it finds."""
+    if any(reader.statuses & FILES_LOST for reader in session.readers):
         return
-    if run["status"] != "succeeded":
-        yield f"recall: {run['status']} {run['error']}"
-        return
-    known = str(run["result"]["result"])
-    for before in (*session.inherits, *session.prompts):
-        times = known.count(before.text)
-        if times > 1 or (before.run.get("status") == "succeeded" and times == 0):
-            yield f"the agent knows {before.token} ({before.run.get('status')}) {times} times"
-
-
-async def _of_database(db: Database, load: Load) -> list[str]:
-    found = [row[0] for row in await db.pool.fetch(_STRAY)]
-    try:
-        await logs_hold(db)
-    except AssertionError as error:
-        found += str(error).splitlines()
-    for session in load.sessions:
-        if not session.deleted:
-            count = await db.pool.fetchval(_COUNT, UUID(session.id))
-            if count != len(session.prompts) + 1:  # and the recall
-                found.append(f"session {session.id}: {count} runs for {len(session.prompts) + 1} prompts")
-    return found
-
-
-async def left_over(stage: Stage, load: Load) -> list[str]:
-    """What is there still when all sessions are deleted, and all instances have ended in order."""
-    for session in load.sessions:
-        await load.ask("DELETE", f"/sessions/{session.id}", accept=("session_deleted", "session_not_found"))
-    await load.close()
-    started = [process for host in stage.hosts for process in host.instance.descendants()]
-    await stage.fleet.stop()
-    _, alive = psutil.wait_procs(started, timeout=15)
-    found = [f"process {process.pid} lives" for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-    async with open_redis(stage.settings) as redis:
-        keys = [key async for key in redis.client.scan_iter()]
-        lasting = [key for key in keys if await redis.client.ttl(key) == -1]
-        found += [f"key {key!r} in Redis has no end" for key in lasting]
-    async with stage.database() as db:
-        rows = await db.pool.fetch(
-            "SELECT 'event' AS what, count(*) FROM events UNION ALL SELECT 'entry', count(*) FROM transcript_entries"
-        )
-        found += [f"{row['count']} rows of the kind {row['what']} are left" for row in rows if row["count"]]
-    return found
+    for number, recall in enumerate(session.prompts):
+        if recall.kind != "files" or recall.run.get("status") != "succeeded":
+            continue
+        there: Counter[str] = Counter()
+        for line in str(recall.run["result"]["result"]).splitlines():
+            for count, token in pairwise(line.split()):
+                if count.isdigit():
+                    there[token] += int(count)
+        for before in (*session.inherits, *session.prompts[:number]):
+            wrote = before.kind == "marks" and before.run.get("status") == "succeeded"
+            if wrote and there[before.token] != MARKS and NO_SPACE not in str(before.run["result"]["result"]):
+                yield f"of the {MARKS} marks of {before.token}, {there[before.token]} are in the files"

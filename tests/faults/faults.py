@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +17,10 @@ import psutil
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.dev.embedded import Name
 from apps.api.redis import REDIS_ERRORS, open_redis
-from tests.faults.stage import LEASE_SECONDS, WELL_SECONDS, Host, Stage
+from tests.faults.load import Heard
+from tests.faults.stage import DATABASE, LEASE_SECONDS, WELL_SECONDS, Host, Stage
 from tests.proxy import Proxy
+from tests.world import administrator, terminate_backends, until
 
 Fault = Callable[["Trouble", Stage], Awaitable[str]]
 """Returns what was done, and to what."""
@@ -27,19 +31,24 @@ class Trouble:
     """Faults, one after the other.
 
     Attributes:
+        heard: of what clients hear.
+        names: only these faults, if any are named.
         done: how often each was tried.
         log: what was done when, on the loop's clock.
         down: servers that are being restarted.
     """
 
     stage: Stage
+    heard: Heard
+    names: Sequence[str] = ()
     done: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
     down: set[Name] = field(default_factory=set)
 
     def network(self, host: Host) -> tuple[str, Proxy]:
-        """That to PostgreSQL, or that to Redis, by name."""
-        return self.stage.chance.choice([("postgres", host.postgres), ("redis", host.redis)])
+        """That to PostgreSQL, that to Redis, or that from nginx, by name."""
+        some = [("postgres", host.postgres), ("redis", host.redis)]
+        return self.stage.chance.choice([*some, ("nginx", host.front)] if host.role != "worker" else some)
 
     async def hold(self, least: float, most: float) -> float:
         """Leave it wrong for so many seconds."""
@@ -50,39 +59,60 @@ class Trouble:
     async def go_on(self, until: float) -> None:
         """Do one after the other until this time of the loop's clock."""
         chance, loop = self.stage.chance, asyncio.get_running_loop()
+        known = [each for each in FAULTS if not self.names or any(map(each[0].startswith, self.names))]
+        weights = [weight for _, weight, _ in known]
         while loop.time() < until:
-            name, fault = chance.choice(FAULTS)
+            name, _, fault = chance.choices(known, weights)[0]
             began = loop.time()
             told = ""
             with suppress(*CONNECTION_ERRORS, *REDIS_ERRORS):  # what it wants to ask is away: it has gone wrong enough
                 told = await fault(self, self.stage)
+            for proxy in (proxy for host in self.stage.hosts for proxy in (host.postgres, host.redis, host.front)):
+                proxy.forget()
             if told:
                 self.done[name] += 1
                 self.log.append(f"{began:.1f} {loop.time():.1f} {name}: {told}")
             await asyncio.sleep(chance.uniform(0.2, 2.0))
 
-    def host(self, *roles: str) -> Host | None:
-        """One that nothing is wrong with. None: somebody must be left that clients reach, and somebody that works."""
+    def hosts(self, *roles: str) -> list[Host]:
+        """Those that nothing is wrong with; somebody must be left that clients reach, and somebody that works."""
         stage = self.stage
-        free = [
+        return [
             host
             for host in stage.free(*roles)
             if any(other.role != "worker" for other in stage.free() if other is not host)
             and any(other.role != "api" for other in stage.free() if other is not host)
         ]
-        return stage.chance.choice(free) if free else None
+
+    def host(self, *roles: str) -> Host | None:
+        """One of them."""
+        free = self.hosts(*roles)
+        return self.stage.chance.choice(free) if free else None
 
 
 async def _ended(trouble: Trouble, stage: Stage, number: signal.Signals, *roles: str) -> str:
     host = trouble.host(*roles)
-    if host is None:
-        return ""
+    return "" if host is None else await _end(trouble, host, number)
+
+
+async def _end(trouble: Trouble, host: Host, number: signal.Signals) -> str:
     with host.troubled():
         host.instance.signal(number)
         await host.instance.ended(60)
         await trouble.hold(0.0, 4.0)
         await _restart(trouble, host)
     return f"instance {host.number}"
+
+
+async def _killed_after(trouble: Trouble, stage: Stage, kind: str) -> str:
+    """Whoever owns the session of which a client has just been told an event of this kind."""
+    session_id = await trouble.heard.next(kind, 10.0)
+    if session_id is None:
+        return ""
+    async with stage.database() as db:
+        owner = await db.pool.fetchval("SELECT owner_id::text FROM sessions WHERE id = $1::text::uuid", session_id)
+    host = next((host for host in trouble.hosts() if host.instance.id == owner), None)
+    return "" if host is None else f"{await _end(trouble, host, signal.SIGKILL)}, of session {session_id}"
 
 
 async def _restart(trouble: Trouble, host: Host) -> None:
@@ -176,7 +206,7 @@ async def _unreachable(trouble: Trouble, stage: Stage) -> str:
 
 async def _late(trouble: Trouble, stage: Stage) -> str:
     delay = stage.chance.uniform(0.01, 0.3)
-    proxies = [proxy for host in stage.hosts for proxy in (host.postgres, host.redis)]
+    proxies = [proxy for host in stage.hosts for proxy in (host.postgres, host.redis, host.front)]
     for proxy in proxies:
         proxy.delay = delay
     try:
@@ -223,23 +253,122 @@ async def _paused(trouble: Trouble, stage: Stage) -> str:
     return f"{seconds:.1f} s"
 
 
-FAULTS: list[tuple[str, Fault]] = [
-    ("instance killed", partial(_ended, number=signal.SIGKILL)),
-    ("instance killed that runs agents", lambda t, s: _ended(t, s, signal.SIGKILL, "worker", "both")),
-    ("instance ended in order", partial(_ended, number=signal.SIGTERM)),
-    ("instance frozen", _frozen),
-    ("agent killed", partial(_agent, number=signal.SIGKILL)),
-    ("agent frozen", partial(_agent, number=signal.SIGSTOP)),
-    ("connections cut", _cut),
-    ("network one-way", _one_way),
-    ("network away", _unreachable),
-    ("network slow", _late),
-    ("postgres restarted", partial(_restarted, name="postgres", killed=False)),
-    ("postgres killed", partial(_restarted, name="postgres", killed=True)),
-    ("postgres ends connections", _backends),
-    ("redis restarted", partial(_restarted, name="valkey", killed=False)),
-    ("redis killed", partial(_restarted, name="valkey", killed=True)),
-    ("redis emptied", _emptied),
-    ("redis paused", _paused),
+async def _lost_commit(trouble: Trouble, stage: Stage) -> str:
+    """A connection ends while something is committed: before PostgreSQL hears of it, or when it has done it."""
+    host = trouble.host()
+    if host is None:
+        return ""
+    proxy, told = host.postgres, ""
+    for _ in range(stage.chance.randint(1, 8)):
+        before = stage.chance.random() < 0.3
+        proxy.loses = (proxy.requests, _COMMIT) if before else (proxy.answers, _COMMITTED)
+        with suppress(TimeoutError):
+            await until(lambda: proxy.loses is None, every=0.02, seconds=3)
+            told += " before" if before else " after"
+        proxy.loses = None
+    return f"instance {host.number},{told}" if told else ""
+
+
+async def _read_only(trouble: Trouble, stage: Stage) -> str:
+    """As a standby that was not promoted yet: connections that there are, and new ones, may not write."""
+    if "postgres" in trouble.down:
+        return ""
+    trouble.down.add("postgres")
+    try:
+        await _set(stage, "SET default_transaction_read_only = on")
+        try:
+            seconds = await trouble.hold(0.5, 1.5 * LEASE_SECONDS)
+        finally:
+            async with asyncio.timeout(WELL_SECONDS):
+                while True:
+                    with suppress(*CONNECTION_ERRORS):
+                        await _set(stage, "RESET default_transaction_read_only")
+                        break
+                    await asyncio.sleep(0.2)
+    finally:
+        trouble.down.discard("postgres")
+    return f"{seconds:.1f} s"
+
+
+async def _set(stage: Stage, what: str) -> None:
+    async with administrator(stage.settings) as owner:
+        await owner.execute("SET default_transaction_read_only = off")
+        await owner.execute(f"ALTER DATABASE {DATABASE} {what}")
+        await terminate_backends(owner)
+
+
+async def _full(trouble: Trouble, stage: Stage) -> str:
+    host = next((host for host in trouble.hosts() if host.small), None)
+    if host is None:
+        return ""
+    ballast = host.instance.disk / ".ballast"
+    with host.troubled():
+        try:
+            with ballast.open("wb") as file, suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), file.tell(), 4096)
+                    file.seek(4096, os.SEEK_CUR)
+            seconds = await trouble.hold(1.0, 15.0)
+        finally:
+            ballast.unlink(missing_ok=True)
+    return f"instance {host.number}, {seconds:.1f} s"
+
+
+async def _clock(trouble: Trouble, stage: Stage) -> str:
+    host = next((host for host in trouble.hosts() if host.clock), None)
+    if host is None or host.clock is None:
+        return ""
+    with host.troubled():
+        step = stage.chance.choice((-86400, -3600, -20, -3, 3, 20, 3600, 86400))
+        draft = host.clock.with_suffix(".new")
+        for offset in (step, 0):
+            draft.write_text(f"{offset:+d}")
+            draft.replace(host.clock)
+            seconds = await trouble.hold(0.5, LEASE_SECONDS)
+    return f"instance {host.number} by {step} s for {seconds:.1f} s"
+
+
+_COMMIT = re.compile(rb"COMMIT")
+_COMMITTED = re.compile(rb"(COMMIT|(INSERT 0|UPDATE|DELETE|SELECT) \d+)\0Z\0\0\0\x05I\Z")
+"""The end of a transaction as PostgreSQL confirms it: the last command, and that none is open."""
+
+KINDS = (
+    "queued",
+    "init",
+    "message",
+    "partial",
+    "permission_request",
+    "action_resolved",
+    "files",
+    "status",
+    "result",
+    "error",
+    "done",
+)
+"""Events after which an owner is killed; the others are rare here, or none."""
+
+FAULTS: list[tuple[str, float, Fault]] = [
+    ("instance killed", 1, partial(_ended, number=signal.SIGKILL)),
+    ("instance killed that runs agents", 1, lambda t, s: _ended(t, s, signal.SIGKILL, "worker", "both")),
+    *((f"owner killed after {kind}", 2 / len(KINDS), partial(_killed_after, kind=kind)) for kind in KINDS),
+    ("instance ended in order", 1, partial(_ended, number=signal.SIGTERM)),
+    ("instance frozen", 1, _frozen),
+    ("agent killed", 1, partial(_agent, number=signal.SIGKILL)),
+    ("agent frozen", 1, partial(_agent, number=signal.SIGSTOP)),
+    ("connections cut", 1, _cut),
+    ("commit cut", 1, _lost_commit),
+    ("network one-way", 1, _one_way),
+    ("network away", 1, _unreachable),
+    ("network slow", 1, _late),
+    ("disk full", 1, _full),
+    ("clock set", 1, _clock),
+    ("postgres restarted", 1, partial(_restarted, name="postgres", killed=False)),
+    ("postgres killed", 1, partial(_restarted, name="postgres", killed=True)),
+    ("postgres ends connections", 1, _backends),
+    ("postgres only reads", 1, _read_only),
+    ("redis restarted", 1, partial(_restarted, name="valkey", killed=False)),
+    ("redis killed", 1, partial(_restarted, name="valkey", killed=True)),
+    ("redis emptied", 1, _emptied),
+    ("redis paused", 1, _paused),
 ]
-"""By name, all equally likely."""
+"""By name, with how likely each is."""

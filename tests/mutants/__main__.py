@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,29 +16,33 @@ from tests.mutants.defects import DEFECTS, Defect
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("apps", "migrations", "tests", "specs", "docs", "alembic.ini", "pyproject.toml")
-SECONDS = 300.0
-"""For the tests of one defect. A defect that makes a test hang is caught as well."""
+_PYTEST = ("pytest", "-q", "-x", "-p", "no:cacheprovider")
+SECONDS, FAULTS_SECONDS = 300.0, 900.0
+"""For the tests of one defect, and for faults. A defect that makes them hang is caught as well."""
 
-TESTS_FAILED = 1
-"""The exit code of pytest when tests failed, and nothing else went wrong."""
+FAILED = 1
+"""The exit code of pytest when tests failed, and nothing else went wrong; that of `scripts/faults` with violations."""
 
 
-def tried(copy: Path, defect: Defect) -> str:
+def tried(copy: Path, defect: Defect, *, by_faults: bool) -> str:
     """What came of a defect: `caught`, `SURVIVED`, or why its tests did not run."""
     file = copy / defect.file
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole.replace(defect.before, defect.after), encoding="utf-8")
     # No bytecode: two versions of a file may have the same size, and the same second.
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *defect.caught_by)
+    words = ["tests.faults", *shlex.split(defect.faults)] if by_faults else [*_PYTEST, *defect.caught_by]
+    seconds = FAULTS_SECONDS if by_faults else SECONDS
     try:
-        done = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, timeout=SECONDS)
+        words = [sys.executable, "-m", *words]
+        done = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return "caught: they do not end"
     finally:
         file.write_text(whole, encoding="utf-8")
-    if done.returncode == TESTS_FAILED:
-        return "caught"
+    if done.returncode == FAILED:
+        found = [line for line in done.stdout.splitlines() if "VIOLATION" in line]
+        return f"caught ({len(found)}): {found[0].strip()[:160]}" if found else "caught"
     return "SURVIVED" if done.returncode == 0 else f"not tried: {(done.stdout + done.stderr)[-500:]}"
 
 
@@ -45,8 +50,10 @@ def main() -> None:
     """Try all, or those whose description has a word; the exit status is 1 when one was not caught."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
     parser.add_argument("word", nargs="?", default="", help="try only those whose description has this word")
-    word = parser.parse_args().word
-    chosen = [defect for defect in DEFECTS if word in defect.breaks]
+    parser.add_argument("--faults", action="store_true", help="try those that `scripts/faults` finds, by that")
+    asked = parser.parse_args()
+    named = [defect for defect in DEFECTS if asked.word in defect.breaks]
+    chosen = [defect for defect in named if (defect.faults if asked.faults else defect.caught_by)]
     caught = 0
     with tempfile.TemporaryDirectory() as made:
         copy = Path(made)
@@ -57,7 +64,7 @@ def main() -> None:
                 shutil.copy(source, copy / name)
         for number, defect in enumerate(chosen, start=1):
             began = time.monotonic()
-            came = tried(copy, defect)
+            came = tried(copy, defect, by_faults=asked.faults)
             caught += came.startswith("caught")
             print(f"{number:3} of {len(chosen)}  {came}  {time.monotonic() - began:.0f} s  {defect.breaks}", flush=True)
     print(f"{caught} of {len(chosen)} caught")

@@ -20,6 +20,7 @@ class Defect:
         breaks: what is promised and does not hold with it.
         before, after: a text that is in `file` once, and what takes its place.
         caught_by: the tests, as pytest names them, at least one of which must fail.
+        faults: arguments of `scripts/faults` by which that finds it; alone, where no test is named.
     """
 
     breaks: str
@@ -27,6 +28,13 @@ class Defect:
     before: str
     after: str
     caught_by: tuple[str, ...]
+    faults: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What catches it, as the docs have it."""
+        test = [f"`{self.caught_by[0].removeprefix('tests/')}`"] if self.caught_by else []
+        return " and ".join([*test, *([f"`scripts/faults {self.faults}`"] if self.faults else [])])
 
 
 DEFECTS = (
