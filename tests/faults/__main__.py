@@ -18,7 +18,7 @@ from random import Random
 import orjson
 
 from tests.bench.machine import allow_many_sockets
-from tests.faults.faults import FAULTS, Trouble
+from tests.faults.faults import FAULTS, Trouble, are_harmless
 from tests.faults.history import Broken
 from tests.faults.load import PATIENCE, Load
 from tests.faults.remains import delete_all, left_over, violations
@@ -69,7 +69,7 @@ async def run(plan: Plan, report: Path | None = None) -> Found:
     found = Found(plan)
     began = time.monotonic()
     async with Stage.opened(plan.seed, previous=plan.previous) as stage, stage.client() as client:
-        load = Load(stage, client, Random(plan.seed + 1))
+        load = Load(stage, client, Random(plan.seed + 1), harmless=are_harmless(plan.names))
         trouble = Trouble(stage, load.heard, plan.names)
         users = [asyncio.create_task(load.client()) for _ in range(plan.clients)]
         users += [asyncio.create_task(load.client(stubs=stage.stubs)) for _ in range(plan.stubs)]

@@ -29,12 +29,18 @@ NO_SPACE = "No space left"
 """What the shell says where a disk is full."""
 
 
-def of_session(session: Session, marks: Iterable[str]) -> list[str]:
+def of_session(session: Session, marks: Iterable[str], *, harmless: bool = False) -> list[str]:
     """All that did not hold of one whose runs are over, and whose readers have come to its end.
 
-    `marks`: see `of_marks`.
+    `marks`: see `of_marks`. `harmless`: see `of_runs`.
     """
-    found = (of_readers(session), of_runs(session), of_marks(marks), of_conversation(session), of_files(session))
+    found = (
+        of_readers(session),
+        of_runs(session, harmless=harmless),
+        of_marks(marks),
+        of_conversation(session),
+        of_files(session),
+    )
     return list(chain.from_iterable(found))
 
 
@@ -66,9 +72,12 @@ def of_readers(session: Session) -> Iterator[str]:
             yield f"run {prompt.run_id} ({prompt.kind} {prompt.token}) is over, and was never told done"
 
 
-def of_runs(session: Session) -> Iterator[str]:
+def of_runs(session: Session, *, harmless: bool = False) -> Iterator[str]:
     """Each accepted prompt has one outcome, which is its own; only what was named is interrupted, and what was answered
-    with `applied` has come to be."""
+    with `applied` has come to be.
+
+    `harmless`: nothing has gone wrong for which a run may fail.
+    """
     runs = Counter(prompt.run_id for prompt in session.prompts)
     yield from (f"run {run_id} is of {count} prompts" for run_id, count in runs.items() if count > 1)
     for prompt in session.prompts:
@@ -87,7 +96,7 @@ def of_runs(session: Session) -> Iterator[str]:
                 if not prompt.interrupted:
                     yield f"{what}, and nobody has asked for that"
             case "failed":
-                if code not in MAY_FAIL:
+                if harmless or code not in MAY_FAIL:
                     yield what
             case _:
                 yield what

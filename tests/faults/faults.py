@@ -59,7 +59,7 @@ class Trouble:
     async def go_on(self, until: float) -> None:
         """Do one after the other until this time of the loop's clock."""
         chance, loop = self.stage.chance, asyncio.get_running_loop()
-        known = [each for each in FAULTS if not self.names or any(map(each[0].startswith, self.names))]
+        known = named(self.names)
         weights = [weight for _, weight, _ in known]
         while loop.time() < until:
             name, _, fault = chance.choices(known, weights)[0]
@@ -372,3 +372,26 @@ FAULTS: list[tuple[str, float, Fault]] = [
     ("redis paused", 1, _paused),
 ]
 """By name, with how likely each is."""
+
+HARMLESS = {
+    "connections cut",
+    "commit cut",
+    "network slow",
+    "clock set",
+    "postgres ends connections",
+    "redis restarted",
+    "redis killed",
+    "redis emptied",
+    "redis paused",
+}
+"""For which no run may fail: what is asked is asked again, long before a lease is over."""
+
+
+def named(names: Sequence[str]) -> list[tuple[str, float, Fault]]:
+    """The faults whose names begin so; all of them where none is given."""
+    return [each for each in FAULTS if not names or any(map(each[0].startswith, names))]
+
+
+def are_harmless(names: Sequence[str]) -> bool:
+    """Whether runs may not fail for any of them."""
+    return {name for name, _, _ in named(names)} <= HARMLESS

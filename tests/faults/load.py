@@ -70,8 +70,9 @@ class Load:
         wrong: what did not hold, of no session.
     """
 
-    def __init__(self, stage: Stage, client: httpx.AsyncClient, chance: Random) -> None:
-        self._stage, self._client, self._chance = stage, client, chance
+    def __init__(self, stage: Stage, client: httpx.AsyncClient, chance: Random, *, harmless: bool = False) -> None:
+        """`harmless`: see `checker.of_runs`."""
+        self._stage, self._client, self._chance, self._harmless = stage, client, chance, harmless
         self.sessions: list[Session] = []
         self.wrong, self.refused = list[str](), list[str]()
         self.operations = 0
@@ -266,7 +267,7 @@ class Load:
                 raise Broken(f"reader {reader.name} of {session.id} has come to {reader.end} of {last}") from None
         await self._leave(session)
         session.over = True
-        session.wrong += checker.of_session(session, self._stage.marks_of(session.id))
+        session.wrong += checker.of_session(session, self._stage.marks_of(session.id), harmless=self._harmless)
 
     async def _recall(self, session: Session, kind: str) -> None:
         for _ in range(RECALLS):

@@ -16,6 +16,7 @@ from apps.api.redis import open_redis
 from tests.faults import remains
 from tests.faults.__main__ import Plan, run
 from tests.faults.checker import of_conversation, of_files, of_marks, of_readers, of_runs
+from tests.faults.faults import are_harmless
 from tests.faults.history import MARKS, Prompt, Reader, Session
 from tests.faults.load import BYPASS
 from tests.faults.stage import Host
@@ -105,6 +106,13 @@ def test_how_runs_ended(prompt: Prompt, told: str | None) -> None:
     found = list(of_runs(session(prompt)))
     assert (told is None) == (found == [])
     assert told is None or told in found[0]
+
+
+def test_no_run_fails_where_nothing_has_gone_wrong_that_it_may_fail_for() -> None:
+    assert "owner_lost" in next(of_runs(session(ended("failed", "owner_lost")), harmless=True))
+    assert are_harmless(["redis", "commit"])
+    assert not are_harmless(["redis", "agent killed"])
+    assert not are_harmless([])
 
 
 def test_a_run_is_of_one_prompt() -> None:
