@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,7 @@ class Trouble:
         names: only these faults, if any are named.
         done: how often each was tried.
         log: what was done when, on the loop's clock.
-        down: servers that are being restarted.
+        down: servers that something is wrong with: no other fault comes to them meanwhile.
     """
 
     stage: Stage
@@ -43,7 +43,7 @@ class Trouble:
     names: Sequence[str] = ()
     done: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
-    down: set[Name] = field(default_factory=set)
+    down: set[str] = field(default_factory=set)
 
     def network(self, host: Host) -> tuple[str, Proxy]:
         """That to PostgreSQL, that to Redis, or that from nginx, by name."""
@@ -230,6 +230,29 @@ async def _restarted(trouble: Trouble, stage: Stage, name: Name, *, killed: bool
     return name
 
 
+async def _server_frozen(trouble: Trouble, stage: Stage, name: str, program: str) -> str:
+    """All processes of one, as on a machine that was paused."""
+    if name in trouble.down:
+        return ""
+    trouble.down.add(name)
+    try:
+        found = await asyncio.to_thread(stage.processes, program)
+        _signal(found, signal.SIGSTOP)
+        try:
+            seconds = await trouble.hold(0.2, LEASE_SECONDS)
+        finally:
+            _signal(found, signal.SIGCONT)
+    finally:
+        trouble.down.discard(name)
+    return f"{len(found)} processes of {name}, {seconds:.1f} s" if found else ""
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 async def _backends(trouble: Trouble, stage: Stage) -> str:
     """Connections end as the server does it: of an administrator's word, in the middle of whatever it was."""
     async with stage.database() as db:
@@ -364,6 +387,9 @@ FAULTS: list[tuple[str, float, Fault]] = [
     ("clock set", 1, _clock),
     ("postgres restarted", 1, partial(_restarted, name="postgres", killed=False)),
     ("postgres killed", 1, partial(_restarted, name="postgres", killed=True)),
+    ("postgres frozen", 1, partial(_server_frozen, name="postgres", program="postgres")),
+    ("redis frozen", 1, partial(_server_frozen, name="valkey", program="valkey-server")),
+    ("nginx frozen", 1, partial(_server_frozen, name="nginx", program="nginx")),
     ("postgres ends connections", 1, _backends),
     ("postgres only reads", 1, _read_only),
     ("redis restarted", 1, partial(_restarted, name="valkey", killed=False)),
@@ -383,6 +409,8 @@ HARMLESS = {
     "redis killed",
     "redis emptied",
     "redis paused",
+    "redis frozen",
+    "nginx frozen",
 }
 """For which no run may fail: what is asked is asked again, long before a lease is over."""
 

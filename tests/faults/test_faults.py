@@ -162,6 +162,7 @@ async def test_what_is_left_open_in_the_database(lone_world: World) -> None:
     assert f"run {queued.run_id} is queued" in found
     assert any("1 runs for 0 prompts" in told for told in found)
     made.id = str(UUID(int=0))
+    assert f"session {queued.session_id} is nobody's" in await remains.of_database(lone_world.db, [made])
     assert any("not there any more" in told for told in await remains.of_database(lone_world.db, [made]))
 
 

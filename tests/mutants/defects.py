@@ -86,6 +86,7 @@ DEFECTS = (
         "  AND r.unsent AND r.requeued < $2",
         "  AND r.requeued < $2",
         ("tests/core/fleet/test_requeue.py::test_a_run_that_an_agent_was_given_is_not_repeated",),
+        "--minutes 1 --only 'instance killed' 'owner killed after init' 'owner killed after message'",
     ),
     Defect(
         "who sends a prompt while its session is taken away does so before, or not at all",
@@ -123,11 +124,20 @@ DEFECTS = (
         ("tests/core/sessions/test_runs.py::test_a_key_cannot_be_used_for_something_else",),
     ),
     Defect(
+        "a prompt that was accepted is not accepted again under its idempotency key",
+        f"{CORE}/sessions/prompts.py",
+        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n        if submission.idempotency:\n",
+        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n        if False:\n",
+        ("tests/core/sessions/test_runs.py::test_twenty_requests_at_once_with_one_key_make_one_run_and_one_session",),
+        "--minutes 0.4 --only 'network slow' 'commit cut'",
+    ),
+    Defect(
         "an interrupt stops the run that it means, and no other",
         f"{CORE}/fleet/cancellation.py",
         '    if meant not in (None, row["run_id"]):\n',
         "    if False:\n",
         ("tests/core/fleet/test_cancellation.py::test_an_interrupt_that_means_another_run_stops_nothing",),
+        "--minutes 0.4 --only 'network slow' 'commit cut'",
     ),
     Defect(
         "a tenant reads its own runs alone",
