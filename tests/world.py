@@ -17,6 +17,7 @@ import pytest
 from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
+from apps.api.core.events.batches import Batches
 from apps.api.core.events.follow import Followers
 from apps.api.core.events.log import Writer
 from apps.api.core.events.relay import Publisher, Subscriptions
@@ -111,7 +112,12 @@ class World:
         return await claims.claim(self.db, lease, may_take_new=may_take_new, except_for=list(except_for)) is None
 
     def writer(
-        self, lease: Lease, claim: Claim, publisher: Publisher | None = None, db: Database | None = None
+        self,
+        lease: Lease,
+        claim: Claim,
+        publisher: Publisher | None = None,
+        db: Database | None = None,
+        batches: Batches | None = None,
     ) -> Writer:
         """The owner's pen. Without `publisher` nothing reaches Redis, as if every publication were lost."""
         return Writer(
@@ -119,6 +125,7 @@ class World:
             self.redis,
             publisher or Publisher(self.redis),
             lease,
+            batches or Batches(db or self.db),
             tenant_id=claim.tenant_id,
             session_id=claim.session_id,
             generation=claim.generation,

@@ -19,6 +19,7 @@ import orjson
 import structlog
 import uvloop
 
+from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.events.relay import Publisher
 from apps.api.core.fleet import instances
@@ -140,7 +141,13 @@ async def _own(db: Database, lease: Lease, session_ids: list[UUID]) -> dict[UUID
 
 
 def _writer(
-    db: Database, redis: Redis, publisher: Publisher, lease: Lease, session_id: UUID, held: tuple[UUID, int, int]
+    db: Database,
+    redis: Redis,
+    publisher: Publisher,
+    lease: Lease,
+    batches: Batches,
+    session_id: UUID,
+    held: tuple[UUID, int, int],
 ) -> Writer:
     tenant_id, generation, last_seq = held
     return Writer(
@@ -148,6 +155,7 @@ def _writer(
         redis,
         publisher,
         lease,
+        batches,
         tenant_id=tenant_id,
         session_id=session_id,
         generation=generation,
@@ -166,7 +174,8 @@ async def opened(task: Task, settings: Settings) -> AsyncIterator[Owner]:
         ids = [UUID(text) for text in task.sessions]
         held = await _own(db, lease, ids)
         try:
-            yield Owner(task, [_writer(db, redis, publisher, lease, i, held[i]) for i in ids], publisher)
+            batches = Batches(db)
+            yield Owner(task, [_writer(db, redis, publisher, lease, batches, i, held[i]) for i in ids], publisher)
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)

@@ -46,6 +46,13 @@ DEFECTS = (
         ("tests/core/events/test_log.py::test_a_writer_of_an_older_generation_writes_nothing",),
     ),
     Defect(
+        "an owner that has lost its session writes nothing more, together with others either",
+        f"{CORE}/events/batches.py",
+        " AND s.generation = a.generation AND s.last_seq = a.last_seq",
+        " AND s.last_seq = a.last_seq",
+        ("tests/core/events/test_batches.py::test_a_writer_that_is_fenced_out_stores_nothing_and_fails_no_other",),
+    ),
+    Defect(
         "an event is stored once, at its place, however often its append is repeated",
         f"{CORE}/events/log.py",
         '    if status != f"INSERT 0 {len(frames)}":\n        raise LeaseLost(',

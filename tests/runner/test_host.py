@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from apps.api import machine
+from apps.api.core.events.batches import Batches
 from apps.api.core.tasks import Loop
 from apps.api.runner.agent.process import StartFailed
 from apps.api.runner.agent.scratch import Scratch
@@ -140,7 +141,7 @@ async def test_a_run_that_a_sick_host_cannot_start_goes_to_another(lone_world: W
     scratch.root.rename(away := scratch.root.with_name(f"{scratch.root.name}-away"))
     try:
         gate, ways = StartGate(1, lambda: None), ways_of(world.core(), scratch)
-        execution = Execution(world.core(), Means(lease, host, gate, ways), claim, lambda: None)
+        execution = Execution(world.core(), Means(lease, host, gate, ways, Batches(world.db)), claim, lambda: None)
         execution.assign(claim)
         async with asyncio.timeout(LATER):
             await execution.run()

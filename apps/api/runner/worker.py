@@ -17,6 +17,7 @@ import structlog
 
 from apps.api import __version__
 from apps.api.core.context import Core
+from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import note_lost
 from apps.api.core.events.relay import Wakeups, session_id_in
 from apps.api.core.fleet import claims, commands, facts, instances, ownership
@@ -67,7 +68,8 @@ class Worker:
         self._at_work: dict[UUID, UUID | None] = {}  # commands, and the session that is busy with a patient one
         self._unheard_until = 0.0  # loop time, until which claims are looked for whose answers were lost
         self._claim_now = asyncio.Event()
-        self._means = Means(lease, self.host, StartGate(cpus(), self._claim_now.set), self.ways)
+        gate = StartGate(cpus(), self._claim_now.set)
+        self._means = Means(lease, self.host, gate, self.ways, Batches(core.db))
         self.ahead = Ahead(core, self._means, lambda claim: Execution(core, self._means, claim, self._claim_now.set))
         self._commands_now, self.left_waiting = asyncio.Event(), asyncio.Event()
         self._url: str | None = None

@@ -13,6 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from apps.api.core.events.batches import Batches
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.fleet.commands import Command
 from apps.api.core.lease import Lease
@@ -66,7 +67,7 @@ async def executing(
     """A session whose run is under way."""
     gate = gate or StartGate(1, lambda: None)
     host, ways = Host(world.settings, scratch), ways_of(world.core(), scratch)
-    execution = Execution(world.core(), Means(lease, host, gate, ways), claim, lambda: None)
+    execution = Execution(world.core(), Means(lease, host, gate, ways, Batches(world.db)), claim, lambda: None)
     execution.assign(claim)
     running = asyncio.create_task(execution.run())
     try:

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from apps.api.core.events.batches import Batches
 from apps.api.core.sessions.transcripts import Transcripts
 from apps.api.errors import LeaseLost
 from apps.api.runner.agent.scratch import Scratch
@@ -30,7 +31,15 @@ async def test_processes_that_do_not_start_leave_no_directories(world: World, tm
     store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
     host = Host(core.settings, scratch)
     gate, ways, turns = StartGate(1, lambda: None), ways_of(core, scratch), Turns(lambda: None)
-    launch = Launch(core, Means(lease, host, gate, ways), turns, writer, store, Storing(core, writer), *[Mock()] * 4)
+    launch = Launch(
+        core,
+        Means(lease, host, gate, ways, Batches(world.db)),
+        turns,
+        writer,
+        store,
+        Storing(core, writer),
+        *[Mock()] * 4,
+    )
     try:
         before = set(scratch.root.iterdir())
         for _ in range(3):

@@ -19,6 +19,7 @@ import structlog
 
 from apps.api import clock
 from apps.api.core import codec
+from apps.api.core.events.batches import Batch, Batches, Row
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.relay import Publisher
 from apps.api.core.lease import Lease
@@ -126,28 +127,21 @@ async def append(
     Raises:
         LeaseLost: the session is gone, has another owner, or somebody else wrote.
     """
-    now = clock.now()
-    frames = [
-        Frame.build(Position(seq), e.type, event_data(session_id, e.run_id, seq, now, e.fields), generation)
-        for seq, e in enumerate(events, last_seq + 1)
-    ]
-    status = await connection.execute(
-        _APPEND,
-        session_id,
-        generation,
-        last_seq,
-        len(frames),
-        [f.seq for f in frames],
-        [e.run_id for e in events],
-        [e.type for e in events],
-        [e.parent_tool_use_id for e in events],
-        [e.subject for e in events],
-        [f.data.decode() for f in frames],
-        [now] * len(frames),
-    )
+    batch, frames = _numbered(session_id, generation, last_seq, events)
+    columns = map(list, zip(*batch.rows, strict=True))
+    status = await connection.execute(_APPEND, session_id, generation, last_seq, len(frames), *columns)
     if status != f"INSERT 0 {len(frames)}":
         raise LeaseLost(f"session {session_id}: generation {generation} may not write after {last_seq}")
     return frames
+
+
+def _numbered(session_id: UUID, generation: int, last_seq: int, events: Sequence[Event]) -> tuple[Batch, list[Frame]]:
+    now, frames, rows = clock.now(), list[Frame](), list[Row]()
+    for seq, e in enumerate(events, last_seq + 1):
+        data = codec.one_line(event_data(session_id, e.run_id, seq, now, e.fields))
+        frames.append(Frame.build(Position(seq), e.type, data, generation))
+        rows.append((seq, e.run_id, e.type, e.parent_tool_use_id, e.subject, data.decode(), now))
+    return Batch(session_id, generation, last_seq, rows), frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +206,15 @@ class Writer:
         redis: Redis,
         publisher: Publisher,
         lease: Lease,
+        batches: Batches,
         *,
         tenant_id: UUID,
         session_id: UUID,
         generation: int,
         last_seq: int,
     ) -> None:
-        self._db, self._publisher, self._lease = db, publisher, lease
+        self._db, self._publisher, self._lease, self._batches = db, publisher, lease, batches
+        self._writes = f"write-{session_id}"
         self._cached = redis.keys.session(tenant_id, session_id)
         self._feed = redis.keys.feed(tenant_id, session_id)
         self.tenant_id, self.session_id, self.generation, self.last_seq = tenant_id, session_id, generation, last_seq
@@ -256,9 +252,13 @@ class Writer:
             Exception: what `also` raised; then nothing was stored.
         """
         # Shielded: cut off between the commit and its note here, the writer would not know its position any more.
-        writing = asyncio.create_task(self._write(events, also), name=f"write-{self.session_id}")
+        await asyncio.shield(self.begin(*events, also=also))
+
+    def begin(self, *events: Event, also: Also | None = None) -> asyncio.Task[None]:
+        """The same, begun: its events come before those of later calls. Whoever waits for it shields it."""
+        writing = asyncio.create_task(self._write(events, also), name=self._writes)
         writing.add_done_callback(ask)
-        await asyncio.shield(writing)
+        return writing
 
     async def _write(self, events: Sequence[Event], also: Also | None = None) -> None:
         async with self._lock:
@@ -268,6 +268,12 @@ class Writer:
             async def attempt() -> list[Frame]:
                 nonlocal tried
                 self._lease.require()
+                if also is None and not tried:
+                    batch, frames = _numbered(self.session_id, self.generation, expected, events)
+                    if stored := await self._batches.store(batch):
+                        return frames
+                    tried = stored is None
+                    self._lease.require()
                 async with self._db.pool.acquire() as connection:
                     again, tried = tried, True
                     try:
@@ -280,10 +286,10 @@ class Writer:
                     except LeaseLost:
                         # The server may have completed, even after we began to repeat it, what a broken connection
                         # left open. So the question is asked only now, when the fence has told the repeat from it.
-                        stored = await self._stored(connection, expected, len(events)) if again else None
-                        if stored is None:
+                        found = await self._stored(connection, expected, len(events)) if again else None
+                        if found is None:
                             raise
-                        return stored
+                        return found
 
             try:
                 frames = await retrying(attempt, until=self._lease.is_over)

@@ -66,6 +66,7 @@ class Execution:
             core.redis,
             core.publisher,
             means.lease,
+            means.batches,
             tenant_id=claim.tenant_id,
             session_id=claim.session_id,
             generation=claim.generation,

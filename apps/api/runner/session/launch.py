@@ -15,6 +15,7 @@ from claude_agent_sdk import project_key_for_directory
 from apps.api.core.config import client_tools
 from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
+from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.files import trees
 from apps.api.core.fleet import ownership
@@ -103,6 +104,7 @@ class Means:
     host: Host
     gate: StartGate
     ways: Ways
+    batches: Batches
 
 
 class Launch:
