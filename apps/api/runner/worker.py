@@ -215,8 +215,10 @@ class Worker:
                 known = [turn.run_id for execution in self.executions.values() for turn in execution.turns.all]
                 for claimed in await claims.unheard(self._core.db, self._lease.instance_id, known):
                     await self._give_back(*claimed)
-            while not self.draining and not self.is_full and await self._claim(loop):
-                continue
+            while not self.draining and not self.is_full:
+                if not await self._claim(loop):
+                    break
+                await asyncio.sleep(0)  # a warm agent has its prompt before the next one is looked for
             if self.is_full:
                 self.left_waiting.set()
 

@@ -484,6 +484,27 @@ async def test_a_call_is_judged_when_what_the_one_before_it_cost_is_known(model:
     assert judged == [False, True]
 
 
+@pytest.mark.parametrize("failure", [None, RateLimited("Used up.", code="budget_reached"), ConnectionError("away")])
+async def test_calls_are_judged_when_their_turn_begins_and_again_when_they_come(
+    model: Model, failure: Exception | None
+) -> None:
+    """What is found holds for a while where there is no budget, see `budgets.Gate`; a failure is the call's."""
+    judged = list[Any]()
+
+    async def check(*of: Any) -> list[list[str]]:
+        judged.append(of)
+        if failure is not None and len(judged) == 1:
+            raise failure
+        return []
+
+    async with gateway_before(model.url, check=check) as place:
+        place.gateway.expect(place.holder)
+        await until(lambda: bool(judged))
+        assert (await place.ask()).status_code == 200
+        assert place.refused == []
+    assert judged == [(TENANT, SESSION, RUN, None)] * 2
+
+
 async def test_who_cannot_be_told_what_was_spent_asks_for_no_more(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

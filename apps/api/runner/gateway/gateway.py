@@ -7,6 +7,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -121,6 +122,18 @@ class Gateway:
         for caller in tuple(self._callers):
             if caller.holder is holder:
                 caller.end()
+
+    def expect(self, holder: Holder) -> None:
+        """A turn of the process begins: judge its calls while it gets to the first one. What is found of a run without
+        a budget holds for some seconds, see `budgets.Gate`; any other is judged again, and what fails here is."""
+        task = asyncio.create_task(self._foresee(holder), name=f"model-expected-{holder.session_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _foresee(self, holder: Holder) -> None:
+        with suppress(ApiError, *PASSING):
+            await self._check(holder.tenant_id, holder.session_id, holder.run_id(), holder.most)
+            await self._api_of(holder.tenant_id)
 
     def settle(self, holder: Holder, told: float) -> None:
         """The SDK has told what calls of a process cost since it was last asked: see whether they did."""

@@ -265,6 +265,7 @@ class Execution:
                     if turn.begun and not turn.lose():
                         raise
                 turn.hand_over()
+                self.launch.expect()
                 await self._until_left_alone(turn, agent)
                 if turn.ended.is_set():
                     return

@@ -243,6 +243,11 @@ class Launch:
             self._scratch.forget(self._place)
             self._place = None
 
+    def expect(self) -> None:
+        """The process has a prompt, and will ask the model soon."""
+        if self._access is not None and not self._core.settings.agents_hold_the_credential:
+            self._access.expect()
+
     def settle(self, told: float) -> None:
         """The process has told what its turn cost: see whether the gateway has counted the same."""
         if self._access is not None and not self._core.settings.agents_hold_the_credential:

@@ -55,12 +55,14 @@ class Access:
     Attributes:
         env: variables for it.
         network: for its guard.
+        expect: is told that a turn begins, whose calls to the model come soon.
         settle: is told what the SDK says that its calls to the model cost, in USD.
         end: takes all of it back.
     """
 
     env: dict[str, str]
     network: Network
+    expect: Callable[[], None]
     settle: Callable[[float], None]
     end: Callable[[], None]
 
@@ -147,9 +149,9 @@ class Ways:
         holder.most, holder.model = claim.config.max_session_usd, options.model_of(settings, claim.config)
         self.gateway.admit(holder)
         env = options.to_the_model(settings, self.gateway.url, holder.token)
-        settle = partial(self.gateway.settle, holder)
+        told = partial(self.gateway.expect, holder), partial(self.gateway.settle, holder)
         if reach.mode == "direct":
-            return Access(env, Network(unix_sockets=unix), settle, partial(self.gateway.dismiss, holder))
+            return Access(env, Network(unix_sockets=unix), *told, partial(self.gateway.dismiss, holder))
         # A subscription's token is used by the CLI itself, past the gateway.
         model = frozenset({_endpoint(self._core)} if settings.agents_hold_the_credential else ())
         member = Member(claim.tenant_id, reach, local, denied, model)
@@ -175,7 +177,7 @@ class Ways:
             raise
         env |= options.proxies(proxy, None if alone or reach.mode == "open" else self.gateway.port)
         shown = tuple(ways) if alone else ()
-        return Access(env, Network(reach.mode, unix, self._rules.path, ticket, shown), settle, end)
+        return Access(env, Network(reach.mode, unix, self._rules.path, ticket, shown), *told, end)
 
     async def _ports(self) -> frozenset[int]:
         """Of the instances on this host. One that restarts is gone for a moment, and its port is kept for it."""
