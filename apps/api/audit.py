@@ -80,10 +80,28 @@ SYSTEM, CLI = Actor("system"), Actor("cli")
 ACTING: ContextVar[Actor] = ContextVar("acting", default=SYSTEM)
 """For whom this task works. Whoever lets a caller in sets it, once it is known who that is."""
 
-_NOTE = """
-INSERT INTO audit_log (action, tenant_id, tenant, target, details, actor, actor_name, actor_tenant, address, request_id)
-VALUES ($1, $2, (SELECT name FROM tenants WHERE id = $2), $3, $4, $5, $6, $7, $8, $9)
-"""
+
+def inserting(first: int = 1, where: str = "") -> str:
+    """SQL that writes a line, with `values` as its parameters from number `first` on; for what a statement does itself.
+
+    `where`: what follows the row that it makes, such as `FROM` something that has one row if the line is due.
+    """
+    action, tenant, *others = (f"${n}" for n in range(first, first + 9))
+    return f"""
+    INSERT INTO audit_log
+      (action, tenant_id, tenant, target, details, actor, actor_name, actor_tenant, address, request_id)
+    SELECT {action}, {tenant}, (SELECT name FROM tenants WHERE id = {tenant}), {", ".join(others)} {where}
+    """  # noqa: S608 - ours
+
+
+def values(action: Action, tenant_id: UUID, target: UUID | str | None = None, **details: Any) -> tuple[Any, ...]:
+    """The parameters of `inserting`; see `note`."""
+    by = ACTING.get()
+    about = None if target is None else str(target)
+    return action, tenant_id, about, details, by.id, by.name, by.tenant, by.address, by.request_id
+
+
+_NOTE = inserting()
 
 
 async def note(
@@ -97,11 +115,7 @@ async def note(
         target: the object's id or name; of a tenant none.
         details: JSON-safe, and never the value of a secret.
     """
-    by = ACTING.get()
-    about = None if target is None else str(target)
-    await connection.execute(
-        _NOTE, action, tenant_id, about, details, by.id, by.name, by.tenant, by.address, by.request_id
-    )
+    await connection.execute(_NOTE, *values(action, tenant_id, target, **details))
 
 
 @dataclass(frozen=True, slots=True)

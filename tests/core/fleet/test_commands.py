@@ -370,14 +370,21 @@ async def test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_an
     _, claim, _ = await world.owned()
     async with AsyncExitStack() as stack:
 
-        async def use_all(_: object) -> None:
-            """From now on; who stores has its connection still, which then is taken by one who waits for it."""
-            crowd = [asyncio.create_task(stack.enter_async_context(world.db.pool.acquire())) for _ in range(REQUESTS)]
-            stack.push_async_callback(asyncio.gather, *crowd, return_exceptions=True)
-            await until(lambda: sum(task.done() for task in crowd) == REQUESTS - 1)
+        async def store() -> bool:
+            """And use all connections from now on: who stores has one still, which one who waits for it takes then."""
+            async with world.db.transaction() as connection:
+                await connection.execute(
+                    "INSERT INTO commands (id, session_id, type, payload) VALUES ($1, $2, 'answer', '{}')",
+                    command.id,
+                    command.session_id,
+                )
+                acquire = world.db.pool.acquire
+                crowd = [asyncio.create_task(stack.enter_async_context(acquire())) for _ in range(REQUESTS)]
+                stack.push_async_callback(asyncio.gather, *crowd, return_exceptions=True)
+                await until(lambda: sum(task.done() for task in crowd) == REQUESTS - 1)
+            return True
 
-        sent = await commands.send(
-            core_of(world, relay), world.tenant_id, claim.session_id, "answer", any_run=True, with_it=use_all
-        )
+        command = Command(uuid4(), claim.session_id, None, "answer", {})
+        sent = await commands.deliver(core_of(world, relay), command, uuid4(), store)
         assert sent.status == "accepted"
     assert await world.one("SELECT status FROM commands WHERE session_id = $1", claim.session_id) == "pending"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
 
 from apps.api import clock
 from apps.api.core.codec import encode
+from apps.api.core.events.log import Event, Writer
+from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import requests
 from apps.api.core.sessions.parking import Parked
 from apps.api.core.sessions.requests import Asked
@@ -19,7 +21,7 @@ from apps.api.runner.session.approvals import QUESTION, Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
-from tests.world import World, until
+from tests.world import PATIENCE, World, until
 
 __all__ = ["neighbourhood", "world"]
 
@@ -131,18 +133,30 @@ async def test_what_was_decided_is_what_is_done(
         assert found.updated_input == (given | result if kind == "question" else result)
 
 
-async def test_an_answer_that_comes_while_its_process_is_ended_is_left_to_who_parks_the_run(world: World) -> None:
-    _, claim, writer = await world.owned()
+async def _asking(world: World, claim: Claim, writer: Writer) -> tuple[Approvals, asyncio.Task[Any], UUID]:
+    """A call that waits, and its request, which is stored."""
     turns = Turns(lambda: None)
     turns.enter(turns.assign(claim))
     approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
     await approvals.saw(["toolu_1"])
     asking = asyncio.create_task(approvals.can_use_tool("Bash", {}, THIS))
-    await until(lambda: approvals.sole(claim.run_id) is not None)
+
+    async def is_open() -> bool:
+        return bool(await world.one("SELECT count(*) FROM requests WHERE run_id = $1", claim.run_id))
+
+    await until(is_open)
+    mine = approvals.sole(claim.run_id)
+    assert mine is not None
+    return approvals, asking, mine.asked.id
+
+
+async def test_an_answer_that_comes_while_its_process_is_ended_is_left_to_who_parks_the_run(world: World) -> None:
+    _, claim, writer = await world.owned()
+    approvals, asking, _ = await _asking(world, claim, writer)
     mine = approvals.sole(claim.run_id)
     assert mine is not None
     approvals.leave(mine)
-    answering = asyncio.create_task(approvals.answer(mine.asked.id))
+    answering = asyncio.create_task(approvals.answer(mine.asked.id, {"decision": "allow"}, {"type": "system"}))
     asking.cancel()
     await asyncio.wait({asking})
     assert await world.one("SELECT status FROM requests WHERE id = $1", mine.asked.id) == "open"
@@ -162,7 +176,7 @@ async def test_a_request_that_is_being_resolved_is_none_to_be_parked_with(world:
     await until(lambda: approvals.sole(claim.run_id) is not None)
     mine = approvals.sole(claim.run_id)
     assert mine is not None
-    answering = asyncio.create_task(approvals.answer(mine.asked.id))
+    answering = asyncio.create_task(approvals.answer(mine.asked.id, {"decision": "allow"}, {"type": "system"}))
     await asyncio.sleep(0)
     assert approvals.sole(claim.run_id) is None
     await answering
@@ -171,3 +185,31 @@ async def test_a_request_that_is_being_resolved_is_none_to_be_parked_with(world:
     for task in asking:
         task.cancel()
     await asyncio.wait(asking)
+
+
+async def test_a_call_goes_on_at_once_and_what_follows_from_it_is_told_after_the_decision(world: World) -> None:
+    _, claim, writer = await world.owned()
+    approvals, asking, mine = await _asking(world, claim, writer)
+    async with world.db.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", claim.session_id)
+        answering = asyncio.create_task(approvals.answer(mine, {"decision": "allow"}, {"type": "system"}))
+        assert isinstance(await asyncio.wait_for(asking, PATIENCE), PermissionResultAllow)
+        after = asyncio.create_task(writer.append(Event("message")))
+        assert not answering.done()  # nothing can be stored of this session now
+    assert await answering
+    await after
+    told = [kind for _, kind, _ in await world.events(claim.session_id)]
+    assert told == ["permission_request", "action_resolved", "message"]
+
+
+async def test_an_answer_to_a_call_that_is_being_withdrawn_reaches_nobody(world: World) -> None:
+    _, claim, writer = await world.owned()
+    approvals, asking, mine = await _asking(world, claim, writer)
+    async with world.db.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", claim.session_id)
+        asking.cancel()
+        await asyncio.sleep(0)
+        answering = asyncio.create_task(approvals.answer(mine, {"decision": "allow"}, {"type": "system"}))
+        await asyncio.sleep(0)
+    assert not await answering
+    await asyncio.wait({asking})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -16,8 +16,8 @@ from apps.api.core.config import profiles
 from apps.api.core.config.profiles import Profile
 from apps.api.core.context import Core
 from apps.api.core.fleet import commands, parked
-from apps.api.core.fleet.commands import Sent
-from apps.api.core.sessions import requests, sessions
+from apps.api.core.fleet.commands import Command, Sent
+from apps.api.core.sessions import requests
 from apps.api.core.tasks import jittered
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import Conflict, Problem, ValidationError, refuse
@@ -44,10 +44,24 @@ def _checked(decision: Mapping[str, Any], data: Mapping[str, Any], profile: Prof
     return {**decision, "rules": [str(rule) for rule in rules]}
 
 
-_DECIDE = """
-UPDATE requests SET status = 'answered', decision = $2, resolved_by = $3, remember = $4, resolved_at = now()
-WHERE id = $1 AND status = 'open'
-"""
+_SET = "status = 'answered', decision = $2, resolved_by = $3, remember = $4, resolved_at = now()"
+
+_DECIDE = f"""
+WITH decided AS (UPDATE requests SET {_SET} WHERE id = $1 AND status = 'open' RETURNING id)
+{audit.inserting(5, "FROM decided")}
+"""  # noqa: S608 - ours
+
+# The owner's row is locked as by every command, see `commands`. An answer is not counted, so one statement is enough.
+_TELL = f"""
+WITH target AS (
+  SELECT id FROM sessions WHERE id = $14 AND owner_id = $15 FOR NO KEY UPDATE
+), decided AS (
+  UPDATE requests q SET {_SET} FROM target WHERE q.id = $1 AND q.status = 'open' RETURNING q.session_id
+), told AS (
+  INSERT INTO commands (id, session_id, type, payload) SELECT $16, session_id, 'answer', $17 FROM decided
+), noted AS ({audit.inserting(5, "FROM decided")})
+SELECT EXISTS (SELECT 1 FROM target) AS live, EXISTS (SELECT 1 FROM decided) AS decided
+"""  # noqa: S608 - ours
 
 
 async def answer(
@@ -68,7 +82,6 @@ async def answer(
         Forbidden: the decision would widen the session's `profile`.
         Conflict: `request_resolved`, with how and by whom; `no_live_run` when nobody waits for it any more.
     """
-    await sessions.require(core.db, tenant_id, session_id)
     row = await requests.row_of(core.db, tenant_id, session_id, request_id)
     asked = decode(row["data"])
     if row["kind"] != kind:
@@ -76,50 +89,53 @@ async def answer(
     if row["status"] != "open":
         raise requests.already_resolved(row)
     decision = _checked(decision, asked, profile)
+    decided = request_id, encode(decision).decode(), dict(by), bool(decision.get("remember"))
+    told = {name: decision[name] for name in ("decision", "remember", "interrupt") if name in decision}
+    told |= {"session_id": str(session_id), "kind": kind, "changed_input": "updated_input" in decision}
+    if isinstance(tool := asked.get("tool_name"), str):  # an agent's word
+        told["tool_name"] = clean_text(tool)[:200]
+    stored = *decided, *audit.values("request.answered", tenant_id, request_id, **told)
 
     async def decide(connection: asyncpg.Connection) -> None:
-        status = await connection.execute(
-            _DECIDE, request_id, encode(decision).decode(), dict(by), bool(decision.get("remember"))
-        )
-        if status != "UPDATE 1":
+        if await connection.execute(_DECIDE, *stored) != "INSERT 0 1":
             raise _Late
-        told = {name: decision[name] for name in ("decision", "remember", "interrupt") if name in decision}
-        told |= {"session_id": str(session_id), "kind": kind, "changed_input": "updated_input" in decision}
-        if isinstance(tool := asked.get("tool_name"), str):  # an agent's word
-            told["tool_name"] = clean_text(tool)[:200]
-        await audit.note(connection, "request.answered", tenant_id, request_id, **told)
 
     try:
-        return await _deliver(core, tenant_id, session_id, request_id, decision, by, decide)
+        # To the owner, or into the queue with the run that is parked; it may be parked, or be taken up, just now.
+        for _ in range(2):
+            if row["owner_id"] and (sent := await _tell(core, session_id, request_id, row["owner_id"], stored)):
+                return sent
+            run_id = await parked.answer(core, tenant_id, session_id, request_id, decision, by, decide)
+            if run_id is not None:
+                return Sent("applied" if await _taken_up(core, run_id) else "accepted", run_id, {})
+            row = await requests.row_of(core.db, tenant_id, session_id, request_id)
+            if row["status"] != "open":
+                raise _Late
+        raise commands.not_live()
     except _Late:
         raise requests.already_resolved(await requests.row_of(core.db, tenant_id, session_id, request_id)) from None
 
 
-async def _deliver(
-    core: Core,
-    tenant_id: UUID,
-    session_id: UUID,
-    request_id: UUID,
-    decision: Mapping[str, Any],
-    by: Mapping[str, Any],
-    decide: requests.Decide,
-) -> Sent:
-    """To the owner, or into the queue with the run that is parked; it may be parked, or be taken up, just now."""
-    payload = {"request_id": str(request_id)}
-    for last in (False, True):
-        try:
-            return await commands.send(core, tenant_id, session_id, "answer", payload, any_run=True, with_it=decide)
-        except Conflict as conflict:
-            if conflict.code != "no_live_run":
-                raise
-            run_id = await parked.answer(core, tenant_id, session_id, request_id, decision, by, decide)
-            if run_id is not None:
-                return Sent("applied" if await _taken_up(core, run_id) else "accepted", run_id, {})
-            if (await requests.row_of(core.db, tenant_id, session_id, request_id))["status"] != "open":
-                raise _Late from None
-            if last:
-                raise
-    raise AssertionError("the second attempt answers or raises")
+async def _tell(core: Core, session_id: UUID, request_id: UUID, owner_id: UUID, stored: Sequence[Any]) -> Sent | None:
+    """Decide and tell the owner; None where it is the owner no more, or nobody waits there. Raises _Late."""
+    command = Command(uuid4(), session_id, None, "answer", {"request_id": str(request_id)})
+
+    async def store() -> bool:
+        async with core.db.statement() as connection:
+            more = session_id, owner_id, command.id, dict(command.payload)
+            found = await connection.fetchrow(_TELL, *stored, *more)
+        if found["live"] and not found["decided"]:
+            raise _Late
+        if not found["live"]:
+            raise commands.not_live()
+        return True
+
+    try:
+        return await commands.deliver(core, command, owner_id, store)
+    except Conflict as conflict:
+        if conflict.code != "no_live_run":
+            raise
+        return None
 
 
 async def _taken_up(core: Core, run_id: UUID) -> bool:

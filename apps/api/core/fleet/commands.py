@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import structlog
 
-from apps.api.core import codec
+from apps.api.core import codec, tasks
 from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events.relay import Publisher
@@ -66,6 +66,7 @@ class Command:
     Attributes:
         type: `cancel`, `answer`, `control`, `context` or `mcp`; see runner/session/command_handlers.py.
         run_id: the run that it is about, if it is about one.
+        payload: of an `answer` as its owner gets it with the `decision` on the request, and `by` whom it is.
     """
 
     id: UUID
@@ -97,7 +98,8 @@ class _Bell:
         self.rung.set()
 
     def gap(self) -> None:
-        """A lost reply is found by polling."""
+        """The reply may have been lost: who waits looks."""
+        self.rung.set()
 
 
 _FRESH = f"""(type = 'answer'
@@ -149,14 +151,12 @@ async def send(
     *,
     run_id: UUID | None = None,
     any_run: bool = False,
-    with_it: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
 ) -> Sent:
     """Ask the owner of a session, and wait for its answer for at most WAIT seconds.
 
     Args:
         run_id: the run that it is about; the active one unless given.
         any_run: it is about the session: a living owner is enough.
-        with_it: what else to store in the same transaction; what it raises leaves nothing stored.
 
     Raises:
         NotFound: no such session.
@@ -173,28 +173,45 @@ async def send(
     if row["owner_id"] is None or (about is None and not any_run):
         raise not_live()
     command = Command(uuid4(), session_id, about, type_, payload or {})
-    bell, reply = _Bell(), core.redis.keys.reply(command.id)
-    try:
-        await core.subscriptions.subscribe(reply, bell)
+
+    async def store() -> bool:
         async with core.db.transaction() as connection:
             await connection.execute(_LOCK, session_id)
             fields = (command.id, session_id, about, type_, dict(command.payload), row["owner_id"])
             found = await connection.fetchrow(_STORE, *fields, MAX_STORED)
-            if found["full"] and type_ in ("interrupt", "cancel"):
-                return Sent("accepted", about, {})  # one more would tell the owner nothing new
-            if found["full"]:
-                raise Conflict("The agent has not got to what was asked of it before.", code="too_many_commands")
-            if not found["stored"]:
-                raise not_live()
-            if with_it is not None:
-                await with_it(connection)
-        core.publisher.notify(core.redis.keys.instance(row["owner_id"]), f"command:{session_id}")
+        if found["full"] and type_ in ("interrupt", "cancel"):
+            return False  # one more would tell the owner nothing new
+        if found["full"]:
+            raise Conflict("The agent has not got to what was asked of it before.", code="too_many_commands")
+        if not found["stored"]:
+            raise not_live()
+        return True
+
+    return await deliver(core, command, row["owner_id"], store)
+
+
+async def deliver(core: Core, command: Command, owner_id: UUID, store: Callable[[], Awaitable[bool]]) -> Sent:
+    """Store a command by `store`, tell the owner, and wait for its answer for at most WAIT seconds. `store` returns
+    whether the owner is to be told.
+
+    Raises:
+        Conflict: the owner could not do it; what `store` raises.
+    """
+    bell, reply = _Bell(), core.redis.keys.reply(command.id)
+    # Beside the rest: nobody replies before it is stored, and a confirmation that comes later than that rings as well.
+    subscribing = asyncio.create_task(core.subscriptions.subscribe(reply, bell), name=f"reply-{command.id}")
+    try:
+        if not await store():
+            return Sent("accepted", command.run_id, {})
+        bell.rung.clear()
+        core.publisher.notify(core.redis.keys.instance(owner_id), f"command:{command.session_id}")
         status, result = await _settled(core.db, command.id, bell)
     finally:
+        await tasks.end(subscribing)
         core.subscriptions.unsubscribe(reply, bell)
     if status == "rejected":
         raise _rejection(result)
-    return Sent("applied" if status == "applied" else "accepted", about, result)
+    return Sent("applied" if status == "applied" else "accepted", command.run_id, result)
 
 
 def _rejection(result: Mapping[str, Any]) -> Conflict:
@@ -220,7 +237,7 @@ async def _settled(db: Database, command_id: UUID, bell: _Bell) -> tuple[str, di
 
 
 _PENDING = f"""
-SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM sessions s CROSS JOIN LATERAL (
+SELECT c.id, c.session_id, c.run_id, c.type, c.payload, q.decision, q.resolved_by FROM sessions s CROSS JOIN LATERAL (
   (SELECT * FROM commands
    WHERE session_id = s.id AND status = 'pending' AND type IN {URGENT} AND {_FRESH} AND id <> ALL($2::uuid[])
    ORDER BY created_at LIMIT $4)
@@ -228,7 +245,8 @@ SELECT c.id, c.session_id, c.run_id, c.type, c.payload FROM sessions s CROSS JOI
   (SELECT * FROM commands
    WHERE session_id = s.id AND status = 'pending' AND type NOT IN {URGENT} AND {_FRESH} AND s.id <> ALL($3::uuid[])
    ORDER BY created_at LIMIT 1)
-) c WHERE s.owner_id = $1 ORDER BY c.created_at
+) c LEFT JOIN requests q ON c.type = 'answer' AND q.id = (c.payload ->> 'request_id')::uuid AND q.status = 'answered'
+WHERE s.owner_id = $1 ORDER BY c.created_at
 """  # noqa: S608 - ours
 
 
@@ -244,7 +262,13 @@ async def pending(
         busy: sessions that are at one which is not urgent.
     """
     rows = await db.pool.fetch(_PENDING, instance_id, list(taken), list(busy), MAX_URGENT)
-    return [Command(**dict(row)) for row in rows]
+    return [_command(**dict(row)) for row in rows]
+
+
+def _command(decision: str | None, resolved_by: Mapping[str, Any] | None, payload: Any, **fields: Any) -> Command:
+    if decision is not None:
+        payload = {**payload, "decision": codec.decode(decision), "by": resolved_by}
+    return Command(payload=payload, **fields)
 
 
 async def settle(

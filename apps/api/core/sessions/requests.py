@@ -129,14 +129,6 @@ async def go_on(connection: asyncpg.Connection, run_id: UUID | None) -> None:
     )
 
 
-async def decision_of(db: Database, request_id: UUID) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The answer to a request, and who gave it; None when it was not answered."""
-    row = await db.pool.fetchrow(
-        "SELECT decision, resolved_by FROM requests WHERE id = $1 AND status = 'answered'", request_id
-    )
-    return None if row is None else (decode(row["decision"]), row["resolved_by"])
-
-
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """How a request ended: `decision` is None when nobody has answered. `fields` are those of its event."""
@@ -236,11 +228,20 @@ FROM requests
 """
 
 
+_ROW = f"""
+SELECT q.*, i.id AS owner_id FROM sessions s
+LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
+LEFT JOIN LATERAL ({_COLUMNS} WHERE id = $1 AND session_id = s.id AND tenant_id = $3) q ON true
+WHERE s.id = $2 AND s.tenant_id = $3 AND s.deleted_at IS NULL
+"""  # noqa: S608 - ours
+
+
 async def row_of(db: Database, tenant_id: UUID, session_id: UUID, request_id: UUID) -> asyncpg.Record:
-    row = await db.pool.fetchrow(
-        _COLUMNS + "WHERE id = $1 AND session_id = $2 AND tenant_id = $3", request_id, session_id, tenant_id
-    )
+    """A request as it is stored, and the living owner of its session, if any. Raises NotFound."""
+    row = await db.pool.fetchrow(_ROW, request_id, session_id, tenant_id)
     if row is None:
+        raise NotFound.of("session")
+    if row["id"] is None:
         raise NotFound.of("request")
     return row
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -155,6 +155,7 @@ class Approvals:
         except asyncio.CancelledError:
             if mine is self._left:  # the process ends, and the request stays open
                 raise
+            mine.settled.set()
             # Shielded: the CLI has dropped its question, and the request must not stay open.
             turn = self._turns.of(None)
             reason = (turn.stopping if turn else None) or "withdrawn"
@@ -271,32 +272,32 @@ class Approvals:
             updated_input=decision.get("updated_input"), updated_permissions=[update] if rules else None
         )
 
-    async def answer(self, request_id: UUID) -> bool:
-        """Take the decision that was stored for a request; False when its tool call does not wait any more."""
+    async def answer(self, request_id: UUID, decision: dict[str, Any] | None, by: Mapping[str, Any]) -> bool:
+        """Take the decision that was stored for a request; False when its tool call does not wait any more.
+
+        The tool call goes on at once: what was decided is stored, and that it was is told before what follows from it.
+        """
         mine = self._open.get(request_id)
         if mine is not None and mine is self._left:
             await self._gone.wait()
             return True
-        if mine is not None:
-            mine.resolving = True  # before anything is waited for: it is not parked now
-        found = await requests.decision_of(self._db, request_id)
-        if found is None:
+        if decision is None:
             return False
-        decision, by = found
-        mine = self._open.get(request_id)
         run_id = mine.asked.run_id if mine else self._run_of(None)
 
         async def also(connection: asyncpg.Connection, _seq: int) -> None:
             await requests.go_on(connection, run_id)
 
-        await self._writer.append(requests.answered(request_id, run_id, decision, by), also=also)
-        if mine is None or request_id not in self._open:
-            return False
-        if decision.get("remember"):
-            self._remembered.append(Remembered.of(mine.asked.fields, decision))
-        mine.decision = decision
-        mine.settled.set()
-        return True
+        telling = self._writer.begin(requests.answered(request_id, run_id, decision, by), also=also)
+        waits = mine is not None and not mine.settled.is_set()
+        if mine is not None and waits:
+            mine.resolving = True
+            if decision.get("remember"):
+                self._remembered.append(Remembered.of(mine.asked.fields, decision))
+            mine.decision = decision
+            mine.settled.set()
+        await asyncio.shield(telling)
+        return waits
 
     async def close_all(self, reason: str, run_id: UUID | None = None) -> None:
         """Close what is open, or only what a run asked: the agent that asked is gone, or the run is over."""

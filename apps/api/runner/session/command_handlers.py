@@ -51,7 +51,8 @@ async def _obey(execution: Execution, command: Command) -> Settled:
         case "cancel" | "interrupt" if command.run_id is not None:  # instances of an older version say `interrupt`
             return await execution.cancel(command.run_id), {}
         case "answer":
-            return await execution.approvals.answer(UUID(payload["request_id"])), {}
+            given = payload.get("decision"), payload.get("by") or {}
+            return await execution.approvals.answer(UUID(payload["request_id"]), *given), {}
         case "control" if "set" in payload:
             return await _checked(_reconfigure(execution, payload["set"]))
     agent = execution.agent
