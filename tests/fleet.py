@@ -197,7 +197,7 @@ class Fleet:
     ) -> Instance:
         port, at = port or free_port(), Path(env["WORKSPACES_DIR"])
         disk = disk or (disks.make(at) if self.apart and disks.possible() else at)
-        log = self.directory / f"instance-{len(self.instances)}-{port}.log"
+        log = self.directory / f"instance-{port}.log"  # all that is there at this port, one after the other
         with log.open("ab") as output:
             arguments = ["serve", "--host", "127.0.0.1", "--port", str(port)]
             seen = [*binds, *([] if disk == at else [(disk, at)])]

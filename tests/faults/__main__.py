@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +70,7 @@ async def run(plan: Plan, report: Path | None = None) -> Found:
     found = Found(plan)
     began = time.monotonic()
     async with Stage.opened(plan.seed, previous=plan.previous) as stage, stage.client() as client:
+        _say(began, "everything is started")
         load = Load(stage, client, Random(plan.seed + 1), harmless=are_harmless(plan.names))
         trouble = Trouble(stage, load.heard, plan.names)
         users = [asyncio.create_task(load.client()) for _ in range(plan.clients)]
@@ -84,12 +86,15 @@ async def run(plan: Plan, report: Path | None = None) -> Found:
                 user.cancel()
             await load.close()
         found.violations = list(dict.fromkeys(found.violations))
-        found.seconds, found.faults, found.lacking = time.monotonic() - began, dict(trouble.done), stage.lacking
+        found.faults, found.lacking = dict(trouble.done), stage.lacking
         _count(found, load)
         if found.violations and report is not None:
             _write(report, found, load, trouble)
             for host in stage.hosts:
                 (report.parent / f"{report.stem}-{host.number}.log").write_bytes(host.instance.log.read_bytes())
+        checked = time.monotonic()
+    _say(checked, "everything is ended")
+    found.seconds = time.monotonic() - began
     return found
 
 
@@ -128,7 +133,18 @@ async def _phase(what: str, seconds: float) -> AsyncIterator[None]:
             raise Broken(f"{what}: not done in {seconds:.0f} s") from None
         raise
     finally:
-        print(f"  {time.monotonic() - began:4.0f} s  {what}", file=sys.stderr, flush=True)
+        _say(began, what)
+
+
+def _say(began: float, what: str) -> None:
+    print(f"  {time.monotonic() - began:4.0f} s  {what}", file=sys.stderr, flush=True)
+
+
+async def _alone(plan: Plan, report: Path | None = None) -> Found:
+    """`run` in a process of its own, which leaves nothing behind when it is told to end."""
+    running = asyncio.ensure_future(run(plan, report))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    return await running
 
 
 def _count(found: Found, load: Load) -> None:
@@ -192,7 +208,7 @@ def _shortest(plan: Plan) -> Plan:
     """The plan in half of its time, as long as something is still found."""
     while plan.seconds > 30:
         shorter = Plan(**{**vars(plan), "seconds": plan.seconds / 2})
-        if not asyncio.run(run(shorter)).violations:
+        if not asyncio.run(_alone(shorter)).violations:
             break
         plan = shorter
     return plan
@@ -224,7 +240,7 @@ def main() -> int:
     bad: list[Plan] = []
     for seed in asked.seed:
         plan = Plan(seed, asked.minutes * 60, asked.clients, asked.stubs, asked.only, previous)
-        found = asyncio.run(run(plan, asked.report / f"seed-{seed}.json"))
+        found = asyncio.run(_alone(plan, asked.report / f"seed-{seed}.json"))
         tell(found)
         if found.violations:
             print(f"  history and logs: {asked.report}/seed-{seed}*", flush=True)

@@ -167,7 +167,7 @@ class Load:
 
     async def _prompt(self, session: Session) -> None:
         asks = session.config["permission_mode"] == "default"
-        kinds = ("say", "say", "stream", "ask") if asks else ("say", "say", "stream", "marks")
+        kinds = (*["say"] * (6 if session.stub else 2), "stream", "ask" if asks else "marks")
         words = (100, 10) if session.stub else (300, 20)
         prompt = Prompt(self._chance.choice(kinds), next(self._tokens), words)
         before = next((p for p in reversed(session.prompts) if p.run), None)

@@ -204,7 +204,7 @@ class Stage:
             fleet = Fleet({**env, **(more or {})}, directory)
             stack.push_async_callback(_end, fleet)
             builder = _Builder(directory, settings, fleet, previous)
-            hosts = [await builder.host(stack, number, role) for number, role in enumerate(roles)]
+            hosts = await asyncio.gather(*(builder.host(stack, number, role) for number, role in enumerate(roles)))
             front = await stack.enter_async_context(_serving(directory, hosts))
             chance, stubs = random.Random(seed), disks.possible()
             yield cls(directory, servers, fleet, hosts, front, settings, chance, builder.lacking, stubs)
