@@ -17,7 +17,7 @@ import psutil
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.dev.embedded import Name
 from apps.api.redis import REDIS_ERRORS, open_redis
-from tests.faults.load import Heard
+from tests.faults.load import DELETION, Heard
 from tests.faults.stage import DATABASE, LEASE_SECONDS, WELL_SECONDS, Host, Stage
 from tests.proxy import Proxy
 from tests.world import administrator, terminate_backends, until
@@ -292,6 +292,21 @@ async def _lost_commit(trouble: Trouble, stage: Stage) -> str:
     return f"instance {host.number},{told}" if told else ""
 
 
+async def _cut_deletion(trouble: Trouble, stage: Stage) -> str:
+    """The first commits of a deletion, and of whatever else is asked then, are made, and nobody hears of it."""
+    session_id = await trouble.heard.next(DELETION, 15.0)
+    if session_id is None:
+        return ""
+    proxies = [host.postgres for host in stage.hosts if host.role != "worker"]
+    for proxy in proxies:
+        proxy.loses = (proxy.answers, _COMMITTED)
+    with suppress(TimeoutError):
+        await until(lambda: not any(proxy.loses for proxy in proxies), every=0.02, seconds=2)
+    for proxy in proxies:
+        proxy.loses = None
+    return f"session {session_id}"
+
+
 async def _read_only(trouble: Trouble, stage: Stage) -> str:
     """As a standby that was not promoted yet: connections that there are, and new ones, may not write."""
     if "postgres" in trouble.down:
@@ -380,6 +395,7 @@ FAULTS: list[tuple[str, float, Fault]] = [
     ("agent frozen", 1, partial(_agent, number=signal.SIGSTOP)),
     ("connections cut", 1, _cut),
     ("commit cut", 1, _lost_commit),
+    ("deletion cut", 0.5, _cut_deletion),
     ("network one-way", 1, _one_way),
     ("network away", 1, _unreachable),
     ("network slow", 1, _late),
@@ -402,6 +418,7 @@ FAULTS: list[tuple[str, float, Fault]] = [
 HARMLESS = {
     "connections cut",
     "commit cut",
+    "deletion cut",
     "network slow",
     "clock set",
     "postgres ends connections",

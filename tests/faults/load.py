@@ -39,6 +39,10 @@ RECALLS = 3
 """Attempts to ask an agent what it knows, and what is in its files: a fault may end each."""
 
 
+DELETION = "deletion"
+"""What Heard is told beside events: that a session is about to be deleted."""
+
+
 class Heard:
     """Who waits for any reader to hear of something."""
 
@@ -230,6 +234,7 @@ class Load:
 
     async def _delete(self, session: Session) -> None:
         gone = ("session_deleted", "session_not_found")
+        self.heard.tell(DELETION, session.id)
         await self.ask("DELETE", f"/sessions/{session.id}", accept=gone)
         session.deleted = session.over = True
         await self._leave(session)

@@ -237,4 +237,28 @@ DEFECTS = (
         "        return cls(UUID(int=0), profile, encode(config.given()))\n",
         (f"{AHEAD}::test_it_is_for_its_tenant_its_configuration_and_what_the_tenant_has_now",),
     ),
+    Defect(
+        "somebody goes on with a deletion that was cut off",
+        "apps/api/runner/upkeep.py",
+        "        await deletion.purge_left(self._core, loop)\n",
+        "",
+        (),
+        "--minutes 0.7 --only 'deletion cut'",
+    ),
+    Defect(
+        "a connection that is lost before an agent is given a prompt fails no run",
+        "apps/api/runner/session/launch.py",
+        "generation, turn.run_id, sent), until=self._lease.is_over\n",
+        "generation, turn.run_id, sent), until=lambda: True\n",
+        (),
+        "--minutes 0.7 --only 'commit cut'",
+    ),
+    Defect(
+        "an instance that ends in order leaves no directories of its agents' processes",
+        "apps/api/runner/worker.py",
+        "        await asyncio.to_thread(self.scratch.close)\n",
+        "",
+        (),
+        "--minutes 0.2 --only 'redis emptied'",
+    ),
 )
