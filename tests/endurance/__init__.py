@@ -1,0 +1,1 @@
+"""Hours of steady traffic, and whether what a fleet uses levels off."""
