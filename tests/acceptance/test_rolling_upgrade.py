@@ -121,8 +121,8 @@ class Asking:
 async def test_every_instance_is_replaced_by_the_next_version_and_no_client_notices(tmp_path: Path) -> None:
     chance = Random(10)
     defaults = {"SHUTDOWN_GRACE_SECONDS": "30", "INSTANCE_LEASE_SECONDS": "10"}
-    async with Stage.opened(10, ("both", "both", "both"), more=defaults) as stage, stage.client() as client:
-        load, asking = Load(stage, client, chance), Asking(client)
+    async with Stage.opened(10, ("both", "both", "both"), more=defaults, plain=True) as stage, stage.client() as client:
+        load, asking = Load(stage, client, chance, harmless=True), Asking(client)
         users = [asyncio.create_task(load.client()) for _ in range(3)]
         async with asking.going_on():
             await asyncio.sleep(3)

@@ -46,12 +46,12 @@ async def run(minutes: float, clients: int = CLIENTS) -> Seen:
     """Go on for so long, and look every few seconds."""
     seen, seconds = Seen(minutes, clients), minutes * 60
     async with (
-        Stage.opened(1, ROLES, **SETTINGS) as stage,
+        Stage.opened(1, ROLES, more=SETTINGS, plain=True) as stage,
         stage.client() as client,
         stage.database() as db,
         open_redis(stage.settings) as redis,
     ):
-        load = Steady(stage, client, Random(2))
+        load = Steady(stage, client, Random(2), harmless=True)
         sampler = Sampler(stage, load, db, redis)
         seen.samples, loop = sampler.samples, asyncio.get_running_loop()
         users = [asyncio.create_task(load.client()) for _ in range(clients)]
@@ -67,6 +67,7 @@ async def run(minutes: float, clients: int = CLIENTS) -> Seen:
         finally:
             await load.close()
         seen.wrong += load.wrong + [told for told in load.refused if "session_busy" not in told]
+        seen.wrong += [f"session {session.id}: {told}" for session in load.sessions for told in session.wrong]
         seen.prompts, seen.answers, seen.sessions = load.prompts, load.operations, len(load.sessions)
         seen.kept = sum(not session.deleted for session in load.sessions)
     return seen

