@@ -13,11 +13,11 @@ import asyncpg
 from apps.api import audit
 from apps.api.core.codec import clean_text, decode, encode
 from apps.api.core.config import profiles
-from apps.api.core.config.profiles import Profile
+from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
 from apps.api.core.context import Core
 from apps.api.core.fleet import commands, parked
 from apps.api.core.fleet.commands import Command, Sent
-from apps.api.core.sessions import requests
+from apps.api.core.sessions import admission, requests
 from apps.api.core.tasks import jittered
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import Conflict, Problem, ValidationError, refuse
@@ -72,17 +72,19 @@ async def answer(
     kind: str,
     decision: Mapping[str, Any],
     by: Mapping[str, Any],
-    profile: Profile | None = None,
+    policy: Policy = UNRESTRICTED,
 ) -> Sent:
-    """Decide a request, once. `decision` is what runner/session/approvals.py understands; `by` says who decides.
+    """Decide a request, once. `decision` is what runner/session/approvals.py understands; `by` says who decides, by
+    `policy`.
 
     Raises:
         NotFound: `session_not_found`, `request_not_found`.
-        ValidationError: it is of another kind, or an answer is to a question that was not asked.
-        Forbidden: the decision would widen the session's `profile`.
+        ValidationError: it is of another kind, an answer is to a question that was not asked, the profile is no more.
+        Forbidden: the session's profile is not the caller's, or the decision would widen it.
         Conflict: `request_resolved`, with how and by whom; `no_live_run` when nobody waits for it any more.
     """
     row = await requests.row_of(core.db, tenant_id, session_id, request_id)
+    profile = admission.within(policy, row["profile"])
     asked = decode(row["data"])
     if row["kind"] != kind:
         raise ValidationError.of("request_id", f"is a {_WORDS[row['kind']]}, not a {_WORDS[kind]}")

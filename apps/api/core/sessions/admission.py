@@ -277,7 +277,10 @@ async def profile_of(db: Database, tenant_id: UUID, session_id: UUID, policy: Po
         ValidationError: the profile is no more.
     """
     row = await db.pool.fetchrow("SELECT profile FROM sessions WHERE id = $1 AND tenant_id = $2", session_id, tenant_id)
-    if row is None:
-        return None
-    policy.require(row["profile"])
-    return policy.named(row["profile"]) if row["profile"] else None
+    return None if row is None else within(policy, row["profile"])
+
+
+def within(policy: Policy, name: str | None) -> Profile | None:
+    """The profile of this name, which binds a session, if any does. Raises as `profile_of`."""
+    policy.require(name)
+    return policy.named(name) if name else None

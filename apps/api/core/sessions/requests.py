@@ -229,7 +229,7 @@ FROM requests
 
 
 _ROW = f"""
-SELECT q.*, i.id AS owner_id FROM sessions s
+SELECT q.*, i.id AS owner_id, s.profile FROM sessions s
 LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_at > now()
 LEFT JOIN LATERAL ({_COLUMNS} WHERE id = $1 AND session_id = s.id AND tenant_id = $3) q ON true
 WHERE s.id = $2 AND s.tenant_id = $3 AND s.deleted_at IS NULL
@@ -237,7 +237,7 @@ WHERE s.id = $2 AND s.tenant_id = $3 AND s.deleted_at IS NULL
 
 
 async def row_of(db: Database, tenant_id: UUID, session_id: UUID, request_id: UUID) -> asyncpg.Record:
-    """A request as it is stored, and the living owner of its session, if any. Raises NotFound."""
+    """A request as it is stored, with the living owner of its session, if any, and its profile. Raises NotFound."""
     row = await db.pool.fetchrow(_ROW, request_id, session_id, tenant_id)
     if row is None:
         raise NotFound.of("session")

@@ -15,7 +15,7 @@ from apps.api.core.config.content import TextBlock
 from apps.api.core.config.names import Text, storable
 from apps.api.core.context import Core
 from apps.api.core.fleet import answering
-from apps.api.core.sessions import admission, requests
+from apps.api.core.sessions import requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.errors import NotFound, ValidationError
@@ -130,10 +130,7 @@ async def decide(
     `request_resolved`, whose details say what was decided and by whom.
     """
     decision = body.model_dump(exclude_none=True)
-    profile = await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
-    by = by_key(caller)
-    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "permission", decision, by, profile)
-    return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
+    return await _answer(core, caller, session_id, request_id, "permission", decision)
 
 
 @router.post("/sessions/{session_id}/answer", tags=["requests"], responses=errors(400, 404, 409, 413))
@@ -142,12 +139,10 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
 
     A question that was not asked is 422; one that is left out stays without an answer.
     """
-    await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     request_id = body.request_id or await _only_question(core, caller, session_id)
     answers = {q: a if isinstance(a, str) else ", ".join(a) for q, a in body.answers.items()}
     decision = {"decision": "answered", "answers": answers}
-    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "question", decision, by_key(caller))
-    return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
+    return await _answer(core, caller, session_id, request_id, "question", decision)
 
 
 @router.post(
@@ -161,12 +156,17 @@ async def tool_result(
 
     One that is refused (422) leaves the call open.
     """
-    await admission.profile_of(core.db, caller.tenant_id, session_id, policy_of(core, caller))
     given = body.model_dump(exclude_none=True)
     content = [{"type": "text", "text": given["content"]}] if isinstance(given["content"], str) else given["content"]
     decision = {"decision": "answered", "content": content, "is_error": body.is_error}
-    by = by_key(caller)
-    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, "client_tool", decision, by)
+    return await _answer(core, caller, session_id, request_id, "client_tool", decision)
+
+
+async def _answer(
+    core: Core, caller: Principal, session_id: UUID, request_id: UUID, kind: str, decision: dict[str, Any]
+) -> Answered:
+    by, policy = by_key(caller), policy_of(core, caller)
+    sent = await answering.answer(core, caller.tenant_id, session_id, request_id, kind, decision, by, policy)
     return Answered.model_validate({"request_id": request_id, "session_id": session_id, "status": sent.status})
 
 
