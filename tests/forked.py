@@ -111,6 +111,7 @@ def _serve(connection: socket.socket) -> None:
     for end in (woken, waking):
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a whole group: the tests are told so, too, and end everything
     signal.set_wakeup_fd(waking)
     while True:
         ready, _, _ = select.select([connection.fileno(), woken], [], [])
@@ -143,7 +144,8 @@ def _reap(running: dict[int, int]) -> None:
 def _run(arguments: list[str], env: dict[str, str], output: int, binds: list[list[str]]) -> NoReturn:
     """Become the server, as `exec` would make it."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()
     for standard in (1, 2):
         os.dup2(output, standard)

@@ -78,13 +78,12 @@ async def run(plan: Plan, report: Path | None = None) -> Found:
         users += [asyncio.create_task(load.crawl()) for _ in range(CRAWLERS)]
         try:
             await _phases(plan, found, stage, load, trouble, users)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             found.violations += load.wrong + [f"session {s.id}: {told}" for s in load.sessions for told in s.wrong]
             found.violations.append(str(error) if isinstance(error, Broken) else traceback.format_exc())
-        finally:
-            for user in users:
-                user.cancel()
-            await load.close()
+        for user in users:
+            user.cancel()
+        await load.close()
         found.violations = list(dict.fromkeys(found.violations))
         found.faults, found.lacking = dict(trouble.done), stage.lacking
         _count(found, load)

@@ -40,9 +40,9 @@ def tried(copy: Path, defect: Defect, *, by_faults: bool) -> str:
         return "caught: they do not end"
     finally:
         file.write_text(whole, encoding="utf-8")
-    if done.returncode == FAILED:
-        found = [line for line in done.stdout.splitlines() if "VIOLATION" in line]
-        return f"caught ({len(found)}): {found[0].strip()[:160]}" if found else "caught"
+    found = [line.strip() for line in done.stdout.splitlines() if "VIOLATION" in line]
+    if done.returncode == FAILED and (found or not by_faults):
+        return f"caught ({len(found)} {found[0][:200]})" if found else "caught"
     return "SURVIVED" if done.returncode == 0 else f"not tried: {(done.stdout + done.stderr)[-500:]}"
 
 
