@@ -110,7 +110,12 @@ def hash_of(secret: str) -> str:
 
 _PRINCIPAL = TypeAdapter(Principal)
 
-_read = lru_cache(maxsize=1_000)(_PRINCIPAL.validate_json)
+
+@lru_cache(maxsize=1_000)
+def _read(entry: bytes) -> Principal:
+    # Once for all requests of a key, and one object for all that it holds open.
+    return _PRINCIPAL.validate_json(entry)
+
 
 # Redis forgets a principal about twice a minute: often enough to note the key's use, and in one round trip.
 _LOOK_UP = """

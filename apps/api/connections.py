@@ -85,7 +85,8 @@ class Connections:
     def look(self, now: float) -> None:
         """End what has taken too long; `now` is the loop's time."""
         for connection in tuple(self.all):
-            connection.look(now)
+            if connection.is_awaited or connection.transport.is_closing():  # nearly none
+                connection.look(now)
 
     def make_room(self, now: float) -> bool:
         """Close an idle connection, if there is one; of strangers rather than of those who have asked before."""
@@ -117,7 +118,13 @@ class _Watched(asyncio.Protocol):
         self._unread_since = None
         super().resume_writing()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its client is to do something, within a time."""
+        return self._unread_since is not None
+
     def look(self, now: float) -> None:
+        """End it, if that takes too long."""
         if self.transport.is_closing():
             self._closing_since = self._closing_since or now
         for since, seconds in ((self._unread_since, UNREAD_SECONDS), (self._closing_since, CLOSE_SECONDS)):
@@ -195,6 +202,10 @@ class Http(_Watched, HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._forget()
         super().handle_websocket_upgrade()
+
+    @property
+    def is_awaited(self) -> bool:
+        return self._unread_since is not None or self.head_since is not None
 
     def look(self, now: float) -> None:
         super().look(now)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from apps.api.core.tasks import MAX_SICK, Loop, Loops, retry_pause
+from apps.api.core.tasks import MAX_SICK, Loop, Loops, retry_pause, within
 from apps.api.errors import LeaseLost, Unavailable
 from tests.world import PATIENCE, until
 
@@ -155,3 +155,69 @@ def test_a_pause_grows_and_has_an_end() -> None:
     pauses = [retry_pause(failed, longest=30.0) for failed in range(1, 40)]
     assert 0.4 <= pauses[0] <= 0.6
     assert pauses[-1] == 30.0
+
+
+# --- within ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_ends_at_once_or_in_time_is_done() -> None:
+    done = []
+
+    async def work(steps: int) -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        done.append(steps)
+
+    await within(PATIENCE, work(0))
+    await within(PATIENCE, work(3))
+    assert done == [0, 3]
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_what_takes_too_long_is_cancelled_and_may_end_in_order(steps: int) -> None:
+    told = []
+
+    async def work() -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            told.append("ended")
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, work())
+    assert told == ["ended"]
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_who_is_cancelled_meanwhile_cancels_what_is_done(steps: int) -> None:
+    told = []
+
+    async def work() -> None:
+        try:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+
+    doing = asyncio.create_task(within(PATIENCE, work()))
+    for _ in range(steps + 1):
+        await asyncio.sleep(0)
+    doing.cancel()
+    await asyncio.wait([doing])
+    assert (doing.cancelled(), told) == (True, ["cancelled"])
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_what_fails_fails(steps: int) -> None:
+    async def work() -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        raise BUG
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await within(PATIENCE, work())

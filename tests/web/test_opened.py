@@ -97,6 +97,16 @@ async def test_what_a_key_has_opened_ends_with_what_the_key_may(
     assert await ended(opened, *held) == codes
 
 
+async def test_of_what_one_caller_has_opened_each_ends_by_what_it_is_for(
+    opened: Opened, db: Database, redis: Redis
+) -> None:
+    key = await a_key(db)
+    caller = await auth.authenticate(db, redis, key.secret)
+    held = [opened.hold("streams", caller, scope) for scope in ("read", "write", "read", "write")]
+    await db.pool.execute("UPDATE api_keys SET scopes = '{read}' WHERE id = $1", caller.key_id)
+    assert await ended(opened, *held) == [None, "insufficient_scope"] * 2
+
+
 async def test_it_ends_with_the_tenant(opened: Opened, caller: Principal, db: Database) -> None:
     held = opened.hold("streams", caller)
     await db.pool.execute("DELETE FROM tenants WHERE id = $1", caller.tenant_id)

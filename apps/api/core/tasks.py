@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+import types
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -49,6 +51,35 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
                 task.cancel()
             raise
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def within(seconds: float, work: Awaitable[None]) -> None:
+    """Do this, for so long at most. What ends at once, as a write does whose reader keeps up, is given no timer: that
+    would cost several times as much as the write. Raises TimeoutError."""
+    steps = work.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration:
+        return
+    async with asyncio.timeout(seconds):
+        await _rest(steps, waits_for)
+
+
+@types.coroutine
+def _rest(steps: Generator[Any, Any, None], waits_for: Any) -> Generator[Any]:
+    """What has begun, from where it waits for the first time. What is thrown in, as a cancellation is, is
+    its to hear of."""
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:
+            go_on = partial(steps.throw, error)
+        else:
+            go_on = partial(steps.send, None)
+        try:
+            waits_for = go_on()
+        except StopIteration:
+            return
 
 
 SETTLED = 10.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,7 +19,7 @@ from apps.api.errors import ApiError, TooLarge
 from apps.api.shares import Kind, Level, Share
 from apps.api.web.errors import Refused, error_response
 from apps.api.web.metrics import REQUESTS
-from apps.api.web.sse import PIECE
+from apps.api.web.sse import LATER, PIECE
 
 log = structlog.get_logger("apps.api.web")
 
@@ -118,7 +118,8 @@ class _TooSlow(ApiError):
 
 class BoundedBody:
     """Refuses bodies over `limit` bytes, or over what their route takes, announced or not, and beyond the shares of who
-    sends them; ends connections whose body nobody has read. Answers go out in pieces that wait for their client."""
+    sends them; ends connections whose body nobody has read. Answers go out in pieces that wait for their client. It is
+    here that streams are served."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS, file_limit: int | None = None) -> None:
         """`file_limit`: of a file, if it is another one. `seconds`: for the whole of a body that is none."""
@@ -130,14 +131,23 @@ class BoundedBody:
             await self._app(scope, receive, send)
             return
         body = scope[_BODY] = Body(scope, receive, send, self._limit, self._file_limit, self._seconds, self._turn)
-        most = max(self._limit, self._file_limit)
+        most, later = max(self._limit, self._file_limit), scope.setdefault(LATER, [])
         try:
             if body.announced > most:
                 await error_response(scope, _too_large(most))(scope, body.receive, body.send)
             else:
-                await self._app(scope, body.receive, body.send)
+                await self._answer(scope, body)
+            for serve in later:
+                await serve(body.receive, body.send)
         finally:
-            body.seats.close()
+            body.leave()
+
+    async def _answer(self, scope: Scope, body: Body) -> None:
+        inner = dict(scope)  # what is kept there for the answer goes with it
+        try:
+            await self._app(inner, body.receive, body.send)
+        finally:
+            scope["route"] = inner.get("route")
 
 
 def _too_large(limit: int) -> ApiError:
@@ -149,7 +159,6 @@ class Body:
 
     Attributes:
         announced: bytes that it is said to have; 0 where nothing is said.
-        seats: gives back what the body holds of its sender's shares.
     """
 
     def __init__(
@@ -165,7 +174,7 @@ class Body:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
         self.announced = int(announced) if announced.isdecimal() else 0
-        self.seats = ExitStack()
+        self._seats: list[Callable[[], None]] = []  # what gives back what it holds of its sender's shares
         self._scope, self._receive, self._send = scope, receive, send
         self._limit, self._file_limit, self._seconds, self._turn = limit, file_limit, seconds, turn
         self._held = self._streams = False
@@ -173,6 +182,11 @@ class Body:
         self._begun, self._more, self._slow = False, True, False
         self._unread = self.announced > SMALL or "transfer-encoding" in headers
         self._asks_first = headers.get("expect", "").lower() == "100-continue"
+
+    def leave(self) -> None:
+        """Give back what it holds of its sender's shares."""
+        while self._seats:
+            self._seats.pop()()
 
     def is_held(self, most: int) -> None:
         """Its route reads it whole: at most this many bytes, which are of its sender's share."""
@@ -226,15 +240,15 @@ class Body:
         holders: dict[Level, UUID | None] = {"key": caller.key_id} if caller else {}
         shares: Mapping[Kind, Share] = self._scope["app"].state.instance.shares
         if size > self._counted:
-            self.seats.callback(shares["bodies"].take(size - self._counted, holders))
+            self._seats.append(shares["bodies"].take(size - self._counted, holders))
             self._counted = size
         if self._seen and self._more and not self._slow:  # not all of it came at once
-            self.seats.callback(shares["open"].take(1, holders))
+            self._seats.append(shares["open"].take(1, holders))
             self._slow = True
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.seats.close()  # what was made of the body is all that is left of it
+            self.leave()  # what was made of the body is all that is left of it
             if self._unread:
                 MutableHeaders(scope=message)["Connection"] = "close"
         elif self._unread and not self._asks_first and not message.get("more_body"):

@@ -8,8 +8,7 @@ what a key that is not has opened ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
@@ -32,13 +31,23 @@ LAST_EVENTS = 1.0
 or a look into the database."""
 
 
+Seats = Sequence[Callable[[], None]]
+"""What gives back what something has taken of shares."""
+
+
+def give_back(seats: Seats) -> None:
+    """All of it."""
+    for each in seats:
+        each()
+
+
 class Held:
     """One thing that stays open.
 
     As a context manager it lasts as long as the block, unless something in it keeps it longer (`kept`).
 
     Attributes:
-        draining: the instance has begun to stop.
+        draining: done when the instance has begun to stop.
         over: done when it has ended, or has to: because of its key (`why`), or because the instance stops.
         endless: it does not end with a run, as a stream of a whole session. When the instance stops, these end first.
         kept: it goes on after its block: whoever serves it calls `close`.
@@ -47,7 +56,7 @@ class Held:
     def __init__(self, caller: Principal | None, scope: str, close: Callable[[Held], None]) -> None:
         self.caller, self.scope, self._close = caller, scope, close
         self.endless = self.kept = False
-        self.draining = asyncio.Event()
+        self.draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
@@ -63,7 +72,8 @@ class Held:
 
     def drain(self, *, only_endless: bool) -> None:
         """The instance stops: end it, or with `only_endless` only what no run bounds."""
-        self.draining.set()
+        if not self.draining.done():
+            self.draining.set_result(None)
         if self.endless or not only_endless:
             self.end(None)
 
@@ -103,7 +113,7 @@ class Opened:
 
     def __init__(self, db: Database, shares: Mapping[Kind, Share]) -> None:
         self._db, self._shares = db, shares
-        self._open: dict[Held, tuple[Kind | None, ExitStack]] = {}
+        self._open: dict[Held, tuple[Kind | None, Seats]] = {}
         self._ended = False
 
     def __iter__(self) -> Iterator[Held]:
@@ -146,25 +156,28 @@ class Opened:
         Raises as `hold`, and then changes nothing.
         """
         seats = self._seats(kind, caller, {}, 1)
-        self._open[held][1].close()
+        give_back(self._open[held][1])
         held.caller = caller
         self._open[held] = kind, seats
 
     def _seats(
         self, kind: Kind | None, caller: Principal | None, of: Mapping[Level, UUID | None], descriptors: int
-    ) -> ExitStack:
+    ) -> Seats:
+        if kind is None:
+            return ()
         holders = dict(of)
         if caller is not None:
             holders |= {"key": caller.key_id, "tenant": caller.tenant_id}
-        with ExitStack() as seats:
-            if kind is not None:
-                seats.callback(self._shares[kind].take(1, holders, _own(kind, caller)))
-                seats.callback(self._shares["open"].take(descriptors, holders))
-            return seats.pop_all()
+        seat = self._shares[kind].take(1, holders, _own(kind, caller))
+        try:
+            return seat, self._shares["open"].take(descriptors, holders)
+        except ApiError:
+            seat()
+            raise
 
     def _close(self, held: Held) -> None:
         if found := self._open.pop(held, None):
-            found[1].close()
+            give_back(found[1])
 
     async def until_told(self, ends: float) -> None:
         """Wait until what ends with a run has ended, until `ends` (loop time), and for LAST_EVENTS at least."""
@@ -193,9 +206,14 @@ class Opened:
             standing = await auth.standing(self._db, {caller.key_id for caller in found.values()})
         except PASSING:
             return  # asked again in a second, not after a pause that grows: what is open stays until the answer comes
+        fine = set()  # what one caller has opened, which may be a lot, is judged once
         for held, caller in found.items():
+            if (of := (id(caller), held.scope)) in fine:
+                continue
             if why := refusal(caller, standing.get(caller.key_id), held.scope):
                 held.end(why)
+            else:
+                fine.add(of)
 
 
 def _own(kind: Kind, caller: Principal | None) -> Mapping[Level, int | None]:

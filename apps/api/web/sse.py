@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -37,6 +39,10 @@ Leaving = Callable[[], Awaitable[None]]
 
 Farewell = Callable[[ApiError], bytes]
 """The frames by which a stream tells why it ends before its time."""
+
+LATER = "claude_agent_api.later"
+"""Where a scope has a list of what to serve once the application has returned (web/middleware.py). A stream would
+keep all that its request went through: half of the memory, and most of the calls of each write."""
 
 PIECE = 64 * 1024
 """Bytes of one write: what a client that does not read costs, beside what its system holds."""
@@ -75,20 +81,27 @@ class EventStream(Response):
         held.kept = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (later := scope.get(LATER)) is not None:
+            later.append(self.serve)
+        else:
+            await self.serve(receive, send)
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Answer, to the end."""
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            self.raw_headers.clear()  # sent, and a stream lasts
             await self._run(receive, send)
         finally:
             self._held.close()
 
     async def _run(self, receive: Receive, send: Send) -> None:
         writer = asyncio.create_task(self._write(send), name="event-stream")
-        gone = asyncio.create_task(disconnected(receive), name="event-stream-disconnect")
+        left = False
         try:
-            await asyncio.wait({writer, gone, self._held.over}, return_when=asyncio.FIRST_COMPLETED)
+            left = await _leaves(receive, writer, self._held.over) and not writer.done()
         finally:
-            left = gone.done() and not writer.done()
-            await tasks.end(writer, gone)
+            await tasks.end(writer)
             await self._chunks.aclose()
         error = None if writer.cancelled() else writer.exception()
         if error is not None:
@@ -102,9 +115,9 @@ class EventStream(Response):
         async for chunk in self._chunks:
             self._in_chunk = True
             for piece in pieces(chunk or KEEP_ALIVE):
+                write = send({"type": "http.response.body", "body": piece, "more_body": True})
                 try:
-                    async with asyncio.timeout(WRITE_TIMEOUT):
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await tasks.within(WRITE_TIMEOUT, write)
                 except (TimeoutError, OSError) as error:
                     raise _Unread from error
             self._in_chunk = False
@@ -115,12 +128,34 @@ class EventStream(Response):
         last = self._farewell(why) if why is not None and not self._in_chunk else b""
         # Until the connection takes it; one that does not is ended by the server (connections.py).
         with suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
-                await send({"type": "http.response.body", "body": last, "more_body": False})
+            await tasks.within(FAREWELL_SECONDS, send({"type": "http.response.body", "body": last, "more_body": False}))
 
 
 class _Unread(Exception):
     """The client does not read what is sent."""
+
+
+async def _leaves(receive: Receive, *others: asyncio.Future[Any]) -> bool:
+    """Whether the client goes away before any of the others is done. Without a task, which each stream would keep."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as bound:
+
+            def stop(_: asyncio.Future[Any]) -> None:
+                if bound.when() is None:
+                    bound.reschedule(loop.time())
+
+            for other in others:
+                other.add_done_callback(stop)
+            try:
+                with suppress(HTTPException):  # a body that was announced does not come
+                    await disconnected(receive)
+            finally:
+                for other in others:
+                    other.remove_done_callback(stop)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def disconnected(receive: Receive) -> None:

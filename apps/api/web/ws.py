@@ -13,6 +13,7 @@ from uuid import UUID
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from apps.api.auth import Principal
+from apps.api.core import tasks
 from apps.api.errors import ApiError
 from apps.api.shares import Level, Share
 from apps.api.web.sse import WRITE_TIMEOUT
@@ -93,8 +94,7 @@ class Socket:
         async with self._writing:
             try:
                 for text in texts:
-                    async with asyncio.timeout(self._write_timeout):
-                        await self._websocket.send_text(text)
+                    await tasks.within(self._write_timeout, self._websocket.send_text(text))
             except TimeoutError as error:
                 raise Closed(SLOW_READER, "too slow; connect again and follow from the last id") from error
             except (WebSocketDisconnect, RuntimeError) as error:

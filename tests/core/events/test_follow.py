@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -579,6 +580,41 @@ async def test_a_reader_that_is_cancelled_just_when_something_arrives_still_leav
         assert waiting.cancelled()
     else:
         assert waiting.result() is True
+
+
+async def test_a_reader_that_was_told_something_waits_its_whole_time_again() -> None:
+    mailbox = Mailbox()
+    mailbox.catch_up()
+    async with asyncio.timeout(PATIENCE):
+        waiting = asyncio.create_task(mailbox.wait(PATIENCE))
+        await asyncio.sleep(0)
+        mailbox._look()  # the timer of an earlier wait
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        mailbox.put([Frame.build(Position(1), "message", b"{}")])
+        assert await waiting
+        mailbox.close()
+        assert [await mailbox.wait(0.01) for _ in range(3)] == [False] * 3
+        waiting = asyncio.create_task(mailbox.wait(0.01))
+        await asyncio.sleep(0)
+        mailbox._until += 0.01  # as of a wait that began later
+        assert not await waiting
+    mailbox.close()
+
+
+async def test_of_two_readers_of_a_session_the_one_that_has_missed_something_is_found(
+    world: World, relay: Relay
+) -> None:
+    _, claim, silent = await world.owned()
+    await silent.append(Event("message", {}, claim.run_id))
+    await world.db.pool.execute("UPDATE sessions SET last_active_at = now() - interval '1 minute'")
+    mailbox = partial(relay.followers.mailbox, followed(claim))
+    async with mailbox() as first, mailbox() as second, mailbox() as third:
+        for each, seq, generation in ((first, 1, 0), (second, 0, 0), (third, 1, -5)):
+            each.catch_up()
+            each.seq, each.generation = seq, silent.generation + generation
+        await relay.followers.check(Loop("check"))
+        assert [each.behind for each in (first, second, third)] == [False, True, True]
 
 
 # --- publishing ----------------------------------------------------------------------------------------------------

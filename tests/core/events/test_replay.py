@@ -77,6 +77,20 @@ async def test_a_stream_holds_of_large_events_only_where_they_are(world: World) 
     assert read == [row["data"] for row in stored]
 
 
+async def test_a_run_of_few_words_takes_the_least_that_a_stream_can(world: World) -> None:
+    async with relaying(world.db, world.redis) as relay:
+        _, claim, writer = await world.owned(relay.publisher)
+        await writer.append(Event("init", {"tools": "x" * 1_200}, claim.run_id))
+        await say(writer, relay, claim, ["hello", "hello to you"], deltas=2)
+        await writer.append(Event("result", {"usage": "x" * 1_100}, claim.run_id))
+        await writer.append(Event("done", {}, claim.run_id))
+        await relay.publisher.flushed(PATIENCE)
+        stream = world.redis.keys.stream(claim.tenant_id, claim.session_id)
+        pages = await pages_of(world, claim)
+        assert (await world.redis.client.memory_usage(stream) or 0) < 5 * 1024
+    assert positions(pages) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0), (5, 0)]
+
+
 async def test_a_large_event_that_is_live_is_read_whole(world: World) -> None:
     async with relaying(world.db, world.redis) as relay:
         _, claim, writer = await world.owned(relay.publisher)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import UUID
@@ -40,6 +39,9 @@ CHECK_INTERVAL_WITHOUT_REDIS = 0.25
 KEEP_ALIVE_INTERVAL = 15.0
 """Seconds of silence after which a reader gets an empty batch, for a sign of life to its client."""
 
+CLOCK = 0.001
+"""Seconds by which a timer of the event loop may come too early."""
+
 DELETED = b"deleted"
 """Published on a session's channel when the session is deleted; frames never look like this."""
 
@@ -60,9 +62,12 @@ class Mailbox:
     """What waits for one reader. Bounded; filled by the relay, emptied by the reader."""
 
     def __init__(self) -> None:
-        self._frames: deque[Frame] = deque()
+        self._frames: list[Frame] = []
         self._bytes = 0
-        self._changed = asyncio.Event()
+        self._changed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.behind = True
         self.deleted = False
         self.seq = 0
@@ -71,22 +76,23 @@ class Mailbox:
     def put(self, frames: list[Frame]) -> None:
         if self.behind:
             return
-        self._frames.extend(frames)
-        self._bytes += sum(len(frame.raw) for frame in frames)
+        self._frames += frames
+        for frame in frames:
+            self._bytes += len(frame.raw)
         if self._bytes > MAILBOX_BYTES:
             self.gap()
-        self._changed.set()
+        self._change()
 
     def gap(self) -> None:
         """Forget what waits: the reader has to replay."""
-        self._frames.clear()
+        self._frames = []
         self._bytes = 0
         self.behind = True
-        self._changed.set()
+        self._change()
 
     def delete(self) -> None:
         self.deleted = True
-        self._changed.set()
+        self._change()
 
     def show(self, place: Place) -> None:
         """Let the checks see how far the reader has come."""
@@ -97,28 +103,58 @@ class Mailbox:
         self.behind = False
 
     def take(self) -> list[Frame]:
-        frames = list(self._frames)
-        self._frames.clear()
+        frames, self._frames = self._frames, []
         self._bytes = 0
         return frames
 
     async def wait(self, timeout: float) -> bool:
-        """Until something changed; False after `timeout` seconds without a change."""
-        if not self._changed.is_set():
-            try:
-                # Not wait_for: until Python 3.12 it can swallow a cancellation, and the reader would never leave.
-                async with asyncio.timeout(timeout):
-                    await self._changed.wait()
-            except TimeoutError:
-                return False
-        self._changed.clear()
-        return True
+        """Until something changed; False after `timeout` seconds without a change. One waits at a time, each for as
+        long as the one before."""
+        if not self._changed:
+            loop = asyncio.get_running_loop()
+            self._waiter, self._until = loop.create_future(), loop.time() + timeout
+            if self._timer is None:
+                self._timer = loop.call_later(timeout, self._look)
+            await self._waiter
+        changed, self._changed = self._changed, False
+        return changed
+
+    def _change(self) -> None:
+        self._changed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _look(self) -> None:
+        # A timer for each wait would cost several times what the wait does: one outlasts many.
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        loop = asyncio.get_running_loop()
+        if (left := self._until - loop.time()) > CLOCK:
+            self._timer = loop.call_later(left, self._look)
+        else:
+            self._wake()
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
-_NEWEST = f"""
-SELECT id, generation, last_seq, deleted_at, last_active_at < now() - interval '{ARRIVAL} s' AS arrived
-FROM sessions WHERE id = ANY($1::uuid[])
+_OTHERWISE = f"""
+SELECT id, s.generation, last_seq, deleted_at, last_active_at < now() - interval '{ARRIVAL} s' AS arrived
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS known(session_id, seq, generation)
+JOIN sessions s ON s.id = known.session_id
+WHERE s.last_seq <> known.seq OR s.generation <> known.generation OR s.deleted_at IS NOT NULL
 """  # noqa: S608 - ours
+"""Of all sessions that are followed here those that are not as their readers know them: few, mostly none."""
+
+UNKNOWN = -1
+"""A generation that no session has."""
 
 
 class _Topic:
@@ -155,9 +191,12 @@ class _Topic:
             self.gap()
 
     @property
-    def seq(self) -> int:
-        """How far the readers have come."""
-        return max((mailbox.seq for mailbox in self.mailboxes), default=0)
+    def reached(self) -> tuple[int, int]:
+        """How far the readers have come, and in which generation; UNKNOWN where one differs from another."""
+        first, *others = self.mailboxes
+        if any((each.seq, each.generation) != (first.seq, first.generation) for each in others):
+            return max(each.seq for each in self.mailboxes), UNKNOWN
+        return first.seq, first.generation
 
 
 class Followers:
@@ -192,6 +231,7 @@ class Followers:
             await self._subscriptions.subscribe(channel, topic)
             yield mailbox
         finally:
+            mailbox.close()
             topic.mailboxes.remove(mailbox)
             if not topic.mailboxes:
                 self._subscriptions.unsubscribe(channel, topic)
@@ -220,8 +260,9 @@ class Followers:
     async def check(self, loop: Loop) -> None:
         """Compare all readers with the database, in one query for the whole instance."""
         topics = {topic.session_id: topic for topic in self._topics.values() if topic.mailboxes}
-        reached = {session_id: topic.seq for session_id, topic in topics.items()}
-        rows = await self._db.pool.fetch(_NEWEST, list(topics)) if topics else []
+        reached = {session_id: topic.reached for session_id, topic in topics.items()}
+        known = list(reached), *map(list, zip(*reached.values(), strict=True))
+        rows = await self._db.pool.fetch(_OTHERWISE, *known) if topics else []
         for row in rows:
             # While Redis works, what is new is on its way; what was there at the last check should have arrived. That
             # Redis has just come back makes no difference: what came before is told as a gap with the subscription.
@@ -230,7 +271,7 @@ class Followers:
             topic = topics[row["id"]]
             with loop.one(row["id"]):
                 topic.check(expected, row["generation"], deleted=row["deleted_at"] is not None)
-                topic.check_end(reached[row["id"]], row["last_seq"])
+                topic.check_end(reached[row["id"]][0], row["last_seq"])
         self._seen = {row["id"]: row["last_seq"] for row in rows}
 
     async def follow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from apps.api.core.codec import decode
@@ -63,7 +62,7 @@ class Place:
 
     def __init__(self, position: Position, deltas: Deltas | None = None) -> None:
         self.position, self.deltas = position, deltas
-        self.told: deque[tuple[int, bytes]] = deque(maxlen=TOLD)
+        self.told: list[tuple[int, bytes]] = []
         self.generation = 0
 
     def is_lost(self, head: Head) -> bool:
@@ -112,5 +111,6 @@ class Place:
                 fresh.append(frame)
             if not frame.part and frame.created_at:
                 self.told.append((frame.seq, frame.created_at))
+                del self.told[:-TOLD]
             self.position = position
         return fresh

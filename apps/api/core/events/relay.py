@@ -2,31 +2,29 @@
 
 Publishing may lose and so may pub/sub; both say so (`gap()`), and readers repair themselves from the session's
 stream or from PostgreSQL. Measured choices (docs/adr/0004-live-relay.md): the payload travels in the PUBLISH, one
-per session and flush; a flush happens at once when quiet and 2 ms apart when busy; a bare redis-py connection
-with hiredis' packer costs half of the client's pipeline object.
+per session and flush; a flush happens at once when quiet and 2 ms apart when busy; redis-py opens the connections, and
+`wire.py` writes and reads them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
-from hiredis import pack_command
 from redis.asyncio import Connection
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from apps.api.core import tasks
 from apps.api.core.events.frames import Frame, write_batch
-from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis, patience
+from apps.api.core.events.wire import Asking, Listening, pack
+from apps.api.redis import REDIS_ERRORS, STREAM_MAX_LENGTH, STREAM_TTL, STREAM_TTL_AFTER_RUN, Redis
 
 log = structlog.get_logger(__name__)
 
@@ -41,14 +39,13 @@ MAX_COMMAND_BYTES = 2 * 1024 * 1024
 """What may wait for Redis of commands, some 20,000 of them. Beyond it the older half is dropped."""
 
 MAX_STREAM_FRAME = 8 * 1024
-"""Bytes of a frame that a session's stream holds itself. Of a larger event it has the number and the size, and readers
-take it from PostgreSQL: streams are bounded by entries, and live in memory that all sessions share."""
+"""Bytes of a delta that a session's stream holds: streams are bounded by entries, and live in memory that all sessions
+share."""
 
-REPLY_TIMEOUT = 2.0
-"""Seconds for the replies to one flush."""
-
-PING_INTERVAL = 5.0
-"""Seconds between signs of life on the subscribing connection; three missed ones count as a dead connection."""
+MAX_STREAM_EVENT = 1024
+"""The same of a stored event. Of a larger one the stream has the number and the size, and readers take it from
+PostgreSQL. The first and the last event of a run are above it: with them, a run of few words would take twice the 4 KB
+that are the least which a stream takes."""
 
 
 class Listener(Protocol):
@@ -59,11 +56,6 @@ class Listener(Protocol):
 
     def gap(self) -> None:
         """Messages may have been lost since the last one."""
-
-
-def _pack(*words: str | bytes | int) -> bytes:
-    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub knows tuples of one only
-    return packed
 
 
 def _backoff(attempt: int) -> float:
@@ -134,7 +126,7 @@ class Publisher:
 
     def command(self, *words: str | bytes | int) -> None:
         """Queue a command that nobody waits for."""
-        packed = _pack(*words)
+        packed = pack(*words)
         self._commands.append(packed)
         self._command_bytes += len(packed)
         if self._command_bytes > MAX_COMMAND_BYTES:
@@ -178,6 +170,13 @@ class Publisher:
         await _keep_connected(self._redis, "publisher", self._flush_loop, self._lost)
 
     async def _flush_loop(self, connection: Connection) -> None:
+        wire = Asking(connection)
+        try:
+            await self._flush(wire)
+        finally:
+            wire.end()
+
+    async def _flush(self, wire: Asking) -> None:
         window_started, window_events = time.monotonic(), 0
         self._work.set()  # for tombstones that an earlier connection could not write
         while True:
@@ -185,16 +184,14 @@ class Publisher:
             self._work.clear()
             streams, events = self._take()
             forgotten = self._redis.tombstones.all()
-            sets = [_pack("SET", name, b"", "PX", tombstone.ttl_ms) for name, tombstone in forgotten.items()]
-            commands = [packed for _, packed in streams] + sets + self._sent
-            if commands:
-                await connection.send_packed_command(commands)
-                async with patience(REPLY_TIMEOUT):  # one for all: redis-py's own costs more than the reply
-                    refused = {stream for stream, _ in streams if not await self._accepted(connection)}
-                    written = {name: t for name, t in forgotten.items() if await self._accepted(connection)}
-                    for _ in self._sent:
-                        await self._accepted(connection)
-                self._redis.tombstones.written(written)
+            sets = [pack("SET", name, b"", "PX", tombstone.ttl_ms) for name, tombstone in forgotten.items()]
+            if commands := [packed for _, packed in streams] + sets + self._sent:
+                replies = iter(await wire.ask(commands))
+                refused = {stream for (stream, _), reply in zip(streams, replies, strict=False) if _is_refused(reply)}
+                answers = zip(forgotten.items(), replies, strict=False)
+                self._redis.tombstones.written({name: t for (name, t), reply in answers if not _is_refused(reply)})
+                for reply in replies:
+                    _is_refused(reply)
                 self._sent = []
                 for stream in refused:
                     self.command("DEL", stream)
@@ -206,17 +203,6 @@ class Publisher:
                 window_started, window_events = now, int(window_events * 0.1 / (now - window_started)) // 2
             if window_events > BUSY_EVENTS_PER_SECOND * 0.1:
                 await asyncio.sleep(BUSY_FLUSH_GAP)
-
-    @staticmethod
-    async def _accepted(connection: Connection) -> bool:
-        try:
-            await connection.read_response(disable_decoding=True, timeout=math.inf)
-        except ResponseError as error:
-            # XADD refuses a number at or below the newest. Either its writer is no longer the owner, or the stream is
-            # of events that the database has lost. Nobody here can tell; but the stream is a copy, and can go.
-            log.warning("relay.refused", error=error)
-            return False
-        return True
 
     def _take(self) -> tuple[list[tuple[str, bytes]], int]:
         """What to send of frames, each with the stream that it is about, and how many events these are.
@@ -230,20 +216,29 @@ class Publisher:
         for (stream, channel), frames in taken.items():
             for frame in frames:
                 if entry := _entry(frame):
-                    packed = _pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, *entry)
+                    packed = pack("XADD", stream, "MAXLEN", "~", STREAM_MAX_LENGTH, *entry)
                     commands.append((stream, packed))
             batches = [[*of] for _, of in groupby(frames, attrgetter("generation"))] if len(frames) > 1 else [frames]
-            commands += [(stream, _pack("PUBLISH", channel, write_batch(batch))) for batch in batches]
+            commands += [(stream, pack("PUBLISH", channel, write_batch(batch))) for batch in batches]
             if any(frame.part == 0 for frame in frames):
                 ttl = STREAM_TTL_AFTER_RUN if frames[-1].type == "done" else STREAM_TTL
-                commands.append((stream, _pack("EXPIRE", stream, ttl)))
+                commands.append((stream, pack("EXPIRE", stream, ttl)))
         return commands, sum(map(len, taken.values()))
+
+
+def _is_refused(reply: Any) -> bool:
+    if not isinstance(reply, ResponseError):
+        return False
+    # XADD refuses a number at or below the newest. Either its writer is no longer the owner, or the stream is of events
+    # that the database has lost. Nobody here can tell; but the stream is a copy, and can go.
+    log.warning("relay.refused", error=reply)
+    return True
 
 
 def _entry(frame: Frame) -> tuple[str | bytes | int, ...]:
     """What a session's stream holds of a frame, from its id on: `follow` reads it. Nothing of a large delta."""
     at = f"{frame.seq}-{frame.part}"
-    if len(frame.raw) <= MAX_STREAM_FRAME:
+    if len(frame.raw) <= (MAX_STREAM_FRAME if frame.part else MAX_STREAM_EVENT):
         return (at, "g", frame.generation, "f", frame.raw)
     return () if frame.part else (at, "g", frame.generation, "n", len(frame.raw))
 
@@ -254,9 +249,8 @@ class Subscriptions:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._listeners: dict[bytes, list[Listener]] = {}
-        self._confirmed: dict[bytes, asyncio.Event] = {}
-        self._connection: Connection | None = None
-        self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(maxsize=100_000)
+        self._confirmed: dict[bytes, asyncio.Future[None]] = {}
+        self._wire: Listening | None = None
         self.connected = False
 
     @property
@@ -282,15 +276,13 @@ class Subscriptions:
             listeners.append(listener)
         confirmed = self._confirmed.get(name)
         if confirmed is None:
-            confirmed = self._confirmed[name] = asyncio.Event()
-            self._request("SUBSCRIBE", name)
-        if not confirmed.is_set() and self.hears:
-            try:
-                async with asyncio.timeout(timeout):
-                    await confirmed.wait()
-            except TimeoutError as error:
+            confirmed = self._confirmed[name] = asyncio.get_running_loop().create_future()
+            self._say("SUBSCRIBE", name)
+        if not confirmed.done() and self.hears:
+            await asyncio.wait([confirmed], timeout=timeout)
+            if not confirmed.done():
                 log.warning("relay.subscribe_not_confirmed")
-                self._redis.outage.begin(error)
+                self._redis.outage.begin(TimeoutError("a subscription was not confirmed"))
 
     def unsubscribe(self, channel: str, listener: Listener) -> None:
         """Remove a listener; the last one ends the subscription."""
@@ -301,62 +293,46 @@ class Subscriptions:
         if not listeners:
             self._listeners.pop(name, None)
             self._confirmed.pop(name, None)
-            self._request("UNSUBSCRIBE", name)
+            self._say("UNSUBSCRIBE", name)
 
-    def _request(self, command: str, channel: bytes) -> None:
+    def _say(self, command: str, channel: bytes) -> None:
         # While disconnected the reconnect subscribes to whatever is wanted by then.
-        if self.connected and not self._outbox.full():
-            self._outbox.put_nowait((command, channel))
+        if self._wire is not None:
+            self._wire.say(command, channel)
 
     async def run(self) -> None:
         """Read until cancelled; reconnects for ever, with back-off and jitter."""
         await _keep_connected(self._redis, "subscriber", self._session, self._disconnected)
 
     def _disconnected(self) -> None:
-        self.connected = False
-        for confirmed in self._confirmed.values():
-            confirmed.clear()
+        for name, confirmed in self._confirmed.items():
+            if confirmed.done():
+                self._confirmed[name] = asyncio.get_running_loop().create_future()
         for listeners in tuple(self._listeners.values()):
             for listener in tuple(listeners):
                 listener.gap()
 
     async def _session(self, connection: Connection) -> None:
-        while not self._outbox.empty():
-            self._outbox.get_nowait()
+        wire = self._wire = Listening(connection, self._hear)
         self.connected = True
-        if self._listeners:
-            await connection.send_command("SUBSCRIBE", *self._listeners)
-        writer = asyncio.create_task(self._write(connection), name="relay-subscriber-write")
         try:
-            await self._read(connection)
+            if self._listeners:
+                wire.say("SUBSCRIBE", *self._listeners)
+            await wire.ended()
         finally:
-            self.connected = False
-            await tasks.end(writer)
+            self._wire, self.connected = None, False
+            wire.end()
 
-    async def _write(self, connection: Connection) -> None:
-        # Never on a connection that is over: redis-py would silently open it again.
-        while self.connected:
-            try:
-                async with asyncio.timeout(PING_INTERVAL):
-                    command, channel = await self._outbox.get()
-            except TimeoutError:
-                await connection.send_command("PING")
-            else:
-                await connection.send_command(command, channel)
-
-    async def _read(self, connection: Connection) -> None:
-        while True:
-            reply = await connection.read_response(disable_decoding=True, timeout=3 * PING_INTERVAL)
-            if reply is None:  # how redis-py says that the timeout passed
-                raise TimeoutError("no sign of life from Redis")
-            kind, channel = reply[0], reply[1]
-            if kind == b"message":
-                for listener in tuple(self._listeners.get(channel, ())):
-                    _deliver(listener, reply[2])
-            elif kind == b"subscribe" and channel in self._confirmed:
-                self._confirmed[channel].set()
-                for listener in tuple(self._listeners.get(channel, ())):
-                    listener.gap()
+    def _hear(self, reply: list[bytes]) -> None:
+        kind, channel = reply[0], reply[1]
+        if kind == b"message":
+            for listener in tuple(self._listeners.get(channel, ())):
+                _deliver(listener, reply[2])
+        elif kind == b"subscribe" and channel in self._confirmed:
+            if not (confirmed := self._confirmed[channel]).done():
+                confirmed.set_result(None)
+            for listener in tuple(self._listeners.get(channel, ())):
+                listener.gap()
 
 
 class Wakeups:

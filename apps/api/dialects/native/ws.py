@@ -170,7 +170,7 @@ class Connection:
             self._over.set_result(closed)
 
     async def _drain(self) -> None:
-        await self._held.draining.wait()
+        await asyncio.wait([self._held.draining])
         await self.socket.send([_text({"type": "draining"})])
         for key, stream in list(self._streams.items()):
             if key == stream.session_id:
@@ -365,7 +365,7 @@ class Connection:
                     if frame.type == "done" and frame.run_id is not None:
                         self._leaving.pop(UUID(frame.run_id), None)
         self._streams.pop(key, None)
-        if self._held.draining.is_set() and not self._streams:
+        if self._held.draining.done() and not self._streams:
             self._held.end(None)
 
 
