@@ -53,6 +53,8 @@ class Held:
         kept: it goes on after its block: whoever serves it calls `close`.
     """
 
+    __slots__ = ("_close", "caller", "draining", "endless", "kept", "over", "scope")
+
     def __init__(self, caller: Principal | None, scope: str, close: Callable[[Held], None]) -> None:
         self.caller, self.scope, self._close = caller, scope, close
         self.endless = self.kept = False
@@ -199,21 +201,21 @@ class Opened:
 
     async def check(self, loop: Loop) -> None:
         """End what was opened with a key that may not go on."""
-        found = {held: held.caller for held in self if held.caller is not None and not held.over.done()}
+        # By caller and scope: one caller may have opened a lot, which is judged once.
+        found: dict[tuple[int, str], tuple[Principal, list[Held]]] = {}
+        for held in self._open:
+            if (caller := held.caller) is not None:
+                found.setdefault((id(caller), held.scope), (caller, []))[1].append(held)
         if not found:
             return
         try:
-            standing = await auth.standing(self._db, {caller.key_id for caller in found.values()})
+            standing = await auth.standing(self._db, {caller.key_id for caller, _ in found.values()})
         except PASSING:
             return  # asked again in a second, not after a pause that grows: what is open stays until the answer comes
-        fine = set()  # what one caller has opened, which may be a lot, is judged once
-        for held, caller in found.items():
-            if (of := (id(caller), held.scope)) in fine:
-                continue
-            if why := refusal(caller, standing.get(caller.key_id), held.scope):
-                held.end(why)
-            else:
-                fine.add(of)
+        for caller, like in found.values():
+            if why := refusal(caller, standing.get(caller.key_id), like[0].scope):
+                for held in like:
+                    held.end(why)
 
 
 def _own(kind: Kind, caller: Principal | None) -> Mapping[Level, int | None]:

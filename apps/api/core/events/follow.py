@@ -61,6 +61,19 @@ class RunLost(SessionDeleted):
 class Mailbox:
     """What waits for one reader. Bounded; filled by the relay, emptied by the reader."""
 
+    __slots__ = (
+        "_bytes",
+        "_changed",
+        "_frames",
+        "_timer",
+        "_until",
+        "_waiter",
+        "behind",
+        "deleted",
+        "generation",
+        "seq",
+    )
+
     def __init__(self) -> None:
         self._frames: list[Frame] = []
         self._bytes = 0
@@ -160,6 +173,8 @@ UNKNOWN = -1
 class _Topic:
     """One followed session on this instance: parses each published batch once for all of its readers."""
 
+    __slots__ = ("mailboxes", "session_id")
+
     def __init__(self, session_id: UUID) -> None:
         self.session_id = session_id
         self.mailboxes: list[Mailbox] = []
@@ -193,8 +208,8 @@ class _Topic:
     @property
     def reached(self) -> tuple[int, int]:
         """How far the readers have come, and in which generation; UNKNOWN where one differs from another."""
-        first, *others = self.mailboxes
-        if any((each.seq, each.generation) != (first.seq, first.generation) for each in others):
+        first = self.mailboxes[0]
+        if len(self.mailboxes) > 1 and len({(each.seq, each.generation) for each in self.mailboxes}) > 1:
             return max(each.seq for each in self.mailboxes), UNKNOWN
         return first.seq, first.generation
 
@@ -260,8 +275,12 @@ class Followers:
     async def check(self, loop: Loop) -> None:
         """Compare all readers with the database, in one query for the whole instance."""
         topics = {topic.session_id: topic for topic in self._topics.values() if topic.mailboxes}
-        reached = {session_id: topic.reached for session_id, topic in topics.items()}
-        known = list(reached), *map(list, zip(*reached.values(), strict=True))
+        reached: dict[UUID, int] = {}
+        generations = []
+        for session_id, topic in topics.items():
+            reached[session_id], generation = topic.reached
+            generations.append(generation)
+        known = list(reached), list(reached.values()), generations
         rows = await self._db.pool.fetch(_OTHERWISE, *known) if topics else []
         for row in rows:
             # While Redis works, what is new is on its way; what was there at the last check should have arrived. That
@@ -271,7 +290,7 @@ class Followers:
             topic = topics[row["id"]]
             with loop.one(row["id"]):
                 topic.check(expected, row["generation"], deleted=row["deleted_at"] is not None)
-                topic.check_end(reached[row["id"]][0], row["last_seq"])
+                topic.check_end(reached[row["id"]], row["last_seq"])
         self._seen = {row["id"]: row["last_seq"] for row in rows}
 
     async def follow(

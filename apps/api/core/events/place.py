@@ -60,6 +60,8 @@ class Place:
         generation: of the owner that the log had at the last look at the database.
     """
 
+    __slots__ = ("deltas", "generation", "position", "told")
+
     def __init__(self, position: Position, deltas: Deltas | None = None) -> None:
         self.position, self.deltas = position, deltas
         self.told: list[tuple[int, bytes]] = []
