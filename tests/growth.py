@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from apps.api import auth
 from apps.api.core.events import log
-from apps.api.core.fleet import claims, commands, instances, ownership
+from apps.api.core.fleet import claims, commands, instances, ownership, places
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import prompts, requests, runs, sessions
 from apps.api.core.sessions.sessions import Filters
@@ -85,6 +85,7 @@ def _statements(scale: Scale) -> Iterator[str]:
     rest."""
     s, t, k, i, w = (_id(prefix, "n") for prefix in "stkiw")
     tenant = _id("t", f"(CASE WHEN n % 5 = 0 THEN 1 ELSE 1 + n % {scale.tenants} END)")
+    usual, rare, large = _id("g", "1"), _id("g", "2"), _id("t", "1")
     key = _id("k", f"(CASE WHEN n % 5 = 0 THEN 1 ELSE 1 + n % {scale.tenants} END)")
     owned, queued = scale.instances * OWNED, scale.queued // WAITING
     of_person = owned + queued + scale.asking
@@ -103,9 +104,15 @@ def _statements(scale: Scale) -> Iterator[str]:
         f" SELECT {i}, 'h' || n, '1', 8, now() + interval '1 hour' FROM generate_series(1, {scale.instances}) n"
     )
     yield (
-        "INSERT INTO sessions (id, tenant_id, title, tags, metadata, sdk_session_id, owner_id, generation, last_seq,"
-        f" taken_by, created_at, updated_at, last_active_at) SELECT {s}, {tenant}, 'Session ' || n,"
-        " ARRAY['tag-' || n % 50], jsonb_build_object('customer', 'c' || n % 100), gen_random_uuid(),"
+        "INSERT INTO agents (id, tenant_id, name, version)"
+        f" VALUES ({usual}, {large}, 'usual', 1), ({rare}, {large}, 'rare', 1)"
+    )
+    yield (
+        "INSERT INTO sessions (id, tenant_id, title, tags, metadata, agent_id, agent_version, sdk_session_id, owner_id,"
+        f" generation, last_seq, taken_by, created_at, updated_at, last_active_at) SELECT {s}, {tenant},"
+        " 'Session ' || n, ARRAY['tag-' || n % 50], jsonb_build_object('customer', 'c' || n % 100),"
+        f" CASE WHEN n % {scale.sessions // 2} = 0 THEN {rare} WHEN n % 5 = 0 THEN {usual} END,"
+        " CASE WHEN n % 5 = 0 THEN 1 END, gen_random_uuid(),"
         f" CASE WHEN n <= {owned} THEN {_id('i', f'(1 + n % {scale.instances})')} END, 1, {scale.events},"
         f" CASE WHEN n <= {owned} THEN {key} END, {ago}, {ago}, {ago} FROM {every}"
     )
@@ -160,9 +167,16 @@ def _statements(scale: Scale) -> Iterator[str]:
     tokens = "10, 20, 30, 40"
     yield (
         "INSERT INTO usage (run_id, model, tenant_id, session_id, api_key_id, day, input_tokens, output_tokens,"
-        " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd)"
-        f" SELECT {_id('r', 'n')}, 'claude-sonnet-5-5', {tenant}, {s}, {key}, ({ago})::date, {tokens}, 0, 0.01"
+        " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd, counts_run)"
+        f" SELECT {_id('r', 'n')}, 'claude-sonnet-5-5', {tenant}, {s}, {key}, ({ago})::date, {tokens}, 0, 0.01, true"
         f" FROM {every}"
+    )
+    yield (
+        "INSERT INTO usage_sums (tenant_id, day, api_key_id, model, runs, first_runs, input_tokens, output_tokens,"
+        " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd, fresh)"
+        " SELECT tenant_id, day, api_key_id, model, count(*), count(*), sum(input_tokens), sum(output_tokens),"
+        " sum(cache_read_input_tokens), sum(cache_creation_input_tokens), 0, sum(cost_usd::numeric), false"
+        " FROM usage GROUP BY 1, 2, 3, 4"
     )
     yield (
         "INSERT INTO model_calls (call_id, tenant_id, session_id, run_id, api_key_id, kind, began_at, status, seconds,"
@@ -361,6 +375,8 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "metadata of nobody": Filters(metadata={"customer": "missing"}),
         "search": Filters(search="session 5"),
         "agent of nobody": Filters(agent="missing"),
+        "agent of nearly all": Filters(agent="usual"),
+        "agent of few": Filters(agent="rare"),
     }
 
     def used(*groups: Group, of: UUID | None = None) -> Call:
@@ -372,7 +388,7 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "a prompt for a new session": submitted(None),
         "a claim": lambda: claims.claim(db, lease, may_take_new=True, except_for=[]),
         "a claim of an owner of many": lambda: claims.claim(db, owner, may_take_new=False, except_for=[]),
-        "places in the queue": lambda: claims.waiting(db, lease.instance_id),
+        "places in the queue": lambda: places.waiting(db, lease.instance_id),
         "whether any is kept out": lambda: claims.kept_out(db),
         "runs that an owner does not know": lambda: claims.unheard(db, owner.instance_id, []),
         "commands that wait": lambda: commands.pending(db, owner.instance_id),
@@ -394,7 +410,9 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "usage by day": used("day"),
         "usage by model": used("model"),
         "usage by key": used("key"),
+        "usage by session": used("session"),
         "usage of a session": used(of=busy),
+        "runs without figures": lambda: usage.unmeasured(db, tenant, Scope()),
         "quotas": lambda: quotas.used(db, tenant, key),
         "budgets": lambda: budgets.of(db, tenant, key, busy),
         "deliveries of a webhook": lambda: deliveries.list_page(db, tenant, webhook, limit=20, cursor=None),

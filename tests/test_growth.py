@@ -23,11 +23,8 @@ SLACK = 60
 """Pages that plans may differ by where the same is asked."""
 
 GROWS = {
-    **dict.fromkeys(("usage", "usage by day", "usage by model", "usage by key"), "sums up what a tenant has used"),
     "sessions, search": "looks into titles, the newest first",
     "sessions, tag": "sorts those that have it",
-    "sessions, agent of nobody": "goes through a tenant's sessions",
-    "requests, closed": "goes through a tenant's requests",
     "settled commands forgotten": "removes them, so many at a time",
 }
 """What grows with what is stored of a tenant, and why."""

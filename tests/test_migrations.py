@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -293,3 +293,43 @@ async def test_a_database_from_before_the_first_release_is_refused_with_what_to_
     with pytest.raises(migrate.ERRORS, match="throw the data directory away"):
         await migrate.upgrade(empty)
     assert await described(empty) == before
+
+
+async def test_usage_from_before_its_sums_is_added_up_once(empty: Settings) -> None:
+    """Also where the migration is broken off and tried again, and where versions of before go on storing."""
+    await alembic(empty, partial(command.upgrade, revision="0019"))
+    connection = await asyncpg.connect(empty.asyncpg_dsn)
+    runs = [(uuid4(), uuid4()) for _ in range(3)]
+    tenant_id = await connection.fetchval("INSERT INTO tenants (name) VALUES ('t') RETURNING id")
+
+    async def use(run_id: UUID, session_id: UUID, *models: str) -> None:
+        await connection.execute(
+            "INSERT INTO sessions (id, tenant_id, sdk_session_id) VALUES ($2, $1, $2)", tenant_id, session_id
+        )
+        await connection.execute(
+            "INSERT INTO runs (id, tenant_id, session_id, status, timeout_seconds, finished_at)"
+            " VALUES ($1, $2, $3, 'succeeded', 60, now())",
+            *(run_id, tenant_id, session_id),
+        )
+        await connection.execute(
+            "INSERT INTO usage (run_id, model, tenant_id, session_id, day, input_tokens, output_tokens,"
+            " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd)"
+            " SELECT $1, model, $2, $3, '2026-01-31', 1, 1, 1, 1, 1, 0.1 FROM unnest($4::text[]) model",
+            *(run_id, tenant_id, session_id, models),
+        )
+
+    query = (
+        "SELECT model, sum(runs)::int, sum(first_runs)::int, sum(cost_usd)::text FROM usage_sums GROUP BY 1 ORDER BY 1"
+    )
+    try:
+        await use(*runs[0], "a", "b")
+        await use(*runs[1], "b")
+        await migrate.upgrade(empty)
+        assert [tuple(row) for row in await connection.fetch(query)] == [("a", 1, 1, "0.1"), ("b", 2, 1, "0.2")]
+        await connection.execute(f"UPDATE {REVISIONS} SET version_num = '0019'")  # as if it had been broken off
+        await use(*runs[2], "a", "c")
+        await migrate.upgrade(empty)
+        expected = [("a", 2, 2, "0.2"), ("b", 2, 1, "0.2"), ("c", 1, 0, "0.1")]
+        assert [tuple(row) for row in await connection.fetch(query)] == expected
+    finally:
+        await connection.close()

@@ -112,7 +112,11 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
     return {
         "idle": (
             "Idle streams, on a fresh instance",
-            [lambda: idle.streams(stage, report, count=size.streams, seconds=size.idle_seconds)],
+            [
+                lambda: idle.instances(stage, report, seconds=size.idle_seconds),
+                lambda: idle.load(stage, report, seconds=size.idle_seconds, turns=size.warm_rounds // 4),
+                lambda: idle.streams(stage, report, count=size.streams, seconds=size.idle_seconds),
+            ],
         ),
         "cold": ("First delta of a new session", [lambda: turns.cold(stage, driven, report, size.rounds)]),
         "isolation": ("The layers of isolation", [lambda: isolation.starts(driven, report, size.rounds)]),

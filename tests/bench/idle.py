@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from apps.api.db import Database
 from apps.api.redis import open_redis
 from tests.bench.client import Connection
 from tests.bench.machine import Meter, rss_of
 from tests.bench.report import Report
-from tests.bench.stage import IDLE_SECONDS, SYNTHETIC, Stage
+from tests.bench.stage import AGENTS, IDLE_SECONDS, OWNER_SLOTS, SYNTHETIC, Stage
 
 BATCH = 50
 TARGET_STREAMS = 3_000
+TRANSACTIONS = "transactions"
+TOLD_WITHIN = 11.0
+"""Seconds after which PostgreSQL's sessions have told what they have done: ten, when they do nothing any more."""
 
 
 async def _open(stage: Stage, count: int) -> list[Connection]:
@@ -53,26 +59,66 @@ async def sessions(stage: Stage, report: Report, *, count: int) -> None:
     report.at_most("8 Redis per idle session", used / count / 1024, 5, "KB")
 
 
+@asynccontextmanager
+async def _counted(stage: Stage, name: str, seconds: float) -> AsyncIterator[Callable[[], Awaitable[Counter[str]]]]:
+    """What PostgreSQL has been asked for in one of the two databases, in transactions, and Redis in all, by command."""
+    async with Database.open(stage.settings(name)) as db, open_redis(stage.settings(name)) as redis:
+
+        async def count() -> Counter[str]:
+            await asyncio.sleep(min(seconds, TOLD_WITHIN))
+            told = await redis.client.info("commandstats")
+            commands = {name.removeprefix("cmdstat_"): stats["calls"] for name, stats in told.items()}
+            query = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+            return Counter({TRANSACTIONS: await db.pool.fetchval(query), **commands})
+
+        yield count
+
+
+def _told(asked: Mapping[str, float]) -> str:
+    transactions = asked.get(TRANSACTIONS, 0.0)
+    commands = {name: each for name, each in asked.items() if name not in (TRANSACTIONS, "info") and each >= 0.05}
+    named = ", ".join(f"{each:.1f} {name}" for name, each in sorted(commands.items(), key=lambda one: -one[1]))
+    return f"{transactions:.1f} transactions of PostgreSQL, {sum(commands.values()):.1f} commands of Redis ({named})"
+
+
 async def instances(stage: Stage, report: Report, *, seconds: float) -> None:
     """What instances ask of PostgreSQL and Redis that have nothing to do. No target: docs/performance.md reckons with
     it."""
-    async with Database.open(stage.settings(SYNTHETIC)) as db, open_redis(stage.settings(SYNTHETIC)) as redis:
-
-        async def asked() -> tuple[int, int]:
-            commits = await db.pool.fetchval(
-                "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-            )
-            return commits, (await redis.client.info("stats"))["total_commands_processed"]
-
-        before, began = await asked(), time.monotonic()
+    async with _counted(stage, SYNTHETIC, seconds) as count:
+        before, began = await count(), time.monotonic()
         await asyncio.sleep(seconds)
-        after, took = await asked(), time.monotonic() - began
-    count = len(stage.synthetic.instances)
-    per_second = [(late - early) / took / count for early, late in zip(before, after, strict=True)]
-    report.note(
-        f"each of {count} idle instances: {per_second[0]:.1f} transactions/s of PostgreSQL,"
-        f" {per_second[1]:.1f} commands/s of Redis"
-    )
+        asked, took = await count() - before, time.monotonic() - began
+    idle = len(stage.synthetic.instances)
+    everybody = idle + len(stage.agents.instances)  # who have one Redis
+    rates = {name: n / took / (idle if name == TRANSACTIONS else everybody) for name, n in asked.items()}
+    report.note(f"each of {idle} idle instances, per second: {_told(rates)}")
+
+
+async def load(stage: Stage, report: Report, *, seconds: float, turns: int, words: int = 100) -> None:
+    """The same of an owner of sessions, of warm turns, and of pieces of an answer."""
+    owner = stage.owner
+    async with _counted(stage, AGENTS, seconds) as count:
+
+        async def rates(what: str) -> dict[str, float]:
+            before, began = await count(), time.monotonic()
+            await asyncio.sleep(seconds)
+            asked, took = await count() - before, time.monotonic() - began
+            found = {name: n / took for name, n in asked.items()}
+            report.note(f"{what}, per second: {_told(found)}")
+            return found
+
+        await rates(f"{len(stage.agents.instances)} instances without sessions")
+        session_ids = [await owner.session() for _ in range(OWNER_SLOTS)]
+        for session_id in session_ids:
+            await owner.ask(session_id, "say hello")
+        idle = await rates(f"the same, one of them the owner of {OWNER_SLOTS} sessions with idle agents")
+        for prompt in ("say hello", f"stream {words} words"):
+            before, began = await count(), time.monotonic()
+            for _ in range(turns):
+                await owner.ask(session_ids[0], prompt)
+            asked, took = await count() - before, time.monotonic() - began
+            each = {name: max(n - idle.get(name, 0) * took, 0) / turns for name, n in asked.items()}
+            report.note(f"each warm turn `{prompt}`, on top: {_told(each)}")
 
 
 async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:

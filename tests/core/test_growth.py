@@ -14,7 +14,7 @@ import pytest
 
 from apps.api.core.codec import encode
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, parked
+from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, parked, places
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.network.outbound import Outbound
@@ -192,7 +192,7 @@ async def test_a_claim_costs_the_same_however_much_of_a_tenant_may_start(large: 
 
 async def test_who_has_nothing_that_waits_does_not_number_the_queue(large: Large) -> None:
     db, lease = large.world.db, await large.world.instance()
-    assert await large.cost(claims.waiting(db, lease.instance_id)) < BOUND
+    assert await large.cost(places.waiting(db, lease.instance_id)) < BOUND
     assert await large.cost(claims.kept_waiting(db, [LONG], 1)) < BOUND
 
 

@@ -15,6 +15,7 @@ from apps.api.models.agents import (
     Skill,
     Spent,
     Usage,
+    UsageSum,
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
@@ -58,6 +59,7 @@ __all__ = [
     "Tenant",
     "TranscriptEntry",
     "Usage",
+    "UsageSum",
     "Webhook",
     "WebhookDelivery",
 ]

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Date, ForeignKey, Identity, Index, Integer, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Date,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Numeric,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from apps.api.models.base import NOW, Base
@@ -93,12 +106,15 @@ class Catalog(Base):
 
 
 class Usage(Base):
-    """What one run used of one model, in the SDK's own figures. It outlives the session's content."""
+    """What one run used of one model, in the SDK's own figures. It outlives the session's content.
+
+    `counts_run`: the run is counted here, not at its other models; a trigger says so.
+    """
 
     __tablename__ = "usage"
     __table_args__ = (
         Index("usage_report_idx", "tenant_id", "day"),
-        Index("usage_session_idx", "session_id"),
+        Index("usage_sessions_idx", "tenant_id", "session_id", "day"),
         Index("usage_api_key_id_idx", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
     )
 
@@ -114,6 +130,36 @@ class Usage(Base):
     cache_creation_input_tokens: Mapped[int] = mapped_column(BigInteger)
     web_search_requests: Mapped[int] = mapped_column(BigInteger)
     cost_usd: Mapped[float]
+    counts_run: Mapped[bool | None] = mapped_column(Boolean)
+
+
+class UsageSum(Base):
+    """A part of the sums of `usage` by day, key and model: all rows together are the sums, see `core/tenant/usage.py`.
+
+    `runs`: those that used the model; `first_runs`: those that are counted at it when models do not matter. `fresh`:
+    not yet added up with others of its kind. Nothing refers to a key, so that one may go.
+    """
+
+    __tablename__ = "usage_sums"
+    __table_args__ = (
+        Index("usage_sums_report_idx", "tenant_id", "day", "model"),
+        Index("usage_sums_fresh_idx", "id", postgresql_where=text("fresh")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    day: Mapped[date] = mapped_column(Date)
+    api_key_id: Mapped[UUID | None]
+    model: Mapped[str]
+    runs: Mapped[Decimal] = mapped_column(Numeric)
+    first_runs: Mapped[Decimal] = mapped_column(Numeric)
+    input_tokens: Mapped[Decimal] = mapped_column(Numeric)
+    output_tokens: Mapped[Decimal] = mapped_column(Numeric)
+    cache_read_input_tokens: Mapped[Decimal] = mapped_column(Numeric)
+    cache_creation_input_tokens: Mapped[Decimal] = mapped_column(Numeric)
+    web_search_requests: Mapped[Decimal] = mapped_column(Numeric)
+    cost_usd: Mapped[Decimal] = mapped_column(Numeric)
+    fresh: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
 
 
 class ModelCredential(Base):

@@ -95,6 +95,7 @@ class Session(Base):
             postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
         ),
         Index("sessions_unstored_idx", "id", postgresql_where=text("stored IS NOT NULL AND deleted_at IS NOT NULL")),
+        Index("sessions_agent_idx", "agent_id", "created_at", "id", postgresql_where=text("agent_id IS NOT NULL")),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
@@ -103,7 +104,7 @@ class Session(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     parent_session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="SET NULL"), index=True)
-    agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"), index=True)
+    agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"))
     agent_version: Mapped[int | None] = mapped_column(Integer)
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
@@ -185,6 +186,12 @@ class Run(Base):
         Index("runs_parked_idx", "session_id", postgresql_where=text("parked IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
+        Index("runs_places_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
+        Index(
+            "runs_untold_idx",
+            "position",
+            postgresql_where=text("status = 'queued' AND announced_position IS NULL"),
+        ),
         Index("runs_waiting_idx", "tenant_id", "api_key_id", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_unmeasured_idx",
@@ -294,6 +301,11 @@ class Request(Base):
         ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
         Index("requests_inbox_idx", "tenant_id", "created_at", "id", postgresql_where=text("status = 'open'")),
         Index("requests_tenant_idx", "tenant_id", "created_at", "id"),
+        Index(
+            "requests_status_idx",
+            *("tenant_id", "status", "created_at", "id"),
+            postgresql_where=text("status <> 'open'"),
+        ),
         Index("requests_open_idx", "session_id", postgresql_where=text("status = 'open'")),
         Index("requests_expiry_idx", "expires_at", postgresql_where=text("status = 'open' AND run_id IS NOT NULL")),
         Index("requests_session_idx", "session_id", "created_at"),

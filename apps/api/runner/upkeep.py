@@ -14,11 +14,11 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.files import garbage
-from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, suspension, turns
-from apps.api.core.fleet.claims import Waiting
+from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, places, suspension, turns
+from apps.api.core.fleet.places import Turn, Waiting
 from apps.api.core.sessions import deletion, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
-from apps.api.core.tenant import deliveries, idempotency, uploads
+from apps.api.core.tenant import deliveries, idempotency, uploads, usage
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.worker import Worker
 
@@ -31,7 +31,7 @@ ANNOUNCE_GAP = 0.2
 """Seconds between two rounds of telling places, at least: see ANNOUNCE_SHARE."""
 
 ANNOUNCE_SHARE = 0.02
-"""Part of the time that numbering the queue may take: it costs more the longer the queue is, 20 ms with 20,000."""
+"""Part of the time that looking for what is to be told may take: it counts what a tenant with new runs has queued."""
 
 LONGEST_GAP = 10.0
 
@@ -50,6 +50,9 @@ EXPIRE_INTERVAL = 1.0
 
 UNSTORE_INTERVAL = 5.0
 """Seconds between looks for deleted sessions whose files are stored."""
+
+ADD_UP_INTERVAL = 15.0
+"""Seconds between looks for usage that is to be added up. Reports sum up what has come since then."""
 
 COLLECT_INTERVAL = 60.0
 """Seconds between looks for tenants whose garbage is to be collected."""
@@ -72,7 +75,7 @@ class Upkeep:
 
     def __init__(self, core: Core, worker: Worker) -> None:
         self._core, self._worker = core, worker
-        self._gap, self._sweep_in = ANNOUNCE_GAP, FIRST_SWEEP
+        self._gap, self._sweep_in, self._turn = ANNOUNCE_GAP, FIRST_SWEEP, Turn()
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
@@ -83,6 +86,7 @@ class Upkeep:
         loops.start("runner-park", self._park, partial(pause, PARK_INTERVAL))
         loops.start("runner-expire", partial(parked.expire, self._core), partial(pause, EXPIRE_INTERVAL))
         loops.start("runner-unstore", partial(deletion.remove_stored, self._core), partial(pause, UNSTORE_INTERVAL))
+        loops.start("runner-add-up", self._add_up, partial(pause, ADD_UP_INTERVAL))
         loops.start("runner-collect", self._collect, partial(pause, COLLECT_INTERVAL))
         loops.start("runner-sweep", self._sweep, self._until_swept)
 
@@ -100,7 +104,7 @@ class Upkeep:
             await self._yield_idle()
         await self._make_place()
         started = time.monotonic()
-        waiting = await claims.waiting(self._core.db, self._core.instance_id)
+        waiting = await places.waiting(self._core.db, self._core.instance_id, self._turn)
         self._gap = min(max(ANNOUNCE_GAP, (time.monotonic() - started) / ANNOUNCE_SHARE), LONGEST_GAP)
         for run in waiting:
             if run.run_id not in loop.spared:
@@ -109,11 +113,11 @@ class Upkeep:
 
     async def _announce(self, run: Waiting) -> None:
         if run.owner_id is None:
-            frames = await claims.announce_unowned(self._core.db, run)
+            frames = await places.announce_unowned(self._core.db, run)
             self._core.relay(run.tenant_id, run.session_id, frames)
             return
         execution = self._worker.executions.get(run.session_id)
-        if execution is not None and not execution.closing and await claims.mark_announced(self._core.db.pool, run):
+        if execution is not None and not execution.closing and await places.mark_announced(self._core.db.pool, run):
             await execution.writer.append(Event("queued", {"position": run.position}, run.run_id))
 
     async def _yield_idle(self) -> None:
@@ -147,6 +151,9 @@ class Upkeep:
         await deletion.purge_left(self._core, loop)
         while await erasure.go_on(self._core, loop):
             continue
+
+    async def _add_up(self, _: Loop) -> None:
+        await usage.add_up(self._core.db)
 
     async def _collect(self, loop: Loop) -> None:
         """Remove what is stored and nothing refers to."""

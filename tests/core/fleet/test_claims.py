@@ -13,8 +13,9 @@ import pytest
 from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.events.log import Event
-from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, turns
+from apps.api.core.fleet import cancellation, claims, commands, instances, ownership, places, turns
 from apps.api.core.fleet.claims import Claim, Unreadable
+from apps.api.core.fleet.places import Turn
 from apps.api.core.lease import Lease, now
 from apps.api.core.sessions import deletion, outcome
 from apps.api.core.sessions.outcome import Outcome
@@ -603,13 +604,13 @@ async def test_places_count_all_queued_runs_from_one(world: World) -> None:
     behind_theirs = await world.queue(theirs.session_id)
     new = await world.queue()
     await age(world)
-    seen = [(w.run_id, w.position, w.owner_id) for w in await claims.waiting(world.db, lease.instance_id)]
+    seen = [(w.run_id, w.position, w.owner_id) for w in await places.waiting(world.db, lease.instance_id)]
     assert seen == [(behind_mine.run_id, 1, lease.instance_id), (new.run_id, 3, None)]
     # Of sessions that nobody owns the eldest instance tells.
-    others = [(w.run_id, w.position) for w in await claims.waiting(world.db, theirs_lease.instance_id)]
+    others = [(w.run_id, w.position) for w in await places.waiting(world.db, theirs_lease.instance_id)]
     assert others == [(behind_theirs.run_id, 2)]
     await world.expire(lease)
-    others = [(w.run_id, w.position) for w in await claims.waiting(world.db, theirs_lease.instance_id)]
+    others = [(w.run_id, w.position) for w in await places.waiting(world.db, theirs_lease.instance_id)]
     assert others == [(behind_theirs.run_id, 2), (new.run_id, 3)]
 
 
@@ -617,24 +618,24 @@ async def test_a_run_that_was_queued_this_moment_is_not_announced_yet(world: Wor
     lease = await world.instance()
     await world.queue()
     await world.db.pool.execute("UPDATE runs SET created_at = now() + interval '1 minute'")
-    assert await claims.waiting(world.db, lease.instance_id) == []
+    assert await places.waiting(world.db, lease.instance_id) == []
 
 
 async def test_a_place_is_told_once_by_one_instance_and_again_when_it_changes(world: World) -> None:
     lease = await world.instance()
     first, second = await world.queue(), await world.queue()
     await age(world)
-    told = await claims.waiting(world.db, lease.instance_id)
-    frames = await asyncio.gather(*(claims.announce_unowned(world.db, run) for run in (*told, *told, *told)))
+    told = await places.waiting(world.db, lease.instance_id)
+    frames = await asyncio.gather(*(places.announce_unowned(world.db, run) for run in (*told, *told, *told)))
     assert sorted(f.type for batch in frames for f in batch) == ["queued", "queued"]
     assert [(t, d["position"]) for _, t, d in await world.events(second.session_id)] == [("queued", 2)]
-    assert await claims.waiting(world.db, lease.instance_id) == []
+    assert await places.waiting(world.db, lease.instance_id) == []
     for run in told:
-        assert await claims.announce_unowned(world.db, run) == []
+        assert await places.announce_unowned(world.db, run) == []
     assert (await world.claim(lease)).run_id == first.run_id
-    [moved] = await claims.waiting(world.db, lease.instance_id)
+    [moved] = await places.waiting(world.db, lease.instance_id)
     assert (moved.run_id, moved.position) == (second.run_id, 1)
-    await claims.announce_unowned(world.db, moved)
+    await places.announce_unowned(world.db, moved)
     assert [(n, d["position"]) for n, _, d in await world.events(second.session_id)] == [(1, 2), (2, 1)]
 
 
@@ -647,31 +648,70 @@ async def test_telling_places_in_a_long_queue_costs_little_for_each_run_that_sta
         world.tenant_id,
     )
     lease, other = await world.instance(slots=100), await world.instance()
-    new = await claims.waiting(world.db, lease.instance_id, limit=2_000)
-    assert [run.position for run in new] == list(range(1, 1001))
-    for run in new:
-        await claims.mark_announced(world.db.pool, run)
+    new = list[int]()
+    while told := await places.waiting(world.db, lease.instance_id):
+        new += [run.position for run in told]
+        for run in told:
+            await places.mark_announced(world.db.pool, run)
+    assert new == list(range(1, 1001))
     starts = 25
     for _ in range(starts):
         await world.claim(lease)
         for instance_id in (other.instance_id, lease.instance_id):
-            for run in await claims.waiting(world.db, instance_id):
-                assert await claims.announce_unowned(world.db, run)
-    told = await world.db.pool.fetch("SELECT data FROM events WHERE type = 'queued'")
-    assert {decode(row["data"])["position"] for row in told} == {1, 10, 100}
-    assert len(told) < 5 * starts
+            for run in await places.waiting(world.db, instance_id):
+                assert await places.announce_unowned(world.db, run)
+    events = await world.db.pool.fetch("SELECT data FROM events WHERE type = 'queued'")
+    assert {decode(row["data"])["position"] for row in events} == {1, 10, 100}
+    assert len(events) < 5 * starts
+
+
+async def test_a_look_at_a_long_queue_goes_on_where_the_last_one_ended(world: World) -> None:
+    """It numbers a thousand runs, from the first of each tenant: all have their turn, however long one's queue is."""
+    lease = await world.instance()
+    tenants = sorted([world.tenant_id, *[await world.other_tenant() for _ in range(4)]])
+    for tenant_id, runs in zip(tenants, (300, 1_200, 1, 700, 100), strict=True):
+        await world.db.pool.execute(
+            "WITH made AS (INSERT INTO sessions (id, tenant_id, sdk_session_id)"
+            " SELECT gen_random_uuid(), $1, gen_random_uuid() FROM generate_series(1, $2) RETURNING id)"
+            " INSERT INTO runs (id, tenant_id, session_id, prompt, timeout_seconds, created_at, announced_position)"
+            " SELECT gen_random_uuid(), $1, id, '\"x\"', 60, now() - interval '1 second', 5000 FROM made",
+            tenant_id,
+            runs,
+        )
+    turn, looks = Turn(), list[set[int]]()
+    for _ in range(6):
+        told = await places.waiting(world.db, lease.instance_id, turn)
+        looks.append({tenants.index(run.tenant_id) for run in told})
+        assert min(run.position for run in told) == 1
+        assert (turn.after == places.BEGINNING) == (len(looks) % 3 == 0)
+    assert looks == [{0, 1}, {1}, {2, 3, 4}] * 2
+
+
+async def test_a_new_run_in_a_long_queue_is_told_its_place_at_once(world: World) -> None:
+    lease = await world.instance()
+    await world.db.pool.execute(
+        "WITH made AS (INSERT INTO sessions (id, tenant_id, sdk_session_id)"
+        " SELECT gen_random_uuid(), $1, gen_random_uuid() FROM generate_series(1, 1500) RETURNING id)"
+        " INSERT INTO runs (id, tenant_id, session_id, prompt, timeout_seconds, created_at, announced_position)"
+        " SELECT gen_random_uuid(), $1, id, '\"x\"', 60, now(), 1 FROM made",
+        world.tenant_id,
+    )
+    new = [await world.queue() for _ in range(3)]
+    await age(world)
+    told = await places.waiting(world.db, lease.instance_id)
+    assert [(run.run_id, run.position) for run in told] == [(run.run_id, 1_501 + n) for n, run in enumerate(new)]
 
 
 async def test_a_place_is_not_told_to_a_session_that_was_claimed_or_deleted_meanwhile(world: World) -> None:
     lease = await world.instance()
     claimed, deleted = await world.queue(), await world.queue()
     await age(world)
-    told = await claims.waiting(world.db, lease.instance_id)
+    told = await places.waiting(world.db, lease.instance_id)
     assert len(told) == 2
     await world.claim(lease)
     await deletion.delete(world.db, world.tenant_id, deleted.session_id)
     for run in told:
-        assert await claims.announce_unowned(world.db, run) == []
+        assert await places.announce_unowned(world.db, run) == []
     assert await world.events(claimed.session_id) == []
 
 
@@ -679,8 +719,8 @@ async def test_a_claim_after_an_announcement_numbers_on_from_it(world: World) ->
     run = await world.queue()
     await age(world)
     lease = await world.instance()
-    [waiting] = await claims.waiting(world.db, lease.instance_id)
-    await claims.announce_unowned(world.db, waiting)
+    [waiting] = await places.waiting(world.db, lease.instance_id)
+    await places.announce_unowned(world.db, waiting)
     claim = await world.claim(lease)
     await world.writer(lease, claim).append(Event("init"))
     assert [(n, t) for n, t, _ in await world.events(run.session_id)] == [(1, "queued"), (2, "init")]

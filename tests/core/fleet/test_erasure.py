@@ -212,7 +212,7 @@ async def test_what_is_left_of_a_deleted_session_is_removed_by_whoever_looks(wor
     assert (await left(world))["events"] == 2 * BATCH, "whoever deletes it is still at it"
     await world.db.pool.execute("UPDATE sessions SET deleted_at = now() - interval '2 min' WHERE id = $1", session_id)
     await asyncio.gather(*(deletion.purge_left(world.core(), loop) for _ in range(3)))
-    assert await left(world) == {"runs": 1, "sessions": 1, "usage": 1}
+    assert await left(world) == {"runs": 1, "sessions": 1, "usage": 1, "usage_sums": 1}
     assert await world.one("SELECT purged_at IS NOT NULL FROM sessions WHERE id = $1", session_id)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.codec import decode
-from apps.api.core.fleet import claims, instances, ownership
+from apps.api.core.fleet import claims, instances, ownership, places
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import MAX_REQUEUED, failure
@@ -109,8 +109,8 @@ async def test_a_run_that_came_back_and_waits_is_told_its_place_again(world: Wor
     await world.db.pool.execute("UPDATE runs SET created_at = now() - interval '1 second'")
 
     async def tell() -> list[int]:
-        waiting = await claims.waiting(world.db, lease.instance_id)
-        frames = [frame for told in waiting for frame in await claims.announce_unowned(world.db, told)]
+        waiting = await places.waiting(world.db, lease.instance_id)
+        frames = [frame for told in waiting for frame in await places.announce_unowned(world.db, told)]
         return [decode(frame.data)["position"] for frame in frames]
 
     assert (await tell(), await tell()) == ([1], [])

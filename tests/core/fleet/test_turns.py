@@ -10,7 +10,7 @@ import pytest
 
 from apps.api import keys
 from apps.api.core.config.limits import Limits
-from apps.api.core.fleet import claims, ownership, turns
+from apps.api.core.fleet import claims, ownership, places, turns
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import prompts
@@ -136,7 +136,7 @@ async def test_places_are_told_among_the_runs_of_a_tenant(world: World) -> None:
     await flood(world, 20)
     theirs = [await guest.queue() for _ in range(2)]
     await age(world)
-    found = {w.run_id: w.position for w in await claims.waiting(world.db, lease.instance_id)}
+    found = {w.run_id: w.position for w in await places.waiting(world.db, lease.instance_id)}
     assert [found[run.run_id] for run in theirs] == [1, 2]
 
 

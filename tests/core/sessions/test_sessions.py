@@ -442,3 +442,38 @@ async def test_files_of_deleted_and_unknown_sessions_can_be_told_from_those_in_u
     await deletion.delete(world.db, world.tenant_id, deleted)
     assert set(await deletion.deleted_among(world.db, [kept, deleted, unknown])) == {deleted, unknown}
     assert await deletion.deleted_among(world.db, []) == []
+
+
+async def test_sessions_of_a_preset_are_listed_newest_first_in_pages(world: World) -> None:
+    """Those of its name, of a version, of one that has been deleted and of the one that has its name now."""
+    old, new, other = uuid4(), uuid4(), uuid4()
+    for id_, name, gone in ((old, "p", True), (new, "p", False), (other, "q", False)):
+        await world.db.pool.execute(
+            "INSERT INTO agents (id, tenant_id, name, deleted_at) VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END)",
+            *(id_, world.tenant_id, name, gone),
+        )
+    made = []
+    for agent, version in ((old, 1), (new, 1), (other, 1), (new, 2), (old, 1), (None, None), (new, 2)):
+        made.append(session_id := await world.session())
+        query = "UPDATE sessions SET agent_id = $2, agent_version = $3 WHERE id = $1"
+        await world.db.pool.execute(query, session_id, agent, version)
+    await world.queue(made[3])
+    await world.queue(made[2])
+
+    async def listed(limit: int = 50, cursor: str | None = None, **filters: Any) -> list[int]:
+        page = await sessions.list_page(
+            world.db, world.tenant_id, Filters(**filters), limit=limit, cursor=cursor, default_model=MODEL
+        )
+        numbers = [made.index(UUID(row["session_id"])) for row in page.data]
+        if page.next_cursor is not None:
+            numbers += await listed(limit, page.next_cursor, **filters)
+        return numbers
+
+    assert await listed(agent="p") == [6, 4, 3, 1, 0]
+    assert await listed(2, agent="p") == [6, 4, 3, 1, 0]
+    assert await listed(agent=f"{new}") == [6, 3, 1]
+    assert await listed(agent="p@2") == [6, 3]
+    assert await listed(agent="p@3") == await listed(agent="nobody") == []
+    assert await listed(agent="p", status="queued") == [3]
+    assert await listed(agent="p", status="idle") == [6, 4, 1, 0]
+    assert await listed(1, status="queued") == [3, 2]

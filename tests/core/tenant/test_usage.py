@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date
 from itertools import combinations
 from typing import Any
@@ -13,7 +14,7 @@ from apps.api.core.events.log import Event
 from apps.api.core.sessions import deletion, prompts
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.core.tenant import usage
-from apps.api.core.tenant.usage import GROUPS, ModelUsage, Scope
+from apps.api.core.tenant.usage import GROUPS, Group, ModelUsage, Scope
 from apps.api.errors import LeaseLost
 from apps.api.keys import USUAL_SCOPES, create_key
 from tests.world import World
@@ -160,3 +161,121 @@ async def test_runs_without_figures_are_counted_and_not_estimated(world: World) 
     assert await usage.unmeasured(world.db, world.tenant_id, Scope(LAST_DAY, LAST_DAY)) == 0
     assert await usage.unmeasured(world.db, world.tenant_id, Scope(session_id=uuid4())) == 0
     assert (await rows(world))[0]["runs"] == 1
+
+
+async def kinds(world: World) -> list[dict[str, Any]]:
+    """Rows of the sums, the newest last."""
+    query = "SELECT day, api_key_id, model, runs, first_runs, cost_usd FROM usage_sums WHERE tenant_id = $1 ORDER BY id"
+    return [dict(row) for row in await world.db.pool.fetch(query, world.tenant_id)]
+
+
+async def agree(world: World) -> None:
+    """Sums are what the rows of all sessions add up to, in every grouping without sessions."""
+    sessions = "SELECT DISTINCT session_id FROM usage WHERE tenant_id = $1"
+    ids = [row["session_id"] for row in await world.db.pool.fetch(sessions, world.tenant_id)]
+    wanted: list[tuple[Group, ...]] = [(), ("day",), ("key",), ("model",), ("day", "key", "model")]
+    for groups in wanted:
+        expected: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for session_id in ids:
+            for row in await rows(world, *groups, session_id=session_id):
+                group = tuple(str(row.pop(name)) for names in groups for name in GROUPS[names])
+                known = expected.setdefault(group, dict.fromkeys(row, 0))
+                expected[group] = {name: known[name] + row[name] for name in row}
+        found = {tuple(str(row.pop(n)) for g in groups for n in GROUPS[g]): row for row in await rows(world, *groups)}
+        assert found.keys() == expected.keys()
+        for group, row in expected.items():
+            assert found[group] == pytest.approx(row), (groups, group)
+
+
+async def test_sums_are_right_before_and_after_they_are_added_up(world: World) -> None:
+    key = await create_key(world.db, tenant=f"usage-{uuid4()}", name="robot", scopes=USUAL_SCOPES)
+    for number in range(3):
+        await spend(world, BIG, SMALL, key_id=key.id if number else None)
+        await spend(world, SMALL, day=LAST_DAY)
+    await agree(world)
+    await usage.add_up(world.db)
+    await agree(world)
+    today = [
+        (row["model"], int(row["runs"]), int(row["first_runs"])) for row in await kinds(world) if row["api_key_id"]
+    ]
+    assert sorted(today) == [("big", 2, 2), ("small", 2, 0)]
+    assert len(await kinds(world)) == 5  # each once: big and small with and without a key, and small of the last day
+    await spend(world, BIG)
+    await agree(world)
+    assert (await rows(world, model="big"))[0]["runs"] == 4
+
+
+async def test_what_goes_is_taken_away_to_the_last_cent(world: World) -> None:
+    tenth, third = ModelUsage("m", 1, cost_usd=0.1), ModelUsage("m", 1, cost_usd=1 / 3)
+    gone, first = await spend(world, tenth)
+    _, second = await spend(world, third)
+    session_id, third_run = await spend(world, ModelUsage("m", 1, cost_usd=0.2), BIG)
+    await usage.add_up(world.db)
+    await deletion.delete(world.db, world.tenant_id, gone)
+    await world.db.pool.execute("DELETE FROM runs WHERE id = $1", first)  # and usage with it
+    await agree(world)
+    await world.db.pool.execute("DELETE FROM usage WHERE run_id = $1", second)
+    await deletion.delete(world.db, world.tenant_id, session_id)
+    await usage.add_up(world.db)
+    await agree(world)
+    assert (await rows(world))[0]["cost_usd"] == 0.7
+    await world.db.pool.execute("DELETE FROM runs WHERE id = $1", third_run)
+    assert (await rows(world))[0] == dict.fromkeys((await rows(world))[0], 0)
+    await usage.add_up(world.db)
+    assert await kinds(world) == []
+
+
+async def test_a_key_that_goes_leaves_its_usage_to_nobody(world: World) -> None:
+    key = await create_key(world.db, tenant=f"usage-{uuid4()}", name="robot", scopes=USUAL_SCOPES)
+    await spend(world, BIG, key_id=key.id)
+    await usage.add_up(world.db)
+    await world.db.pool.execute("DELETE FROM api_keys WHERE id = $1", key.id)
+    await agree(world)
+    await usage.add_up(world.db)
+    assert [(row["key_id"], row["runs"]) for row in await rows(world, "key")] == [(None, 1)]
+
+
+async def test_what_is_stored_while_others_add_up_counts_once(world: World) -> None:
+    """By several at once, while runs end, and old ones go."""
+    for _ in range(5):
+        await spend(world, BIG, day=LAST_DAY)
+    old = [
+        row["run_id"]
+        for row in await world.db.pool.fetch("SELECT run_id FROM usage WHERE tenant_id = $1", world.tenant_id)
+    ]
+
+    async def forget() -> None:
+        for run_id in old:
+            await world.db.pool.execute("DELETE FROM usage WHERE run_id = $1", run_id)
+
+    async def add_up() -> None:
+        for _ in range(20):
+            await usage.add_up(world.db)
+            assert (await rows(world, first=LAST_DAY))[0]["runs"] >= 0
+
+    async def work() -> None:
+        for _ in range(5):
+            await spend(world, BIG, SMALL)
+
+    await asyncio.gather(forget(), add_up(), add_up(), add_up(), work())
+    await agree(world)
+    await usage.add_up(world.db)
+    await agree(world)
+    assert [(row["model"], int(row["runs"])) for row in await kinds(world)] in (
+        [("big", 5), ("small", 5)],
+        [("small", 5), ("big", 5)],
+    )
+
+
+async def test_nobody_waits_for_a_run_of_the_same_tenant_that_is_about_to_end(world: World) -> None:
+    _, run_id = await spend(world)
+    _, other = await spend(world)
+    async with world.db.transaction() as connection:
+        await usage.record(connection, run_id, [BIG])
+        async with asyncio.timeout(10):
+            async with world.db.transaction() as second:
+                await usage.record(second, other, [BIG])
+            await usage.add_up(world.db)
+        assert (await rows(world))[0]["runs"] == 1
+    assert (await rows(world))[0]["runs"] == 2
+    await agree(world)

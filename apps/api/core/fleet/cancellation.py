@@ -110,7 +110,7 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
 
 
 async def _cancel_unowned(db: Database, session_id: UUID, run_id: UUID, is_parked: bool) -> list[Frame]:
-    # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
+    # Whoever owns a session for one transaction may write its events: see `places.announce_unowned`.
     async with db.transaction() as connection:
         if is_parked:
             return await parked.end(connection, session_id, run_id)

@@ -1,4 +1,4 @@
-"""The queue: claiming runs, and telling those that wait their place. How sessions change owners: `ownership`.
+"""The queue: claiming runs. How places in it are told: `places`. How sessions change owners: `ownership`.
 
 A claim is one statement. It takes a queued run that may start now: first of its session, no other run of that session
 active, the session owned by nobody or by the claimer already, and neither its tenant nor its key at a limit. Tenants
@@ -24,8 +24,7 @@ from apps.api.core.codec import decode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Profile, clamp
 from apps.api.core.config.resources import Resource
-from apps.api.core.events.frames import Frame
-from apps.api.core.events.log import NEXT_GENERATION, Event, append
+from apps.api.core.events.log import NEXT_GENERATION
 from apps.api.core.fleet.ownership import Orphan, disown
 from apps.api.core.lease import Lease
 from apps.api.core.sessions.outcome import failure
@@ -322,79 +321,3 @@ async def kept_waiting(db: Database, session_ids: Sequence[UUID], seconds: float
         seconds,
     )
     return {row["session_id"] for row in rows}
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A queued run whose place in the queue has not been told yet."""
-
-    run_id: UUID
-    session_id: UUID
-    tenant_id: UUID
-    position: int
-    owner_id: UUID | None
-
-
-async def waiting(db: Database, instance_id: UUID, limit: int = 200) -> list[Waiting]:
-    """Queued runs whose place is to be told: new ones, and those that have come to the first 1, 10, 100, …
-
-    Each telling is an event that is stored, so a long queue must not tell every step of every run. The place is that
-    among the tenant's queued runs, 1 being next: tenants take turns, and none is told how much others have queued. Runs
-    younger than STARTS_WITHIN are left out. Of sessions that nobody owns, the eldest living instance tells.
-    """
-    return [Waiting(**dict(row)) for row in await db.pool.fetch(_WAITING, instance_id, limit)]
-
-
-# The whole queue is numbered only for the eldest, and for whom something of its own waits. Sessions, of which there are
-# many more, are looked at one by one, and only of runs that are due.
-_WAITING = f"""
-WITH eldest AS (
-  SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1
-), due AS MATERIALIZED (
-  SELECT q.* FROM (
-    SELECT id, session_id, announced_position, created_at,
-      row_number() OVER (PARTITION BY tenant_id ORDER BY position) AS place
-    FROM runs WHERE status = 'queued' AND (
-      $1 = (SELECT id FROM eldest)
-      OR EXISTS (SELECT 1 FROM sessions o JOIN runs w ON w.session_id = o.id AND w.status = 'queued'
-        WHERE o.owner_id = $1))
-  ) q
-  WHERE (q.announced_position IS NULL OR ceil(log(q.place)) < ceil(log(q.announced_position)))
-    AND q.created_at < now() - interval '{STARTS_WITHIN} s'
-)
-SELECT q.id AS run_id, s.id AS session_id, s.tenant_id, q.place AS position, s.owner_id
-FROM due q CROSS JOIN LATERAL (
-  SELECT id, tenant_id, owner_id FROM sessions WHERE id = q.session_id AND deleted_at IS NULL OFFSET 0
-) s
-WHERE s.owner_id = $1 OR (s.owner_id IS NULL AND $1 = (SELECT id FROM eldest))
-ORDER BY q.place LIMIT $2
-"""  # noqa: S608 - ours
-
-
-async def mark_announced(connection: asyncpg.Connection | asyncpg.Pool, run: Waiting) -> bool:
-    """Note that a place was told; False when somebody else told it or the run is not queued any more."""
-    status = await connection.execute(
-        "UPDATE runs SET announced_position = $2"
-        " WHERE id = $1 AND status = 'queued' AND announced_position IS DISTINCT FROM $2",
-        run.run_id,
-        run.position,
-    )
-    return bool(status == "UPDATE 1")
-
-
-async def announce_unowned(db: Database, run: Waiting) -> list[Frame]:
-    """Append the `queued` event to a session that nobody owns, by owning it for one transaction."""
-    async with db.transaction() as connection:
-        row = await connection.fetchrow(
-            "SELECT last_seq FROM sessions WHERE id = $1 AND owner_id IS NULL AND deleted_at IS NULL"
-            " FOR NO KEY UPDATE SKIP LOCKED",
-            run.session_id,
-        )
-        if row is None or not await mark_announced(connection, run):
-            return []
-        generation = await connection.fetchval(
-            f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation",  # noqa: S608
-            run.session_id,
-        )
-        event = Event("queued", {"position": run.position}, run.run_id)
-        return await append(connection, run.session_id, generation, row["last_seq"], [event])

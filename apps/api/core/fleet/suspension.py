@@ -141,7 +141,7 @@ async def _end_in(core: Core, session_id: UUID) -> int:
 
 
 async def _end_queued(connection: asyncpg.Connection, session_id: UUID, queued: Sequence[UUID]) -> list[Frame]:
-    # Whoever owns a session for one transaction may write its events: see `claims.announce_unowned`.
+    # Whoever owns a session for one transaction may write its events: see `places.announce_unowned`.
     pen = await connection.fetchrow(
         f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation, last_seq",  # noqa: S608
         session_id,

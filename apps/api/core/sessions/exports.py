@@ -246,7 +246,8 @@ FROM runs WHERE session_id = $1 AND position > $2 AND finished_at IS NOT NULL OR
 _USAGE = """
 SELECT row_number() OVER (ORDER BY run_id, model) + $2 AS key, run_id, model, day, input_tokens, output_tokens,
   cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd
-FROM usage WHERE session_id = $1 ORDER BY run_id, model OFFSET $2 LIMIT $3
+FROM usage WHERE tenant_id = (SELECT tenant_id FROM sessions WHERE id = $1) AND session_id = $1
+ORDER BY run_id, model OFFSET $2 LIMIT $3
 """
 
 _EVENTS = bounded(

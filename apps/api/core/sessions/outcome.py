@@ -58,7 +58,7 @@ MAX_REQUEUED = 2
 """How often a run comes back to the queue, so that one that no instance can start does not go around for ever."""
 
 # What a client has cancelled meanwhile does not begin again. To find the place here would be to count the queue: it
-# counts as not told, so that it is told like any other, if the run waits: see `claims.waiting`. One that was parked has
+# counts as not told, so that it is told like any other, if the run waits: see `places.waiting`. One that was parked has
 # begun before, and only waits for the process that goes on with it.
 _REQUEUE = """
 UPDATE runs r SET status = 'queued', unsent = false,

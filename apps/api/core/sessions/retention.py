@@ -241,7 +241,7 @@ async def _unstore(core: Core, tenant_id: UUID, session_id: UUID, names: list[st
 
 
 async def _tell(connection: asyncpg.Connection, session_id: UUID, row: asyncpg.Record) -> list[Frame]:
-    # Whoever owns a session for one transaction may write its events: see `fleet.claims.announce_unowned`.
+    # Whoever owns a session for one transaction may write its events: see `fleet.places.announce_unowned`.
     generation = await connection.fetchval(
         f"UPDATE sessions SET generation = {NEXT_GENERATION} WHERE id = $1 RETURNING generation",  # noqa: S608
         session_id,

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
-from sqlalchemy import Text, and_, bindparam, cast, exists, func, or_, select, tuple_
+from sqlalchemy import Select, Text, and_, bindparam, cast, exists, func, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
 from apps.api.core.codec import clean_text, decode, timestamp
@@ -241,13 +241,11 @@ async def list_page(
         query = query.where(Session.created_at > filters.created_after)
     if filters.profiles is not None:
         query = query.where(Session.profile.in_(filters.profiles))
-    if filters.agent is not None:
-        query = query.where(*_of_agent(tenant_id, filters.agent))
-    if filters.status is not None:
-        query = query.where(_in_status(tenant_id, filters.status))
+    if filters.status == "idle":
+        query = query.where(~_has_run("queued"), ~_ACTIVE)
     if cursor is not None:
         query = query.where(tuple_(Session.created_at, Session.id) < tuple_(*read_cursor(cursor)))
-    query = query.order_by(Session.created_at.desc(), Session.id.desc()).limit(limit + 1)
+    query = _newest(query, tenant_id, filters, limit + 1)
     share = nullcontext() if filters == Filters() else db.turns.reading(tenant_id)  # all that it has, perhaps
     async with share, db.connect() as connection:
         found = (await connection.execute(query)).mappings().all()
@@ -258,11 +256,30 @@ async def list_page(
     return Page([_state(row, default_model) for row in page], cursor)
 
 
-def _of_agent(tenant_id: UUID, reference: str) -> list[Any]:
-    id_, name, version = parse_reference(reference)
-    is_it = Agent.id == id_ if id_ else Agent.name == name
-    found = [Session.agent_id.in_(select(Agent.id).where(Agent.tenant_id == tenant_id, is_it))]
-    return found if version is None else [*found, Session.agent_version == version]
+def _newest(page: Select[UUID, datetime], tenant_id: UUID, filters: Filters, count: int) -> Select[UUID, datetime]:
+    """The newest of a page's sessions. Where few may be in question, the planner is not given the choice to go through
+    all that the tenant has: runs that have not ended are few, and found by their tenant, and a preset's sessions are
+    in order by an index. (A name has had other presets before, each of which has its sessions.)"""
+    ordered = page.order_by(Session.created_at.desc(), Session.id.desc()).limit(count)
+    if filters.agent is not None:
+        id_, name, version = parse_reference(filters.agent)
+        agents = select(Agent.id).where(Agent.tenant_id == tenant_id, Agent.id == id_ if id_ else Agent.name == name)
+        if version is not None:
+            page, ordered = (query.where(Session.agent_version == version) for query in (page, ordered))
+    if filters.status in _ALSO:
+        named: Any = bindparam("status", filters.status, literal_execute=True)  # the indexes are of those with one
+        found = select(Run.session_id.label("id")).where(Run.tenant_id == tenant_id, Run.status == named).distinct()
+        if filters.agent is not None:
+            page = page.where(Session.agent_id.in_(agents))
+        first = found.subquery()
+        own = page.where(Session.id == first.c.id, _ALSO[filters.status]).offset(0).correlate(first).lateral()
+    elif filters.agent is not None:
+        first = agents.subquery()
+        own = ordered.where(Session.agent_id == first.c.id).correlate(first).lateral()
+    else:
+        return ordered
+    whole = select(own.c.id, own.c.created_at).select_from(first.join(own, true()))
+    return whole.order_by(own.c.created_at.desc(), own.c.id.desc()).limit(count)
 
 
 def _has_run(*statuses: str) -> Any:
@@ -273,16 +290,6 @@ _OWNER_LIVES = exists().where(Instance.id == Session.owner_id, Instance.lease_ex
 _PARKED = exists().where(Run.session_id == Session.id, Run.status == "requires_action", Run.parked.is_not(None))
 _ACTIVE = or_(and_(_has_run("running", "requires_action"), _OWNER_LIVES), _PARKED)
 _ALSO: dict[str, Any] = {"queued": ~_ACTIVE, "running": _OWNER_LIVES, "requires_action": or_(_OWNER_LIVES, _PARKED)}
-
-
-def _in_status(tenant_id: UUID, status: str) -> Any:
-    """Sessions of which `_state` says so. Runs that have not ended are few, and found by their tenant: what a tenant
-    has stored is not gone through for them."""
-    if status == "idle":
-        return and_(~_has_run("queued"), ~_ACTIVE)
-    named: Any = bindparam("status", status, literal_execute=True)  # the indexes are of those with one status
-    having = select(Run.session_id).where(Run.tenant_id == tenant_id, Run.status == named)
-    return and_(Session.id.in_(having), _ALSO[status])
 
 
 _MESSAGES = bounded(

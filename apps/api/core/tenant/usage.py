@@ -1,20 +1,27 @@
-"""What agents cost: one row for each run and model, in the SDK's own figures, and reports over them."""
+"""What agents cost: one row for each run and model, in the SDK's own figures, and reports over them.
+
+Reports are made of sums by day, key and model, which triggers keep: with each row of `usage` that comes, changes or
+goes, one that says so comes to `usage_sums`, in the same transaction. Now and then those of one kind are replaced by
+their sum (`add_up`), so the sums are right at any moment, and nobody waits for anybody. They are numbers without
+rounding, so that what was added can be taken away again. By session there is nothing to add up: its rows are few.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Select, distinct, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from apps.api.core.pages import Page, number_of
 from apps.api.db import Database
-from apps.api.models import ApiKey, Run, Session, Usage
+from apps.api.models import ApiKey, Run, Session, Usage, UsageSum
 
 Group = Literal["day", "key", "model", "session"]
 
@@ -72,21 +79,25 @@ class Scope:
     model: str | None = None
     profiles: tuple[str, ...] | None = None
 
+    def by_session(self, groups: Sequence[Group]) -> bool:
+        """Whether it takes more than the sums by day, key and model."""
+        return "session" in groups or self.session_id is not None or self.profiles is not None
+
     def sessions(self, tenant_id: UUID) -> Select[Any]:
         """The sessions that have one of the profiles, deleted ones included."""
         return select(Session.id).where(Session.tenant_id == tenant_id, Session.profile.in_(self.profiles or ()))
 
-    def conditions(self, tenant_id: UUID) -> list[ColumnElement[bool]]:
-        """What holds for a row of `usage`."""
-        wanted = [Usage.tenant_id == tenant_id]
+    def conditions(self, tenant_id: UUID, of: type[Usage | UsageSum]) -> list[ColumnElement[bool]]:
+        """What holds for a row of `usage`, or of its sums."""
+        wanted = [of.tenant_id == tenant_id]
         if self.first is not None:
-            wanted.append(Usage.day >= self.first)
+            wanted.append(of.day >= self.first)
         if self.last is not None:
-            wanted.append(Usage.day <= self.last)
+            wanted.append(of.day <= self.last)
         for column, value in (
             (Usage.session_id, self.session_id),
-            (Usage.api_key_id, self.key_id),
-            (Usage.model, self.model),
+            (of.api_key_id, self.key_id),
+            (of.model, self.model),
         ):
             if value is not None:
                 wanted.append(column == value)
@@ -95,30 +106,45 @@ class Scope:
         return wanted
 
 
-_SUMS = [
-    func.count(distinct(Usage.run_id)).label("runs"),
-    *(func.coalesce(func.sum(getattr(Usage, name)), 0).label(name) for name in FIGURES),
-]
-
-GROUPS: dict[Group, list[Any]] = {
-    "day": [Usage.day],
-    "key": [Usage.api_key_id.label("key_id"), ApiKey.name.label("key_name")],
-    "model": [Usage.model],
-    "session": [Usage.session_id],
+GROUPS: dict[Group, tuple[str, ...]] = {
+    "day": ("day",),
+    "key": ("key_id", "key_name"),
+    "model": ("model",),
+    "session": ("session_id",),
 }
+"""What a row says of its group."""
+
+
+def _columns(of: type[Usage | UsageSum]) -> dict[str, Any]:
+    own = {"day": of.day, "key_id": of.api_key_id, "key_name": ApiKey.name, "model": of.model}
+    return {name: column.label(name) for name, column in {**own, "session_id": Usage.session_id}.items()}
+
+
+def _sums(of: type[Usage | UsageSum], by_model: bool) -> list[Any]:
+    """A run that used two models counts for each, and once in a sum over both."""
+    if of is UsageSum:
+        runs: Any = func.sum(UsageSum.runs if by_model else UsageSum.first_runs)
+    else:
+        runs = func.count() if by_model else func.count().filter(Usage.counts_run.is_(True))
+    figures = {"runs": runs, **{name: func.sum(getattr(of, name)) for name in FIGURES}}
+    return [func.coalesce(sum_, 0).label(name) for name, sum_ in figures.items()]
 
 
 async def report(
     db: Database, tenant_id: UUID, scope: Scope, groups: Sequence[Group], *, limit: int, cursor: str | None
 ) -> Page:
     """Sums by every combination of `groups`, ordered by them. Raises ValidationError for a cursor of another list."""
-    columns = [column for name in GROUPS if name in groups for column in GROUPS[name]]
+    of = Usage if scope.by_session(groups) else UsageSum
+    columns = [_columns(of)[name] for group, names in GROUPS.items() if group in groups for name in names]
     start = number_of(cursor) or 0
-    query = select(*columns, *_SUMS).select_from(Usage).where(*scope.conditions(tenant_id))
+    sums = _sums(of, "model" in groups or scope.model is not None)
+    query = select(*columns, *sums).select_from(of).where(*scope.conditions(tenant_id, of))
     if "key" in groups:
-        query = query.join(ApiKey, ApiKey.id == Usage.api_key_id, isouter=True)
+        query = query.join(ApiKey, ApiKey.id == of.api_key_id, isouter=True)
     if columns:
         query = query.group_by(*columns).order_by(*columns)
+        if of is UsageSum:  # what has gone is there as well until it is added up
+            query = query.having(func.sum(UsageSum.runs) != 0)
     async with db.turns.reading(tenant_id), db.connect() as connection:
         rows = (await connection.execute(query.offset(start).limit(limit + 1))).mappings().all()
     data = [_row(dict(row)) for row in rows[:limit]]
@@ -130,11 +156,51 @@ def _row(sums: dict[str, Any]) -> dict[str, Any]:
     return {name: int(value) if name in _WHOLE else _shown(value) for name, value in sums.items()}
 
 
-_WHOLE = frozenset(FIGURES) - {"cost_usd"}
+_WHOLE = {"runs", *FIGURES} - {"cost_usd"}
 
 
 def _shown(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
     return str(value) if isinstance(value, UUID | date) else value
+
+
+ADDED_UP = 500
+"""Rows whose kinds are added up in one statement."""
+
+OF_A_KIND = 5_000
+"""Rows that are replaced by their sums in one statement, at most."""
+
+_KIND = "tenant_id, day, model, api_key_id"
+_SUMMED = ("runs", "first_runs", *FIGURES)
+
+# What goes comes back as its sum, whatever others do meanwhile, and what others hold is left to them. So it does not
+# matter how many add up, or where one dies. Kinds of which nothing is left are not stored.
+_ADD_UP = f"""
+WITH kinds AS (
+  SELECT DISTINCT {_KIND} FROM (
+    SELECT s.* FROM usage_sums s JOIN tenants t ON t.id = s.tenant_id AND t.deleting_at IS NULL
+    WHERE s.fresh ORDER BY s.id LIMIT {ADDED_UP}
+  ) found
+), gone AS (
+  DELETE FROM usage_sums WHERE id IN (
+    SELECT s.id FROM kinds k JOIN usage_sums s ON s.tenant_id = k.tenant_id AND s.day = k.day AND s.model = k.model
+      AND s.api_key_id IS NOT DISTINCT FROM k.api_key_id
+    LIMIT {OF_A_KIND} FOR UPDATE OF s SKIP LOCKED
+  ) RETURNING *
+), added AS (
+  INSERT INTO usage_sums ({_KIND}, {", ".join(_SUMMED)}, fresh)
+  SELECT {_KIND}, {", ".join(f"sum({name})" for name in _SUMMED)}, false FROM gone GROUP BY {_KIND}
+  HAVING {" OR ".join(f"sum({name}) <> 0" for name in _SUMMED)}
+)
+SELECT count(*) FILTER (WHERE fresh) FROM gone
+"""  # noqa: S608 - ours
+
+
+async def add_up(db: Database) -> None:
+    """Replace rows of `usage_sums` by their sums, until no new one is left or others are at it."""
+    while await db.pool.fetchval(_ADD_UP) >= ADDED_UP:
+        continue
 
 
 async def unmeasured(db: Database, tenant_id: UUID, scope: Scope) -> int:
