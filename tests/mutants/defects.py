@@ -48,8 +48,8 @@ DEFECTS = (
     Defect(
         "an owner that has lost its session writes nothing more, together with others either",
         f"{CORE}/events/batches.py",
-        " AND s.generation = a.generation AND s.last_seq = a.last_seq",
-        " AND s.last_seq = a.last_seq",
+        " AND generation = a.generation AND last_seq = a.last_seq",
+        " AND last_seq = a.last_seq",
         ("tests/core/events/test_batches.py::test_a_writer_that_is_fenced_out_stores_nothing_and_fails_no_other",),
     ),
     Defect(

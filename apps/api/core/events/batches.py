@@ -46,16 +46,21 @@ class Batch:
     rows: Sequence[Row]
 
 
-# Rows are numbered by batch, and not by session: of two writers of one session only one may be its owner.
+# Rows are numbered by batch, and not by session: of two writers of one session only one may be its owner. Sessions are
+# looked up one by one, and never joined: the planner might read all of them.
 _STORE = """
 WITH held AS MATERIALIZED (
   SELECT s.id, a.n, a.count
   FROM unnest($1::int[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[]) AS a(n, id, generation, last_seq, count)
-  JOIN sessions s ON s.id = a.id AND s.generation = a.generation AND s.last_seq = a.last_seq
-  FOR NO KEY UPDATE OF s SKIP LOCKED
+  CROSS JOIN LATERAL (
+    SELECT id FROM sessions WHERE id = a.id AND generation = a.generation AND last_seq = a.last_seq
+    FOR NO KEY UPDATE SKIP LOCKED
+  ) s
+), moved AS (
+  UPDATE sessions s SET last_seq = last_seq + (SELECT count FROM held WHERE id = s.id LIMIT 1), last_active_at = now()
+  WHERE id = ANY (ARRAY(SELECT id FROM held)) RETURNING id
 ), pen AS (
-  UPDATE sessions s SET last_seq = s.last_seq + held.count, last_active_at = now() FROM held WHERE s.id = held.id
-  RETURNING s.id, held.n
+  SELECT held.id, held.n FROM held JOIN moved ON moved.id = held.id
 ), stored AS (
   INSERT INTO events (session_id, seq, run_id, type, parent_tool_use_id, subject, data, created_at)
   SELECT pen.id, e.seq, e.run_id, e.type, e.parent, e.subject, e.data, e.created_at

@@ -245,7 +245,10 @@ SELECT c.id, c.session_id, c.run_id, c.type, c.payload, q.decision, q.resolved_b
   (SELECT * FROM commands
    WHERE session_id = s.id AND status = 'pending' AND type NOT IN {URGENT} AND {_FRESH} AND s.id <> ALL($3::uuid[])
    ORDER BY created_at LIMIT 1)
-) c LEFT JOIN requests q ON c.type = 'answer' AND q.id = (c.payload ->> 'request_id')::uuid AND q.status = 'answered'
+) c LEFT JOIN LATERAL (
+  SELECT decision, resolved_by FROM requests
+  WHERE id = (c.payload ->> 'request_id')::uuid AND status = 'answered' OFFSET 0
+) q ON c.type = 'answer'
 WHERE s.owner_id = $1 ORDER BY c.created_at
 """  # noqa: S608 - ours
 
