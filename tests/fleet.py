@@ -141,6 +141,7 @@ class Fleet:
         prefix: words before their commands.
         forked: they begin as copies of one process, see `tests.forked`; else as programs, as those with a prefix do.
         apart: each has a disk of its own at WORKSPACES_DIR, see `tests.disks`; else they share that directory.
+        start_seconds: in which an instance must be ready.
     """
 
     env: Mapping[str, str]
@@ -149,6 +150,7 @@ class Fleet:
     prefix: Sequence[str] = ()
     forked: bool = True
     apart: bool = True
+    start_seconds: float = START_SECONDS
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
@@ -185,7 +187,11 @@ class Fleet:
         fresh = self._spawn(instance.env, instance.program, instance.binds, port, instance.disk)
         await instance.client.aclose()
         instance.process, instance.client = fresh.process, fresh.client
-        await self._ready(instance)
+        try:
+            await self._ready(instance)
+        except BaseException:
+            instance.process.kill()  # its port is the next one's
+            raise
 
     def _spawn(
         self,
@@ -220,7 +226,7 @@ class Fleet:
         return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     async def _ready(self, instance: Instance) -> None:
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(self.start_seconds):
             while True:
                 assert instance.process.poll() is None, instance.log.read_text()[-2000:]
                 try:

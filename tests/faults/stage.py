@@ -203,7 +203,7 @@ class Stage:
             )
             await migrate.upgrade(settings)
             env = _environment(servers, directory, await stack.enter_async_context(demo_model()))
-            fleet = Fleet({**env, **(more or {})}, directory)
+            fleet = Fleet({**env, **(more or {})}, directory, start_seconds=WELL_SECONDS)
             stack.push_async_callback(_end, fleet)
             builder = _Builder(directory, settings, fleet, previous, plain)
             hosts = await asyncio.gather(*(builder.host(stack, number, role) for number, role in enumerate(roles)))
