@@ -274,9 +274,14 @@ class _Builder:
         return disk
 
 
-_FAKETIME = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
-"""Only the time of day is another one, as when somebody sets a machine's clock. Without the last, each look at a clock
-reads the file."""
+_FAKETIME = {
+    "DONT_FAKE_MONOTONIC": "1",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    "FAKETIME_CACHE_DURATION": "1",
+    "FAKETIME_FORCE_MONOTONIC_FIX": "0",
+}
+"""Only the time of day is another one, as when somebody sets a machine's clock. Without the last two, each look at a
+clock reads the file, and a thread that waits for another takes a core meanwhile."""
 
 
 def _environment(servers: Servers, directory: Path, model_url: str) -> dict[str, str]:
