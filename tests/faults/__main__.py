@@ -23,7 +23,7 @@ from tests.faults.faults import FAULTS, Trouble, are_harmless
 from tests.faults.history import Broken
 from tests.faults.load import PATIENCE, Load
 from tests.faults.remains import delete_all, left_over, violations
-from tests.faults.stage import WELL_SECONDS, Stage
+from tests.faults.stage import LONG_LEASE_SECONDS, WELL_SECONDS, Stage
 
 ROOT = Path(__file__).parents[2]
 CLIENTS, STUBS, CRAWLERS = 4, 8, 2
@@ -69,9 +69,11 @@ async def run(plan: Plan, report: Path | None = None) -> Found:
     """Let things go wrong for so many seconds, and check what is left. `report`: where to write a bad history."""
     found = Found(plan)
     began = time.monotonic()
-    async with Stage.opened(plan.seed, previous=plan.previous) as stage, stage.client() as client:
+    harmless = are_harmless(plan.names)
+    more = {"INSTANCE_LEASE_SECONDS": str(LONG_LEASE_SECONDS)} if harmless else None
+    async with Stage.opened(plan.seed, previous=plan.previous, more=more) as stage, stage.client() as client:
         _say(began, "everything is started")
-        load = Load(stage, client, Random(plan.seed + 1), harmless=are_harmless(plan.names))
+        load = Load(stage, client, Random(plan.seed + 1), harmless=harmless)
         trouble = Trouble(stage, load.heard, plan.names)
         users = [asyncio.create_task(load.client()) for _ in range(plan.clients)]
         users += [asyncio.create_task(load.client(stubs=stage.stubs)) for _ in range(plan.stubs)]
