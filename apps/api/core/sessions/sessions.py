@@ -258,21 +258,25 @@ async def list_page(
 
 def _newest(page: Select[UUID, datetime], tenant_id: UUID, filters: Filters, count: int) -> Select[UUID, datetime]:
     """The newest of a page's sessions. Where few may be in question, the planner is not given the choice to go through
-    all that the tenant has: runs that have not ended are few, and found by their tenant, and a preset's sessions are
-    in order by an index. (A name has had other presets before, each of which has its sessions.)"""
+    all that the tenant has: what waits is found by its tenant, and a preset's sessions are in order by an index. (A
+    name has had other presets before, each of which has its sessions.)"""
+    if filters.status in _ALSO:
+        named: Any = bindparam("status", filters.status, literal_execute=True)  # the indexes are of those with one
+        found = select(Run.session_id.label("id")).where(Run.tenant_id == tenant_id, Run.status == named).distinct()
+        page = page.where(_ALSO[filters.status])
+        if filters.status != "queued":
+            page = page.where(Session.id.in_(found))
     ordered = page.order_by(Session.created_at.desc(), Session.id.desc()).limit(count)
     if filters.agent is not None:
         id_, name, version = parse_reference(filters.agent)
         agents = select(Agent.id).where(Agent.tenant_id == tenant_id, Agent.id == id_ if id_ else Agent.name == name)
         if version is not None:
             page, ordered = (query.where(Session.agent_version == version) for query in (page, ordered))
-    if filters.status in _ALSO:
-        named: Any = bindparam("status", filters.status, literal_execute=True)  # the indexes are of those with one
-        found = select(Run.session_id.label("id")).where(Run.tenant_id == tenant_id, Run.status == named).distinct()
+    if filters.status == "queued":
         if filters.agent is not None:
             page = page.where(Session.agent_id.in_(agents))
         first = found.subquery()
-        own = page.where(Session.id == first.c.id, _ALSO[filters.status]).offset(0).correlate(first).lateral()
+        own = page.where(Session.id == first.c.id).offset(0).correlate(first).lateral()
     elif filters.agent is not None:
         first = agents.subquery()
         own = ordered.where(Session.agent_id == first.c.id).correlate(first).lateral()
