@@ -92,7 +92,7 @@ ORDER = {
         {"agent"},
         {"host"},
         {"session", "heartbeat"},
-        {"ahead", "removal"},
+        {"ahead", "removal", "wakes"},
         {"worker"},
         {"upkeep"},
     ),

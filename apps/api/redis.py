@@ -122,6 +122,10 @@ class Keys:
         return f"{self.prefix}wake"
 
     @property
+    def taken(self) -> str:
+        return f"{self.prefix}taken"
+
+    @property
     def deleted(self) -> str:
         return f"{self.prefix}deleted"
 

@@ -69,8 +69,8 @@ DEFECTS = (
     Defect(
         "what was stored while a reader's subscription was away is read (no read after a gap)",
         f"{CORE}/events/follow.py",
-        "        self.behind = True\n        self._changed.set()\n",
-        "        self._changed.set()\n",
+        "        self.behind = True\n        self._change()\n",
+        "        self._change()\n",
         ("tests/core/events/test_follow.py::test_readers_survive_the_loss_of_the_subscribing_connection",),
     ),
     Defect(

@@ -19,11 +19,11 @@ from apps.api import __version__
 from apps.api.core.context import Core
 from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import note_lost
-from apps.api.core.events.relay import Wakeups, session_id_in
+from apps.api.core.events.relay import Wakeups
 from apps.api.core.fleet import claims, commands, facts, instances, ownership
 from apps.api.core.fleet.instances import Owned
 from apps.api.core.lease import Lease
-from apps.api.core.tasks import POLL, POLL_UNHEARD, Loop, Loops, jittered, nap
+from apps.api.core.tasks import POLL, POLL_UNHEARD, Loop, Loops, nap
 from apps.api.db import PASSING, retrying
 from apps.api.errors import LeaseLost
 from apps.api.invalidations import Exchange
@@ -39,11 +39,9 @@ from apps.api.runner.session import command_handlers
 from apps.api.runner.session.execution import Execution
 from apps.api.runner.session.launch import Means, StartGate
 from apps.api.runner.session.ways import Ways
+from apps.api.runner.wakes import Wakes
 
 log = structlog.get_logger(__name__)
-
-COURTESY = 0.03
-"""Seconds that an instance leaves a run to the one that took the request, or that owns the session."""
 
 UNHEARD_SECONDS = 20.0
 """After a claim that failed with the connection, it may still be made: a statement ends within 15 s."""
@@ -71,6 +69,7 @@ class Worker:
         gate = StartGate(cpus(), self._claim_now.set)
         self._means = Means(lease, self.host, gate, self.ways, Batches(core.db))
         self.ahead = Ahead(core, self._means, lambda claim: Execution(core, self._means, claim, self._claim_now.set))
+        self._wakes = Wakes(lease.instance_id, self._claim_now.set, self._keeps, self._say_taken)
         self._commands_now, self.left_waiting = asyncio.Event(), asyncio.Event()
         self._url: str | None = None
         self.draining = False
@@ -102,7 +101,8 @@ class Worker:
             self._spawn(catalog.fill(self._core, self.scratch), "catalog")
         self._core.wake_local.append(self._claim_now.set)
         keys = self._core.redis.keys
-        await self._core.subscriptions.subscribe(keys.wake, Wakeups(self._heard_wake))
+        await self._core.subscriptions.subscribe(keys.wake, Wakeups(self._wakes.heard))
+        await self._core.subscriptions.subscribe(keys.taken, Wakeups(self._wakes.taken))
         await self._core.subscriptions.subscribe(keys.deleted, Wakeups(self._removal.heard))
         await self._core.subscriptions.subscribe(keys.instance(self._lease.instance_id), Wakeups(self._heard_order))
         self._core.take_ahead.append(self.ahead.take)
@@ -124,14 +124,12 @@ class Worker:
     async def _until_woken(self, wake: asyncio.Event) -> None:
         await nap(wake, POLL if self._core.subscriptions.hears else POLL_UNHEARD)
 
-    def _heard_wake(self, message: str) -> None:
-        sender, _, session = message.partition(":")
-        if sender == str(self._lease.instance_id):
-            return
-        if session_id_in(session) in self.executions:
-            self._claim_now.set()
-        else:
-            asyncio.get_running_loop().call_later(jittered(COURTESY), self._claim_now.set)
+    def _keeps(self, session_id: UUID) -> bool:
+        execution = self.executions.get(session_id)
+        return execution is not None and not execution.closing and not execution.fenced
+
+    def _say_taken(self, session_id: UUID) -> None:
+        self._core.publisher.notify(self._core.redis.keys.taken, str(session_id))
 
     def _heard_order(self, _message: str) -> None:
         self._commands_now.set()
@@ -146,6 +144,7 @@ class Worker:
             self._fence_all()
             await self._register_again(loop)
             return
+        self._wakes.fleet = renewed.fleet
         await self._reconcile(loop, renewed.owned)
         await self._invalidations.exchange(renewed.invalid)
 
@@ -265,6 +264,7 @@ class Worker:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             self._mark_active(claim.session_id, claim.generation)
+        self._say_taken(claim.session_id)
         execution.assign(claim)
         return True
 
@@ -354,6 +354,7 @@ class Worker:
 
     async def stop(self) -> None:
         """After `drain`: leave the fleet. What is still owned is fenced and left to a reaper."""
+        self._wakes.close()
         self._fence_all()
         await self._until_empty(10)
         await self.ways.close()

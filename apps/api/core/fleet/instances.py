@@ -73,6 +73,9 @@ class Owned:
     generation: int
 
 
+MAX_COUNTED = 1_000
+"""Instances: enough to know that there are many."""
+
 _RENEW = """
 WITH me AS (
   UPDATE instances SET lease_expires_at = now() + make_interval(secs => $2)
@@ -83,7 +86,10 @@ WITH me AS (
   SELECT id, name, ttl_ms FROM invalidations WHERE created_at > now() - make_interval(secs => $3)
   ORDER BY created_at DESC LIMIT $4
 )
-SELECT now() AS told_at, ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
+SELECT now() AS told_at,
+  (SELECT count(*) FROM (
+    SELECT FROM instances WHERE slots > 0 AND NOT draining AND lease_expires_at > now() LIMIT $5) i) AS fleet,
+  ARRAY(SELECT id FROM mine ORDER BY id) AS sessions,
   ARRAY(SELECT generation FROM mine ORDER BY id) AS generations,
   ARRAY(SELECT id FROM told ORDER BY id) AS told, ARRAY(SELECT name FROM told ORDER BY id) AS names,
   ARRAY(SELECT ttl_ms FROM told ORDER BY id) AS ttls
@@ -93,11 +99,12 @@ FROM me
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """What the database said at a renewal: the sessions that this instance owns, and what is no longer true of what
-    Redis has cached."""
+    """What the database said at a renewal: the sessions that this instance owns, what is no longer true of what
+    Redis has cached, and how many instances take runs (MAX_COUNTED at most)."""
 
     owned: list[Owned]
     invalid: list[Invalid]
+    fleet: int = 1
 
 
 async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> Renewed:
@@ -107,7 +114,7 @@ async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> 
         LeaseLost: the lease had run out, so the sessions may have been given to others.
     """
     sent_at = now()
-    row = await connection.fetchrow(_RENEW, lease.instance_id, lease.seconds, TOLD_FOR, MAX_TOMBSTONES)
+    row = await connection.fetchrow(_RENEW, lease.instance_id, lease.seconds, TOLD_FOR, MAX_TOMBSTONES, MAX_COUNTED)
     if row is None:
         lease.give_up()
         raise LeaseLost(f"instance {lease.instance_id}: the database says that the lease has run out")
@@ -115,7 +122,7 @@ async def renew(connection: asyncpg.Connection | asyncpg.Pool, lease: Lease) -> 
     clock.heard(row["told_at"], sent_at)
     owned = [Owned(*session) for session in zip(row["sessions"], row["generations"], strict=True)]
     invalid = [Invalid(*entry) for entry in zip(row["told"], row["names"], row["ttls"], strict=True)]
-    return Renewed(owned, invalid)
+    return Renewed(owned, invalid, row["fleet"])
 
 
 async def set_draining(db: Database, instance_id: UUID) -> None:
