@@ -109,7 +109,7 @@ def _environment(servers: Servers, directory: Path, name: str, model_url: str) -
         "API_KEY": API_KEY,
         "ANTHROPIC_BASE_URL": model_url,
         "ANTHROPIC_API_KEY": MODEL_KEY,
-        "WORKSPACES_DIR": str(directory / "workspaces"),
+        "WORKSPACES_DIR": str(directory / name / "workspaces"),
         "RATE_LIMIT_QUERY_PER_MINUTE": "0",
         "PREWARM": "0",
         "MAX_STREAMS_PER_KEY": "10000",
