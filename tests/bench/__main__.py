@@ -207,7 +207,7 @@ def introduce(report: Report) -> None:
 
 async def measure(report: Report, size: Sizes, only: list[str], wait: float, ends: float) -> None:
     """Start everything, and run the sections until `ends` (monotonic seconds)."""
-    async with opened() as stage, sdk.opened(stage.settings(AGENTS)) as driven:
+    async with opened() as stage, sdk.opened(stage.settings(AGENTS), stage.directory / "sdk") as driven:
         for name, (title, parts) in sections(stage, driven, report, size).items():
             if only and name not in only:
                 continue

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -94,11 +95,12 @@ class Sdk:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Sdk]:
-    """The SDK with a scratch directory that is removed at the end."""
+async def opened(settings: Settings, directory: Path) -> AsyncIterator[Sdk]:
+    """The SDK with a scratch directory that is removed at the end. `directory`: for workspaces, which no instance must
+    take for those of sessions that are gone."""
     scratch = Scratch()
     try:
-        yield Sdk(settings, scratch)
+        yield Sdk(settings.model_copy(update={"workspaces_dir": directory}), scratch)
     finally:
         scratch.close()
 
