@@ -113,8 +113,8 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
         "idle": (
             "Idle streams, on a fresh instance",
             [
-                lambda: idle.instances(stage, report, seconds=size.idle_seconds),
-                lambda: idle.load(stage, report, seconds=size.idle_seconds, turns=size.warm_rounds // 4),
+                lambda: idle.instances(stage, report, seconds=size.idle_seconds / 4),
+                lambda: idle.load(stage, report, seconds=size.idle_seconds / 4, turns=size.rounds),
                 lambda: idle.streams(stage, report, count=size.streams, seconds=size.idle_seconds),
             ],
         ),

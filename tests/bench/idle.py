@@ -119,6 +119,8 @@ async def load(stage: Stage, report: Report, *, seconds: float, turns: int, word
             asked, took = await count() - before, time.monotonic() - began
             each = {name: max(n - idle.get(name, 0) * took, 0) / turns for name, n in asked.items()}
             report.note(f"each warm turn `{prompt}`, on top: {_told(each)}")
+    for session_id in session_ids:  # their agents would take part in all that is measured later
+        await owner.client.delete(f"/api/v1/sessions/{session_id}")
 
 
 async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:
