@@ -287,7 +287,7 @@ class Redis:
         self._reads = Reads(lambda names: self.attempt(lambda: self.client.mget(names)))
 
     async def close(self) -> None:
-        """End what is under way. The client is whose who opened it."""
+        """End what is under way. Whoever opened the client closes it."""
         await self._reads.close()
         await self.outage.close()
 
@@ -355,7 +355,7 @@ class Redis:
         """
         if key in self.tombstones:
             return None
-        entry = None if self.outage.lasts else await self._reads.one(key)
+        entry = await self._reads.one(key)
         if not isinstance(entry, bytes) or not entry:
             return None
         try:

@@ -126,7 +126,7 @@ class Worker:
 
     def _keeps(self, session_id: UUID) -> bool:
         execution = self.executions.get(session_id)
-        return execution is not None and not execution.closing and not execution.fenced
+        return execution is not None and not execution.closing
 
     def _say_taken(self, session_id: UUID) -> None:
         self._core.publisher.notify(self._core.redis.keys.taken, str(session_id))
@@ -264,7 +264,7 @@ class Worker:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             self._mark_active(claim.session_id, claim.generation)
-        self._say_taken(claim.session_id)
+            self._say_taken(claim.session_id)  # of those that it had, the wake-up was answered: see `Wakes.heard`
         execution.assign(claim)
         return True
 

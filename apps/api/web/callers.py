@@ -46,7 +46,7 @@ async def identify(request: Request, *, guests: bool) -> Principal:
         caller = await instance.entrance.guest(instance.anonymous, address_of(request))
     else:
         caller = await caller_of(request, key)
-    if caller.profiles is not None:
+    if caller.profiles is not None:  # nearly none is bound, and for the others the query needs no reading
         await may_touch(instance.core, caller, {**request.query_params, **request.path_params})
     acts(request, caller)
     request.state.caller = caller

@@ -104,21 +104,21 @@ async def test_what_waits_for_a_redis_that_does_not_read_is_bounded(world: World
             await wire.ended()
 
 
-async def test_what_a_server_says_that_is_being_started_ends_the_connection(world: World) -> None:
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        pytest.param(b"-LOADING Valkey is loading the dataset in memory\r\n", BusyLoadingError, id="being started"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", RedisError, id="no answer of Redis"),
+    ],
+)
+async def test_what_is_no_reply_to_what_was_asked_ends_the_connection(
+    world: World, said: bytes, error: type[Exception]
+) -> None:
     async with wired(world, Asking) as (wire, _):
         asking = asyncio.create_task(wire.ask([pack("PING")]))
         await asyncio.sleep(0)
-        wire.data_received(b"-LOADING Valkey is loading the dataset in memory\r\n")
-        with pytest.raises(BusyLoadingError):
-            await asking
-
-
-async def test_what_is_no_answer_of_redis_ends_the_connection(world: World) -> None:
-    async with wired(world, Asking) as (wire, _):
-        asking = asyncio.create_task(wire.ask([pack("PING")]))
-        await asyncio.sleep(0)
-        wire.data_received(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        with pytest.raises(RedisError):
+        wire.data_received(said)
+        with pytest.raises(error):
             await asking
 
 
