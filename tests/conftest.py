@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -39,9 +38,6 @@ from tests.recorder import Recorder
 hypothesis_settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("here")
 
-STARTED = time.monotonic()
-"""When this process of the test run began."""
-
 NewKey = Callable[..., Awaitable[dict[str, str]]]
 
 _numbers = itertools.count(1)
@@ -63,20 +59,11 @@ NOT_FAST = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out every test that starts a server or an agent")
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
-    parser.addoption("--slow-for", type=float, metavar="SECONDS", help="begin none of those later than that")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "breaks_logs: leaves events that no instance of ours would have stored")
     config.addinivalue_line("markers", "slow: needs long by its nature (storms, fills, freezes); run with --slow")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """On a machine that is much slower than it should be all other tests are rather run to their end."""
-    seconds = item.config.getoption("--slow-for")
-    if seconds is not None and item.get_closest_marker("slow") and time.monotonic() - STARTED > seconds:
-        pytest.skip(f"a slow test that would have begun after {seconds:.0f} s")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,6 @@ from tests.world import World, lone_world
 __all__ = ["lone_world"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_two_minutes_of_faults_break_no_promise() -> None:
     found = await run(Plan(seed=20, seconds=120, clients=2, stubs=2))
