@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from apps.api.server import DrainingServer, build_server
 from apps.api.settings import Settings
+from apps.api.web.middleware import RequestContext
 from tests.world import until
 
 ASK = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -55,9 +56,9 @@ class Draining:
     """A server with a drain that lasts until `over`, and what happens just before its socket is closed."""
 
     def __init__(self) -> None:
-        app = FastAPI()
+        app = self.app = FastAPI()
         app.add_api_route("/", lambda: "hello", methods=["POST"])
-        app.state.instance = SimpleNamespace(drain=self._drain, leave=self._leave)
+        app.state.instance = SimpleNamespace(drain=self._drain, leave=self._leave, error_shapes={})
         self.server: DrainingServer = build_server(app, Settings(_env_file=None), host="127.0.0.1", port=0)
         self.over, self.left = asyncio.Event(), asyncio.Event()
         self.late: socket.socket | None = None
@@ -127,3 +128,26 @@ async def test_no_request_is_lost_when_a_server_ends() -> None:
             protocol.shutdown()  # as uvicorn does at the end
         assert b" 200 " in await asked(idle), "it was on its way when the server ended"
         assert await asyncio.get_running_loop().sock_recv(idle, 1) == b""
+
+
+async def test_a_request_for_which_an_ending_server_waits_no_longer_may_be_asked_again() -> None:
+    made, asked_for = Draining(), asyncio.Event()
+
+    async def never() -> None:
+        asked_for.set()
+        await asyncio.Event().wait()
+
+    made.app.add_api_route("/never", never, methods=["POST"])
+    made.app.add_middleware(RequestContext)
+    made.server.config.timeout_graceful_shutdown = 1
+    async with made.serving():
+        waiting = made.connected()
+        await asyncio.get_running_loop().sock_sendall(waiting, ASK.replace(b" / ", b" /never "))
+        await asked_for.wait()
+        made.server.should_exit = True
+        told = (await answer(waiting)).lower()
+    assert b" 503 " in told
+    assert b"dependency_unavailable" in told
+    assert b"retry-after: 1" in told
+    assert b"x-request-id" in told
+    assert b"connection: close" in told

@@ -21,13 +21,13 @@ import orjson
 from tests.bench.machine import allow_many_sockets
 from tests.faults.faults import FAULTS, Trouble, are_harmless
 from tests.faults.history import Broken
-from tests.faults.load import PATIENCE, Load
+from tests.faults.load import PATIENCE, RUN_PATIENCE, Load
 from tests.faults.remains import delete_all, left_over, violations
 from tests.faults.stage import LONG_LEASE_SECONDS, WELL_SECONDS, Stage
 
 ROOT = Path(__file__).parents[2]
 CLIENTS, STUBS, CRAWLERS = 4, 8, 2
-END_SECONDS = 3 * PATIENCE
+END_SECONDS = 2 * RUN_PATIENCE
 """For a client to end what it is at: the slowest answer, the slowest run, and a reader that is far behind."""
 
 

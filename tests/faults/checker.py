@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 
-from tests.faults.history import MARKS, Session
+from tests.faults.history import MARKS, Prompt, Session
 
 MAY_FAIL = {
     "owner_lost",
@@ -25,8 +25,8 @@ FILES_LOST = {"workspace_not_stored", "workspace_missing"}
 """What a client is told whose files may not be what they were."""
 
 
-NO_SPACE = "No space left"
-"""What the shell says where a disk is full."""
+NO_SPACE = ("No space left", "Disk full")
+"""What the shell, and the CLI, say where a disk is full."""
 
 
 def of_session(session: Session, marks: Iterable[str], *, harmless: bool = False) -> list[str]:
@@ -143,7 +143,7 @@ def of_files(session: Session) -> Iterator[str]:
     if any(reader.statuses & FILES_LOST for reader in session.readers):
         return
     for number, recall in enumerate(session.prompts):
-        if recall.kind != "files" or recall.run.get("status") != "succeeded":
+        if recall.kind != "files" or recall.run.get("status") != "succeeded" or _had_no_space(recall):
             continue
         there: Counter[str] = Counter()
         for line in str(recall.run["result"]["result"]).splitlines():
@@ -152,5 +152,9 @@ def of_files(session: Session) -> Iterator[str]:
                     there[token] += int(count)
         for before in (*session.inherits, *session.prompts[:number]):
             wrote = before.kind == "marks" and before.run.get("status") == "succeeded"
-            if wrote and there[before.token] != MARKS and NO_SPACE not in str(before.run["result"]["result"]):
+            if wrote and there[before.token] != MARKS and not _had_no_space(before):
                 yield f"of the {MARKS} marks of {before.token}, {there[before.token]} are in the files"
+
+
+def _had_no_space(prompt: Prompt) -> bool:
+    return any(told in str(prompt.run["result"]["result"]) for told in NO_SPACE)

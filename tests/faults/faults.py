@@ -17,6 +17,7 @@ import psutil
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.dev.embedded import Name
 from apps.api.redis import REDIS_ERRORS, open_redis
+from tests.faults.history import Broken
 from tests.faults.load import DELETION, Heard
 from tests.faults.stage import DATABASE, LEASE_SECONDS, WELL_SECONDS, Host, Stage
 from tests.proxy import Proxy
@@ -116,13 +117,14 @@ async def _killed_after(trouble: Trouble, stage: Stage, kind: str) -> str:
 
 
 async def _restart(trouble: Trouble, host: Host) -> None:
-    """As what keeps instances running does it: again and again, since one that finds no database ends."""
-    async with asyncio.timeout(WELL_SECONDS):
-        while True:
-            with suppress(AssertionError, TimeoutError):
-                await trouble.stage.fleet.again(host.instance)
-                return
-            await trouble.hold(0.5, 1.5)
+    """As what keeps instances running does it: again and again, as one that finds no database ends. Raises Broken."""
+    ends = asyncio.get_running_loop().time() + WELL_SECONDS
+    while asyncio.get_running_loop().time() < ends:
+        with suppress(AssertionError, TimeoutError):
+            await trouble.stage.fleet.again(host.instance)
+            return
+        await trouble.hold(0.5, 1.5)
+    raise Broken(f"instance {host.number} does not start: {host.instance.log.read_text()[-1000:]}")
 
 
 async def _frozen(trouble: Trouble, stage: Stage) -> str:
@@ -317,15 +319,21 @@ async def _read_only(trouble: Trouble, stage: Stage) -> str:
         try:
             seconds = await trouble.hold(0.5, 1.5 * LEASE_SECONDS)
         finally:
-            async with asyncio.timeout(WELL_SECONDS):
-                while True:
-                    with suppress(*CONNECTION_ERRORS):
-                        await _set(stage, "RESET default_transaction_read_only")
-                        break
-                    await asyncio.sleep(0.2)
+            ends = asyncio.get_running_loop().time() + WELL_SECONDS
+            while not await _is_set(stage, "RESET default_transaction_read_only"):
+                if asyncio.get_running_loop().time() > ends:
+                    raise Broken("PostgreSQL cannot be told to write again")
+                await asyncio.sleep(0.2)
     finally:
         trouble.down.discard("postgres")
     return f"{seconds:.1f} s"
+
+
+async def _is_set(stage: Stage, what: str) -> bool:
+    with suppress(*CONNECTION_ERRORS):
+        await _set(stage, what)
+        return True
+    return False
 
 
 async def _set(stage: Stage, what: str) -> None:

@@ -22,7 +22,11 @@ from tests.fleet import HEADERS, events_of
 from tests.world import until
 
 PATIENCE = 180.0
-"""Seconds in which whatever is asked must have an answer, whatever goes wrong meanwhile, and a run its end."""
+"""Seconds in which whatever is asked must have an answer, whatever goes wrong meanwhile."""
+
+RUN_PATIENCE = 900.0
+"""Seconds in which a run must have its end. Where faults come faster than an agent starts, on a slow machine, its
+owner is taken away again and again, and a run that has not begun is begun anew."""
 
 PAUSE, STUB_PAUSE = 0.3, 0.05
 """Seconds between two attempts, or two prompts of one session; where the stub answers."""
@@ -208,7 +212,7 @@ class Load:
 
     async def _answer(self, session: Session, prompt: Prompt) -> None:
         """Decide what the run asks, unless it ends before."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(RUN_PATIENCE):
             while True:
                 run = await self.ask("GET", f"/runs/{prompt.run_id}")
                 if run["finished_at"] is not None:
@@ -242,7 +246,7 @@ class Load:
     async def run_of(self, session: Session, prompt: Prompt) -> dict[str, Any]:
         """Its run, once it is over. Raises Broken when it is not in time."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(RUN_PATIENCE):
                 while not prompt.run:
                     run = await self.ask("GET", f"/runs/{prompt.run_id}")
                     if run["finished_at"] is not None:
@@ -250,7 +254,7 @@ class Load:
                     else:
                         await asyncio.sleep(_pause(session))
         except TimeoutError:
-            raise Broken(f"run {prompt.run_id} of {prompt.token} has no end after {PATIENCE} s") from None
+            raise Broken(f"run {prompt.run_id} of {prompt.token} has no end after {RUN_PATIENCE} s") from None
         return prompt.run
 
     # --- the end of a session ------------------------------------------------------------------------------------

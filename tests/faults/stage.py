@@ -46,7 +46,7 @@ WITH_CLOCK, WITH_SMALL_DISK, PREVIOUS = 1, 4, (0, 3)
 
 DISK_BYTES = 64 * 1024 * 1024
 
-WELL_SECONDS = 120.0
+WELL_SECONDS = 300.0
 """In which a fleet must be well when nothing is wrong any more."""
 
 _NGINX = """

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apps.api.auth import Principal
-from apps.api.errors import ApiError, TooLarge
+from apps.api.errors import ApiError, TooLarge, Unavailable
 from apps.api.shares import Kind, Level, Share
 from apps.api.web.errors import Refused, error_response
 from apps.api.web.metrics import REQUESTS
@@ -42,12 +42,14 @@ class RequestContext:
         given = Headers(scope=scope).get("x-request-id", "")
         ident = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = ident
-        started, status, closed = time.perf_counter(), 500 if scope["type"] == "http" else 403, None
+        http = scope["type"] == "http"
+        started, status, closed = time.perf_counter(), 500 if http else 403, None
+        answered = not http
 
         async def tell(message: Message) -> None:
-            nonlocal status, closed
+            nonlocal status, closed, answered
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
-                status = message.get("status", 101)
+                status, answered = message.get("status", 101), True
                 MutableHeaders(scope=message)["X-Request-ID"] = ident
             elif message["type"] == "websocket.close":
                 closed = message["code"]
@@ -61,7 +63,12 @@ class RequestContext:
             return message
 
         try:
-            await self._app(scope, hear if scope["type"] == "websocket" else receive, tell)
+            await self._app(scope, receive if http else hear, tell)
+        except asyncio.CancelledError:
+            if answered:
+                raise
+            # The server ends, and waits no longer for this one. Its own answer would be a 500, which nobody repeats.
+            await error_response(scope, _cut())(scope, receive, tell)
         finally:
             path = _template(scope)
             method = scope.get("method", "WEBSOCKET")
@@ -76,6 +83,11 @@ class RequestContext:
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 request_id=ident,
             )
+
+
+def _cut() -> ApiError:
+    text = "The instance ended before it had an answer. Ask again."
+    return Unavailable(text, headers={"Retry-After": "1", "Connection": "close"})
 
 
 def _template(scope: Scope) -> str:
