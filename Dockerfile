@@ -10,11 +10,11 @@ ENV UV_COMPILE_BYTECODE=1 \
     UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN /opt/uv/bin/uv sync --frozen --no-dev --no-install-project
+RUN /opt/uv/bin/uv sync --frozen --no-dev --extra otel --no-install-project
 COPY apps apps
 COPY migrations migrations
 # Compiled now: the server's user cannot write here, and every start of an agent would compile its guard again.
-RUN /opt/uv/bin/uv sync --frozen --no-dev \
+RUN /opt/uv/bin/uv sync --frozen --no-dev --extra otel \
     && .venv/bin/python -m compileall -q apps migrations
 
 

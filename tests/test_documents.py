@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from apps.api.errors import RUN_FAILURES
+from apps.api.instruments import REGISTRY
 from apps.api.settings import Settings
-from apps.api.web.metrics import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 ENV_EXAMPLE = ROOT / ".env.example"

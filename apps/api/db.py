@@ -25,6 +25,7 @@ from sqlalchemy import ExceptionContext, exc
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from apps.api.errors import Busy, LeaseLost, Unavailable
 from apps.api.lanes import Line, Turns, stored
@@ -209,6 +210,13 @@ class Database:
     def for_webhooks(self) -> Database:
         """The same, by the connections that only deliveries take: for claims of them, and notes of how they ended."""
         return replace(self, pool=self._webhooks)
+
+    def in_use(self) -> dict[str, tuple[int, int]]:
+        """How many connections of each pool somebody has, and how many there may be."""
+        pools = {"requests": self.pool, "runner": self._writers, "webhooks": self._webhooks}
+        used = {name: (pool.get_size() - pool.get_idle_size(), pool.get_max_size()) for name, pool in pools.items()}
+        composed: QueuePool = self.engine.pool  # type: ignore[assignment] # which an engine has unless another is asked for
+        return used | {"composed": (composed.checkedout(), composed.size())}
 
     async def check_schema(self) -> None:
         """Raises SchemaMissing unless the migrations up to SCHEMA_REVISION have run."""

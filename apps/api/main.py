@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import FastAPI
 
-from apps.api import __version__, clock, keys, roles
+from apps.api import __version__, keys, roles
 from apps.api.core.config import profiles
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
@@ -33,17 +33,17 @@ from apps.api.dialects.compat.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging
+from apps.api.measure import Lateness, Queue, measure
 from apps.api.redis import open_redis
 from apps.api.runner.guard import cgroups, isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
-from apps.api.runner.session.ways import Ways
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubtful
-from apps.api.web import errors, health, hosts, index, metrics, playground, ports
+from apps.api.web import errors, health, hosts, index, playground, ports
 from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
 from apps.api.web.opened import Opened
@@ -191,8 +191,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         await _ensure_first_key(db, settings)
         publisher, subscriptions = Publisher(redis), Subscriptions(redis)
         followers = Followers(db, redis, subscriptions)
-        outbound = Outbound(settings.outbound_allow)
-        stack.push_async_callback(outbound.close)
+        stack.push_async_callback((outbound := Outbound(settings.outbound_allow)).close)
         parts = db, redis, publisher, subscriptions, followers, outbound, known, Objects.of(settings)
         core = Core(settings, uuid4(), *parts)
         deliveries = Deliveries(db.for_webhooks(), settings, outbound, instance_id=core.instance_id)
@@ -209,13 +208,13 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         loops.start("model-watch", model.look, model.until_next_look)
         await worker.start()
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
-        for part in (worker, Upkeep(runner, worker), Watch(runner, worker.executions)):
+        for part in (worker, Upkeep(runner, worker), watch := Watch(runner, worker.executions), Lateness()):
             part.run_in(loops)
         stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, isolated, worker, lease, model, loops)
-        _measure(core, worker, lease, opened, deliveries, loops)
+        measure(core, worker, watch, lease, opened, deliveries, loops)
         drain = _Drain(core, worker, opened)
         app.state.instance = Instance(
             core,
@@ -225,6 +224,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
             entrance,
             opened,
             databases=health.Dependents(core).states,
+            look_at_queue=Queue(runner.db).look,
             anonymous=await _admit_guests(core),
             drain=drain.runs,
             leave=drain.clients,
@@ -274,36 +274,6 @@ class _Drain:
             least = asyncio.get_running_loop().time() + min(self._grace, LAST_REQUESTS)
             await self._opened.until_told(max(self._ends or least, least))
             self._opened.drain(only_endless=False)
-
-
-def _measure(core: Core, worker: Worker, lease: Lease, opened: Opened, deliveries: Deliveries, loops: Loops) -> None:
-    metrics.LOOPS.read = lambda: loops.all
-    metrics.TASKS.set_function(lambda: len(asyncio.all_tasks()))
-    metrics.SLOTS.set(core.settings.runner_slots)
-    metrics.RUNNING.set_function(lambda: worker.running)
-    metrics.LIVE.set_function(lambda: worker.live)
-    metrics.AHEAD.set_function(lambda: worker.ahead.count)
-    metrics.AHEAD_TAKEN.read = lambda: worker.ahead.hits
-    metrics.AHEAD_MISSED.read = lambda: worker.ahead.misses
-    metrics.STREAMS.set_function(lambda: opened.count("streams"))
-    metrics.SOCKETS.set_function(lambda: opened.count("sockets") + opened.count("strangers"))
-    metrics.CLOCK.set_function(clock.offset)
-    metrics.UNFIT.set_function(lambda: len(worker.host.unfit))
-    metrics.STARTS_FAILED.read = lambda: worker.host.failed
-    _measure_ways(worker.ways)
-    metrics.LEASE.set_function(lambda: max(lease.remaining(), 0))
-    metrics.WEBHOOKS_SENT.read = lambda: deliveries.sent
-    metrics.WEBHOOKS_FAILED.read = lambda: deliveries.failed
-    metrics.outbound_calls(core.outbound.calls)
-    metrics.DROPPED.read = lambda: core.publisher.dropped
-
-
-def _measure_ways(ways: Ways) -> None:
-    ways.gateway.observe, ways.gateway.differs = metrics.model_call, metrics.cost_differs
-    metrics.NETWORK_DENIED.read = lambda: ways.proxy.refused
-    metrics.NETWORK_SENT.read = lambda: ways.proxy.sent
-    metrics.NETWORK_RECEIVED.read = lambda: ways.proxy.received
-    metrics.NETWORK_OPEN.set_function(lambda: ways.proxy.open)
 
 
 def _probe(

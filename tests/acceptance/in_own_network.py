@@ -291,7 +291,7 @@ async def test_what_is_refused_is_told_once_in_a_run_and_counted(around: Surroun
     kinds = [event.event for event in events]
     assert kinds.index("network_denied") < kinds.index("result")
     told = (await instance.client.get("/metrics")).text
-    assert 'network_denied_total{reason="host_not_allowed"}' in told
+    assert 'claude_agent_api_network_denied_total{reason="host_not_allowed"}' in told
     run = await instance.prompt(session_id, "run curl -s http://other.example/")
     assert [e.data["host"] for e in await instance.follow(run) if e.event == "network_denied"] == ["other.example"]
 

@@ -21,7 +21,7 @@ soon = partial(until, every=0.05, seconds=30)
 
 async def figure(instance: Instance, name: str) -> float:
     text = (await instance.client.get("/metrics")).text
-    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"claude_agent_api_{name} "))
 
 
 async def ready(instance: Instance, count: int = 1) -> None:

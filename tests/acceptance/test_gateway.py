@@ -41,11 +41,11 @@ async def test_what_the_gateway_counted_is_what_the_session_is_told(start_fleet:
         assert told["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in rows))
         assert {str(row["session_id"]) for row in rows} == {session_id}
     told = (await fleet[0].client.get("/metrics")).text
-    assert f'model_calls_total{{kind="messages",status="200"}} {len(rows)}.0' in told
-    assert f'model_call_first_byte_seconds_count{{kind="messages"}} {len(rows)}.0' in told
-    assert f'model_tokens_total{{kind="output"}} {sum(row["output_tokens"] for row in rows)}.0' in told
-    assert "model_cost_differences_total{" not in told
-    assert "model_calls_unpriced_total 0.0" in told
+    assert f'claude_agent_api_model_calls_total{{kind="messages",status="200"}} {len(rows)}.0' in told
+    assert f'claude_agent_api_model_call_first_byte_seconds_count{{kind="messages"}} {len(rows)}.0' in told
+    assert f'claude_agent_api_model_tokens_total{{kind="output"}} {sum(row["output_tokens"] for row in rows)}.0' in told
+    assert "claude_agent_api_model_cost_differences_total{" not in told
+    assert "claude_agent_api_model_calls_unpriced_total 0.0" in told
 
 
 async def test_an_answer_that_is_cut_off_counts_what_came_of_it(start_fleet: StartFleet) -> None:
@@ -63,7 +63,7 @@ async def test_an_answer_that_is_cut_off_counts_what_came_of_it(start_fleet: Sta
     assert not row["complete"]
     assert 8 <= row["output_tokens"] < 2000
     assert row["cost_usd"] > 0
-    assert "model_cost_differences_total{" not in (await fleet[0].client.get("/metrics")).text
+    assert "claude_agent_api_model_cost_differences_total{" not in (await fleet[0].client.get("/metrics")).text
 
 
 async def test_an_agent_that_shows_its_token_around_has_shown_nothing_of_the_servers(start_fleet: StartFleet) -> None:

@@ -33,7 +33,7 @@ async def counted(instance: Instance) -> dict[tuple[str, str], float]:
         (sample.labels["kind"], sample.labels["outcome"]): sample.value
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
-        if sample.name == "outbound_calls_total"
+        if sample.name == "claude_agent_api_outbound_calls_total"
     }
 
 

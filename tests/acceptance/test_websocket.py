@@ -386,7 +386,7 @@ async def test_a_stopping_instance_lets_runs_finish_and_closes_in_order(start_fl
         await fleet.start(1, REDIS_URL=through.redis_url.get_secret_value())
         stack.push_async_callback(fleet[0].ended)
         await fleet.start(1)
-        assert "websockets_open 0.0" in (await fleet[0].client.get("/metrics")).text
+        assert "claude_agent_api_websockets_open 0.0" in (await fleet[0].client.get("/metrics")).text
         session_id = await fleet[0].session()
         await fleet[0].ask(session_id, "say first")
         async with open_socket(fleet[0]) as idle, open_socket(fleet[0]) as busy:
@@ -394,7 +394,7 @@ async def test_a_stopping_instance_lets_runs_finish_and_closes_in_order(start_fl
             prompt = {"prompt": "stream 20 words slowly", "session_id": session_id, "on_disconnect": "interrupt"}
             run = await busy.ask("prompt", **prompt)
             await busy.of_run(run["run_id"], "partial")
-            assert "websockets_open 2.0" in (await fleet[0].client.get("/metrics")).text
+            assert "claude_agent_api_websockets_open 2.0" in (await fleet[0].client.get("/metrics")).text
             redis.delay, redis.delayed = 0.3, b"message"
             fleet[0].signal(signal.SIGTERM)
             assert await idle.closed() == 1012

@@ -73,7 +73,7 @@ class _Cold:
         """Wait for the next one, so that its start disturbs nothing that is measured."""
 
         async def waits() -> bool:
-            return "\nagents_ahead 1.0\n" in (await self._ahead.client.get("/metrics")).text
+            return "\nclaude_agent_api_agents_ahead 1.0\n" in (await self._ahead.client.get("/metrics")).text
 
         await until(waits, every=0.1, seconds=60)
 

@@ -147,7 +147,7 @@ class Sampler:
 
 def _gauge(text: str, name: str) -> float:
     families = text_string_to_metric_families(text)
-    return next(family.samples[0].value for family in families if family.name == name)
+    return next(family.samples[0].value for family in families if family.name == f"claude_agent_api_{name}")
 
 
 def _bytes_below(directory: Path) -> int:

@@ -403,7 +403,7 @@ async def test_refused_keys_are_counted_and_a_flood_is_logged(limited: Fleet) ->
         sample.labels["code"]: sample.value
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
-        if sample.name == "keys_refused_total"
+        if sample.name == "claude_agent_api_keys_refused_total"
     }
     assert counted["invalid_api_key"] >= LIMIT
     assert counted["too_many_wrong_keys"] >= 1

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api import __version__
+from apps.api import __version__, instruments
 from apps.api.core.context import Core
 from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import note_lost
@@ -266,6 +266,8 @@ class Worker:
             self._mark_active(claim.session_id, claim.generation)
             self._say_taken(claim.session_id)  # of those that it had, the wake-up was answered: see `Wakes.heard`
         execution.assign(claim)
+        if claim.parked is None:
+            instruments.QUEUE_WAIT.observe(claim.waited)
         return True
 
     async def _give_back(self, session_id: UUID, *claimed: Any) -> None:

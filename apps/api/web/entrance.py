@@ -23,14 +23,13 @@ from typing import TypeVar
 import structlog
 from starlette.requests import HTTPConnection
 
-from apps.api import addresses, auth
+from apps.api import addresses, auth, instruments
 from apps.api.addresses import Address
 from apps.api.auth import Principal, UnknownKey
 from apps.api.core import tasks
 from apps.api.db import Database
 from apps.api.errors import ApiError, Forbidden, RateLimited, Unauthorized, Unavailable
 from apps.api.redis import Redis
-from apps.api.web.metrics import KEYS_REFUSED
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +105,7 @@ class Entrance:
                 raise auth.no_key()
             return await self._authenticate(secret, auth.hash_of(secret), address)
         except (Unauthorized, RateLimited, Forbidden) as error:
-            KEYS_REFUSED.labels(error.code).inc()
+            instruments.KEYS_REFUSED.labels(error.code).inc()
             raise
 
     async def _authenticate(self, secret: str, secret_hash: str, address: Address | None) -> Principal:

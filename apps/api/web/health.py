@@ -15,13 +15,12 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from apps.api import __version__
+from apps.api import __version__, instruments
 from apps.api.core.context import Core
 from apps.api.core.network.default_model import Answer
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 from apps.api.redis import REDIS_ERRORS
-from apps.api.web import metrics
 from apps.api.web.route import State, instance_of
 
 router = APIRouter(tags=["health"])
@@ -161,5 +160,7 @@ async def ready(request: Request, response: Response) -> Health:
 )
 @public_limiter.limit(PUBLIC_LIMIT)
 async def prometheus(request: Request) -> Response:
-    """Counters and gauges of this instance in the Prometheus text format. Keep it off the public network."""
-    return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    """Metrics of this instance, and of the queue of all, in the Prometheus text format. Keep it off the public
+    network."""
+    await instance_of(request).look_at_queue()
+    return Response(generate_latest(instruments.REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -14,11 +14,11 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apps.api import instruments
 from apps.api.auth import Principal
 from apps.api.errors import ApiError, TooLarge, Unavailable
 from apps.api.shares import Kind, Level, Share
 from apps.api.web.errors import Refused, error_response
-from apps.api.web.metrics import REQUESTS
 from apps.api.web.sse import LATER, PIECE
 
 log = structlog.get_logger("apps.api.web")
@@ -44,12 +44,12 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = ident
         http = scope["type"] == "http"
         started, status, closed = time.perf_counter(), 500 if http else 403, None
-        answered = not http
+        answered: float | None = None
 
         async def tell(message: Message) -> None:
             nonlocal status, closed, answered
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
-                status, answered = message.get("status", 101), True
+                status, answered = message.get("status", 101), time.perf_counter()
                 MutableHeaders(scope=message)["X-Request-ID"] = ident
             elif message["type"] == "websocket.close":
                 closed = message["code"]
@@ -65,14 +65,17 @@ class RequestContext:
         try:
             await self._app(scope, receive if http else hear, tell)
         except asyncio.CancelledError:
-            if answered:
+            if answered or not http:
                 raise
             # The server ends, and waits no longer for this one. Its own answer would be a 500, which nobody repeats.
             await error_response(scope, _cut())(scope, receive, tell)
         finally:
             path = _template(scope)
             method = scope.get("method", "WEBSOCKET")
-            REQUESTS.labels(method, path, status).inc()
+            ended = time.perf_counter()
+            counted = instruments.request(method, path, status)
+            counted.counter.inc()
+            counted.seconds.observe((answered or ended) - started)
             level = log.debug if path.startswith("/health") else log.info
             level(
                 "request",
@@ -80,7 +83,7 @@ class RequestContext:
                 path=path,
                 status=status,
                 **({} if closed is None else {"closed": closed}),
-                ms=round((time.perf_counter() - started) * 1000, 1),
+                ms=round((ended - started) * 1000, 1),
                 request_id=ident,
             )
 

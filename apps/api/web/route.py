@@ -58,6 +58,7 @@ class Instance:
 
     Attributes:
         databases: whether PostgreSQL and Redis answer.
+        look_at_queue: asks the database what waits, if that is known no more.
         entrance: where keys are shown.
         opened: everything that stays open here, such as event streams and WebSockets.
         anonymous: what stands for the key of callers without a key, if there may be some.
@@ -75,6 +76,7 @@ class Instance:
     entrance: Entrance
     opened: Opened
     databases: Callable[[], Awaitable[tuple[State, State]]]
+    look_at_queue: Callable[[], Awaitable[None]]
     anonymous: str | None
     drain: Callable[[], Awaitable[None]]
     leave: Callable[[], Awaitable[None]]

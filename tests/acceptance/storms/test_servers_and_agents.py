@@ -83,7 +83,7 @@ async def test_a_row_that_cannot_be_taken_over(storm: Storm) -> None:
         runs = [str(await db.pool.fetchval(_LEFT, UUID(session_id), dead)) for session_id in sessions]
         assert [await end_of(fleet[1], run_id) for run_id in runs[1:]] == ["owner_lost"] * 4
         await storm.probes()
-        assert await metric(fleet, 'loop_item_failures_total{loop="runner-reap"}') > 0
+        assert await metric(fleet, 'claude_agent_api_loop_item_failures_total{loop="runner-reap"}') > 0
 
         async def freed() -> bool:
             return bool((await fleet[1].get(f"/runs/{runs[0]}")).json()["error"])

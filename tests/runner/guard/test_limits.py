@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from apps.api.runner.guard import limits, processes
-from apps.api.runner.guard.limits import Excess, Limits, excesses
+from apps.api.runner.guard.limits import Excess, Limits
 from apps.api.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -32,6 +32,10 @@ def go_on():
 threading.Thread(target=go_on).start()
 ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)"""
 """Ends its first thread, and goes on in another."""
+
+
+def excesses(guards: list[int], memory: int, most: int) -> dict[int, Excess]:
+    return limits.look(guards, memory, most).excesses
 
 
 @contextmanager
@@ -55,6 +59,7 @@ def test_memory_of_descendants_counts_and_that_of_the_guard_does_not() -> None:
         assert found[guard].code == limits.OUT_OF_MEMORY
         assert 100 * MB < found[guard].found < 130 * MB
         assert excesses([guard], 150 * MB, 1000) == {}
+        assert 100 * MB < limits.look([guard], 150 * MB, 1000).memory < 130 * MB
         [child] = processes.below(guard)
         assert excesses([child], 1, 1000) == {}
 

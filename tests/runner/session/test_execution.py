@@ -94,7 +94,7 @@ async def test_clients_that_leave_in_the_middle_leave_no_stream_behind(shared: S
 
 
 async def no_stream_is_open(fleet: Fleet) -> bool:
-    return "\nevent_streams_open 0.0\n" in (await fleet[1].client.get("/metrics")).text
+    return "\nclaude_agent_api_event_streams_open 0.0\n" in (await fleet[1].client.get("/metrics")).text
 
 
 async def test_a_prompt_with_half_a_pair_runs_and_can_be_read_everywhere(shared: Shared) -> None:

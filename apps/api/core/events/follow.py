@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from apps.api import clock, instruments
 from apps.api.core.events.frames import Frame, Position, parse_batch, resync
 from apps.api.core.events.place import Deltas, Place
 from apps.api.core.events.relay import Subscriptions
@@ -348,6 +349,8 @@ class Followers:
             elif frames := mailbox.take():
                 if fresh := place.move(frames, mailbox.gap):
                     yield fresh
+                    if fresh[0].part:  # made when it was published; and who asks for more has written it
+                        instruments.RELAY_LAG.observe(max(clock.timestamp() - fresh[0].made_at, 0.0))
             elif not await mailbox.wait(tick):
                 yield []
 

@@ -78,6 +78,11 @@ class Frame:
         return self.raw[begin : self.raw.index(b'"', begin)] if begin >= 14 else b""
 
     @property
+    def made_at(self) -> float:
+        """The same in seconds since 1970."""
+        return _seconds(self.created_at)
+
+    @property
     def run_id(self) -> str | None:
         """The run that the event belongs to, if any."""
         at = self.raw.index(b"\ndata: ") + 7 + _RUN_AT
@@ -119,6 +124,11 @@ def event_data(
 
 
 # Each delta of a run has the same two ids, and many have the same time.
+
+
+@lru_cache(maxsize=64)
+def _seconds(moment: bytes) -> float:
+    return datetime.fromisoformat(moment.decode()).timestamp()
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ the statement writes all of a batch or nothing.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from apps.api import clock
+from apps.api import clock, instruments
 from apps.api.core import codec
 from apps.api.core.events.batches import Batch, Batches, Row
 from apps.api.core.events.frames import Frame, Position, event_data
@@ -291,12 +292,14 @@ class Writer:
                             raise
                         return found
 
+            began = time.perf_counter()
             try:
                 frames = await retrying(attempt, until=self._lease.is_over)
             except LeaseLost:
                 with suppress(*CONNECTION_ERRORS):
                     await note_lost(self._db, self.session_id, None, expected)
                 raise
+            instruments.APPEND_SECONDS.observe(time.perf_counter() - began)
             self.last_seq = frames[-1].seq
             self._ended.extend(event.run_id for event in events if event.type == "done" and event.run_id)
             if any(event.type in ENDS_OF_DELTAS for event in events):

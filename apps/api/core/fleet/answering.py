@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from apps.api import audit
+from apps.api import audit, clock, instruments
 from apps.api.core.codec import clean_text, decode, encode
 from apps.api.core.config import profiles
 from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
@@ -97,6 +97,12 @@ async def answer(
     if isinstance(tool := asked.get("tool_name"), str):  # an agent's word
         told["tool_name"] = clean_text(tool)[:200]
     stored = *decided, *audit.values("request.answered", tenant_id, request_id, **told)
+    waited = (clock.now() - row["created_at"]).total_seconds()
+
+    def count() -> None:
+        instruments.DECISION_WAIT.labels(kind).observe(waited)
+        if decision["decision"] == "deny":
+            instruments.DENIED_BY_PERSON.inc()
 
     async def decide(connection: asyncpg.Connection) -> None:
         if await connection.execute(_DECIDE, *stored) != "INSERT 0 1":
@@ -106,9 +112,11 @@ async def answer(
         # To the owner, or into the queue with the run that is parked; it may be parked, or be taken up, just now.
         for _ in range(2):
             if row["owner_id"] and (sent := await _tell(core, session_id, request_id, row["owner_id"], stored)):
+                count()
                 return sent
             run_id = await parked.answer(core, tenant_id, session_id, request_id, decision, by, decide)
             if run_id is not None:
+                count()
                 return Sent("applied" if await _taken_up(core, run_id) else "accepted", run_id, {})
             row = await requests.row_of(core.db, tenant_id, session_id, request_id)
             if row["status"] != "open":

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import instruments
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
@@ -19,6 +20,7 @@ from apps.api.core.sessions import sessions
 from apps.api.core.sessions.outcome import failure
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
+from apps.api.instruments import Ended
 
 PATIENCE = 2.0
 """Seconds to wait for a session that is between two owners."""
@@ -47,6 +49,7 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int, error: Map
     )
     if status != "UPDATE 1":
         raise NotQueued
+    instruments.run_ended(Ended("interrupted", error["code"]))
 
 
 _CURRENT = f"""

@@ -133,6 +133,7 @@ UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> AL
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
   coalesce(r.config, owned.config) AS config,
+  extract(epoch FROM now() - r.created_at)::float8 AS waited,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
   {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
@@ -156,6 +157,7 @@ class Claim:
             lives already counts as sent, so that it costs no statement to say so.
         provisions: another value once the tenant has changed what its agents are given beside their configuration.
         resources: what the workspace is given before the run.
+        waited: seconds since it was accepted.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
     """
 
@@ -175,6 +177,7 @@ class Claim:
     provisions: tuple[str, ...] = ()
     parked: Parked | None = None
     resources: tuple[Resource, ...] = ()
+    waited: float = 0.0
 
 
 async def claim(

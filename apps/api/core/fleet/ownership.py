@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from apps.api import instruments
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
@@ -21,6 +22,7 @@ from apps.api.core.sessions.parking import Parked
 from apps.api.core.tasks import Loop
 from apps.api.db import PASSING, Database
 from apps.api.errors import LeaseLost
+from apps.api.instruments import Ended
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,7 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
     Returns:
         None when it was not given back; else whether runs of it wait, so that others should be woken.
     """
+    unfinished: list[Orphan] = []
     async with db.transaction() as connection:
         row = await connection.fetchrow(
             "SELECT 1 FROM sessions WHERE id = $1 AND generation = $2 FOR NO KEY UPDATE", session_id, generation
@@ -45,27 +48,37 @@ async def release(db: Database, session_id: UUID, generation: int) -> bool | Non
             return None
         if origin == "background":
             # Its end could not be stored. Left as it is it would block the session, and no reaper looks at free ones.
-            await abandon(connection, [session_id], _UNFINISHED)
+            unfinished = await abandon(connection, [session_id], _UNFINISHED)
         else:
             await connection.execute("UPDATE sessions SET owner_id = NULL, ports = '{}' WHERE id = $1", session_id)
             await _reject_commands(connection, [session_id], "no_live_run")
         waiting: bool = await connection.fetchval(
             "SELECT min(position) IS NOT NULL FROM runs WHERE session_id = $1 AND status = 'queued'", session_id
         )
-        return waiting
+    for orphan in unfinished:
+        orphan.count()
+    return waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A session that lost its owner, and the events that say so; they are to be relayed."""
+    """A session that lost its owner, and the events that say so; they are to be relayed. `ended`: its run, if it had
+    one that has ended with that."""
 
     session_id: UUID
     tenant_id: UUID
     frames: list[Frame]
+    ended: Ended | None = None
+
+    def count(self) -> None:
+        """Count its run: what has ended it is committed."""
+        if self.ended is not None:
+            instruments.run_ended(self.ended)
 
 
 def announce(core: Core, orphan: Orphan) -> None:
-    """Relay what ended an orphan's run, and wake who may run the session's next one."""
+    """Relay and count what ended an orphan's run, and wake who may run the session's next one."""
+    orphan.count()
     core.relay(orphan.tenant_id, orphan.session_id, orphan.frames)
     core.publisher.command("DEL", core.redis.keys.active_session(orphan.session_id))
     core.wake(orphan.tenant_id, orphan.session_id)
@@ -100,13 +113,15 @@ WITH freed AS (
   WHERE s.id = $1 AND i.id = s.owner_id AND i.lease_expires_at < now() RETURNING s.id
 ), ended AS (
   UPDATE runs SET status = 'failed', finished_at = now(), error = $2
-  WHERE session_id IN (SELECT id FROM freed) AND status IN ('running','requires_action')
+  WHERE session_id IN (SELECT id FROM freed) AND status IN ('running','requires_action') RETURNING 1
 ), closed AS (
   UPDATE requests SET status = 'closed', resolved_at = now()
   WHERE session_id IN (SELECT id FROM freed) AND status = 'open'
+), rejected AS (
+  UPDATE commands SET status = 'rejected', applied_at = now()
+  WHERE session_id IN (SELECT id FROM freed) AND status = 'pending'
 )
-UPDATE commands SET status = 'rejected', applied_at = now()
-WHERE session_id IN (SELECT id FROM freed) AND status = 'pending'
+SELECT count(*) FROM ended
 """  # noqa: S608 - ours
 
 FREE_AFTER = 3
@@ -167,7 +182,8 @@ async def _take_one(core: Core, loop: Loop, session_id: UUID) -> list[Orphan]:
             if loop.failures_of(session_id) < FREE_AFTER:
                 raise
         log.error("ownership.freed_unwritten", session_id=str(session_id))
-        await core.db.pool.execute(_FREE, session_id, _UNFINISHED)
+        ended = await core.db.pool.fetchval(_FREE, session_id, _UNFINISHED)
+        instruments.run_ended(Ended("failed", _UNFINISHED["code"]), ended)
     return []
 
 
@@ -255,9 +271,10 @@ async def abandon(
         if run is not None:
             events += [Event("error", error, run["id"]), Event("done", {"status": "failed"}, run["id"])]
         frames = await append(connection, row["id"], row["generation"], row["last_seq"], events) if events else []
+        ended = None
         if run is not None:
-            await store(connection, row["id"], run["id"], _failed(run, error), frames[-1].seq)
-        orphans.append(Orphan(row["id"], row["tenant_id"], frames))
+            ended = await store(connection, row["id"], run["id"], _failed(run, error), frames[-1].seq)
+        orphans.append(Orphan(row["id"], row["tenant_id"], frames, ended))
     return orphans
 
 

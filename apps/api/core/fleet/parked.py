@@ -14,6 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import instruments
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
@@ -121,7 +122,8 @@ async def _end(connection: asyncpg.Connection, pen: _Pen, code: str, *told: Even
     why = [] if status == "interrupted" else [Event("error", error, pen.run_id)]
     events = [*told, *why, Event("done", {"status": status}, pen.run_id)]
     frames = await append(connection, pen.session_id, pen.generation, pen.last_seq, events)
-    await store(connection, pen.session_id, pen.run_id, pen.parked.ended(status, error), frames[-1].seq)
+    ended = await store(connection, pen.session_id, pen.run_id, pen.parked.ended(status, error), frames[-1].seq)
+    instruments.run_ended(ended)
     return frames
 
 
@@ -215,4 +217,5 @@ async def _expire(core: Core, tenant_id: UUID, session_id: UUID, request_id: UUI
             return
         told = requests.resolved(request_id, pen.run_id, "closed", requests.by_system("expired"))
         frames = await _go_on(connection, pen, told)
+    instruments.DENIED_BY_NOBODY.inc()
     _tell(core, tenant_id, session_id, frames)

@@ -63,6 +63,39 @@ async def waiting(db: Database, instance_id: UUID, turn: Turn | None = None) -> 
     return sorted(told, key=lambda run: run.position)
 
 
+COUNTED = 10_000
+"""Runs in the queue that are counted. More are told as so many."""
+
+# Steps from tenant to tenant in an index, and looks at the first run of each; what is parked has begun before.
+_IN_ALL = f"""
+WITH RECURSIVE firsts AS (
+  (SELECT tenant_id, created_at FROM runs WHERE status = 'queued' AND parked IS NULL
+    ORDER BY tenant_id, position LIMIT 1)
+  UNION ALL
+  SELECT next.* FROM firsts f CROSS JOIN LATERAL (
+    SELECT tenant_id, created_at FROM runs
+    WHERE status = 'queued' AND parked IS NULL AND tenant_id > f.tenant_id ORDER BY tenant_id, position LIMIT 1
+  ) next
+)
+SELECT (SELECT count(*) FROM (SELECT FROM runs WHERE status = 'queued' LIMIT {COUNTED}) q) AS queued,
+  coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_seconds
+FROM firsts
+"""  # noqa: S608 - ours
+
+
+@dataclass(frozen=True, slots=True)
+class InAll:
+    """What waits in the whole fleet: how many runs, COUNTED at most, and for how long the oldest has done so."""
+
+    queued: int
+    oldest_seconds: float
+
+
+async def in_all(db: Database) -> InAll:
+    """The queue as it is."""
+    return InAll(**dict(await db.pool.fetchrow(_IN_ALL)))
+
+
 _ELDEST = """
   SELECT id FROM instances WHERE lease_expires_at > now() AND NOT draining ORDER BY started_at, id LIMIT 1
 """

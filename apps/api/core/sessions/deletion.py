@@ -18,7 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
-from apps.api import audit
+from apps.api import audit, instruments
 from apps.api.core.context import Core
 from apps.api.core.events.log import NEXT_GENERATION
 from apps.api.core.files import garbage, manifest
@@ -28,6 +28,7 @@ from apps.api.core.sessions.sessions import BUSY
 from apps.api.core.tasks import Loop
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.errors import Conflict, NotFound
+from apps.api.instruments import Ended
 
 BATCH = 500
 """Rows that are removed in one transaction; each may have some megabytes."""
@@ -151,12 +152,13 @@ async def mark(
         " owner_id = NULL, title = NULL, tags = '{}', metadata = '{}', config = '{}' WHERE id = $1",
         session_id,
     )
-    await connection.execute(
+    status = await connection.execute(
         "UPDATE runs SET status = 'interrupted', finished_at = now(), error = $2"
         " WHERE session_id = $1 AND finished_at IS NULL",
         session_id,
         failure("session_deleted"),
     )
+    instruments.run_ended(Ended("interrupted", "session_deleted"), int(status.removeprefix("UPDATE ")))
     gone = Gone(*await connection.fetchrow(_RUNS, session_id))
     return Deleted(session_id, row["owner_id"], {"runs": gone} if gone.rows else {})
 

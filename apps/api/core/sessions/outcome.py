@@ -9,11 +9,13 @@ from uuid import UUID
 
 import asyncpg
 
+from apps.api import instruments
 from apps.api.core.codec import clean_text
 from apps.api.core.events.log import Also, Event, Writer
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import ModelUsage
 from apps.api.errors import RUN_FAILURES
+from apps.api.instruments import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ FINISH_RUN = """
 UPDATE runs SET status = $2, finished_at = now(), error = $3, result = $4, total_cost_usd = $5, last_seq = $6,
   parked = NULL
 WHERE id = $1 AND (status IN ('running','requires_action') OR (status = 'queued' AND parked IS NOT NULL))
+RETURNING extract(epoch FROM now() - started_at)::float8 AS seconds
 """
 
 MAX_REQUEUED = 2
@@ -103,24 +106,31 @@ async def finish(writer: Writer, run_id: UUID, outcome: Outcome, *events: Event,
         Exception: what `Writer.append` raises.
     """
 
+    ended: Ended | None = None
+
     async def end_run(connection: asyncpg.Connection, last_seq: int) -> None:
-        await store(connection, writer.session_id, run_id, outcome, last_seq)
+        nonlocal ended
+        ended = await store(connection, writer.session_id, run_id, outcome, last_seq)
         if also is not None:
             await also(connection, last_seq)
 
     await writer.append(*events, also=end_run)
+    if ended is not None:
+        instruments.run_ended(ended)
 
 
 async def store(
     connection: asyncpg.Connection, session_id: UUID, run_id: UUID, outcome: Outcome, last_seq: int
-) -> None:
-    """End a run, whose last event is number `last_seq`, with its usage and the session's totals. Raises NotRunning."""
-    status = await connection.execute(
+) -> Ended:
+    """End a run, whose last event is number `last_seq`, with its usage and the session's totals. Returns what is to be
+    counted once that is committed. Raises NotRunning."""
+    row = await connection.fetchrow(
         FINISH_RUN, run_id, outcome.status, outcome.error, outcome.result, outcome.cost_usd, last_seq
     )
-    if status != "UPDATE 1":
+    if row is None:
         raise NotRunning(f"run {run_id}")
     await connection.execute(
         _ADD_TOTALS, session_id, outcome.num_turns, outcome.cost_usd or 0.0, usage.tokens(outcome.usage)
     )
     await usage.record(connection, run_id, outcome.usage)
+    return Ended(outcome.status, outcome.error["code"] if outcome.error else None, row["seconds"])

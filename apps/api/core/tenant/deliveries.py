@@ -139,7 +139,7 @@ class Deliveries:
 
     Attributes:
         sent: messages delivered since the start.
-        failed: attempts that failed since the start.
+        failed, given_up: attempts that failed since the start, to be tried again, or the last of a message.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Deliveries:
         self._sending: dict[asyncio.Task[None], tuple[UUID, float]] = {}  # to which webhook, since when
         self._timed_out: dict[UUID, None] = {}  # webhooks whose last attempt did
         self._free = asyncio.Event()
-        self.sent = self.failed = 0
+        self.sent = self.failed = self.given_up = 0
 
     async def run(self) -> None:
         """Send what is due, for ever."""
@@ -236,7 +236,15 @@ class Deliveries:
             # The end of the lease brings it back. At worst it is sent twice, under the same id.
             log.warning("webhook.outcome_not_noted", delivery_id=str(claimed.id), error=type(error).__name__)
             return
-        self.sent, self.failed = self.sent + (failure is None), self.failed + (failure is not None)
+        if failure is None:
+            self.sent += 1
+        elif self._is_last(claimed):
+            self.given_up += 1
+        else:
+            self.failed += 1
+
+    def _is_last(self, claimed: Claimed) -> bool:
+        return claimed.attempts > len(self._backoff)
 
     async def _post(self, claimed: Claimed) -> int:
         sealed = [s for s in (claimed.secret, claimed.previous_secret) if s is not None]
@@ -257,7 +265,7 @@ class Deliveries:
             claimed.webhook_id,
             DISABLE_AFTER_DAYS,
         )
-        over = claimed.attempts > len(self._backoff)
+        over = self._is_last(claimed)
         wait = 0.0 if over else self._backoff[claimed.attempts - 1] * random.uniform(0.9, 1.1)
         await connection.execute(
             "UPDATE webhook_deliveries SET status = $2, next_attempt_at = now() + make_interval(secs => $3),"

@@ -21,7 +21,9 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import HookEvent
 
+from apps.api import instruments
 from apps.api.core.fleet.claims import Claim
+from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.guard.cgroups import Group
 from apps.api.runner.guard.limits import OUT_OF_MEMORY
 
@@ -132,6 +134,7 @@ class Agent:
         self._reader: asyncio.Task[None] | None = None
         self._turns, self._used_up, self._killed = 0, False, False
         self._exceeded: str | None = None
+        self._why: str | None = None
         self.group: Group | None = None
 
     @classmethod
@@ -217,6 +220,8 @@ class Agent:
                     await owner.heard(self, message)
             except Exception as error:  # a dead CLI raises a bare Exception
                 failure = error
+            by_itself = "owner_lost" if isinstance(failure, LeaseLost | Unavailable) else "agent_ended"
+            instruments.agent_ended(self.exceeded or self._why or by_itself)
             await owner.ended(self, failure)
 
         self._reader = asyncio.create_task(reading(), name=f"read-{self._session_id}")
@@ -313,13 +318,13 @@ class Agent:
             answer: dict[str, Any] = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
         return answer
 
-    def kill(self) -> None:
+    def kill(self, why: str = "killed") -> None:
         """End the process and all that it started, now. The guard does it when it is told to end.
 
         The SDK offers no public way to signal the process, and its own close() gives a hung one 10 s. Hence the
         private attributes; the SDK's version is pinned.
         """
-        self._killed, pid = True, self.pid
+        self._killed, self._why, pid = True, self._why or why, self.pid
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -335,10 +340,16 @@ class Agent:
         self.kill()
         connecting.cancel()
         await asyncio.wait({connecting}, timeout=2 * STOP_TIMEOUT)
-        await self.close()
+        await self.close("not_started")
 
-    async def close(self) -> None:
-        """Let an idle CLI exit and its transcript be stored; kill one that does not, or when this is cut off."""
+    async def close(self, why: str) -> None:
+        """Let an idle CLI exit and its transcript be stored; kill one that does not, or when this is cut off.
+
+        `why`: as which its end counts, see `instruments.REASONS`.
+        """
+        self._why = self._why or why
+        if self._reader is None:  # nobody has heard anything of it, or will
+            instruments.agent_ended(self.exceeded or why)
         closing = asyncio.create_task(self.client.disconnect(), name=f"disconnect-{self._session_id}")
         try:
             done, _ = await asyncio.wait({closing}, timeout=STOP_TIMEOUT)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from apps.api.runner.guard import processes
 from apps.api.settings import Settings
@@ -69,22 +70,30 @@ class Excess:
     found: int
 
 
-def excesses(guards: Iterable[int], memory: int, most: int) -> dict[int, Excess]:
-    """Which agents have more than `memory` bytes or `most` processes and threads, by the pid of their guard. Blocks.
+class Look(NamedTuple):
+    """What agents have: those with too much, by the pid of their guard; and the memory of all, in bytes."""
+
+    excesses: dict[int, Excess]
+    memory: int
+
+
+def look(guards: Iterable[int], memory: int, most: int) -> Look:
+    """What agents have, and which have more than `memory` bytes or `most` processes and threads. Blocks.
 
     Of memory a process shares only its part counts, so that one that has forked does not count twice. That is asked
     where the simple sum is too high, as it takes longer; of a process that lets nobody look, all counts.
     """
     found = {pid: (parent, threads, taken) for pid, parent, threads, taken in processes.every()}
     children = processes.by_parent((pid, *facts) for pid, facts in found.items())
-    beyond = {}
+    beyond, all_memory = {}, 0
     for guard in guards:
         own = processes.descendants(children, guard)
-        count = sum(found[pid][1] for pid in own)
+        count, simple = sum(found[pid][1] for pid in own), sum(found[pid][2] for pid in own)
+        all_memory += simple
         if count > most:
             beyond[guard] = Excess(TOO_MANY_PROCESSES, count)
-        elif sum(found[pid][2] for pid in own) > memory:
+        elif simple > memory:
             taken = sum(found[pid][2] if (share := processes.share_of_memory(pid)) is None else share for pid in own)
             if taken > memory:
                 beyond[guard] = Excess(OUT_OF_MEMORY, taken)
-    return beyond
+    return Look(beyond, all_memory)

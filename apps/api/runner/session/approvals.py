@@ -17,7 +17,7 @@ import asyncpg
 from claude_agent_sdk import PermissionResult, PermissionResultAllow, PermissionResultDeny, ToolPermissionContext
 from claude_agent_sdk.types import PermissionRuleValue, PermissionUpdate
 
-from apps.api import clock
+from apps.api import clock, instruments
 from apps.api.core import codec
 from apps.api.core.config.profiles import Profile
 from apps.api.core.config.rules import Rule
@@ -103,6 +103,14 @@ class Approvals:
         self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResult:
         """The SDK's callback: ask, and wait for the decision, the end of the request's time, or a cancellation."""
+        result = await self._permitted(tool_name, tool_input, context)
+        if isinstance(result, PermissionResultDeny):
+            self._turns.denied.add(context.tool_use_id or "")
+        return result
+
+    async def _permitted(
+        self, tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResult:
         if self._taken is not None and context.tool_use_id == self._taken.parked.tool_use_id:
             return await self._taken_up(self._taken, tool_name, tool_input)
         try:
@@ -149,7 +157,10 @@ class Approvals:
                     await self._gone.wait()  # its time is looked after by whoever parks the run
                     return
                 mine.resolving = True
-                if not await self._close(mine.asked, "expired"):
+                if await self._close(mine.asked, "expired"):
+                    if mine.asked.kind != "client_tool":
+                        instruments.DENIED_BY_NOBODY.inc()
+                else:
                     async with asyncio.timeout(LAST_MOMENT):
                         await mine.settled.wait()
         except asyncio.CancelledError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from claude_agent_sdk import (
     SystemMessage,
 )
 
+from apps.api import instruments
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.events.log import Also, Event, Writer
@@ -75,6 +76,7 @@ class Conversation:
     def new_process(self) -> None:
         """The agent has been started anew: it counts from zero."""
         self._meter.begin()
+        self._turns.denied.clear()
         self._going_on = False
 
     def set_aside(self) -> asyncio.Future[ResultMessage]:
@@ -162,6 +164,8 @@ class Conversation:
         if isinstance(message, StreamEvent):
             if active is not None and (fields := messages.partial(message)):
                 self._writer.delta("partial", active.run_id, fields)
+                if not active.heard:
+                    active.hear()
             return
         await self._denials.tell()
         if isinstance(message, ResultMessage):
@@ -242,6 +246,7 @@ class Conversation:
 
     async def _end_turn(self, agent: Agent, message: ResultMessage) -> None:
         turn, self._going_on = self._turns.active, False
+        self._count_denied(message.permission_denials or [])
         if turn is None or turn.guest:
             self._turns.enter(None)
             self._meter.read(message)
@@ -274,6 +279,12 @@ class Conversation:
         await self.finish(turn, outcome, last)
         if forgotten and turn.claim is None:
             raise Poisoned  # a client's prompt may be waiting in it
+
+    def _count_denied(self, told: Iterable[Any]) -> None:
+        """Count calls that rules or the mode of permission have denied: those of which nobody here was asked."""
+        ids = {str(denial.get("tool_use_id")) for denial in told if isinstance(denial, dict)}
+        instruments.DENIED_BY_RULES.inc(len(ids - self._turns.denied))
+        self._turns.denied |= ids
 
     async def _forgets(self, code: str | None, turn: Turn | None = None) -> bool:
         """Take a turn that the model refuses, a client's or one of the agent's own, out of the conversation."""

@@ -144,7 +144,7 @@ class Execution:
     def fence(self) -> None:
         """Somebody else owns the session, or may soon: kill the CLI now and write nothing more."""
         self.fenced = True
-        self._kill()
+        self._kill("owner_lost")
         if (turn := self.turns.current) is not None:
             turn.cut_off()
         self.close("owner_lost")
@@ -215,7 +215,7 @@ class Execution:
         finally:
             self.closing = True
             if self.fenced:
-                self._kill()
+                self._kill("owner_lost")
             await self._disconnect(None)
             self.over.set()
 
@@ -369,15 +369,15 @@ class Execution:
 
     # --- the end of an agent, and of the session ---------------------------------------------------------------
 
-    def _kill(self) -> None:
+    def _kill(self, why: str = "killed") -> None:
         if self._agent is not None:
-            self._agent.kill()
+            self._agent.kill(why)
 
     async def _disconnect(self, reason: str | None) -> None:
         """End the agent, and say of its tasks why; of None nothing, as nothing may be written then."""
         agent, self._agent = self._agent, None
         if agent is not None:
-            await agent.close()
+            await agent.close(reason or ("parked" if self.parking.begun else self._reason))
         if reason is not None:
             await self._end_tasks(reason)
         self.launch.clear()

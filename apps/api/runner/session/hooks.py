@@ -16,7 +16,7 @@ from claude_agent_sdk import HookMatcher
 from claude_agent_sdk.types import HookCallback, HookContext, HookEvent, HookInput, HookJSONOutput
 from pydantic import Field, ValidationError
 
-from apps.api import __version__, clock
+from apps.api import __version__, clock, instruments
 from apps.api.core import codec
 from apps.api.core.codec import encode, timestamp
 from apps.api.core.config.agent import AgentConfig
@@ -189,10 +189,17 @@ class Hooks:
                 "reason": answer.reason,
                 "error": failure,
             }
+            if event in _BEFORE and (answer.decision == "deny" or not answer.continue_):
+                self._count_denied(tool_use_id or "")
             await self._tell(told)
             return output(event, answer)
 
         return call
+
+    def _count_denied(self, tool_use_id: str) -> None:
+        if tool_use_id not in self._turns.denied:
+            self._turns.denied.add(tool_use_id)
+            instruments.DENIED_BY_HOOK.inc()
 
     async def _tell(self, fields: Mapping[str, Any]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import structlog
 from claude_agent_sdk import project_key_for_directory
 
+from apps.api import instruments
 from apps.api.core.config import client_tools
 from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
@@ -146,8 +148,10 @@ class Launch:
         Raises StartFailed, OSError, CONNECTION_ERRORS.
         """
         async with self._gate.place():
+            began = time.monotonic()
             self._place = await self._core.blocking.starts.run(self._scratch.make)
             self._ahead = await self._process(claim, self._place, ahead=True)
+            instruments.STARTED_AHEAD.observe(time.monotonic() - began)
 
     @property
     def waits(self) -> bool:
@@ -158,7 +162,7 @@ class Launch:
         """End what `begin_ahead` has started, if it is still there."""
         agent, self._ahead = self._ahead, None
         if agent is not None:
-            await agent.close()
+            await agent.close("unused")
         self.clear()
 
     async def start(self, claim: Claim, turn: Turn) -> Agent:
@@ -231,8 +235,11 @@ class Launch:
         await self.provisions.add(claim)
         async with self._gate.place():
             self.clear()  # of one that did not start
+            began = time.monotonic()
             self._place = await self._core.blocking.starts.run(self._scratch.make)
-            return await self._process(claim, self._place)
+            agent = await self._process(claim, self._place)
+            instruments.STARTED.observe(time.monotonic() - began)
+            return agent
 
     def clear(self) -> None:
         """Take back what the process alone was given: it has ended, or was not started."""

@@ -7,6 +7,7 @@ changes nothing, and waits for nothing; where nothing can have changed since the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -16,6 +17,7 @@ from uuid import UUID
 
 import structlog
 
+from apps.api import instruments
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.files import manifest, paths, record, restoring, snapshots
@@ -115,7 +117,7 @@ class Storing:
         return found.name is not None
 
     async def _restore(self, name: str, found: Stored, run_id: UUID | None) -> Known:
-        core, threads = self._core, self._core.blocking.stores
+        core, threads, began = self._core, self._core.blocking.stores, time.monotonic()
         known = await threads.run(record.read, core.settings, self._session_id)
         entries = await _bounded(restoring.read(core.objects, threads, name))
         planned = await _bounded(threads.run(restoring.plan, self._places, entries, known))
@@ -128,7 +130,9 @@ class Storing:
         except restoring.Missing:
             await _bounded(threads.run(self._put_away))
             raise
-        return await threads.run(self._made, name, entries, known, done)
+        made = await threads.run(self._made, name, entries, known, done)
+        instruments.RESTORE_SECONDS.observe(time.monotonic() - began)
+        return made
 
     def _made(self, name: str, entries: Entries, known: Known | None, done: dict[str, Sign]) -> Known:
         """What there is on this host after a restoration. Blocks."""

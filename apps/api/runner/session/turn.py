@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from apps.api import instruments
 from apps.api.core.fleet.claims import Claim
 from apps.api.errors import ApiError
 from apps.api.runner.agent.process import Agent
@@ -25,6 +26,7 @@ class Turn:
         unsent: the database says that no agent was given the prompt.
         begun: the agent is being given the prompt.
         sent: the agent has all of it.
+        heard: its first delta has come.
         taken_up: the agent is in this turn, as its `init` says; or it has ended.
         lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
@@ -41,7 +43,7 @@ class Turn:
         self.run_id, self.claim = run_id, claim
         self.guest = guest  # a background turn that is shown inside a client's run, and does not end it
         self.unsent = claim is not None and claim.unsent
-        self.begun = self.sent = self.lost = False
+        self.begun = self.sent = self.lost = self.heard = False
         self.stopping: str | None = None
         self.parking = False
         self.refused: ApiError | None = None
@@ -88,6 +90,12 @@ class Turn:
         """The agent is in this turn."""
         self.begun = self.sent = True
         self.taken_up.set()
+
+    def hear(self) -> None:
+        """Its first delta has come. Of a run that was parked it is not the first."""
+        self.heard = True
+        if self.claim is not None and self.claim.parked is None:
+            instruments.FIRST_DELTA.observe(self.claim.waited + time.monotonic() - self.began)
 
     def stop(self, reason: str) -> None:
         """Note why it is interrupted; the first reason counts. What no agent has yet is cut off at once."""
@@ -176,6 +184,7 @@ class Turns:
     Attributes:
         current: the turn of the client's run that is being executed.
         active: the turn that the agent is in, which may be one of a background task.
+        denied: tool calls of the agent's process that were denied, and counted.
     """
 
     def __init__(self, freed: Callable[[], None]) -> None:
@@ -183,6 +192,7 @@ class Turns:
         self._freed = freed
         self.current: Turn | None = None
         self.active: Turn | None = None
+        self.denied = set[str]()
 
     @property
     def all(self) -> list[Turn]:

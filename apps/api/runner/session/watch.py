@@ -37,10 +37,14 @@ DISK_LOOK_SECONDS = 5.0
 
 
 class Watch:
-    """Looks after the sessions of one instance."""
+    """Looks after the sessions of one instance.
+
+    Attributes:
+        memory: bytes that their agents had at the last look, what processes share counted for each.
+    """
 
     def __init__(self, core: Core, executions: Mapping[UUID, Execution]) -> None:
-        self._core, self._executions = core, executions
+        self._core, self._executions, self.memory = core, executions, 0
 
     def run_in(self, loops: Loops) -> None:
         """Start the loops."""
@@ -62,9 +66,12 @@ class Watch:
         settings, living = self._core.settings, [(e.session_id, e.process) for e in self._executions.values()]
         guards = {agent.pid: (session_id, agent) for session_id, agent in living if agent is not None and agent.pid}
         if not guards:
+            self.memory = 0
             return
         most = settings.agent_memory_bytes, settings.agent_max_processes
-        for guard, excess in (await asyncio.to_thread(limits.excesses, tuple(guards), *most)).items():
+        found = await asyncio.to_thread(limits.look, tuple(guards), *most)
+        self.memory = found.memory
+        for guard, excess in found.excesses.items():
             session_id, agent = guards[guard]
             log.warning("watch.agent_ended", session_id=str(session_id), code=excess.code, found=excess.found)
             agent.exceed(excess.code)
