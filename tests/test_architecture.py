@@ -21,6 +21,7 @@ LONGER_WITH_A_REASON: dict[str, tuple[int, str]] = {}
 
 # A room is a package of apps/api, or a module beside them. `entry` rooms may import everything but `dev`.
 FOUNDATION = {"clock", "settings", "errors"}
+OBSERVED = {*FOUNDATION, "instruments", "tracing"}
 MAY_IMPORT = {
     "machine": set(),
     "clock": set(),
@@ -29,8 +30,10 @@ MAY_IMPORT = {
     "spelling": {"settings"},
     "errors": set(),
     "instruments": {"errors"},
+    "tracing": {"clock"},
+    "spans": {"clock", "tracing"},
     "models": set(),
-    "logs": {"settings"},
+    "logs": {"settings", "tracing"},
     "lanes": {"errors"},
     "threads": {"machine"},
     "pool": {"lanes"},
@@ -43,9 +46,21 @@ MAY_IMPORT = {
     "keys": {*FOUNDATION, "core", "db", "redis", "auth", "audit"},
     "limits": {*FOUNDATION, "addresses", "auth", "core", "redis"},
     "shares": {*FOUNDATION},
-    "core": {*FOUNDATION, "instruments", "models", "db", "redis", "invalidations", "threads", "audit"},
-    "runner": {*FOUNDATION, "instruments", "core", "db", "redis", "invalidations", "machine"},
-    "web": {*FOUNDATION, "instruments", "addresses", "core", "auth", "audit", "limits", "shares", "db", "redis"},
+    "core": {*OBSERVED, "models", "db", "redis", "invalidations", "threads", "audit"},
+    "runner": {*OBSERVED, "core", "db", "redis", "invalidations", "machine"},
+    "web": {
+        *FOUNDATION,
+        "instruments",
+        "tracing",
+        "addresses",
+        "core",
+        "auth",
+        "audit",
+        "limits",
+        "shares",
+        "db",
+        "redis",
+    },
     "dialects": {"addresses", "clock", "errors", "core", "auth", "audit", "keys", "limits", "web"},
     "measure": {*FOUNDATION, "instruments", "core", "runner", "web", "db"},
     "transfer": {*FOUNDATION, "core", "db", "threads"},

@@ -15,7 +15,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from apps.api import logs
+from apps.api import logs, tracing
 from apps.api.core.config.agent import AgentConfig
 from apps.api.db import Database
 from apps.api.errors import Unavailable
@@ -87,6 +87,7 @@ QUOTING: list[Callable[[Database], Awaitable[None]]] = [
 def logging_as_before() -> Iterator[None]:
     yield
     structlog.reset_defaults()
+    logs._instance.clear()
     logging.basicConfig(force=True)
 
 
@@ -110,6 +111,24 @@ async def test_no_log_quotes_what_an_exception_quotes(
     assert first["error"].startswith(f"{name} at ")
     assert "tests/test_logs.py" in first["exception"]
     assert written.count(name) >= 3
+
+
+@pytest.mark.usefixtures("logging_as_before")
+def test_a_line_says_what_its_task_works_on(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(settings)
+    logs.speak_for("an instance")
+    logger: Any = structlog.get_logger("test")
+    work = tracing.Work(f"00-{'a' * 32}-{'b' * 16}-01", "a request")
+    with tracing.working_on(work):
+        logger.info("first")
+        tracing.queued("a session", "a run")
+        logger.info("second", session_id="another session")
+    logger.info("third")
+    first, second, third = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first | {"request_id": "a request", "trace_id": "a" * 32, "instance_id": "an instance"} == first
+    assert second | {"session_id": "another session", "run_id": "a run", "trace_id": "a" * 32} == second
+    assert "trace_id" not in third
+    assert third["instance_id"] == "an instance"
 
 
 def test_what_quotes_nothing_is_told_with_its_message() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from apps.api import tracing
 from apps.api.settings import Settings
 
 MAX_KINDS = 1_000
@@ -86,6 +87,21 @@ def _exceptions(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> 
     return event
 
 
+_instance: dict[str, str] = {}
+
+
+def speak_for(instance_id: object) -> None:
+    """Have every line from now on say which instance it is of."""
+    _instance["instance_id"] = str(instance_id)
+
+
+def _about(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What the task works on. What the line itself says of it counts."""
+    for name, value in (*tracing.about().items(), *_instance.items()):
+        event.setdefault(name, value)
+    return event
+
+
 class _Formatter(logging.Formatter):
     """Of the libraries' own records."""
 
@@ -101,7 +117,7 @@ def configure_logging(settings: Settings) -> None:
     renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if settings.debug else None
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _about,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _exceptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
-from apps.api.logs import configure_logging
+from apps.api.logs import configure_logging, speak_for
 from apps.api.measure import Lateness, Queue, measure
 from apps.api.redis import open_redis
 from apps.api.runner.guard import cgroups, isolation, trial
@@ -161,6 +161,18 @@ class _Isolation(NamedTuple):
     groups: cgroups.Groups | None
 
 
+def _trace(settings: Settings, instance_id: UUID) -> Callable[[], None]:
+    """Send spans, if the settings say where; returns what sends the last ones. Raises RuntimeError."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return lambda: None
+    try:
+        from apps.api.spans import Spans
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is not installed: install claude-agent-api[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT"
+        raise RuntimeError(missing) from error
+    return Spans(settings.otel_exporter_otlp_endpoint, {"service.instance.id": str(instance_id)}).close
+
+
 @asynccontextmanager
 async def _confining(settings: Settings, found: trial.Found | None, app: FastAPI) -> AsyncIterator[None]:
     """The lifespan, with the layer of isolation that works here in place of `auto`. Raises RuntimeError when the
@@ -175,12 +187,18 @@ async def _confining(settings: Settings, found: trial.Found | None, app: FastAPI
     # Where there is none to be had, that is not the same as if none was wanted: see `profiles.reach`.
     least = "off" if settings.agent_isolation == "off" else "auto"
     settled = found.layer if found.layer != "off" else least
-    async with _lifespan(settings.model_copy(update={"agent_isolation": settled}), told, app):
-        yield
+    instance_id = uuid4()
+    speak_for(instance_id)
+    stop_tracing = _trace(settings, instance_id)
+    try:
+        async with _lifespan(settings.model_copy(update={"agent_isolation": settled}), told, instance_id, app):
+            yield
+    finally:
+        await asyncio.to_thread(stop_tracing)
 
 
 @asynccontextmanager
-async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(settings: Settings, isolated: _Isolation, instance_id: UUID, app: FastAPI) -> AsyncIterator[None]:
     known = profiles.load(settings.profiles_file, settings.default_profile)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.open(settings))
@@ -193,7 +211,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, app: FastAPI) -> A
         followers = Followers(db, redis, subscriptions)
         stack.push_async_callback((outbound := Outbound(settings.outbound_allow)).close)
         parts = db, redis, publisher, subscriptions, followers, outbound, known, Objects.of(settings)
-        core = Core(settings, uuid4(), *parts)
+        core = Core(settings, instance_id, *parts)
         deliveries = Deliveries(db.for_webhooks(), settings, outbound, instance_id=core.instance_id)
         lease = Lease(core.instance_id, settings.instance_lease_seconds)
         stack.callback(core.blocking.close)

@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str = "127.0.0.1"
     advertise_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")] | None = None
     log_level: LogLevel = "INFO"
+    otel_exporter_otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     debug: bool = False
     playground: bool = True
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None

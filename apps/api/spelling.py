@@ -16,7 +16,10 @@ SIMILAR = 0.85
 OTHERS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "DATABASE_PASSWORD", "TMPDIR", "TZ")
 """What `.env` may hold besides, for docker compose and for the libraries."""
 
-FAMILIES = ("COMPOSE_", "DOCKER_", "PG", "HTTP_", "HTTPS_", "NO_PROXY", "SSL_CERT_", "NODE_EXTRA_CA_CERTS", "PYTHON")
+FAMILIES = (
+    *("COMPOSE_", "DOCKER_", "PG", "HTTP_", "HTTPS_", "NO_PROXY", "SSL_CERT_", "NODE_EXTRA_CA_CERTS", "PYTHON"),
+    "OTEL_",
+)
 """Beginnings of further such names."""
 
 

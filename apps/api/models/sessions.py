@@ -146,7 +146,8 @@ class Run(Base):
     session that nobody owns; triggers keep it so (docs/adr/0015-what-may-start.md). `unsent`: it was claimed, and no
     agent has been given the prompt yet; false also of what is claimed by versions that do not know it. `requeued`: how
     often it came back to the queue, last at `requeued_at` from the instance `requeued_by`. `parked`: what it takes to
-    go on with it, while no process waits for the person whom it asks (docs/adr/0019-parked-sessions.md).
+    go on with it, while no process waits for the person whom it asks (docs/adr/0019-parked-sessions.md). `traceparent`:
+    of the request that brought it (docs/adr/0027-observability.md).
     """
 
     __tablename__ = "runs"
@@ -220,6 +221,7 @@ class Run(Base):
     requeued_by: Mapped[UUID | None]
     requeued_at: Mapped[datetime | None]
     parked: Mapped[str | None]
+    traceparent: Mapped[str | None]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)

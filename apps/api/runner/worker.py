@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from apps.api import __version__, instruments
+from apps.api import __version__, instruments, tracing
 from apps.api.core.context import Core
 from apps.api.core.events.batches import Batches
 from apps.api.core.events.log import note_lost
@@ -268,6 +268,8 @@ class Worker:
         execution.assign(claim)
         if claim.parked is None:
             instruments.QUEUE_WAIT.observe(claim.waited)
+            ids = tracing.ids(None, session_id=claim.session_id, run_id=claim.run_id)
+            tracing.begin("queue", claim.traceparent, tracing.attributes(ids), ago=claim.waited).end()
         return True
 
     async def _give_back(self, session_id: UUID, *claimed: Any) -> None:
@@ -278,6 +280,7 @@ class Worker:
             ownership.announce(self._core, orphan)
 
     async def _own(self, execution: Execution) -> None:
+        tracing.work_on(execution.turns)
         try:
             writer = execution.writer
             await self._core.followers.look_back(writer.tenant_id, writer.session_id, writer.last_seq)
@@ -306,6 +309,7 @@ class Worker:
 
     async def _obey(self, command: commands.Command) -> None:
         execution, core = self.executions.get(command.session_id), self._core
+        tracing.work_on(execution.turns if execution else tracing.Work(session_id=str(command.session_id)))
         try:
             applied, result = (False, {}) if execution is None else await command_handlers.obey(execution, command)
             await retrying(

@@ -23,7 +23,7 @@ from typing import TypeVar
 import structlog
 from starlette.requests import HTTPConnection
 
-from apps.api import addresses, auth, instruments
+from apps.api import addresses, auth, instruments, tracing
 from apps.api.addresses import Address
 from apps.api.auth import Principal, UnknownKey
 from apps.api.core import tasks
@@ -224,6 +224,7 @@ class _Together:
         return found
 
     async def _look_up(self) -> None:
+        tracing.work_on(None)  # for all that wait
         asked: dict[str, asyncio.Future[bool | None]] = {}
         try:
             while self._waiting:

@@ -14,7 +14,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apps.api import instruments
+from apps.api import instruments, tracing
 from apps.api.auth import Principal
 from apps.api.errors import ApiError, TooLarge, Unavailable
 from apps.api.shares import Kind, Level, Share
@@ -39,10 +39,13 @@ class RequestContext:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers, http = Headers(scope=scope), scope["type"] == "http"
+        given = headers.get("x-request-id", "")
         ident = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = ident
-        http = scope["type"] == "http"
+        method = scope.get("method", "WEBSOCKET")
+        span = _begin(scope, method, tracing.parse(headers.get("traceparent", "")))
+        work = tracing.Work(span.traceparent, ident)
         started, status, closed = time.perf_counter(), 500 if http else 403, None
         answered: float | None = None
 
@@ -50,7 +53,10 @@ class RequestContext:
             nonlocal status, closed, answered
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
                 status, answered = message.get("status", 101), time.perf_counter()
-                MutableHeaders(scope=message)["X-Request-ID"] = ident
+                told = MutableHeaders(scope=message)
+                told["X-Request-ID"] = ident
+                if work.traceparent is not None:
+                    told["traceparent"] = work.traceparent
             elif message["type"] == "websocket.close":
                 closed = message["code"]
             await send(message)
@@ -62,6 +68,7 @@ class RequestContext:
                 closed = message["code"]
             return message
 
+        tracing.work_on(work)
         try:
             await self._app(scope, receive if http else hear, tell)
         except asyncio.CancelledError:
@@ -70,22 +77,53 @@ class RequestContext:
             # The server ends, and waits no longer for this one. Its own answer would be a 500, which nobody repeats.
             await error_response(scope, _cut())(scope, receive, tell)
         finally:
-            path = _template(scope)
-            method = scope.get("method", "WEBSOCKET")
-            ended = time.perf_counter()
+            path, ended = _template(scope), time.perf_counter()
             counted = instruments.request(method, path, status)
             counted.counter.inc()
             counted.seconds.observe((answered or ended) - started)
-            level = log.debug if path.startswith("/health") else log.info
-            level(
-                "request",
-                method=method,
-                path=path,
-                status=status,
-                **({} if closed is None else {"closed": closed}),
-                ms=round((ended - started) * 1000, 1),
-                request_id=ident,
-            )
+            _note_ids(work, scope.get("path_params", {}))
+            _log(method, path, status, closed, ended - started, ident)
+            if tracing.on():
+                span.rename(f"{method} {path}")
+                span.set({"http.route": path, "http.response.status_code": status, **tracing.attributes(work.told())})
+                span.end(str(status) if status >= 500 else None)
+            tracing.work_on(None)
+
+
+def _log(method: str, path: str, status: int, closed: int | None, seconds: float, ident: str) -> None:
+    level = log.debug if path.startswith("/health") else log.info
+    level(
+        "request",
+        method=method,
+        path=path,
+        status=status,
+        **({} if closed is None else {"closed": closed}),
+        ms=round(seconds * 1000, 1),
+        request_id=ident,
+    )
+
+
+def _cut() -> ApiError:
+    text = "The instance ended before it had an answer. Ask again."
+    return Unavailable(text, headers={"Retry-After": "1", "Connection": "close"})
+
+
+_UNTRACED = ("/health", "/api/v1/health", "/metrics")
+"""What machines ask for again and again."""
+
+
+def _begin(scope: Scope, method: str, parent: str | None) -> tracing.Span:
+    if scope["path"].startswith(_UNTRACED):
+        return tracing.Span(parent)
+    return tracing.begin(method, parent, {"http.request.method": method}, "server")
+
+
+def _note_ids(work: tracing.Work, given: Mapping[str, Any]) -> None:
+    """Of the path, where they are ids: what is none is what a client wrote."""
+    for name in ("session_id", "run_id"):
+        with suppress(ValueError, KeyError):
+            if getattr(work, name) is None:
+                setattr(work, name, str(UUID(str(given[name]))))
 
 
 def _cut() -> ApiError:
@@ -162,7 +200,7 @@ class BoundedBody:
         try:
             await self._app(inner, body.receive, body.send)
         finally:
-            scope["route"] = inner.get("route")
+            scope["route"], scope["path_params"] = inner.get("route"), inner.get("path_params", {})
 
 
 def _too_large(limit: int) -> ApiError:

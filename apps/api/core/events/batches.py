@@ -16,6 +16,7 @@ from uuid import UUID
 
 import structlog
 
+from apps.api import tracing
 from apps.api.db import PASSING, Database
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class Batches:
         return await stored
 
     async def _work(self) -> None:
+        tracing.work_on(None)  # what it stores is of many
         while self._waiting:
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
             done: set[int] | None = None

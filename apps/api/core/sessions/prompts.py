@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from apps.api import tracing
 from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.resources import Resource
@@ -93,8 +94,8 @@ WITH target AS (
   SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
-    resources)
-  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14
+    resources, traceparent)
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14, $15
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
@@ -243,6 +244,7 @@ async def enqueue(
         submission.expand_prompt,
         submission.on_busy == "interrupt",
         [resource.given() for resource in submission.resources] or None,
+        tracing.current(),
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
@@ -253,6 +255,7 @@ async def enqueue(
         raise quotas.refusal(row["refused"])
     if row["run_id"] is None:
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
+    tracing.queued(submission.session_id, run_id)
     return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=row["busy_with"])
 
 

@@ -23,7 +23,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from apps.api import __version__, clock
+from apps.api import __version__, clock, tracing
 from apps.api.core import pages, tasks
 from apps.api.core.codec import decode, encode, timestamp
 from apps.api.core.network.outbound import Failed, Outbound, Refused
@@ -109,13 +109,14 @@ UPDATE webhook_deliveries d
 SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => $8), sender_id = $9
 FROM chosen, webhooks w WHERE d.id = chosen.id AND w.id = d.webhook_id
 RETURNING d.id, w.tenant_id, d.webhook_id, d.type, d.payload, d.attempts, d.created_at, w.url, w.secret,
-  CASE WHEN w.previous_secret_expires_at > now() THEN w.previous_secret END AS previous_secret
+  CASE WHEN w.previous_secret_expires_at > now() THEN w.previous_secret END AS previous_secret,
+  (SELECT traceparent FROM runs WHERE id = (d.payload::jsonb ->> 'run_id')::uuid) AS traceparent
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message that this instance sends now. Secrets are sealed."""
+    """A message that this instance sends now. Secrets are sealed. `traceparent`: of the run that it is about."""
 
     id: UUID
     tenant_id: UUID
@@ -127,6 +128,7 @@ class Claimed:
     url: str
     secret: str
     previous_secret: str | None
+    traceparent: str | None
 
     def body(self) -> bytes:
         """The message, the same in every attempt: `{"id", "type", "created_at", "data"}`."""
@@ -212,6 +214,7 @@ class Deliveries:
     async def _send(self, claimed: Claimed) -> None:
         status: int | None = None
         leased_until = time.monotonic() + LEASE
+        tracing.work_on(tracing.Work(claimed.traceparent))
         try:
             status = await self._post(claimed)
             failure = None if 200 <= status < 300 else f"it answered {status}"
@@ -253,6 +256,7 @@ class Deliveries:
             [vault.unseal(self._settings, s) for s in sealed], str(claimed.id), int(clock.timestamp()), body
         )
         headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}", **signed}
+        headers |= tracing.headers(claimed.traceparent)
         return (await self._outbound.post(claimed.url, headers, body, self._timeout, claimed.tenant_id)).status
 
     async def _note_failure(

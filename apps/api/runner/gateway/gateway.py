@@ -12,7 +12,9 @@ from uuid import UUID
 
 import structlog
 
+from apps.api import tracing
 from apps.api.core.context import Core
+from apps.api.core.network import model_api
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tasks import Loop
 from apps.api.core.tenant import budgets, model_calls
@@ -70,6 +72,8 @@ class Gateway:
         self.differs: Callable[[str], None] = lambda _direction: None
         # The CLI has the same bound, and more to say when it is passed.
         self._silence = settings.model_silence_seconds + SPARE_SECONDS
+        # Whom an operator has put between is of the same trace; the provider itself is told nothing.
+        self._traced = settings.anthropic_base_url is not None and model_api.of(settings).url != model_api.ANTHROPIC
         self._holders: dict[bytes, Holder] = {}
         self._upstream, self._cloud = Upstream(), Cloud(settings) if settings.cloud else None
         self._callers: set[Caller] = set()
@@ -204,6 +208,8 @@ class Gateway:
             call.stop()
 
     async def _serve(self, call: Relay) -> None:
+        ids = {"session_id": str(call.holder.session_id), "run_id": str(call.run_id) if call.run_id else None}
+        tracing.work_on(tracing.Work(call.span.traceparent, **ids))
         try:
             await self._ask(call)
         finally:
@@ -212,6 +218,8 @@ class Gateway:
         record = call.record()
         call.holder.spent.add(record)
         self.observe(record)
+        if tracing.on():
+            call.tell(record)
         if not record.priced:
             log.warning("gateway.model_unpriced", model=record.used.model, cost_usd=record.cost_usd)
         task = asyncio.current_task()
@@ -254,7 +262,8 @@ class Gateway:
             holder.spent.exact = False  # the SDK reckons with the other
         api = await self._api_of(holder.tenant_id)
         if api is not None:
-            return Request(api, head_of(api, call.asked), call.asked.body)
+            traceparent = call.span.traceparent if self._traced else None
+            return Request(api, head_of(api, call.asked, traceparent), call.asked.body)
         assert self._cloud is not None  # noqa: S101 - what None stands for
         return await self._cloud.request(call.asked)
 

@@ -47,7 +47,7 @@ class Holder:
     Attributes:
         token: what it shows.
         held: bytes of its requests that the model API has not answered yet.
-        run_id: tells which run is being executed.
+        run_id: tells which run is being executed; `traceparent` of what trace it is.
         refused: is told the failure for which a call is not made at all.
         most: USD that the session may cost, as its profile has it today.
         model: the session's own; None where it is named by a short name of the CLI's.
@@ -61,6 +61,7 @@ class Holder:
     refused: Callable[[ApiError], None]
     most: float | None = None
     model: str | None = None
+    traceparent: Callable[[], str | None] = lambda: None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     calls: set[object] = field(default_factory=set)
     noting: set[asyncio.Task[None]] = field(default_factory=set)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from apps.api import clock
+from apps.api import clock, tracing
 from apps.api.core.network.model_api import ModelApi
 from apps.api.core.tenant import prices
 from apps.api.core.tenant.model_calls import Call
@@ -34,6 +34,8 @@ class Relay:
         self.caller, self.holder = caller, holder
         self.asked, self._silence = asked, silence
         self.run_id = holder.run_id()
+        self._operation = "chat" if asked.kind == "messages" else asked.kind
+        self.span = tracing.begin(self._operation, holder.traceparent(), kind="client")
         self._began_at, self._began = clock.now(), time.monotonic()
         self._heard = asyncio.get_running_loop().time()
         self._status = 0
@@ -156,8 +158,25 @@ class Relay:
             prices.of(used.model) is not None or not used.tokens,
         )
 
+    def tell(self, call: Call) -> None:
+        """End its span, by what is written down of it."""
+        used = call.used
+        self.span.set(
+            {
+                "gen_ai.operation.name": self._operation,
+                "gen_ai.provider.name": "anthropic",
+                "gen_ai.response.model": used.model,
+                "gen_ai.usage.input_tokens": used.prompt_tokens,
+                "gen_ai.usage.output_tokens": used.output_tokens,
+                "http.response.status_code": call.status,
+                **tracing.attributes(tracing.ids(None, session_id=call.session_id, run_id=call.run_id)),
+            }
+        )
+        self.span.end(None if 0 < call.status < 400 else f"status {call.status}")
 
-def head_of(api: ModelApi, asked: Asked) -> bytes:
+
+def head_of(api: ModelApi, asked: Asked, traceparent: str | None = None) -> bytes:
+    """`traceparent`: for one that is to go on with the trace."""
     betas = api.headers.get("anthropic-beta", "").encode()
     lines = [b"POST %s%s HTTP/1.1" % (api.path.encode(), asked.path), b"host: %s" % api.authority.encode()]
     for name, value in asked.headers:
@@ -165,6 +184,7 @@ def head_of(api: ModelApi, asked: Asked) -> bytes:
         lines.append(b"%s: %s" % (name, own))
     given = {name for name, _ in asked.headers}
     lines += [b"%s: %s" % (n.encode(), v.encode()) for n, v in api.headers.items() if n.encode() not in given]
+    lines += [b"%s: %s" % (n.encode(), v.encode()) for n, v in tracing.headers(traceparent).items()]
     # Else what was used could not be read.
     lines += [b"accept-encoding: identity", b"content-length: %d" % asked.size, b"", b""]
     return b"\r\n".join(lines)

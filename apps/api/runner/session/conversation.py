@@ -37,6 +37,7 @@ from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.storing import Storing
+from apps.api.runner.session.tool_spans import ToolSpans
 from apps.api.runner.session.turn import Turn, Turns
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class Conversation:
         self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
         self._used_tools = self._left_task = self._going_on = False
         self._meter = Meter(settle)
-        self._model_told = model_failures.Signs()
+        self._model_told, self._tools = model_failures.Signs(), ToolSpans(turns)
         self._noted: tuple[Any, ...] = ()
         self._mode: str | None = None
         self._said: set[str | None] = set()
@@ -77,6 +78,7 @@ class Conversation:
         """The agent has been started anew: it counts from zero."""
         self._meter.begin()
         self._turns.denied.clear()
+        self._tools.end()
         self._going_on = False
 
     def set_aside(self) -> asyncio.Future[ResultMessage]:
@@ -182,6 +184,7 @@ class Conversation:
                 self._said.add(message.message_id)
             if isinstance(message, SystemMessage) and message.subtype == "status":
                 self._mode = message.data.get("permissionMode") or self._mode
+            self._tools.hear(message)
             events = messages.events(message, active.run_id if active else None)
             if events:
                 await self._writer.append(*events)
@@ -247,6 +250,7 @@ class Conversation:
     async def _end_turn(self, agent: Agent, message: ResultMessage) -> None:
         turn, self._going_on = self._turns.active, False
         self._count_denied(message.permission_denials or [])
+        self._tools.end()
         if turn is None or turn.guest:
             self._turns.enter(None)
             self._meter.read(message)

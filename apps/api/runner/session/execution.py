@@ -72,7 +72,7 @@ class Execution:
             generation=claim.generation,
             last_seq=claim.last_seq,
         )
-        self.turns, self.tasks = Turns(freed), Tasks()
+        self.turns, self.tasks = Turns(freed, claim.session_id), Tasks()
         self.storing = Storing(core, self.writer)
         self._store = Transcripts(core.db, means.lease, claim.session_id, claim.generation, claim.sdk_session_id)
         self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)

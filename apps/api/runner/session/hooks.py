@@ -16,7 +16,7 @@ from claude_agent_sdk import HookMatcher
 from claude_agent_sdk.types import HookCallback, HookContext, HookEvent, HookInput, HookJSONOutput
 from pydantic import Field, ValidationError
 
-from apps.api import __version__, clock, instruments
+from apps.api import __version__, clock, instruments, tracing
 from apps.api.core import codec
 from apps.api.core.codec import encode, timestamp
 from apps.api.core.config.agent import AgentConfig
@@ -219,6 +219,7 @@ class Hooks:
         }
         body = encode({"id": message_id, "type": "hook", "created_at": timestamp(now), "data": data})
         headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}"}
+        headers |= tracing.headers(self._turns.traceparent)
         try:
             secret = await self._secret(hook.secret)
             headers |= signing.headers([secret], message_id, int(now.timestamp()), body)

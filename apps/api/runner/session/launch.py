@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from claude_agent_sdk import project_key_for_directory
 
-from apps.api import instruments
+from apps.api import instruments, tracing
 from apps.api.core.config import client_tools
 from apps.api.core.config.rules import Rule
 from apps.api.core.context import Core
@@ -147,11 +147,16 @@ class Launch:
 
         Raises StartFailed, OSError, CONNECTION_ERRORS.
         """
+        # What starts with the agent works for this session, and the loop that starts it goes on with others.
         async with self._gate.place():
-            began = time.monotonic()
-            self._place = await self._core.blocking.starts.run(self._scratch.make)
-            self._ahead = await self._process(claim, self._place, ahead=True)
-            instruments.STARTED_AHEAD.observe(time.monotonic() - began)
+            with tracing.working_on(self._turns):
+                await self._begin_ahead(claim)
+
+    async def _begin_ahead(self, claim: Claim) -> None:
+        began = time.monotonic()
+        self._place = await self._core.blocking.starts.run(self._scratch.make)
+        self._ahead = await self._process(claim, self._place, ahead=True)
+        instruments.STARTED_AHEAD.observe(time.monotonic() - began)
 
     @property
     def waits(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from apps.api import instruments
+from apps.api import instruments, tracing
 from apps.api.core.fleet.claims import Claim
 from apps.api.errors import ApiError
 from apps.api.runner.agent.process import Agent
@@ -33,6 +33,7 @@ class Turn:
         parking: it is to be parked: its process is about to end.
         refused: the failure for which the gateway has let a call of it through to no model, if it has.
         ending: what stores its end; there is only one at a time.
+        span: of the run, as far as it is executed here.
         status: how its run has ended, once its end is stored.
     """
 
@@ -49,6 +50,7 @@ class Turn:
         self.refused: ApiError | None = None
         self.ending: asyncio.Task[None] | None = None
         self.status: str | None = None
+        self.span = tracing.Span() if guest else _begin(run_id, claim)
         self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
         self._left_alone = asyncio.Event()
@@ -65,9 +67,15 @@ class Turn:
 
     def end(self) -> None:
         """Let go who waits for it."""
+        self.leave()
         self.taken_up.set()
         self.ended.set()
         self._left_alone.set()
+
+    def leave(self) -> None:
+        """It has ended, or goes on elsewhere."""
+        self.span.set({"claude_agent_api.status": self.status or "left"})
+        self.span.end("the run failed" if self.status == "failed" else None)
 
     def lose(self) -> bool:
         """Its agent has died. Returns whether another may be given the prompt: the first had done nothing with it."""
@@ -178,8 +186,15 @@ class Turn:
         await self._left_alone.wait()
 
 
+def _begin(run_id: UUID, claim: Claim | None) -> tracing.Span:
+    ids = {"run_id": run_id, "session_id": claim.session_id if claim else None}
+    named = tracing.attributes(tracing.ids(None, **ids)) if tracing.on() else tracing.NOTHING
+    return tracing.begin("run", claim.traceparent if claim else None, named)
+
+
 class Turns:
     """The turns of one session. All its parts read them; they begin and end by what is called here, and nowhere else.
+    What works for the session works on them, see `tracing.About`.
 
     Attributes:
         current: the turn of the client's run that is being executed.
@@ -187,9 +202,9 @@ class Turns:
         denied: tool calls of the agent's process that were denied, and counted.
     """
 
-    def __init__(self, freed: Callable[[], None]) -> None:
+    def __init__(self, freed: Callable[[], None], session_id: UUID | None = None) -> None:
         """`freed` is called whenever a run may have ceased to need its slot: it is over, or waits for a person."""
-        self._freed = freed
+        self._freed, self._session_id = freed, session_id
         self.current: Turn | None = None
         self.active: Turn | None = None
         self.denied = set[str]()
@@ -204,6 +219,16 @@ class Turns:
         """The run that is active now; before the turn's `init`, the prompt is its run's already."""
         turn = self.active or self.current
         return turn.run_id if turn and not turn.ended.is_set() else None
+
+    @property
+    def traceparent(self) -> str | None:
+        """Of the run that the agent works for."""
+        turn = self.active if self.active is not None and not self.active.guest else self.current
+        return None if turn is None else turn.span.traceparent
+
+    def told(self) -> dict[str, str]:
+        """See `tracing.About`."""
+        return tracing.ids(self.traceparent, session_id=self._session_id, run_id=self.run_id)
 
     @property
     def in_background(self) -> Turn | None:
@@ -231,6 +256,8 @@ class Turns:
 
     def leave(self) -> None:
         """The client's run has been executed."""
+        if self.current is not None:
+            self.current.leave()
         self.current = None
         self._freed()
 

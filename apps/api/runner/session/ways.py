@@ -147,6 +147,7 @@ class Ways:
         reach = _enforceable(claim.profile, reach_of(claim.profile, settings), namespaces=namespaces)
         holder = Holder(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
         holder.most, holder.model = claim.config.max_session_usd, options.model_of(settings, claim.config)
+        holder.traceparent = lambda: turns.traceparent
         self.gateway.admit(holder)
         env = options.to_the_model(settings, self.gateway.url, holder.token)
         told = partial(self.gateway.expect, holder), partial(self.gateway.settle, holder)
