@@ -88,7 +88,7 @@ async def test_a_misspelt_setting_is_told(settings: Settings, monkeypatch: pytes
     monkeypatch.setenv("RUNER_SLOTS", "4")
     found = await checked(settings, "Settings")
     assert found == Check(
-        "warn", "Settings", "RUNER_SLOTS in the environment is no setting; did you mean RUNNER_SLOTS?"
+        "FAIL", "Settings", "RUNER_SLOTS in the environment is no setting; did you mean RUNNER_SLOTS?"
     )
 
 
@@ -96,7 +96,7 @@ async def test_few_descriptors_are_told(settings: Settings) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = await checked(settings, "Descriptors")
     assert found.verdict == ("ok" if hard == resource.RLIM_INFINITY or hard >= 4096 else "warn")
-    code = "import asyncio; from apps.api import doctor; print(asyncio.run(doctor._descriptors(None)).verdict)"
+    code = "import asyncio; from apps.api.doctor import host; print(asyncio.run(host.descriptors(None)).verdict)"
     command = ["prlimit", "--nofile=1024:1024", sys.executable, "-c", code]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert (await process.communicate())[0] == b"warn\n"

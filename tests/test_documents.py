@@ -22,7 +22,10 @@ CONFIGURATION = ROOT / "docs/configuration.md"
 API = ROOT / "docs/api.md"
 OPERATIONS = ROOT / "docs/operations.md"
 
-DEPENDS_ON_THE_MACHINE = {"RUNNER_SLOTS": "2 × CPUs, at least 2"}
+DEPENDS_ON_THE_MACHINE = {
+    "RUNNER_SLOTS": "2 × CPUs, at least 2, and what memory is enough for",
+    "PREWARM": "1 for each CPU, in a quarter of the memory",
+}
 
 # `dev` chooses these when they are not set, and a secret has no example: in .env.example they are commented out.
 LEFT_OUT = {
@@ -40,6 +43,7 @@ LEFT_OUT = {
     "RATE_LIMIT_QUERY_PER_MINUTE",
     "REDIS_URL",
     "RUNNER_SLOTS",
+    "PREWARM",
     "SHUTDOWN_GRACE_SECONDS",
     "WORKSPACES_DIR",
 }

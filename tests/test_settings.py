@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from apps.api.core.config.aliases import current_model
+from apps.api.machine import agents
 from apps.api.settings import Settings
 
 KEY = "a-key-of-sixteen"
@@ -224,8 +225,15 @@ def test_the_root_of_workspaces_is_absolute_and_has_no_symbolic_link(tmp_path: P
 
 @pytest.mark.parametrize(
     ("slots", "given", "limit"),
-    [(4, None, 16), (4, 10, 10), (4, 2, 4), (0, None, 0), (0, 3, 3)],
-    ids=["four per slot", "as given", "never less than the slots", "no runner", "no runner, given"],
+    [(1, None, min(4, agents())), (999_999, None, 999_999), (4, 10, 10), (4, 2, 4), (0, None, 0), (0, 3, 3)],
+    ids=[
+        "four per slot",
+        "no memory for more",
+        "as given",
+        "never less than the slots",
+        "no runner",
+        "no runner, given",
+    ],
 )
 def test_how_many_agent_processes_stay_alive(slots: int, given: int | None, limit: int) -> None:
     assert settings(runner_slots=slots, max_live_sessions=given).live_session_limit == limit

@@ -30,7 +30,7 @@ from apps.api.errors import Conflict
 from apps.api.redis import open_redis
 from apps.api.runner.guard import isolation, trial
 from apps.api.settings import ENV_FILE, Settings
-from apps.api.spelling import doubtful
+from apps.api.spelling import doubts
 
 PR_SET_DUMPABLE = 4
 """From linux/prctl.h."""
@@ -117,6 +117,7 @@ def serve(
     # uvicorn raises the signal that stopped it once more at its end; a stop that was asked for is no failure.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _exit_in_order)
+    _check_names()
     settings = Settings()
     given = {"host": host or settings.host, "port": settings.port if port is None else port}
     settings = settings.model_copy(update=given)
@@ -167,7 +168,7 @@ def doctor(data_dir: DataDir = Path(".data")) -> None:
     from apps.api.doctor import examine
 
     failed = False
-    for check in asyncio.run(examine(_settings(data_dir))):
+    for check in asyncio.run(examine(_settings(data_dir, check_names=False))):
         typer.echo(f"{check.verdict:<5} {check.subject:<14} {check.finding}")
         failed |= check.verdict == "FAIL"
     sys.exit(1 if failed else 0)
@@ -327,10 +328,10 @@ def _has_local_mode() -> bool:
     return all(importlib.util.find_spec(name) for name in LOCAL_MODE)
 
 
-def _settings(data_dir: Path) -> Settings:
+def _settings(data_dir: Path, *, check_names: bool = True) -> Settings:
     """The settings, with what a `dev` of this data directory uses in place of defaults that nobody chose."""
-    for doubt in doubtful(os.environ, ENV_FILE):
-        typer.echo(f"claude-agent-api: warning: {doubt}", err=True)
+    if check_names:
+        _check_names()
     settings = Settings()
     if sys.platform == "win32" or not _has_local_mode():
         return settings
@@ -342,6 +343,16 @@ def _settings(data_dir: Path) -> Settings:
         given |= {"database_owner_url"}  # the two name one database
     values: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
     return Settings(**{name: value for name, value in values.items() if name not in given})
+
+
+def _check_names() -> None:
+    """Tell names that may have been meant as settings; with one that was, nothing is done."""
+    found = doubts(os.environ, ENV_FILE)
+    for doubt in found:
+        word = "warning" if doubt.verdict == "doubted" else "wrong setting"
+        typer.echo(f"claude-agent-api: {word}: {doubt}", err=True)
+    if any(doubt.verdict == "refused" for doubt in found):
+        sys.exit(2)
 
 
 def _environment() -> dict[str, str | None]:

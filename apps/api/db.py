@@ -41,8 +41,11 @@ STATEMENT_TIMEOUT = 15.0
 
 REQUESTS, COMPOSED, WRITERS, WEBHOOKS = 12, 6, 9, 2
 """Connections of one instance: for fixed statements of requests, for their composed queries, for the runner, and for
-deliveries to webhooks, which hold none during an attempt. With that of the lease 30, see docs/deployment.md. Those of
-the first kind are opened at the start: while one is opened, what takes some round trips, its request waits."""
+deliveries to webhooks, which hold none during an attempt. Those of the first kind are opened at the start: while one is
+opened, what takes some round trips, its request waits."""
+
+PER_INSTANCE = REQUESTS + COMPOSED + WRITERS + WEBHOOKS + 1
+"""All of them, with that of the lease."""
 
 _BUSY = "All connections of this instance to the database are in use, and too many requests wait for one."
 

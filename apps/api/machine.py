@@ -8,7 +8,17 @@ import os
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+
+UNLIMITED = 1 << 62
+"""Bytes, where nothing is known of memory: it limits nothing."""
+
+OWN_BYTES = 500_000_000
+"""What an instance needs itself, with room for the database's answers and the files that clients send."""
+
+AGENT_BYTES = 300_000_000
+"""What an agent takes after a long conversation; a new one takes 110 MB."""
 
 
 def cpus(root: Path = Path("/")) -> int:
@@ -20,11 +30,41 @@ def cpus(root: Path = Path("/")) -> int:
         root: where `proc` and `sys` lie.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min([allowed, *_quotas(root)])))
+    quotas = (quota for group in _groups("cpu", root) if (quota := _quota(group)) is not None)
+    return max(1, math.ceil(min([allowed, *quotas])))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """CPUs by each quota (cgroup v2: docs.kernel.org/admin-guide/cgroup-v2.html, v1: scheduler/sched-bwc.html)."""
+def memory(root: Path = Path("/")) -> int:
+    """Bytes that this process and its children may have: those of the machine, and no more than its cgroups' limits."""
+    limits = (limit for group in _groups("memory", root) for limit in _limits(group))
+    return min([_meminfo("MemTotal", root), *limits])
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process and its children may still take: of the machine (`MemAvailable`, proc_meminfo(5)), and of
+    its cgroups' limits, in which files that the kernel would drop first count as free."""
+    return min([_meminfo("MemAvailable", root), *_left(root)])
+
+
+@cache
+def agents(root: Path = Path("/")) -> int:
+    """Processes of agents that memory is enough for beside an instance, at least 1. Looked at once."""
+    return max(1, (memory(root) - OWN_BYTES) // AGENT_BYTES)
+
+
+def slots(root: Path = Path("/")) -> int:
+    """Runs that an instance may execute at once: two for each CPU, at least 2, and no more than it has memory for."""
+    return min(max(2, cpus(root) * 2), agents(root))
+
+
+def ahead(root: Path = Path("/")) -> int:
+    """Agents that it may start ahead: one for each CPU, and in a quarter of the memory for agents."""
+    return min(cpus(root), agents(root) // 4, 100)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Directories of this process's cgroups and those above, of version 2 (docs.kernel.org/admin-guide/cgroup-v2.html)
+    and of the controller's own hierarchy of version 1 (admin-guide/cgroup-v1)."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -33,8 +73,8 @@ def _quotas(root: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # v2; beside v1 it lies in `unified`
             mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"]
+        elif controller in controllers.split(","):
+            mounts = [f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}"]
         else:
             continue
         for mount in mounts:
@@ -43,12 +83,11 @@ def _quotas(root: Path) -> Iterator[float]:
             for group in (folder, *folder.parents):
                 if group == root / "sys/fs":
                     break
-                quota = _quota(group)
-                if quota is not None:
-                    yield quota
+                yield group
 
 
 def _quota(group: Path) -> float | None:
+    """CPUs by a cgroup's quota (version 1: scheduler/sched-bwc.html)."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()
@@ -59,27 +98,31 @@ def _quota(group: Path) -> float | None:
         return None
 
 
-def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process and its children may still take: of the machine (`MemAvailable`, proc_meminfo(5)), and of
-    its cgroups' limits (memory.max, v2), if there are any. What cannot be read limits nothing."""
+def _limits(group: Path) -> Iterator[int]:
+    """Bytes by a cgroup's limits of memory. Above `memory.high` it is slowed down until it hardly goes on."""
+    for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or `max`: no limit
+            yield int((group / name).read_text())
+
+
+def _left(root: Path) -> Iterator[int]:
+    for group in _groups("memory", root):
+        second = (group / "memory.current").exists()
+        used, dropped = "memory.current" if second else "memory.usage_in_bytes", 0
+        with suppress(OSError, ValueError):
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            dropped = int(stat.get("inactive_file" if second else "total_inactive_file", 0))
+        for limit in _limits(group):
+            with suppress(OSError, ValueError):
+                yield limit - int((group / used).read_text()) + dropped
+
+
+def _meminfo(name: str, root: Path) -> int:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
-        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        groups = [
-            line.split(":", 2)[2] for line in (root / "proc/self/cgroup").read_text().splitlines() if "::" in line
-        ]
-    except (OSError, ValueError):
-        return 1 << 62
-    mount = root / "sys/fs/cgroup"
-    for path in (line.removeprefix("0::") for line in groups if line.startswith("0::")):
-        own = mount / path.lstrip("/").replace("../", "")
-        for group in (own, *own.parents):
-            if not group.is_relative_to(mount):
-                break
-            with suppress(OSError, ValueError):  # no such file, or `max`: no limit
-                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-                free.append(limit - used)
-    return min(free, default=1 << 62)
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    except (OSError, ValueError, StopIteration):
+        return UNLIMITED
 
 
 LOW = 0.05

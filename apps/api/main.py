@@ -42,7 +42,7 @@ from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
-from apps.api.spelling import doubtful
+from apps.api.spelling import doubts
 from apps.api.web import errors, health, hosts, index, playground, ports
 from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
@@ -87,8 +87,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     `found`: how agents are isolated here, if that was tried already.
     """
     configure_logging(settings)
-    for doubt in doubtful(os.environ, ENV_FILE):
-        log.warning("settings.doubtful", warning=doubt)
+    for doubt in doubts(os.environ, ENV_FILE):
+        log.warning("settings.doubtful", warning=str(doubt))
     show_docs = settings.debug
     app = FastAPI(
         title="Claude Agent API",

@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from apps.api.machine import cpus
+from apps.api import machine
+from apps.api.secret_files import SecretFiles
 
 TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
@@ -120,9 +121,9 @@ class Settings(BaseSettings):
     default_profile: str | None = None
 
     enable_file_checkpointing: bool = False
-    runner_slots: int = Field(default_factory=lambda: max(2, cpus() * 2), ge=0)
+    runner_slots: int = Field(default_factory=machine.slots, ge=0)
     max_live_sessions: int | None = Field(None, ge=1)
-    prewarm: int = Field(2, ge=0, le=100)
+    prewarm: int = Field(default_factory=machine.ahead, ge=0, le=100)
     instance_lease_seconds: float = Field(10, ge=2, le=300)
     session_idle_seconds: float = Field(300, ge=0)
     background_task_seconds: float = Field(1800, ge=0, le=86_400)
@@ -161,6 +162,19 @@ class Settings(BaseSettings):
     )
     max_repository_bytes: int = Field(500_000_000, ge=1)
     mcp_stdio_commands: Annotated[tuple[tuple[str, ...], ...], NoDecode] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from, the most important first: see docs/configuration.md."""
+        files = SecretFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, env_settings, dotenv_settings
 
     @field_validator(
         "api_key",
@@ -323,7 +337,8 @@ class Settings(BaseSettings):
     @property
     def live_session_limit(self) -> int:
         """How many CLI processes this instance keeps alive, warm ones included (~110 MB each)."""
-        return max(self.runner_slots, self.max_live_sessions or self.runner_slots * 4)
+        usual = min(self.runner_slots * 4, machine.agents())
+        return max(self.runner_slots, self.max_live_sessions or usual)
 
     @property
     def operator_has_a_model(self) -> bool:

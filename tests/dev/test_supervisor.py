@@ -112,12 +112,14 @@ async def test_one_directory_over_its_starts(dev: Any, tmp_path: Path) -> None:
     first.process.kill()
     env.unlink()
 
-    second = dev(instances=2)
+    (tmp_path / "owner").write_text("postgresql://somebody:else@127.0.0.1:1/elsewhere")
+    second = dev(instances=2, DATABASE_OWNER_URL_FILE=str(tmp_path / "owner"))
     rows = second.ready()
     assert [p for p in everything if is_alive(p)] == [], "a killed supervisor leaves nothing"
     assert second.key() == chosen
     two_instances_answer(second)
-    assert psutil.Process(rows[0]["pid"]).environ()["SHUTDOWN_GRACE_SECONDS"] == "5"
+    serves_with = psutil.Process(rows[0]["pid"]).environ()
+    assert (serves_with["SHUTDOWN_GRACE_SECONDS"], serves_with["DATABASE_OWNER_URL_FILE"]) == ("5", "")
     the_curl_line_of_the_welcome_works(second)
     a_second_start_is_refused(dev, second)
     a_wrong_database_password_is_one_line_and_no_trace(second)

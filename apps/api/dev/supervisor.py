@@ -21,7 +21,7 @@ from apps.api.dev.datadir import DataDir, DevError, write_secret
 from apps.api.dev.fleet import Fleet, refuse_busy_ports
 from apps.api.dev.processes import Child, Ending, Reaper, Stage, await_ready
 from apps.api.settings import ENV_FILE, Settings
-from apps.api.spelling import doubtful
+from apps.api.spelling import doubts
 
 DEMO_START_TIMEOUT = 30.0
 """Seconds."""
@@ -57,7 +57,8 @@ def run_dev(options: DevOptions) -> int:
         pydantic.ValidationError: the environment or `.env` is wrong.
     """
     settings = Settings()
-    for found in doubtful(os.environ, ENV_FILE):
+    # Not refused: this is somebody's shell and project, with names of all their programs.
+    for found in doubts(os.environ, ENV_FILE):
         complain(f"claude-agent-api dev: warning: {found}")
     first = options.port if options.port is not None else settings.port
     home = DataDir.at(options.data_dir)
@@ -121,7 +122,8 @@ class _Supervisor:
         stack.push_async_callback(fleet.stop, self._hurry)
         say(f"Starting {'the server' if len(self._ports) == 1 else f'{len(self._ports)} servers'} ...")
         # Empty, since `.env` may have it as well.
-        fleet.start(self._ports, {**os.environ, **self._overrides, "DATABASE_OWNER_URL": ""})
+        none = {"DATABASE_OWNER_URL": "", "DATABASE_OWNER_URL_FILE": ""}
+        fleet.start(self._ports, {**os.environ, **self._overrides, **none})
         await fleet.ready()
         model = console.describe_model(settings, demo=demo)
         urls = [server.url for server in fleet.servers]

@@ -96,13 +96,13 @@ async def test_a_model_api_that_cannot_be_reached_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("model", "verdict", "words"),
     [
-        ("claude-sonnet-5-5", "ok", "claude-sonnet-5-5, ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL set"),
+        ("claude-sonnet-5-5", "ok", "claude-sonnet-5-5, ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL set; it answers"),
         ("claude-nonexistent-9", "FAIL", "claude-nonexistent-9: the model API does not have it: set DEFAULT_MODEL"),
-        ("opus", "warn", "opus, ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL set; the model API did not say"),
+        ("opus", "warn", "opus, ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL set; that is a short name of the CLI's"),
     ],
 )
 async def test_doctor_tells(model_url: str, model: str, verdict: str, words: str) -> None:
-    check = await doctor._model(named(model, model_url))
+    check = await doctor.model.model(named(model, model_url))
     assert (check.verdict, check.finding[: len(words)]) == (verdict, words)
 
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import obstore
 import structlog
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, NotSupportedError, PreconditionError
 from obstore.store import LocalStore, from_url
 
 from apps.api import clock
@@ -39,6 +39,12 @@ LOCAL = ".store"
 """The directory in WORKSPACES_DIR that is the store where no other is given."""
 
 REMOVED_AT_A_TIME = 8
+
+TRIAL_SECONDS = 30.0
+"""For finding out what may be done with a store."""
+
+_TRIAL = "doctor"
+"""The name of an object that nobody stores."""
 
 PUTS = 10
 """Times that storing is tried in a directory that goes at that moment, since somebody has removed the last that was in
@@ -143,6 +149,31 @@ class Objects:
                 return (await obstore.head_async(self._store, name))["last_modified"].timestamp()
         except _Missing:
             return None
+
+    async def try_out(self) -> None:
+        """Find out whether objects can be listed, read and stored, without storing one.
+
+        Raises:
+            StoreFailed: they cannot.
+            TimeoutError: no answer.
+        """
+        async with asyncio.timeout(TRIAL_SECONDS):
+            with self._failing(_TRIAL):
+                store = self._store
+                async for _ in obstore.list(store, chunk_size=1):
+                    break
+            await self.get(_TRIAL)
+            if isinstance(store, LocalStore):
+                if store.prefix is not None and not os.access(store.prefix, os.W_OK | os.X_OK):
+                    raise StoreFailed("it cannot be written to by this user")
+                return
+            with self._failing(_TRIAL):
+                try:
+                    # On the condition that another one is there: who may store is told that it is not.
+                    await obstore.put_async(store, _TRIAL, b"", mode={"e_tag": '"none"', "version": "1"})
+                except (PreconditionError, NotFoundError, FileNotFoundError):
+                    return
+            await self.remove([_TRIAL])  # a store that knows no conditions has stored it
 
     async def below(self, prefix: str) -> AsyncGenerator[list[Found]]:
         """The objects whose names are below `prefix`, some hundred at a time. Raises StoreFailed."""

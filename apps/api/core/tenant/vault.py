@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
+import asyncpg
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from apps.api import audit
@@ -18,6 +19,19 @@ from apps.api.core.pages import Page
 from apps.api.db import Database
 from apps.api.errors import NotFound, Unavailable, ValidationError
 from apps.api.settings import Settings
+
+TRIED = 200
+"""Of each kind of what is sealed."""
+
+_OLDEST = [
+    f"SELECT {column} AS sealed FROM {table} WHERE {column} IS NOT NULL ORDER BY updated_at LIMIT $1"  # noqa: S608
+    for table, column in (
+        ("secrets", "sealed"),
+        ("mcp_servers", "sealed"),
+        ("model_credentials", "sealed"),
+        ("webhooks", "secret"),
+    )
+]
 
 
 def _box(settings: Settings) -> MultiFernet:
@@ -43,6 +57,22 @@ def unseal(settings: Settings, sealed: str) -> str:
             "What is stored was encrypted with a key that is not among the server's ENCRYPTION_KEYS any more.",
             code="encryption_not_configured",
         ) from error
+
+
+async def unreadable(connection: asyncpg.Connection, settings: Settings) -> tuple[int, int]:
+    """How many of what tenants have stored sealed were tried, the oldest of each kind, and how many no key opens.
+
+    Raises:
+        asyncpg.PostgresError: the server refuses.
+    """
+    rows = [row["sealed"] for query in _OLDEST for row in await connection.fetch(query, TRIED)]
+    closed = 0
+    for sealed in rows:
+        try:
+            unseal(settings, sealed)
+        except Unavailable:
+            closed += 1
+    return len(rows), closed
 
 
 def names_in(texts: Iterable[str]) -> set[str]:

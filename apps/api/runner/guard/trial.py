@@ -74,7 +74,16 @@ async def failure(settings: Settings, within: Path | None = None) -> str | None:
             with tempfile.TemporaryDirectory(prefix=".trial-", dir=above) as workspace:
                 return await _start(settings, directory, Path(workspace))
     except OSError as error:
+        if isinstance(error, PermissionError) and _forbids_programs(tmp := tempfile.gettempdir()):
+            return (
+                f"no agent can be started: {tmp} is mounted noexec, and their launcher lies there: mount it with `exec`"
+                " (docker: --tmpfs /tmp:exec), or set TMPDIR to a directory that allows programs"
+            )
         return f"no agent can be started: {error}"
+
+
+def _forbids_programs(directory: str) -> bool:
+    return bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
 
 
 async def _start(settings: Settings, directory: Path, workspace: Path) -> str | None:
