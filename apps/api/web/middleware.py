@@ -126,11 +126,6 @@ def _note_ids(work: tracing.Work, given: Mapping[str, Any]) -> None:
                 setattr(work, name, str(UUID(str(given[name]))))
 
 
-def _cut() -> ApiError:
-    text = "The instance ended before it had an answer. Ask again."
-    return Unavailable(text, headers={"Retry-After": "1", "Connection": "close"})
-
-
 def _template(scope: Scope) -> str:
     """The path of the route that was taken, whole: an included router's route knows only its own part."""
     route: Any = scope.get("route")
