@@ -389,6 +389,7 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "a claim": lambda: claims.claim(db, lease, may_take_new=True, except_for=[]),
         "a claim of an owner of many": lambda: claims.claim(db, owner, may_take_new=False, except_for=[]),
         "places in the queue": lambda: places.waiting(db, lease.instance_id),
+        "the queue in all": lambda: places.in_all(db),
         "whether any is kept out": lambda: claims.kept_out(db),
         "runs that an owner does not know": lambda: claims.unheard(db, owner.instance_id, []),
         "commands that wait": lambda: commands.pending(db, owner.instance_id),

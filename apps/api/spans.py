@@ -68,17 +68,18 @@ class _Sent(tracing.Span):
         self._span = span
 
     def set(self, attributes: Attributes) -> None:
-        self._span.set_attributes(_told(attributes))
+        if self._span.is_recording():  # not one that is not sampled, or over
+            self._span.set_attributes(_told(attributes))
 
     def rename(self, name: str) -> None:
-        self._span.update_name(name)
+        if self._span.is_recording():
+            self._span.update_name(name)
 
     def end(self, error: str | None = None) -> None:
-        if not self._span.is_recording():  # not sampled, or over
-            return
-        if error is not None:
-            self._span.set_status(Status(StatusCode.ERROR, error))
-        self._span.end(_nanoseconds(clock.timestamp()))
+        if self._span.is_recording():
+            if error is not None:
+                self._span.set_status(Status(StatusCode.ERROR, error))
+            self._span.end(_nanoseconds(clock.timestamp()))
 
 
 def _told(attributes: Attributes) -> dict[str, str | int | float | bool]:

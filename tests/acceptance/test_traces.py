@@ -75,7 +75,9 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def sent_to(collector: Receiver) -> dict[str, str]:
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url(""), "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    """Settings of instances that send spans soon, and keep their leases on a machine that is busy."""
+    sent = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url(""), "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    return {**sent, "INSTANCE_LEASE_SECONDS": "60"}
 
 
 async def all_of(collector: Receiver, trace: str, *names: str) -> list[Span]:
@@ -97,7 +99,7 @@ POST = "POST /api/v1/sessions/{session_id}/query"
 
 
 async def test_a_prompt_through_two_instances_is_one_tree(
-    start_fleet: StartFleet, collector: Receiver, receiver: Receiver, recorded: Recorder
+    collector: Receiver, receiver: Receiver, start_fleet: StartFleet, recorded: Recorder
 ) -> None:
     fleet = await start_fleet(0, **sent_to(collector))
     await fleet.start(1, RUNNER_SLOTS="0")
@@ -156,7 +158,7 @@ async def test_a_prompt_through_two_instances_is_one_tree(
 
 
 async def test_a_run_that_another_instance_goes_on_with_goes_on_in_its_trace(
-    start_fleet: StartFleet, collector: Receiver
+    collector: Receiver, start_fleet: StartFleet
 ) -> None:
     fleet = await start_fleet(0, **sent_to(collector), PARK_AFTER_SECONDS="1")
     await fleet.start(1, RUNNER_SLOTS="0")
@@ -190,7 +192,7 @@ async def stop(fleet: Fleet, number: int) -> None:
 
 
 async def test_without_a_collector_a_clients_trace_is_passed_on_as_it_came(
-    start_fleet: StartFleet, receiver: Receiver
+    receiver: Receiver, start_fleet: StartFleet
 ) -> None:
     instance = (await start_fleet(1))[0]
     await instance.post("/webhooks", {"url": receiver.url("/in"), "events": ["run.succeeded", "session.created"]})
