@@ -189,6 +189,7 @@ class Settings(BaseSettings):
         "cloud_ml_region",
         "anthropic_vertex_base_url",
         "advertise_url",
+        "otel_exporter_otlp_endpoint",
         "profiles_file",
         "default_profile",
         "root_dialect",
