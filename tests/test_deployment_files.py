@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from apps.api import spelling
 from apps.api.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,7 @@ def test_three_replicas_start_after_the_migration_and_stop_in_order(compose: dic
 def test_compose_sets_only_settings_that_exist_and_demands_every_secret(compose: dict[str, Any]) -> None:
     environments = {name: compose["services"][name]["environment"] for name in ("api", "migrate")}
     for environment in environments.values():
-        assert set(environment) - {"POSTGRES_PASSWORD"} <= {name.upper() for name in Settings.model_fields}
+        assert set(environment) - {"POSTGRES_PASSWORD"} <= {*spelling.known()}
     text = (ROOT / "docker-compose.yml").read_text()
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {
         "API_KEY",
@@ -155,8 +156,11 @@ def test_compose_sets_only_settings_that_exist_and_demands_every_secret(compose:
     assert api.asyncpg_dsn == owner.asyncpg_dsn == "postgresql://claude_agent_api:d1@postgres:5432/claude_agent_api"
     assert api.redis_url.get_secret_value() == "redis://:r1@redis:6379/0"
     assert owner.as_owner.asyncpg_dsn == "postgresql://postgres:p1@postgres:5432/claude_agent_api"
-    # Empty, not left out: env_file hands all of .env over.
-    assert environments["api"]["DATABASE_OWNER_URL"] == environments["api"]["POSTGRES_PASSWORD"] == ""
+    # Empty, not left out: env_file hands all of .env over. A value and a file with one would be refused.
+    files = {f"{name}_FILE" for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")}
+    for name in ("DATABASE_OWNER_URL", "POSTGRES_PASSWORD", *files):
+        assert environments["api"][name] == ""
+    assert all(environments["migrate"][name] == "" for name in files)
     assert "p1" not in str(api.model_dump())
     assert "POSTGRES_PASSWORD}" not in str(environments["api"])
 
@@ -271,9 +275,9 @@ def test_nginx_balances_over_all_replicas_as_they_come_and_go(compose: dict[str,
 
 def test_the_guide_names_only_settings_that_exist() -> None:
     guide = (ROOT / "docs" / "deployment.md").read_text()
-    known = {name.upper() for name in Settings.model_fields}
+    known = {*spelling.known()}
     others = {"HOME", "TMPDIR", "SIGTERM", "SIGKILL", "POSTGRES_PASSWORD", "DATABASE_PASSWORD", "REDIS_PASSWORD", "ALL"}
-    others.add("AWS_ACCESS_KEY_ID")
+    others |= {"AWS_ACCESS_KEY_ID", "HTTPS_PROXY"}
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", guide)) <= known | others
 
 

@@ -31,6 +31,7 @@ TERMINAL = Path(__file__).with_name("at_terminal.py")
 
 NOT_HERE = {
     r"\bdocker compose\b": "needs docker",
+    r"\bkubectl\b": "needs a cluster",
     r"\bweather\b": "needs an MCP server of the reader's own",
     r"//github\.com": "needs the network",
     r"^scripts/(dev|test)\b": "starts what the other examples run against, or all tests",
