@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol, as far as the tests of the playground need one."""
+"""A headless Chromium, driven over its DevTools protocol, as far as the tests of the console need one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,25 @@ _WHEN = """new Promise((done) => {
   look();
 })"""
 
+# Of several the last: what was opened last is on top. What is in no open dialog cannot be clicked while there is one.
+_ON_TOP = """const top = [...document.querySelectorAll('dialog[open]')].at(-1) ?? document.body"""
+
+_NAMED = f"""(name) => {{ {_ON_TOP};
+  const said = (node) => (node.getAttribute('aria-label') ?? node.innerText).replace(/\\s+/g, ' ').trim();
+  return [...top.querySelectorAll('button, a[href], summary, [role=tab]')]
+    .filter((node) => said(node) === name && node.checkVisibility() && !node.disabled).at(-1); }}"""
+
+_LABELLED = f"""(text) => {{ {_ON_TOP};
+  return [...top.querySelectorAll('label')]
+    .filter((label) => label.innerText.trim() === text && label.checkVisibility())
+    .map((label) => label.control).at(-1); }}"""
+
+_CHOOSE = """(node, value) => {
+  if (node.matches('[type=checkbox], [type=radio]')) return void (node.checked !== (value === 'on') && node.click());
+  node.value = value;
+  node.dispatchEvent(new Event(node.matches('select') ? 'change' : 'input', {bubbles: true}));
+}"""
+
 
 def program() -> str | None:
     """Chromium's path, if there is one."""
@@ -56,7 +76,7 @@ class Page:
         self._socket = socket
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
-        self._loaded = asyncio.Event()
+        self._loads: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.requests: list[dict[str, Any]] = []
         self.complaints: list[str] = []
 
@@ -81,8 +101,8 @@ class Page:
                 self.complaints.append(str(params["args"]))
             case "Runtime.exceptionThrown":
                 self.complaints.append(str(params["exceptionDetails"]))
-            case "Page.loadEventFired":
-                self._loaded.set()
+            case "Page.lifecycleEvent" if params["name"] == "load":
+                self._loads[params["loaderId"]].set()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         number = max(self._calls, default=0) + 1
@@ -103,8 +123,14 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
-        await self.call("Page.navigate", url=url)
-        await asyncio.wait_for(self._loaded.wait(), WAIT_SECONDS)
+        await self.call("Page.setLifecycleEventsEnabled", enabled=True)
+        await self.go(url)
+
+    async def go(self, url: str) -> None:
+        """Load another document."""
+        # The empty one before it is loaded, too, and may say so late.
+        navigated = await self.call("Page.navigate", url=url)
+        await asyncio.wait_for(self._loads[navigated["loaderId"]].wait(), WAIT_SECONDS)
 
     async def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""
@@ -141,6 +167,27 @@ class Page:
 
     async def click(self, selector: str) -> None:
         await self.evaluate(f"document.querySelector({selector!r}).click()")
+
+    async def press(self, name: str) -> None:
+        """Click the button, link, tab or line to unfold of this name, as soon as it is there and can be clicked."""
+        found = f"({_NAMED})({json.dumps(name)})"
+        await self.when(f"{found} !== undefined")
+        await self.evaluate(f"{found}.click()")
+
+    async def fill(self, label: str, text: str) -> None:
+        """Replace what is in the field of this label, as soon as it is there; of a list, choose."""
+        found = f"({_LABELLED})({json.dumps(label)})"
+        await self.when(f"{found} !== undefined")
+        if await self.evaluate(f"{found}.matches('select, [type=date], [type=checkbox], [type=radio]')"):
+            await self.evaluate(f"({_CHOOSE})({found}, {json.dumps(text)})")
+            return
+        await self.evaluate(f"({found}.focus(), {found}.select())")
+        await self.call("Input.insertText", text=text)
+
+    async def key(self, key: str, code: int) -> None:
+        """Press a key that writes nothing."""
+        for kind in ("rawKeyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     async def text(self, selector: str) -> str:
         return str(await self.evaluate(f"document.querySelector({selector!r}).innerText"))

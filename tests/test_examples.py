@@ -178,11 +178,11 @@ def documented_errors(answer: str) -> list[str]:
     return re.findall(r'"error":\{"code":"(\w+)"|event: error\n\s+data: .*?"code":"(\w+)"', answer)
 
 
-def test_what_dev_says_and_its_root_lead_to_the_playground(dev: Dev) -> None:
+def test_what_dev_says_and_its_root_lead_to_the_console(dev: Dev) -> None:
     origin = f"http://127.0.0.1:{dev.port}"
-    assert f"{origin}/playground\n" in dev.said()
+    assert f"{origin}/console\n" in dev.said()
     bare = subprocess.run(["curl", "-s", f"{origin}/"], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(bare.stdout)["playground"] == "/playground"
+    assert json.loads(bare.stdout)["console"] == "/console"
     assert bare.stdout.endswith("}\n")
 
 

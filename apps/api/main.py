@@ -43,7 +43,8 @@ from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubts
-from apps.api.web import errors, health, hosts, index, playground, ports
+from apps.api.web import errors, health, hosts, index, ports
+from apps.api.web.console import routes as console
 from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
 from apps.api.web.opened import Opened
@@ -103,8 +104,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     )
     errors.install(app)
     _mount(app, settings.root_dialect)
-    if settings.playground:
-        app.include_router(playground.router)
+    if settings.console:
+        app.include_router(console.router)
     if names := hosts.names_of(settings):
         app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
@@ -248,7 +249,6 @@ async def _lifespan(settings: Settings, isolated: _Isolation, instance_id: UUID,
             leave=drain.clients,
             failed=lambda: failed.loop,
             error_shapes=_error_shapes(settings.root_dialect),
-            playground=playground.render(dialect.PREFIX for dialect in DIALECTS.values()),
         )
         _announce(core, probe)
         try:

@@ -123,6 +123,9 @@ BODIES: dict[str, Mapping[str, Any]] = {
 HIDDEN = {
     ("GET", "/"),
     ("GET", "/playground"),
+    ("GET", "/console"),
+    ("GET", "/console/{path:path}"),
+    ("GET", "/console/assets/{digest}/{path:path}"),
     ("WEBSOCKET", "/api/v1/query/ws"),
     ("WEBSOCKET", "/preview/{session_id}/{port}/{path:path}"),
     *((m, "/preview/{session_id}/{port}/{path:path}") for m in "DELETE GET HEAD OPTIONS PATCH POST PUT".split()),  # noqa: SIM905

@@ -159,7 +159,8 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
 
 
 OPEN = {
-    *("/", "/health", "/health/live", "/health/ready", "/api/v1/health", "/metrics", "/playground"),
+    *("/", "/health", "/health/live", "/health/ready", "/api/v1/health", "/metrics", "/playground", "/console"),
+    *(f"/console/{UUID(int=1)}", f"/console/assets/{UUID(int=1)}/{UUID(int=1)}"),
     *("/openapi.json", "/docs", "/docs/oauth2-redirect"),  # with DEBUG
     *("/compat/code-server/", "/compat/code-server/health", "/compat/execute-server/"),
 }

@@ -86,14 +86,14 @@ async def test_a_program_that_asks_at_the_root_is_told_where_to_go_on(nobody: ht
     assert told.pop("name") == "Claude Agent API"
     assert told.pop("version") == __version__
     assert told.pop("api") == "/api/v1"
-    assert set(told) == {"health", "playground", "docs", "openapi"}
+    assert set(told) == {"health", "console", "docs", "openapi"}
     for path in told.values():
         assert (await nobody.get(path)).status_code == 200, path
 
 
-async def test_a_browser_that_asks_at_the_root_is_led_to_the_playground(nobody: httpx.AsyncClient) -> None:
+async def test_a_browser_that_asks_at_the_root_is_led_to_the_console(nobody: httpx.AsyncClient) -> None:
     led = await nobody.get("/", headers={"Accept": "text/html,application/xhtml+xml;q=0.9"})
-    assert (led.status_code, led.headers["Location"]) == (307, "/playground")
+    assert (led.status_code, led.headers["Location"]) == (307, "console")
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -118,15 +118,15 @@ async def test_whoever_shares_a_balancers_address_does_not_take_the_fleet_down(n
 
 
 async def test_the_public_limit_is_per_client_behind_a_trusted_proxy(nobody: httpx.AsyncClient) -> None:
-    assert await statuses(nobody, "/playground", 610, "192.0.2.2") == {200, 429}
-    assert await statuses(nobody, "/playground", 10, "192.0.2.3") == {200}
+    assert await statuses(nobody, "/console", 610, "192.0.2.2") == {200, 429}
+    assert await statuses(nobody, "/console", 10, "192.0.2.3") == {200}
 
 
 async def test_a_network_of_ipv6_has_one_public_limit(nobody: httpx.AsyncClient) -> None:
-    assert await statuses(nobody, "/playground", 610, "2001:db8:5::1") == {200, 429}
-    assert await statuses(nobody, "/playground", 10, "2001:db8:5::2:1:1:1") == {429}
-    assert await statuses(nobody, "/playground", 10, "2001:db8:5:1::1") == {200}
-    assert await statuses(nobody, "/playground", 1, "192.0.2.3") == {200}
+    assert await statuses(nobody, "/console", 610, "2001:db8:5::1") == {200, 429}
+    assert await statuses(nobody, "/console", 10, "2001:db8:5::2:1:1:1") == {429}
+    assert await statuses(nobody, "/console", 10, "2001:db8:5:1::1") == {200}
+    assert await statuses(nobody, "/console", 1, "192.0.2.3") == {200}
 
 
 async def test_dependencies_are_asked_once_a_second_by_all_together(lone_world: World) -> None:

@@ -71,7 +71,7 @@ PATHS = [
     ("GET", "/"),
     ("GET", "/health"),
     ("GET", "/metrics"),
-    ("GET", "/playground"),
+    ("GET", "/console"),
     ("GET", "/openapi.json"),
     ("GET", "/no/such/path"),
     ("GET", "/api/v1/whoami"),

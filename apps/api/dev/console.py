@@ -47,14 +47,14 @@ def describe_model(settings: Settings, *, demo: bool) -> Model:
     return Model(f"{settings.default_model} (with {source})", prompt)
 
 
-def welcome(urls: list[str], key: Path | None, logs: Path, model: Model, *, playground: bool) -> str:
+def welcome(urls: list[str], key: Path | None, logs: Path, model: Model, *, console: bool) -> str:
     """The text that greets when everything is ready. `key`: the file that holds an API key, if one does."""
     header = f"$(cat {shown(key)})" if key else "YOUR_KEY"
     origin = f"{shown(key)}" if key else "claude-agent-api keys create --tenant default --name dev"
     lines = ["", bold("Claude Agent API is ready."), ""]
     lines += [f"  API      {url}" for url in urls]
-    if playground:
-        lines.append(f"  Browser  {urls[0]}/playground")
+    if console:
+        lines.append(f"  Console  {urls[0]}/console")
     lines += [
         f"  Docs     {urls[0]}/docs",
         f"  API key  {origin}",

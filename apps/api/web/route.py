@@ -9,7 +9,6 @@ from uuid import UUID
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
-from starlette.responses import Response
 
 from apps.api.auth import Principal
 from apps.api.core.context import Core
@@ -66,7 +65,6 @@ class Instance:
         leave: then ends what clients have open, in order: best when nobody can connect any more.
         failed: the name of a background task that ended by itself, if one has.
         error_shapes: how the paths below a prefix tell errors, the first that fits; others in the native shape.
-        playground: the page, which not every server shows.
     """
 
     core: Core
@@ -82,7 +80,6 @@ class Instance:
     leave: Callable[[], Awaitable[None]]
     failed: Callable[[], str | None]
     error_shapes: Mapping[str, ErrorShape]
-    playground: Response
 
 
 def instance_of(connection: HTTPConnection) -> Instance:
