@@ -29,6 +29,7 @@ from apps.api.runner.agent.catalog import ask
 from apps.api.runner.agent.scratch import Scratch
 from apps.api.settings import Settings
 from apps.demo_model.server import serving
+from tests.contract import stored_events_fit
 from tests.fleet import API_KEY, Fleet, Shared
 from tests.invariants import logs_hold
 from tests.mcp_things import COMMAND_LINE, PROGRAM
@@ -312,6 +313,7 @@ async def _hold(fleet: Fleet, database_url: str) -> None:
         assert not UNRETRIEVED.findall(instance.log.read_text(errors="replace")), instance.log
     async with Database.open(Settings(_env_file=None, database_url=database_url)) as db:
         await logs_hold(db)
+        await stored_events_fit(db)
 
 
 @pytest.fixture

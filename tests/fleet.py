@@ -19,6 +19,7 @@ import orjson
 import psutil
 
 from tests import disks
+from tests.contract import check_event
 from tests.forked import Forked, fork
 from tests.free_ports import free_port
 
@@ -42,7 +43,7 @@ class Sse:
 
 
 async def events_of(response: httpx.Response) -> AsyncIterator[Sse]:
-    """Parse a stream, ignoring comments."""
+    """Parse a stream, ignoring comments. Every event must be as the document says."""
     fields: dict[str, str] = {}
     async for line in response.aiter_lines():
         if line.startswith(":"):
@@ -51,7 +52,9 @@ async def events_of(response: httpx.Response) -> AsyncIterator[Sse]:
             name, _, value = line.partition(": ")
             fields[name] = value
         elif fields:
-            yield Sse(fields.get("id", ""), fields["event"], orjson.loads(fields["data"]))
+            data = orjson.loads(fields["data"])
+            check_event(fields["event"], fields.get("id"), data)
+            yield Sse(fields.get("id", ""), fields["event"], data)
             fields = {}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.contract import check_event
 from tests.fleet import HEADERS, Instance
 
 Message = dict[str, Any]
@@ -29,6 +30,7 @@ class Socket:
         """The next message, whatever it is."""
         message: Message = json.loads(await self.connection.recv())
         if "event" in message:
+            check_event(message["event"], message["id"], message["data"])
             self.events.append(message)
         elif "ref" in message:
             self._replies[message["ref"]] = message

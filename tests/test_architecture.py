@@ -20,16 +20,17 @@ LONGER_WITH_A_REASON: dict[str, tuple[int, str]] = {}
 """module: (lines, reason). Take a module out of here once it is short enough."""
 
 # A room is a package of apps/api, or a module beside them. `entry` rooms may import everything but `dev`.
-FOUNDATION = {"clock", "settings", "errors"}
+FOUNDATION = {"clock", "codes", "settings", "errors"}
 OBSERVED = {*FOUNDATION, "instruments", "tracing"}
 MAY_IMPORT = {
     "machine": set(),
     "clock": set(),
+    "codes": set(),
     "addresses": set(),
     "secret_files": set(),
     "settings": {"machine", "secret_files"},
     "spelling": {"settings", "secret_files"},
-    "errors": set(),
+    "errors": {"codes"},
     "instruments": {"errors"},
     "tracing": {"clock"},
     "spans": {"clock", "tracing"},
@@ -62,7 +63,7 @@ MAY_IMPORT = {
         "db",
         "redis",
     },
-    "dialects": {"addresses", "clock", "errors", "core", "auth", "audit", "keys", "limits", "web"},
+    "dialects": {"addresses", "clock", "codes", "errors", "core", "auth", "audit", "keys", "limits", "web"},
     "measure": {*FOUNDATION, "instruments", "core", "runner", "web", "db"},
     "transfer": {*FOUNDATION, "core", "db", "threads"},
     "roles": {*FOUNDATION, "models"},
@@ -84,7 +85,7 @@ MAY_IMPORT = {
     "connections": set(),
     "server": {"settings", "shares", "connections"},
     "dev": {*FOUNDATION, "db", "redis", "auth", "keys", "migrate", "spelling"},
-    "openapi": {"main", "settings"},
+    "openapi": {"main", "settings", "web"},
 }
 ENTRIES = {"main", "cli"}
 

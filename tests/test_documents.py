@@ -7,12 +7,13 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import SecretStr
 
-from apps.api.errors import RUN_FAILURES
+from apps.api.codes import ErrorCode, RunCode
+from apps.api.errors import RUN_FAILURES, Noun
 from apps.api.instruments import REGISTRY
 from apps.api.settings import Settings
 
@@ -147,44 +148,17 @@ def test_the_configuration_page_has_every_setting_in_the_order_of_the_code_with_
 # --- error codes ---------------------------------------------------------------------------------------------------
 
 
-def codes_in_the_code() -> set[str]:
-    """Class attributes `code`, keywords `code=`, keys `"code"`, tables of codes, and nouns given to `NotFound.of`."""
-    found = set(RUN_FAILURES)
+CODES = set(get_args(ErrorCode))
+
+
+def test_every_error_code_is_one_that_some_code_sends() -> None:
+    said = {f"{noun}_not_found" for noun in get_args(Noun)}
     for path in (ROOT / "apps/api").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found |= set(_codes(node))
-    return found
-
-
-def _codes(node: ast.AST) -> Iterator[str]:
-    match node:
-        case ast.ClassDef():
-            for statement in node.body:
-                if isinstance(statement, ast.Assign):
-                    yield from _assigned_code(statement)
-        case ast.Call():
-            for keyword in node.keywords:
-                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-                if keyword.arg == "code" and isinstance(value, str):
-                    yield value
-            name = ast.unparse(node.func)
-            if name == "NotFound.of" and isinstance(node.args[0], ast.Constant):
-                yield f"{ast.literal_eval(node.args[0])}_not_found"
-        case ast.Dict():
-            for key, said in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "code" and isinstance(said, ast.Constant):
-                    yield str(said.value)
-        case ast.Assign(targets=[ast.Name(id="_HTTP_CODES")], value=ast.Dict(values=values)):
-            yield from (str(ast.literal_eval(value)) for value in values if isinstance(value, ast.Constant))
-
-
-def _assigned_code(statement: ast.Assign) -> Iterator[str]:
-    for target in statement.targets:
-        names = target.elts if isinstance(target, ast.Tuple) else [target]
-        values = statement.value.elts if isinstance(statement.value, ast.Tuple) else [statement.value]
-        for name, value in zip(names, values, strict=False):
-            if isinstance(name, ast.Name) and name.id == "code" and isinstance(value, ast.Constant):
-                yield str(value.value)
+        if path.name != "codes.py":
+            constants = (n.value for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Constant))
+            said |= CODES & {value for value in constants if isinstance(value, str)}
+    assert CODES - said == set()
+    assert set(get_args(RunCode)) == set(RUN_FAILURES)
 
 
 def error_rows() -> dict[str, tuple[str, ...]]:
@@ -200,8 +174,8 @@ def error_rows() -> dict[str, tuple[str, ...]]:
 
 def test_the_page_about_the_api_explains_every_error_code_and_no_other() -> None:
     documented = set(error_rows())
-    assert codes_in_the_code() - documented == set(), "explain these in docs/api.md"
-    assert documented - codes_in_the_code() == set(), "docs/api.md explains what no code sends"
+    assert documented - CODES == set(), "docs/api.md explains what no code sends"
+    assert CODES - documented == set(), "explain these in docs/api.md"
 
 
 def events_in_the_code() -> set[str]:

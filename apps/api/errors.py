@@ -29,7 +29,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
+
+from apps.api.codes import ErrorCode, RunCode
 
 
 class ApiError(Exception):
@@ -37,20 +39,20 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP status.
-        code: stable snake_case identifier, part of the wire contract.
+        code: stable, part of the wire contract.
         message: one English sentence for a developer; never holds a secret.
         details: JSON-safe facts, for example the field paths of a validation error.
         headers: extra response headers.
     """
 
     status = 500
-    code = "internal_error"
+    code: ErrorCode = "internal_error"
 
     def __init__(
         self,
         message: str,
         *,
-        code: str | None = None,
+        code: ErrorCode | None = None,
         details: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -67,7 +69,8 @@ class ApiError(Exception):
 
 
 class ValidationError(ApiError):
-    status, code = 422, "validation_error"
+    status = 422
+    code: ErrorCode = "validation_error"
 
     @classmethod
     def of(cls, field: str, reason: str) -> ValidationError:
@@ -80,7 +83,7 @@ class Problem:
     """One thing that is wrong with what a caller wants: where, the code of the error for it, and why."""
 
     field: str
-    code: str
+    code: ErrorCode
     reason: str
 
     def listed(self) -> dict[str, str]:
@@ -90,54 +93,87 @@ class Problem:
 
 
 class BadRequest(ApiError):
-    status, code = 400, "bad_request"
+    status = 400
+    code: ErrorCode = "bad_request"
+
+
+Noun = Literal[
+    "agent",
+    "checkpoint",
+    "command",
+    "delivery",
+    "file",
+    "key",
+    "mcp_server",
+    "message",
+    "model_credential",
+    "port",
+    "profile",
+    "request",
+    "run",
+    "secret",
+    "session",
+    "skill",
+    "tenant",
+    "webhook",
+]
+"""What can be missing."""
 
 
 class NotFound(ApiError):
-    status, code = 404, "not_found"
+    status = 404
+    code: ErrorCode = "not_found"
 
     @classmethod
-    def of(cls, noun: str) -> NotFound:
+    def of(cls, noun: Noun) -> NotFound:
         """`session` → 404 session_not_found. The same answer for another tenant's object."""
-        return cls(f"No such {noun}.", code=f"{noun}_not_found")
+        return cls(f"No such {noun}.", code=cast(ErrorCode, f"{noun}_not_found"))
 
 
 class Unauthorized(ApiError):
-    status, code = 401, "authentication_required"
+    status = 401
+    code: ErrorCode = "authentication_required"
 
 
 class Forbidden(ApiError):
-    status, code = 403, "insufficient_scope"
+    status = 403
+    code: ErrorCode = "insufficient_scope"
 
 
 class Conflict(ApiError):
-    status, code = 409, "conflict"
+    status = 409
 
 
 class PreconditionFailed(ApiError):
-    status, code = 412, "etag_mismatch"
+    status = 412
+    code: ErrorCode = "etag_mismatch"
 
 
 class Gone(ApiError):
-    status, code = 410, "events_expired"
+    status = 410
+    code: ErrorCode = "events_expired"
 
 
 class TooLarge(ApiError):
-    status, code = 413, "body_too_large"
+    status = 413
+    code: ErrorCode = "body_too_large"
 
 
 class RateLimited(ApiError):
-    status, code = 429, "rate_limited"
+    status = 429
+    code: ErrorCode = "rate_limited"
 
 
 class StillRunning(ApiError):
     """A request that waits gave up; its run goes on. `details` holds the run's ids."""
 
-    status, code = 504, "still_running"
+    status = 504
+    code: ErrorCode = "still_running"
 
 
 class Unavailable(ApiError):
-    status, code = 503, "dependency_unavailable"
+    status = 503
+    code: ErrorCode = "dependency_unavailable"
 
 
 class Busy(Unavailable):
@@ -186,7 +222,7 @@ def refuse(found: Sequence[Problem]) -> None:
 
 _NO_ANSWER = "The model gave no answer."
 
-RUN_FAILURES: dict[str, tuple[int, bool, str]] = {
+RUN_FAILURES: Mapping[str, tuple[int, bool, str]] = {
     # code: (HTTP status of a waiting request, may the same prompt simply be sent again, the usual message)
     "interrupted": (409, True, "The run was interrupted."),
     "timeout": (504, True, "The run took longer than its timeout."),
@@ -246,7 +282,7 @@ class RunFailed(ApiError):
         self, code: str, message: str, details: Mapping[str, Any], retry_after_seconds: int | None = None
     ) -> None:
         headers = {"Retry-After": str(retry_after_seconds)} if retry_after_seconds else None
-        super().__init__(message, code=code, details=details, headers=headers)
+        super().__init__(message, code=cast(RunCode, code), details=details, headers=headers)
         self.status = RUN_FAILURES.get(code, (502,))[0]
 
 

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import FastAPI
 
-from apps.api import __version__, keys, roles
+from apps.api import keys, roles
 from apps.api.core.config import profiles
 from apps.api.core.context import Core
 from apps.api.core.events.follow import Followers
@@ -30,6 +30,7 @@ from apps.api.db import Database
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
+from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging, speak_for
@@ -43,8 +44,9 @@ from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubts
-from apps.api.web import errors, health, hosts, index, ports
+from apps.api.web import docs, errors, health, hosts, index, ports
 from apps.api.web.console import routes as console
+from apps.api.web.document import Description, build
 from apps.api.web.entrance import Entrance
 from apps.api.web.middleware import BoundedBody, RequestContext
 from apps.api.web.opened import Opened
@@ -57,15 +59,6 @@ DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_ser
 
 LAST_REQUESTS = 15.0
 """Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
-
-_DESCRIPTION = """
-Run Claude agents over HTTP. Send a prompt to any instance; follow it from any other; be cut off and lose nothing.
-
-Every route but health needs a key: `X-API-Key: KEY` or `Authorization: Bearer KEY`.
-
-`/api/v1/query/ws` is a WebSocket, which this document cannot describe: prompts, answers, interrupts and events on one
-connection. See docs/websocket.md.
-"""
 
 
 class _Failed:
@@ -90,20 +83,17 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     configure_logging(settings)
     for doubt in doubts(os.environ, ENV_FILE):
         log.warning("settings.doubtful", warning=str(doubt))
-    show_docs = settings.debug
     app = FastAPI(
-        title="Claude Agent API",
-        version=__version__,
-        description=_DESCRIPTION,
         lifespan=partial(_confining, settings, found),
-        docs_url="/docs" if show_docs else None,
-        redoc_url=None,
-        openapi_url="/openapi.json" if show_docs else None,
+        openapi_url=None,  # and so no /docs: see `_describe`
+        generate_unique_id_function=lambda route: route.name,
         # It would look for somebody to tell at each request, and tell what a client sent that is not valid.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     errors.install(app)
     _mount(app, settings.root_dialect)
+    if settings.api_docs:
+        _describe(app)
     if settings.console:
         app.include_router(console.router)
     if names := hosts.names_of(settings):
@@ -121,6 +111,16 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)
+
+
+def descriptions() -> dict[str, Description]:
+    """Of all documents, by the path below which they are served."""
+    return {"": NATIVE, **{dialect.PREFIX: dialect.DESCRIPTION for dialect in DIALECTS.values()}}
+
+
+def _describe(app: FastAPI) -> None:
+    for prefix, description in descriptions().items():
+        app.include_router(docs.router(prefix, description.title, partial(build, app, description)))
 
 
 def _error_shapes(root_dialect: str | None) -> dict[str, ErrorShape]:

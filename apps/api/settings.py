@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     debug: bool = False
     console: bool = True
+    api_docs: bool = True
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
     anonymous_in_production: bool = False

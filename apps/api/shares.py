@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
+from apps.api.codes import ErrorCode
 from apps.api.errors import ApiError, RateLimited, Unavailable
 from apps.api.settings import Settings
 
@@ -74,7 +75,7 @@ class Share:
     """
 
     what: str
-    code: str
+    code: ErrorCode
     limits: Mapping[Level, int]
     taken: Counter[object] = field(default_factory=Counter)
 

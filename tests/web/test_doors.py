@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from apps.api.core.config.limits import Limits
 from apps.api.dialects.native.routes import routers as native
-from apps.api.main import DIALECTS, create_app
+from apps.api.main import DIALECTS, create_app, descriptions
 from apps.api.settings import Settings
 from apps.api.web.callers import Caller
 from apps.api.web.doors import Route, _calls
@@ -161,7 +161,7 @@ def test_every_route_that_asks_for_a_key_asks_before_it_reads() -> None:
 OPEN = {
     *("/", "/health", "/health/live", "/health/ready", "/api/v1/health", "/metrics", "/playground", "/console"),
     *(f"/console/{UUID(int=1)}", f"/console/assets/{UUID(int=1)}/{UUID(int=1)}"),
-    *("/openapi.json", "/docs", "/docs/oauth2-redirect"),  # with DEBUG
+    *(f"{of}{path}" for of in descriptions() for path in ("/openapi.json", "/docs", f"/docs/{UUID(int=1)}")),
     *("/compat/code-server/", "/compat/code-server/health", "/compat/execute-server/"),
 }
 """Paths that need no key."""
@@ -170,7 +170,7 @@ OPEN = {
 def table() -> tuple[list[tuple[str, str]], list[str]]:
     """Method and path of every route of a server, and the paths of its WebSockets, ids filled in."""
     http, sockets = list[tuple[str, str]](), list[str]()
-    for route in iter_route_contexts(create_app(Settings(_env_file=None, debug=True)).routes):
+    for route in iter_route_contexts(create_app(Settings(_env_file=None)).routes):
         assert route.path is not None
         path = re.sub(r"{\w+(:path)?}", str(UUID(int=1)), route.path.replace("{port}", "3000"))
         if isinstance(route.route, APIWebSocketRoute):

@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from apps.api import __version__
-from apps.api.main import create_app
+from apps.api.main import DIALECTS, create_app
+from apps.api.openapi import target
 from apps.api.runner.guard import isolation, trial
 from apps.api.settings import Settings
 from apps.api.web.health import Dependents, Health
+from tests import contract
 from tests.conftest import StartFleet
 from tests.fleet import NO_TLS, Fleet
 from tests.world import World, core_of, lone_world
@@ -207,21 +209,19 @@ async def test_metrics_tell_nothing_of_tenants_and_sessions(fleet: Fleet, nobody
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
-async def test_documents_are_shown_with_debug(nobody: httpx.AsyncClient) -> None:
-    docs = await nobody.get("/docs")
-    assert docs.status_code == 200
-    assert "text/html" in docs.headers["Content-Type"]
-    document = (await nobody.get("/openapi.json")).json()
-    assert "/api/v1/query" in document["paths"]
+@pytest.mark.parametrize("of", ["", *(dialect.PREFIX for dialect in DIALECTS.values())])
+async def test_each_document_is_served_as_it_was_exported(nobody: httpx.AsyncClient, of: str) -> None:
+    assert (await nobody.get(f"{of}/openapi.json")).json() == contract.document(target(of))
 
 
-@pytest.mark.parametrize("debug", [True, False])
-async def test_documents_are_there_with_debug_only(debug: bool) -> None:
-    app = create_app(Settings(_env_file=None, debug=debug))
+@pytest.mark.parametrize("api_docs", [True, False])
+async def test_documents_can_be_left_out(api_docs: bool) -> None:
+    app = create_app(Settings(_env_file=None, api_docs=api_docs))
+    there = [f"{of}{path}" for of in ("", "/compat/code-server") for path in ("/docs", "/docs/viewer.js")]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", verify=NO_TLS) as client:
-        for path, there in (("/docs", debug), ("/openapi.json", debug), ("/redoc", False)):
+        for path in (*there, "/redoc", "/docs/README.md", "/docs/oauth2-redirect"):
             response = await client.get(path)
-            assert response.status_code == (200 if there else 404), path
-            if not there:
+            assert response.status_code == (200 if path in there and api_docs else 404), path
+            if response.status_code == 404 and not path.startswith("/compat/"):
                 assert response.json()["error"]["code"] == "not_found"
         assert (await client.get("/health/live")).status_code == 200

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 import requests
 import schemathesis
-import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
@@ -24,8 +23,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from apps.api.dev.embedded import Servers
-from apps.api.openapi import TARGET
 from tests.conftest import _fleets
+from tests.contract import documents, operations
 from tests.fleet import HEADERS
 
 for media in ("application/gzip", "application/zip"):
@@ -38,16 +37,18 @@ EXAMPLES = 5
 LONGEST_WAIT = 1.0
 """Seconds. No run ever ends on a server without slots: what waits for one is not waited for."""
 
-# The file is what the code says, see tests/test_openapi.py, and is read faster than that is asked, by every worker.
-DOCUMENT: dict[str, Any] = yaml.load(TARGET.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-OPERATIONS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
+OPERATIONS = [label for document in documents() for label, _ in operations(document)]
 # What is deleted cannot be asked for.
 OPERATIONS.sort(key=lambda label: label.startswith("DELETE "))
 
 
 @pytest.fixture(scope="module")
-def operations() -> dict[str, APIOperation[Any, Any, Any, Any]]:
-    every = [cast(Ok[Any], found).ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+def known_operations() -> dict[str, APIOperation[Any, Any, Any, Any]]:
+    every = [
+        cast(Ok[Any], found).ok()
+        for document in documents()
+        for found in schemathesis.openapi.from_dict(document).get_all_operations()
+    ]
     assert sorted(OPERATIONS) == sorted(operation.label for operation in every)
     return {operation.label: operation for operation in every}
 
@@ -123,7 +124,7 @@ def requests_to(operation: APIOperation[Any, Any, Any, Any], known: dict[str, st
 
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_the_server_answers_as_the_document_says(
-    label: str, operations: dict[str, APIOperation[Any, Any, Any, Any]], known: dict[str, str], send: Send
+    label: str, known_operations: dict[str, APIOperation[Any, Any, Any, Any]], known: dict[str, str], send: Send
 ) -> None:
     @seed(1)
     @settings(
@@ -133,7 +134,7 @@ def test_the_server_answers_as_the_document_says(
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(requests_to(operations[label], known))
+    @given(requests_to(known_operations[label], known))
     def generated(case: Case[Any]) -> None:
         send(case)
 

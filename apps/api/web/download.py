@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from apps.api.codes import ErrorCode
 from apps.api.core.files.objects import StoreFailed
 from apps.api.core.files.views import Item
 from apps.api.errors import ApiError
@@ -30,7 +31,8 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 class BadRange(ApiError):
     """Nothing of the file is within the range that was asked for."""
 
-    status, code = 416, "range_not_satisfiable"
+    status = 416
+    code: ErrorCode = "range_not_satisfiable"
 
 
 def part_of(item: Item, wanted: str | None, unless_changed: str | None) -> tuple[int, int] | None:

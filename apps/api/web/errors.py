@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from apps.api.codes import ErrorCode
 from apps.api.core.config import sdk_options
 from apps.api.db import CONNECTION_ERRORS, is_connection_error
 from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
@@ -34,7 +35,7 @@ class Refused(HTTPException):
         self.error = error
 
 
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def native(error: ApiError, request_id: str) -> tuple[int, Any]:

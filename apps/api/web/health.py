@@ -127,9 +127,12 @@ async def examine(request: Request) -> Health:
 
 @router.get("/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}})
 @router.get(
-    "/api/v1/health", summary="State of this instance and what it depends on", responses={503: {"model": Health}}
+    "/api/v1/health",
+    operation_id="get_api_health",
+    summary="State of this instance and what it depends on",
+    responses={503: {"model": Health}},
 )
-async def health(request: Request, response: Response) -> Health:
+async def get_health(request: Request, response: Response) -> Health:
     """200 while this instance works, if only in part; 503 when it is `unhealthy`."""
     state = await examine(request)
     if state.status == "unhealthy":
@@ -138,13 +141,13 @@ async def health(request: Request, response: Response) -> Health:
 
 
 @router.get("/health/live", summary="Whether the process is alive", status_code=200)
-async def live() -> dict[str, str]:
+async def get_liveness() -> dict[str, str]:
     """Asks nothing but the event loop: a database that is away is no reason to restart this process."""
     return {"status": "ok"}
 
 
 @router.get("/health/ready", summary="Whether this instance should get traffic", responses={503: {"model": Health}})
-async def ready(request: Request, response: Response) -> Health:
+async def get_readiness(request: Request, response: Response) -> Health:
     """503 while draining, without PostgreSQL, the agent CLI or a valid lease, or on a host that is `unfit`."""
     state = await examine(request)
     if state.status == "unhealthy" or state.draining or state.unfit:
@@ -159,7 +162,7 @@ async def ready(request: Request, response: Response) -> Health:
     responses={429: {"description": "More than 600 requests a minute from this address."}},
 )
 @public_limiter.limit(PUBLIC_LIMIT)
-async def prometheus(request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Metrics of this instance, and of the queue of all, in the Prometheus text format. Keep it off the public
     network."""
     await instance_of(request).look_at_queue()

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from apps.api.codes import ErrorCode
 from apps.api.errors import ApiError, Forbidden
 from apps.api.settings import Settings
 from apps.api.web.errors import error_response
@@ -33,7 +34,8 @@ PROBES = frozenset({"/health/live", "/health/ready"})
 
 
 class _Misdirected(ApiError):
-    status, code = 421, "host_not_permitted"
+    status = 421
+    code: ErrorCode = "host_not_permitted"
 
 
 class Names:

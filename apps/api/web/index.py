@@ -21,6 +21,6 @@ async def index(request: Request) -> Response:
         return RedirectResponse("console")  # a proxy may have stripped the beginning of the path
     places = {"name": "Claude Agent API", "version": __version__, "api": "/api/v1", "health": "/health"}
     places |= {"console": "/console"} if settings.console else {}
-    places |= {"docs": "/docs", "openapi": "/openapi.json"} if settings.debug else {}
+    places |= {"docs": "/docs", "openapi": "/openapi.json"} if settings.api_docs else {}
     # With a line end, for those who look at it with a bare curl.
     return Response(json.dumps(places) + "\n", media_type="application/json", headers={"Vary": "Accept"})

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apps.api import instruments, tracing
 from apps.api.auth import Principal
+from apps.api.codes import ErrorCode
 from apps.api.errors import ApiError, TooLarge, Unavailable
 from apps.api.shares import Kind, Level, Share
 from apps.api.web.errors import Refused, error_response
@@ -161,7 +162,8 @@ def body_of(scope: Scope) -> Body:
 
 
 class _TooSlow(ApiError):
-    status, code = 408, "body_too_slow"
+    status = 408
+    code: ErrorCode = "body_too_slow"
 
 
 class BoundedBody:

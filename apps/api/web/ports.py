@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Request, Response, WebSocket
 from starlette.requests import HTTPConnection
 
 from apps.api.auth import Principal
+from apps.api.codes import ErrorCode
 from apps.api.core.sessions import ports
 from apps.api.core.sessions.ports import PortAccess
 from apps.api.errors import ApiError, NotFound, Unavailable
@@ -125,7 +126,7 @@ async def _upstream(connection: HTTPConnection, to: Admitted) -> Upstream:
     return to_owner(preview, port, f"/preview/{preview.session_id}/{port}{target}", code="preview_unavailable")
 
 
-def to_owner(access: PortAccess, port: int, target: str, *, code: str) -> Upstream:
+def to_owner(access: PortAccess, port: int, target: str, *, code: ErrorCode) -> Upstream:
     """The instance that owns a session, with a ticket for what is asked of it. Raises Unavailable with this code: it
     has no address."""
     if access.url is None:

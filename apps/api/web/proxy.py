@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from apps.api.codes import ErrorCode
 from apps.api.errors import ApiError
 from apps.api.web.opened import Held
 from apps.api.web.ws import Closed, refusal
@@ -47,7 +48,8 @@ _UNTOLD = _OF_THE_CONNECTION | frozenset(
 
 
 class BadGateway(ApiError):
-    status, code = 502, "preview_failed"
+    status = 502
+    code: ErrorCode = "preview_failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequenc
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 from uuid import UUID
 
 from apps.api.core.files import listing, manifest, trees
@@ -51,7 +51,7 @@ PROMPTLY = 3600.0
 class TooLarge(Exception):
     """There is more than is kept. `code` says of what."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Literal["workspace_too_large", "too_many_files", "path_too_long"], message: str) -> None:
         super().__init__(message)
         self.code = code
 

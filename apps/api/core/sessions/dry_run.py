@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
+from apps.api.codes import ErrorCode
 from apps.api.core.codec import encode
 from apps.api.core.config import content
 from apps.api.core.config.agent import AgentConfig, tools_of
@@ -120,7 +121,7 @@ def _said(error: Exception | None) -> str | None:
 def _unreached(field: str, error: Exception | None) -> list[Problem]:
     if error is None:
         return []
-    code = "target_not_permitted" if isinstance(error, outbound.Refused) else "target_unreachable"
+    code: ErrorCode = "target_not_permitted" if isinstance(error, outbound.Refused) else "target_unreachable"
     return [Problem(field, code, str(error))]
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from uuid import UUID
 
 from apps.api import clock
+from apps.api.codes import RunCode
 from apps.api.db import Database
 from apps.api.errors import RateLimited
 
-CODE = "budget_reached"
+CODE: RunCode = "budget_reached"
 
 KEEP_SECONDS = 10.0
 """For which an instance goes by what it knows of a run without a budget: as long as it takes for a change to hold."""

@@ -24,6 +24,7 @@ from apps.api.core.sessions.prompts import OnBusy, Submitted
 from apps.api.errors import ApiError, BadRequest, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.limits import DEFAULTS, PUBLIC_LIMIT, public_limiter
 from apps.api.web.callers import policy_of
+from apps.api.web.document import Description
 from apps.api.web.following import WAIT_MARGIN, finished, run_frames
 from apps.api.web.opened import Held
 from apps.api.web.sse import EventStream
@@ -87,6 +88,13 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in answered
     }
+
+
+def described(name: str, prefix: str, page: str) -> Description:
+    """The document of a dialect, whose routes have its name as their tag. `page`: about it, in docs."""
+    text = f"The API of the {name}, for clients that were written for it. See docs/{page}."
+    tags = {name: "As the original has them.", "health": "Needs no key."}
+    return Description(f"Claude Agent API: {name}", text, lambda path: path.startswith(f"{prefix}/"), tags)
 
 
 def status_and_detail(error: ApiError) -> tuple[int, str]:

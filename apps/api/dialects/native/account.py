@@ -20,7 +20,7 @@ router = Router(prefix=PREFIX)
 
 
 @router.get("/whoami", tags=["account"], responses=errors())
-async def whoami(caller: Reader) -> wire.Whoami:
+async def get_whoami(caller: Reader) -> wire.Whoami:
     """Which key this is, and whose."""
     return wire.Whoami.model_validate(
         {

@@ -80,13 +80,13 @@ async def resume_tenant(core: CoreDep, caller: Operator, tenant: Tenant) -> wire
 
 
 @router.get("/tenants/{tenant}/limits", responses=errors(404))
-async def get_limits(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantLimits:
+async def get_tenant_limits(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantLimits:
     """What a tenant is limited to, all its keys together. A key may have limits of its own beside."""
     return wire.TenantLimits(tenant=tenant, limits=await keys.tenant_limits(core.db, tenant))
 
 
 @router.put("/tenants/{tenant}/limits", responses=errors(400, 404, 413))
-async def put_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limits) -> wire.TenantLimits:
+async def put_tenant_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limits) -> wire.TenantLimits:
     """Replace a tenant's limits, all of them: what is left out is not limited any more. It holds on all instances at
     once; with Redis away within 30 s."""
     await keys.limit_tenant(core.db, core.redis, tenant, body)
@@ -94,13 +94,15 @@ async def put_limits(core: CoreDep, caller: Operator, tenant: Tenant, body: Limi
 
 
 @router.get("/tenants/{tenant}/retention", responses=errors(404))
-async def get_retention(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantRetention:
+async def get_tenant_retention(core: CoreDep, caller: Operator, tenant: Tenant) -> wire.TenantRetention:
     """How long what a tenant has is kept: what was set for it, and what holds, with the server's own settings."""
     return _kept(core, tenant, await retention.get(core.db, tenant))
 
 
 @router.put("/tenants/{tenant}/retention", responses=errors(400, 404, 413))
-async def put_retention(core: CoreDep, caller: Operator, tenant: Tenant, body: Retention) -> wire.TenantRetention:
+async def put_tenant_retention(
+    core: CoreDep, caller: Operator, tenant: Tenant, body: Retention
+) -> wire.TenantRetention:
     """Replace what was set for a tenant, all of it: what is left out is as the server has it, null is never. What is
     too old goes within some minutes, and then once an hour; a session that runs or waits is left alone."""
     await retention.put(core.db, tenant, body)
@@ -219,7 +221,7 @@ async def get_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.KeySta
 
 
 @router.patch("/keys/{key_id}", responses=errors(400, 404, 409, 413))
-async def patch_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.KeyPatch) -> wire.KeyState:
+async def update_key(core: CoreDep, caller: Operator, key_id: KeyId, body: wire.KeyPatch) -> wire.KeyState:
     """Change a key, on all instances at once; with Redis away within 30 s. 409 `key_revoked`."""
     if not body.model_fields_set:
         raise ValidationError.of("body", "must change something")

@@ -119,7 +119,7 @@ async def replace_agent(core: CoreDep, caller: Configurer, agent: AgentId, body:
 
 
 @router.patch("/agents/{agent}", dependencies=[LOOKS_UP], responses=errors(400, 404, 413, 429))
-async def patch_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
+async def update_agent(core: CoreDep, caller: Configurer, agent: AgentId, body: PresetFields) -> PresetState:
     """Add a version: the newest with these fields changed, each as a whole; null takes one away."""
     return await _revise(core, caller, agent, body, whole=False)
 
@@ -141,7 +141,7 @@ async def delete_agent(core: CoreDep, caller: Configurer, agent: AgentId) -> Res
 
 
 @router.get("/agents/{agent}/versions", responses=errors(404))
-async def list_versions(
+async def list_agent_versions(
     core: CoreDep,
     caller: Reader,
     agent: AgentId,

@@ -102,7 +102,7 @@ async def list_checkpoints(
     response_model=Rewound,
     responses={202: {"model": wire.Accepted}, **errors(400, 404, 409, 413, 502, 504)},
 )
-async def rewind(
+async def rewind_session(
     request: Request,
     core: CoreDep,
     caller: Writer,

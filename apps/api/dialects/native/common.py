@@ -33,7 +33,7 @@ PREFIX = "/api/v1"
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route documents: these statuses, and those that any route may answer."""
     answered = sorted({401, 403, 422, 429, 500, 503, *statuses})
-    return {status: {"model": wire.ErrorAnswer, **ERRORS[status]} for status in answered}
+    return {status: ERRORS[status] for status in answered}
 
 
 async def _no_body(request: Request) -> None:

@@ -116,7 +116,7 @@ def _told(sent: Sent) -> Any:
 
 
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(400, 404, 409, 413))
-async def interrupt(
+async def interrupt_session(
     core: CoreDep, caller: Writer, session_id: SessionId, body: InterruptBody = WHATEVER_RUNS
 ) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
@@ -158,7 +158,7 @@ async def control_session(core: CoreDep, caller: Writer, session_id: SessionId, 
 
 
 @router.post("/sessions/{session_id}/reset", tags=["sessions"], responses=errors(400, 404, 409, 413))
-async def reset(
+async def reset_session(
     request: Request,
     core: CoreDep,
     caller: Writer,
@@ -179,14 +179,14 @@ async def reset(
 
 
 @router.get("/sessions/{session_id}/context", tags=["sessions"], responses=errors(404, 409))
-async def context(core: CoreDep, caller: Reader, session_id: SessionId) -> ContextUse:
+async def get_context(core: CoreDep, caller: Reader, session_id: SessionId) -> ContextUse:
     """How full the context window is, and with what, in the SDK's own figures. Needs a live agent."""
     sent = await commands.send(core, caller.tenant_id, session_id, "context", any_run=True)
     return ContextUse.model_validate(_told(sent))
 
 
 @router.get("/sessions/{session_id}/mcp", tags=["sessions"], responses=errors(404, 409))
-async def mcp_status(core: CoreDep, caller: Reader, session_id: SessionId) -> McpStatus:
+async def get_mcp_status(core: CoreDep, caller: Reader, session_id: SessionId) -> McpStatus:
     """The session's MCP servers: status, version and tools. Needs a live agent; each `init` event tells it, too."""
     sent = await commands.send(core, caller.tenant_id, session_id, "mcp", any_run=True)
     return McpStatus.model_validate(_told(sent))

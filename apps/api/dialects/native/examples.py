@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from apps.api.codes import ErrorCode
 from apps.api.limits import DEFAULTS
 
 # FastAPI leaves null values out of examples, so these are chosen to have none where a schema requires the field.
@@ -19,19 +20,11 @@ MESSAGE: dict[str, Any] = {
     "parent_tool_use_id": None,
     "uuid": IDS["run_id"],
 }
-_STREAM = """\
-id: 2-1
-event: partial
-data: {"session_id":"6975080a-…","run_id":"74fc4ab6-…","seq":2,"created_at":"2026-01-31T12:00:00.000Z",\
-"index":0,"delta":{"type":"text","text":"Here are"},"parent_tool_use_id":null}
-
-id: 5
-event: done
-data: {"session_id":"6975080a-…","run_id":"74fc4ab6-…","seq":5,"created_at":"2026-01-31T12:00:02.140Z",\
-"status":"succeeded"}
-
-"""
-
+EVENT: dict[str, Any] = {
+    "id": "5",
+    "event": "done",
+    "data": {**IDS, "seq": 5, "created_at": MOMENT, "status": "succeeded"},
+}
 OPTIONS = {
     "model": "Model name; the server's DEFAULT_MODEL if unset.",
     "fallback_model": "Model to use when the first one is overloaded.",
@@ -72,13 +65,19 @@ OPTIONS = {
 """What the options of `AgentConfig` mean, for readers of the OpenAPI document."""
 
 
-def _error(description: str, code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+def _error(description: str, code: ErrorCode, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
     body = {"code": code, "message": message, "details": details or {}}
     example = {"error": body, "request_id": "7f9c2ba4e88f827d616045507605853e"}
-    return {"description": description, "content": {"application/json": {"example": example}}}
+    schema = {"$ref": "#/components/schemas/ErrorAnswer"}
+    headers = {"X-Request-ID": {"schema": {"type": "string"}, "description": "The same as `request_id`."}}
+    return {
+        "description": description,
+        "headers": headers,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS = {
     400: _error("`invalid_json`, or the model refused the request.", "invalid_json", "The body is not valid JSON."),
     401: _error("No key, or one that is unknown, revoked or expired.", "invalid_api_key", "This API key is not valid."),
     403: _error(
@@ -153,14 +152,39 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         {**IDS, "result": None},
     ),
 }
+
+_NAMES = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    408: "BodyTooSlow",
+    409: "Conflict",
+    410: "Gone",
+    412: "PreconditionFailed",
+    413: "TooLarge",
+    416: "RangeNotSatisfiable",
+    422: "Invalid",
+    429: "TooMany",
+    500: "InternalError",
+    502: "AgentFailed",
+    503: "Unavailable",
+    504: "Timeout",
+}
+RESPONSES = {name: _ERRORS[status] for status, name in _NAMES.items()}
+"""Answers that all routes share, by the name that the document has for them."""
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"$ref": f"#/components/responses/{name}"} for status, name in _NAMES.items()
+}
 """What a route documents for each status that it may answer."""
 
 _UUID_HEADER = {"schema": {"type": "string", "format": "uuid"}}
-_STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}
+_STREAM_CONTENT = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}, "example": EVENT}}
 
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: `id` is the position, `event` the type, `data` one JSON object.",
+        "description": "Server-sent events. The schema is that of one: its lines `id`, `event` and `data` (JSON).",
         "content": _STREAM_CONTENT,
         "headers": {"X-Session-ID": _UUID_HEADER, "X-Run-ID": _UUID_HEADER},
     }
@@ -169,7 +193,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 
 FOLLOWED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events; with `Accept: application/json` a page of the stored ones.",
+        "description": "Server-sent events, each an `Event`; with `Accept: application/json` a page of stored ones.",
         "content": {**_STREAM_CONTENT, "application/json": {}},
         "headers": {"X-Session-ID": _UUID_HEADER},
     },

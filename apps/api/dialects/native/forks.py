@@ -26,7 +26,7 @@ router = Router(prefix=PREFIX, route_class=ContentRoute)
     response_class=Response,
     responses={**STREAMED, 201: {"model": wire.SessionState}, **errors(400, 404, 409, 413, 429)},
 )
-async def fork(
+async def fork_session(
     request: Request,
     core: CoreDep,
     caller: Prompter,

@@ -132,7 +132,7 @@ async def query_single(
     response_model=wire.Accepted,
     responses={200: {"model": wire.Result}, **errors(400, 404, 409, 413, 429, 502, 504)},
 )
-async def session_query(
+async def query_session(
     request: Request,
     core: CoreDep,
     caller: Prompter,
@@ -159,7 +159,7 @@ async def session_query(
     response_class=Response,
     responses={**STREAMED, **errors(400, 404, 409, 413, 429)},
 )
-async def resume(
+async def resume_session(
     request: Request,
     core: CoreDep,
     caller: Prompter,

@@ -116,7 +116,7 @@ def by_key(caller: Principal) -> dict[str, Any]:
 
 
 @router.post("/sessions/{session_id}/permissions/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413))
-async def decide(
+async def decide_permission(
     core: CoreDep,
     caller: Writer,
     session_id: SessionId,
@@ -148,7 +148,7 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
 @router.post(
     "/sessions/{session_id}/tool-results/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413)
 )
-async def tool_result(
+async def give_tool_result(
     core: CoreDep, caller: Writer, session_id: SessionId, request_id: RequestId, body: ToolResultBody
 ) -> Answered:
     """Give the result of a client tool's call (`client_tool_call`), from any instance. The first result counts: a later
@@ -183,7 +183,7 @@ async def _only_question(core: Core, caller: Principal, session_id: UUID) -> UUI
 @router.get(
     "/sessions/{session_id}/requests", tags=["requests"], response_model=wire.Page[RequestState], responses=errors(404)
 )
-async def session_requests(
+async def list_session_requests(
     core: CoreDep,
     caller: Reader,
     session_id: SessionId,
@@ -196,7 +196,7 @@ async def session_requests(
 
 
 @router.get("/requests", tags=["requests"], response_model=wire.Page[RequestState], responses=errors())
-async def inbox(
+async def list_requests(
     core: CoreDep, caller: Reader, status: Status = "open", limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """What all of the tenant's agents ask, oldest first: the inbox of whoever decides."""

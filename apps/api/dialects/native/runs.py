@@ -17,6 +17,7 @@ from apps.api.core.events.replay import Followed
 from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
+from apps.api.dialects.native.event_schemas import EventList
 from apps.api.dialects.native.examples import FOLLOWED
 from apps.api.dialects.native.stream import OneRun, nothing_left, session_stream
 from apps.api.errors import NotFound
@@ -31,10 +32,10 @@ router = Router(prefix=PREFIX)
 @router.get(
     "/sessions/{session_id}/events",
     tags=["events"],
-    response_model=wire.EventList,
+    response_model=EventList,
     responses={**FOLLOWED, **errors(404, 410, 429)},
 )
-async def session_events(
+async def get_session_events(
     request: Request,
     core: CoreDep,
     caller: Reader,
@@ -96,7 +97,7 @@ async def _page(
 @router.get(
     "/sessions/{session_id}/runs", tags=["runs"], response_model=wire.Page[wire.RunState], responses=errors(404)
 )
-async def list_runs(
+async def list_session_runs(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """Runs of a session, newest first, queued ones included."""
@@ -113,10 +114,10 @@ async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
 @router.get(
     "/runs/{run_id}/events",
     tags=["events"],
-    response_model=wire.EventList,
+    response_model=EventList,
     responses={**FOLLOWED, **errors(404, 410, 429)},
 )
-async def run_events(
+async def get_run_events(
     request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
 ) -> Response:
     """The events of one run, from its first (or from `Last-Event-ID`) to its `done`."""

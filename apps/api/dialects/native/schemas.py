@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from apps.api.codes import ErrorCode, RunCode
 from apps.api.core import pages
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.content import Content
@@ -219,7 +220,7 @@ class SessionState(BaseModel):
 
 
 class RunError(BaseModel):
-    code: str = Field(examples=["owner_lost"])
+    code: RunCode = Field(examples=["owner_lost"])
     message: str
     retryable: bool
     retry_after_seconds: int | None = Field(
@@ -312,26 +313,6 @@ class Accepted(BaseModel):
     status: Literal["accepted"] = Field("accepted", examples=["accepted"])
 
 
-class MessageList(Page[dict[str, Any]]):
-    """Messages as their events' `data`, each with `subagent_messages`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"data": [{**examples.MESSAGE, "subagent_messages": []}], "next_cursor": "2"}],
-        },
-    )
-
-
-class EventList(Page[dict[str, Any]]):
-    """Stored events, each with the `id`, `event` and `data` that it has on a stream."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"data": [{"id": "2", "event": "message", "data": examples.MESSAGE}], "next_cursor": "2"}],
-        },
-    )
-
-
 class Whoami(BaseModel):
     """The key that asks, and its tenant."""
 
@@ -351,7 +332,7 @@ class Whoami(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    code: str = Field(examples=["session_not_found"])
+    code: ErrorCode = Field(examples=["session_not_found"])
     message: str = Field(examples=["No such session."])
     details: dict[str, Any] = Field(examples=[{}])
 

@@ -22,13 +22,14 @@ from apps.api.dialects.native.common import (
     IdempotencyKey,
     Limit,
     SessionId,
-    answer,
     config,
     errors,
     labels,
 )
+from apps.api.dialects.native.event_schemas import MessageList
 from apps.api.dialects.native.removed import SessionRemoved, later_of, rows_of
 from apps.api.errors import ValidationError
+from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
@@ -111,7 +112,7 @@ async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> w
 
 
 @router.patch("/sessions/{session_id}", tags=["sessions"], responses=errors(400, 404, 413))
-async def patch_session(
+async def update_session(
     core: CoreDep, caller: Writer, session_id: SessionId, body: wire.PatchBody
 ) -> wire.SessionState:
     """Change title, tags or metadata."""
@@ -130,15 +131,13 @@ async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -
     return SessionRemoved(session_id=session_id, removed=rows_of(gone.removed), later=later_of(gone))
 
 
-@router.get(
-    "/sessions/{session_id}/messages", tags=["sessions"], response_model=wire.MessageList, responses=errors(404)
-)
+@router.get("/sessions/{session_id}/messages", tags=["sessions"], response_model=MessageList, responses=errors(404))
 async def list_messages(
     core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
     page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return answer(wire.MessageList, page)
+    return Json({"data": page.data, "next_cursor": page.next_cursor})
 
 
 @router.get("/sessions/{session_id}/ports", tags=["sessions"], responses=errors(404))

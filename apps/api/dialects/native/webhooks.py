@@ -123,7 +123,7 @@ async def get_webhook(core: CoreDep, caller: Reader, webhook_id: WebhookId) -> W
 
 
 @router.patch("/webhooks/{webhook_id}", dependencies=[LOOKS_UP], responses=errors(400, 404, 413, 429))
-async def patch_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
+async def update_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId, body: WebhookPatch) -> WebhookState:
     """Change address, types or description, or stop and start it."""
     if not body.model_fields_set:
         raise ValidationError.of("body", "must change something")
@@ -140,14 +140,14 @@ async def delete_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookI
 
 
 @router.post("/webhooks/{webhook_id}/rotate", dependencies=[NO_BODY], responses=errors(404))
-async def rotate_secret(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> WebhookWithSecret:
+async def rotate_webhook_secret(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> WebhookWithSecret:
     """Make a new secret, shown once. For 24 hours messages carry a signature of the previous one too."""
     made = await webhooks.rotate(core.db, core.settings, caller.tenant_id, webhook_id)
     return WebhookWithSecret.model_validate(made)
 
 
 @router.post("/webhooks/{webhook_id}/test", dependencies=[NO_BODY], status_code=202, responses=errors(404, 409))
-async def ping_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> Delivery:
+async def test_webhook(core: CoreDep, caller: Configurer, webhook_id: WebhookId) -> Delivery:
     """Send a message of type `webhook.test`. The log says what became of it."""
     return Delivery.model_validate(await deliveries.ping(core.db, caller.tenant_id, webhook_id))
 

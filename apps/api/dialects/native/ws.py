@@ -284,7 +284,7 @@ class Connection:
     async def _interrupt(self, caller: Principal, message: dict[str, Any]) -> None:
         caller.require("write")
         head, body = wire.divided(wire.InSession, control.InterruptBody, message)
-        applied = await control.interrupt(self._core, caller, head.session_id, body)
+        applied = await control.interrupt_session(self._core, caller, head.session_id, body)
         await self._ack(message, applied.model_dump(mode="json"))
 
     async def _control(self, caller: Principal, message: dict[str, Any]) -> None:
@@ -297,7 +297,7 @@ class Connection:
         caller.require("write")
         if "decision" in message:
             asked, decision = wire.divided(wire.OfRequest, requests.DecisionBody, message)
-            done = await requests.decide(self._core, caller, asked.session_id, asked.request_id, decision)
+            done = await requests.decide_permission(self._core, caller, asked.session_id, asked.request_id, decision)
         else:
             head, answers = wire.divided(wire.InSession, requests.AnswerBody, message)
             done = await requests.answer_question(self._core, caller, head.session_id, answers)
@@ -306,7 +306,7 @@ class Connection:
     async def _tool_result(self, caller: Principal, message: dict[str, Any]) -> None:
         caller.require("write")
         asked, result = wire.divided(wire.OfRequest, requests.ToolResultBody, message)
-        done = await requests.tool_result(self._core, caller, asked.session_id, asked.request_id, result)
+        done = await requests.give_tool_result(self._core, caller, asked.session_id, asked.request_id, result)
         await self._ack(message, done.model_dump(mode="json"))
 
     # --- events -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.tenant import mcp, repositories
 from apps.api.dialects.compat.chat_server import schemas as wire
 from apps.api.dialects.compat.chat_server import translate
-from apps.api.dialects.compat.common import SessionId, documented, fastapi_shape, send, stream
+from apps.api.dialects.compat.common import SessionId, described, documented, fastapi_shape, send, stream
 from apps.api.web.callers import Prompter, policy_of
 from apps.api.web.doors import GuestRoute, Router
 from apps.api.web.opened import Held
@@ -23,6 +23,7 @@ from apps.api.web.sse import EventStream
 
 PREFIX = "/compat/chat-server"
 TAG = "chat server"
+DESCRIPTION = described(TAG, PREFIX, "chat-server.md")
 
 error_shape = fastapi_shape
 router = Router(route_class=GuestRoute)

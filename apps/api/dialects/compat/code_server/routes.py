@@ -13,7 +13,17 @@ from apps.api.core.sessions import deletion, sessions, surfaces
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.compat.code_server import schemas as wire
 from apps.api.dialects.compat.code_server import translate
-from apps.api.dialects.compat.common import SessionId, documented, ended, public, send, stop, stream, unfinished
+from apps.api.dialects.compat.common import (
+    SessionId,
+    described,
+    documented,
+    ended,
+    public,
+    send,
+    stop,
+    stream,
+    unfinished,
+)
 from apps.api.errors import Unavailable
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, Reader, Writer, visitor
@@ -25,6 +35,7 @@ from apps.api.web.sse import EventStream
 
 PREFIX = "/compat/code-server"
 TAG = "code server"
+DESCRIPTION = described(TAG, PREFIX, "code-server.md")
 ENDPOINTS = [
     "/health",
     "/query",

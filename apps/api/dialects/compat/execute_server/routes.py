@@ -9,7 +9,16 @@ from fastapi import Query, Request, Response
 from apps.api import __version__
 from apps.api.core.events import log
 from apps.api.core.sessions import runs, surfaces
-from apps.api.dialects.compat.common import SessionId, documented, fastapi_shape, public, send, stop, unfinished
+from apps.api.dialects.compat.common import (
+    SessionId,
+    described,
+    documented,
+    fastapi_shape,
+    public,
+    send,
+    stop,
+    unfinished,
+)
 from apps.api.dialects.compat.execute_server import schemas as wire
 from apps.api.dialects.compat.execute_server import translate
 from apps.api.errors import BadRequest
@@ -20,6 +29,7 @@ from apps.api.web.route import CoreDep
 
 PREFIX = "/compat/execute-server"
 TAG = "execute server"
+DESCRIPTION = described(TAG, PREFIX, "execute-server.md")
 ENDPOINTS = {
     "/execute/": "POST: start a session",
     "/status/{session_id}": "GET: its status, messages and result",
