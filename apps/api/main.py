@@ -104,7 +104,7 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     )
     errors.install(app)
     _mount(app, settings.root_dialect)
-    if settings.console:
+    if settings.web_console:
         app.include_router(console.router)
     if names := hosts.names_of(settings):
         app.add_middleware(hosts.KnownHosts, names=names)
