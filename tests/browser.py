@@ -119,12 +119,18 @@ class Page:
     async def open(self, url: str) -> None:
         """Attach to a fresh tab and load the page."""
         target = await self.call("Target.createTarget", url="about:blank")
-        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._target = target["targetId"]
+        attached = await self.call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
         await self.call("Page.setLifecycleEventsEnabled", enabled=True)
         await self.go(url)
+
+    async def close(self) -> None:
+        """Close the tab: what it has open counts with what other tabs have."""
+        self._session = None
+        await self.call("Target.closeTarget", targetId=self._target)
 
     async def go(self, url: str) -> None:
         """Load another document."""
@@ -206,7 +212,10 @@ class Browser:
             listening = asyncio.create_task(page._listen())
             try:
                 await page.open(url)
-                yield page
+                try:
+                    yield page
+                finally:
+                    await page.close()
             finally:
                 await socket.close()
                 await listening

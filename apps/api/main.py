@@ -94,7 +94,7 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     _mount(app, settings.root_dialect)
     if settings.api_docs:
         _describe(app)
-    if settings.console:
+    if settings.web_console:
         app.include_router(console.router)
     if names := hosts.names_of(settings):
         app.add_middleware(hosts.KnownHosts, names=names)

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "INFO"
     otel_exporter_otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     debug: bool = False
-    console: bool = True
+    web_console: bool = True
     api_docs: bool = True
     root_dialect: Literal["chat_server", "code_server", "execute_server"] | None = None
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None

@@ -75,6 +75,7 @@ async def test_only_the_scope_admin_administers(fleet: Fleet) -> None:
         ("POST", f"/admin/keys/{made['id']}/rotate", {}),
         ("POST", f"/admin/keys/{made['id']}/revoke", None),
         ("GET", "/admin/instances", None),
+        ("GET", "/admin/queue", None),
         ("POST", f"/admin/runs/{uuid4()}/repair", None),
     ):
         response = await fleet[1].client.request(method, f"/api/v1{path}", json=body, headers=as_key(made["secret"]))
@@ -228,6 +229,17 @@ async def test_instances_are_listed_with_what_they_execute(shared: Shared) -> No
     found = listed[owner.id]
     assert (found["alive"], found["draining"], found["slots"]) == (True, False, 4)
     assert found["sessions"] >= 1
+
+
+async def test_the_queue_of_all_tenants_is_told(shared: Shared) -> None:
+    fleet, session_id = shared.fleet, await shared.of()
+    first = await fleet[0].prompt(session_id, "hang after 3 words")
+    second = await fleet[0].prompt(session_id, "say two")
+    told = (await fleet[1].get("/admin/queue")).json()
+    assert told["queued"] >= 1
+    assert told["oldest_seconds"] > 0
+    for run in (second, first):
+        await fleet[0].post(f"/runs/{run}/cancel")
 
 
 async def test_a_run_that_is_as_it_should_be_is_not_repaired(shared: Shared) -> None:

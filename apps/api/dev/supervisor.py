@@ -127,7 +127,7 @@ class _Supervisor:
         await fleet.ready()
         model = console.describe_model(settings, demo=demo)
         urls = [server.url for server in fleet.servers]
-        say(console.welcome(urls, key, self._home.logs, model, console=settings.console))
+        say(console.welcome(urls, key, self._home.logs, model, console=settings.web_console))
         await self._watch(fleet, reaper)
 
     def _start_databases(self, stack: AsyncExitStack, reaper: Reaper) -> None:

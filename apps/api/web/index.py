@@ -17,10 +17,10 @@ router = APIRouter()
 async def index(request: Request) -> Response:
     """Needs no key and says nothing that `/health` does not."""
     settings = core_of(request).settings
-    if settings.console and "text/html" in request.headers.get("accept", ""):
+    if settings.web_console and "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("console")  # a proxy may have stripped the beginning of the path
     places = {"name": "Claude Agent API", "version": __version__, "api": "/api/v1", "health": "/health"}
-    places |= {"console": "/console"} if settings.console else {}
+    places |= {"console": "/console"} if settings.web_console else {}
     places |= {"docs": "/docs", "openapi": "/openapi.json"} if settings.api_docs else {}
     # With a line end, for those who look at it with a bare curl.
     return Response(json.dumps(places) + "\n", media_type="application/json", headers={"Vary": "Accept"})

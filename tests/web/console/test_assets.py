@@ -144,7 +144,7 @@ def test_large_files_are_sent_compressed() -> None:
 
 
 async def test_an_operator_can_leave_the_console_out() -> None:
-    transport = httpx.ASGITransport(create_app(Settings(_env_file=None, console=False)))
+    transport = httpx.ASGITransport(create_app(Settings(_env_file=None, web_console=False)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", verify=NO_TLS) as client:
         for path in ("/console", "/console/sessions", "/playground"):
             assert (await client.get(path)).status_code == 404

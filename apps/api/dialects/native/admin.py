@@ -12,7 +12,7 @@ from apps.api import keys
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.retention import Retention, of_server
 from apps.api.core.context import Core
-from apps.api.core.fleet import erasure, instances, ownership, repair, suspension
+from apps.api.core.fleet import erasure, instances, ownership, places, repair, suspension
 from apps.api.core.sessions import retention, runs
 from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
@@ -251,6 +251,12 @@ async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.Key
 async def list_instances(core: CoreDep, caller: Operator) -> Page[wire.InstanceState]:
     """All server processes, with their leases and what they execute; dead ones for up to an hour."""
     return Page[wire.InstanceState].model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
+
+
+@router.get("/queue", responses=errors())
+async def get_queue(core: CoreDep, caller: Operator) -> wire.QueueState:
+    """What waits for a free slot, of all tenants together."""
+    return wire.QueueState.model_validate(asdict(await places.in_all(core.db)))
 
 
 @router.post("/runs/{run_id}/repair", dependencies=[NO_BODY], responses=errors(404, 409))

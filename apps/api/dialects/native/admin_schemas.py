@@ -182,6 +182,13 @@ class InstanceState(BaseModel):
     lease_expires_at: datetime
 
 
+class QueueState(BaseModel):
+    """What waits in the whole fleet."""
+
+    queued: int = Field(description="Runs that wait to be executed, of all tenants; 10000 stands for that or more.")
+    oldest_seconds: float = Field(description="How long the one that has waited for longest has; 0 where none waits.")
+
+
 class RepairedRun(BaseModel):
     """The run has failed with `owner_lost`, or waits no longer behind one that had; its session is free."""
 

@@ -25,16 +25,20 @@ const COLUMNS = [
   { name: "Lease until", kind: "num", wide: true, of: (row) => html`<span class="soft"><${Ago} at=${row.lease_expires_at} /></span>` },
 ];
 
+const waiting = (queue) => (queue === undefined ? "…" : `${format.count(queue.queued)}${queue.queued ? `, ${format.duration(queue.oldest_seconds * 1000)}` : ""}`);
+
 export function Fleet() {
   const instances = useLoad((signal) => get("/admin/instances", {}, signal));
+  const queue = useLoad((signal) => get("/admin/queue", {}, signal));
   const health = useLoad((signal) => get("/health", {}, signal));
-  usePoll(() => (instances.reload(), health.reload()), 4000);
+  usePoll(() => (instances.reload(), queue.reload(), health.reload()), 4000);
   useTitle("Fleet");
   return html`<${Page} title="Fleet">
+    <${Failure} error=${queue.error} retry=${queue.reload} />
     <${Loaded} from=${instances}>${({ data }) => {
       const alive = data.filter((row) => row.alive);
       const sum = (name) => alive.reduce((whole, row) => whole + row[name], 0);
-      const figures = [["Instances alive", `${alive.length} of ${data.length}`], ["Runs executed", format.count(sum("running"))], ["Free slots", format.count(sum("slots") - sum("running"))], ["Sessions owned", format.count(sum("sessions"))]];
+      const figures = [["Instances alive", `${alive.length} of ${data.length}`], ["Runs executed", format.count(sum("running"))], ["Free slots", format.count(sum("slots") - sum("running"))], ["Runs that wait", waiting(queue.data)], ["Sessions owned", format.count(sum("sessions"))]];
       return html`<div class="stack"><dl class="cards">${figures.map(([name, value]) => html`<div class="figure"><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
         <${Table} label="Instances" columns=${COLUMNS} rows=${data} keyOf=${(row) => row.id} dim=${(row) => !row.alive} /></div>`;
     }}</>

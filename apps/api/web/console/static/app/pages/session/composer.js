@@ -31,7 +31,7 @@ export function Composer({ busy: atWork, send, first, stop, stopping }) {
   const [refused, refuse] = useState(null);
   const area = useRef();
   const chooser = useRef();
-  const [run, { busy, error }] = useAction(async () => {
+  const [run, { busy, error }] = useAction(async (text) => {
     const images = await Promise.all(pictures.map(async ({ file }) => ({
       type: "image", source: { type: "base64", media_type: file.type, data: await base64(file) },
     })));
@@ -40,10 +40,10 @@ export function Composer({ busy: atWork, send, first, stop, stopping }) {
     setText("");
     setPictures([]);
   });
-  const empty = !text.trim() && !pictures.length;
   const submit = (event) => {
-    event?.preventDefault();
-    if (!empty && !busy) run();
+    event.preventDefault();
+    const written = area.current.value; // what was typed a moment ago may not have been drawn yet
+    if (!busy && (written.trim() || pictures.length)) run(written);
   };
   const take = (files) => {
     const known = [...files].filter((file) => PICTURES.includes(file.type));
@@ -68,7 +68,7 @@ export function Composer({ busy: atWork, send, first, stop, stopping }) {
       <${Button} kind="quiet" small icon="close" label=${`Leave out ${picture.file.name}`} onClick=${() => setPictures(pictures.filter((one) => one !== picture))} /></span>`)}</div>`}
     <div class="composer-box">
       <label class="sr-only" for="prompt">Prompt</label>
-      <textarea id="prompt" ref=${area} rows="1" value=${text} placeholder="Write a prompt. Enter sends it, Shift+Enter begins a line."
+      <textarea id="prompt" ref=${area} rows="1" value=${text} placeholder="Write a prompt" aria-describedby="prompt-hint"
         onInput=${(event) => setText(event.currentTarget.value)} onKeyDown=${keys} onPaste=${paste}></textarea>
       <div class="row composer-row">
         <input ref=${chooser} type="file" id="pictures" class="sr-only" tabindex="-1" aria-label="Pictures" accept=${PICTURES.join(",")} multiple onChange=${(event) => (take(event.currentTarget.files), (event.currentTarget.value = ""))} />
@@ -76,9 +76,10 @@ export function Composer({ busy: atWork, send, first, stop, stopping }) {
         <label class="on-busy small"><span class="soft">If busy</span>
           <select id="on_busy" value=${policy} onChange=${(event) => setPolicy(event.currentTarget.value)}>${BUSY.map(([value, name]) => html`<option value=${value}>${name}</option>`)}</select>
         </label>
-        <span class="grow"></span>
+        <span class="grow small quiet wide-only" id="prompt-hint">Enter sends, Shift+Enter begins a line</span>
+        <span class="grow narrow-gap"></span>
         ${atWork && html`<${Button} kind="danger" small icon="stop" busy=${stopping} onClick=${stop}>Interrupt</>`}
-        <${Button} type="submit" kind="primary" small busy=${busy} disabled=${empty}>Send</>
+        <${Button} type="submit" kind="primary" small busy=${busy} disabled=${!text.trim() && !pictures.length}>Send</>
       </div>
     </div>
   </form>`;

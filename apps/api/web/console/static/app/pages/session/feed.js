@@ -6,6 +6,7 @@ import * as logs from "./log.js";
 
 const WINDOW = 400; // events that a page begins with; older ones come when they are asked for
 const PAGE = 200;
+const HIDDEN_MS = 20_000;
 
 /** After which event to begin, so that the newest are shown and the one that a link names. */
 const start = (last, marked) => Math.max(0, Math.min(last - WINDOW, marked ? marked - 50 : Infinity));
@@ -27,7 +28,6 @@ export function useFeed(session, last, marked, heard) {
   useEffect(() => {
     if (!known) return undefined;
     const mine = feed.current;
-    const controller = new AbortController();
     let frame;
     // However many events come at once, they are drawn once.
     const soon = () => {
@@ -39,7 +39,7 @@ export function useFeed(session, last, marked, heard) {
     mine.from = start(last, marked);
     mine.log.place = mine.from ? String(mine.from) : "";
     mine.ready = last <= mine.from;
-    follow(path`/sessions/${session}/events`, {
+    const listen = () => follow(path`/sessions/${session}/events`, {
       after: mine.log.place,
       signal: controller.signal,
       tell(state) {
@@ -56,7 +56,23 @@ export function useFeed(session, last, marked, heard) {
       mine.error = error;
       soon();
     });
+    // A page that nobody looks at gives its connection back: without HTTP/2 a browser has six for all of its tabs.
+    let controller = new AbortController();
+    let timer;
+    const look = () => {
+      clearTimeout(timer);
+      if (document.visibilityState === "hidden") {
+        timer = setTimeout(() => controller.abort(), HIDDEN_MS);
+      } else if (controller.signal.aborted && !mine.error) {
+        controller = new AbortController();
+        listen();
+      }
+    };
+    document.addEventListener("visibilitychange", look);
+    listen();
     return () => {
+      document.removeEventListener("visibilitychange", look);
+      clearTimeout(timer);
       controller.abort();
       cancelAnimationFrame(frame);
     };
