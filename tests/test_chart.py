@@ -68,7 +68,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "AGENT_CPUS": 1.5,
             "RUNNER_SLOTS": 8,
             "LOG_LEVEL": "DEBUG",
-            "CONSOLE": False,
+            "WEB_CONSOLE": False,
         },
         "env": [
             {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
