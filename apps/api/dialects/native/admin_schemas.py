@@ -185,8 +185,12 @@ class InstanceState(BaseModel):
 class QueueState(BaseModel):
     """What waits in the whole fleet."""
 
-    queued: int = Field(description="Runs that wait to be executed, of all tenants; 10000 stands for that or more.")
-    oldest_seconds: float = Field(description="How long the one that has waited for longest has; 0 where none waits.")
+    queued: int = Field(
+        description="Runs that wait to be executed, of all tenants; 10000 stands for that or more.", examples=[3]
+    )
+    oldest_seconds: float = Field(
+        description="How long the one that has waited for longest has; 0 where none waits.", examples=[1.5]
+    )
 
 
 class RepairedRun(BaseModel):
