@@ -19,7 +19,7 @@ from apps.api.dialects.native.content_blocks import Ours, Theirs
 from apps.api.dialects.native.event_schemas import Event
 from apps.api.openapi import TARGET, export
 from apps.api.settings import Settings
-from tests.contract import operations
+from tests.contract import check_event, operations
 from tests.test_documents import events_in_the_code
 
 EXPORT = "run scripts/export-openapi"
@@ -268,6 +268,22 @@ def test_what_we_make_is_closed_and_what_the_sdk_makes_is_open(document: dict[st
     for name in set(below(Theirs)) & set(schemas):
         assert schemas[name]["additionalProperties"] is True, name
     assert Event.__name__ in schemas
+
+
+def test_an_event_that_is_not_as_the_document_says_is_found(document: dict[str, Any]) -> None:
+    told = document["components"]["schemas"]["Event"]["examples"][0]
+    check_event(told["event"], told["id"], told["data"])
+    wrong: tuple[tuple[str, str | None, Any], ...] = (
+        ("unknown", told["id"], told["data"]),
+        (told["event"], None, told["data"]),
+        (told["event"], told["id"], {**told["data"], "more": 1}),
+        (told["event"], told["id"], {**told["data"], "status": "queued"}),
+        ("status", told["id"], {**told["data"], "status": "unknown"}),
+        ("queued", told["id"], told["data"]),
+    )
+    for event in wrong:
+        with pytest.raises(AssertionError):
+            check_event(*event)
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ async def test_a_tenant_with_its_sessions_is_imported_under_another_name(
     await post("/webhooks", {"url": "http://127.0.0.1:9/"}, headers=headers)
     sessions = []
     for instance, name in zip(fleet.instances, ("Ada", "Bea"), strict=True):
-        made = await instance.post("/sessions", {"agent": preset["id"], "title": name}, headers=headers)
+        made = await instance.post("/sessions", {"agent": preset["agent_id"], "title": name}, headers=headers)
         sessions.append(made.json()["session_id"])
         asked = {"prompt": f"remember my name is {name}", "session_id": sessions[-1]}
         assert (await instance.post("/query/single", asked, headers=headers)).status_code == 200
@@ -150,7 +150,7 @@ async def test_a_tenant_with_its_sessions_is_imported_under_another_name(
     state = (await there.get(f"/sessions/{new_id(said, sessions[2])}", headers=own)).json()
     assert state["parent_session_id"] == new_id(said, sessions[0])
     assert state["agent"]["name"] == "p"
-    assert state["agent"]["id"] != preset["id"]
+    assert state["agent"]["agent_id"] != preset["agent_id"]
     assert [m["name"] for m in (await there.get("/mcp-servers", headers=own)).json()["data"]] == ["plain"]
     [webhook] = (await there.get("/webhooks", headers=own)).json()["data"]
     assert (webhook["enabled"], webhook["disabled_reason"]) == (False, "imported")
@@ -158,8 +158,8 @@ async def test_a_tenant_with_its_sessions_is_imported_under_another_name(
     code, said = await command(elsewhere, "import", archive, "--tenant", "second")
     assert (code, "A tenant of the name second exists" in said) == (1, True)
     lines = (await there.get("/admin/audit", params={"tenant": "second"})).json()["data"]
-    told = [(line["action"], line["actor"]["id"]) for line in lines]
-    assert told == [("key.created", told[0][1]), *[("session.imported", "cli")] * 3, ("tenant.imported", "cli")]
+    told = [(line["action"], line["actor"]["type"]) for line in lines]
+    assert told == [("key.created", "key"), *[("session.imported", "cli")] * 3, ("tenant.imported", "cli")]
 
 
 async def test_what_is_busy_or_gone_is_not_exported(fleet: Fleet, tmp_path: Path) -> None:

@@ -38,18 +38,24 @@ async def test_a_key_is_followed_from_its_making_to_its_end(fleet: Fleet) -> Non
     assert (await fleet[2].client.put(path, json={"value": "hush"}, headers=own)).status_code == 201
     refused = await fleet[2].client.put(path, json={"value": ""}, headers=own)
     assert refused.status_code == 422
-    await command(fleet, "revoke", key["id"])
+    await command(fleet, "revoke", key["key_id"])
     found = await lines(fleet, tenant=name)
     assert [line["action"] for line in found] == ["key.revoked", "secret.put", "key.created", "tenant.created"]
     revoked, put, _, created = found
-    by_hand = {"id": "cli", "name": None, "tenant": None, "address": None, "request_id": None}
+    by_hand = {"type": "cli", "key_id": None, "key_name": None, "tenant": None, "address": None, "request_id": None}
     assert revoked["actor"] == by_hand
-    assert (put["target"], put["actor"]["id"], put["actor"]["tenant"]) == ("TOKEN", key["id"], name)
+    assert (put["target"], put["actor"]["key_id"], put["actor"]["tenant"]) == ("TOKEN", key["key_id"], name)
     where = {"address": "127.0.0.1", "request_id": "making-it"}
-    assert created["actor"] == {"id": me["key_id"], "name": me["key_name"], "tenant": me["tenant"], **where}
+    assert created["actor"] == {
+        "type": "key",
+        "key_id": me["key_id"],
+        "key_name": me["key_name"],
+        "tenant": me["tenant"],
+        **where,
+    }
     assert "hush" not in str(found)
     assert key["secret"] not in str(found)
-    assert await lines(fleet, tenant=name, actor=key["id"]) == [put]
+    assert await lines(fleet, tenant=name, actor=key["key_id"]) == [put]
     assert await lines(fleet, tenant=name, actor="cli", action="key.revoked") == [revoked]
     assert await lines(fleet, tenant=name, since=put["created_at"], until=revoked["created_at"]) == [put]
 

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from apps.api.core.codec import usd
 from tests.conftest import StartFleet, database_of
 from tests.fleet import NO_TLS, Fleet
 from tests.sockets import open_socket
@@ -30,7 +31,7 @@ async def poor(fleet: Fleet, **limits: Any) -> tuple[Headers, UUID]:
     tenant = f"poor-{uuid4().hex}"
     assert (await fleet[0].post("/admin/tenants", {"name": tenant})).status_code == 201
     made = (await fleet[0].post("/admin/keys", {"tenant": tenant, "name": "k", "limits": limits or SMALL})).json()
-    return {"X-API-Key": made["secret"]}, UUID(made["id"])
+    return {"X-API-Key": made["secret"]}, UUID(made["key_id"])
 
 
 async def limit(fleet: Fleet, key_id: UUID, **limits: Any) -> None:
@@ -57,8 +58,8 @@ async def data_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 def is_told(details: dict[str, Any], limit: float = 0.01) -> None:
     """Whether details say which budget it is, and when there is a new one."""
-    assert (details["scope"], details["name"], details["limit"]) == ("key", "usd_per_day", limit)
-    assert details["used"] >= limit
+    assert (details["scope"], details["name"], details["limit_usd"]) == ("key", "usd_per_day", str(limit))
+    assert float(details["used_usd"]) >= limit
     assert details["resets_at"].endswith("T00:00:00+00:00")
 
 
@@ -72,7 +73,7 @@ async def test_a_waiting_request_hears_of_it_and_all_three_counts_agree(fleet: F
     made, *refused = await calls_of(fleet, key_id)
     assert (made["status"], made["complete"]) == (200, True)
     assert [call["status"] for call in refused] == [0]
-    told = error["details"]["result"]["total_cost_usd"]
+    told = float(error["details"]["result"]["total_cost_usd"])
     assert made["cost_usd"] == pytest.approx(told)
     run = (await fleet[0].get(f"/runs/{error['details']['run_id']}", headers=headers)).json()
     assert (run["status"], run["error"]["code"], run["error"]["details"]["scope"]) == (
@@ -80,15 +81,15 @@ async def test_a_waiting_request_hears_of_it_and_all_three_counts_agree(fleet: F
         "budget_reached",
         "key",
     )
-    ledger = (await fleet[0].get("/usage?group_by=key", headers=headers)).json()["totals"]["cost_usd"]
+    ledger = float((await fleet[0].get("/usage?group_by=key", headers=headers)).json()["totals"]["cost_usd"])
     async with database_of(fleet) as db:
         spent = await db.pool.fetchval("SELECT usd FROM spent WHERE subject = $1", key_id)
     [budget] = (await fleet[0].get("/usage", headers=headers)).json()["budgets"]
-    assert (budget["scope"], budget["used"], budget["left"]) == ("key", spent, 0)
+    assert (budget["scope"], budget["used_usd"], float(budget["left_usd"])) == ("key", usd(spent), 0)
     shown = (await fleet[0].get("/limits", headers=headers)).json()["data"]
     [shown_budget] = [state for state in shown if state["name"] == "usd_per_day"]
-    assert (shown_budget["limit"], shown_budget["used"]) == (0.01, spent)
-    assert spent == pytest.approx(ledger) == pytest.approx(told) == pytest.approx(error["details"]["used"])
+    assert (shown_budget["limit_usd"], shown_budget["used_usd"]) == ("0.01", usd(spent))
+    assert spent == pytest.approx(ledger) == pytest.approx(told) == pytest.approx(float(error["details"]["used_usd"]))
     again = await fleet[0].post("/query/single", {"prompt": "say hello"}, headers=headers)
     assert (again.status_code, again.json()["error"]["code"]) == (429, "budget_reached")
     is_told(again.json()["error"]["details"])
@@ -167,7 +168,7 @@ async def test_a_sessions_own_budget_ends_it_until_it_is_raised(fleet: Fleet) ->
     assert (again.status_code, again.json()["error"]["details"]["resets_at"]) == (429, None)
     assert "retry-after" not in again.headers
     [budget] = (await fleet[0].get(f"/sessions/{session_id}/usage")).json()["budgets"]
-    assert (budget["name"], budget["limit"], budget["left"]) == ("max_session_usd", 0.01, 0)
+    assert (budget["name"], budget["limit_usd"], float(budget["left_usd"])) == ("max_session_usd", "0.01", 0)
     assert "recall" not in (await fleet[0].ask(session_id, "say done", max_session_usd=10))["result"]
     assert "1. " + PROMPT in (await fleet[2].ask(session_id, "recall"))["result"]
     assert (await fleet[1].post("/query/single", {**body, "max_session_usd": 0.02})).status_code == 429

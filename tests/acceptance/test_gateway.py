@@ -35,10 +35,10 @@ async def test_what_the_gateway_counted_is_what_the_session_is_told(start_fleet:
             for name in names:
                 assert sum(row[name] for row in mine) == result["usage"][name], name
             counted = sum(row["cost_usd"] for row in mine)
-            assert counted == pytest.approx(result["total_cost_usd"])
+            assert counted == pytest.approx(float(result["total_cost_usd"]))
             assert counted > 0
         told = (await fleet[0].get(f"/usage?group_by=session&session_id={session_id}")).json()["totals"]
-        assert told["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in rows))
+        assert float(told["cost_usd"]) == pytest.approx(sum(row["cost_usd"] for row in rows))
         assert {str(row["session_id"]) for row in rows} == {session_id}
     told = (await fleet[0].client.get("/metrics")).text
     assert f'claude_agent_api_model_calls_total{{kind="messages",status="200"}} {len(rows)}.0' in told

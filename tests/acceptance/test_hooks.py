@@ -118,7 +118,7 @@ async def test_a_request_is_signed_and_says_what_happens_without_paths_of_the_ho
     assert not request.is_signed_by(b"another")
     assert (request.target, request.headers["content-type"]) == ("/a?b=c", "application/json")
     assert request.json["type"] == "hook"
-    assert request.json["id"] == request.id
+    assert request.json["delivery_id"] == request.id
     data = request.json["data"]
     run = events[-1].data
     assert (data["session_id"], data["run_id"]) == (run["session_id"], run["run_id"])

@@ -44,7 +44,7 @@ async def test_a_new_version_leaves_the_sessions_of_the_old_one_as_they_are(flee
     newer = await other.post("/query/single", {"prompt": "show system prompt", "agent": name})
     assert "SECOND" in newer.json()["result"]
     state = (await fleet[0].get(f"/sessions/{newer.json()['session_id']}")).json()
-    assert state["agent"] == {"id": made.json()["id"], "name": name, "version": 2}
+    assert state["agent"] == {"agent_id": made.json()["agent_id"], "name": name, "version": 2}
     listed = (await fleet[2].get("/sessions", params={"agent": name})).json()["data"]
     assert {row["session_id"] for row in listed} == {session_id, newer.json()["session_id"]}
     fixed = await other.post(f"/sessions/{session_id}/query", {"prompt": "say no", "agent": f"{name}@2"})
@@ -58,8 +58,8 @@ async def test_a_preset_is_replaced_listed_removed_and_never_shows_values(fleet:
     assert made.json() == again.json()
     assert refusal(await fleet[1].post("/agents", body)) == (409, "name_in_use")
     listed = await fleet[2].get("/agents", params={"search": name.upper()})
-    assert [agent["id"] for agent in listed.json()["data"]] == [made.json()["id"]]
-    replaced = await change(fleet[1], "PUT", f"/agents/{made.json()['id']}", json={"max_turns": 7})
+    assert [agent["agent_id"] for agent in listed.json()["data"]] == [made.json()["agent_id"]]
+    replaced = await change(fleet[1], "PUT", f"/agents/{made.json()['agent_id']}", json={"max_turns": 7})
     assert (replaced.json()["config"], replaced.json()["profile"]) == ({"max_turns": 7}, None)
     first = await fleet[2].get(f"/agents/{name}", params={"version": 1})
     assert first.json()["config"] == {"env": {"TOKEN": "***"}}
@@ -73,7 +73,7 @@ async def test_a_preset_is_replaced_listed_removed_and_never_shows_values(fleet:
 
 async def test_another_tenant_neither_sees_nor_uses_a_preset(fleet: Fleet, name: str, stranger: dict[str, str]) -> None:
     made = await fleet[0].post("/agents", {"name": name})
-    for reference in (name, made.json()["id"]):
+    for reference in (name, made.json()["agent_id"]):
         for method, path, body in (
             ("GET", f"/agents/{reference}", None),
             ("GET", f"/agents/{reference}/versions", None),

@@ -175,7 +175,7 @@ async def test_what_a_key_has_opened_ends_with_it(served: Served) -> None:
             opened.append(await stack.enter_async_context(websockets.connect(url, additional_headers=key, proxy=None)))
             await opened[-1].send("hello")
             assert await opened[-1].recv() == "hello"
-        await served.owner.post(f"/admin/keys/{made['id']}/revoke")
+        await served.owner.post(f"/admin/keys/{made['key_id']}/revoke")
         for connection in opened:
             await connection.wait_closed()
             assert (connection.close_code, connection.close_reason) == (4401, "invalid_api_key")

@@ -74,7 +74,7 @@ async def test_answers_that_never_match_are_a_failure_that_says_why(shared: Shar
     assert error["code"] == "structured_output_invalid"
     assert "/a: must be integer" in error["message"]
     run = (await fleet[2].get(f"/runs/{error['details']['run_id']}")).json()
-    assert run["usage"][0]["output_tokens"] > 0
+    assert run["usage"]["output_tokens"] > 0
 
 
 async def test_a_prompt_can_take_a_schema_back_and_a_later_one_can_ask_for_it(shared: Shared) -> None:

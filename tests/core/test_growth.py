@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -153,6 +153,22 @@ def session(number: int) -> UUID:
 
 
 LONG = session(5_000)
+
+
+async def test_a_list_of_runs_costs_a_page_of_it_whatever_its_tenant_has(large: Large) -> None:
+    world = large.world
+    for filters in (
+        runs.Filters(),
+        runs.Filters(status="succeeded"),
+        runs.Filters(status="failed"),
+        runs.Filters(status="running"),
+        runs.Filters(error_code="owner_lost"),
+        runs.Filters(session_id=LONG),
+        runs.Filters(created_after=NOW + timedelta(days=1)),
+        runs.Filters(created_before=NOW - timedelta(days=1)),
+    ):
+        found = runs.list_of_tenant(world.db, world.tenant_id, filters, limit=20, cursor=None)
+        assert await large.cost(found) < BOUND, filters
 
 
 async def test_a_claim_costs_what_it_takes_whatever_is_queued_that_may_not_start(large: Large) -> None:

@@ -61,8 +61,8 @@ IN_QUERIES = {
     "tenant": "tenant",
 }
 PLAIN_QUERIES = """
-    action after created_after expires_in_seconds format from group_by limit max_age_hours model name path recursive
-    since status to until version wait
+    action after created_after created_before error_code expires_in_seconds format from group_by limit max_age_hours
+    model name path recursive since status to until version wait
 """
 """What names nothing that a tenant has."""
 

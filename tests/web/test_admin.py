@@ -51,7 +51,7 @@ async def test_a_new_key_has_what_was_asked_for_and_its_secret_is_shown_once(fle
     assert (caller["scopes"], caller["profiles"]) == (["read"], ["ci", "dev"])
     assert set_of(made) == {"runs_per_minute": 7}
     assert caller["expires_at"] is not None
-    shown = await fleet[2].get(f"/admin/keys/{made['id']}")
+    shown = await fleet[2].get(f"/admin/keys/{made['key_id']}")
     assert shown.json() == {
         **{name: value for name, value in made.items() if name != "secret"},
         "last_used_at": shown.json()["last_used_at"],
@@ -70,10 +70,10 @@ async def test_only_the_scope_admin_administers(fleet: Fleet) -> None:
         ("PUT", f"/admin/tenants/{made['tenant']}/limits", {}),
         ("GET", "/admin/keys", None),
         ("POST", "/admin/keys", {"tenant": made["tenant"], "name": "more", "scopes": ["admin"]}),
-        ("GET", f"/admin/keys/{made['id']}", None),
-        ("PATCH", f"/admin/keys/{made['id']}", {"scopes": ["admin"]}),
-        ("POST", f"/admin/keys/{made['id']}/rotate", {}),
-        ("POST", f"/admin/keys/{made['id']}/revoke", None),
+        ("GET", f"/admin/keys/{made['key_id']}", None),
+        ("PATCH", f"/admin/keys/{made['key_id']}", {"scopes": ["admin"]}),
+        ("POST", f"/admin/keys/{made['key_id']}/rotate", {}),
+        ("POST", f"/admin/keys/{made['key_id']}/revoke", None),
         ("GET", "/admin/instances", None),
         ("GET", "/admin/queue", None),
         ("POST", f"/admin/runs/{uuid4()}/repair", None),
@@ -87,7 +87,7 @@ async def test_a_change_of_a_key_holds_on_every_instance_at_once(fleet: Fleet) -
     headers = as_key(made["secret"])
     for instance in fleet.instances:
         assert (await instance.post("/sessions", {}, headers=headers)).json()["profile"] is None
-    path = f"/api/v1/admin/keys/{made['id']}"
+    path = f"/api/v1/admin/keys/{made['key_id']}"
     changed = await fleet[1].client.patch(path, json={"scopes": ["read"], "profiles": ["readonly"]})
     assert (changed.json()["scopes"], changed.json()["profiles"]) == (["read"], ["readonly"])
     assert changed.json()["name"] == "backend"
@@ -145,37 +145,37 @@ async def test_a_rotated_key_has_two_secrets_for_as_long_as_was_asked(fleet: Fle
     made = await key(fleet)
     first = made["secret"]
     assert await status_of(fleet[0], first) == 200
-    second = (await fleet[1].post(f"/admin/keys/{made['id']}/rotate", {"overlap_seconds": 3600})).json()["secret"]
+    second = (await fleet[1].post(f"/admin/keys/{made['key_id']}/rotate", {"overlap_seconds": 3600})).json()["secret"]
     for instance in fleet.instances:
         assert [await status_of(instance, secret) for secret in (first, second)] == [200, 200]
     caller = (await fleet[2].get("/whoami", headers=as_key(first))).json()
-    assert caller["key_id"] == made["id"]
+    assert caller["key_id"] == made["key_id"]
     assert caller["expires_at"] is not None, "the old secret ends with the overlap"
-    third = await fleet[2].post(f"/admin/keys/{made['id']}/rotate", {})
+    third = await fleet[2].post(f"/admin/keys/{made['key_id']}/rotate", {})
     for instance in fleet.instances:
         statuses = [await status_of(instance, secret) for secret in (first, second, third.json()["secret"])]
         assert statuses == [401, 401, 200]
-    revoked = await fleet[0].post(f"/admin/keys/{made['id']}/revoke")
+    revoked = await fleet[0].post(f"/admin/keys/{made['key_id']}/revoke")
     assert revoked.json()["revoked_at"] is not None
     assert await status_of(fleet[1], third.json()["secret"]) == 401
-    assert refusal(await fleet[1].post(f"/admin/keys/{made['id']}/rotate", {})) == (409, "key_revoked")
-    patched = await fleet[1].client.patch(f"/api/v1/admin/keys/{made['id']}", json={"scopes": ["read"]})
+    assert refusal(await fleet[1].post(f"/admin/keys/{made['key_id']}/rotate", {})) == (409, "key_revoked")
+    patched = await fleet[1].client.patch(f"/api/v1/admin/keys/{made['key_id']}", json={"scopes": ["read"]})
     assert refusal(patched) == (409, "key_revoked")
-    patched = await fleet[1].client.patch(f"/api/v1/admin/keys/{made['id']}", json={})
+    patched = await fleet[1].client.patch(f"/api/v1/admin/keys/{made['key_id']}", json={})
     assert refusal(patched) == (422, "validation_error")
 
 
 async def test_keys_are_listed_by_tenant_and_page_by_page(fleet: Fleet) -> None:
     first = await key(fleet)
-    names = [first["id"]]
+    names = [first["key_id"]]
     for name in ("b", "c"):
         made = await fleet[0].post("/admin/keys", {"tenant": first["tenant"], "name": name})
-        names.append(made.json()["id"])
+        names.append(made.json()["key_id"])
     found: list[str] = []
     cursor: dict[str, str] = {}
     while True:
         page = (await fleet[1].get("/admin/keys", params={"tenant": first["tenant"], "limit": 2, **cursor})).json()
-        found += [entry["id"] for entry in page["data"]]
+        found += [entry["key_id"] for entry in page["data"]]
         if page["next_cursor"] is None:
             break
         cursor = {"cursor": page["next_cursor"]}
@@ -224,7 +224,7 @@ async def test_unknown_keys_and_runs_and_a_second_tenant_of_one_name_are_refused
 async def test_instances_are_listed_with_what_they_execute(shared: Shared) -> None:
     fleet, session_id = shared.fleet, await shared.of()
     owner = await fleet.owner_of(session_id)
-    listed = {entry["id"]: entry for entry in (await fleet[1].get("/admin/instances")).json()["data"]}
+    listed = {entry["instance_id"]: entry for entry in (await fleet[1].get("/admin/instances")).json()["data"]}
     assert {instance.id for instance in fleet.instances} <= set(listed)
     found = listed[owner.id]
     assert (found["alive"], found["draining"], found["slots"]) == (True, False, 4)
@@ -264,7 +264,7 @@ async def test_a_run_that_is_as_it_should_be_is_not_repaired(shared: Shared) -> 
 
 async def test_the_models_are_the_default_and_those_that_the_operator_lists(fleet: Fleet) -> None:
     answer = (await fleet[0].get("/models")).json()
-    assert answer["data"] == [{"id": answer["default"], "default": True}]
+    assert answer["data"] == [{"model": answer["default"], "default": True}]
 
 
 async def test_a_model_credential_is_given_replaced_and_taken_away_and_never_shown(fleet: Fleet) -> None:

@@ -463,7 +463,9 @@ async def test_a_network_that_is_none_is_named(fleet: Fleet, networks: Any, fiel
     made = (await fleet[0].post("/admin/keys", {"tenant": "default", "name": "n"})).json()
     for answer in (
         await fleet[0].post("/admin/keys", body),
-        await fleet[0].client.patch(f"/api/v1/admin/keys/{made['id']}", json={"networks": networks}, headers=HEADERS),
+        await fleet[0].client.patch(
+            f"/api/v1/admin/keys/{made['key_id']}", json={"networks": networks}, headers=HEADERS
+        ),
     ):
         assert answer.status_code == 422
         assert [error["field"] for error in answer.json()["error"]["details"]["errors"]] == [field]

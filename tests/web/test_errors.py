@@ -480,6 +480,14 @@ QUERIES: list[tuple[str, dict[str, str]]] = [
     ("/sessions/{session_id}/runs", {"cursor": "9" * 19}),
     ("/sessions/{session_id}/runs", {"cursor": "1.0"}),
     ("/sessions/{session_id}/runs", {"limit": "-1"}),
+    ("/runs", {"cursor": "nonsense"}),
+    ("/runs", {"status": "idle"}),
+    ("/runs", {"error_code": "nonsense"}),
+    ("/runs", {"created_after": "2026-01-31T12:00:00"}),
+    ("/runs", {"created_before": "0001-01-01T00:00:00+14:00"}),
+    ("/runs", {"agent": "a b"}),
+    ("/webhooks", {"cursor": "nonsense"}),
+    ("/sessions/{session_id}/events", {"cursor": "nonsense"}),
     ("/sessions/{session_id}/events", {"until": "never"}),
     ("/sessions/{session_id}/events", {"run_id": "nope"}),
     ("/sessions/{session_id}/events", {"limit": "0"}),
@@ -497,6 +505,39 @@ async def test_a_wrong_question_is_refused(
 ) -> None:
     error = error_of(await owner("GET", path.format(**ids), params=params), 422, "validation_error")
     assert error["details"]["errors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "advice"),
+    [
+        ("/sessions", "limt", "no such parameter; did you mean limit?"),
+        ("/sessions", "metadata", "no such parameter; there are: agent, created_after,"),
+        ("/runs", "error", "no such parameter; did you mean error_code?"),
+        ("/runs/{run_id}", "limit", "this route takes no parameters"),
+        ("/usage", "form", "no such parameter; did you mean from?"),
+        ("/whoami", "x" * 9000, "this route takes no parameters"),
+    ],
+    ids=lambda value: value[:20],
+)
+async def test_a_parameter_that_is_not_known_is_refused_with_the_one_that_was_meant(
+    owner: Caller, ids: dict[str, str], path: str, name: str, advice: str
+) -> None:
+    error = error_of(await owner("GET", path.format(**ids), params={name: "1"}), 422, "validation_error")
+    [found] = error["details"]["errors"]
+    assert found["field"] == name[:100]
+    assert found["reason"].startswith(advice)
+
+
+async def test_no_route_takes_a_parameter_that_it_does_not_know(
+    owner: Caller, document: dict[str, Any], ids: dict[str, str]
+) -> None:
+    tried = 0
+    for method, path, arguments in operations(document):
+        refused = await owner(method, path.format_map(Ids(ids)), params={"unknown_name": "1"}, **arguments)
+        assert refused.status_code == 422, path
+        assert method == "HEAD" or error_of(refused, 422, "validation_error")["message"].startswith("unknown_name: ")
+        tried += 1
+    assert tried > 90
 
 
 @pytest.mark.parametrize("wait", ["-1", "301", "nan", "inf", "soon"])

@@ -243,7 +243,7 @@ async def a_tenant(instance: Instance) -> str:
 async def a_key_of(instance: Instance, tenant: str) -> tuple[dict[str, str], str]:
     """Headers of a new key, and its id."""
     made = (await instance.post("/admin/keys", {"name": "k", "tenant": tenant, "scopes": ["write"]})).json()
-    return {"X-API-Key": made["secret"]}, made["id"]
+    return {"X-API-Key": made["secret"]}, made["key_id"]
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -215,6 +216,11 @@ def decode(text: str | bytes) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return json.loads(text)
+
+
+def usd(amount: float | int | Decimal | str | None) -> str | None:
+    """Money as everywhere in the API: USD as a decimal, all figures of it, no exponent and no zeros at its end."""
+    return None if amount is None else format(Decimal(str(amount)).normalize(), "f")
 
 
 def timestamp(moment: datetime) -> str:

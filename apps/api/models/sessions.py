@@ -187,6 +187,19 @@ class Run(Base):
         Index("runs_parked_idx", "session_id", postgresql_where=text("parked IS NOT NULL")),
         Index("runs_session_idx", "session_id", "position"),
         Index("runs_tenant_idx", "tenant_id", "position"),
+        Index("runs_list_idx", "tenant_id", "created_at", "id"),
+        Index(
+            "runs_ended_idx",
+            *("tenant_id", "status", "created_at", "id"),
+            postgresql_where=text("status IN ('failed','interrupted')"),
+        ),
+        Index(
+            "runs_error_idx",
+            "tenant_id",
+            text("(error ->> 'code')"),
+            *("created_at", "id"),
+            postgresql_where=text("error IS NOT NULL"),
+        ),
         Index("runs_places_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_untold_idx",

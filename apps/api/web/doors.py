@@ -7,7 +7,9 @@ holds in memory and for how long it is busy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from json import JSONDecodeError
 from typing import Any
 
@@ -20,6 +22,43 @@ from apps.api.errors import ValidationError
 from apps.api.web.callers import Caller, identify
 from apps.api.web.errors import Refused
 from apps.api.web.middleware import SMALL, body_of
+
+
+class Prefixed:
+    """A dependency: the parameters of the query whose names begin like this, by what follows in their names."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    async def __call__(self, request: Request) -> dict[str, str]:
+        given = request.query_params.items()
+        return {name.removeprefix(self.prefix): value for name, value in given if name.startswith(self.prefix)}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNames:
+    """What a route knows in a query; what it does not know is refused, as in bodies."""
+
+    names: frozenset[str]
+    prefixes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dependant: Dependant) -> KnownNames:
+        names = {field.alias for inner in _flat(dependant) for field in inner.query_params}
+        prefixes = (call.prefix for call in _calls(dependant) if isinstance(call, Prefixed))
+        return cls(frozenset(names), tuple(prefixes))
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Raises ValidationError for the first name that is unknown, with the one that was probably meant."""
+        for name in given:
+            if name not in self.names and not (self.prefixes and name.startswith(self.prefixes)):
+                raise ValidationError.of(name[:100], self._advice(name))
+
+    def _advice(self, name: str) -> str:
+        if near := get_close_matches(name[:100], self.names, 1, 0.5):
+            return f"no such parameter; did you mean {near[0]}?"
+        known = ", ".join(sorted((*self.names, *(f"{prefix}NAME" for prefix in self.prefixes))))
+        return f"no such parameter; there are: {known}" if known else "this route takes no parameters"
 
 
 class JsonRequest(Request):
@@ -51,6 +90,8 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         scopes = {call.scope for call in _calls(self.dependant) if isinstance(call, Caller)}
+        of_us = not self.guests and self.include_in_schema  # else of an older server, or between instances
+        check_query = KnownNames.of(self.dependant).check if of_us else None
 
         async def known_first(request: Request) -> Response:
             body = body_of(request.scope)
@@ -62,6 +103,8 @@ class Route(APIRoute):
                 caller = await identify(request, guests=self.guests)
                 for scope in scopes:
                     caller.require(scope)
+            if check_query is not None and request.scope["query_string"]:
+                check_query(request.query_params)
             body.check_announced()
             return await handle(JsonRequest(request.scope, request.receive))
 
@@ -94,6 +137,11 @@ class Router(APIRouter):
 
 
 def _calls(dependant: Dependant) -> Iterator[Any]:
-    yield dependant.call
+    for inner in _flat(dependant):
+        yield inner.call
+
+
+def _flat(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
     for inner in dependant.dependencies:
-        yield from _calls(inner)
+        yield from _flat(inner)

@@ -21,6 +21,7 @@ from apps.api.codes import ErrorCode
 from apps.api.core.config import sdk_options
 from apps.api.db import CONNECTION_ERRORS, is_connection_error
 from apps.api.errors import ApiError, BadRequest, RateLimited, Unavailable, ValidationError
+from apps.api.web import figures
 from apps.api.web.answer import Json
 from apps.api.web.route import Instance
 
@@ -40,7 +41,8 @@ _HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"
 
 def native(error: ApiError, request_id: str) -> tuple[int, Any]:
     """The native API's own shape."""
-    return error.status, error.body(request_id)
+    body = error.body(request_id)
+    return error.status, {**body, "error": {**body["error"], "details": figures.details(error.details)}}
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:

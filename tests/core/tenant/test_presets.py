@@ -51,7 +51,7 @@ async def test_a_session_keeps_the_version_that_it_began_with(world: World) -> N
     await presets.revise(world.db, world.tenant_id, "reviewer", {"max_turns": 5}, judge(world, PACKAGED), whole=False)
     after = await session_with(world, Choice(agent="reviewer"))
     pinned = await session_with(world, Choice(agent="reviewer@1"))
-    assert before["agent"] == {"id": str(agent_id), "name": "reviewer", "version": 1}
+    assert before["agent"] == {"agent_id": str(agent_id), "name": "reviewer", "version": 1}
     assert [state["config"]["max_turns"] for state in (before, after, pinned)] == [3, 5, 3]
     assert [state["agent"]["version"] for state in (before, after, pinned)] == [1, 2, 1]
     unchanged = await sessions.get(world.db, world.redis, world.tenant_id, UUID(before["session_id"]), "default")
@@ -118,7 +118,7 @@ async def test_a_removed_preset_leaves_its_sessions_and_frees_its_name(world: Wo
     again = await made(world, max_turns=4)
     assert again != agent_id
     state = await sessions.get(world.db, world.redis, world.tenant_id, UUID(before["session_id"]), "default")
-    assert state["agent"] == {"id": str(agent_id), "name": "reviewer", "version": 1}
+    assert state["agent"] == {"agent_id": str(agent_id), "name": "reviewer", "version": 1}
 
 
 async def test_a_later_prompt_names_the_same_preset_or_none(world: World) -> None:

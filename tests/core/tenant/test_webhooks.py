@@ -185,7 +185,7 @@ async def test_a_message_is_signed_and_has_the_id_of_its_delivery(lone_world: Wo
     [request] = receiver.received
     [entry] = await logged(lone_world, webhook)
     assert request.is_signed_by(base64.b64decode(webhook["secret"].removeprefix("whsec_")))
-    assert request.id == request.json["id"] == entry["delivery_id"]
+    assert request.id == request.json["delivery_id"] == entry["delivery_id"]
     assert (request.json["type"], request.json["created_at"]) == ("run.queued", entry["created_at"])
     assert request.json["data"]["run_id"] == str(submitted.run_id)
     assert (entry["status"], entry["attempts"], entry["last_status"]) == ("delivered", 1, 200)

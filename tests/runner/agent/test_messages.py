@@ -300,7 +300,7 @@ def test_a_limit_of_the_account_is_told() -> None:
     limit = RateLimitInfo(status="rejected", resets_at=1795173760, rate_limit_type="five_hour")
     assert only(RateLimitEvent(limit, "15e1a6aa", SDK_SESSION)) == (
         "status",
-        {"status": "rate_limit", "limit": "five_hour", "state": "rejected", "resets_at": 1795173760},
+        {"status": "rate_limit", "limit": "five_hour", "state": "rejected", "resets_at": "2026-11-20T11:22:40.000Z"},
     )
 
 

@@ -21,6 +21,7 @@ from apps.api.core.config.names import (
     Text,
     ToolName,
     ToolRule,
+    Usd,
     confined,
 )
 from apps.api.core.config.parts import (
@@ -83,8 +84,8 @@ class AgentConfig(Part):
     permission_mode: PermissionMode | None = None
     unattended: bool | None = None
     max_turns: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    max_budget_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    max_session_usd: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    max_budget_usd: Annotated[Usd, Field(gt=0, le=100_000)] | None = None
+    max_session_usd: Annotated[Usd, Field(gt=0, le=100_000)] | None = None
     task_budget: TaskBudget | None = None
     betas: Annotated[list[Beta], Field(max_length=10)] | None = None
     thinking: Thinking | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from apps.api.core.config.names import ModelPattern, Part
+from apps.api.core.config.names import ModelPattern, Part, Usd
 from apps.api.settings import Settings
 
 Scope = Literal["key", "tenant"]
@@ -15,7 +15,7 @@ Scope = Literal["key", "tenant"]
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1, le=1 << 50)]
-Usd = Annotated[float, Field(gt=0, le=100_000_000)]
+Most = Annotated[Usd, Field(gt=0, le=100_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 50)]
 
 
@@ -50,8 +50,8 @@ class Limits(Part):
     file_bytes: Bytes | None = Field(
         None, description="Bytes of the files that were uploaded by `POST /files`.", examples=[10_000_000_000]
     )
-    usd_per_day: Usd | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
-    usd_per_month: Usd | None = Field(None, description="The same in a month in UTC.", examples=[200])
+    usd_per_day: Most | None = Field(None, description="USD for models on a day in UTC, at list prices.", examples=[20])
+    usd_per_month: Most | None = Field(None, description="The same in a month in UTC.", examples=[200])
     tokens_per_day: Tokens | None = Field(
         None, description="Tokens read and written on a day in UTC, the cache included.", examples=[50_000_000]
     )

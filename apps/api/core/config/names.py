@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationInfo
 
 from apps.api.core import codec
 from apps.api.core.config import rules
@@ -63,6 +63,23 @@ class Part(BaseModel):
 Text = Annotated[str, AfterValidator(storable)]
 Document = Annotated[dict[str, Any], AfterValidator(_document)]
 """An object whose fields are nobody's business here, and that is stored: see `codec.check`."""
+
+_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
+
+
+def _decimal(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
+        raise ValueError("must be a number, or a decimal as text")
+    return value
+
+
+Usd = Annotated[
+    float,
+    BeforeValidator(
+        _decimal, json_schema_input_type=float | Annotated[str, StringConstraints(pattern=f"^{_DECIMAL.pattern}$")]
+    ),
+]
+"""Money that a client names: a number, or what the API tells of money."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}$")]
 ModelPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:@/*?-]{0,127}$")]

@@ -55,7 +55,7 @@ async def preview(core: Core, tenant_id: UUID, wanted: Wanted, found: Sequence[P
         "ok": not problems,
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(problem) for problem in (*warnings, *_unreached_hooks(asked, reached))],
-        "agent": judged.pins.agent_id and {"id": str(judged.pins.agent_id), "version": judged.pins.agent_version},
+        "agent": judged.pins.agent_id and {"agent_id": str(judged.pins.agent_id), "version": judged.pins.agent_version},
         "profile": judged.pins.profile,
         "model": config.model or core.settings.default_model,
         "permission_mode": config.permission_mode or "default",

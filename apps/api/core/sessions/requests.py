@@ -263,6 +263,15 @@ def _request(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
+async def get(db: Database, tenant_id: UUID, request_id: UUID) -> dict[str, Any]:
+    """A request as clients see it. Raises NotFound, also for one of a session that was deleted."""
+    row = await db.pool.fetchrow(f"{_COLUMNS} WHERE id = $1 AND tenant_id = $2", request_id, tenant_id)
+    if row is None:
+        raise NotFound.of("request")
+    await sessions.require(db, tenant_id, row["session_id"])
+    return _request(row)
+
+
 _PAGE = f"""{_COLUMNS}
 WHERE tenant_id = $1 AND ($2::uuid IS NULL OR session_id = $2)
   AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4::uuid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from apps.api.core import pages
 from apps.api.core.codec import decode, timestamp
 from apps.api.core.pages import Page
 from apps.api.core.sessions import sessions
+from apps.api.core.tenant.presets import parse_reference
 from apps.api.db import Database
 from apps.api.errors import Gone, NotFound
 
@@ -74,6 +76,65 @@ async def list_page(db: Database, tenant_id: UUID, session_id: UUID, *, limit: i
     rows = await db.pool.fetch(_PAGE, session_id, tenant_id, pages.number_of(cursor), limit + 1)
     page, more = pages.cut(rows, limit)
     return Page([_run(row) for row in page], str(page[-1]["position"]) if more else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which runs of a tenant; None: any. `profiles`: of sessions of these only."""
+
+    status: str | None = None
+    session_id: UUID | None = None
+    agent: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    error_code: str | None = None
+    profiles: Sequence[str] | None = None
+
+
+async def list_of_tenant(db: Database, tenant_id: UUID, filters: Filters, *, limit: int, cursor: str | None) -> Page:
+    """Runs of all sessions, newest first, those of deleted sessions included. Raises ValidationError."""
+    where, values = ["tenant_id = $1"], list[Any]([tenant_id])
+
+    def add(condition: str, *given: Any) -> None:
+        where.append(condition.format(*(f"${len(values) + n}" for n in range(1, len(given) + 1))))
+        values.extend(given)
+
+    if filters.status is not None:
+        where.append(f"status = '{filters.status}'")  # written out: there are indexes of those with one
+    if filters.error_code is not None:
+        add("error IS NOT NULL AND error ->> 'code' = {}", filters.error_code)
+    if filters.session_id is not None:
+        add("session_id = {}", filters.session_id)
+    if filters.created_after is not None:
+        add("created_at > {}", filters.created_after)
+    if filters.created_before is not None:
+        add("created_at < {}", filters.created_before)
+    if filters.agent is not None:
+        add(*_of_agent(filters.agent))
+    if filters.profiles is not None:
+        add(
+            "session_id IN (SELECT id FROM sessions WHERE tenant_id = $1 AND profile = ANY({}))", list(filters.profiles)
+        )
+    if cursor is not None:
+        add("(created_at, id) < ({}, {})", *pages.read_cursor(cursor))
+    add("true ORDER BY created_at DESC, id DESC LIMIT {}", limit + 1)
+    query = pages.bounded(f"{_COLUMNS} WHERE {' AND '.join(where)}", "result", "created_at DESC, id DESC")
+    async with db.turns.reading(tenant_id):
+        rows = await db.pool.fetch(query, *values)
+    page, more = pages.cut(rows, limit)
+    last = page[-1] if more else None
+    return Page([_run(row) for row in page], pages.write_cursor(last["created_at"], last["id"]) if last else None)
+
+
+def _of_agent(reference: str) -> tuple[Any, ...]:
+    id_, name, version = parse_reference(reference)
+    found = "SELECT s.id FROM sessions s JOIN agents a ON a.id = s.agent_id WHERE a.tenant_id = $1 AND a."
+    condition = "id = {}" if id_ else "name = {}"
+    given: list[Any] = [id_ or name]
+    if version is not None:
+        condition += " AND s.agent_version = {}"
+        given.append(version)
+    return f"session_id IN ({found}{condition})", *given
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
 
 def _agent(row: asyncpg.Record) -> dict[str, Any] | None:
     id_ = row["agent_id"]
-    return id_ and {"id": str(id_), "name": row["agent_name"], "version": row["agent_version"]}
+    return id_ and {"agent_id": str(id_), "name": row["agent_name"], "version": row["agent_version"]}
 
 
 async def insert(

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from apps.api import clock
 from apps.api.codes import RunCode
+from apps.api.core.codec import usd
 from apps.api.db import Database
 from apps.api.errors import RateLimited
 
@@ -78,11 +79,21 @@ _OF = f"SELECT * FROM ({_all('$1', '$2', '$3', 'NULL::float8')}) b ORDER BY scop
 async def of(
     db: Database, tenant_id: UUID, key_id: UUID | None = None, session_id: UUID | None = None
 ) -> list[dict[str, Any]]:
-    """The budgets of a tenant, and of a key and a session of it: `scope`, `name`, `limit`, `used`, `left`,
-    `resets_at`."""
+    """The budgets of a tenant, and of a key and a session of it, see `told`, with what is `left` of each."""
     async with db.turns.reading(tenant_id):
         rows = await db.pool.fetch(_OF, tenant_id, key_id, session_id)
-    return [{**row, "left": max(row["limit"] - row["used"], 0)} for row in rows]
+    return [told({**row, "left": max(row["limit"] - row["used"], 0)}) for row in rows]
+
+
+def told(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """A budget as clients are told it: `scope`, `name`, `resets_at`, and `limit`, `used`, `left` of tokens, or the same
+    of money, with `_usd` at their ends."""
+    figures = {name: budget[name] for name in ("limit", "used", "left") if name in budget}
+    if "usd" in budget["name"]:
+        shown: dict[str, Any] = {f"{name}_usd": usd(value) for name, value in figures.items()}
+    else:
+        shown = {name: int(value) for name, value in figures.items()}
+    return {"scope": budget["scope"], "name": budget["name"], **shown, "resets_at": budget["resets_at"]}
 
 
 def refusal(budget: Mapping[str, Any]) -> RateLimited:
@@ -92,7 +103,7 @@ def refusal(budget: Mapping[str, Any]) -> RateLimited:
     if resets_at is not None:
         seconds = (datetime.fromisoformat(resets_at) - clock.now()).total_seconds()
         headers = {"Retry-After": str(max(math.ceil(seconds), 1))}
-    return RateLimited(message, code=CODE, details=budget, headers=headers)
+    return RateLimited(message, code=CODE, details=told(budget), headers=headers)
 
 
 _CHECK = f"""

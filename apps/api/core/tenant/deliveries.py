@@ -131,9 +131,11 @@ class Claimed:
     traceparent: str | None
 
     def body(self) -> bytes:
-        """The message, the same in every attempt: `{"id", "type", "created_at", "data"}`."""
+        """The message, the same in every attempt: `{"delivery_id", "type", "created_at", "data"}`."""
         created_at = timestamp(self.created_at)
-        return encode({"id": str(self.id), "type": self.type, "created_at": created_at, "data": decode(self.payload)})
+        return encode(
+            {"delivery_id": str(self.id), "type": self.type, "created_at": created_at, "data": decode(self.payload)}
+        )
 
 
 class Deliveries:

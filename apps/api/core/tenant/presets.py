@@ -143,7 +143,7 @@ async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
     return {
-        "id": str(row["id"]),
+        "agent_id": str(row["id"]),
         "name": row["name"],
         "description": row["description"],
         "version": row["version"],

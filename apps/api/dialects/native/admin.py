@@ -16,7 +16,7 @@ from apps.api.core.fleet import erasure, instances, ownership, places, repair, s
 from apps.api.core.sessions import retention, runs
 from apps.api.core.tenant import model_credentials
 from apps.api.dialects.native import admin_schemas as wire
-from apps.api.dialects.native.common import NO_BODY, PREFIX, Limit, RunId, errors
+from apps.api.dialects.native.common import MAX_LIMIT, NO_BODY, PREFIX, Cursor, Limit, RunId, errors, paged
 from apps.api.dialects.native.removed import TenantRemoved, later_of, rows_of
 from apps.api.dialects.native.schemas import Page
 from apps.api.errors import NotFound, ValidationError
@@ -248,9 +248,12 @@ async def revoke_key(core: CoreDep, caller: Operator, key_id: KeyId) -> wire.Key
 
 
 @router.get("/instances", responses=errors())
-async def list_instances(core: CoreDep, caller: Operator) -> Page[wire.InstanceState]:
-    """All server processes, with their leases and what they execute; dead ones for up to an hour."""
-    return Page[wire.InstanceState].model_validate({"data": await instances.list_all(core.db), "next_cursor": None})
+async def list_instances(
+    core: CoreDep, caller: Operator, limit: Limit = MAX_LIMIT, cursor: Cursor = None
+) -> Page[wire.InstanceState]:
+    """Server processes, with their leases and what they execute; dead ones for up to an hour."""
+    found = await instances.list_all(core.db)
+    return paged([wire.InstanceState.model_validate(one) for one in found], limit, cursor)
 
 
 @router.get("/queue", responses=errors())

@@ -13,7 +13,7 @@ from apps.api.core.config.limits import NO_LIMITS, Limits
 from apps.api.core.config.names import Name, Text
 from apps.api.core.config.retention import Retention
 from apps.api.core.pages import utc
-from apps.api.dialects.native.schemas import Closed
+from apps.api.dialects.native.schemas import Closed, Usd
 from apps.api.keys import TENANT_NAME
 
 TenantName = Annotated[str, StringConstraints(pattern=TENANT_NAME)]
@@ -33,7 +33,7 @@ class TenantBody(Closed):
 class TenantState(BaseModel):
     """A tenant."""
 
-    id: UUID
+    tenant_id: UUID = Field(validation_alias="id")
     name: str = Field(examples=["acme"])
     created_at: datetime
     keys: int = Field(description="How many of its keys are valid.")
@@ -44,11 +44,30 @@ class TenantState(BaseModel):
 LIMITS = {"runs_per_minute": 60, "queued_runs": 1000}
 
 
+class LimitsTold(BaseModel):
+    """Limits that are set."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    runs_per_minute: int | None = None
+    concurrent_runs: int | None = None
+    queued_runs: int | None = None
+    live_sessions: int | None = None
+    streams: int | None = None
+    workspace_bytes: int | None = None
+    file_bytes: int | None = None
+    usd_per_day: Usd | None = None
+    usd_per_month: Usd | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    models: list[str] | None = None
+
+
 class TenantLimits(BaseModel):
     """What a tenant is limited to, all its keys together."""
 
     tenant: str = Field(examples=["acme"])
-    limits: Limits = Field(examples=[LIMITS])
+    limits: LimitsTold = Field(examples=[LIMITS])
 
 
 class TenantRetention(BaseModel):
@@ -136,16 +155,16 @@ class KeyBody(KeyFields):
 class KeyState(BaseModel):
     """A key, without its secret."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, populate_by_name=True)
 
-    id: UUID
+    key_id: UUID = Field(validation_alias="id")
     tenant: str = Field(examples=["acme"])
     name: str = Field(examples=["backend"])
     prefix: str = Field(description="How its secret begins.", examples=["cak_o3Qr"])
     scopes: list[Scope]
     profiles: list[str] | None = Field(examples=[["readonly"]])
     networks: list[str] | None = Field(examples=[["203.0.113.0/24", "2001:db8::/32"]])
-    limits: Limits = Field(examples=[LIMITS])
+    limits: LimitsTold = Field(examples=[LIMITS])
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
@@ -170,7 +189,7 @@ class RotateBody(Closed):
 class InstanceState(BaseModel):
     """A server process. `sessions` are owned by it, `running` of them execute a run."""
 
-    id: UUID
+    instance_id: UUID = Field(validation_alias="id")
     hostname: str = Field(examples=["api-1"])
     version: str = Field(examples=["0.1.0"])
     alive: bool = Field(description="Whether its lease is valid.")

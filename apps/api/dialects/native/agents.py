@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +17,7 @@ from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.presets import Draft, Judge
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, Limit, config, errors
-from apps.api.dialects.native.schemas import Page, described
+from apps.api.dialects.native.schemas import Options, Page, described
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.errors import from_validation
@@ -54,13 +54,13 @@ class PresetBody(PresetFields):
 class PresetState(BaseModel):
     """A preset in one version. `config` shows names, not values, of `env` and headers."""
 
-    id: str = Field(examples=["b1f0c8de-6c0c-4a0e-9a41-0a9f3a0f7c55"])
+    agent_id: str = Field(examples=["b1f0c8de-6c0c-4a0e-9a41-0a9f3a0f7c55"])
     name: str = Field(examples=["reviewer"])
     description: str | None = Field(examples=["Reviews a change and says what is wrong."])
     version: int
     newest_version: int
     profile: str | None = Field(examples=["readonly"])
-    config: dict[str, Any] = Field(examples=[_CONFIG])
+    config: Options = Field(examples=[_CONFIG])
     created_at: datetime = Field(description="Of the preset.")
     updated_at: datetime = Field(description="When this version was made.")
 

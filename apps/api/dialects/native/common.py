@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel
 
 from apps.api.auth import Principal
+from apps.api.core import pages
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Position
@@ -28,6 +30,8 @@ from apps.api.web.answer import Json
 from apps.api.web.callers import policy_of
 
 PREFIX = "/api/v1"
+
+T = TypeVar("T")
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -56,9 +60,26 @@ IdempotencyKey = Annotated[
 ]
 SessionId = Annotated[UUID, Path(description="The session's id.")]
 RunId = Annotated[UUID, Path(description="The run's id.")]
-Limit = Annotated[int, Query(ge=1, le=200, description="Rows on a page.")]
+MAX_LIMIT = 200
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows on a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+Moment = Annotated[datetime | None, Query(description="A moment with its time zone.")]
 After = Annotated[Position | None, Depends(position)]
+
+
+def moment(field: str, given: datetime | None) -> datetime | None:
+    """A moment of the query, in UTC. Raises ValidationError."""
+    try:
+        return given and pages.utc(given)
+    except ValueError as error:
+        raise ValidationError.of(field, str(error)) from error
+
+
+def paged(rows: Sequence[T], limit: int, cursor: str | None) -> wire.Page[T]:
+    """A page of a list that is short, and there as a whole; its cursors are numbers. Raises ValidationError."""
+    start = pages.number_of(cursor) or 0
+    end = start + limit
+    return wire.Page[T](data=list(rows[start:end]), next_cursor=str(end) if len(rows) > end else None)
 
 
 def config(body: AgentConfig, but: str = "") -> AgentConfig:

@@ -73,7 +73,7 @@ class Nothing(Ours):
 class WebhookMessage(Ours):
     """What every message to a webhook has."""
 
-    id: UUID = Field(description="The same in every attempt: it is the header `webhook-id`, too.")
+    delivery_id: UUID = Field(description="The same in every attempt: it is the header `webhook-id`, too.")
     created_at: datetime = Field(description="When it happened, in UTC.")
 
 
@@ -85,7 +85,7 @@ def _message(type_: str) -> type[BaseModel]:
         data |= {"run_id": IDS["run_id"], "status": what}
     kinds = {"run": RunChanged, "session": SessionChanged, "webhook": Nothing}
     example: dict[str, JsonValue] = {
-        "id": IDS["run_id"],
+        "delivery_id": IDS["run_id"],
         "type": type_,
         "created_at": MOMENT,
         "data": {} if noun == "webhook" else data,

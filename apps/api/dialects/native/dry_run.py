@@ -15,6 +15,7 @@ from apps.api.dialects.native.common import PREFIX, answer, errors
 from apps.api.dialects.native.prompts import run_request
 from apps.api.errors import BadRequest, Problem
 from apps.api.errors import ValidationError as Refused
+from apps.api.web import figures
 from apps.api.web.callers import LOOKS_UP, Writer
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.errors import findings
@@ -24,7 +25,7 @@ router = Router(prefix=PREFIX, tags=["agents"], route_class=ContentRoute)
 
 
 class DryRunAgent(BaseModel):
-    id: str
+    agent_id: str
     version: int
 
 
@@ -118,7 +119,8 @@ async def preview_agent(core: CoreDep, caller: Writer, body: Annotated[dict[str,
     wanted = run_request("", core, caller, understood, understood.prompt, None, None).wanted
     if "prompt" not in body:
         wanted = replace(wanted, prompt=None)
-    return answer(DryRun, await dry_run.preview(core, caller.tenant_id, wanted, found))
+    told = await dry_run.preview(core, caller.tenant_id, wanted, found)
+    return answer(DryRun, {**told, "config": figures.config(told["config"])})
 
 
 def _understood(body: dict[str, Any]) -> tuple[wire.PromptBody, list[Problem]]:

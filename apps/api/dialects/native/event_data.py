@@ -10,6 +10,7 @@ from pydantic import Field
 
 from apps.api.codes import ErrorCode
 from apps.api.dialects.native.content_blocks import ContentBlock, Delta, Ours, Theirs
+from apps.api.dialects.native.schemas import ModelUsage, Usage, Usd
 from apps.api.dialects.native.status_events import EventData
 
 RunEnd = Literal["succeeded", "failed", "interrupted"]
@@ -221,10 +222,6 @@ class FilesData(EventData):
     counts: FileCounts
 
 
-class ModelFigures(Theirs):
-    """What a run has used of one model, in the SDK's own words."""
-
-
 class ResultData(EventData):
     """The outcome of the turn. Figures are the SDK's own."""
 
@@ -237,9 +234,9 @@ class ResultData(EventData):
     num_turns: int
     duration_ms: int
     duration_api_ms: int
-    total_cost_usd: float | None
-    usage: MessageUsage | None
-    model_usage: dict[str, ModelFigures]
+    total_cost_usd: Usd | None
+    usage: Usage | None
+    model_usage: dict[str, ModelUsage]
     permission_denials: list[dict[str, Any]]
     user_message_uuids: list[str]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 from apps.api.core.config.names import Name
 from apps.api.core.config.parts import OwnServer
 from apps.api.core.tenant import mcp
-from apps.api.dialects.native.common import PREFIX, errors
+from apps.api.dialects.native.common import MAX_LIMIT, PREFIX, Cursor, Limit, errors, paged
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader
@@ -75,9 +75,9 @@ class McpServerState(BaseModel):
 
 
 @router.get("/mcp-servers", responses=errors(), response_model=Page[McpServerState])
-async def list_mcp_servers(core: CoreDep, caller: Reader) -> Json:
+async def list_mcp_servers(core: CoreDep, caller: Reader, limit: Limit = MAX_LIMIT, cursor: Cursor = None) -> Json:
     """The tenant's registered MCP servers."""
-    return Json({"data": await mcp.list_all(core.db, caller.tenant_id), "next_cursor": None})
+    return Json(paged(await mcp.list_all(core.db, caller.tenant_id), limit, cursor).model_dump())
 
 
 @router.get("/mcp-servers/{name}", responses=errors(404), response_model=McpServerState)

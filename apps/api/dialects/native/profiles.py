@@ -11,8 +11,8 @@ from apps.api.auth import Principal
 from apps.api.core.config.names import Name
 from apps.api.core.config.parts import PermissionMode
 from apps.api.core.context import Core
-from apps.api.dialects.native.common import PREFIX, errors
-from apps.api.dialects.native.schemas import Page
+from apps.api.dialects.native.common import MAX_LIMIT, PREFIX, Cursor, Limit, errors, paged
+from apps.api.dialects.native.schemas import Page, Usd
 from apps.api.errors import NotFound
 from apps.api.web.callers import Reader, policy_of
 from apps.api.web.doors import Router
@@ -34,8 +34,8 @@ class ProfileState(BaseModel):
     permission_modes: list[PermissionMode] | None = Field(description="Those to choose from, the default first.")
     models: list[str] | None = Field(description="Those to choose from, the default first.")
     max_turns: int | None = Field(description="The most that `max_turns` may be, and its default.")
-    max_budget_usd: float | None = Field(description="The most that `max_budget_usd` may be, and its default.")
-    max_session_usd: float | None = Field(description="The most that `max_session_usd` may be, and its default.")
+    max_budget_usd: Usd | None = Field(description="The most that `max_budget_usd` may be, and its default.")
+    max_session_usd: Usd | None = Field(description="The most that `max_session_usd` may be, and its default.")
     timeout_seconds: float | None = Field(description="The most that `timeout_seconds` may be.")
     mcp: list[Literal["stdio", "http", "sse"]] | None = Field(description="Kinds of MCP servers.")
     hooks: bool = Field(description="Whether requests may bring webhooks.")
@@ -59,9 +59,11 @@ def _state(core: Core, caller: Principal, name: str) -> ProfileState:
 
 
 @router.get("/profiles", responses=errors())
-async def list_profiles(core: CoreDep, caller: Reader) -> Page[ProfileState]:
-    """All profiles of this server: what each allows, and whether this key may use it."""
-    return Page[ProfileState](data=[_state(core, caller, name) for name in core.profiles], next_cursor=None)
+async def list_profiles(
+    core: CoreDep, caller: Reader, limit: Limit = MAX_LIMIT, cursor: Cursor = None
+) -> Page[ProfileState]:
+    """Profiles of this server: what each allows, and whether this key may use it."""
+    return paged([_state(core, caller, name) for name in core.profiles], limit, cursor)
 
 
 @router.get("/profiles/{name}", responses=errors(404))

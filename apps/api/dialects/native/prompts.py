@@ -21,6 +21,7 @@ from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, a
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
 from apps.api.errors import Conflict, NotFound, StillRunning
+from apps.api.web import figures
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, policy_of
 from apps.api.web.doors import ContentRoute, Router
@@ -114,7 +115,8 @@ async def query(
 async def query_single(
     request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """The same with one JSON answer at the end. A run that fails answers with its error's status and code."""
+    """`POST /query` with one JSON answer at the end; for a session that exists the same as `POST /sessions/{id}/query`
+    with a `wait` as long as it takes. A run that fails answers with its error's status and code."""
     with stream_of(request, caller, "write") as held:
         run = await submit(request.scope["path"], core, caller, body, body.session_id, idempotency_key)
         wait = (body.timeout_seconds or core.settings.request_timeout) + WAIT_MARGIN
@@ -122,7 +124,7 @@ async def query_single(
     if state is None:
         ids = {"session_id": str(run.session_id), "run_id": str(run.run_id)}
         raise StillRunning("The run is still queued or running; ask for it by its id.", details=ids)
-    return answer(wire.Result, outcome_or_error(state), request.state.limit_headers)
+    return answer(wire.Result, figures.result(outcome_or_error(state)), request.state.limit_headers)
 
 
 @router.post(
@@ -141,14 +143,15 @@ async def query_session(
     wait: Annotated[float, Query(ge=0, le=300, description="Seconds to wait for the result.")] = 0,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Queue a prompt and answer 202 at once; with `wait`, answer 200 with the result if it is there in time."""
+    """The way to prompt a session that exists: queue a prompt and answer 202 at once; with `wait`, answer 200 with the
+    result if it is there in time. `GET /sessions/{id}/events` and `GET /runs/{id}/events` follow it."""
     state, headers = None, request.state.limit_headers
     with stream_of(request, caller, "write") if wait else nullcontext() as held:
         run = await submit(request.scope["path"], core, caller, body, session_id, idempotency_key)
         if held is not None:
             state = await finished(request, core, caller, run, wait, held, leaving(core, caller, body, run))
     if state is not None:
-        return answer(wire.Result, outcome_or_error(state), headers)
+        return answer(wire.Result, figures.result(outcome_or_error(state)), headers)
     accepted = wire.Accepted(session_id=run.session_id, run_id=run.run_id)
     return Json(accepted.model_dump(mode="json"), status_code=202, headers=headers)
 
@@ -167,7 +170,7 @@ async def resume_session(
     body: wire.NextPromptBody,
     idempotency_key: IdempotencyKey = None,
 ) -> EventStream:
-    """The next prompt of a stored session, streamed like `POST /query`."""
+    """The same as `POST /query` with this `session_id`: the next prompt of a session, and its run's events."""
     with stream_of(request, caller, "write") as held:
         run = await submit(request.scope["path"], core, caller, body, session_id, idempotency_key)
         left = leaving(core, caller, body, run)

@@ -19,7 +19,7 @@ from apps.api.core.sessions import requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.errors import NotFound, ValidationError
-from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.callers import Reader, Writer, may_touch, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
@@ -201,6 +201,15 @@ async def list_requests(
 ) -> Response:
     """What all of the tenant's agents ask, oldest first: the inbox of whoever decides."""
     return await _list(core, caller, None, status, limit, cursor)
+
+
+@router.get("/requests/{request_id}", tags=["requests"], response_model=RequestState, responses=errors(404))
+async def get_request(core: CoreDep, caller: Reader, request_id: RequestId) -> Response:
+    """What an agent asks, and what came of it."""
+    state = await requests.get(core.db, caller.tenant_id, request_id)
+    if caller.profiles is not None:
+        await may_touch(core, caller, state)
+    return answer(RequestState, state)
 
 
 async def _list(

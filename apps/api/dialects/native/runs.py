@@ -8,19 +8,33 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 
 from apps.api.auth import Principal
+from apps.api.codes import RunCode
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
 from apps.api.core.events import log
 from apps.api.core.events.frames import Position, resync
 from apps.api.core.events.log import Stored
 from apps.api.core.events.replay import Followed
+from apps.api.core.pages import Page
 from apps.api.core.sessions import runs, sessions
 from apps.api.dialects.native import schemas as wire
-from apps.api.dialects.native.common import PREFIX, After, Cursor, Limit, RunId, SessionId, answer, errors
+from apps.api.dialects.native.common import (
+    PREFIX,
+    After,
+    Cursor,
+    Limit,
+    Moment,
+    RunId,
+    SessionId,
+    answer,
+    errors,
+    moment,
+)
 from apps.api.dialects.native.event_schemas import EventList
 from apps.api.dialects.native.examples import FOLLOWED
 from apps.api.dialects.native.stream import OneRun, nothing_left, session_stream
 from apps.api.errors import NotFound
+from apps.api.web import figures
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader
 from apps.api.web.doors import Router
@@ -76,7 +90,7 @@ async def _events(
     followed = Followed(caller.tenant_id, session_id)
     if "application/json" in request.headers.get("accept", "") and "event-stream" not in request.headers["accept"]:
         stored = await _page(core, followed, start, newest, run[0] if run else None, limit)
-        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in stored.frames]
+        data = [{"id": str(f.position), "event": f.type, "data": decode(f.data)} for f in figures.frames(stored.frames)]
         return Json({"data": data, "next_cursor": data[-1]["id"] if stored.more else None})
     if await nothing_left(core, followed, start, newest, until_idle=until_idle, run=run):
         return Response(status_code=204, headers={"X-Session-ID": str(session_id)})
@@ -102,13 +116,46 @@ async def list_session_runs(
 ) -> Response:
     """Runs of a session, newest first, queued ones included."""
     page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
-    return answer(wire.Page[wire.RunState], page)
+    return _told(page)
+
+
+@router.get("/runs", tags=["runs"], response_model=wire.Page[wire.RunState], responses=errors())
+async def list_runs(
+    core: CoreDep,
+    caller: Reader,
+    status: Annotated[wire.RunStatus | None, Query(description="What has become of it.")] = None,
+    session_id: Annotated[UUID | None, Query(description="Of this session, deleted or not.")] = None,
+    agent: Annotated[
+        wire.AgentRef | None,
+        Query(description="Of sessions that began with this preset: its name or id, or `name@version`."),
+    ] = None,
+    error_code: Annotated[RunCode | None, Query(description="Failed with this code.")] = None,
+    created_after: Moment = None,
+    created_before: Moment = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """Runs of all of the tenant's sessions, newest first, queued ones included."""
+    filters = runs.Filters(
+        status=status,
+        session_id=session_id,
+        agent=agent,
+        created_after=moment("created_after", created_after),
+        created_before=moment("created_before", created_before),
+        error_code=error_code,
+        profiles=caller.profiles,
+    )
+    return _told(await runs.list_of_tenant(core.db, caller.tenant_id, filters, limit=limit, cursor=cursor))
 
 
 @router.get("/runs/{run_id}", tags=["runs"], response_model=wire.RunState, responses=errors(404))
 async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
     """A run's state and, when it is over, its result or error."""
-    return answer(wire.RunState, await runs.get(core.db, caller.tenant_id, run_id))
+    return answer(wire.RunState, figures.run(await runs.get(core.db, caller.tenant_id, run_id)))
+
+
+def _told(page: Page) -> Response:
+    return answer(wire.Page[wire.RunState], Page([figures.run(run) for run in page.data], page.next_cursor))
 
 
 @router.get(

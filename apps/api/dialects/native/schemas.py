@@ -7,20 +7,28 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from apps.api.codes import ErrorCode, RunCode
 from apps.api.core import pages
+from apps.api.core.codec import usd
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.content import Content
 from apps.api.core.config.names import Name, Text
 from apps.api.dialects.native import examples
+from apps.api.web import figures
 
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f,]{1,64}$")]
 MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[Text, Field(max_length=512)]
 Title = Annotated[Text, Field(min_length=1, max_length=200)]
 RunStatus = Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
+
+Usd = Annotated[str, BeforeValidator(usd), Field(pattern=r"^[0-9]+(\.[0-9]+)?$", examples=["0.0123"])]
+"""Money, as it is told: USD as a decimal, without an exponent."""
+
+Options = Annotated[dict[str, Any], AfterValidator(figures.config)]
+"""Options of an agent, as they are shown."""
 
 AgentRef = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[1-9][0-9]{0,8})?$")]
 
@@ -181,10 +189,28 @@ class PatchBody(LabelFields):
     """What to change; what is left out stays. Lists and maps are replaced whole."""
 
 
+class Usage(BaseModel):
+    """What was used, as the SDK counted it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    web_search_requests: int = 0
+
+
+class ModelUsage(Usage):
+    """What was used of one model."""
+
+    cost_usd: Usd
+
+
 class PinnedAgent(BaseModel):
     """The preset that a session began with, in the version of then."""
 
-    id: UUID
+    agent_id: UUID
     name: str
     version: int
 
@@ -206,10 +232,10 @@ class SessionState(BaseModel):
     agent: PinnedAgent | None
     profile: str | None = Field(description="The profile that it was created under.", examples=["dev"])
     surface: str = Field(description="What it was made through: `native`, or one of the dialects of older servers.")
-    config: dict[str, Any] = Field(description="Its options, with the profile's defaults.")
+    config: Options = Field(description="Its options, with the profile's defaults.")
     num_turns: int
-    total_cost_usd: float = Field(description="USD so far, as the SDK counted them.")
-    usage: dict[str, int] = Field(description="Tokens so far, as the SDK counted them.")
+    total_cost_usd: Usd = Field(description="So far, as the SDK counted it.")
+    usage: Usage = Field(description="So far, as the SDK counted it.")
     last_seq: int = Field(description="Number of the newest event.")
     parent_session_id: UUID | None
     owner: UUID | None = Field(description="The instance that owns it, while it is active.")
@@ -241,27 +267,6 @@ class OpenPort(BaseModel):
     )
 
 
-class PortList(BaseModel):
-    data: list[OpenPort]
-
-
-class UsageFigures(BaseModel):
-    """Tokens and USD, as the SDK counted them."""
-
-    input_tokens: int
-    output_tokens: int
-    cache_read_input_tokens: int
-    cache_creation_input_tokens: int
-    web_search_requests: int
-    cost_usd: float
-
-
-class UsageOfModel(UsageFigures):
-    """What a run used of one model."""
-
-    model: str = Field(examples=["claude-sonnet-5-5"])
-
-
 class RunState(BaseModel):
     """A run: the execution of one prompt."""
 
@@ -275,8 +280,9 @@ class RunState(BaseModel):
         description="The fields of its `result` event, once it has one; of a rewind what it changed.",
         examples=[{"status": "failed", "is_error": True, "terminal_reason": "max_turns"}],
     )
-    total_cost_usd: float | None = Field(description="USD as the SDK counted them; null until it has told any.")
-    usage: list[UsageOfModel] = Field(description="What it used, by model; empty until it is over.")
+    total_cost_usd: Usd | None = Field(description="As the SDK counted it; null until it has told any.")
+    usage: Usage = Field(description="What it used; nothing until it is over.")
+    model_usage: dict[str, ModelUsage] = Field(description="The same, by model.")
     timeout_seconds: float
     first_seq: int | None
     last_seq: int | None
@@ -299,9 +305,11 @@ class Result(BaseModel):
     num_turns: int
     duration_ms: int
     duration_api_ms: int
-    total_cost_usd: float
-    usage: dict[str, Any] | None = Field(examples=[{"input_tokens": 5200, "output_tokens": 96}])
-    model_usage: dict[str, Any] = Field(examples=[{"claude-sonnet-5-5": {"inputTokens": 5200, "costUSD": 0.0231}}])
+    total_cost_usd: Usd | None
+    usage: Usage | None = Field(examples=[{"input_tokens": 5200, "output_tokens": 96}])
+    model_usage: dict[str, ModelUsage] = Field(
+        examples=[{"claude-sonnet-5-5": {"input_tokens": 5200, "output_tokens": 96, "cost_usd": "0.0231"}}]
+    )
     permission_denials: list[Any]
 
 

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from apps.api.auth import Principal
 from apps.api.core.context import Core
-from apps.api.core.pages import utc
 from apps.api.core.sessions import deletion, ports, prompts, sessions
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Filters
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import (
+    MAX_LIMIT,
     PREFIX,
     Cursor,
     IdempotencyKey,
     Limit,
+    Moment,
     SessionId,
     config,
     errors,
     labels,
+    moment,
+    paged,
 )
 from apps.api.dialects.native.event_schemas import MessageList
 from apps.api.dialects.native.removed import SessionRemoved, later_of, rows_of
 from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer, policy_of
-from apps.api.web.doors import ContentRoute, Router
+from apps.api.web.doors import ContentRoute, Prefixed, Router
 from apps.api.web.route import CoreDep
 
 router = Router(prefix=PREFIX, route_class=ContentRoute)
@@ -57,9 +59,9 @@ async def state_of(core: Core, caller: Principal, session_id: UUID) -> wire.Sess
 
 @router.get("/sessions", tags=["sessions"], responses=errors())
 async def list_sessions(
-    request: Request,
     core: CoreDep,
     caller: Reader,
+    metadata: Annotated[dict[str, str], Depends(Prefixed("metadata."))],
     status: Annotated[
         Literal["idle", "queued", "running", "requires_action"] | None, Query(description="What it is doing now.")
     ] = None,
@@ -68,24 +70,15 @@ async def list_sessions(
     agent: Annotated[
         wire.AgentRef | None, Query(description="Began with this preset: its name or id, or `name@version`.")
     ] = None,
-    created_after: Annotated[datetime | None, Query(description="A moment with its time zone.")] = None,
+    created_after: Moment = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> wire.Page[wire.SessionState]:
     """Sessions of the tenant, newest first. Filter by metadata with `metadata.KEY=VALUE`."""
-    wanted = {
-        key.removeprefix("metadata."): value
-        for key, value in request.query_params.items()
-        if key.startswith("metadata.")
-    }
-    by_metadata = ((f"metadata.{key}", value) for key, value in wanted.items())
+    by_metadata = ((f"metadata.{key}", value) for key, value in metadata.items())
     for field, value in (("tag", tag), ("search", search), *by_metadata):
         if value is not None and "\x00" in field + value:
             raise ValidationError.of(field, "must not contain NUL")
-    try:
-        created_after = created_after and utc(created_after)
-    except ValueError as error:
-        raise ValidationError.of("created_after", str(error)) from error
     page = await sessions.list_page(
         core.db,
         caller.tenant_id,
@@ -93,8 +86,8 @@ async def list_sessions(
             status=status,
             tag=tag,
             search=search,
-            metadata=wanted,
-            created_after=created_after,
+            metadata=metadata,
+            created_after=moment("created_after", created_after),
             agent=agent,
             profiles=caller.profiles,
         ),
@@ -141,11 +134,18 @@ async def list_messages(
 
 
 @router.get("/sessions/{session_id}/ports", tags=["sessions"], responses=errors(404))
-async def list_ports(request: Request, core: CoreDep, caller: Writer, session_id: SessionId) -> wire.PortList:
+async def list_ports(
+    request: Request,
+    core: CoreDep,
+    caller: Writer,
+    session_id: SessionId,
+    limit: Limit = MAX_LIMIT,
+    cursor: Cursor = None,
+) -> wire.Page[wire.OpenPort]:
     """Ports that the agent's programs listen on now, each with a link that lets a browser in for 12 hours.
 
     Whoever has the link needs no key: hence the scope `write`.
     """
     preview = await ports.get(core.db, caller.tenant_id, session_id)
     urls = preview.urls(str(request.base_url).rstrip("/"))
-    return wire.PortList(data=[wire.OpenPort(port=int(port), url=url) for port, url in urls.items()])
+    return paged([wire.OpenPort(port=int(port), url=url) for port, url in urls.items()], limit, cursor)

@@ -19,7 +19,7 @@ from apps.api.core.tenant.skills import (
     Skill,
     check_files,
 )
-from apps.api.dialects.native.common import PREFIX, errors
+from apps.api.dialects.native.common import MAX_LIMIT, PREFIX, Cursor, Limit, errors, paged
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
@@ -96,12 +96,12 @@ def _created(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 @router.get("/skills", responses=errors(), response_model=Page[Listed])
-async def list_skills(core: CoreDep, caller: Reader) -> Json:
+async def list_skills(core: CoreDep, caller: Reader, limit: Limit = MAX_LIMIT, cursor: Cursor = None) -> Json:
     """Skills that sessions of this tenant may use, by the option `skills`.
 
     Those of the image are known once a runner of this release has started.
     """
-    return Json({"data": await skills.offered(core.db, caller.tenant_id, "skill"), "next_cursor": None})
+    return Json(paged(await skills.offered(core.db, caller.tenant_id, "skill"), limit, cursor).model_dump())
 
 
 @router.get("/skills/{name}", responses=errors(404), response_model=SkillState)
@@ -129,9 +129,9 @@ async def delete_skill(core: CoreDep, caller: Configurer, name: SkillName) -> Re
 
 
 @router.get("/commands", responses=errors(), response_model=Page[Listed])
-async def list_commands(core: CoreDep, caller: Reader) -> Json:
+async def list_commands(core: CoreDep, caller: Reader, limit: Limit = MAX_LIMIT, cursor: Cursor = None) -> Json:
     """Slash commands for prompts with `expand_prompt: true`. Skills are commands, too, and listed with the skills."""
-    return Json({"data": await skills.offered(core.db, caller.tenant_id, "command"), "next_cursor": None})
+    return Json(paged(await skills.offered(core.db, caller.tenant_id, "command"), limit, cursor).model_dump())
 
 
 @router.get("/commands/{name}", responses=errors(404), response_model=CommandState)

@@ -59,7 +59,7 @@ class RateLimit(EventData):
     status: Literal["rate_limit"]
     limit: str | None = Field(examples=["five_hour"])
     state: str
-    resets_at: int | None = Field(description="Seconds since 1970.")
+    resets_at: datetime | None
 
 
 class BackgroundTurn(EventData):

@@ -19,6 +19,7 @@ from apps.api.core.sessions import runs
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.errors import ApiError, ValidationError
+from apps.api.web import figures
 from apps.api.web.following import run_frames
 from apps.api.web.opened import Held
 from apps.api.web.sse import EventStream, Farewell, Leaving
@@ -34,9 +35,12 @@ async def position(
     after: Annotated[
         str | None, Query(description="The same, for clients that cannot set headers.", examples=["12"], max_length=40)
     ] = None,
+    cursor: Annotated[
+        str | None, Query(description="The same: `next_cursor` of the page before.", examples=["12"], max_length=40)
+    ] = None,
 ) -> Position | None:
     """Where a client wants to resume; None when it did not say. Raises ValidationError."""
-    for field, text in (("Last-Event-ID", last_event_id), ("after", after)):
+    for field, text in (("Last-Event-ID", last_event_id), ("after", after), ("cursor", cursor)):
         if text is not None:
             try:
                 return Position.parse(text)
@@ -71,7 +75,7 @@ async def run_batches(core: Core, tenant_id: UUID, run: Submitted, partials: boo
     try:
         async with aclosing(frames):
             async for batch in frames:
-                wanted = _wanted(batch, partials)
+                wanted = figures.frames(_wanted(batch, partials))
                 if wanted or not batch or time.monotonic() - told >= KEEP_ALIVE_INTERVAL:
                     yield wanted
                     told = time.monotonic()
@@ -136,7 +140,7 @@ async def session_batches(
     try:
         async with aclosing(batches):
             async for frames in batches:
-                yield frames
+                yield figures.frames(frames)
                 reached = frames[-1].seq if frames else reached
                 done = any(frame.type == "done" for frame in frames)
                 if run_id is not None and done:

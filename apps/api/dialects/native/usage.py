@@ -15,7 +15,7 @@ from apps.api.core.sessions import sessions
 from apps.api.core.tenant import budgets, usage
 from apps.api.core.tenant.usage import Group, Scope
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, errors
-from apps.api.dialects.native.schemas import UsageFigures, UsageOfModel
+from apps.api.dialects.native.schemas import ModelUsage, Usd
 from apps.api.errors import ValidationError
 from apps.api.web.callers import Reader
 from apps.api.web.doors import Router
@@ -27,7 +27,7 @@ MAX_DAYS = 366
 DEFAULT_DAYS = 30
 
 
-class UsageSums(UsageFigures):
+class UsageSums(ModelUsage):
     """Sums over runs."""
 
     runs: int = Field(description="Runs with figures; one that used two models counts once in a sum over both.")
@@ -44,13 +44,16 @@ class UsageRow(UsageSums):
 
 
 class Budget(BaseModel):
-    """What may be spent until `resets_at`, by the gateway's count."""
+    """What may be spent until `resets_at`, by the gateway's count: USD or tokens."""
 
     scope: Literal["session", "key", "tenant"]
     name: str = Field(description="What it is: USD or tokens, of a day or a month in UTC, or of a session.")
-    limit: float
-    used: float
-    left: float
+    limit_usd: Usd | None = None
+    used_usd: Usd | None = None
+    left_usd: Usd | None = None
+    limit: int | None = Field(None, description="Of tokens, as `used` and `left`.")
+    used: int | None = None
+    left: int | None = None
     resets_at: datetime | None = Field(description="When there is a new one; null of a session.")
 
 
@@ -69,8 +72,10 @@ class UsageReport(BaseModel):
     next_cursor: str | None
 
 
-class UsageModelRow(UsageSums, UsageOfModel):
+class UsageModelRow(UsageSums):
     """Sums of one model."""
+
+    model: str = Field(examples=["claude-sonnet-5-5"])
 
 
 class SessionUsage(BaseModel):

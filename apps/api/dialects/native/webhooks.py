@@ -14,7 +14,7 @@ from apps.api.core.config.parts import Url
 from apps.api.core.tenant import deliveries, webhooks
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.core.tenant.webhooks import Changes, WebhookEvent
-from apps.api.dialects.native.common import NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, errors
+from apps.api.dialects.native.common import MAX_LIMIT, NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, errors, paged
 from apps.api.dialects.native.schemas import Closed, Page
 from apps.api.errors import ValidationError
 from apps.api.web.callers import LOOKS_UP, Configurer, Reader
@@ -110,10 +110,12 @@ async def create_webhook(
 
 
 @router.get("/webhooks", responses=errors())
-async def list_webhooks(core: CoreDep, caller: Reader) -> Page[WebhookState]:
-    """All webhooks of the tenant, oldest first; there are at most 20, so this is one page."""
-    data = await webhooks.list_all(core.db, caller.tenant_id)
-    return Page[WebhookState].model_validate({"data": data, "next_cursor": None})
+async def list_webhooks(
+    core: CoreDep, caller: Reader, limit: Limit = MAX_LIMIT, cursor: Cursor = None
+) -> Page[WebhookState]:
+    """Webhooks of the tenant, oldest first."""
+    found = await webhooks.list_all(core.db, caller.tenant_id)
+    return paged([WebhookState.model_validate(one) for one in found], limit, cursor)
 
 
 @router.get("/webhooks/{webhook_id}", responses=errors(404))

@@ -40,7 +40,7 @@ from apps.api.errors import (
 )
 from apps.api.web.callers import acts, count_prompt, may_touch, presented_key
 from apps.api.web.doors import Router
-from apps.api.web.errors import error_response, from_exception
+from apps.api.web.errors import error_response, from_exception, native
 from apps.api.web.opened import Held
 from apps.api.web.route import caller_of, instance_of
 from apps.api.web.sse import Leaving
@@ -254,7 +254,8 @@ class Connection:
 
     async def _tell_error(self, message: dict[str, Any], error: Exception) -> ApiError:
         found = from_exception(error, self._request_id)
-        told = {"type": "error", "ref": wire.ref_of(message), "status": found.status, **found.body(self._request_id)}
+        status, body = native(found, self._request_id)
+        told = {"type": "error", "ref": wire.ref_of(message), "status": status, **body}
         await self.socket.send([_text(told)])
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
+from apps.api.core.codec import timestamp
 from apps.api.core.config.content import without_data
 from apps.api.core.events.log import Event
 
@@ -120,10 +122,18 @@ def events(message: Message, run_id: UUID | None) -> list[Event]:
         case RateLimitEvent():
             info = message.rate_limit_info
             fields = {"status": "rate_limit", "limit": info.rate_limit_type, "state": info.status}
-            return [Event("status", {**fields, "resets_at": info.resets_at}, run_id)]
+            return [Event("status", {**fields, "resets_at": _moment(info.resets_at)}, run_id)]
         case SystemMessage():
             return _system(message, run_id)
     return []
+
+
+def _moment(seconds: float | None) -> str | None:
+    """ISO 8601, of seconds since 1970; None of what is no moment."""
+    try:
+        return None if seconds is None else timestamp(datetime.fromtimestamp(seconds, UTC))
+    except (OverflowError, OSError, ValueError, TypeError):
+        return None
 
 
 def tool_calls(message: Message) -> list[str]:

@@ -217,7 +217,7 @@ class Hooks:
             "run_id": run_id and str(run_id),
             **{name: value for name, value in given.items() if name not in _WITHHELD},
         }
-        body = encode({"id": message_id, "type": "hook", "created_at": timestamp(now), "data": data})
+        body = encode({"delivery_id": message_id, "type": "hook", "created_at": timestamp(now), "data": data})
         headers = {"Content-Type": "application/json", "User-Agent": f"claude-agent-api/{__version__}"}
         headers |= tracing.headers(self._turns.traceparent)
         try:

@@ -34,7 +34,7 @@ export function Audit() {
     { name: "When", of: (row) => html`<${When} at=${row.created_at} />` },
     { name: "Action", of: (row) => html`<code>${row.action}</code>` },
     { name: "Of", of: (row) => html`<span class="soft break">${row.tenant ?? format.id(row.tenant_id)}</span><p class="small quiet break">${row.details?.name ?? row.target}</p>` },
-    { name: "By", wide: true, of: (row) => html`<span class="break">${row.actor.name ?? row.actor.id}</span><p class="small quiet">${row.actor.address}</p>` },
+    { name: "By", wide: true, of: (row) => html`<span class="break">${row.actor.key_name ?? row.actor.type}</span><p class="small quiet">${row.actor.address}</p>` },
     { name: "Details", kind: "end", of: (row) => html`<${Button} small kind="quiet" icon="info" label="All of the line" onClick=${() => show(row)} />` },
   ];
   const field = (name) => ({ value: given(name), set: (value) => setQuery({ [name]: value }) });
@@ -46,7 +46,7 @@ export function Audit() {
       <${Text} ...${field("since")} label="Since" type="date" />
       <${Text} ...${field("until")} label="Until" type="date" />
     </div>
-    <${Pages} from=${list} columns=${columns} label="Lines of the audit log" keyOf=${(row) => row.id} empty=${html`<${Empty} icon="audit" title="No line is like that" />`} />
+    <${Pages} from=${list} columns=${columns} label="Lines of the audit log" keyOf=${(row) => row.line_id} empty=${html`<${Empty} icon="audit" title="No line is like that" />`} />
     ${shown && html`<${Dialog} title=${shown.action} close=${() => show(null)} wide><${Json} value=${shown} label="the line" tall /></>`}
   </>`;
 }

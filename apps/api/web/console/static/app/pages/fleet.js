@@ -16,7 +16,7 @@ import { html, useState } from "../view.js";
 const stateOf = (row) => (!row.alive ? "dead" : row.draining ? "draining" : "alive");
 
 const COLUMNS = [
-  { name: "Instance", of: (row) => html`<span class="break">${row.hostname}</span><p class="small"><${Id} value=${row.id} what="instance's id" /></p>` },
+  { name: "Instance", of: (row) => html`<span class="break">${row.hostname}</span><p class="small"><${Id} value=${row.instance_id} what="instance's id" /></p>` },
   { name: "Status", of: (row) => html`<${Badge} status=${stateOf(row)} />` },
   { name: "Slots", of: (row) => html`<div class="slots"><span class="num small">${row.running} of ${row.slots}</span><${Meter} used=${row.running} limit=${row.slots} label="Slots that are taken" /></div>` },
   { name: "Sessions", kind: "num", of: (row) => format.count(row.sessions) },
@@ -40,7 +40,7 @@ export function Fleet() {
       const sum = (name) => alive.reduce((whole, row) => whole + row[name], 0);
       const figures = [["Instances alive", `${alive.length} of ${data.length}`], ["Runs executed", format.count(sum("running"))], ["Free slots", format.count(sum("slots") - sum("running"))], ["Runs that wait", waiting(queue.data)], ["Sessions owned", format.count(sum("sessions"))]];
       return html`<div class="stack"><dl class="cards">${figures.map(([name, value]) => html`<div class="figure"><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-        <${Table} label="Instances" columns=${COLUMNS} rows=${data} keyOf=${(row) => row.id} dim=${(row) => !row.alive} /></div>`;
+        <${Table} label="Instances" columns=${COLUMNS} rows=${data} keyOf=${(row) => row.instance_id} dim=${(row) => !row.alive} /></div>`;
     }}</>
     <div class="halves"><${Health} health=${health} /><${Repair} /></div>
   </>`;

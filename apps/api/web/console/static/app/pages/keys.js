@@ -35,7 +35,7 @@ export function Keys() {
   const close = () => ask((now) => (now === asked ? null : now));
   useTitle("Keys");
   const columns = [
-    { name: "Key", of: (row) => html`<span class="break">${row.name}</span><p class="small quiet"><code>${row.prefix}…</code>${row.id === own && " this one"}</p>` },
+    { name: "Key", of: (row) => html`<span class="break">${row.name}</span><p class="small quiet"><code>${row.prefix}…</code>${row.key_id === own && " this one"}</p>` },
     { name: "Tenant", of: (row) => html`<span class="soft break">${row.tenant}</span>` },
     { name: "Status", of: (row) => html`<${Badge} status=${stateOf(row)} />` },
     { name: "Scopes", wide: true, of: (row) => html`<span class="soft small">${row.scopes.join(", ")}${row.profiles && html`<br />profiles: ${row.profiles.join(", ")}`}${row.networks && html`<br />networks: ${row.networks.join(", ")}`}</span>` },
@@ -44,12 +44,12 @@ export function Keys() {
   ];
   return html`<${Page} title="Keys" actions=${html`<${Button} kind="primary" icon="plus" onClick=${() => ask({ kind: "edit" })}>New key</>`}>
     <div class="filters"><${Select} label="Tenant" none="All" value=${tenant} set=${(value) => setQuery({ tenant: value })} options=${tenants.map((one) => one.name)} /></div>
-    <${Pages} from=${list} columns=${columns} label="Keys" keyOf=${(row) => row.id} dim=${(row) => row.revoked_at} empty=${html`<${Empty} icon="key" title="No keys" />`} />
+    <${Pages} from=${list} columns=${columns} label="Keys" keyOf=${(row) => row.key_id} dim=${(row) => row.revoked_at} empty=${html`<${Empty} icon="key" title="No keys" />`} />
     ${asked?.kind === "edit" && html`<${Edit} row=${asked.row} tenants=${tenants} tenant=${tenant} close=${close} saved=${(made) => (list.reload(), made.secret && ask({ kind: "secret", made }))} />`}
     ${asked?.kind === "rotate" && html`<${Rotate} row=${asked.row} close=${close} saved=${(made) => (list.reload(), ask({ kind: "secret", made }))} />`}
-    ${asked?.kind === "revoke" && html`<${FormDialog} title="Revoke the key" action="Revoke" kind="danger" close=${close} submit=${async () => (await post(path`/admin/keys/${asked.row.id}/revoke`), list.reload())}>
+    ${asked?.kind === "revoke" && html`<${FormDialog} title="Revoke the key" action="Revoke" kind="danger" close=${close} submit=${async () => (await post(path`/admin/keys/${asked.row.key_id}/revoke`), list.reload())}>
       <p class="break"><strong>${asked.row.name}</strong> of ${asked.row.tenant}</p><p class="soft">It is refused from now on, for good. What it has started goes on.</p>
-      ${asked.row.id === own && html`<p class="bad-text">This is the key that you are signed in with.</p>`}</>`}
+      ${asked.row.key_id === own && html`<p class="bad-text">This is the key that you are signed in with.</p>`}</>`}
     ${asked?.kind === "secret" && html`<${Secret} title=${`The secret of ${asked.made.name}`} value=${asked.made.secret} close=${close}>${asked.made.previous_expires_at && `The old one is valid until ${format.time(asked.made.previous_expires_at)}.`}</>`}
   </>`;
 }
@@ -66,7 +66,7 @@ function Edit({ row, tenants, tenant, close, saved }) {
   const submit = async () => {
     const expires = form.expires && form.expires !== row?.expires_at?.slice(0, 10) ? `${form.expires}T23:59:59Z` : (form.expires && row?.expires_at) || null;
     const body = { name: form.name, scopes: form.scopes, profiles: list(form.profiles), networks: list(form.networks), limits: fromTexts(limits), expires_at: expires };
-    saved(row ? await call("PATCH", path`/admin/keys/${row.id}`, { body }) : await post("/admin/keys", { tenant: form.tenant, ...body }));
+    saved(row ? await call("PATCH", path`/admin/keys/${row.key_id}`, { body }) : await post("/admin/keys", { tenant: form.tenant, ...body }));
   };
   return html`<${FormDialog} title=${row ? "Edit the key" : "New key"} action="Save" close=${close} submit=${submit} disabled=${!form.name || !form.scopes.length || (!row && !form.tenant)} wide>
     <div class="fields">
@@ -87,7 +87,7 @@ const OVERLAPS = [["0", "not at all"], ["3600", "an hour"], ["86400", "a day"], 
 
 function Rotate({ row, close, saved }) {
   const [overlap, set] = useState("3600");
-  return html`<${FormDialog} title="Rotate the key" action="Rotate" close=${close} submit=${async () => saved(await post(path`/admin/keys/${row.id}/rotate`, { overlap_seconds: Number(overlap) }))}>
+  return html`<${FormDialog} title="Rotate the key" action="Rotate" close=${close} submit=${async () => saved(await post(path`/admin/keys/${row.key_id}/rotate`, { overlap_seconds: Number(overlap) }))}>
     <p class="break"><strong>${row.name}</strong> gets a new secret, which is shown once.</p>
     <${Select} label="The old one is valid for" value=${overlap} set=${set} options=${OVERLAPS} />
   </>`;

@@ -19,7 +19,7 @@ const EFFORTS = ["low", "medium", "high", "xhigh", "max"];
 /** Names of models that the server offers. */
 export function useModels() {
   const found = useLoad((signal) => get("/models", {}, signal));
-  return found.data?.data.map((model) => model.id) ?? [];
+  return found.data?.data.map((model) => model.model) ?? [];
 }
 
 export function useProfiles() {

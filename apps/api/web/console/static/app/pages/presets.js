@@ -33,7 +33,7 @@ export function Presets() {
   const none = settled ? html`<${Empty} icon="preset" title="No preset is like that" />` : html`<${Empty} icon="preset" title="No presets yet"><p>A preset is a configuration of an agent under a name. Sessions that begin with it keep its version.</p>${configures && html`<${Button} kind="primary" icon="plus" onClick=${() => make(true)}>Make a preset</>`}</>`;
   return html`<${Page} title="Presets" actions=${configures && html`<${Button} kind="primary" icon="plus" onClick=${() => make(true)}>New preset</>`}>
     <div class="filters" role="search"><${Text} label="Search" type="search" value=${search} set=${type} placeholder="Part of the name or description" /></div>
-    <${Pages} from=${list} columns=${COLUMNS} label="Presets" keyOf=${(row) => row.id} empty=${none} />
+    <${Pages} from=${list} columns=${COLUMNS} label="Presets" keyOf=${(row) => row.agent_id} empty=${none} />
     ${making && html`<${Edit} close=${() => make(false)} />`}
   </>`;
 }
@@ -101,7 +101,7 @@ export function Preset({ name }) {
       ${configures && html`<${Button} icon="edit" onClick=${() => ask("edit")}>Edit</><${Button} icon="trash" label="Delete" onClick=${() => ask("delete")} />`}`}>
     <div class="split">
       <${Loaded} from=${found}>${(shown) => html`<div class="stack">
-        <${Facts} rows=${[["Version", `${shown.version}${shown.version === shown.newest_version ? ", the newest" : ` of ${shown.newest_version}`}`], ["Description", shown.description], ["Profile", shown.profile], ["Id", html`<code>${shown.id}</code>`], ["Changed", format.time(shown.updated_at)]]} />
+        <${Facts} rows=${[["Version", `${shown.version}${shown.version === shown.newest_version ? ", the newest" : ` of ${shown.newest_version}`}`], ["Description", shown.description], ["Profile", shown.profile], ["Id", html`<code>${shown.agent_id}</code>`], ["Changed", format.time(shown.updated_at)]]} />
         <section class="stack tight"><h2>Options</h2><${Json} value=${shown.config} label="the options" tall /></section>
       </div>`}</>
       <section class="stack tight" aria-label="Versions"><h2>Versions</h2>

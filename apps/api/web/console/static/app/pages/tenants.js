@@ -35,7 +35,7 @@ export function Tenants() {
     navigate(`/tenants/${encodeURIComponent(name)}`);
   };
   return html`<${Page} title="Tenants" actions=${html`<${Button} kind="primary" icon="plus" onClick=${() => make(true)}>New tenant</>`}>
-    <${Pages} from=${list} columns=${COLUMNS} label="Tenants" keyOf=${(row) => row.id} empty=${html`<${Empty} icon="tenant" title="No tenants" />`} />
+    <${Pages} from=${list} columns=${COLUMNS} label="Tenants" keyOf=${(row) => row.tenant_id} empty=${html`<${Empty} icon="tenant" title="No tenants" />`} />
     ${making && html`<${FormDialog} title="New tenant" action="Make" close=${() => make(false)} submit=${submit} disabled=${!name}><${Text} label="Name" wide value=${name} set=${setName} spellcheck="false" /></>`}
   </>`;
 }
@@ -58,7 +58,7 @@ export function Tenant({ name }) {
     <${Failure} error=${error} close=${clear} />
     <${Loaded} from=${found}>${(shown) => html`<${Facts} rows=${[
       ["Status", html`<${Badge} status=${stateOf(shown)} />`], ["Keys", html`<a href=${to("/keys", { tenant: name })}>${format.plural(shown.keys, "key")}</a>`],
-      ["Made", format.time(shown.created_at)], ["Suspended", shown.suspended_at && format.time(shown.suspended_at)], ["Id", html`<${Id} value=${shown.id} what="tenant's id" />`],
+      ["Made", format.time(shown.created_at)], ["Suspended", shown.suspended_at && format.time(shown.suspended_at)], ["Id", html`<${Id} value=${shown.tenant_id} what="tenant's id" />`],
     ]} />
     <div class="halves"><${TenantLimits} at=${at} /><div class="stack"><${Retention} at=${at} /><${Credential} at=${at} /></div></div>`}</>
     ${asked === "suspend" && html`<${FormDialog} title="Suspend the tenant" action="Suspend" kind="danger" close=${() => ask("")} submit=${async () => (await post(`${at}/suspend`), found.reload())}><p>Its keys are refused, its runs are ended, and nothing new starts. Nothing is removed: it can be resumed.</p></>`}
