@@ -33,7 +33,7 @@ export function Request({ request, answered, children }) {
   return html`<section class="request" id="request-${request.request_id}" aria-label="The agent asks">
     <div class="request-head">
       <${Icon} name=${request.type === "permission" ? "warn" : "ask"} />
-      <h3 class="grow">${TITLES[request.type](request)}</h3>
+      <h2 class="grow">${TITLES[request.type](request)}</h2>
       <${Left} until=${request.expires_at} />
     </div>
     ${children}

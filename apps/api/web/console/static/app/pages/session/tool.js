@@ -48,7 +48,7 @@ function Input({ tool, cwd }) {
   const { input } = tool;
   if (typeof input?.command === "string") return html`<${Code} text=${input.command} label="the command" />`;
   if (typeof input?.old_string === "string" && typeof input?.new_string === "string") {
-    return html`<div><p class="small soft break"><code>${format.inWorkspace(input.file_path, cwd)}</code></p><div class="diff-lines" tabindex="0" role="region" aria-label="The edit"><table><tbody>
+    return html`<div><p class="small soft break"><code>${format.inWorkspace(input.file_path, cwd)}</code></p><div class="diff-lines" tabindex="0" role="group" aria-label="The edit"><table><tbody>
       ${rows(input.old_string, "removed", "−")}${rows(input.new_string, "added", "+")}
     </tbody></table></div></div>`;
   }
