@@ -104,8 +104,8 @@ DEFECTS = (
     Defect(
         "a run ends once",
         f"{CORE}/sessions/outcome.py",
-        '    if status != "UPDATE 1":\n        raise NotRunning(f"run {run_id}")\n',
-        "",
+        "WHERE id = $1 AND (status IN ('running','requires_action') OR (status = 'queued' AND parked IS NOT NULL))",
+        "WHERE id = $1",
         ("tests/runner/session/test_ends.py::test_the_database_ends_a_run_once_and_stores_nothing_of_a_second_end",),
     ),
     Defect(

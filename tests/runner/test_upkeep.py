@@ -8,6 +8,7 @@ import pytest
 
 from apps.api.core.tasks import Loop, Loops
 from apps.api.runner import upkeep
+from apps.api.runner.session.execution import Execution
 from apps.api.runner.upkeep import Upkeep
 from apps.api.runner.worker import Worker
 from tests.world import World, lone_world, until
@@ -63,4 +64,27 @@ async def test_an_instance_that_does_not_live_for_long_removes_what_is_left_too(
         await until(lambda: not left.exists())
     finally:
         await loops.stop()
+        worker.scratch.close()
+
+
+async def test_one_place_is_made_at_a_time_however_long_its_session_takes_to_go(lone_world: World) -> None:
+    """Or every look would take one more session away, for a single run that waits."""
+    world, lease = lone_world, await lone_world.instance()
+    worker = Worker(world.core(), lease)
+    try:
+        for _ in range(2):
+            await world.queue()
+            claim = await world.claim(lease)
+            ended = "UPDATE runs SET status = 'succeeded', finished_at = now() WHERE id = $1"
+            await world.db.pool.execute(ended, claim.run_id)
+            worker.executions[claim.session_id] = Execution(world.core(), worker._means, claim, lambda: None)
+        await world.db.pool.execute(
+            "UPDATE tenants SET limits = '{\"live_sessions\": 2}' WHERE id = $1", world.tenant_id
+        )
+        await world.queue()
+        work = Upkeep(world.core(), worker)
+        for _ in range(3):
+            await work._make_place()
+        assert [e.closing for e in worker.executions.values()] == [True, False]
+    finally:
         worker.scratch.close()

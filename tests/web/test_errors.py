@@ -581,7 +581,7 @@ async def test_the_working_directory_of_a_session_is_fixed(owner: Caller, ids: d
         ("/sessions", {"metadata.": "v"}),
         ("/sessions", {"metadata.k": "no such"}),
         ("/sessions", {"cursor": cursor(f"{LONG_AGO}|{uuid4()}")}),
-        ("/sessions", {"status": "requires_action"}),
+        ("/sessions", {"status": "requires_action", "created_after": FAR_AWAY}),
         ("/sessions/{session_id}/messages", {"cursor": "9" * 18}),
         ("/sessions/{session_id}/runs", {"cursor": "0"}),
     ],

@@ -127,7 +127,9 @@ class Upkeep:
             idle[wanted.pop()].close("yielded")
 
     async def _make_place(self) -> None:
-        idle = {session_id: e for session_id, e in self._worker.executions.items() if e.idle}
+        executions = self._worker.executions
+        leaving = {e.writer.tenant_id for e in executions.values() if e.leaving}  # see first what that gives
+        idle = {session: e for session, e in executions.items() if e.idle and e.writer.tenant_id not in leaving}
         for session_id in await turns.in_the_way(self._core.db, list(idle)) if idle else ():
             idle[session_id].close("evicted")
 
@@ -174,10 +176,10 @@ class Upkeep:
                     await execution.park()
 
     def _is_wanted(self) -> bool:
-        """Whether there is a slot here, but no place for one more session."""
+        """Whether there is a slot here, but no place for one more session, and none that is about to come free."""
         worker = self._worker
-        idle = any(e.idle for e in worker.executions.values())
-        return not worker.is_full and not idle and worker.live >= self._core.settings.live_session_limit
+        free = any(e.idle or e.leaving for e in worker.executions.values())
+        return not worker.is_full and not free and worker.live >= self._core.settings.live_session_limit
 
     async def _until_swept(self) -> None:
         seconds, self._sweep_in = self._sweep_in, SWEEP_INTERVAL

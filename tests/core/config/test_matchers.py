@@ -107,7 +107,7 @@ LINEAR = {
 character more often than some fixed number of times, from whichever place it begins. (`\\)[^(]*,` is none: it looks at
 "))))" from each bracket to the end.)"""
 
-OURS = {"dev/console.py", "dev/datadir.py", "settings.py"}
+OURS = {"dev/console.py", "dev/datadir.py", "settings.py", "web/document.py"}
 """Modules whose patterns meet texts of the operator's or of this code."""
 
 
