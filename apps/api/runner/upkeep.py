@@ -128,7 +128,7 @@ class Upkeep:
 
     async def _make_place(self) -> None:
         executions = self._worker.executions
-        leaving = {e.writer.tenant_id for e in executions.values() if e.leaving}  # see first what that gives
+        leaving = {e.writer.tenant_id for e in executions.values() if _is_leaving(e)}  # see first what that gives
         idle = {session: e for session, e in executions.items() if e.idle and e.writer.tenant_id not in leaving}
         for session_id in await turns.in_the_way(self._core.db, list(idle)) if idle else ():
             idle[session_id].close("evicted")
@@ -178,7 +178,7 @@ class Upkeep:
     def _is_wanted(self) -> bool:
         """Whether there is a slot here, but no place for one more session, and none that is about to come free."""
         worker = self._worker
-        free = any(e.idle or e.leaving for e in worker.executions.values())
+        free = any(e.idle or _is_leaving(e) for e in worker.executions.values())
         return not worker.is_full and not free and worker.live >= self._core.settings.live_session_limit
 
     async def _until_swept(self) -> None:
@@ -202,3 +202,9 @@ class Upkeep:
             with loop.one(session_id):
                 await removal.run(workspaces.remove, settings, session_id)
         await retention.sweep_files(self._core, loop, present)
+
+
+def _is_leaving(execution: Execution) -> bool:
+    """Whether its place comes free by itself: the session is given back, lost, or parked at this moment."""
+    turn = execution.turns.current
+    return execution.closing or execution.parking.begun or (turn is not None and turn.parking)

@@ -61,13 +61,13 @@ class Admitted:
 
 
 async def _admit(connection: HTTPConnection, session_id: UUID, port: int, path: str) -> Admitted:
-    """Raises Unauthorized, Forbidden, RateLimited, NotFound."""
+    """Raises Unauthorized, Forbidden, RateLimited, NotFound, Unavailable."""
     core = core_of(connection)
     prefix = f"/preview/{session_id}/{port}"
     if ticket := connection.headers.get(FORWARDED):
-        preview = await ports.get(core.db, ports.tenant_of(ticket), session_id)
-        if preview.owner != core.instance_id or not preview.admits(ticket, port, forwarded=True):
-            raise ports.refused()
+        preview = await ports.get_forwarded(
+            core.db, ticket, session_id, port, core.instance_id, code="preview_unavailable"
+        )
         return Admitted(preview, port, prefix, forwarded=True)
     if path.startswith("~"):
         ticket = path[1:].partition("/")[0]

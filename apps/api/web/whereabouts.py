@@ -74,18 +74,15 @@ async def serve(asked: Asked, work: Work) -> Response:
 
 
 def _moving() -> Unavailable:
-    message = "The session is changing hands; try again."
-    return Unavailable(message, code="files_unavailable", headers={"Retry-After": "1"})
+    return ports.moving("files_unavailable")
 
 
 async def serve_forwarded(asked: Asked, work: Work) -> Response:
     """The same for another instance that has let the client in. Raises Unauthorized, NotFound, Unavailable."""
     core, ticket = core_of(asked.request), asked.request.headers.get(FORWARDED, "")
-    access = await ports.get(core.db, asked.tenant_id, asked.session_id)
-    if not access.admits(ticket, NO_PORT, forwarded=True):
-        raise ports.refused()
+    await ports.get_forwarded(core.db, ticket, asked.session_id, NO_PORT, core.instance_id, code="files_unavailable")
     live = instance_of(asked.request).probe.live(asked.session_id)
-    if access.owner != core.instance_id or live is None:
+    if live is None:
         raise _moving()
     with telling():
         return await work(await live.tree(), asked)

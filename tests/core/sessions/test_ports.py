@@ -9,10 +9,12 @@ from uuid import uuid4
 import pytest
 
 from apps.api.core.fleet.instances import own_url
+from apps.api.core.lease import Lease
 from apps.api.core.sessions import ports
 from apps.api.core.sessions.ports import PortAccess
-from apps.api.errors import Unauthorized
+from apps.api.errors import Unauthorized, Unavailable
 from apps.api.settings import Settings
+from tests.world import World
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def test_a_ticket_is_for_one_port_of_one_session(preview: PortAccess) -> None:
     assert ports.tenant_of(ticket) == preview.tenant_id
     assert preview.admits(ticket, 8000)
     assert not preview.admits(ticket, 8001)
-    assert not preview.admits(ticket, 8000, forwarded=True)
+    assert not preview.admits(preview.ticket(8000, forwarded=True), 8000)
     for name in ("session_id", "tenant_id", "key"):
         other: dict[str, Any] = {name: uuid4()}
         assert not replace(preview, **other).admits(ticket, 8000)
@@ -39,11 +41,32 @@ def test_a_ticket_ends(preview: PortAccess) -> None:
     assert not preview.admits(preview.ticket(8000, seconds=-1), 8000)
 
 
-def test_a_ticket_between_instances_is_signed_with_the_owners_key(preview: PortAccess) -> None:
-    ticket = preview.ticket(8000, forwarded=True)
-    assert preview.admits(ticket, 8000, forwarded=True)
-    assert not preview.admits(ticket, 8000)
-    assert not replace(preview, forward_key=None).admits(ticket, 8000, forwarded=True)
+async def test_a_ticket_between_instances_is_for_the_one_that_owns_the_session(world: World) -> None:
+    sender, owner, next_owner = await world.instance(), await world.instance(), await world.instance()
+    await world.queue()
+    session_id = (await world.claim(owner)).session_id
+    access = await ports.get(world.db, world.tenant_id, session_id)
+
+    async def come(ticket: str, lease: Lease = owner, port: int = 8000) -> PortAccess:
+        return await ports.get_forwarded(
+            world.db, ticket, session_id, port, lease.instance_id, code="files_unavailable"
+        )
+
+    good = access.ticket(8000, forwarded=True)
+    assert await come(good) == access
+    with pytest.raises(Unauthorized):
+        await come(good, port=8001)
+    with pytest.raises(Unauthorized):
+        await come(good, lease=sender)
+    with pytest.raises(Unauthorized):
+        await come(access.ticket(8000))
+    with pytest.raises(Unavailable):  # stopped on the way for as long as it was good
+        await come(access.ticket(8000, forwarded=True, seconds=-1))
+    await world.db.pool.execute("UPDATE sessions SET owner_id = $1", next_owner.instance_id)
+    with pytest.raises(Unavailable):
+        await come(good)
+    with pytest.raises(Unauthorized):
+        await come(good, lease=next_owner)
 
 
 def test_what_is_no_ticket_is_refused() -> None:

@@ -17,8 +17,9 @@ from uuid import UUID
 import asyncpg
 
 from apps.api import clock
+from apps.api.codes import ErrorCode
 from apps.api.db import Database
-from apps.api.errors import NotFound, Unauthorized
+from apps.api.errors import NotFound, Unauthorized, Unavailable
 
 TICKET_SECONDS = 12 * 3600
 FORWARD_SECONDS = 60
@@ -52,13 +53,15 @@ class PortAccess:
         made = self.tenant_id.bytes + expires.to_bytes(5, "big") + self._mac(key, port, expires)
         return base64.urlsafe_b64encode(made).decode().rstrip("=")
 
-    def admits(self, ticket: str, port: int, *, forwarded: bool = False) -> bool:
-        """Whether it is one that `ticket` has made, and not too old."""
-        key, raw = (self.forward_key if forwarded else self.key), _raw(ticket)
-        if key is None or raw is None:
+    def admits(self, ticket: str, port: int) -> bool:
+        """Whether it is one that `ticket` has made for a browser, and not too old."""
+        return self._made(self.key, ticket, port) and not _is_old(ticket)
+
+    def _made(self, key: UUID, ticket: str, port: int) -> bool:
+        raw = _raw(ticket)
+        if raw is None:
             return False
-        expires = int.from_bytes(raw[16:21], "big")
-        return hmac.compare_digest(raw[21:], self._mac(key, port, expires)) and clock.timestamp() < expires
+        return hmac.compare_digest(raw[21:], self._mac(key, port, int.from_bytes(raw[16:21], "big")))
 
     def _mac(self, key: UUID, port: int, expires: int) -> bytes:
         signed = b"%s.%s.%d.%d" % (self.tenant_id.bytes, self.session_id.bytes, port, expires)
@@ -76,6 +79,11 @@ def _raw(ticket: str) -> bytes | None:
     except ValueError:
         return None
     return raw if len(raw) == 21 + _MAC_BYTES else None
+
+
+def _is_old(ticket: str) -> bool:
+    raw = _raw(ticket)
+    return raw is None or clock.timestamp() >= int.from_bytes(raw[16:21], "big")
 
 
 def tenant_of(ticket: str) -> UUID:
@@ -97,6 +105,8 @@ FROM sessions s LEFT JOIN instances i ON i.id = s.owner_id AND i.lease_expires_a
 WHERE s.id = $1 AND s.tenant_id = $2 AND s.deleted_at IS NULL
 """
 
+_FORWARD_KEY = "SELECT forward_key FROM instances WHERE id = $1"
+
 
 async def store(connection: asyncpg.Connection, session_id: UUID, ports: Iterable[int]) -> None:
     """Note which ports of a session are open, for its owner: in the transaction that tells of them."""
@@ -111,3 +121,31 @@ async def get(db: Database, tenant_id: UUID, session_id: UUID) -> PortAccess:
     ports = row["ports"] if row["owner"] else []
     owner = (row["owner"], row["url"], row["forward_key"])
     return PortAccess(session_id, tenant_id, row["preview_key"], ports, *owner)
+
+
+async def get_forwarded(
+    db: Database, ticket: str, session_id: UUID, port: int, instance_id: UUID, *, code: ErrorCode
+) -> PortAccess:
+    """The previews of a session that this instance owns, for another one that has let the client in.
+
+    A good ticket is too late when the session has changed hands, or its sender was stopped, on the way: that is not
+    the client's doing, and nothing was begun.
+
+    Raises:
+        Unauthorized: no instance has made this ticket for this one.
+        NotFound: there is no such session any more.
+        Unavailable: it comes too late; the code is `code`.
+    """
+    access = await get(db, tenant_of(ticket), session_id)
+    mine = access.owner == instance_id
+    key = access.forward_key if mine else await db.pool.fetchval(_FORWARD_KEY, instance_id)
+    if key is None or not access._made(key, ticket, port):
+        raise refused()
+    if not mine or _is_old(ticket):
+        raise moving(code)
+    return access
+
+
+def moving(code: ErrorCode) -> Unavailable:
+    """For what is asked of a session while it changes hands."""
+    return Unavailable("The session is changing hands; try again.", code=code, headers={"Retry-After": "1"})

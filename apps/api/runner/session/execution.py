@@ -107,11 +107,6 @@ class Execution:
         return not (self.busy or self.closing or self.approvals.waiting or self.at_work)
 
     @property
-    def leaving(self) -> bool:
-        """Whether its place comes free by itself: the session is given back, lost, or parked at this moment."""
-        return self.closing or self.parking.begun or ((turn := self.turns.current) is not None and turn.parking)
-
-    @property
     def at_work(self) -> bool:
         """Whether the agent does what no client waits for. How long a task counts: see BACKGROUND_TASK_SECONDS."""
         tasks, since = self.tasks, time.monotonic() - self._core.settings.background_task_seconds
