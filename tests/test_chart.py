@@ -295,7 +295,8 @@ def test_events_leave_through_the_ingress_as_they_come_and_metrics_do_not(chart:
         "proxy-read-timeout": "7200",
         "proxy-send-timeout": "3600",
         "proxy-next-upstream": "error timeout",
-        "proxy-body-size": "16000k",
+        "proxy-request-buffering": "off",
+        "proxy-body-size": "500000k",
     }
     [rule] = ingress["spec"]["rules"]
     prefixes = [each["path"] for each in rule["http"]["paths"]]

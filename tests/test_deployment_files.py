@@ -21,6 +21,7 @@ from apps.api import spelling
 from apps.api.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "specs/001-claude-agent-api/contracts/openapi.yaml"
 TOOLS = Path(sys.executable).parent
 PORT = Settings.model_fields["port"].default
 DRAIN_SECONDS = 60
@@ -186,7 +187,7 @@ def test_every_service_is_bounded_and_nginx_knows_no_database(compose: dict[str,
     assert networks["postgres"] & networks["api"]
     # docs/deployment.md: the launcher of the agents lies there.
     assert any(re.match(r"/tmp:(.*,)?exec\b", mount) for mount in services["api"]["tmpfs"])
-    headers = dict(nginx().inside("http").inside("server").inside("location", "/").directives["proxy_set_header"])
+    headers = dict(nginx().inside("http").inside("server").directives["proxy_set_header"])
     assert headers["X-Forwarded-For"] == "$remote_addr", "FORWARDED_ALLOW_IPS believes it"
     assert services["nginx"]["healthcheck"]["test"][-1].endswith("/health/ready")
 
@@ -229,17 +230,17 @@ def nginx() -> Block:
 
 
 def test_nginx_lets_streams_flow_and_live_long() -> None:
-    location = nginx().inside("http").inside("server").inside("location", "/")
-    assert location.value("proxy_buffering") == "off"
-    assert location.value("gzip") == "off"
-    assert location.value("proxy_http_version") == "1.1"
-    assert location.value("proxy_read_timeout") == location.value("proxy_send_timeout") == "1h"
-    assert location.value("proxy_pass_header") == "X-Accel-Buffering"
+    server = nginx().inside("http").inside("server")
+    assert server.value("proxy_buffering") == "off"
+    assert server.value("gzip") == "off"
+    assert server.value("proxy_http_version") == "1.1"
+    assert server.value("proxy_read_timeout") == server.value("proxy_send_timeout") == "1h"
+    assert server.value("proxy_pass_header") == "X-Accel-Buffering"
 
 
 def test_nginx_passes_upgrades_and_request_ids_on() -> None:
     http = nginx().inside("http")
-    headers = dict(http.inside("server").inside("location", "/").directives["proxy_set_header"])
+    headers = dict(http.inside("server").directives["proxy_set_header"])
     assert headers["Upgrade"] == "$http_upgrade"
     upgrade = http.inside("map", "$http_upgrade", headers["Connection"]).directives
     assert upgrade == {"default": [["upgrade"]], "''": [["''"]]}
@@ -248,14 +249,20 @@ def test_nginx_passes_upgrades_and_request_ids_on() -> None:
 
 
 def test_nginx_never_repeats_a_post_that_was_sent() -> None:
-    location = nginx().inside("http").inside("server").inside("location", "/")
-    assert location.value("proxy_next_upstream") == "error timeout"
+    assert nginx().inside("http").inside("server").value("proxy_next_upstream") == "error timeout"
 
 
-def test_nginx_takes_slightly_larger_bodies_than_the_api() -> None:
-    size = nginx().inside("http").inside("server").value("client_max_body_size")
-    limit = Settings.model_fields["max_body_bytes"].default
-    assert limit < int(size.removesuffix("k")) * 1024 < 1.15 * limit
+def test_nginx_takes_slightly_larger_bodies_than_the_api_and_files_as_they_come() -> None:
+    server = nginx().inside("http").inside("server")
+    [(words, files)] = [(words, block) for words, block in server.blocks if words[:2] == ["location", "~"]]
+    for setting, block in (("max_body_bytes", server), ("max_file_bytes", files)):
+        limit, size = Settings.model_fields[setting].default, block.value("client_max_body_size")
+        assert limit < int(size.removesuffix("k")) * 1024 < 1.15 * limit
+    assert files.value("proxy_request_buffering") == "off"
+    for path, routes in yaml.safe_load(DOCUMENT.read_text(encoding="utf-8"))["paths"].items():
+        for route in routes.values():
+            kinds = set(route.get("requestBody", {}).get("content", {}))
+            assert not kinds - {"application/json"} or re.match(words[2], path), path
 
 
 def test_nginx_balances_over_all_replicas_as_they_come_and_go(compose: dict[str, Any]) -> None:

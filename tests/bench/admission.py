@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 from apps.api.db import Database
+from tests.bench import floor
 from tests.bench.client import Connection
 from tests.bench.machine import Meter, in_words
 from tests.bench.owner import Task
@@ -63,12 +64,32 @@ async def queries(stage: Stage, report: Report, *, seconds: float) -> None:
         await db.pool.execute("DELETE FROM runs WHERE status = 'queued'")
     for connection in connections:
         connection.close()
+    bare = await _floor(stage, seconds)
     report.head(f"POST /sessions/{{id}}/query → 202, {CLIENTS} clients, ms")
     report.row("request to answer", ms)
     cpu = meter.per(len(ms))
     report.note(f"{figure(rate)} requests/s; CPU per request: {in_words(cpu)}")
+    report.note(f"a bare FastAPI application that stores one row: {figure(bare)} µs of its CPU; the instance has")
+    report.note(f"{cpu['instance'] / bare:.1f} times as much to do, in key, limits, queue, idempotency and wake-up")
     report.at_least("7 prompts accepted per second and process", rate, 3_000, "requests/s")
     report.at_most("7 CPU of the instance per prompt", cpu["instance"], 350, "µs")
+
+
+async def _floor(stage: Stage, seconds: float) -> float:
+    """µs of CPU per prompt that the least of all applications needs, asked as we are."""
+    async with floor.served(stage) as bare:
+        connections = [await bare.connect() for _ in range(CLIENTS)]
+        requests = itertools.cycle([connections[0].prepare("POST", "/prompts", {"prompt": "say hello"})])
+        meter, ms = Meter({"floor": bare.pid}), list[float]()
+        until = time.monotonic() + 1
+        await asyncio.gather(*(_post(connection, requests, until, []) for connection in connections))
+        meter.start()
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(_post(connection, requests, until, ms) for connection in connections))
+        meter.stop()
+        for connection in connections:
+            connection.close()
+    return meter.per(len(ms))["floor"]
 
 
 async def appends(stage: Stage, report: Report, *, seconds: float) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from apps.api.db import Database
 from apps.api.redis import open_redis
+from tests.bench import floor
 from tests.bench.client import Connection
 from tests.bench.machine import Meter, rss_of
 from tests.bench.report import Report
@@ -22,16 +24,15 @@ TOLD_WITHIN = 11.0
 """Seconds after which PostgreSQL's sessions have told what they have done: ten, when they do nothing any more."""
 
 
-async def _open(stage: Stage, count: int) -> list[Connection]:
-    """Streams of `count` different sessions, all connected."""
+async def _open(connect: Callable[[], Awaitable[Connection]], paths: Sequence[str]) -> list[Connection]:
+    """A stream from each path, all connected."""
     connections = []
-    session_ids = await stage.make_sessions(count)
-    for start in range(0, count, BATCH):
-        opened = await asyncio.gather(*(stage.connect(stage.node) for _ in session_ids[start : start + BATCH]))
+    for start in range(0, len(paths), BATCH):
+        opened = await asyncio.gather(*(connect() for _ in paths[start : start + BATCH]))
         connected = []
-        for session_id, connection in zip(session_ids[start : start + BATCH], opened, strict=True):
+        for path, connection in zip(paths[start : start + BATCH], opened, strict=True):
             seen = asyncio.Event()
-            request = connection.prepare("GET", f"/api/v1/sessions/{session_id}/events")
+            request = connection.prepare("GET", path)
             connection.follow(request, lambda _data, seen=seen: seen.set())  # type: ignore[misc]
             connected.append(seen.wait())
         await asyncio.wait_for(asyncio.gather(*connected), 30)
@@ -123,30 +124,40 @@ async def load(stage: Stage, report: Report, *, seconds: float, turns: int, word
         await owner.client.delete(f"/api/v1/sessions/{session_id}")
 
 
-async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:
-    """Target 6: `count` idle streams, each of a session of its own, watched for `seconds`."""
-    pid = stage.node.process.pid
-    warm_up = await _open(stage, BATCH)  # buffers and code that the first streams bring with them
+async def _watched(
+    pid: int, connect: Callable[[], Awaitable[Connection]], paths: Sequence[str], seconds: float
+) -> tuple[float, float]:
+    """KB of RSS that each of these idle streams costs process `pid`, and the share of a core that all of them do."""
+    warm_up = await _open(connect, paths[:BATCH])  # buffers and code that the first streams bring with them
     for connection in warm_up:
         connection.close()
     await asyncio.sleep(1)
-    meter = Meter({"instance": pid})
-    before = rss_of(pid)
+    meter, before = Meter({"instance": pid}), rss_of(pid)
     meter.start()
     await asyncio.sleep(seconds / 2)
     none = meter.stop()["instance"] / (seconds / 2)
-    connections = await _open(stage, count)
-    per_stream = (rss_of(pid) - before) / count / 1024
+    connections = await _open(connect, paths[BATCH:])
+    per_stream = (rss_of(pid) - before) / len(connections) / 1024
     meter.start()
     began = time.monotonic()
     await asyncio.sleep(seconds)
-    some = meter.stop()["instance"]
-    passed = time.monotonic() - began
+    some = meter.stop()["instance"] / (time.monotonic() - began)
     for connection in connections:
         connection.close()
-    share = 100 * some / passed
-    report.note(f"{count:,} idle streams of {count:,} sessions: {per_stream:.1f} KB of RSS each")
-    report.note(f"CPU of the instance in {seconds:.0f} s: {share:.2f} % of a core, {100 * none:.2f} % without streams")
-    report.at_most("6 memory per idle stream", per_stream, 22, "KB RSS")
-    extra = max(some / passed - none, 0) * 100 * TARGET_STREAMS / count
-    report.at_most(f"6 CPU of {TARGET_STREAMS:,} idle streams (scaled from {count:,})", extra, 0.5, "% of a core")
+    return per_stream, max(some - none, 0)
+
+
+async def streams(stage: Stage, report: Report, *, count: int, seconds: float) -> None:
+    """Target 6: `count` idle streams, each of a session of its own, watched for `seconds`; beside them those of a bare
+    application."""
+    paths = [f"/api/v1/sessions/{session_id}/events" for session_id in await stage.make_sessions(count + BATCH)]
+    here, share = await _watched(stage.node.process.pid, partial(stage.connect, stage.node), paths, seconds)
+    async with floor.served(stage) as bare:
+        least, least_share = await _watched(bare.pid, bare.connect, ["/events"] * len(paths), seconds)
+    scaled = 100 * TARGET_STREAMS / count
+    cpu, least_cpu = share * scaled, least_share * scaled
+    many = f"{TARGET_STREAMS:,} idle streams (scaled from {count:,})"
+    report.note(f"{count:,} idle streams of {count:,} sessions: {here:.1f} KB of RSS each")
+    report.note(f"those of a bare FastAPI application: {least:.1f} KB; {many}: {least_cpu:.2f} % of a core")
+    report.at_most("6 memory per idle stream", here, 22, "KB RSS")
+    report.at_most(f"6 CPU of {many}", cpu, 0.5, "% of a core")

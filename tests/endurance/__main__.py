@@ -24,7 +24,7 @@ CLIENTS = 2
 SAMPLES = 400
 """As many as are taken, but for those that would be less than two seconds apart."""
 
-SETTINGS = {"INSTANCE_LEASE_SECONDS": "10", "SHUTDOWN_GRACE_SECONDS": "30"}
+SETTINGS = {"INSTANCE_LEASE_SECONDS": "30", "SHUTDOWN_GRACE_SECONDS": "30"}
 """As they are by default: those of the faults are for more of them in less time."""
 
 

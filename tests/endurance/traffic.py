@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 from tests.faults.history import Broken, Session
 from tests.faults.load import PAUSE, Load
@@ -42,9 +43,14 @@ class Steady(Load):
     async def _file(self, session: Session) -> None:
         path = f"/api/v1/sessions/{session.id}/files/notes.txt"
         for method, content in (("PUT", b"x" * 10_000), ("GET", None)):
-            response = await self._client.request(method, path, content=content)
-            if response.status_code >= 300:
-                raise Broken(f"{method} {path}: {response.status_code} {response.text[:300]}")
+            await until(partial(self._is_done, method, path, content), every=PAUSE, seconds=60)
+
+    async def _is_done(self, method: str, path: str, content: bytes | None) -> bool:
+        response = await self._client.request(method, path, content=content)
+        again = response.status_code in (409, 503)  # others are at the files, or the session changes hands
+        if response.status_code >= 300 and not again:
+            raise Broken(f"{method} {path}: {response.status_code} {response.text[:300]}")
+        return not again
 
     async def _preview(self, session: Session) -> None:
         port = free_port()
