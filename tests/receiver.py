@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class Received:
     headers: dict[str, str]
     body: bytes
     peer_port: int = 0
+    method: str = "POST"
+    at: float = 0.0
 
     @property
     def json(self) -> Any:
@@ -105,7 +108,8 @@ class Receiver:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            request = Received(head[0].split(" ")[1], headers, body, writer.get_extra_info("peername")[1])
+            method, target, _ = head[0].split(" ")
+            request = Received(target, headers, body, writer.get_extra_info("peername")[1], method, time.monotonic())
             async with self._news:
                 self.received.append(request)
                 self._news.notify_all()
