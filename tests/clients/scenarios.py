@@ -75,8 +75,8 @@ async def _each_once(stage: Stage, got: dict[str, Any]) -> None:
 async def stream_cut(stage: Stage) -> None:
     """Every connection breaks, several times, while a text is streamed.
 
-    `prompt`; `gate`: asked after each `partial` whose number is in `partials`. → `events`: `[id, event]` of all; `text`:
-    the text deltas joined; `result`: the final result's text; `error`: null; `session_id`, `run_id`.
+    `prompt`; `gate`: asked after each `partial` whose number is in `partials`. → `events`: `[id, event]` of all;
+    `text`: the text deltas joined; `result`: the final result's text; `error`: null; `session_id`, `run_id`.
     """
     got = await _played_slowly(stage, "stream_cut", 3, partials=[10, 40, 80])
     await _each_once(stage, got)
@@ -197,6 +197,17 @@ async def interrupted(stage: Stage) -> None:
 
 
 @scenario
+async def text_of_a_failure(stage: Stage) -> None:
+    """Who reads nothing but the text learns that the run has failed.
+
+    `prompt`. → `error`: what iterating the text raises, after what was written; `words`: what came before.
+    """
+    got = await stage.drive("text_of_a_failure", stage.common(prompt="fail with 400 saying No."))
+    told = {"kind": "RunFailed", "status": None, "code": "model_request_invalid", "retryable": False, "field": None}
+    assert got == {"error": told, "words": []}
+
+
+@scenario
 async def answer_lost(stage: Stage) -> None:
     """The answer to a prompt is lost on its way: it is sent again, and runs once.
 
@@ -307,8 +318,8 @@ async def webhook(stage: Stage) -> None:
     """A message is verified, and refused when it was changed, or is old, or another secret signed it.
 
     `url`: to register, for `webhook.test`. The driver creates the webhook and has it tested. → `secret`, `webhook_id`.
-    Then, as `webhook_verified`, `messages`: `{body, headers, secret}` each. → `verified`: for each the message's `type`,
-    or the error's kind. `webhook_id`: to be deleted.
+    Then, as `webhook_verified`, `messages`: `{body, headers, secret}` each; `webhook_id`: to be deleted. → `verified`:
+    for each the message's `type`, or the error's kind.
     """
     async with receiving() as receiver:
         made = await stage.drive("webhook", stage.common(url=receiver.url("/hook")))
@@ -362,7 +373,7 @@ async def mistakes(stage: Stage) -> None:
     assert got["unknown_key"] == error("Unauthorized", 401, "invalid_api_key", False)
     assert got["bad_input"] == error("ValidationError", 422, "validation_error", False, "timeout_seconds")
     assert got["unknown_session"]["kind"] in ("NotFound", "ValidationError"), got
-    assert got["unknown_session"]["code"] in ("session_not_found", "validation_error"), got
+    assert got["unknown_session"]["code"] in ("session_not_found", "not_found", "validation_error"), got
     assert got["no_server"] == error("ConnectionFailed", None, None, True)
     assert got["no_api"] == error("ServerError", 502, None, True)
     assert json.dumps(got).isprintable()
