@@ -465,3 +465,16 @@ def test_nobody_asks_the_machine_what_time_it_is() -> None:
     stray = [use for name, uses in found.items() if name not in OTHER_CLOCKS for use in uses]
     assert not stray, "apps.api.clock has the fleet's time:\n" + "\n".join(stray)
     assert not [name for name in OTHER_CLOCKS if not found[name]], "take those out that ask no more"
+
+
+def test_clients_know_nothing_of_the_server() -> None:
+    """They are installed where it is not: what they need beside the standard library is httpx."""
+    for path in sorted((ROOT / "clients/python/src").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= MAX_MODULE_LINES, path
+        module = Module(path.stem, path, ast.parse(text, feature_version=(3, 10)), 0)
+        for line, name in module.imports():
+            first = name.split(".")[0]
+            own = first in ("claude_agent_api", "httpx") or first in sys.stdlib_module_names
+            # For type checkers, which bring it.
+            assert own or first == "typing_extensions", f"{path}:{line}: imports {name}"

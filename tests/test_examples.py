@@ -34,9 +34,12 @@ NOT_HERE = {
     r"\bkubectl\b": "needs a cluster",
     r"\bweather\b": "needs an MCP server of the reader's own",
     r"//github\.com": "needs the network",
+    r"\b(pip|npm) install\b": "installs what is there already",
     r"^scripts/(dev|test)\b": "starts what the other examples run against, or all tests",
 }
 """What an example says → why it does not run here."""
+
+PAGES = ("docs/*.md", "clients/*/README.md")
 
 PATIENCE = 2
 """A pause of a page is so many times as long here, where other tests run too."""
@@ -84,7 +87,7 @@ def answer_at(text: str) -> str:
 def pages() -> list[str]:
     return [
         page
-        for page in ("README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+        for page in ("README.md", *sorted(str(p.relative_to(ROOT)) for of in PAGES for p in ROOT.glob(of)))
         if examples_of(page)
     ]
 

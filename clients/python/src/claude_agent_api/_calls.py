@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -33,7 +34,14 @@ class Pages(Generic[T]):
     limit: int | None = None
 
     def request(self, cursor: str | None) -> Request[Any]:
-        return Request("GET", self.path, {**self.query, "limit": self.limit, "cursor": cursor})
+        return Request("GET", self.path, {**self.query, "limit": self.limit, "cursor": cursor}, read=_page)
+
+
+def _page(body: bytes) -> dict[str, Any]:
+    page = json.loads(body)
+    if not isinstance(page, dict) or not isinstance(page.get("data"), list):
+        raise ValueError("no page")
+    return page
 
 
 class Side:

@@ -39,13 +39,13 @@ PIECE = 256 * 1024
 DIRECTORY_LIMIT = 1000
 
 
-def _content(content: Content) -> Body:
-    if isinstance(content, str):
-        text = content.encode()
-        return lambda: text
-    if isinstance(content, bytes):
-        return lambda: content
-    return lambda: _read(Path(content))
+def _sending(content: Content) -> tuple[Body, dict[str, str]]:
+    """The body, and its headers: a file of this machine is read anew for each attempt."""
+    if isinstance(content, (str, bytes)):
+        sent = content.encode() if isinstance(content, str) else content
+        return lambda: sent, BINARY
+    file = Path(content)
+    return lambda: _read(file), {**BINARY, "Content-Length": str(file.stat().st_size)}
 
 
 def _read(file: Path) -> Iterator[bytes]:
@@ -78,8 +78,9 @@ class FileCalls:
         conditions = given({"If-Match": if_match, "If-None-Match": if_none_match})
         # The condition does not hold a second time, when the answer to the first one was lost.
         once = not conditions
-        headers = {**BINARY, **conditions}
-        return Request("PUT", _of(session_id, path), body=_content(content), headers=headers, repeatable=once)
+        body, headers = _sending(content)
+        headers = {**headers, **conditions}
+        return Request("PUT", _of(session_id, path), body=body, headers=headers, repeatable=once)
 
     @call
     def get(self, session_id: str, path: str) -> Request[bytes]:
@@ -110,7 +111,8 @@ class FileCalls:
         """A file that sessions and prompts are given by `resources=[{"file_id": …}]`."""
         named = name or (Path(content).name if isinstance(content, os.PathLike) else "file")
         query, key = {"name": named, "expires_in_seconds": expires_in_seconds}, new_key(idempotency_key)
-        return Request("POST", "/files", query, body=_content(content), headers=BINARY, idempotency_key=key)
+        body, headers = _sending(content)
+        return Request("POST", "/files", query, body=body, headers=headers, idempotency_key=key)
 
     @listing
     def uploads(self, *, limit: int | None = None) -> Pages[FileObject]:
