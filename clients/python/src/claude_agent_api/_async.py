@@ -60,8 +60,8 @@ class AsyncStream:
 
     @property
     def position(self) -> str | None:
-        """The id of the last event that has come: to go on after it, in another program too."""
-        return self._following.position
+        """The id of the last event that was given: to go on after it (`after=`), in another program too."""
+        return self._following.given
 
     def __aiter__(self) -> Self:
         return self
@@ -82,7 +82,7 @@ class AsyncStream:
                 failure = error
             await self.close()
             await asyncio.sleep(following.cut(failure, time.monotonic()))
-        return following.events.popleft()
+        return following.next()
 
     async def _read(self) -> None:
         if self._chunks is None:
@@ -148,7 +148,7 @@ class AsyncTurn(AsyncStream):
                 said = ask()
                 said = await said if inspect.isawaitable(said) else said
                 if (request := answering(event, said)) is not None:
-                    await self._client.send(request)
+                    await self._client._send(request)
             except BaseException:
                 self._told.hold(event)
                 self._following.events.appendleft(event)
@@ -170,7 +170,7 @@ class AsyncTurn(AsyncStream):
 
     async def interrupt(self) -> None:
         """Stop the run; its events go on to `done`. That it is over already is no error."""
-        await self._client.send(resources.cancelling(self.run_id, already=True))
+        await self._client._send(resources.cancelling(self.run_id, already=True))
 
 
 class AsyncSessions(AsyncSide, resources.SessionCalls):
@@ -317,9 +317,9 @@ class AsyncClient:
         self, method: str, route: str, *, query: Mapping[str, Any] | None = None, json: Any = None
     ) -> Any:
         """Any other request: `client.request("GET", "/limits")`, as in the OpenAPI document, without `/api/v1`."""
-        return await self.send(more.anything(method, route, query, json))
+        return await self._send(more.anything(method, route, query, json))
 
-    async def send(self, request: Request[T]) -> T:
+    async def _send(self, request: Request[T]) -> T:
         exchange = self._exchange_of(request)
         response = await self._answered(exchange)
         if response is None:

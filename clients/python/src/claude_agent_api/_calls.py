@@ -51,7 +51,7 @@ class Side:
         self._client = client
 
     def _send(self, request: Request[T]) -> T:
-        answer: T = self._client.send(request)
+        answer: T = self._client._send(request)
         return answer
 
     def _iterate(self, pages: Pages[T]) -> Iterator[T]:
@@ -71,7 +71,7 @@ class AsyncSide:
         self._client = client
 
     async def _send(self, request: Request[T]) -> T:
-        answer: T = await self._client.send(request)
+        answer: T = await self._client._send(request)
         return answer
 
     async def _iterate(self, pages: Pages[T]) -> AsyncIterator[T]:

@@ -25,7 +25,8 @@ class Following:
     The shell feeds it what comes, tells it how connections end, and asks it for requests.
 
     Attributes:
-        position: after which event to go on; None: from the first one.
+        position: of the last event that has come; None: there was none.
+        given: of the last one that was taken.
         ended: whether nothing more will come.
         events: those that have come and were not taken.
     """
@@ -44,7 +45,7 @@ class Following:
         """`until_done`: it is of one run, and ends with its `done`. `partials`: whether to give `partial` events."""
         self._path, self._query = path, dict(query or {})
         self._until_done, self._partials, self._max_retries = until_done, partials, max_retries
-        self.position = after
+        self.position = self.given = after
         self.ended = False
         self.events: deque[Event] = deque()
         self._parser, self._brought = Parser(), False
@@ -91,6 +92,12 @@ class Following:
         """Whether it is not after our position, as when something on the way does not pass `Last-Event-ID` on."""
         own, other = _place(self.position), _place(id_)
         return own is not None and other is not None and other <= own and not self._brought
+
+    def next(self) -> Event:
+        """The first of those that have come."""
+        event = self.events.popleft()
+        self.given = str(event["data"]["seq"]) if event["event"] == "resync" else event["id"] or self.given
+        return event
 
     def fail(self) -> None:
         """Raise what the server has said about why the stream ends before its time, if it has said that."""
@@ -147,8 +154,9 @@ class Outcome:
 
     def result(self) -> ResultData:
         """Of a run that is done. Raises RunFailed."""
-        if self.status == "succeeded" and self._result is not None:
-            return self._result
+        if self.status == "succeeded":  # without a result: a rewind, or a run whose events were removed for their age
+            told = {"session_id": self.session_id, "run_id": self.run_id, "status": "succeeded", "result": None}
+            return self._result or cast(ResultData, told)
         if self.status is None:
             raise ConnectionFailed("the stream has ended before the run has")
         error = self._error or {"code": self.status, "message": f"The run has {self.status}."}

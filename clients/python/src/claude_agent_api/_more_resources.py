@@ -161,12 +161,13 @@ class PresetCalls:
     @call
     def update(self, preset: str, **fields: Unpack[PresetFields]) -> Request[PresetState]:
         """A new version, with these fields changed."""
-        return Request("PATCH", path("agents", preset), json=dict(fields))
+        # A repeat would be one more version.
+        return Request("PATCH", path("agents", preset), json=dict(fields), repeatable=False)
 
     @call
     def replace(self, preset: str, **fields: Unpack[PresetFields]) -> Request[PresetState]:
         """A new version, with these fields and no others."""
-        return Request("PUT", path("agents", preset), json=dict(fields))
+        return Request("PUT", path("agents", preset), json=dict(fields), repeatable=False)
 
     @call
     def delete(self, preset: str) -> Request[None]:

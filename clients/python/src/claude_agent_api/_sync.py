@@ -49,8 +49,8 @@ class Stream:
 
     @property
     def position(self) -> str | None:
-        """The id of the last event that has come: to go on after it, in another program too."""
-        return self._following.position
+        """The id of the last event that was given: to go on after it (`after=`), in another program too."""
+        return self._following.given
 
     def __iter__(self) -> Self:
         return self
@@ -71,7 +71,7 @@ class Stream:
                 failure = error
             self.close()
             time.sleep(following.cut(failure, time.monotonic()))
-        return following.events.popleft()
+        return following.next()
 
     def _read(self) -> None:
         if self._chunks is None:
@@ -139,7 +139,7 @@ class Turn(Stream):
         if (ask := self._told.take(event)) is not None:
             try:
                 if (request := answering(event, ask())) is not None:
-                    self._client.send(request)
+                    self._client._send(request)
             except BaseException:
                 self._told.hold(event)
                 self._following.events.appendleft(event)
@@ -161,7 +161,7 @@ class Turn(Stream):
 
     def interrupt(self) -> None:
         """Stop the run; its events go on to `done`. That it is over already is no error."""
-        self._client.send(resources.cancelling(self.run_id, already=True))
+        self._client._send(resources.cancelling(self.run_id, already=True))
 
 
 class Sessions(Side, resources.SessionCalls):
@@ -294,9 +294,9 @@ class Client:
 
     def request(self, method: str, route: str, *, query: Mapping[str, Any] | None = None, json: Any = None) -> Any:
         """Any other request: `client.request("GET", "/limits")`, as in the OpenAPI document, without `/api/v1`."""
-        return self.send(more.anything(method, route, query, json))
+        return self._send(more.anything(method, route, query, json))
 
-    def send(self, request: Request[T]) -> T:
+    def _send(self, request: Request[T]) -> T:
         exchange = self._exchange_of(request)
         response = self._answered(exchange)
         if response is None:
