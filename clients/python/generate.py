@@ -220,7 +220,7 @@ class Generator:
             inner = next(iter(schema.get("patternProperties", {}).values()), more if isinstance(more, dict) else None)
             return f"dict[str, {self._type(inner)}]"
         return {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}.get(
-            kind, "Any"
+            str(kind), "Any"
         )
 
 

@@ -103,7 +103,7 @@ async def permission_denied(client: Any, p: Parameters) -> dict[str, Any]:
 
 
 async def question_answered(client: Any, p: Parameters) -> dict[str, Any]:
-    asked = []
+    asked: list[str] = []
 
     def answers(request: Any) -> Any:
         asked.extend(question["question"] for question in request.questions)

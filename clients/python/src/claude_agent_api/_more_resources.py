@@ -275,10 +275,21 @@ GroupBy = Literal["day", "key", "model", "session"]
 
 
 class UsageCalls:
+    """Tokens and cost by day, key, model and session, between two days (`start`, `end`), both included."""
+
     @call
-    def report(self, **asked: Any) -> Request[UsageReport]:
-        """Sums and budgets, with the first groups; the arguments of `rows`."""
-        return Request("GET", "/usage", _usage(**asked))
+    def report(
+        self,
+        *,
+        group_by: GroupBy | list[GroupBy] | None = None,
+        start: date | str | None = None,
+        end: date | str | None = None,
+        session_id: str | None = None,
+        key_id: str | None = None,
+        model: str | None = None,
+    ) -> Request[UsageReport]:
+        """Sums and budgets, with the first groups."""
+        return Request("GET", "/usage", _usage(group_by, start, end, session_id, key_id, model))
 
     @listing
     def rows(
@@ -292,9 +303,8 @@ class UsageCalls:
         model: str | None = None,
         limit: int | None = None,
     ) -> Pages[UsageRow]:
-        """Tokens and cost by day, key, model and session, between two days, both included."""
-        asked = _usage(group_by=group_by, start=start, end=end, session_id=session_id, key_id=key_id, model=model)
-        return Pages("/usage", asked, limit)
+        """All groups."""
+        return Pages("/usage", _usage(group_by, start, end, session_id, key_id, model), limit)
 
     @call
     def of_session(self, session_id: str) -> Request[SessionUsage]:
@@ -302,10 +312,9 @@ class UsageCalls:
         return Request("GET", path("sessions", session_id, "usage"))
 
 
-def _usage(**asked: Any) -> dict[str, Any]:
-    group_by = asked.pop("group_by", None)
-    groups = group_by if group_by is None or isinstance(group_by, str) else ",".join(group_by)
-    return {"group_by": groups, "from": asked.pop("start", None), "to": asked.pop("end", None), **asked}
+def _usage(group_by: Any, start: Any, end: Any, session_id: Any, key_id: Any, model: Any) -> dict[str, Any]:
+    groups = ",".join(group_by) if isinstance(group_by, (list, tuple)) else group_by
+    return {"group_by": groups, "from": start, "to": end, "session_id": session_id, "key_id": key_id, "model": model}
 
 
 def anything(method: str, route: str, query: Mapping[str, Any] | None, body: Any) -> Request[Any]:

@@ -87,7 +87,7 @@ class Request(Generic[T]):
         asked = [(name, _text(value)) for name, value in self.query.items() if value is not None]
         return base + PREFIX + self.path + ("?" + urlencode(asked, quote_via=quote) if asked else "")
 
-    def all_headers(self, api_key: str) -> dict[str, bytes]:
+    def all_headers(self, api_key: str) -> dict[bytes, bytes]:
         found = {"User-Agent": USER_AGENT, "Accept": "application/json", **self.headers}
         if api_key:
             found["X-API-Key"] = api_key
@@ -95,7 +95,7 @@ class Request(Generic[T]):
             found["Content-Type"] = "application/json"
         if self.idempotency_key is not None:
             found["Idempotency-Key"] = self.idempotency_key
-        return {name: value.encode() for name, value in found.items()}
+        return {name.encode(): value.encode() for name, value in found.items()}
 
     def content(self) -> bytes | Iterable[bytes] | None:
         if self.json is not None:
@@ -154,7 +154,7 @@ class Attempts:
         """Seconds to wait before the next attempt; raises the error when there is to be none."""
         if not error.retryable or self._left <= 0:
             raise error
-        seconds = min(LONGEST_WAIT, FIRST_WAIT * 2**self._count) * (0.5 + random.random() / 2)
+        seconds = min(LONGEST_WAIT, FIRST_WAIT * 2.0**self._count) * (0.5 + random.random() / 2)
         if error.retry_after is not None:
             seconds = error.retry_after + random.random() * min(1.0, error.retry_after / 10)
         if now + seconds > self._end:
