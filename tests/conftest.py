@@ -53,7 +53,13 @@ ENCRYPTION_KEY = "ZW5jcnlwdGlvbi1rZXktb2YtdGhlLXRlc3RzLW5vdC0="
 STARTS_PROGRAMS = frozenset({"model_url", "own_servers", "lasting_servers"})
 """Fixtures of tests that start servers of ours, which need a model, or databases of their own."""
 
-NOT_FAST = ("tests/dev/", "tests/test_examples.py", "tests/test_bootstrap.py", "tests/demo_model/test_with_cli.py")
+NOT_FAST = (
+    "tests/dev/",
+    "tests/test_examples.py",
+    "tests/test_example_programs.py",
+    "tests/test_bootstrap.py",
+    "tests/demo_model/test_with_cli.py",
+)
 """Tests that start whole installations, or agents, by themselves."""
 
 

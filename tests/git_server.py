@@ -26,8 +26,14 @@ class GitServer:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
 
-    def repository(self, path: str, files: dict[str, str], links: dict[str, str] | None = None) -> str:
-        """Make one with one commit; returns its URL."""
+    def repository(
+        self,
+        path: str,
+        files: dict[str, str],
+        links: dict[str, str] | None = None,
+        branches: dict[str, dict[str, str]] | None = None,
+    ) -> str:
+        """Make one with one commit, and one more in each of `branches`, with the files of that; returns its URL."""
         work = self.root / f"{path}.work"
         work.mkdir(parents=True)
         for name, text in files.items():
@@ -39,6 +45,13 @@ class GitServer:
         _git(work, "add", "--all")
         _git(work, "commit", "--quiet", "--allow-empty", "--message=first")
         _git(work, "branch", "other")
+        for branch, its_files in (branches or {}).items():
+            _git(work, "checkout", "--quiet", "-b", branch, "main")
+            for name, text in its_files.items():
+                (work / name).write_text(text)
+            _git(work, "add", "--all")
+            _git(work, "commit", "--quiet", "--allow-empty", f"--message={branch}")
+        _git(work, "checkout", "--quiet", "main")
         _git(work, "clone", "--quiet", "--bare", ".", str(self.root / path))
         return self.url(path)
 

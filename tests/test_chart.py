@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import tarfile
 import tomllib
@@ -410,6 +411,12 @@ NEEDED = ["DATABASE_URL", "REDIS_URL"]
 )
 def test_a_wrong_value_is_refused_by_its_name(chart: Chart, wrong: dict[str, Any], told: str) -> None:
     assert told in chart.refusal({**VALUES["least"], **wrong})
+
+
+def test_the_values_of_the_guide_are_taken(chart: Chart) -> None:
+    guide = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"cat >values\.yaml <<'END'\n(.*?)^END$", guide, flags=re.DOTALL | re.MULTILINE)
+    assert {found["kind"] for found in chart.rendered(yaml.safe_load(text))} >= {"Deployment", "Ingress", "Job"}
 
 
 def test_without_a_secret_nothing_is_rendered(chart: Chart) -> None:
