@@ -236,5 +236,9 @@ function finish(log, { seq, data, at: when }, run, again) {
 /** Requests that wait for somebody. */
 export const open = (log) => [...log.requests.values()].filter((request) => request.status === "open");
 
-/** The run that is at work, if one is. */
-export const active = (log) => [...log.runs.values()].reverse().find((run) => !run.ended && run.status !== "queued");
+/** The run that is at work, if one is. A fork may have the beginning of one that its parent went on with. */
+export function active(log, session) {
+  const newest = [...log.runs.values()].reverse().find((run) => run.status !== "queued");
+  const over = session.status === "idle" && session.last_seq >= log.seq;
+  return newest && !newest.ended && !over ? newest : undefined;
+}
