@@ -35,6 +35,7 @@ FLAGS = (
     "--disable-extensions",
     "--disable-sync",
     "--remote-debugging-port=0",
+    "--window-size=1280,800",
 )
 
 _WHEN = """new Promise((done) => {

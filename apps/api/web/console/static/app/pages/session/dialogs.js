@@ -23,7 +23,7 @@ export function ForkDialog({ session, entry, run, close }) {
     toast("Forked. This is the new session.");
     navigate(`/sessions/${made.session_id}`);
   };
-  const from = !entry ? "with the whole conversation" : before ? `with what was that prompt` : `with the conversation up to event ${entry.seq}`;
+  const from = !entry ? "with the whole conversation" : before ? "with what was before that prompt" : `with the conversation up to event ${entry.seq}`;
   return html`<${FormDialog} title="Fork the session" action="Fork" close=${close} submit=${submit}>
     <p class="soft">A new session ${from}, and with the files as they were stored last. This one stays as it is.</p>
     <${Text} label="Title" value=${title} set=${setTitle} maxlength="200" wide />
