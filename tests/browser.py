@@ -35,11 +35,22 @@ FLAGS = (
     "--disable-extensions",
     "--disable-sync",
     "--remote-debugging-port=0",
+    "--window-size=1280,800",
 )
 
+# Not all that is looked at is a change of the document: what a field holds, an address, a picture that has come. What
+# throws is not so yet.
 _WHEN = """new Promise((done) => {
-  const look = () => { if (%s) { observer.disconnect(); done(true); } };
+  const look = () => {
+    let seen = false;
+    try { seen = %s; } catch {}
+    if (!seen) return;
+    observer.disconnect();
+    clearInterval(timer);
+    done(true);
+  };
   const observer = new MutationObserver(look);
+  const timer = setInterval(look, 100);
   observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
   look();
 })"""
@@ -176,9 +187,7 @@ class Page:
 
     async def press(self, name: str) -> None:
         """Click the button, link, tab or line to unfold of this name, as soon as it is there and can be clicked."""
-        found = f"({_NAMED})({json.dumps(name)})"
-        await self.when(f"{found} !== undefined")
-        await self.evaluate(f"{found}.click()")
+        await self.when(f"(({_NAMED})({json.dumps(name)}).click(), true)")
 
     async def fill(self, label: str, text: str) -> None:
         """Replace what is in the field of this label, as soon as it is there; of a list, choose."""

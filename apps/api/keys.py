@@ -331,6 +331,8 @@ def _told(values: Iterable[Any]) -> list[Any]:
 async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: float) -> CreatedKey:
     """Give a key a new secret; the one before stays valid for `overlap_seconds`, one before that ends now.
 
+    With none it is gone at once: an end by the clock would be later on an instance whose clock is a moment behind.
+
     Raises:
         NotFound: `key_not_found`.
         Conflict: `key_revoked`.
@@ -344,8 +346,9 @@ async def rotate_key(db: Database, redis: Redis, key_id: UUID, overlap_seconds: 
         )
         if before is not None:
             tenant = await connection.fetchval(
-                "UPDATE api_keys SET previous_hash = secret_hash, secret_hash = $2, prefix = $3,"
-                " previous_expires_at = now() + make_interval(secs => $4) WHERE id = $1"
+                "UPDATE api_keys SET secret_hash = $2, prefix = $3,"
+                " previous_hash = CASE WHEN $4::float8 > 0 THEN secret_hash END,"
+                " previous_expires_at = CASE WHEN $4 > 0 THEN now() + make_interval(secs => $4) END WHERE id = $1"
                 " RETURNING (SELECT name FROM tenants WHERE id = tenant_id)",
                 key_id,
                 hash_of(secret),

@@ -152,6 +152,7 @@ async def test_a_rotated_key_has_two_secrets_for_as_long_as_was_asked(fleet: Fle
     assert caller["key_id"] == made["key_id"]
     assert caller["expires_at"] is not None, "the old secret ends with the overlap"
     third = await fleet[2].post(f"/admin/keys/{made['key_id']}/rotate", {})
+    assert third.json()["previous_expires_at"] is None, "without an overlap it is gone, whatever a clock says"
     for instance in fleet.instances:
         statuses = [await status_of(instance, secret) for secret in (first, second, third.json()["secret"])]
         assert statuses == [401, 401, 200]

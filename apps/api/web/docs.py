@@ -15,10 +15,11 @@ from apps.api.errors import NotFound
 from apps.api.limits import PUBLIC_LIMIT, public_limiter
 
 _FILES = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "viewer.js": "text/javascript",
+    "swagger-ui-bundle.js": ("viewer/vendor", "text/javascript"),
+    "swagger-ui.css": ("viewer/vendor", "text/css"),
+    "viewer.js": ("viewer", "text/javascript"),
 }
+"""Each with its directory and its type."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -85,8 +86,8 @@ def router(prefix: str, title: str, make: Callable[[], dict[str, Any]]) -> APIRo
     async def file(request: Request, name: str) -> Response:
         if name not in _FILES:
             raise NotFound("No such file.")
-        content = resources.files("apps.api.web.viewer").joinpath(name).read_bytes()
-        headers = {**_SAFE, "Cache-Control": "public, max-age=3600"}
-        return Response(content, media_type=_FILES[name], headers=headers)
+        directory, kind = _FILES[name]
+        content = resources.files("apps.api.web").joinpath(directory, name).read_bytes()
+        return Response(content, media_type=kind, headers={**_SAFE, "Cache-Control": "public, max-age=3600"})
 
     return made

@@ -72,7 +72,7 @@ def test_what_others_have_written_is_as_it_was_published(tmp_path: Path) -> None
     script = ROOT / "scripts" / "vendored"
     assert subprocess.run([sys.executable, script], capture_output=True, text=True).stderr == ""
     # In a copy of the repository where one byte is another one, and a file too many.
-    for directory in ("scripts", "tests/vendor", "apps/api/web/console/static/vendor"):
+    for directory in ("scripts", "tests/vendor", "apps/api/web/console/static/vendor", "apps/api/web/viewer/vendor"):
         (copy := tmp_path / directory).mkdir(parents=True)
         for file in (ROOT / directory).iterdir():
             if file.is_file() and (directory != "scripts" or file.name == "vendored"):
@@ -80,10 +80,12 @@ def test_what_others_have_written_is_as_it_was_published(tmp_path: Path) -> None
     vendor = tmp_path / "apps/api/web/console/static/vendor"
     (vendor / "htm.mjs").write_text((vendor / "htm.mjs").read_text() + " ")
     (vendor / "more.mjs").write_text("")
+    (tmp_path / "apps/api/web/viewer/vendor/swagger-ui.css").unlink()
     told = subprocess.run([sys.executable, tmp_path / "scripts/vendored"], capture_output=True, text=True)
     assert told.returncode == 1
     assert "htm.mjs: is not the file of htm" in told.stderr
     assert "more.mjs: is not in vendored.json" in told.stderr
+    assert "swagger-ui.css: is not there" in told.stderr
 
 
 async def test_every_path_is_the_same_page_without_a_key_and_runs_what_carries_its_nonce_only(fleet: Fleet) -> None:

@@ -118,6 +118,16 @@ async def test_a_session_is_well_for_who_reads_by_ear_in_light_and_dark_and_fits
     assert wrong == [], "\n".join(wrong)
 
 
+async def test_what_is_not_well_is_found(console: Console) -> None:
+    async with console("/sessions") as page:
+        await page.evaluate(AXE)
+        await page.evaluate("""document.querySelector('main').append(
+          Object.assign(document.createElement('button'), {className: 'wrong'}))""")
+        assert any("button-name" in one for one in await violations(page))
+        await page.evaluate("""Object.assign(document.querySelector('.wrong').style, {width: '500px'})""")
+        assert await narrow(page, "here") != []
+
+
 async def test_the_sign_in_is_well_for_who_reads_by_ear_and_fits_a_narrow_screen(console: Console) -> None:
     async with console("/sessions") as page:
         await page.evaluate(AXE)

@@ -30,6 +30,7 @@ async def row(page: Page, text: str) -> str:
 async def test_sessions_are_listed_filtered_and_live(console: Console, fleet: Fleet) -> None:
     tag = uuid4().hex
     sessions = [await fleet[0].session(title=f"Report {number} {tag}", tags=[tag]) for number in range(3)]
+    await fleet[0].session(title="Another one")
     async with console("/sessions") as page:
         await page.fill("Tag", tag)
         await page.when(f"{ROWS} === 3 && {says('Report 2')}")
@@ -155,12 +156,14 @@ async def test_a_preset_is_made_changed_and_deleted_and_hidden_values_stay(conso
         await page.when(says('"TEAM": "***"'))
         await page.press("Edit")
         await page.fill("Description", "Reviews changes")
+        await page.press("Limits and the rest")
+        await page.fill("Most turns per prompt", "8")
         await page.press("Save")
-        await page.when(says("2, the newest"))
+        await page.when(says("2, the newest") + " && " + says("Reviews changes"))
         await page.press("Version 1")
-        await page.when(says("1 of 2") + " && " + says("Reviews a change"))
+        await page.when(says("1 of 2") + " && " + says('"max_turns": 7'))
         made = (await fleet[1].get(f"/agents/{name}")).json()
-        assert (made["version"], made["config"]["max_turns"]) == (2, 7)
+        assert (made["version"], made["config"]["max_turns"]) == (2, 8)
         session = await fleet[1].session(agent=name, permission_mode="bypassPermissions")
         assert (await fleet[1].ask(session, "run echo team $TEAM"))["result"].endswith("team blue")
         await page.press("Delete")

@@ -44,7 +44,7 @@ async def test_a_page_goes_on_when_the_instance_that_it_listens_to_is_killed(chr
         assert said.count("word1 ") == 1
         resumed = [r for r in page.requests if r["url"].endswith("/events") and "Last-Event-ID" in r["headers"]]
         assert resumed
-        assert "Live" in await page.text("header")
+        assert "Live" in await page.text(".session-head")
         # What is stored is what is shown, each event once and in its order.
         shown = await page.evaluate("[...document.querySelectorAll('.span-seq')].map((node) => Number(node.innerText))")
         stored = (await owner.get(f"/sessions/{session}/events", headers={"Accept": "application/json"})).json()["data"]

@@ -62,7 +62,7 @@ export function Usage() {
         : html`<${Empty} icon="usage" title="Nothing was used in these days">Runs count on the day on which they end.</>`}
       <${Budgets} rows=${found.budgets} />
     </div>`}</>
-    <section class="stack tight" aria-label="Sums"><div class="row between wrap"><h2>Sums</h2>
+    <section class="stack tight"><div class="row between wrap"><h2>Sums</h2>
       <${Choice} label="Grouped by" value=${by} set=${(value) => setQuery({ by: value })} options=${Object.entries(GROUPS).map(([name, group]) => [name, group.name])} /></div>
       <${Pages} from=${list} columns=${[GROUPS[by] ?? GROUPS.model, ...FIGURES]} label="Sums" empty=${html`<${Empty} icon="usage" title="No sums" />`} />
     </section>

@@ -89,7 +89,7 @@ export function Webhook({ id }) {
       ["Failing since", webhook.failing_since && format.time(webhook.failing_since)], ["Events", webhook.events.join(", ")],
       ["Previous secret until", webhook.previous_secret_expires_at && format.time(webhook.previous_secret_expires_at)], ["Id", html`<${Id} value=${webhook.webhook_id} what="webhook's id" />`],
     ]} />`}</>
-    <section class="stack tight" aria-label="Deliveries"><h2>Deliveries of the last seven days</h2>
+    <section class="stack tight"><h2>Deliveries of the last seven days</h2>
       <${Pages} from=${deliveries} columns=${columns} label="Deliveries" keyOf=${(row) => row.delivery_id} empty=${html`<${Empty} icon="webhook" title="Nothing was sent yet">Send a test to see one.</>`} /></section>
     ${asked?.kind === "edit" && html`<${Edit} webhook=${found.data} close=${close} saved=${found.reload} />`}
     ${asked?.kind === "secret" && html`<${Secret} title="The new secret" value=${asked.secret} close=${close}>For 24 hours messages are signed with the previous one, too.</>`}

@@ -1,4 +1,4 @@
-import { html, useEffect, useId, useRef } from "../view.js";
+import { html, useId, useLayoutEffect, useRef } from "../view.js";
 import { useAction } from "../hooks.js";
 import { Button } from "./button.js";
 import { Failure } from "./states.js";
@@ -7,7 +7,7 @@ import { Failure } from "./states.js";
 export function Dialog({ title, close, children, wide = false }) {
   const box = useRef();
   const id = useId();
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     box.current.showModal();
     return () => before?.focus?.();

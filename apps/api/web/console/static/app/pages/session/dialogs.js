@@ -9,20 +9,21 @@ import { navigate } from "../../router.js";
 import { html, useState } from "../../view.js";
 
 /** A new session with the conversation so far, or up to one entry of it. */
-export function ForkDialog({ session, entry, close }) {
+export function ForkDialog({ session, entry, run, close }) {
   const before = entry?.kind === "prompt";
+  const at = before ? (run?.first ?? entry.seq) - 1 : entry?.seq; // before all of a prompt's run
   const asked = before ? entry.blocks.map((block) => block.text ?? "").join("\n") : "";
   const [title, setTitle] = useState(session.title ? `${session.title} (fork)`.slice(0, 200) : "");
   const [prompt, setPrompt] = useState(asked);
   const submit = async () => {
     const body = { ...(title && { title }) };
-    if (entry) body.at_seq = before ? entry.seq - 1 : entry.seq;
+    if (entry) body.at_seq = at;
     const made = await post(path`/sessions/${session.session_id}/fork`, body, { once: true });
     if (prompt.trim()) await post(path`/sessions/${made.session_id}/query`, { prompt }, { once: true });
     toast("Forked. This is the new session.");
     navigate(`/sessions/${made.session_id}`);
   };
-  const from = !entry ? "with the whole conversation" : before ? `with what was before event ${entry.seq}` : `with the conversation up to event ${entry.seq}`;
+  const from = !entry ? "with the whole conversation" : before ? "with what was before that prompt" : `with the conversation up to event ${entry.seq}`;
   return html`<${FormDialog} title="Fork the session" action="Fork" close=${close} submit=${submit}>
     <p class="soft">A new session ${from}, and with the files as they were stored last. This one stays as it is.</p>
     <${Text} label="Title" value=${title} set=${setTitle} maxlength="200" wide />

@@ -54,7 +54,7 @@ function Opened({ id, session, refresh, stale }) {
     if (waiting.length !== pending.length) setPending(waiting);
   }, [log.version]);
 
-  const running = active(log);
+  const running = active(log, session);
   const live = Boolean(running) || session.status === "running";
   const still = useMemo(() => ({
     session: id,
@@ -122,7 +122,7 @@ function Opened({ id, session, refresh, stale }) {
         <div class="panel-body" ...${panelOf("session", chosen)}><${PANELS[chosen] ?? Timeline} ...${panel} /></div>
       </section>
     </div>
-    ${asked?.kind === "fork" && html`<${ForkDialog} session=${session} entry=${asked.entry} close=${() => ask(null)} />`}
+    ${asked?.kind === "fork" && html`<${ForkDialog} session=${session} entry=${asked.entry} run=${log.runs.get(asked.entry?.run)} close=${() => ask(null)} />`}
     ${asked?.kind === "labels" && html`<${EditLabels} session=${session} close=${() => (ask(null), refresh())} />`}
     ${asked?.kind === "delete" && html`<${DeleteSession} session=${session} close=${() => ask(null)} />`}
   </div>`;

@@ -220,7 +220,8 @@ function task(log, { data }) {
 }
 
 function finish(log, { seq, data, at: when }, run, again) {
-  if (!again) {
+  const began = run.first !== seq; // one that was cancelled in the queue has no other event, and wrote nothing
+  if (!again && began) {
     // What was being written and never became a message: an agent was stopped, or its instance has died.
     for (const [parent, blocks] of log.drafts) {
       for (const [index, block] of blocks) {
@@ -236,5 +237,12 @@ function finish(log, { seq, data, at: when }, run, again) {
 /** Requests that wait for somebody. */
 export const open = (log) => [...log.requests.values()].filter((request) => request.status === "open");
 
-/** The run that is at work, if one is. */
-export const active = (log) => [...log.runs.values()].reverse().find((run) => !run.ended && run.status !== "queued");
+/**
+ * The run that is at work, if one is. A fork may have the beginning of one that its parent went on with; one that was
+ * cancelled in the queue says nothing of that before it.
+ */
+export function active(log, session) {
+  const newest = [...log.runs.values()].reverse().find((run) => run.started || (!run.ended && run.status !== "queued"));
+  const over = session.status === "idle" && session.last_seq >= log.seq;
+  return newest && !newest.ended && !over ? newest : undefined;
+}
