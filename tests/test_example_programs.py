@@ -21,7 +21,7 @@ from tests.dev_process import BOUND, OURS, ROOT, Dev
 from tests.free_ports import free_ports
 from tests.git_server import GitServer, git_serving
 
-EXAMPLES, CLIENT = ROOT / "examples", ROOT / "clients/python/src"
+EXAMPLES = ROOT / "examples"
 CHROMIUM = browser.program()
 
 
@@ -38,8 +38,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, git: GitServer) -> Iterator[di
     try:
         dev.ready()
         url, clean = f"http://127.0.0.1:{dev.port}", {n: value for n, value in os.environ.items() if n not in OURS}
-        ours = {"PYTHONPATH": str(CLIENT), "CLAUDE_AGENT_API_URL": url, "CLAUDE_AGENT_API_KEY": dev.key()}
-        yield {**clean, **ours}
+        yield {**clean, "CLAUDE_AGENT_API_URL": url, "CLAUDE_AGENT_API_KEY": dev.key()}
     finally:
         dev.process.terminate()
         dev.exit_code()

@@ -30,7 +30,6 @@ from tests.pages import Block, blocks_of, pages
 from tests.shown import missing
 
 TERMINAL = Path(__file__).with_name("at_terminal.py")
-CLIENT = ROOT / "clients/python/src"
 
 PATIENCE = 2
 """A pause of a page is so many times as long here, where other tests run too."""
@@ -133,7 +132,6 @@ class Terminal:
         curl = shutil.which("curl")
         assert curl, "curl is not installed"
         env = {**clean, "PATH": f"{self._place.home}/bin:{os.environ['PATH']}", "CURL": curl, "NOTES": str(self._notes)}
-        env["PYTHONPATH"] = str(CLIENT)
         code, said = self._run("\n".join(script), env, goes_on=any(block.goes_on for block in blocks))
         _, *parts = self._place.theirs(said).split(MARK)
         self._said = dict(zip(parts[::2], parts[1::2], strict=True))

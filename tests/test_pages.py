@@ -23,12 +23,13 @@ NOT_RUN = {
     "needs a cluster": 1,
     "starts what the examples run against, or all tests": 2,
     "needs the TypeScript client, which npm builds": 1,
+    "installs from the package index": 2,
 }
 """Why blocks do not run, and how many of each."""
 
 EVERY_PAGE = [
     *ROOT.glob("*.md"),
-    *(page for of in ("docs", "examples", "specs") for page in sorted((ROOT / of).rglob("*.md"))),
+    *(page for of in ("docs", "examples", "clients/python", "specs") for page in sorted((ROOT / of).rglob("*.md"))),
 ]
 
 

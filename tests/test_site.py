@@ -28,6 +28,7 @@ SOURCES = (
     "docs",
     "examples",
     "specs",
+    "clients",
     "deploy",
 )
 
@@ -51,7 +52,10 @@ def copy(tmp_path: Path) -> Path:
     """A repository in which a page may be broken."""
     for source in SOURCES:
         path = ROOT / source
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / source)
+        if path.is_dir():
+            shutil.copytree(path, tmp_path / source, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+        else:
+            shutil.copy(path, tmp_path / source)
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/site.py", tmp_path / "scripts")
     return tmp_path
