@@ -31,8 +31,8 @@ from tests.shown import missing
 
 TERMINAL = Path(__file__).with_name("at_terminal.py")
 
-PATIENCE = 2
-"""A pause of a page is so many times as long here, where other tests run too."""
+PATIENCE = 3
+"""A pause of a page is so many times as long here, where other tests run too: an agent starts in it."""
 
 BOUND = 120
 """Seconds for a page, on a busy machine too."""
