@@ -21,6 +21,7 @@ NARROW = 360
 
 PAGES = {
     "/sessions": "table",
+    "/runs": "table",
     "/inbox": "h1",
     "/new": ".facts",
     "/presets": "table, .empty",

@@ -49,7 +49,11 @@ function address(path, query = {}) {
   return url;
 }
 
+// A browser would take them out, and ask for something else than was meant: names come from links, and from agents.
+const DOTS = /(?:^|\/)(?:\.|%2e){1,2}(?:\/|$)/i;
+
 async function ask(method, path, { query, body, headers, signal } = {}) {
+  if (DOTS.test(path)) throw new ApiError(400, { code: "invalid_path", message: "A path has no . and no .. in it." });
   const raw = body === undefined || body instanceof Blob;
   let response;
   try {

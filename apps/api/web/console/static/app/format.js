@@ -13,6 +13,7 @@ export function money(usd) {
   if (usd === null || usd === undefined) return NONE;
   const value = Number(usd);
   if (value === 0) return "$0";
+  if (Math.abs(value) < 0.00001) return "< $0.00001";
   const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 1 ? 2 : Math.abs(value) >= 0.01 ? 3 : 5;
   return `$${new Intl.NumberFormat("en-US", { minimumFractionDigits: Math.min(digits, 2), maximumFractionDigits: digits }).format(value)}`;
 }
@@ -47,10 +48,10 @@ export function bytes(value) {
 export function duration(ms) {
   if (ms === null || ms === undefined || Number.isNaN(ms)) return NONE;
   if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
-  const seconds = ms / 1000;
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 60) return `${ms < 9950 ? (ms / 1000).toFixed(1) : seconds} s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
   const hours = Math.floor(minutes / 60);
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.round(hours / 24)} days`;
 }
@@ -91,9 +92,21 @@ export function words(code) {
   return (text.charAt(0).toUpperCase() + text.slice(1)).replace(/\busd\b/gi, "USD");
 }
 
+/**
+ * Text whose order and length are what they seem: characters that cannot be seen, or that turn the order of others around,
+ * are named. A command that a person allows, or a file's name, may be made to be misread.
+ */
+export const visible = (text) => String(text).replace(/[\p{Cc}\p{Cf}]/gu, named);
+
+function named(one) {
+  if ("\n\t\r\u200d".includes(one)) return one; // the last one joins emoji
+  const code = one.codePointAt(0);
+  return code < 0x20 ? String.fromCharCode(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+}
+
 export const json = (value) => JSON.stringify(value, null, 2);
 
-export const sessionTitle = (session) => session.title || `Session ${id(session.session_id)}`;
+export const sessionTitle = (session) => (session.title && visible(session.title)) || `Session ${id(session.session_id)}`;
 
 const TELLING = ["command", "file_path", "notebook_path", "pattern", "url", "query", "description", "prompt", "skill"];
 
@@ -103,7 +116,7 @@ export function toolSummary(input, cwd) {
   const name = TELLING.find((one) => typeof input[one] === "string");
   const asked = input.questions?.map?.((one) => one.question).join(" ");
   const text = asked ?? (name ? inWorkspace(input[name], cwd) : Object.keys(input).length ? JSON.stringify(input) : "");
-  return text.replace(/\s+/g, " ").slice(0, 300);
+  return visible(text.replace(/\s+/g, " ").slice(0, 300));
 }
 
 /** A path as it is inside of the workspace, where it is; else as it was. */

@@ -2,7 +2,7 @@
 // as it is while more is said.
 
 import DOMPurify from "dompurify";
-import { marked } from "marked";
+import { Lexer, marked } from "marked";
 import { html, memo, useLayoutEffect, useMemo, useRef } from "./view.js";
 
 const ALLOWED = {
@@ -39,33 +39,51 @@ marked.use({
   },
 });
 
-const Block = memo(function Block({ source, links }) {
+// What an agent writes may be made to take long: some texts take the square of their length. What is larger than this, or
+// nested deeper, is shown as it was written.
+const MOST = 200_000; // characters
+const MOST_OF_A_BLOCK = 20_000; // but for code, which is not looked into
+const DEEP = /^(?:[ \t]*(?:>|[-*+][ \t]|\d{1,9}[.)][ \t])){50}/m;
+const SLOW_MS = 250;
+
+const Block = memo(function Block({ source, links, plain }) {
   const box = useRef();
+  const slow = useRef(false); // read once, and not again while it grows
   useLayoutEffect(() => {
     let made;
+    const began = performance.now();
     try {
+      if (plain || slow.current) throw new Error("too much");
       const tokens = marked.lexer(source);
       Object.assign(tokens.links, links);
       made = DOMPurify.sanitize(marked.parser(tokens), ALLOWED);
     } catch {
       made = source; // what cannot be read is shown as it is
     }
+    slow.current ||= performance.now() - began > SLOW_MS;
+    box.current.classList.toggle("pre", made === source);
     box.current.replaceChildren(made);
-  }, [source, links]);
+  }, [source, links, plain]);
   return html`<div class="block" ref=${box}></div>`;
 });
 
 const NO_LINKS = {};
 
+/** The blocks of a text, without a look into them. */
+function parts(text) {
+  if (text.length > MOST || DEEP.test(text)) throw new Error("too much");
+  const lexer = new Lexer();
+  const tokens = lexer.blockTokens(text.replace(/\r\n?/g, "\n"), lexer.tokens);
+  return { links: Object.keys(tokens.links).length ? tokens.links : NO_LINKS, blocks: tokens.filter((token) => token.type !== "space").map(({ raw, type }) => ({ raw, plain: type !== "code" && raw.length > MOST_OF_A_BLOCK })) };
+}
+
 export const Markdown = memo(function Markdown({ text }) {
   const { blocks, links } = useMemo(() => {
     try {
-      const tokens = marked.lexer(text);
-      const defined = Object.keys(tokens.links).length ? tokens.links : NO_LINKS;
-      return { blocks: tokens.filter((token) => token.type !== "space").map((token) => token.raw), links: defined };
+      return parts(text);
     } catch {
-      return { blocks: [text], links: NO_LINKS };
+      return { blocks: [{ raw: text, plain: true }], links: NO_LINKS };
     }
   }, [text]);
-  return html`<div class="prose">${blocks.map((source, i) => html`<${Block} key=${i} source=${source} links=${links} />`)}</div>`;
+  return html`<div class="prose">${blocks.map(({ raw, plain }, i) => html`<${Block} key=${i} source=${raw} plain=${plain} links=${links} />`)}</div>`;
 });

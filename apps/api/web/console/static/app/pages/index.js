@@ -7,6 +7,7 @@ import { Key } from "./key.js";
 import { Keys } from "./keys.js";
 import { New } from "./new.js";
 import { Preset, Presets } from "./presets.js";
+import { Runs } from "./runs.js";
 import { Session } from "./session/index.js";
 import { Sessions } from "./sessions.js";
 import { Tenant, Tenants } from "./tenants.js";
@@ -20,6 +21,7 @@ export const GROUPS = [
   ["Work", [
     SESSIONS,
     { path: "/inbox", name: "Inbox", icon: "inbox", draw: Inbox },
+    { path: "/runs", name: "Runs", icon: "play", draw: Runs },
     { path: "/new", name: "New session", icon: "plus", draw: New, needs: "write" },
   ]],
   ["Configure", [

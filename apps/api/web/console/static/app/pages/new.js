@@ -15,6 +15,10 @@ import { curl, python } from "../samples.js";
 import { html, useMemo, useState } from "../view.js";
 import { fromForm, Options, toForm, useModels, usePresets, useProfiles } from "./options.js";
 
+// Claude does it, and so does the demo model; by default either asks before it writes.
+const MOST_OF_A_TITLE = 80;
+const EXAMPLE = "write hello.txt: Hello from an agent!";
+
 export function New() {
   const { query } = usePlace();
   const [form, set] = useState({ ...toForm(), agent: query.get("agent") ?? "", profile: "", title: "", tags: "", prompt: query.get("prompt") ?? "" });
@@ -30,6 +34,7 @@ export function New() {
   const told = { ...Object.fromEntries(problems.map(({ field, reason }) => [field.split(".")[0], reason])), ...wrong };
   const [start, { busy, error }] = useAction(async () => {
     const { prompt, ...session } = body;
+    session.title ??= [...(prompt?.trim().split("\n")[0] ?? "")].slice(0, MOST_OF_A_TITLE).join("") || undefined; // by which it is found again
     const made = await post("/sessions", session, { once: true });
     if (prompt) await post(path`/sessions/${made.session_id}/query`, { prompt }, { once: true });
     navigate(`/sessions/${made.session_id}`);
@@ -43,12 +48,13 @@ export function New() {
     <div class="split">
       <form class="stack" onSubmit=${submit}>
         <${Area} ...${field("prompt")} label="Prompt" rows="5" placeholder="What the agent is to do. Empty: the session waits for its first prompt." />
+        ${writes && !form.prompt && html`<p class="small soft">Nothing in mind? <button type="button" class="link-button" onClick=${() => set({ ...form, prompt: EXAMPLE })}>Use an example</button></p>`}
         <div class="fields">
           <${Select} ...${field("agent")} label="Preset" none="none" options=${presets.map((preset) => [preset.name, preset.name])} />
           <${Select} ...${field("profile")} label="Profile" none="the key's default" options=${profiles.map((profile) => [profile.name, profile.name])} />
         </div>
         <${Options} form=${form} set=${set} wrong=${told} models=${models} />
-        <div class="fields"><${Text} ...${field("title")} label="Title" maxlength="200" /><${Text} ...${field("tags")} label="Tags" placeholder="With commas between" /></div>
+        <div class="fields"><${Text} ...${field("title")} label="Title" maxlength="200" placeholder="Else the beginning of the prompt" /><${Text} ...${field("tags")} label="Tags" placeholder="With commas between" /></div>
         <${Failure} error=${error} />
         ${writes ? html`<div class="row wrap"><${Button} type="submit" kind="primary" busy=${busy} disabled=${Object.keys(wrong).length > 0}>${form.prompt.trim() ? "Start" : "Create"}</>
           ${dry.data && !dry.data.ok && html`<span class="small bad-text">As it is, this would be refused.</span>`}</div>` : html`<p class="soft">This key may read only.</p>`}

@@ -30,7 +30,10 @@ export function Sessions() {
   const given = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
   const [typed, type] = useState(given);
   const settled = useSettled(typed, 300);
-  useEffect(() => navigate("/sessions", settled, { replace: true }), [settled]);
+  // Only what was typed: whoever has clicked on a link meanwhile is not led back.
+  useEffect(() => {
+    if (FILTERS.some((name) => given[name] !== settled[name])) navigate("/sessions", settled, { replace: true });
+  }, [settled]);
   // Somebody has followed a link to another choice.
   useEffect(() => {
     if (FILTERS.some((name) => given[name] !== settled[name])) type(given);

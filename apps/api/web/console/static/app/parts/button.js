@@ -17,7 +17,7 @@ export function ButtonLink({ kind = "plain", icon, small, children, ...more }) {
 }
 
 /** Copies a text, and says that it has. */
-export function Copy({ text, label = "Copy", children }) {
+export function Copy({ text, label = "Copy", icon = "copy", children }) {
   const [done, set] = useState(false);
   const timer = useRef();
   useEffect(() => () => clearTimeout(timer.current), []);
@@ -27,7 +27,7 @@ export function Copy({ text, label = "Copy", children }) {
     clearTimeout(timer.current);
     timer.current = setTimeout(() => set(false), 1500);
   };
-  return html`<${Button} kind="quiet" small icon=${done ? "check" : "copy"} label=${done ? "Copied" : label} onClick=${copy}>${children}</>`;
+  return html`<${Button} kind="quiet" small icon=${done ? "check" : icon} label=${done ? "Copied" : label} onClick=${copy}>${children}</>`;
 }
 
 async function put(text) {

@@ -9,7 +9,7 @@ export function Code({ text, label, copy = true, tall = false }) {
   const cut = text.length > MOST;
   return html`<div class=${tall ? "code tall" : "code"}>
     ${copy && html`<div class="code-copy"><${Copy} text=${text} label=${label ? `Copy ${label}` : "Copy"} /></div>`}
-    <pre tabindex="0" role="group" aria-label=${label ?? "Code"}>${cut ? text.slice(0, MOST) : text}</pre>
+    <pre tabindex="0" role="group" aria-label=${label ?? "Code"}>${format.visible(cut ? text.slice(0, MOST) : text)}</pre>
     ${cut && html`<p class="quiet small">The rest is left out here: ${format.count(text.length - MOST)} more characters.</p>`}
   </div>`;
 }

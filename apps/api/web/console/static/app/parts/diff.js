@@ -57,14 +57,14 @@ export function Diff({ patch }) {
 
 function FileDiff({ file, open }) {
   return html`<details class="diff" open=${open}>
-    <summary><${Icon} name="right" /><code class="grow break">${file.name}</code>
+    <summary><${Icon} name="right" /><code class="grow break">${format.visible(file.name)}</code>
       ${file.what !== "changed" && html`<span class="small soft">${file.what}</span>`}
       ${file.binary ? html`<span class="small soft">binary</span>` : html`<span class="small num nowrap"><span class="plus">+${format.count(file.added)}</span> <span class="minus">−${format.count(file.removed)}</span></span>`}
     </summary>
     ${file.lines.length > 0 && html`<div class="diff-lines" tabindex="0" role="group" aria-label=${`Changes of ${file.name}`}><table>
       <tbody>${file.lines.slice(0, MOST_LINES).map((line) => html`<tr class=${classes("line", line.kind)}>
         <td class="line-no" aria-hidden="true">${line.old ?? ""}</td><td class="line-no" aria-hidden="true">${line.new ?? ""}</td>
-        <td class="line-text"><span class="line-sign" aria-hidden="true">${SIGNS[line.kind]}</span>${SAID[line.kind] && html`<span class="sr-only">${SAID[line.kind]}</span>`}${line.text}</td>
+        <td class="line-text"><span class="line-sign" aria-hidden="true">${SIGNS[line.kind]}</span>${SAID[line.kind] && html`<span class="sr-only">${SAID[line.kind]}</span>`}${format.visible(line.text)}</td>
       </tr>`)}</tbody></table></div>`}
   </details>`;
 }

@@ -6,7 +6,8 @@ import * as format from "../format.js";
 import { useAction, useNow } from "../hooks.js";
 import { classes, html, useState } from "../view.js";
 import { Button } from "./button.js";
-import { Code, Json } from "./code.js";
+import { Given } from "./call.js";
+import { Json } from "./code.js";
 import { Area, Check, Text } from "./field.js";
 import { Icon } from "./icon.js";
 import { Failure } from "./states.js";
@@ -16,8 +17,9 @@ import { Failure } from "./states.js";
  *
  * @param request the fields of its event, with `type`: permission, question or client_tool.
  * @param answered is called when there is an answer, whoever gave it.
+ * @param cwd directory of the agent, where that is known.
  */
-export function Request({ request, answered, children }) {
+export function Request({ request, answered, cwd, children }) {
   const writes = useMay("write");
   const [send, { busy, error }] = useAction(async (to, body) => {
     try {
@@ -37,14 +39,16 @@ export function Request({ request, answered, children }) {
       <${Left} until=${request.expires_at} />
     </div>
     ${children}
-    ${Kind ? html`<${Kind} request=${request} send=${send} busy=${busy} writes=${writes} />` : html`<${Json} value=${request} />`}
+    ${Kind ? html`<${Kind} request=${request} send=${send} busy=${busy} writes=${writes} cwd=${cwd} />` : html`<${Json} value=${request} />`}
     ${!writes && html`<p class="hint">This key may read only. Answer with one that may write.</p>`}
     <${Failure} error=${error} />
   </section>`;
 }
 
 const TITLES = {
-  permission: (request) => request.title || html`May the agent use <code>${request.tool_name}</code>?`,
+  permission: (request) => (request.title
+    ? html`${format.visible(request.title)} <code>${format.visible(request.tool_name)}</code>` // its own name, whatever it calls itself
+    : html`May the agent use <code>${format.visible(request.tool_name)}</code>?`),
   question: () => "The agent has a question",
   client_tool: (request) => html`The agent waits for your tool <code>${request.tool_name}</code>`,
 };
@@ -58,7 +62,7 @@ function Left({ until }) {
 
 const place = (request, rest) => path`/sessions/${request.session_id}` + rest;
 
-function Permission({ request, send, busy, writes }) {
+function Permission({ request, send, busy, writes, cwd }) {
   const given = format.json(request.input ?? {});
   const [editing, edit] = useState(false);
   const [input, setInput] = useState(given);
@@ -80,16 +84,13 @@ function Permission({ request, send, busy, writes }) {
     return decide(body);
   };
   const refuse = (interrupt) => decide({ decision: "deny", ...(message && { message }), ...(interrupt && { interrupt }) });
-  const command = typeof request.input?.command === "string" ? request.input.command : null;
   return html`
-    ${request.description && html`<p class="soft break">${request.description}</p>`}
+    ${request.description && !request.input?.file_path?.endsWith?.(request.description) && html`<p class="soft break">${request.description}</p>`}
     ${request.reason && html`<p class="soft small break">${request.reason}</p>`}
     ${request.blocked_path && html`<p class="soft small break">Path: <code>${request.blocked_path}</code></p>`}
     ${editing
       ? html`<${Area} label="Input of the tool, as JSON" value=${input} set=${(text) => (setInput(text), setWrong(""))} rows=${Math.min(12, input.split("\n").length + 1)} error=${wrong} spellcheck="false" class="mono" />`
-      : command !== null
-        ? html`<${Code} text=${command} label="the command" copy=${false} />`
-        : html`<${Json} value=${request.input ?? {}} label="the input" copy=${false} />`}
+      : html`<${Given} input=${request.input} cwd=${cwd} copy=${false} />`}
     ${writes && !denying && html`<div class="request-actions">
       <div class="row wrap">
         <${Button} kind="primary" busy=${busy} onClick=${allow}>Allow</>

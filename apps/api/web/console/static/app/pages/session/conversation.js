@@ -8,6 +8,7 @@ import { Icon } from "../../parts/icon.js";
 import { Badge, Empty, Failure, Loading } from "../../parts/states.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../../view.js";
 import { Draft, Entry } from "./entry.js";
+import { open } from "./log.js";
 
 const NEAR = 80; // pixels from the end at which new entries are followed
 
@@ -49,7 +50,7 @@ export function Conversation({ log, at, ready, earlier, pending }) {
         ${nothing && html`<${Empty} icon="ask" title="Nothing has been said yet">${at.writes ? "Write the first prompt below." : "The first prompt will be shown here."}</>`}
         ${log.entries.map((entry) => html`<${Entry} key=${entry.key} entry=${entry} at=${entry.kind === "tool" && entry.result === undefined ? at : at.still} changes=${entry.changes} status=${entry.request?.status} />`)}
         ${log.drafts.get("") && html`<div class="entry"><${Draft} blocks=${log.drafts.get("")} /></div>`}
-        ${log.runs.size > 0 && at.live && !log.drafts.size && html`<${Working} log=${log} />`}
+        ${log.runs.size > 0 && at.live && !log.drafts.size && !open(log).length && html`<${Working} log=${log} />`}
         ${pending.map((one) => html`<${Waiting} key=${one.run} run=${log.runs.get(one.run) ?? { id: one.run }} text=${one.text} at=${at} />`)}
         ${queued.map((run) => html`<${Waiting} key=${run.id} run=${run} at=${at} />`)}
         ${log.over && html`<${Failure} error=${log.over} />`}

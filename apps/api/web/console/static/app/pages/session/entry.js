@@ -28,7 +28,7 @@ function Actions({ entry, at }) {
   const text = entry.text ?? entry.blocks.map((block) => block.text ?? "").join("\n");
   return html`<div class="entry-actions" role="group" aria-label="Actions">
     <${Copy} text=${text} label="Copy the text" />
-    <${Copy} text=${() => new URL(to(`/sessions/${at.session}`, { event: entry.seq }), location.href).href} label="Copy a link to this event" />
+    <${Copy} text=${() => new URL(to(`/sessions/${at.session}`, { event: entry.seq }), location.href).href} icon="link" label="Copy a link to this event" />
     ${at.writes && html`<${Button} kind="quiet" small icon="fork" label=${entry.kind === "prompt" ? "Fork before this prompt" : "Fork from here"} onClick=${() => at.fork(entry)} />`}
   </div>`;
 }
@@ -69,7 +69,7 @@ function Call({ entry, at }) {
 
 function Asked({ entry, at }) {
   const { request } = entry;
-  if (request.status === "open") return html`<${Request} request=${request} answered=${at.refresh} />`;
+  if (request.status === "open") return html`<${Request} request=${request} answered=${at.refresh} cwd=${at.cwd} />`;
   const who = request.by?.key_name ?? (request.by?.reason ? format.words(request.by.reason) : "");
   const what = request.type === "permission" ? request.tool_name : request.type === "question" ? request.questions?.map((one) => one.question).join(" ") : request.tool_name;
   const answers = Object.values(request.resolution?.answers ?? {}).flat().join(", ");

@@ -13,6 +13,7 @@ import { setQuery, usePlace } from "../../router.js";
 import { classes, html, useEffect, useRef, useState } from "../../view.js";
 
 const SHOWN_BYTES = 256_000;
+const PICTURE_BYTES = 20_000_000;
 const PICTURES = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 
 const parent = (name) => (name.includes("/") ? name.slice(0, name.lastIndexOf("/")) : "");
@@ -48,7 +49,7 @@ export function Files({ id, log, writes }) {
     <div class="row between wrap">
       <nav class="path row wrap" aria-label="Directory">
         <button type="button" class="link-button" onClick=${() => enter("")}>workspace</button>
-        ${parts.map((part, i) => html`<span aria-hidden="true" class="quiet">/</span><button type="button" class="link-button" onClick=${() => enter(parts.slice(0, i + 1).join("/"))}>${part}</button>`)}
+        ${parts.map((part, i) => html`<span aria-hidden="true" class="quiet">/</span><button type="button" class="link-button" onClick=${() => enter(parts.slice(0, i + 1).join("/"))}>${format.visible(part)}</button>`)}
       </nav>
       <div class="row">
         <${Button} small icon="refresh" label="Refresh" onClick=${list.reload} />
@@ -65,7 +66,7 @@ export function Files({ id, log, writes }) {
       ${list.rows.map((file) => html`<li key=${file.path} class=${file.path === shown ? "chosen" : ""}>
         <button type="button" class="file" aria-current=${file.path === shown ? "true" : undefined} onClick=${() => (file.type === "directory" ? enter(file.path) : setQuery({ tab: "files", path: file.path }))}>
           <${Icon} name=${file.type === "directory" ? "folder" : file.type === "link" ? "link" : "file"} />
-          <span class="grow clip">${file.path.split("/").pop()}${file.leads && html` <span class="quiet">→ ${file.leads}</span>`}</span>
+          <span class="grow clip">${format.visible(file.path.split("/").pop())}${file.leads && html` <span class="quiet">→ ${format.visible(file.leads)}</span>`}</span>
           <span class="small quiet num nowrap">${file.type === "file" ? format.bytes(file.size) : ""}</span>
           <span class="small quiet wide-only"><${Ago} at=${file.modified_at} /></span>
         </button>
@@ -84,7 +85,7 @@ function RemoveFile({ id, file, close, done }) {
     done();
   };
   return html`<${FormDialog} title="Delete from the workspace" action="Delete" kind="danger" close=${close} submit=${submit}>
-    <p class="break"><code>${file.path}</code>${file.type === "directory" && " and all that is in it"}</p>
+    <p class="break"><code>${format.visible(file.path)}</code>${file.type === "directory" && " and all that is in it"}</p>
   </>`;
 }
 
@@ -92,7 +93,8 @@ function RemoveFile({ id, file, close, done }) {
 function Preview({ id, name, version }) {
   const kind = PICTURES[name.split(".").pop().toLowerCase()];
   const found = useLoad(async (signal) => {
-    const content = await blob(filePath(id, name), { first: kind ? undefined : SHOWN_BYTES, signal });
+    const content = await blob(filePath(id, name), { first: kind ? PICTURE_BYTES : SHOWN_BYTES, signal });
+    if (kind && content.size === PICTURE_BYTES) return { text: null };
     if (kind) return { url: URL.createObjectURL(new Blob([content], { type: kind })), size: content.size };
     const bytes = new Uint8Array(await content.arrayBuffer());
     const binary = bytes.subarray(0, 8000).includes(0);
@@ -101,14 +103,14 @@ function Preview({ id, name, version }) {
   useEffect(() => () => found.data?.url && URL.revokeObjectURL(found.data.url), [found.data]);
   const [take, { busy, error }] = useAction(() => download(filePath(id, name), name.split("/").pop()));
   return html`<section class="preview" aria-label="Preview">
-    <div class="row between"><h2 class="clip"><code>${name}</code></h2><div class="row">
+    <div class="row between"><h2 class="clip"><code>${format.visible(name)}</code></h2><div class="row">
       <${Button} small icon="down" busy=${busy} onClick=${take}>Download</>
       <${Button} small kind="quiet" icon="close" label="Close the preview" onClick=${() => setQuery({ path: "" })} /></div></div>
     <${Failure} error=${error} />
     ${found.error?.status === 416 ? html`<p class="quiet">The file is empty.</p>` : html`<${Loaded} from=${found}>${(file) => file.url
       ? html`<img class="picture" src=${file.url} alt=${name} />`
       : file.text === null
-        ? html`<p class="quiet">This file is no text. Download it to look at it.</p>`
+        ? html`<p class="quiet">This file is no text, or too large to be shown. Download it to look at it.</p>`
         : html`<${Code} text=${file.text} label=${name} />${file.cut && html`<p class="small quiet">The first ${format.bytes(SHOWN_BYTES)} are shown.</p>`}`}</>`}
   </section>`;
 }

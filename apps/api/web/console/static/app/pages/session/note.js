@@ -40,7 +40,7 @@ export function Note({ entry, at }) {
   return html`<div class=${classes("note", SERIOUS.has(entry.status) && "serious")}>
     <${Icon} name=${SERIOUS.has(entry.status) ? "warn" : entry.status === "files" ? "file" : "info"} />
     <span class="break">${noteText(entry.status, entry.data)}</span>
-    ${names.slice(0, 6).map((name) => html`<button type="button" class="link-button" onClick=${() => at.show("files", { path: name })}><code>${name}</code></button>`)}
+    ${names.slice(0, 6).map((name) => html`<button type="button" class="link-button" onClick=${() => at.show("files", { path: name })}><code>${format.visible(name)}</code></button>`)}
     ${names.length > 6 && html`<button type="button" class="link-button" onClick=${() => at.show("changes")}>${names.length - 6} more</button>`}
   </div>`;
 }

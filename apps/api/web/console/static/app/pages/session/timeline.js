@@ -48,7 +48,7 @@ function Row({ id, row, from, span, end, chosen }) {
     </button>
     ${chosen && html`<div class="span-body">
       <div class="row wrap small soft"><span>${row.frame.event}</span><span class="num">${format.time(row.frame.data.created_at)}</span>
-        <${Copy} text=${() => new URL(to(`/sessions/${id}`, { event: row.seq }), location.href).href} label="Copy a link to this event">Link</></div>
+        <${Copy} text=${() => new URL(to(`/sessions/${id}`, { event: row.seq }), location.href).href} icon="link" label="Copy a link to this event">Link</></div>
       <${Json} value=${row.frame.data} label="the event" tall />
     </div>`}
   </li>`;

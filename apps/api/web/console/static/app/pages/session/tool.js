@@ -3,11 +3,13 @@
 import { blob, filePath } from "../../api.js";
 import * as format from "../../format.js";
 import { useNow } from "../../hooks.js";
+import { Given } from "../../parts/call.js";
 import { Code, Json } from "../../parts/code.js";
 import { Icon } from "../../parts/icon.js";
 import { Badge, Failure } from "../../parts/states.js";
 import { classes, html, useEffect, useState } from "../../view.js";
 
+const PICTURE_BYTES = 20_000_000; // of a larger one there would be a part
 const PICTURE = /\.(png|jpe?g|gif|webp)$/i;
 
 /** `inside` draws what a subagent said, if this call is one's. */
@@ -23,7 +25,7 @@ export function Tool({ tool, at, inside }) {
       <${State} tool=${tool} ended=${ended} at=${at} />
     </summary>
     ${open && html`<div class="tool-body">
-      <${Input} tool=${tool} cwd=${at.cwd} />
+      <${Given} input=${tool.input} cwd=${at.cwd} />
       <${Picture} tool=${tool} at=${at} />
       ${tool.task && html`<p class="small soft break"><${Badge} status=${tool.task.status} /> ${tool.task.summary ?? tool.task.description}</p>`}
       ${inside()}
@@ -42,24 +44,6 @@ function State({ tool, ended, at }) {
 function Running({ since }) {
   const now = useNow();
   return html`<span class="row small quiet nowrap num"><span class="spinner"></span>${format.duration(now - since)}</span>`;
-}
-
-function Input({ tool, cwd }) {
-  const { input } = tool;
-  if (typeof input?.command === "string") return html`<${Code} text=${input.command} label="the command" />`;
-  if (typeof input?.old_string === "string" && typeof input?.new_string === "string") {
-    return html`<div><p class="small soft break"><code>${format.inWorkspace(input.file_path, cwd)}</code></p><div class="diff-lines" tabindex="0" role="group" aria-label="The edit"><table><tbody>
-      ${rows(input.old_string, "removed", "−")}${rows(input.new_string, "added", "+")}
-    </tbody></table></div></div>`;
-  }
-  if (typeof input?.content === "string" && input?.file_path) {
-    return html`<div><p class="small soft break"><code>${format.inWorkspace(input.file_path, cwd)}</code></p><${Code} text=${input.content} label="what is written" /></div>`;
-  }
-  return html`<${Json} value=${input ?? {}} label="the input" />`;
-}
-
-function rows(text, kind, sign) {
-  return text.split("\n").map((line) => html`<tr class="line ${kind}"><td class="line-text"><span class="line-sign" aria-hidden="true">${sign}</span><span class="sr-only">${kind}: </span>${line}</td></tr>`);
 }
 
 function Result({ tool }) {
@@ -86,8 +70,9 @@ function Picture({ tool, at }) {
     if (!shown) return undefined;
     const controller = new AbortController();
     let url;
-    blob(filePath(at.session, at.base ? `${at.base}/${path}` : path), { signal: controller.signal }).then(
+    blob(filePath(at.session, at.base ? `${at.base}/${path}` : path), { first: PICTURE_BYTES, signal: controller.signal }).then(
       (found) => {
+        if (found.size === PICTURE_BYTES) return;
         url = URL.createObjectURL(new Blob([found], { type: `image/${path.split(".").pop().toLowerCase().replace("jpg", "jpeg")}` }));
         set({ url });
       },
