@@ -271,6 +271,20 @@ def test_allowed_hosts_are_names() -> None:
         assert "is no name such as" in refusal(allowed_hosts=wrong)
 
 
+def test_allowed_origins_are_as_browsers_write_them() -> None:
+    right = ("https://app.example.org", "http://localhost:3000", "http://[::1]:8080", "*")
+    assert settings(allowed_origins=", ".join(right)).allowed_origins == right
+    for wrong in (
+        "app.example.org",
+        "https://app.example.org/",
+        "https://App.example.org",
+        "ftp://a",
+        "null",
+        "https://*.b",
+    ):
+        assert "is no origin such as" in refusal(allowed_origins=wrong)
+
+
 def test_proxies_that_are_believed_are_addresses_and_networks() -> None:
     for right in ("127.0.0.1", "*", "", "10.0.0.0/8, 2001:db8::/32,::1"):
         assert settings(forwarded_allow_ips=right).forwarded_allow_ips == right

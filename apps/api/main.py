@@ -44,7 +44,7 @@ from apps.api.runner.worker import Worker
 from apps.api.settings import ENV_FILE, Layer, Settings
 from apps.api.shares import descriptors, table
 from apps.api.spelling import doubts
-from apps.api.web import docs, errors, health, hosts, index, ports
+from apps.api.web import cors, docs, errors, health, hosts, index, ports
 from apps.api.web.console import routes as console
 from apps.api.web.document import Description, build
 from apps.api.web.entrance import Entrance
@@ -99,6 +99,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
     if names := hosts.names_of(settings):
         app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
+    if settings.allowed_origins:
+        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins)
     app.add_middleware(RequestContext)
     return app
 

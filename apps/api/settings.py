@@ -105,6 +105,7 @@ class Settings(BaseSettings):
     anonymous_tenant: Annotated[str, Field(pattern=TENANT_NAME)] | None = None
     anonymous_in_production: bool = False
     allowed_hosts: CommaList[str] = ()
+    allowed_origins: CommaList[str] = ()
 
     request_timeout: float = Field(300, gt=0, le=86_400)
     action_timeout_seconds: float = Field(3600, gt=0, le=7 * 86_400)
@@ -235,6 +236,15 @@ class Settings(BaseSettings):
         for entry in value:
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", entry):
                 raise ValueError(f"{entry!r} is no name such as api.example.org or *.example.org, without a port")
+        return value
+
+    @field_validator("allowed_origins", mode="after")
+    @classmethod
+    def _check_allowed_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            # As browsers write them: nothing else would ever be equal to one.
+            if not re.fullmatch(r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", entry):
+                raise ValueError(f"{entry!r} is no origin such as https://app.example.org, without a path")
         return value
 
     @field_validator("forwarded_allow_ips", mode="after")

@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from tests.clients.stage import Stage, busy, front, gate
+from tests.clients.stage import ANY_ORIGIN, Stage, busy, front, gate
 from tests.fleet import Instance
 from tests.proxy import Proxy
-from tests.receiver import Reply, receiving
+from tests.receiver import Received, Reply, receiving
 
 Scenario = Callable[[Stage], Awaitable[None]]
 
@@ -240,7 +240,7 @@ async def told_to_wait(stage: Stage) -> None:
         given = {**stage.common(prompt="say hello"), "base_url": before.url("").rstrip("/")}
         got = await stage.drive("told_to_wait", given)
     assert got["result"].endswith("hello")
-    asked = [request for request in before.received if request.target.startswith("/api/")]
+    asked = [r for r in before.received if r.target.startswith("/api/") and r.method != "OPTIONS"]
     assert asked[1].at - asked[0].at >= 2
     assert asked[2].at - asked[1].at >= 1
     assert len({request.headers["idempotency-key"] for request in asked[:3]}) == 1
@@ -352,8 +352,10 @@ async def mistakes(stage: Stage) -> None:
     `no_api`: at `html_url`, with no retries.
     """
 
-    async def page(_request: object) -> Reply:
-        return Reply(b"<html><h1>502 Bad Gateway</h1></html>", 502, {"Content-Type": "text/html"})
+    async def page(request: Received) -> Reply:
+        if request.method == "OPTIONS":
+            return Reply(headers={**ANY_ORIGIN, "Access-Control-Allow-Headers": "*"})
+        return Reply(b"<html><h1>502 Bad Gateway</h1></html>", 502, {"Content-Type": "text/html", **ANY_ORIGIN})
 
     async with receiving() as other:
         other.answer = page
