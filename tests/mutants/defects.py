@@ -132,9 +132,9 @@ DEFECTS = (
     Defect(
         "a prompt that was accepted is not accepted again under its idempotency key",
         f"{CORE}/sessions/prompts.py",
-        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n        if submission.idempotency:\n",
-        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n        if False:\n",
-        ("tests/core/sessions/test_runs.py::test_twenty_requests_at_once_with_one_key_make_one_run_and_one_session",),
+        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n    if submission.idempotency:\n",
+        "enqueue(core, connection, tenant_id, api_key_id, submission, changed)\n    if False:\n",
+        ("tests/core/sessions/test_runs.py::test_twenty_prompts_at_once_with_one_key_make_one_run_in_their_session",),
         "--minutes 0.7 --only 'deletion cut' 'commit cut'",
     ),
     Defect(

@@ -172,6 +172,14 @@ async def test_twenty_requests_at_once_with_one_key_make_one_run_and_one_session
     assert await world.one("SELECT count(*) FROM sessions WHERE tenant_id = $1", world.tenant_id) == 1
 
 
+async def test_twenty_prompts_at_once_with_one_key_make_one_run_in_their_session(world: World) -> None:
+    session_id = await world.session()
+    submitted = await asyncio.gather(*(world.queue(session_id, idempotency=once("a", "body")) for _ in range(20)))
+    assert len({s.run_id for s in submitted}) == 1
+    assert [s.repeated for s in submitted].count(False) == 1
+    assert await count_runs(world) == 1
+
+
 async def test_a_key_cannot_be_used_for_something_else(world: World) -> None:
     await world.queue(idempotency=once("a", "body"))
     assert await code_of(world.queue(idempotency=once("a", "another body"))) == "idempotency_key_reused"

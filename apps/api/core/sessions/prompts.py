@@ -125,12 +125,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         changed = await _prepare(connection, tenant_id, submission, found)
-        submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, changed)
-        if submission.idempotency:
-            await remember(
-                connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
-            )
-        return submitted
+        return await _once(core, connection, tenant_id, api_key_id, submission, changed)
 
 
 async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
@@ -145,12 +140,23 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
             connection, tenant_id, judged.config, submission.labels, ahead, judged.pins, submission.surface
         )
         submission = replace(submission, session_id=session_id, on_busy="enqueue")
-        submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, None)
-        if submission.idempotency:
-            await remember(
-                connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
-            )
-        return submitted
+        return await _once(core, connection, tenant_id, api_key_id, submission, None)
+
+
+async def _once(
+    core: Core,
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    api_key_id: UUID | None,
+    submission: Submission,
+    changed: AgentConfig | None,
+) -> Submitted:
+    submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, changed)
+    if submission.idempotency:
+        await remember(
+            connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
+        )
+    return submitted
 
 
 async def repetition(connection: asyncpg.Connection, tenant_id: UUID, submission: Submission) -> Earlier | None:
