@@ -245,7 +245,8 @@ async def test_a_link_to_an_event_leads_to_it_and_older_events_are_loaded_when_a
             await page.when(f"document.querySelectorAll('details.tool').length > {seen}")
             seen = await page.evaluate("document.querySelectorAll('details.tool').length")
         await page.when(says("remember the beginning", THREAD))
-    events, place = list[dict[str, Any]](), None
+    events: list[dict[str, Any]] = []
+    place: str | None = None
     while place is not None or not events:
         params = {"limit": 200, **({"after": place} if place else {})}
         told = (await fleet[0].get(f"/sessions/{session}/events", params=params, headers=JSON)).json()
