@@ -220,7 +220,7 @@ function task(log, { data }) {
 }
 
 function finish(log, { seq, data, at: when }, run, again) {
-  const began = run.first !== seq; // one that was cancelled in the queue has no other event, and wrote nothing
+  const began = run.first !== seq && run.status !== "queued"; // one that was cancelled in the queue wrote nothing
   if (!again && began) {
     // What was being written and never became a message: an agent was stopped, or its instance has died.
     for (const [parent, blocks] of log.drafts) {
