@@ -226,7 +226,7 @@ DEFECTS = (
         f"{CORE}/fleet/commands.py",
         "                with suppress(*CONNECTION_ERRORS):\n                    row = await",
         "                if True:\n                    row = await",
-        (f"{COMMANDS}::test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_any_more",),
+        (f"{COMMANDS}::test_what_is_stored_is_accepted_though_the_database_is_away_then",),
     ),
     Defect(
         "an agent that was started ahead is for its tenant alone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -16,11 +17,13 @@ from apps.api.core.fleet.commands import Command
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import deletion
 from apps.api.core.sessions.outcome import Outcome, finish
-from apps.api.db import REQUESTS
+from apps.api.db import REQUESTS, Database
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.redis import open_redis
-from tests.proxy import changed
+from tests.proxy import changed, postgres_proxy
 from tests.world import PATIENCE, Relay, World, administrator, core_of, relaying, until, waiting_for_locks
+
+_STORE = "INSERT INTO commands (id, session_id, type, payload) VALUES ($1, $2, 'answer', '{}')"
 
 
 async def send(world: World, relay: Relay, session_id: UUID, tenant_id: UUID | None = None) -> tuple[str, UUID]:
@@ -362,6 +365,22 @@ async def until_pending(world: World, lease: Lease, count: int) -> list[Command]
 # --- stored is not refused -----------------------------------------------------------------------------------------
 
 
+async def test_what_is_stored_is_accepted_though_the_database_is_away_then(world: World, relay: Relay) -> None:
+    _, claim, _ = await world.owned()
+    command = Command(uuid4(), claim.session_id, None, "answer", {})
+    async with postgres_proxy(world.settings) as (proxy, through), Database.open(through) as db:
+
+        async def store() -> bool:
+            await db.pool.execute(_STORE, command.id, command.session_id)
+            await proxy.refuse()
+            proxy.cut()
+            return True
+
+        sent = await commands.deliver(replace(core_of(world, relay), db=db), command, uuid4(), store)
+    assert sent.status == "accepted"
+    assert await world.one("SELECT status FROM commands WHERE session_id = $1", claim.session_id) == "pending"
+
+
 async def test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_any_more(
     world: World, relay: Relay
 ) -> None:
@@ -373,11 +392,7 @@ async def test_what_is_stored_is_accepted_though_the_database_cannot_be_asked_an
         async def store() -> bool:
             """And use all connections from now on: who stores has one still, which one who waits for it takes then."""
             async with world.db.transaction() as connection:
-                await connection.execute(
-                    "INSERT INTO commands (id, session_id, type, payload) VALUES ($1, $2, 'answer', '{}')",
-                    command.id,
-                    command.session_id,
-                )
+                await connection.execute(_STORE, command.id, command.session_id)
                 acquire = world.db.pool.acquire
                 crowd = [asyncio.create_task(stack.enter_async_context(acquire())) for _ in range(REQUESTS)]
                 stack.push_async_callback(asyncio.gather, *crowd, return_exceptions=True)
