@@ -284,8 +284,9 @@ async def fleet(
 ) -> AsyncIterator[Fleet]:
     """Three instances that all tests share, the first a program of its own; nobody kills them."""
     async for start in _fleets(servers, model_url, tmp_path_factory.mktemp("fleet")):
-        # No test sees its end, and what agents have left in the background there is not waited for.
-        made = await start(1, forked=False, DEBUG="true", SHUTDOWN_GRACE_SECONDS="0")
+        # No test sees its end, and what agents have left in the background there is not waited for. A machine that is
+        # busy with other tests does not cost it its leases.
+        made = await start(1, forked=False, DEBUG="true", SHUTDOWN_GRACE_SECONDS="0", INSTANCE_LEASE_SECONDS="30")
         made.forked = True
         await made.start(2)
         yield made
