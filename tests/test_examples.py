@@ -96,6 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         dev = Dev(
             home,
             instances=3,
+            INSTANCE_LEASE_SECONDS="60",  # which a busy machine cannot take from it
             REPOSITORY_HOSTS="127.0.0.1,github.com",
             MCP_STDIO_COMMANDS=f"{python} {weather}",
             AGENT_READ_PATHS=str(weather.parent),
