@@ -13,6 +13,7 @@ MORE = "…"
 
 EACH_TIME = [
     (r'"(\w*(?:_ms|_tokens|cost_usd|used_usd)|seq|last_seq|oldest_seconds)":\s*"?[\d.]+"?', r'"\1":<n>'),
+    (r'"(sessions|running)":\s*\d+', r'"\1":<n>'),  # of an instance, which other pages use as well
     (r"""(["'])(?:applied|accepted)\1""", "<applied, or accepted where that took more than 2 s>"),
     (r'"rows":\d+,"bytes":\d+', '"rows":<n>,"bytes":<n>'),
     (r"\b\d+ lines", "<n> lines"),
