@@ -139,7 +139,9 @@ async def test_a_prompt_through_two_instances_is_one_tree(
     assert chats[0].about["gen_ai.response.model"]
     assert chats[0].about["gen_ai.usage.input_tokens"] > 0
     assert run.began <= chats[0].began < tool.began < tool.ended <= chats[1].ended <= run.ended
-    assert request.began <= by_name["queue"].began <= by_name["queue"].ended <= run.began + 5_000_000
+    # The queue's times are the database's, the others the instances': on a busy machine they know each other less well.
+    queue, apart = by_name["queue"], 1_000_000_000
+    assert request.began - apart <= queue.began <= queue.ended <= run.began + apart
 
     # Who is told goes on with it.
     assert asking.headers["traceparent"] == f"00-{trace}-{request.id}-01"
