@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from tests.balancer import Balancer
 from tests.fleet import API_KEY, Fleet, Instance
 from tests.receiver import Received, Receiver, Reply, receiving
@@ -18,6 +20,9 @@ Drive = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}
 """A browser's page that asks another origin reads the answer only with this."""
+
+
+HOP_BY_HOP = ("connection", "content-length", "keep-alive", "transfer-encoding")
 
 
 @dataclass
@@ -132,32 +137,11 @@ async def front(target: str, first: Sequence[Reply]) -> AsyncIterator[Receiver]:
 
 
 async def _passed_on(target: str, request: Received) -> Reply:
-    method = request.method
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(target.rpartition(":")[2]))
-    kept = {name: value for name, value in request.headers.items() if name not in ("connection", "content-length")}
-    head = {**kept, "connection": "close", "content-length": str(len(request.body))}
-    lines = [f"{method} {request.target} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
-    writer.write("\r\n".join(lines).encode("latin-1") + request.body)
-    try:
-        top, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
-    finally:
-        writer.close()
-    status, *fields = top.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in fields)}
-    if headers.pop("transfer-encoding", "") == "chunked":
-        body = b"".join(_chunks(body))
-    for hop in ("content-length", "connection", "keep-alive"):
-        headers.pop(hop, None)
-    return Reply(body, int(status.split(" ")[1]), headers)
-
-
-def _chunks(body: bytes) -> list[bytes]:
-    found, rest = [], body
-    while rest:
-        size, _, rest = rest.partition(b"\r\n")
-        found.append(rest[: int(size, 16)])
-        rest = rest[int(size, 16) + 2 :]
-    return found
+    async with httpx.AsyncClient(base_url=target, timeout=90) as client:
+        kept = {name: value for name, value in request.headers.items() if name not in HOP_BY_HOP}
+        answer = await client.request(request.method, request.target, headers=kept, content=request.body)
+    headers = {name: value for name, value in answer.headers.items() if name not in HOP_BY_HOP}
+    return Reply(answer.content, answer.status_code, headers)
 
 
 def busy(status: int, code: str, retry_after: int) -> Reply:

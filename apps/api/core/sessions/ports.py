@@ -55,13 +55,11 @@ class PortAccess:
 
     def admits(self, ticket: str, port: int) -> bool:
         """Whether it is one that `ticket` has made for a browser, and not too old."""
-        return self._made(self.key, ticket, port) and not _is_old(ticket)
+        read = _read(ticket)
+        return read is not None and self._made(self.key, read, port) and not read.is_old
 
-    def _made(self, key: UUID, ticket: str, port: int) -> bool:
-        raw = _raw(ticket)
-        if raw is None:
-            return False
-        return hmac.compare_digest(raw[21:], self._mac(key, port, int.from_bytes(raw[16:21], "big")))
+    def _made(self, key: UUID, ticket: _Ticket, port: int) -> bool:
+        return hmac.compare_digest(ticket.mac, self._mac(key, port, ticket.expires))
 
     def _mac(self, key: UUID, port: int, expires: int) -> bytes:
         signed = b"%s.%s.%d.%d" % (self.tenant_id.bytes, self.session_id.bytes, port, expires)
@@ -73,25 +71,39 @@ class PortAccess:
         return {str(port): f"{base}/preview/{self.session_id}/{port}/~{self.ticket(port)}/" for port in listed}
 
 
-def _raw(ticket: str) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """What a ticket says; nothing of it is known to be so before its signature (`mac`) is."""
+
+    tenant_id: UUID
+    expires: int
+    mac: bytes
+
+    @property
+    def is_old(self) -> bool:
+        return clock.timestamp() >= self.expires
+
+
+def _read(ticket: str) -> _Ticket | None:
     try:
         raw = base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4))
     except ValueError:
         return None
-    return raw if len(raw) == 21 + _MAC_BYTES else None
+    if len(raw) != 21 + _MAC_BYTES:
+        return None
+    return _Ticket(UUID(bytes=raw[:16]), int.from_bytes(raw[16:21], "big"), raw[21:])
 
 
-def _is_old(ticket: str) -> bool:
-    raw = _raw(ticket)
-    return raw is None or clock.timestamp() >= int.from_bytes(raw[16:21], "big")
+def _read_or_refuse(ticket: str) -> _Ticket:
+    """Raises Unauthorized for what is no ticket."""
+    if (read := _read(ticket)) is None:
+        raise refused()
+    return read
 
 
 def tenant_of(ticket: str) -> UUID:
     """Of whom a ticket says that it is; nothing is known of it yet. Raises Unauthorized for what is no ticket."""
-    raw = _raw(ticket)
-    if raw is None:
-        raise refused()
-    return UUID(bytes=raw[:16])
+    return _read_or_refuse(ticket).tenant_id
 
 
 def refused() -> Unauthorized:
@@ -136,12 +148,13 @@ async def get_forwarded(
         NotFound: there is no such session any more.
         Unavailable: it comes too late; the code is `code`.
     """
-    access = await get(db, tenant_of(ticket), session_id)
+    read = _read_or_refuse(ticket)
+    access = await get(db, read.tenant_id, session_id)
     mine = access.owner == instance_id
     key = access.forward_key if mine else await db.pool.fetchval(_FORWARD_KEY, instance_id)
-    if key is None or not access._made(key, ticket, port):
+    if key is None or not access._made(key, read, port):
         raise refused()
-    if not mine or _is_old(ticket):
+    if not mine or read.is_old:
         raise moving(code)
     return access
 
