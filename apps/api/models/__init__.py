@@ -29,6 +29,7 @@ from apps.api.models.sessions import (
     Request,
     Run,
     Session,
+    SessionName,
     TranscriptEntry,
 )
 from apps.api.models.tenants import ApiKey, Tenant
@@ -54,6 +55,7 @@ __all__ = [
     "Run",
     "Secret",
     "Session",
+    "SessionName",
     "Skill",
     "Spent",
     "Tenant",

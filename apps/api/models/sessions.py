@@ -376,6 +376,24 @@ class TranscriptEntry(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class SessionName(Base):
+    """What clients of a surface call a session, or a run of it: see `core/sessions/names.py`. `data`: JSON."""
+
+    __tablename__ = "session_names"
+    __table_args__ = (
+        ForeignKeyConstraint(["session_id", "tenant_id"], ["sessions.id", "sessions.tenant_id"], ondelete="CASCADE"),
+        Index("session_names_session_idx", "session_id", "surface", "created_at", "name"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    surface: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID]
+    run_id: Mapped[UUID | None]
+    data: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class IdempotencyKey(Base):
     """What an `Idempotency-Key` stood for: a repeat within 24 hours finds the same session and run, or the same
     object of another kind."""
