@@ -20,10 +20,10 @@ from apps.api.models.agents import (
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
-from apps.api.models.names import IdempotencyKey, SessionName
 from apps.api.models.sessions import (
     Command,
     Event,
+    IdempotencyKey,
     Instance,
     Invalidation,
     Request,
@@ -54,7 +54,6 @@ __all__ = [
     "Run",
     "Secret",
     "Session",
-    "SessionName",
     "Skill",
     "Spent",
     "Tenant",
