@@ -272,9 +272,10 @@ async def _requested(row: asyncpg.Record, connection: asyncpg.Connection, run: S
 
 # --- what became of them -------------------------------------------------------------------------------------------
 
+# Run by run, of those that are not known to have ended: never by reading all runs.
 _ENDED = """
 SELECT f.id, f.schedule_id, f.origin, coalesce(r.status, 'interrupted') AS state, r.error
-FROM schedule_firings f LEFT JOIN runs r ON r.id = f.run_id
+FROM schedule_firings f LEFT JOIN LATERAL (SELECT * FROM runs WHERE id = f.run_id LIMIT 1) r ON true
 WHERE f.state = 'sent' AND (r.id IS NULL OR r.finished_at IS NOT NULL) LIMIT $1 FOR UPDATE OF f SKIP LOCKED
 """
 
