@@ -211,7 +211,8 @@ def _statements(scale: Scale) -> Iterator[str]:
     )
     yield (
         "INSERT INTO schedules (id, tenant_id, cron, time_zone, prompt, spec, session, overlap, jitter_seconds,"
-        f" next_at, look_at, created_at) SELECT {_id('c', 'n')}, {_id('t', f'(1 + (n - 1) % {scale.tenants})')}, '0 0 * * *',"
+        f" next_at, look_at, created_at) SELECT {_id('c', 'n')},"
+        f" {_id('t', f'(1 + (n - 1) % {scale.tenants})')}, '0 0 * * *',"
         " 'UTC', '\"x\"', '{}', 'new', 'skip', 0, due, due, now() FROM (SELECT n, now() + make_interval(mins =>"
         f" n - 20) AS due FROM generate_series(1, {scale.webhooks}) n) numbered"
     )

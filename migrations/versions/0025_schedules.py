@@ -78,9 +78,9 @@ def upgrade() -> None:
         sa.Column("paused_reason", sa.Text()),
         sa.Column("created_at", MOMENT, server_default=NOW, nullable=False),
         sa.Column("updated_at", MOMENT, server_default=NOW, nullable=False),
-        sa.CheckConstraint("session IN ('new','own','given')", name="schedules_session_check"),
-        sa.CheckConstraint("overlap IN ('skip','queue')", name="schedules_overlap_check"),
-        sa.CheckConstraint("(next_at IS NULL) = (look_at IS NULL)", name="schedules_look_at_check"),
+        sa.CheckConstraint("session IN ('new','own','given')", name=op.f("schedules_session_check")),
+        sa.CheckConstraint("overlap IN ('skip','queue')", name=op.f("schedules_overlap_check")),
+        sa.CheckConstraint("(next_at IS NULL) = (look_at IS NULL)", name=op.f("schedules_look_at_check")),
         sa.PrimaryKeyConstraint("id", name="schedules_pkey"),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="schedules_tenant_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name="schedules_api_key_id_fkey", ondelete="SET NULL"),
@@ -104,9 +104,9 @@ def upgrade() -> None:
         sa.Column("ended_at", MOMENT),
         sa.CheckConstraint(
             "state IN ('sent','succeeded','failed','interrupted','skipped','missed')",
-            name="schedule_firings_state_check",
+            name=op.f("schedule_firings_state_check"),
         ),
-        sa.CheckConstraint("origin IN ('schedule','request')", name="schedule_firings_origin_check"),
+        sa.CheckConstraint("origin IN ('schedule','request')", name=op.f("schedule_firings_origin_check")),
         sa.PrimaryKeyConstraint("id", name="schedule_firings_pkey"),
         sa.ForeignKeyConstraint(
             ["schedule_id"], ["schedules.id"], name="schedule_firings_schedule_id_fkey", ondelete="CASCADE"

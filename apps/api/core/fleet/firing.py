@@ -63,7 +63,8 @@ WITH due AS (
   ) FOR UPDATE SKIP LOCKED
 )
 UPDATE schedules s SET look_at = now() + make_interval(secs => $3) FROM chosen WHERE s.id = chosen.id
-RETURNING s.*, due_at, now() AS now, EXISTS (
+RETURNING s.id, s.tenant_id, s.api_key_id, s.name, s.cron, s.time_zone, s.prompt, s.spec, s.session, s.session_id,
+  s.overlap, s.jitter_seconds, s.pause_after_failures, s.next_at, s.revision, due_at, now() AS now, EXISTS (
   SELECT FROM schedule_firings f JOIN runs r ON r.id = f.run_id
   WHERE f.schedule_id = s.id AND f.state = 'sent' AND r.finished_at IS NULL
 ) AS busy
@@ -78,9 +79,10 @@ async def fire_due(core: Core, loop: Loop) -> None:
     """Fire what is due, until nothing is. Any number of instances may do this at once. A schedule at which that fails
     is the loop's item."""
     while rows := await core.db.pool.fetch(_CLAIM, AT_ONCE, loop.spared, CLAIM_SECONDS):
-        async with asyncio.TaskGroup() as group:
-            for row in rows:
-                group.create_task(_fire_one(core, loop, row))
+        ends = await asyncio.gather(*(_fire_one(core, loop, row) for row in rows), return_exceptions=True)
+        for end in ends:
+            if end is not None:  # what passes is the loop's, once nothing of it goes on
+                raise end
         if len(rows) < AT_ONCE:
             return
 
