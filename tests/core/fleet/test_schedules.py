@@ -257,7 +257,8 @@ async def test_what_cannot_be_run_is_a_failed_firing_with_a_code(kept: Kept, cha
     await presets.create(kept.world.db, kept.by.tenant_id, "p", presets.Draft(None, None, AgentConfig()), fine)
     schedule_id = await kept.make(agent="p")
     await kept.world.db.pool.execute(
-        "INSERT INTO spent (subject, day, tenant_id, usd, tokens) VALUES ($1, (now() AT TIME ZONE 'UTC')::date, $1, 1, 1)",
+        "INSERT INTO spent (subject, day, tenant_id, usd, tokens)"
+        " VALUES ($1, (now() AT TIME ZONE 'UTC')::date, $1, 1, 1)",
         kept.by.tenant_id,
     )
     await kept.world.db.pool.execute(change, kept.by.tenant_id)
