@@ -20,6 +20,7 @@ from apps.api.models.agents import (
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
+from apps.api.models.schedules import Schedule, ScheduleFiring
 from apps.api.models.sessions import (
     Command,
     Event,
@@ -52,6 +53,8 @@ __all__ = [
     "ModelCredential",
     "Request",
     "Run",
+    "Schedule",
+    "ScheduleFiring",
     "Secret",
     "Session",
     "Skill",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID, uuid4
@@ -42,6 +42,8 @@ class Submission:
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
         resources: what the workspace is given before the run.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
+        within: what is done in the transaction that queues it, with what was queued. What it raises undoes all of it.
+            Not done again for what an idempotency key finds.
     """
 
     prompt: Prompt
@@ -57,13 +59,14 @@ class Submission:
     expand_prompt: bool = False
     surface: str = "native"
     resources: Sequence[Resource] = ()
+    within: Callable[[asyncpg.Connection, Submitted], Awaitable[None]] | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
         asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
         chooses = self.choice.profile or self.choice.agent or self.labels != NO_LABELS or self.config.model_fields_set
-        return not (self.session_id is None or asks_more or chooses)
+        return not (self.session_id is None or asks_more or chooses or self.within)
 
     @property
     def wanted(self) -> Wanted:
@@ -156,6 +159,8 @@ async def _once(
         await remember(
             connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
         )
+    if submission.within:
+        await submission.within(connection, submitted)
     return submitted
 
 

@@ -190,6 +190,48 @@ class RewindBody(TypedDict):
     dry_run: NotRequired[bool]
 
 
+class ScheduleBody(TypedDict):
+    """A schedule to make."""
+
+    title: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+    metadata: NotRequired[dict[str, str] | None]
+    name: NotRequired[str | None]
+    time_zone: NotRequired[str]
+    agent: NotRequired[str | None]
+    profile: NotRequired[str | None]
+    timeout_seconds: NotRequired[float | None]
+    expand_prompt: NotRequired[bool]
+    session: NotRequired[Literal["new", "one"]]
+    session_id: NotRequired[str | None]
+    overlap: NotRequired[Literal["skip", "queue"]]
+    jitter_seconds: NotRequired[int]
+    pause_after_failures: NotRequired[int | None]
+    cron: str
+    prompt: str | list[TextBlock | ImageBlock | DocumentBlock]
+
+
+class SchedulePatch(TypedDict):
+    """What to change of a schedule; what is left out stays."""
+
+    title: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+    metadata: NotRequired[dict[str, str] | None]
+    name: NotRequired[str | None]
+    time_zone: NotRequired[str]
+    agent: NotRequired[str | None]
+    profile: NotRequired[str | None]
+    timeout_seconds: NotRequired[float | None]
+    expand_prompt: NotRequired[bool]
+    session: NotRequired[Literal["new", "one"]]
+    session_id: NotRequired[str | None]
+    overlap: NotRequired[Literal["skip", "queue"]]
+    jitter_seconds: NotRequired[int]
+    pause_after_failures: NotRequired[int | None]
+    cron: NotRequired[str | None]
+    prompt: NotRequired[str | list[TextBlock | ImageBlock | DocumentBlock] | None]
+
+
 class PresetBody(AgentOptions):
     """A new preset."""
 
