@@ -118,8 +118,8 @@ class SchedulePatch(ScheduleFields):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=described({"cron": "30 6 * * MON-FRI"}))
 
-    cron: Annotated[Cron, _CRON] | None = None
-    prompt: Annotated[Content, _PROMPT] | None = None
+    cron: Annotated[Cron | None, _CRON] = None
+    prompt: Annotated[Content | None, _PROMPT] = None
 
     @model_validator(mode="before")
     @classmethod
