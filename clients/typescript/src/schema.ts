@@ -6005,7 +6005,15 @@ export interface components {
              * @default 5
              */
             pause_after_failures?: number | null;
+            /**
+             * @description Minute, hour, day of the month, month, day of the week (0 and 7 are Sunday): numbers, names, lists, ranges, steps. With a day of the month and a day of the week either is enough.
+             * @example 0 7 * * MON-FRI
+             */
             cron?: string | null;
+            /**
+             * @description What is said each time: text, or a list of blocks, as of `POST /query`.
+             * @example say hello
+             */
             prompt?: (string | (components["schemas"]["TextBlock"] | components["schemas"]["ImageBlock"] | components["schemas"]["DocumentBlock"])[]) | null;
         };
         /** @description A schedule that is fired no more. */
