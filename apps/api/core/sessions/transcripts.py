@@ -109,6 +109,11 @@ SELECT EXISTS (SELECT 1 FROM transcript_entries
   WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)
 """
 
+_TAKEN = """
+SELECT EXISTS (SELECT 1 FROM transcript_entries
+  WHERE session_id = $1 AND subpath = '' AND type = 'attachment' AND entry LIKE $2)
+"""
+
 _ANY = "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)"
 
 _BEGIN = "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2"
@@ -263,6 +268,12 @@ class Transcripts:
         Only messages have a uuid. The CLI refuses to resume without any.
         """
         found: bool = await self._db.pool.fetchval(_RESUMABLE, self._session_id, str(sdk_session_id))
+        return found
+
+    async def has_taken(self, message: UUID) -> bool:
+        """Whether the conversation has a message that was given to the agent in the middle of a turn."""
+        named = f'%"source_uuid":"{message}"%'  # beside an id of its own
+        found: bool = await self._db.pool.fetchval(_TAKEN, self._session_id, named)
         return found
 
     async def has_any(self) -> bool:
