@@ -91,7 +91,7 @@ async def hand(db: Database, session_id: UUID, generation: int, run_id: UUID) ->
 
 
 def steered(message_id: UUID, run_id: UUID, state: str) -> Event:
-    """The event that says what became of a message: `taken` by the turn of `run_id`, or `next_run`, which is its own."""
+    """The event that says what became of a message: `taken` by the turn of `run_id`, or `next_run`, of its own."""
     return Event("steered", {"message_id": str(message_id), "state": state}, run_id)
 
 

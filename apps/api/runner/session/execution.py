@@ -82,10 +82,8 @@ class Execution:
         outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
         mine = self._store, self.storing, self.approvals, Hooks(core, self.writer, self.turns, self, self.steering)
         self.launch = Launch(core, means, self.turns, self.writer, *mine, *outward)
-        parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
-        self._talk = Conversation(
-            core, self.writer, self._store, self.storing, *parts, self.steering, self.launch.settle
-        )
+        parts = self.turns, self.tasks, self.approvals, self.ports, self.denials, self.steering
+        self._talk = Conversation(core, self.writer, self._store, self.storing, *parts, self.launch.settle)
         self.parking = Parking(core, self.writer, self._store, self.storing, *parts[:4], self._talk)
         self._chores = Chores(core, self._store, self.storing, self._talk, self._prepare, self._disconnect)
         self._inbox: asyncio.Queue[Claim | None] = asyncio.Queue(maxsize=2)

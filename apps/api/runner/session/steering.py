@@ -1,14 +1,15 @@
 """Messages for the turn that runs: given to the agent at the one point where it takes them, and told once it has.
 
-The CLI takes a message between the results of tools and its next call of the model, or not in this turn. What is in its
-queue when the turn ends it begins a turn of its own with, at once, of which nobody here has been asked. So it is given a
-message only when a tool has ended, before it goes on: it waits for the hook that says so. See docs/adr/0031-steering.md.
+The CLI takes a message between the results of tools and its next call of the model, or not in this turn. With what is
+left in its queue when the turn ends it begins a turn by itself, at once, which nobody here has claimed. So it is given a
+message only when a tool has ended, while it waits for the hook that says so. See docs/adr/0031-steering.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,10 @@ from apps.api.runner.session.turn import Turn, Turns
 log = structlog.get_logger(__name__)
 
 AFTER_A_TOOL: tuple[HookEvent, ...] = ("PostToolUse", "PostToolUseFailure")
+
+STORED_SECONDS = 2.0
+"""For which what the agent says next waits, so that it comes after what is told of a message that it has taken. What is
+stored later is told at the end of the turn."""
 
 _LAST_TOOL = "StructuredOutput"
 """After it the turn may end without another call of the model."""
@@ -68,6 +73,7 @@ class Steering:
                 for message in await steering.hand(self._db, *mine):
                     if self._may_take(turn):
                         turn.handed[message.id] = message.prompt
+                        self._store.await_taken(message.id)
                         await agent.send(message.id, message.prompt)
             except (LeaseLost, Unavailable) as error:
                 self._owner.lost(error)
@@ -79,14 +85,24 @@ class Steering:
         return not (turn.stopping or turn.parking or turn.ending is not None or turn.ended.is_set())
 
     async def heard(self, ids: Any) -> None:
-        """The agent names the messages that it works for. Raises what `Writer.append` raises."""
+        """The agent names the messages that it works for. Raises what `Writer.append` raises.
+
+        They are told to be taken once the conversation has them as it is stored: the next owner must know them.
+        """
         turn = self._turns.current
-        if turn is not None and turn.handed and isinstance(ids, list):
-            await self._tell(turn, [id_ for id_ in turn.handed if str(id_) in ids])
+        if turn is None or not turn.handed or not isinstance(ids, list):
+            return
+        stored = {id_: self._store.await_taken(id_) for id_ in turn.handed if str(id_) in ids}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STORED_SECONDS):
+                for event in stored.values():
+                    await event.wait()
+        await self._tell(turn, [id_ for id_, event in stored.items() if event.is_set()])
 
     async def _tell(self, turn: Turn, taken: Iterable[UUID]) -> None:
         for id_ in taken:
             prompt = turn.handed.pop(id_)
+            self._store.no_more(id_)
             told = [
                 Event("message", messages.prompt_message(id_, prompt), turn.run_id),
                 steering.steered(id_, turn.run_id, "taken"),
@@ -124,6 +140,7 @@ class Steering:
             self._store.freeze()
             self.agent.kill()
         for id_ in turn.handed:
+            self._store.no_more(id_)
             await self._store.forget(id_)
         return True
 
