@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
+import signal
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tests.acceptance.asking import ASKING, asked, decide, elsewhere, parked
-from tests.conftest import StartFleet, database_of
-from tests.fleet import Fleet, Instance, Shared, Sse
+from tests.conftest import StartFleet
+from tests.fleet import Fleet, Instance, Shared
 from tests.recorder import Recorder
 from tests.sockets import open_socket
-from tests.world import until
 
 GATE = "run until [ -e {0} ]; do sleep 0.05; done"
 """A command that ends when the test lets it."""
@@ -226,3 +225,46 @@ async def test_it_is_steered_through_a_websocket_as_well(fleet: Fleet) -> None:
         assert (await socket.of_run(turn["run_id"]))["data"]["status"] == "succeeded"
         [told] = [e["data"] for e in socket.events if e["event"] == "steered"]
         assert (told["message_id"], told["state"], told["run_id"]) == (message["run_id"], "taken", turn["run_id"])
+
+
+async def test_a_message_waits_on_when_the_owner_is_killed_before_the_tool_has_ended(
+    start_fleet: StartFleet, recorded: Recorder
+) -> None:
+    fleet = await start_fleet(3)
+    session_id, word = await fleet[0].session(permission_mode="bypassPermissions"), new_word()
+    turn = await fleet[0].prompt(session_id, GATE.format("never"))
+    await shown(fleet[0], turn)
+    owner = await fleet.owner_of(session_id)
+    other = (await fleet.others(owner))[0]
+    message = await steer(other, session_id, word)
+    owner.signal(signal.SIGKILL)
+    assert await outcome(other, message, turn) == "next_run"
+    assert (await other.get(f"/runs/{turn}")).json()["error"]["code"] == "owner_lost"
+    assert await times_said(other, recorded, session_id, word) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("milliseconds", [0, 10, 20, 40, 80, 160])
+async def test_a_message_has_one_end_when_the_owner_is_killed_while_it_is_handed_over(
+    start_fleet: StartFleet, recorded: Recorder, milliseconds: int
+) -> None:
+    """Taken, or in doubt, or not handed over yet: never in the conversation twice, never without an end."""
+    fleet = await start_fleet(2)
+    session_id, word = await fleet[0].session(permission_mode="bypassPermissions"), new_word()
+    turn = await fleet[0].prompt(session_id, f"{GATE.format('go')} then stream 200 words every 20 ms")
+    await shown(fleet[0], turn)
+    owner = await fleet.owner_of(session_id)
+    other = (await fleet.others(owner))[0]
+    message = await steer(other, session_id, word)
+    (fleet.files_of(session_id) / "go").touch()
+    await asyncio.sleep(milliseconds / 1000)
+    owner.signal(signal.SIGKILL)
+    async with asyncio.timeout(90):
+        told = await other.follow(message)
+    assert [e.event for e in told].count("done") == 1
+    run = (await other.get(f"/runs/{message}")).json()
+    times = await times_said(other, recorded, session_id, word)
+    if run["status"] == "succeeded":
+        assert times == 1
+    else:
+        assert (run["error"]["code"], times <= 1) == ("owner_lost", True)

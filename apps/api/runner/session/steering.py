@@ -1,8 +1,8 @@
 """Messages for the turn that runs: given to the agent at the one point where it takes them, and told once it has.
 
 The CLI takes a message between the results of tools and its next call of the model, or not in this turn. With what is
-left in its queue when the turn ends it begins a turn by itself, at once, which nobody here has claimed. So it is given a
-message only when a tool has ended, while it waits for the hook that says so. See docs/adr/0031-steering.md.
+left in its queue when the turn ends it begins a turn by itself, at once, which nobody here has claimed. So it is given
+a message only when a tool has ended, while it waits for the hook that says so. See docs/adr/0031-steering.md.
 """
 
 from __future__ import annotations
