@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import signal
 from typing import Any
 from uuid import uuid4
 
