@@ -111,7 +111,7 @@ WITH target AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
     resources, traceparent, steer)
   SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14, $15,
-    $16 AND EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL)
+    $16 AND EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status IN ('queued','running','requires_action'))
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )

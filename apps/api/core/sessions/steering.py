@@ -55,7 +55,7 @@ _KEEP = "UPDATE runs SET steered_into = NULL WHERE session_id = $1 AND steered_i
 
 _FAIL = """
 UPDATE runs SET status = 'failed', started_at = now(), finished_at = now(), first_seq = $2,
-  last_seq = $3, error = $4
+  last_seq = $3, error = $4, total_cost_usd = 0
 WHERE id = $1 AND status = 'queued'
 """
 
