@@ -248,7 +248,7 @@ class ResultData(EventData):
     permission_denials: list[dict[str, Any]]
     user_message_uuids: list[str]
     steered_into: UUID | None = Field(
-        None, description="The run whose turn has taken this one's prompt: what came of it is there."
+        None, description="The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there."
     )
 
 

@@ -313,6 +313,9 @@ class Result(BaseModel):
         examples=[{"claude-sonnet-5-5": {"input_tokens": 5200, "output_tokens": 96, "cost_usd": "0.0231"}}]
     )
     permission_denials: list[Any]
+    steered_into: UUID | None = Field(
+        None, description="The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there."
+    )
 
 
 class Accepted(BaseModel):
