@@ -8,9 +8,9 @@ a message only when a tool has ended, while it waits for the hook that says so. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -55,7 +55,8 @@ class Steering:
 
     async def after_a_tool(self, given: HookInput, _tool: str | None, _context: HookContext) -> HookJSONOutput:
         """The SDK's callback: a tool has ended, and the agent goes on when this returns."""
-        if not given.get("agent_id") and given.get("tool_name") != _LAST_TOOL:  # not one of a subagent's
+        fields = cast(Mapping[str, Any], given)
+        if not fields.get("agent_id") and fields["tool_name"] != _LAST_TOOL:  # not one of a subagent's
             await self.hand()
         return {}
 
