@@ -25,7 +25,9 @@ from apps.api.instruments import Ended
 MAX_AT_ONCE = 20
 """Messages that an agent is given between two calls of the model."""
 
-_WAITS = "SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued' AND steer)"
+_WAITS = """
+SELECT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status = 'queued' AND steer AND steered_into IS NULL)
+"""
 
 # The lock makes it wait for who takes the session away, as `ownership.note_sent` does.
 _HAND = """

@@ -286,10 +286,15 @@ class Transcripts:
         self._awaited.pop(str(message), None)
 
     async def has_taken(self, message: UUID) -> bool:
-        """Whether the conversation has a message that was given to the agent in the middle of a turn."""
+        """Whether the conversation has a message that was given to the agent in the middle of a turn. Raises
+        Unavailable."""
         named = f'%"source_uuid":"{message}"%'  # beside an id of its own
-        found: bool = await self._db.pool.fetchval(_TAKEN, self._session_id, named)
-        return found
+
+        async def attempt() -> bool:
+            found: bool = await self._db.pool.fetchval(_TAKEN, self._session_id, named)
+            return found
+
+        return await retrying(attempt, until=self._lease.is_over)
 
     async def has_any(self) -> bool:
         """Whether an agent has ever said anything in this session."""

@@ -135,13 +135,14 @@ class Steering:
             return False
         left = {id_: await self._store.has_taken(id_) for id_ in turn.handed}
         await self._tell(turn, [id_ for id_, taken in left.items() if taken])
+        for id_ in turn.handed:
+            self._store.no_more(id_)
         if all(str(id_) in turn.dropped for id_ in turn.handed):
             return False
         if self.agent is not None:
             self._store.freeze()
             self.agent.kill()
         for id_ in turn.handed:
-            self._store.no_more(id_)
             await self._store.forget(id_)
         return True
 
