@@ -147,7 +147,8 @@ class Run(Base):
     agent has been given the prompt yet; false also of what is claimed by versions that do not know it. `requeued`: how
     often it came back to the queue, last at `requeued_at` from the instance `requeued_by`. `parked`: what it takes to
     go on with it, while no process waits for the person whom it asks (docs/adr/0019-parked-sessions.md). `traceparent`:
-    of the request that brought it (docs/adr/0027-observability.md).
+    of the request that brought it (docs/adr/0027-observability.md). `steer`: it is to go into the turn that runs;
+    `steered_into`: the run whose agent was given it (docs/adr/0031-steering.md).
     """
 
     __tablename__ = "runs"
@@ -235,6 +236,8 @@ class Run(Base):
     requeued_at: Mapped[datetime | None]
     parked: Mapped[str | None]
     traceparent: Mapped[str | None]
+    steer: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    steered_into: Mapped[UUID | None]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)

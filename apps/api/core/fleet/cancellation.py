@@ -27,7 +27,7 @@ PATIENCE = 2.0
 
 
 class NotQueued(Exception):
-    """The run has begun, or is over."""
+    """The run has begun, or is over, or an agent was given its message in another run's turn."""
 
 
 def done(run_id: UUID) -> Event:
@@ -42,7 +42,7 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int, error: Map
     """End a queued run whose `done` is number `seq`. Raises NotQueued."""
     status = await connection.execute(
         "UPDATE runs SET status = 'interrupted', finished_at = now(), first_seq = $2, last_seq = $2, error = $3"
-        " WHERE id = $1 AND status = 'queued' AND parked IS NULL",
+        " WHERE id = $1 AND status = 'queued' AND parked IS NULL AND steered_into IS NULL",
         run_id,
         seq,
         dict(error),

@@ -132,7 +132,7 @@ UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> AL
   first_seq = CASE WHEN r.parked IS NULL THEN owned.last_seq + 1 ELSE r.first_seq END
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
-  r.traceparent,
+  r.traceparent, r.steer,
   coalesce(r.config, owned.config) AS config,
   extract(epoch FROM now() - r.created_at)::float8 AS waited,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
@@ -160,6 +160,7 @@ class Claim:
         resources: what the workspace is given before the run.
         waited: seconds since it was accepted.
         traceparent: of the request that brought it.
+        steer: it was sent to go into a turn that ran then.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
     """
 
@@ -181,6 +182,7 @@ class Claim:
     resources: tuple[Resource, ...] = ()
     waited: float = 0.0
     traceparent: str | None = None
+    steer: bool = False
 
 
 async def claim(

@@ -275,6 +275,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "files": {},
     "hook": {},
     "network_denied": {},
+    "steered": {"message_id": str, "state": {"taken", "next_run"}},
     "status": {"status": str},
     "result": {
         "status": str,

@@ -22,7 +22,7 @@ from apps.api.core.tenant import budgets, quotas
 from apps.api.core.tenant.idempotency import Earlier, Idempotency, remember, repeated, reused
 from apps.api.errors import Conflict, NotFound, Problem, refuse
 
-OnBusy = Literal["enqueue", "reject", "interrupt"]
+OnBusy = Literal["enqueue", "reject", "interrupt", "steer"]
 
 NO_LABELS = Labels()
 
@@ -35,7 +35,8 @@ class Submission:
         session_id: continue this session, or None to begin one.
         config: for a new session its configuration; for an existing one what changes from here on.
         on_busy: `interrupt` names the run that is in its way in `Submitted.busy_with`, for the caller to interrupt: the
-            active one; where none has begun, the one that is queued first.
+            active one; where none has begun, the one that is queued first. `steer` lets it go into the turn that runs,
+            see core/sessions/steering.py.
         idempotency: the client's key and a fingerprint of its request, if it sent a key.
         choice: for an existing session the same as at its creation, or nothing.
         timeout_asked: whether the client named the timeout; one that it did not name gives way to the profile's.
@@ -76,6 +77,15 @@ class Submission:
         asked = self.timeout_seconds if self.timeout_asked else None
         return Wanted(self.config, self.choice, self.prompt, asked, self.expand_prompt, self.resources)
 
+    @property
+    def not_for_a_turn(self) -> list[Problem]:
+        """What is given with a message for a turn that runs, and cannot hold for that turn."""
+        if self.on_busy != "steer":
+            return []
+        named = sorted(self.config.model_fields_set)
+        named += [name for name in ("resources", "expand_prompt") if getattr(self, name)]
+        return [Problem(name, "validation_error", "not with on_busy steer: the turn runs already") for name in named]
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
@@ -99,8 +109,9 @@ WITH target AS (
   SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
-    resources, traceparent)
-  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14, $15
+    resources, traceparent, steer)
+  SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14, $15,
+    $16 AND EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status IN ('queued','running','requires_action'))
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
@@ -123,6 +134,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
     if submission.session_id is None:
         return await _begin(core, tenant_id, api_key_id, submission)
     found = await admission.problems_of_change(core, tenant_id, submission.wanted)
+    found += submission.not_for_a_turn
     if submission.is_plain:
         refuse(found)
         async with core.db.statement() as connection:
@@ -268,6 +280,7 @@ async def enqueue(
         submission.on_busy == "interrupt",
         [resource.given() for resource in submission.resources] or None,
         tracing.current(),
+        submission.on_busy == "steer",
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)

@@ -109,10 +109,12 @@ class RunBody(SessionBody):
     timeout_seconds: float | None = Field(
         None, gt=0, le=MAX_TIMEOUT_SECONDS, description="Deadline of the run; the server's REQUEST_TIMEOUT if unset."
     )
-    on_busy: Literal["enqueue", "reject", "interrupt"] = Field(
+    on_busy: Literal["enqueue", "reject", "interrupt", "steer"] = Field(
         "enqueue",
         description="When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the"
-        " active one; where none has begun, the one queued first) and wait behind the others.",
+        " active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn"
+        " that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options,"
+        " `resources` or `expand_prompt`.",
     )
     on_disconnect: Literal["continue", "interrupt"] = Field(
         "continue", description="When the client leaves before the run is over: let it go on, or cancel it."
@@ -311,6 +313,9 @@ class Result(BaseModel):
         examples=[{"claude-sonnet-5-5": {"input_tokens": 5200, "output_tokens": 96, "cost_usd": "0.0231"}}]
     )
     permission_denials: list[Any]
+    steered_into: UUID | None = Field(
+        None, description="The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there."
+    )
 
 
 class Accepted(BaseModel):
