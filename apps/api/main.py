@@ -35,7 +35,7 @@ from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging, speak_for
 from apps.api.measure import Lateness, Queue, measure
-from apps.api.redis import open_redis
+from apps.api.redis import Redis, open_redis
 from apps.api.runner.guard import cgroups, isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
@@ -149,6 +149,10 @@ async def _ensure_first_key(db: Database, settings: Settings) -> None:
         await keys.ensure_first_key(db, settings.api_key.get_secret_value())
 
 
+def _entrance(db: Database, redis: Redis, settings: Settings) -> Entrance:
+    return Entrance(db, redis, settings.key_failures_per_minute, settings.encryption_keys)
+
+
 async def _look_at_role(db: Database, settings: Settings) -> None:
     if found := await roles.excess(db.pool):
         log.warning("database.role", warning=found)
@@ -231,7 +235,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, instance_id: UUID,
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), watch := Watch(runner, worker.executions), Lateness()):
             part.run_in(loops)
-        stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
+        stack.push_async_callback((entrance := _entrance(db, redis, settings)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, isolated, worker, lease, model, loops)
