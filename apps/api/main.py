@@ -30,6 +30,7 @@ from apps.api.db import Database
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
+from apps.api.dialects.mcp import routes as mcp
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
@@ -109,7 +110,7 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
     if root_dialect is not None:
         # First, for its own /health; the native API's other paths are none of any dialect's.
         app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
-    for router in (health.router, index.router, ports.router, *native):
+    for router in (health.router, index.router, ports.router, *native, mcp.router):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)

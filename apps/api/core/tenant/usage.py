@@ -27,7 +27,8 @@ from apps.api.models import ApiKey, Run, Session, Usage, UsageSum, UserUsageSum
 
 Group = Literal["day", "key", "model", "session", "end_user"]
 
-Rows = type[Usage] | type[UsageSum] | type[UserUsageSum]
+Rows = type[Usage | UsageSum | UserUsageSum]
+"""Tables that reports are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ GROUPS: dict[Group, tuple[str, ...]] = {
 """What a row says of its group."""
 
 
-def _end_user(of: Rows) -> Any:
+def _end_user(of: Any) -> Any:
     return (Usage if of is UsageSum else of).end_user
 
 
@@ -142,7 +143,7 @@ def _columns(of: Rows) -> dict[str, Any]:
     return {name: column.label(name) for name, column in own.items()}
 
 
-def _sums(of: Rows, by_model: bool) -> list[Any]:
+def _sums(of: Any, by_model: bool) -> list[Any]:
     """A run that used two models counts for each, and once in a sum over both."""
     if of is Usage:
         runs: Any = func.count() if by_model else func.count().filter(Usage.counts_run.is_(True))
@@ -156,7 +157,7 @@ async def report(
     db: Database, tenant_id: UUID, scope: Scope, groups: Sequence[Group], *, limit: int, cursor: str | None
 ) -> Page:
     """Sums by every combination of `groups`, ordered by them. Raises ValidationError for a cursor of another list."""
-    of = scope.rows(groups)
+    of: Any = scope.rows(groups)
     columns = [_columns(of)[name] for group, names in GROUPS.items() if group in groups for name in names]
     start = number_of(cursor) or 0
     sums = _sums(of, "model" in groups or scope.model is not None)

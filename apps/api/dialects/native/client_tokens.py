@@ -72,7 +72,7 @@ async def create_client_token(core: CoreDep, caller: Writer, session_id: Session
     """Make a token with which a browser or an app may do these things with this session, and nothing else.
 
     It does so in the name of your key: it counts against its limits and budgets, may never do more than the key, and
-    ends with it, with the session, or after `ttl_seconds`. See docs/browsers.md.
+    ends with it, with the session, or after `ttl_seconds`. See docs/guides/browsers.md.
     """
     ends = grants.until(clock.now() + timedelta(seconds=body.ttl_seconds), caller.expires_at)
     grant = Grant(session_id, tuple(body.allow), ends, body.end_user, body.origin)
