@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from apps.api import audit
-from apps.api.auth import SCOPES, USUAL_SCOPES, forget_cached, hash_of, listed, prefix_of
+from apps.api.auth import SCOPES, forget_cached, hash_of, listed, prefix_of
+from apps.api.auth import USUAL_SCOPES as USUAL_SCOPES
 from apps.api.core.config.limits import NO_LIMITS, Limits, read
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound

@@ -1,4 +1,4 @@
-"""Agents as tools of other agents: the official client of MCP, over a balancer that sends each message to another instance."""
+"""Agents as tools of other agents: the official client of MCP, each of whose messages goes to another instance."""
 
 from __future__ import annotations
 
