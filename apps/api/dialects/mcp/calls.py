@@ -26,7 +26,7 @@ from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.mcp import schemas, translate
-from apps.api.errors import ApiError, Conflict, NotFound, Unavailable, ValidationError
+from apps.api.errors import Conflict, NotFound, Unavailable, ValidationError
 from apps.api.web.callers import count_prompt, may_touch, policy_of
 from apps.api.web.errors import findings, from_exception
 from apps.api.web.following import run_frames
@@ -40,14 +40,14 @@ Context = ServerRequestContext[Any, Any]
 M = TypeVar("M", bound=schemas.Arguments)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Client:
     """Who calls.
 
     Attributes:
         held: what the call is held open as; None for what does not last.
         repeat: names this very message, where its client can be told from others: what it began is found by that.
-        bound: whether a client that leaves means that its run is to stop.
+        waits_for: the run that it has begun here, as long as that is waited for.
     """
 
     request: Request
@@ -55,7 +55,7 @@ class Client:
     caller: Principal
     held: Held | None
     repeat: Idempotency | None
-    bound: bool
+    waits_for: UUID | None = None
 
 
 async def list_tools(client: Client) -> types.ListToolsResult:
@@ -77,6 +77,7 @@ async def call_tool(client: Client, context: Context, params: types.CallToolRequ
         work = _ACTS[params.name](client, context, given)
         return translate.answer(await work)
     except Exception as error:
+        client.waits_for = None
         return translate.refusal(from_exception(error, client.request.state.request_id))
 
 
@@ -129,8 +130,10 @@ async def _get_run(client: Client, context: Context, given: dict[str, Any]) -> s
     if state.status not in ("queued", "running") or not asked.wait_seconds:
         return state
     lies = await runs.extent(core.db, caller.tenant_id, asked.run_id)
+    if lies.end is not None:
+        return await _state(client, asked.run_id)
     after = Submitted(lies.session_id, asked.run_id, lies.newest)
-    return await _told(client, context, after, asked.wait_seconds, bound=False)
+    return await _told(client, context, after, asked.wait_seconds)
 
 
 async def _cancel_run(client: Client, _context: Context, given: dict[str, Any]) -> schemas.Told:
@@ -175,12 +178,12 @@ async def _send(
         choice=choice,
         surface=SURFACE,
     )
-    return await dispatch.send(client.core, client.caller.tenant_id, client.caller.key_id, submission)
+    run = await dispatch.send(client.core, client.caller.tenant_id, client.caller.key_id, submission)
+    client.waits_for = run.run_id
+    return run
 
 
-async def _told(
-    client: Client, context: Context, run: Submitted, wait_seconds: float, *, bound: bool = True
-) -> schemas.Told:
+async def _told(client: Client, context: Context, run: Submitted, wait_seconds: float) -> schemas.Told:
     """A run once it is over or waits for an answer, or as it is then. While it is waited for, its client is told what
     happens, if it has asked for that."""
     work = _follow(client, context, run, wait_seconds)
@@ -191,11 +194,7 @@ async def _told(
     except Unavailable as error:
         if error.code != "shutdown":  # else the run is told by its id: another instance answers for it
             raise
-    except asyncio.CancelledError:
-        if bound and client.bound:
-            with suppress(ApiError):
-                await asyncio.shield(cancellation.cancel(client.core, client.caller.tenant_id, run.run_id))
-        raise
+    client.waits_for = None
     return await _state(client, run.run_id)
 
 

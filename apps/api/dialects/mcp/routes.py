@@ -22,7 +22,7 @@ from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.types import Message, Receive, Scope, Send
 
 from apps.api.auth import Principal
-from apps.api.core import codec
+from apps.api.core import codec, tasks
 from apps.api.core.context import Core
 from apps.api.core.fleet import cancellation
 from apps.api.core.tenant import idempotency, presets
@@ -35,6 +35,7 @@ from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.hosts import require_known_origin
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
+from apps.api.web.sse import WRITE_TIMEOUT
 
 PATH = "/mcp"
 router = Router(route_class=ContentRoute, include_in_schema=False)
@@ -114,8 +115,9 @@ class _Answer(Response):
         begins: bool = False,
     ) -> None:
         super().__init__()
-        bound = request.headers.get(VERSION, HANDSHAKE_PROTOCOL_VERSIONS[0]) not in HANDSHAKE_PROTOCOL_VERSIONS
-        self._client = Client(request, core, caller, held, repeat, bound)
+        # Who has shaken hands cancels by a message; who has not, by closing the stream.
+        self._bound = request.headers.get(VERSION, HANDSHAKE_PROTOCOL_VERSIONS[0]) not in HANDSHAKE_PROTOCOL_VERSIONS
+        self._client = Client(request, core, caller, held, repeat)
         self._body, self._held, self._begins = body, held, begins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,21 +132,23 @@ class _Answer(Response):
         manager = StreamableHTTPSessionManager(server, stateless=True, max_request_body_size=limit)
         try:
             async with manager.run():
-                await manager.handle_request(scope, _again(self._body, receive), self._naming(send))
+                await manager.handle_request(scope, _again(self._body, receive), self._sending(send))
+        except* TimeoutError:  # a client that does not read
+            pass
         finally:
             if self._held is not None:
                 self._held.close()
+            if self._bound and client.waits_for is not None:
+                with suppress(Conflict, NotFound):
+                    await cancellation.cancel(client.core, client.caller.tenant_id, client.waits_for)
 
-    def _naming(self, send: Send) -> Send:
-        if not self._begins:
-            return send
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 200:
+    def _sending(self, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            if self._begins and message["type"] == "http.response.start" and message["status"] == 200:
                 message = {**message, "headers": [*message["headers"], (SESSION.encode(), str(uuid4()).encode())]}
-            await send(message)
+            await tasks.within(WRITE_TIMEOUT, send(message))
 
-        return named
+        return sent
 
 
 async def _list(client: Client, _context: Any, _params: Any) -> types.ListToolsResult:

@@ -21,6 +21,10 @@ from apps.api.web.route import CoreDep
 router = Router(prefix=PREFIX)
 
 
+def _reading() -> list[Action]:
+    return ["read"]
+
+
 class TokenBody(wire.Closed):
     """What the token is to allow, and for how long."""
 
@@ -31,7 +35,7 @@ class TokenBody(wire.Closed):
 
     ttl_seconds: int = Field(900, ge=1, le=grants.MAX_SECONDS, description="Seconds until it is of no use any more.")
     allow: Annotated[list[Action], Field(min_length=1, max_length=len(grants.ACTIONS))] = Field(
-        default_factory=lambda: ["read"],
+        default_factory=_reading,
         description="`read`: state, events, messages, runs and requests. `prompt`: prompts, and stopping what runs."
         " `decide`: answers to what the agent asks. `files`: listing, reading and storing files.",
     )
