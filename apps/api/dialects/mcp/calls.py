@@ -95,8 +95,8 @@ def _invalid(error: PydanticError) -> ValidationError:
 
 
 async def _of_preset(client: Client, context: Context, name: str, given: dict[str, Any]) -> types.CallToolResult:
-    asked = _checked(schemas.PresetArguments, given)
-    preset = await presets.get(client.core.db, client.caller.tenant_id, name)
+    asked, named = _checked(schemas.PresetArguments, given), _checked(schemas.Named, {"preset": name})
+    preset = await presets.get(client.core.db, client.caller.tenant_id, named.preset)
     run = await _send(client, asked, config=NO_CHANGES, choice=Choice(None, _policy(client), preset["name"]))
     told = await _told(client, context, run, asked.wait_seconds)
     return translate.answer(told, translate.output_schema(preset["config"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ from mcp import types
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from apps.api.auth import Principal
@@ -36,6 +38,9 @@ from apps.api.web.hosts import require_known_origin
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import WRITE_TIMEOUT
+
+# It tells of each message, and of what was wrong with one, with the message.
+logging.getLogger("mcp").setLevel(logging.ERROR)
 
 PATH = "/mcp"
 router = Router(route_class=ContentRoute, include_in_schema=False)
@@ -58,8 +63,10 @@ async def post_message(request: Request, core: CoreDep, caller: Reader) -> Respo
         return _refused(types.PARSE_ERROR, "The message is not JSON.")
     except codec.Unsuitable as error:
         return _refused(types.INVALID_REQUEST, f"{error.field or 'message'}: {error.reason}")
-    if not isinstance(message, dict):
-        return _refused(types.INVALID_REQUEST, "A message is a JSON object; batches are not taken.")
+    try:
+        types.jsonrpc_message_adapter.validate_python(message)
+    except ValidationError:
+        return _refused(types.INVALID_REQUEST, "This is no single message of JSON-RPC 2.0.")
     session, method = _session_of(request), message.get("method")
     if method == "notifications/cancelled" and session is not None:
         await _cancel(core, caller, session, message)

@@ -25,6 +25,10 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Named(Arguments):
+    preset: Preset
+
+
 class Waiting(Arguments):
     wait_seconds: float = Field(
         WAIT_SECONDS,

@@ -81,12 +81,12 @@ def of_preset(preset: Mapping[str, Any]) -> types.Tool:
 def told(run: Mapping[str, Any], asked: Sequence[Mapping[str, Any]] = ()) -> schemas.Told:
     """A run as `runs.get` reads it, and the requests that are open."""
     result, error, status = run["result"] or {}, run["error"], run["status"]
-    good = status == "succeeded"
+    good, words = status == "succeeded", result.get("result")
     return schemas.Told(
         session_id=run["session_id"],
         run_id=run["run_id"],
         status=status,
-        result=result.get("result") if good else None,
+        result=words if good and isinstance(words, str) else None,
         structured_output=result.get("structured_output") if good else None,
         asked=[schemas.Asked(request_id=one["request_id"], type=one["type"], about=_about(one)) for one in asked],
         error={"code": error["code"], "message": error["message"]} if error else None,
