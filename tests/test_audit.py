@@ -15,11 +15,12 @@ import pytest
 
 from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.grants import Grant
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
 from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, suspension
-from apps.api.core.sessions import deletion, exports, requests, retention
+from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
@@ -73,6 +74,7 @@ LINES = {
     ("delete", "/api/v1/sessions/{session_id}"): "session.deleted",
     ("delete", "/compat/code-server/session/{session_id}"): "session.deleted",
     ("delete", "/compat/execute-server/sessions/cleanup"): "session.deleted",
+    ("post", "/api/v1/sessions/{session_id}/client-tokens"): "client_token.created",
     ("post", "/api/v1/sessions/{session_id}/permissions/{request_id}"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/answer"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/tool-results/{request_id}"): "request.answered",
@@ -192,6 +194,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     command = Skill("command", "c", "d", {BODY: "x"})
     remote = RemoteServer(type="http", url="http://127.0.0.1/", headers={"A": "hidden"})
     draft = Draft("new", None, AgentConfig())
+    grant = Grant(session_id, ("read",), datetime.now(UTC) + timedelta(minutes=1))
     return {
         "tenant.created": lambda: keys.create_tenant(db, "another"),
         "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
@@ -231,6 +234,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "webhook.deleted": lambda: webhooks.delete(db, tenant_id, webhook_id),
         "request.answered": lambda: answering.answer(core, tenant_id, session_id, request_id, "permission", deny, by),
         "run.repaired": lambda: repair.repair(db, run_id),
+        "client_token.created": lambda: client_tokens.issue(core, tenant_id, "hidden", grant),
         "session.deleted": lambda: deletion.delete(db, tenant_id, session_id),
     }
 

@@ -22,7 +22,7 @@ NOT_RUN = {
     "needs Docker": 1,
     "needs a cluster": 1,
     "starts what the examples run against, or all tests": 2,
-    "needs the TypeScript client, which npm builds": 1,
+    "needs the TypeScript client, which npm builds": 2,
     "installs from the package index": 3,
 }
 """Why blocks do not run, and how many of each."""

@@ -53,6 +53,7 @@ Action = Literal[
     "session.deleted",
     "session.exported",
     "session.imported",
+    "client_token.created",
 ]
 """What is written down: a noun and what was done to it."""
 
@@ -66,6 +67,7 @@ class Actor:
         name, tenant: of the key.
         address: the client's.
         request_id: of the request, or of the handshake of a WebSocket.
+        end_user: for whom a client token of the key is; in the details of a line.
     """
 
     id: str
@@ -73,6 +75,7 @@ class Actor:
     tenant: str | None = None
     address: str | None = None
     request_id: str | None = None
+    end_user: str | None = None
 
 
 SYSTEM, CLI = Actor("system"), Actor("cli")
@@ -98,6 +101,8 @@ def values(action: Action, tenant_id: UUID, target: UUID | str | None = None, **
     """The parameters of `inserting`; see `note`."""
     by = ACTING.get()
     about = None if target is None else str(target)
+    if by.end_user is not None:
+        details["end_user"] = by.end_user
     return action, tenant_id, about, details, by.id, by.name, by.tenant, by.address, by.request_id
 
 

@@ -57,6 +57,8 @@ RequestCode = Literal[
     "body_too_large",
     "body_too_slow",
     "checkpointing_off",
+    "client_token_expired",
+    "client_token_not_permitted",
     "command_not_found",
     "control_failed",
     "conversation_too_large",

@@ -4,10 +4,10 @@ ApiError
 ├── ValidationError         422 validation_error
 ├── BadRequest              400 bad_request
 ├── NotFound                404 *_not_found
-├── Unauthorized            401 authentication_required, invalid_api_key
+├── Unauthorized            401 authentication_required, invalid_api_key, client_token_expired
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 │                               key_is_bound, mcp_command_not_permitted, tenant_suspended, address_not_permitted,
-│                               origin_not_permitted, model_not_permitted
+│                               origin_not_permitted, model_not_permitted, client_token_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
 │                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted, not_a_file,

@@ -30,12 +30,13 @@ from apps.api.db import Database
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
+from apps.api.dialects.mcp import routes as mcp
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging, speak_for
 from apps.api.measure import Lateness, Queue, measure
-from apps.api.redis import open_redis
+from apps.api.redis import Redis, open_redis
 from apps.api.runner.guard import cgroups, isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
@@ -109,7 +110,7 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
     if root_dialect is not None:
         # First, for its own /health; the native API's other paths are none of any dialect's.
         app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
-    for router in (health.router, index.router, ports.router, *native):
+    for router in (health.router, index.router, ports.router, *native, mcp.router):
         app.include_router(router)
     for dialect in DIALECTS.values():
         app.include_router(dialect.router, prefix=dialect.PREFIX)
@@ -147,6 +148,10 @@ async def _admit_guests(core: Core) -> str | None:
 async def _ensure_first_key(db: Database, settings: Settings) -> None:
     if settings.api_key is not None:
         await keys.ensure_first_key(db, settings.api_key.get_secret_value())
+
+
+def _entrance(db: Database, redis: Redis, settings: Settings) -> Entrance:
+    return Entrance(db, redis, settings.key_failures_per_minute, settings.encryption_keys)
 
 
 async def _look_at_role(db: Database, settings: Settings) -> None:
@@ -231,7 +236,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, instance_id: UUID,
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), watch := Watch(runner, worker.executions), Lateness()):
             part.run_in(loops)
-        stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
+        stack.push_async_callback((entrance := _entrance(db, redis, settings)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, isolated, worker, lease, model, loops)

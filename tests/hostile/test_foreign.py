@@ -61,8 +61,8 @@ IN_QUERIES = {
     "tenant": "tenant",
 }
 PLAIN_QUERIES = """
-    action after created_after created_before error_code expires_in_seconds format from group_by limit max_age_hours
-    model name path recursive since status to until version wait
+    action after created_after created_before end_user error_code expires_in_seconds format from group_by limit
+    max_age_hours model name path recursive since status to until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -88,16 +88,16 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "headers": ("secret", {"A": "${{{}}}"}),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs content
-    context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
-    events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
-    idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions
-    max_budget_usd max_session_usd max_turns message metadata mode model models name networks on_busy on_disconnect
-    on_owner_lost output_format overlap_seconds overwrite permission_mode profile profiles prompt prompts_per_minute
-    queued_runs remember repo repository runs_per_minute scopes source stream streams system_prompt system_prompt_append
-    tags target task_budget thinking timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days type
-    unattended updated_input updated_permissions url usage_days usd_per_day usd_per_month value wait workspace_bytes
-    workspaces_days
+    add_dirs allow allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs
+    content context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing
+    enabled end_user env events events_days expand_prompt expires_at fallback_model file file_bytes files
+    fork_session forward_subagent_text idle_sessions_days include_partial_messages initial_prompt interrupt is_error
+    limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model models name networks
+    on_busy on_disconnect on_owner_lost origin output_format overlap_seconds overwrite permission_mode profile
+    profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute scopes source stream
+    streams system_prompt system_prompt_append tags target task_budget thinking timeout_seconds title tokens_per_day
+    tokens_per_month tools transcripts_days ttl_seconds type unattended updated_input updated_permissions url
+    usage_days usd_per_day usd_per_month value wait workspace_bytes workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -129,6 +129,7 @@ HIDDEN = {
     ("GET", "/console/{path:path}"),
     ("GET", "/console/assets/{digest}/{path:path}"),
     *(("GET", f"{of}{path}") for of in descriptions() for path in ("/openapi.json", "/docs", "/docs/{name}")),
+    ("POST", "/mcp"),
     ("WEBSOCKET", "/api/v1/query/ws"),
     ("WEBSOCKET", "/preview/{session_id}/{port}/{path:path}"),
     *((m, "/preview/{session_id}/{port}/{path:path}") for m in "DELETE GET HEAD OPTIONS PATCH POST PUT".split()),  # noqa: SIM905

@@ -71,6 +71,7 @@ OWN = {
     "/api/v1/query/single",
     "/api/v1/sessions",
     "/api/v1/agents/preview",  # changes nothing
+    "/mcp",  # of its own presets: see tests/dialects/mcp
     "/compat/chat-server/chat",
     "/compat/code-server/query",
     "/compat/code-server/session/start",

@@ -16,6 +16,7 @@ from apps.api.models.agents import (
     Spent,
     Usage,
     UsageSum,
+    UserUsageSum,
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
@@ -61,6 +62,7 @@ __all__ = [
     "TranscriptEntry",
     "Usage",
     "UsageSum",
+    "UserUsageSum",
     "Webhook",
     "WebhookDelivery",
 ]

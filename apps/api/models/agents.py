@@ -124,6 +124,7 @@ class Usage(Base):
     session_id: Mapped[UUID]
     api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
     day: Mapped[date] = mapped_column(Date)
+    end_user: Mapped[str | None]
     input_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
     cache_read_input_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -133,18 +134,12 @@ class Usage(Base):
     counts_run: Mapped[bool | None] = mapped_column(Boolean)
 
 
-class UsageSum(Base):
-    """A part of the sums of `usage` by day, key and model: all rows together are the sums, see `core/tenant/usage.py`.
+class _Summed:
+    """Sums of `usage` of one kind, or a part of them.
 
     `runs`: those that used the model; `first_runs`: those that are counted at it when models do not matter. `fresh`:
     not yet added up with others of its kind. Nothing refers to a key, so that one may go.
     """
-
-    __tablename__ = "usage_sums"
-    __table_args__ = (
-        Index("usage_sums_report_idx", "tenant_id", "day", "model"),
-        Index("usage_sums_fresh_idx", "id", postgresql_where=text("fresh")),
-    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
@@ -160,6 +155,29 @@ class UsageSum(Base):
     web_search_requests: Mapped[Decimal] = mapped_column(Numeric)
     cost_usd: Mapped[Decimal] = mapped_column(Numeric)
     fresh: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+
+
+class UsageSum(_Summed, Base):
+    """A part of the sums of `usage` by day, key and model, all of whose rows together are the sums: see core/tenant."""
+
+    __tablename__ = "usage_sums"
+    __table_args__ = (
+        Index("usage_sums_report_idx", "tenant_id", "day", "model"),
+        Index("usage_sums_fresh_idx", "id", postgresql_where=text("fresh")),
+    )
+
+
+class UserUsageSum(_Summed, Base):
+    """The same by end user as well, of the runs that have one."""
+
+    __tablename__ = "usage_user_sums"
+    __table_args__ = (
+        Index("usage_user_sums_report_idx", "tenant_id", "day", "end_user"),
+        Index("usage_user_sums_user_idx", "tenant_id", "end_user", "day"),
+        Index("usage_user_sums_fresh_idx", "id", postgresql_where=text("fresh")),
+    )
+
+    end_user: Mapped[str]
 
 
 class ModelCredential(Base):

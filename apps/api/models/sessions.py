@@ -96,6 +96,11 @@ class Session(Base):
         ),
         Index("sessions_unstored_idx", "id", postgresql_where=text("stored IS NOT NULL AND deleted_at IS NOT NULL")),
         Index("sessions_agent_idx", "agent_id", "created_at", "id", postgresql_where=text("agent_id IS NOT NULL")),
+        Index(
+            "sessions_end_user_idx",
+            *("tenant_id", "end_user", "created_at", "id"),
+            postgresql_where=text("end_user IS NOT NULL"),
+        ),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
@@ -108,6 +113,7 @@ class Session(Base):
     agent_version: Mapped[int | None] = mapped_column(Integer)
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
+    end_user: Mapped[str | None]
     title: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(server_default=EMPTY_ARRAY)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
@@ -201,6 +207,11 @@ class Run(Base):
             *("created_at", "id"),
             postgresql_where=text("error IS NOT NULL"),
         ),
+        Index(
+            "runs_end_user_idx",
+            *("tenant_id", "end_user", "created_at", "id"),
+            postgresql_where=text("end_user IS NOT NULL"),
+        ),
         Index("runs_places_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_untold_idx",
@@ -220,6 +231,7 @@ class Run(Base):
     tenant_id: Mapped[UUID]
     session_id: Mapped[UUID]
     api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    end_user: Mapped[str | None]
     position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     status: Mapped[str] = mapped_column(server_default=text("'queued'"))
     origin: Mapped[str] = mapped_column(server_default=text("'client'"))

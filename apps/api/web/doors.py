@@ -89,7 +89,8 @@ class Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        scopes = {call.scope for call in _calls(self.dependant) if isinstance(call, Caller)}
+        callers = [call for call in _calls(self.dependant) if isinstance(call, Caller)]
+        scopes, actions = {call.scope for call in callers}, {call.action for call in callers}
         of_us = not self.guests and self.include_in_schema  # else of an older server, or between instances
         check_query = KnownNames.of(self.dependant).check if of_us else None
 
@@ -100,7 +101,7 @@ class Route(APIRoute):
             else:
                 body.is_held(self.body_limit)
             if scopes:
-                caller = await identify(request, guests=self.guests)
+                caller = await identify(request, guests=self.guests, actions=actions)
                 for scope in scopes:
                     caller.require(scope)
             if check_query is not None and request.scope["query_string"]:

@@ -291,14 +291,16 @@ async def begin_background(
 ) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there.
+    `seconds` is its deadline. Its key and end user are those of the last prompt: what it costs is counted there.
     """
     try:
         status = await db.pool.execute(
-            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
-            " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
-            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', $5, now(),"
-            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
+            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, end_user, status, origin, timeout_seconds,"
+            " started_at, first_seq) SELECT $4, $2, s.id, asked.api_key_id, coalesce(asked.end_user, s.end_user),"
+            " 'running', 'background', $5, now(), last_seq + 1 FROM sessions s LEFT JOIN LATERAL (SELECT api_key_id,"
+            " end_user FROM runs WHERE session_id = s.id AND origin = 'client' AND started_at IS NOT NULL"
+            " ORDER BY position DESC LIMIT 1) asked ON true"
+            " WHERE s.id = $1 AND s.tenant_id = $2 AND s.generation = $3 FOR SHARE OF s",
             session_id,
             tenant_id,
             generation,

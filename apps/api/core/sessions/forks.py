@@ -130,7 +130,7 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) 
 # KEY SHARE keeps a deletion waiting, and lets the owner go on.
 _PARENT = """
 SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.last_seq, s.sdk_session_id, s.title, s.tags,
-  s.metadata, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
+  s.metadata, s.end_user, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
   (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
     AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from
@@ -298,4 +298,5 @@ def _labels(given: Labels, parent: Any) -> Labels:
         parent["title"] if given.title is None else given.title,
         parent["tags"] if given.tags is None else given.tags,
         parent["metadata"] if given.metadata is None else given.metadata,
+        parent["end_user"] if given.end_user is None else given.end_user,
     )

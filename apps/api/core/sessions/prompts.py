@@ -67,7 +67,7 @@ class Submission:
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
         asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
-        is_named = self.run_names or self.labels != NO_LABELS
+        is_named = self.run_names or replace(self.labels, end_user=None) != NO_LABELS
         chooses = self.choice.profile or self.choice.agent or self.config.model_fields_set
         return not (self.session_id is None or asks_more or is_named or chooses)
 
@@ -101,7 +101,7 @@ class Submitted:
 # `refused` comes after the lock on the session, which others hold who then want its lock.
 _ENQUEUE = f"""
 WITH target AS (
-  SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
+  SELECT id, last_seq, profile, end_user, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued,
     CASE WHEN $11 = 'prompt' THEN {budgets.reached("$2", "$4", "$1")} END AS reached
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
@@ -109,9 +109,10 @@ WITH target AS (
   SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
-    resources, traceparent, steer)
+    resources, traceparent, steer, end_user)
   SELECT $3, $2, id, $4, $5, $6, least($7, ($10::jsonb ->> profile)::float8), $11, $12, $14, $15,
-    $16 AND EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status IN ('queued','running','requires_action'))
+    $16 AND EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND status IN ('queued','running','requires_action')),
+    coalesce($17, end_user)
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
@@ -281,6 +282,7 @@ async def enqueue(
         [resource.given() for resource in submission.resources] or None,
         tracing.current(),
         submission.on_busy == "steer",
+        submission.labels.end_user,
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)

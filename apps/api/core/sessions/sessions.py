@@ -34,11 +34,16 @@ BUSY = f"SELECT ({CURRENT}) IS NOT NULL FROM sessions s WHERE s.id = $1"  # noqa
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a client hangs on a session for its own use. None means: leave as it is."""
+    """What a client hangs on a session for its own use. None means: leave as it is.
+
+    `end_user`: for whom the client asks. A session keeps the one that it was made with; a run has its own, or its
+    session's.
+    """
 
     title: str | None = None
     tags: Sequence[str] | None = None
     metadata: Mapping[str, str] | None = None
+    end_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,13 @@ class Filters:
     created_after: datetime | None = None
     agent: str | None = None
     profiles: Sequence[str] | None = None
+    end_user: str | None = None
 
 
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.ports, s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
+  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name,
   i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
   r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
@@ -86,6 +92,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "agent": _agent(row),
         "profile": row["profile"],
         "surface": row["surface"],
+        "end_user": row["end_user"],
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -118,7 +125,7 @@ async def insert(
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version, surface) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10)",
+        " agent_version, surface, end_user) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         session_id,
         tenant_id,
         labels.title,
@@ -129,6 +136,7 @@ async def insert(
         pins.agent_id,
         pins.agent_version,
         surface,
+        labels.end_user,
     )
     return session_id
 
@@ -241,6 +249,8 @@ async def list_page(
         query = query.where(Session.created_at > filters.created_after)
     if filters.profiles is not None:
         query = query.where(Session.profile.in_(filters.profiles))
+    if filters.end_user is not None:
+        query = query.where(Session.end_user == filters.end_user)
     if filters.status == "idle":
         query = query.where(~_has_run("queued"), ~_ACTIVE)
     if cursor is not None:

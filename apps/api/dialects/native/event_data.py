@@ -140,6 +140,7 @@ class ByKey(Ours):
     type: Literal["key"]
     key_id: UUID
     key_name: str | None
+    end_user: str | None = Field(None, description="For whom its client token was, where one was shown.")
 
 
 class BySystem(Ours):

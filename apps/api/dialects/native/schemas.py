@@ -14,7 +14,7 @@ from apps.api.core import pages
 from apps.api.core.codec import usd
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.content import Content
-from apps.api.core.config.names import Name, Text
+from apps.api.core.config.names import EndUser, Name, Text
 from apps.api.dialects.native import examples
 from apps.api.web import figures
 
@@ -99,6 +99,12 @@ class SessionBody(AgentConfig, LabelFields):
         description="The operator's profile that the session runs under, from its creation on; `GET /profiles` lists"
         " them. For an existing session: the same, or nothing.",
         examples=["readonly"],
+    )
+    end_user: EndUser | None = Field(
+        None,
+        description="For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session"
+        " it is fixed when that is created; a prompt's run has its own, or its session's.",
+        examples=["customer-42"],
     )
 
 
@@ -234,6 +240,7 @@ class SessionState(BaseModel):
     agent: PinnedAgent | None
     profile: str | None = Field(description="The profile that it was created under.", examples=["dev"])
     surface: str = Field(description="What it was made through: `native`, or one of the dialects of older servers.")
+    end_user: str | None = Field(description="For whom its client asked when it was created.", examples=["customer-42"])
     config: Options = Field(description="Its options, with the profile's defaults.")
     num_turns: int
     total_cost_usd: Usd = Field(description="So far, as the SDK counted it.")
@@ -277,6 +284,7 @@ class RunState(BaseModel):
     kind: Literal["prompt", "rewind", "reset"]
     status: RunStatus
     origin: Literal["client", "background"]
+    end_user: str | None = Field(description="For whom its client asked.", examples=["customer-42"])
     error: RunError | None
     result: dict[str, Any] | None = Field(
         description="The fields of its `result` event, once it has one; of a rewind what it changed.",

@@ -66,6 +66,7 @@ class PromptBody(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
     on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
@@ -85,6 +86,7 @@ class NextPromptBody(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
     on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
@@ -99,6 +101,15 @@ class PatchBody(TypedDict):
     title: NotRequired[str | None]
     tags: NotRequired[list[str] | None]
     metadata: NotRequired[dict[str, str] | None]
+
+
+class TokenBody(TypedDict):
+    """What the token is to allow, and for how long."""
+
+    ttl_seconds: NotRequired[int]
+    allow: NotRequired[list[Literal["read", "prompt", "decide", "files"]]]
+    end_user: NotRequired[str | None]
+    origin: NotRequired[str | None]
 
 
 class Move(TypedDict):
@@ -117,6 +128,7 @@ class ForkBody(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
     on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
@@ -276,6 +288,7 @@ class PromptOptions(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
     on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
@@ -293,6 +306,7 @@ class ForkOptions(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
     on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]

@@ -139,6 +139,7 @@ class ByKey(TypedDict):
     type: Literal["key"]
     key_id: str
     key_name: str | None
+    end_user: NotRequired[str | None]
 
 
 class BySystem(TypedDict):

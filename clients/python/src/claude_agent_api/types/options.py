@@ -147,3 +147,4 @@ class SessionBody(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]

@@ -76,6 +76,7 @@ class SessionState(TypedDict):
     agent: PinnedAgent | None
     profile: str | None
     surface: str
+    end_user: str | None
     config: dict[str, Any]
     num_turns: int
     total_cost_usd: str
@@ -133,6 +134,17 @@ class Message(EventData):
     usage: NotRequired[MessageUsage | None]
     subagent_messages: list[Message]
     subagent_messages_omitted: bool
+
+
+class ClientToken(TypedDict):
+    """A token, which is shown once and kept nowhere."""
+
+    token: str
+    session_id: str
+    allow: list[Literal["read", "prompt", "decide", "files"]]
+    expires_at: str
+    end_user: str | None
+    origin: str | None
 
 
 class FileState(TypedDict):
@@ -232,6 +244,7 @@ class RunState(TypedDict):
     kind: Literal["prompt", "rewind", "reset"]
     status: Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
     origin: Literal["client", "background"]
+    end_user: str | None
     error: RunError | None
     result: dict[str, Any] | None
     total_cost_usd: str | None
