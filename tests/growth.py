@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from apps.api import auth
 from apps.api.core.events import log
-from apps.api.core.fleet import claims, commands, instances, ownership, places
+from apps.api.core.fleet import claims, commands, firing, firings, instances, ownership, places
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import prompts, requests, runs, sessions
 from apps.api.core.sessions.sessions import Filters
@@ -34,7 +34,16 @@ from tests.world import World
 
 GROWING = {
     *("sessions", "runs", "events", "commands", "requests", "transcript_entries", "idempotency_keys", "usage", "spent"),
-    *("model_calls", "webhook_deliveries", "audit_log", "files", "api_keys", "webhooks"),
+    *(
+        "model_calls",
+        "webhook_deliveries",
+        "audit_log",
+        "files",
+        "api_keys",
+        "webhooks",
+        "schedules",
+        "schedule_firings",
+    ),
 }
 """Tables of which no statement on a hot path may read all rows."""
 
@@ -209,6 +218,19 @@ def _statements(scale: Scale) -> Iterator[str]:
         f" CASE WHEN n % 100 = 0 THEN 'pending' ELSE 'delivered' END, {ago}, {ago}, now() FROM {every}"
     )
     yield (
+        "INSERT INTO schedules (id, tenant_id, cron, time_zone, prompt, spec, session, overlap, jitter_seconds,"
+        f" next_at, look_at, created_at) SELECT {_id('c', 'n')},"
+        f" {_id('t', f'(1 + (n - 1) % {scale.tenants})')}, '0 0 * * *',"
+        " 'UTC', '\"x\"', '{}', 'new', 'skip', 0, due, due, now() FROM (SELECT n, now() + make_interval(mins =>"
+        f" n - 20) AS due FROM generate_series(1, {scale.webhooks}) n) numbered"
+    )
+    yield (
+        "INSERT INTO schedule_firings (schedule_id, fire_at, state, run_id, created_at)"
+        f" SELECT {_id('c', f'(1 + n % {scale.webhooks})')}, {ago}, CASE WHEN n <= {owned} AND n % 5 = 0 THEN 'sent'"
+        f" ELSE 'succeeded' END, CASE WHEN n <= {owned} AND n % 5 = 0 THEN {_id('a', 'n')} ELSE {_id('r', 'n')} END,"
+        f" {ago} FROM {every}"
+    )
+    yield (
         "INSERT INTO audit_log (created_at, action, tenant_id, tenant, actor)"
         f" SELECT {ago}, 'key.created', {tenant}, 't', 'k' FROM {every} WHERE n % 10 = 0"
     )
@@ -350,7 +372,8 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         owner = Lease(await id_of("i", 1 + 5 % scale.instances), 3600.0)
         owned, busy = await id_of("s", 5 * scale.instances + 5), await id_of("s", 5)
         idle, run, asked = await id_of("s", scale.sessions), await id_of("r", scale.sessions), await id_of("s", 10)
-        webhook, secret = await id_of("w", 1), await connection.fetchval("SELECT secret_hash FROM api_keys LIMIT 1")
+        webhook, schedule = await id_of("w", 1), await id_of("c", 1)
+        secret = await connection.fetchval("SELECT secret_hash FROM api_keys LIMIT 1")
     lease = await world.instance()
     owner.renewed(time.monotonic())
     model = "claude-sonnet-5-5"
@@ -436,6 +459,10 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "quotas": lambda: quotas.used(db, tenant, key),
         "budgets": lambda: budgets.of(db, tenant, key, busy),
         "deliveries of a webhook": lambda: deliveries.list_page(db, tenant, webhook, limit=20, cursor=None),
+        "schedules that are due": lambda: db.pool.fetch(firing._CLAIM, firing.AT_ONCE, [], firing.CLAIM_SECONDS),
+        "ends of what schedules have sent": lambda: firing.settle(core),
+        "firings of a schedule": lambda: firings.list_page(core, schedule, limit=20, cursor=None),
+        "old firings forgotten": lambda: firings.forget_old(db),
         "the fleet": lambda: instances.list_all(db),
         "settled commands forgotten": lambda: commands.forget_old(db),
         "idempotency keys forgotten": lambda: idempotency.forget_old(db),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +19,10 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.grants import Grant
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
+from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.retention import Retention
-from apps.api.core.fleet import answering, erasure, repair, suspension
+from apps.api.core.fleet import answering, erasure, repair, schedules, suspension
+from apps.api.core.fleet.schedules import By
 from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
 from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
@@ -42,7 +45,8 @@ Act = Callable[[], Awaitable[Any]]
 NO_ACTS = {
     "/query": "prompts: the runs are their own record",
     "/query/single": "",
-    "/resume": "",
+    "/sessions/{session_id}/resume": "",
+    "/schedules/{schedule_id}/run": "",
     "/chat": "",
     "/chat/{session_id}": "",
     "/session/start": "",
@@ -95,6 +99,11 @@ LINES = {
     ("patch", "/api/v1/webhooks/{webhook_id}"): "webhook.changed",
     ("delete", "/api/v1/webhooks/{webhook_id}"): "webhook.deleted",
     ("post", "/api/v1/webhooks/{webhook_id}/rotate"): "webhook.rotated",
+    ("post", "/api/v1/schedules"): "schedule.created",
+    ("patch", "/api/v1/schedules/{schedule_id}"): "schedule.changed",
+    ("delete", "/api/v1/schedules/{schedule_id}"): "schedule.deleted",
+    ("post", "/api/v1/schedules/{schedule_id}/pause"): "schedule.paused",
+    ("post", "/api/v1/schedules/{schedule_id}/resume"): "schedule.resumed",
     ("post", "/api/v1/admin/tenants"): "tenant.created",
     ("post", "/api/v1/admin/tenants/{tenant}/suspend"): "tenant.suspended",
     ("post", "/api/v1/admin/tenants/{tenant}/resume"): "tenant.resumed",
@@ -175,6 +184,8 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     session_id, request_id = await asked(world)
     run_id = await stuck(world)
     idle = await world.session()
+    by, daily = By(tenant_id, made.id, UNRESTRICTED), schedules.Draft("0 0 * * *", "UTC", "say hello")
+    schedule_id = await schedules.create(core, by, daily)
     exporter = Exporter(db, core.settings, core.blocking.copies, core.objects)
 
     async def export(archive: AsyncGenerator[bytes]) -> None:
@@ -189,7 +200,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         another = await world.one("SELECT id FROM tenants WHERE name = 'another'")
         await erasure.erase(core, another)
 
-    deny, by = {"decision": "deny"}, {"type": "key"}
+    deny, person = {"decision": "deny"}, {"type": "key"}
     skill = Skill("skill", "s", "d", {BODY: "x"})
     command = Skill("command", "c", "d", {BODY: "x"})
     remote = RemoteServer(type="http", url="http://127.0.0.1/", headers={"A": "hidden"})
@@ -232,7 +243,14 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "webhook.changed": lambda: webhooks.change(db, core.outbound, tenant_id, webhook_id, Changes(enabled=False)),
         "webhook.rotated": lambda: webhooks.rotate(db, core.settings, tenant_id, webhook_id),
         "webhook.deleted": lambda: webhooks.delete(db, tenant_id, webhook_id),
-        "request.answered": lambda: answering.answer(core, tenant_id, session_id, request_id, "permission", deny, by),
+        "schedule.created": lambda: schedules.create(core, by, daily),
+        "schedule.changed": lambda: schedules.update(core, by, schedule_id, [], lambda draft: replace(draft, name="n")),
+        "schedule.paused": lambda: schedules.pause(core, by, schedule_id),
+        "schedule.resumed": lambda: schedules.resume(core, by, schedule_id),
+        "schedule.deleted": lambda: schedules.delete(core, by, schedule_id),
+        "request.answered": lambda: answering.answer(
+            core, tenant_id, session_id, request_id, "permission", deny, person
+        ),
         "run.repaired": lambda: repair.repair(db, run_id),
         "client_token.created": lambda: client_tokens.issue(core, tenant_id, "hidden", grant),
         "session.deleted": lambda: deletion.delete(db, tenant_id, session_id),

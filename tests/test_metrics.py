@@ -16,10 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from apps.api import clock, instruments
+from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.reach import Reach
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.relay import MAX_PENDING_BYTES
+from apps.api.core.fleet import firing, schedules
+from apps.api.core.fleet.schedules import By
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
 from apps.api.core.tasks import Loop, Loops, end
@@ -133,6 +136,23 @@ async def a_run_waits(parts: Parts) -> AsyncIterator[None]:
     await Queue(parts.core.db).look()
     assert figures()["runs_queued"] == 1
     assert 90 <= figures()["queue_oldest_seconds"] < 1000
+    yield
+
+
+@here("schedule_firings_total", "schedule_lag_seconds")
+async def a_schedule_is_due(parts: Parts) -> AsyncIterator[None]:
+    pool, by = parts.core.db.pool, By(parts.world.tenant_id, uuid4(), UNRESTRICTED)
+    await pool.execute(
+        "INSERT INTO api_keys (id, tenant_id, name, prefix, secret_hash, scopes)"
+        " VALUES ($1, $2, 'k', 'p', $3, '{write}')",
+        by.key_id,
+        by.tenant_id,
+        by.key_id.hex * 2,
+    )
+    await schedules.create(parts.core, by, schedules.Draft("* * * * *", "UTC", "say hello"))
+    await pool.execute("UPDATE schedules SET next_at = now(), look_at = now() - interval '3 s'")
+    await firing.fire_due(parts.core, Loop("schedules"))
+    assert REGISTRY.get_sample_value(f"{PREFIX}_schedule_firings_total", {"state": "sent"}) == 1
     yield
 
 

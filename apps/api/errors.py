@@ -9,9 +9,10 @@ ApiError
 │                               key_is_bound, mcp_command_not_permitted, tenant_suspended, address_not_permitted,
 │                               origin_not_permitted, model_not_permitted, client_token_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
-│                               too_many_webhooks, too_many_commands, webhook_disabled, checkpointing_off,
-│                               workspace_not_copied, preset_busy, own_tenant, tenant_deleted, not_a_file,
-│                               not_a_directory, directory_not_empty, file_exists, files_busy
+│                               too_many_webhooks, too_many_schedules, too_many_commands, webhook_disabled,
+│                               checkpointing_off, workspace_not_copied, preset_busy, schedule_busy,
+│                               own_tenant, tenant_deleted, not_a_file, not_a_directory,
+│                               directory_not_empty, file_exists, files_busy
 ├── PreconditionFailed      412 etag_mismatch
 ├── Gone                    410 events_expired
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
@@ -111,6 +112,7 @@ Noun = Literal[
     "profile",
     "request",
     "run",
+    "schedule",
     "secret",
     "session",
     "skill",

@@ -140,6 +140,13 @@ def run_ended(ended: Ended, times: int = 1) -> None:
         RUN_SECONDS.labels(ended.status).observe(ended.seconds)
 
 
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+FIRINGS = _counter(
+    "schedule_firings_total", "Times of schedules: sent, skipped, failed when they were due, missed.", ["state"]
+)
+FIRING_LAG = _histogram("schedule_lag_seconds", "From when a schedule was due until it was fired here.", buckets=LONG)
+
 # --- agents ----------------------------------------------------------------------------------------------------------
 
 LIVE = _figure("sessions_live", "Sessions that this instance owns.")

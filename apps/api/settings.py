@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     max_agent_message_bytes: int = Field(128_000_000, ge=1_000_000)
     max_prompt_chars: int = Field(400_000, ge=1)
     max_queued_runs_per_session: int = Field(100, ge=1)
+    max_schedules_per_tenant: int = Field(100, ge=1, le=10_000)
     outbound_allow: CommaList[str] = ()
 
     profiles_file: Path | None = None

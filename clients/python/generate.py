@@ -22,7 +22,7 @@ TYPES = HERE / "src/claude_agent_api/types"
 
 ROUTES = re.compile(
     r"/api/v1/(query$|sessions$|sessions/\{session_id\}($|/(?!ports|export|archive|mcp))|runs|requests|files|agents|"
-    r"webhooks|usage|admin/keys|whoami|models|limits)"
+    r"schedules|webhooks|usage|admin/keys|whoami|models|limits)"
 )
 """What the client asks."""
 

@@ -19,7 +19,18 @@ from tests.watch import until
 
 TAGS, TITLE, NAME, COMMAND, SECRET_NAME = ["shared"], "shared", "shared", "shared-command", "SHARED"
 WRITES = {"permission_mode": "bypassPermissions", "enable_file_checkpointing": True}
-PARTS = ("agents", "mcp-servers", "skills", "commands", "secrets", "webhooks", "requests", "sessions", "usage")
+PARTS = (
+    "agents",
+    "mcp-servers",
+    "skills",
+    "commands",
+    "secrets",
+    "webhooks",
+    "requests",
+    "sessions",
+    "usage",
+    "schedules",
+)
 """What is listed, and is to be the same before and after whatever another tenant tries."""
 
 OF_THE_SERVER = frozenset({"owner", "queue_position"})
@@ -66,7 +77,9 @@ class Furnisher:
         for name, secret_name in ((NAME, SECRET_NAME), (f"only-{uuid4().hex[:8]}", f"ONLY_{uuid4().hex[:8].upper()}")):
             await self._names(name, secret_name)
         tenant.names = {"agent": name, "name": name, "command": f"{name}-command", "secret": secret_name}
-        await asyncio.gather(self._webhook(), self._file(), self._session(), self._request(), self._dialects())
+        await asyncio.gather(
+            self._webhook(), self._schedule(), self._file(), self._session(), self._request(), self._dialects()
+        )
 
     async def _names(self, name: str, secret_name: str) -> None:
         marker = self._tenant.marker
@@ -83,6 +96,10 @@ class Furnisher:
         body = {"url": self._receiver.url(f"/{self._tenant.marker}"), "description": self._tenant.marker}
         self._tenant.ids["webhook_id"] = made = (await self("POST", "/api/v1/webhooks", body))["webhook_id"]
         self._tenant.ids["delivery_id"] = (await self("POST", f"/api/v1/webhooks/{made}/test"))["delivery_id"]
+
+    async def _schedule(self) -> None:
+        body = {"cron": "0 0 1 1 *", "prompt": self._tenant.marker, "name": self._tenant.marker}
+        self._tenant.ids["schedule_id"] = (await self("POST", "/api/v1/schedules", body))["schedule_id"]
 
     async def _file(self) -> None:
         client, tenant = self._fleet[0].client, self._tenant

@@ -38,6 +38,7 @@ IN_PATHS = {
     "name": "name",
     "webhook_id": "webhook_id",
     "delivery_id": "delivery_id",
+    "schedule_id": "schedule_id",
     "key_id": "key_id",
     "file_id": "file_id",
     "path": "marker",
@@ -89,15 +90,16 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
 }
 PLAIN_FIELDS = """
     add_dirs allow allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs
-    content context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing
+    content context_window cron cwd decision description disallowed_tools dry_run effort enable_file_checkpointing
     enabled end_user env events events_days expand_prompt expires_at fallback_model file file_bytes files
     fork_session forward_subagent_text idle_sessions_days include_partial_messages initial_prompt interrupt is_error
-    limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model models name networks
-    on_busy on_disconnect on_owner_lost origin output_format overlap_seconds overwrite permission_mode profile
-    profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute scopes source stream
-    streams system_prompt system_prompt_append tags target task_budget thinking timeout_seconds title tokens_per_day
-    tokens_per_month tools transcripts_days ttl_seconds type unattended updated_input updated_permissions url
-    usage_days usd_per_day usd_per_month value wait workspace_bytes workspaces_days
+    jitter_seconds limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model models
+    name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite
+    pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs remember repo
+    repository runs_per_minute scopes session source stream streams system_prompt system_prompt_append tags target
+    task_budget thinking time_zone timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days
+    ttl_seconds type unattended updated_input updated_permissions url usage_days usd_per_day usd_per_month value
+    wait workspace_bytes workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -111,6 +113,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "PUT /api/v1/secrets/{name}": {"value": "x" * 20},
     "POST /api/v1/agents": {"name": UNIQUE},
     "POST /api/v1/webhooks": {"url": "http://127.0.0.1:9/x"},
+    "POST /api/v1/schedules": {"cron": "0 0 1 1 *", "prompt": "say no"},
     "POST /api/v1/admin/tenants": {"name": "x"},
     "POST /api/v1/admin/keys": {"name": "x", "scopes": ["read"], "tenant": "x"},
     "PUT /api/v1/admin/tenants/{tenant}/model-credential": {"api_key": "x"},

@@ -72,6 +72,9 @@ OWN = {
     "/api/v1/sessions",
     "/api/v1/agents/preview",  # changes nothing
     "/mcp",  # of its own presets: see tests/dialects/mcp
+    "/api/v1/schedules",  # of its own profiles: see tests/core/fleet/test_schedules.py
+    "/api/v1/schedules/{schedule_id}",
+    *(f"/api/v1/schedules/{{schedule_id}}/{act}" for act in ("pause", "resume", "run")),
     "/compat/chat-server/chat",
     "/compat/code-server/query",
     "/compat/code-server/session/start",
@@ -79,6 +82,9 @@ OWN = {
     "/compat/execute-server/sessions/cleanup",  # of its own sessions: see below
 }
 """What changes something, and names no session in its path: a bound key begins sessions of its own there."""
+
+
+YEARLY = {"cron": "0 0 1 1 *", "prompt": "say no"}
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,10 @@ async def wall(fleet: Fleet, new_key: NewKey) -> Wall:
     webhook_id = (await fleet[0].post("/webhooks", {"url": "https://127.0.0.1:1/"})).json()["webhook_id"]
     session_id = await fleet[0].session(title="foreign")
     done = await fleet[0].ask(session_id, "say foreign")
-    own = (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]
-    return Wall(
-        headers, {"session_id": session_id, "run_id": done["run_id"]}, {"session_id": own}, {"webhook_id": webhook_id}
-    )
+    own = {"session_id": (await fleet[0].post("/sessions", {}, headers=headers)).json()["session_id"]}
+    own["schedule_id"] = (await fleet[0].post("/schedules", YEARLY, headers=headers)).json()["schedule_id"]
+    foreign = {"session_id": session_id, "run_id": done["run_id"]}
+    return Wall(headers, foreign, own, {"webhook_id": webhook_id})
 
 
 def filled(path: str, known: dict[str, str]) -> str:
@@ -125,7 +131,8 @@ async def test_a_session_of_another_profile_is_closed_to_every_route(
             await connect(fleet[1].url.replace("http", "ws") + url, additional_headers=wall.headers)
         status, text = refused.value.response.status_code, bytes(refused.value.response.body or b"").decode()
     else:
-        body = {"prompt": "say no", **foreign} if where == "body" else {}
+        least = YEARLY if "/schedules" in path else {"prompt": "say no"}
+        body = {**least, **foreign} if where == "body" else {}
         params = foreign if where == "query" else {}
         answer = await fleet[1].client.request(method, url, headers=wall.headers, json=body, params=params)
         status, text = answer.status_code, answer.text

@@ -219,6 +219,8 @@ async def test_every_websocket_refuses_wrong_keys_in_its_handshake(fleet: Fleet)
         ("PUT", f"/agents/{UUID(int=1)}", {}),
         ("PATCH", f"/agents/{UUID(int=1)}", {}),
         ("POST", "/agents/preview", {}),
+        ("POST", "/schedules", {"cron": "0 0 1 1 *", "prompt": "x"}),
+        ("PATCH", f"/schedules/{UUID(int=1)}", {"name": "x"}),
     ],
 )
 async def test_a_key_has_names_looked_up_as_often_as_it_may_prompt(

@@ -121,6 +121,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("put", "/api/v1/secrets/{name}"): {"value": "x"},
     ("post", "/api/v1/webhooks"): {"url": "http://127.0.0.1/x", "events": ["run.succeeded"], "description": "x"},
     ("patch", "/api/v1/webhooks/{webhook_id}"): {"url": "http://127.0.0.1/x", "description": "x"},
+    ("post", "/api/v1/schedules"): {**LABELS, "cron": "0 0 1 1 *", "time_zone": "Europe/Berlin", "prompt": "x"},
+    ("patch", "/api/v1/schedules/{schedule_id}"): {"name": "x", "prompt": "x", "cron": "0 0 1 1 *"},
     ("post", "/api/v1/admin/tenants"): {"name": "x"},
     ("put", "/api/v1/admin/tenants/{tenant}/limits"): {"streams": 100},
     ("put", "/api/v1/admin/tenants/{tenant}/model-credential"): {"api_key": "x"},

@@ -83,6 +83,7 @@ def known(server: str, session: requests.Session) -> dict[str, str]:
     ids["agent"] = made("POST", "/agents", {"name": "known"})["name"]
     ids["webhook_id"] = made("POST", "/webhooks", {"url": "https://127.0.0.1:1/"})["webhook_id"]
     ids["delivery_id"] = made("POST", f"/webhooks/{ids['webhook_id']}/test", {})["delivery_id"]
+    ids["schedule_id"] = made("POST", "/schedules", {"cron": "0 0 1 1 *", "prompt": "hi"})["schedule_id"]
     made("POST", "/admin/tenants", {"name": "known"})
     ids["key_id"] = made("POST", "/admin/keys", {"tenant": "known", "name": "known"})["key_id"]
     return ids

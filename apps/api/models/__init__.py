@@ -22,6 +22,7 @@ from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
 from apps.api.models.names import IdempotencyKey, SessionName
+from apps.api.models.schedules import Schedule, ScheduleFiring
 from apps.api.models.sessions import (
     Command,
     Event,
@@ -53,6 +54,8 @@ __all__ = [
     "ModelCredential",
     "Request",
     "Run",
+    "Schedule",
+    "ScheduleFiring",
     "Secret",
     "Session",
     "SessionName",

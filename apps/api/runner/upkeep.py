@@ -14,7 +14,19 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.events.log import Event
 from apps.api.core.files import garbage
-from apps.api.core.fleet import claims, commands, erasure, instances, ownership, parked, places, suspension, turns
+from apps.api.core.fleet import (
+    claims,
+    commands,
+    erasure,
+    firing,
+    firings,
+    instances,
+    ownership,
+    parked,
+    places,
+    suspension,
+    turns,
+)
 from apps.api.core.fleet.places import Turn, Waiting
 from apps.api.core.sessions import deletion, retention, workspaces
 from apps.api.core.tasks import POLL, Loop, Loops, nap, pause
@@ -48,6 +60,9 @@ PARK_INTERVAL = 1.0
 EXPIRE_INTERVAL = 1.0
 """Seconds between looks for requests of parked runs whose time is over."""
 
+SCHEDULE_INTERVAL = 1.0
+"""Seconds between looks for schedules that are due, and for runs of theirs that have ended."""
+
 UNSTORE_INTERVAL = 5.0
 """Seconds between looks for deleted sessions whose files are stored."""
 
@@ -67,6 +82,7 @@ _FORGETTING = (
     commands.forget_old,
     instances.forget_dead,
     uploads.forget_old,
+    firings.forget_old,
 )
 
 
@@ -85,6 +101,7 @@ class Upkeep:
         loops.start("runner-erasure", self._erase, partial(pause, ERASURE_INTERVAL))
         loops.start("runner-park", self._park, partial(pause, PARK_INTERVAL))
         loops.start("runner-expire", partial(parked.expire, self._core), partial(pause, EXPIRE_INTERVAL))
+        loops.start("runner-schedules", self._fire, partial(pause, SCHEDULE_INTERVAL))
         loops.start("runner-unstore", partial(deletion.remove_stored, self._core), partial(pause, UNSTORE_INTERVAL))
         loops.start("runner-add-up", self._add_up, partial(pause, ADD_UP_INTERVAL))
         loops.start("runner-collect", self._collect, partial(pause, COLLECT_INTERVAL))
@@ -153,6 +170,11 @@ class Upkeep:
         await deletion.purge_left(self._core, loop)
         while await erasure.go_on(self._core, loop):
             continue
+
+    async def _fire(self, loop: Loop) -> None:
+        """Send the prompts of schedules that are due, also where no agent runs: that is a transaction like another."""
+        await firing.settle(self._core)
+        await firing.fire_due(self._core, loop)
 
     async def _add_up(self, _: Loop) -> None:
         await usage.add_up(self._core.db)

@@ -148,10 +148,7 @@ LOOKS_UP = Depends(Caller("write", _count_lookup))
 
 def policy_of(core: Core, caller: Principal) -> Policy:
     """Which profiles and models this caller may use."""
-    lists = (limits.models for limits in (caller.tenant_limits, caller.limits))
-    models = tuple(tuple(patterns) for patterns in lists if patterns is not None)
-    settings = core.settings
-    return Policy(core.profiles, caller.profiles, settings.default_profile, models, settings.default_model)
+    return admission.policy(core, caller.profiles, caller.tenant_limits, caller.limits)
 
 
 Reader = Annotated[Principal, Depends(Caller("read"))]

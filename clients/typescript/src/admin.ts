@@ -45,6 +45,53 @@ export class Presets {
   }
 }
 
+/** Schedules: prompts that are sent at times of a clock. */
+export class Schedules {
+  constructor(private readonly transport: Transport) {}
+
+  /** It acts for the key that makes it. */
+  create(body: Partial<api.ScheduleBody> & Pick<api.ScheduleBody, "cron" | "prompt">, options: MakingOptions = {}): Promise<api.ScheduleDetails> {
+    return this.transport.json("POST", "/schedules", { json: body, making: true, ...options });
+  }
+
+  /** With its next times, and what came of the newest. */
+  get(scheduleId: string, options: CallOptions = {}): Promise<api.ScheduleDetails> {
+    return this.transport.json("GET", path`/schedules/${scheduleId}`, options);
+  }
+
+  list(paging: Paging = {}, options: CallOptions = {}): Pages<api.ScheduleState> {
+    return new Pages(this.transport, "/schedules", paging, options);
+  }
+
+  /** From now on it acts for the key that changes it. */
+  update(scheduleId: string, body: Partial<api.SchedulePatch>, options: CallOptions = {}): Promise<api.ScheduleDetails> {
+    return this.transport.json("PATCH", path`/schedules/${scheduleId}`, { json: body, ...options });
+  }
+
+  async delete(scheduleId: string, options: CallOptions = {}): Promise<void> {
+    await this.transport.json("DELETE", path`/schedules/${scheduleId}`, { done: [404], ...options });
+  }
+
+  /** Fire it no more until it is resumed. */
+  pause(scheduleId: string, options: CallOptions = {}): Promise<api.ScheduleDetails> {
+    return this.transport.json("POST", path`/schedules/${scheduleId}/pause`, { repeatable: true, ...options });
+  }
+
+  resume(scheduleId: string, options: CallOptions = {}): Promise<api.ScheduleDetails> {
+    return this.transport.json("POST", path`/schedules/${scheduleId}/resume`, { repeatable: true, ...options });
+  }
+
+  /** Fire it now, paused or not. */
+  run(scheduleId: string, options: MakingOptions = {}): Promise<api.Firing> {
+    return this.transport.json("POST", path`/schedules/${scheduleId}/run`, { making: true, ...options });
+  }
+
+  /** What came of its times, the newest first. */
+  runs(scheduleId: string, paging: Paging = {}, options: CallOptions = {}): Pages<api.Firing> {
+    return new Pages(this.transport, path`/schedules/${scheduleId}/runs`, paging, options);
+  }
+}
+
 /** Webhooks: endpoints of yours that are told when sessions and runs change. Their messages: `verifyWebhook`. */
 export class Webhooks {
   constructor(private readonly transport: Transport) {}

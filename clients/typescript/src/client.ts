@@ -1,4 +1,4 @@
-import { Keys, Presets, Webhooks } from "./admin.js";
+import { Keys, Presets, Schedules, Webhooks } from "./admin.js";
 import { Files } from "./files.js";
 import { Requests, Runs, Sessions, Usage, type Prompt } from "./sessions.js";
 import { Transport, type ApiKey, type CallOptions, type MakingOptions, type Exchange } from "./transport.js";
@@ -39,6 +39,7 @@ export class Client {
   readonly requests: Requests;
   readonly files: Files;
   readonly presets: Presets;
+  readonly schedules: Schedules;
   readonly webhooks: Webhooks;
   readonly keys: Keys;
   readonly usage: Usage;
@@ -59,6 +60,7 @@ export class Client {
     this.requests = new Requests(transport);
     this.files = new Files(transport);
     this.presets = new Presets(transport);
+    this.schedules = new Schedules(transport);
     this.webhooks = new Webhooks(transport);
     this.keys = new Keys(transport);
     this.usage = new Usage(transport);

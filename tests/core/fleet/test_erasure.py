@@ -85,6 +85,14 @@ async def everywhere(world: World) -> None:
         "INSERT INTO commands (id, session_id, type) VALUES (gen_random_uuid(), $1, 'answer')", queued.session_id
     )
     await names.give(db.pool, tenant_id, Name("chat", "n"), queued.session_id)
+    schedule_id = await db.pool.fetchval(
+        "INSERT INTO schedules (tenant_id, cron, time_zone, prompt, spec, session, overlap, jitter_seconds)"
+        " VALUES ($1, '0 0 * * *', 'UTC', '\"x\"', '{}', 'new', 'skip', 0) RETURNING id",
+        tenant_id,
+    )
+    await db.pool.execute(
+        "INSERT INTO schedule_firings (schedule_id, fire_at, state) VALUES ($1, now(), 'missed')", schedule_id
+    )
     await record(db, a_call(tenant_id, queued.session_id))
 
 

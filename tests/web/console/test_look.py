@@ -25,6 +25,7 @@ PAGES = {
     "/inbox": "h1",
     "/new": ".facts",
     "/presets": "table, .empty",
+    "/schedules": "table, .empty",
     "/webhooks": "table, .empty",
     "/usage": ".figure",
     "/key": ".facts",

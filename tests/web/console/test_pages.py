@@ -197,6 +197,33 @@ async def test_a_webhook_is_made_tested_and_sent_to_once_more(console: Console) 
         await page.when("document.querySelector('h1')?.innerText === 'Webhooks'")
 
 
+async def test_a_schedule_is_made_fired_paused_and_changed(console: Console, fleet: Fleet) -> None:
+    async with console("/schedules") as page:
+        await page.press("New schedule")
+        await page.fill("Name", "Yearly")
+        await page.fill("Cron", "0 0 31 2 *")
+        await page.fill("Prompt", "say happy new year")
+        await page.press("Save")
+        await page.when("document.querySelector('.failure-code')?.innerText === 'validation_error'")
+        await page.fill("Cron", "0 0 1 1 *")
+        await page.press("Save")
+        await page.when("document.querySelector('h1')?.innerText === 'Yearly'")
+        await page.press("Fire now")
+        await page.when(f"{await row(page, 'by request')}.innerText.includes('Succeeded')")
+        await page.press("Pause")
+        await page.when(says("By request"))
+        await page.press("Edit")
+        await page.fill("Cron", "30 6 1 1 *")
+        await page.press("Save")
+        await page.when(says("30 6 1 1 *"))
+        await page.press("Resume")
+        await page.when(says("Next times"))
+        await page.press("Delete")
+        await page.press("Delete")
+        await page.when("document.querySelector('h1')?.innerText === 'Schedules'")
+    assert (await fleet[0].get("/schedules")).json()["data"] == []
+
+
 async def test_usage_is_shown_by_day_key_model_and_session(console: Console, fleet: Fleet) -> None:
     session = await fleet[0].session()
     await fleet[0].ask(session, "say hello")

@@ -20,6 +20,7 @@ import asyncpg
 from apps.api.core.config import client_tools, content, expansion, models, profiles
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.environment import permit
+from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RegisteredServer
 from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
 from apps.api.core.config.resources import Resource
@@ -95,6 +96,13 @@ class Judged:
     asked: AgentConfig
     pins: Pins = NO_PINS
     problems: list[Problem] = field(default_factory=list)
+
+
+def policy(core: Core, bound: tuple[str, ...] | None, *limits: Limits) -> Policy:
+    """Which profiles and models a caller may use. `bound`: profiles of its key; `limits`: of its tenant and key."""
+    models = tuple(tuple(those.models) for those in limits if those.models is not None)
+    settings = core.settings
+    return Policy(core.profiles, bound, settings.default_profile, models, settings.default_model)
 
 
 async def judge(core: Core, tenant_id: UUID, wanted: Wanted) -> Judged:

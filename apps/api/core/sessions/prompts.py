@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID, uuid4
@@ -45,6 +45,8 @@ class Submission:
         resources: what the workspace is given before the run.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
         session_names: what a new session is called from now on; `run_names`: what the run is called.
+        within: what is done in the transaction that queues it, with what was queued. What it raises undoes all of it.
+            Not done again for what an idempotency key finds.
     """
 
     prompt: Prompt
@@ -62,6 +64,7 @@ class Submission:
     resources: Sequence[Resource] = ()
     session_names: Sequence[Name] = ()
     run_names: Sequence[Name] = ()
+    within: Callable[[asyncpg.Connection, Submitted], Awaitable[None]] | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -69,7 +72,7 @@ class Submission:
         asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
         is_named = self.run_names or replace(self.labels, end_user=None) != NO_LABELS
         chooses = self.choice.profile or self.choice.agent or self.config.model_fields_set
-        return not (self.session_id is None or asks_more or is_named or chooses)
+        return not (self.session_id is None or asks_more or is_named or chooses or self.within)
 
     @property
     def wanted(self) -> Wanted:
@@ -179,6 +182,8 @@ async def _once(
         await remember(
             connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
         )
+    if submission.within:
+        await submission.within(connection, submitted)
     return submitted
 
 

@@ -28,6 +28,8 @@ WebhookEvent = Literal[
     "run.interrupted",
     "session.created",
     "session.deleted",
+    "schedule.failed",
+    "schedule.paused",
 ]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 

@@ -20,6 +20,7 @@ from apps.api.dialects.native import (
     prompts,
     requests,
     runs,
+    schedules,
     secret_values,
     sessions,
     skills,
@@ -32,9 +33,10 @@ from apps.api.dialects.native import (
 
 _TALKS = (prompts, ws, sessions, client_tokens)
 _SESSIONS = (*_TALKS, exports, files, workspace, uploads, forks, requests, control, checkpoints, runs)
-_RESOURCES = (agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks, usage, account, admin, audit_log)
+_RESOURCES = (schedules, agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks)
+_OPERATORS = (usage, account, admin, audit_log)
 routers = [
-    *(module.router for module in (*_SESSIONS, *_RESOURCES)),
+    *(module.router for module in (*_SESSIONS, *_RESOURCES, *_OPERATORS)),
     files.content,
     workspace.content,
     uploads.content,

@@ -206,6 +206,10 @@ class AsyncPresets(AsyncSide, more.PresetCalls):
     pass
 
 
+class AsyncSchedules(AsyncSide, more.ScheduleCalls):
+    """Prompts that are sent at times of a clock."""
+
+
 class AsyncWebhooks(AsyncSide, more.WebhookCalls):
     pass
 
@@ -251,6 +255,7 @@ class AsyncClient:
             AsyncRequests(self),
             AsyncFiles(self),
         )
+        self.schedules = AsyncSchedules(self)
         self.presets, self.webhooks, self.keys, self.usage = (
             AsyncPresets(self),
             AsyncWebhooks(self),

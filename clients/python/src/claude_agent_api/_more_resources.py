@@ -1,4 +1,4 @@
-"""What can be asked of files, presets, webhooks, keys and usage: each method builds a request, see `_calls`."""
+"""What can be asked of files, presets, schedules, webhooks, keys and usage: each method builds a request (`_calls`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from claude_agent_api.types import (
     Delivery,
     FileObject,
     FileState,
+    Firing,
     KeySecret,
     KeyState,
     PresetState,
+    ScheduleDetails,
+    ScheduleState,
     SessionUsage,
     UsageReport,
     UsageRow,
@@ -29,7 +32,15 @@ from claude_agent_api.types import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from claude_agent_api.types import KeyBody, KeyPatch, PresetBody, PresetFields, WebhookPatch
+    from claude_agent_api.types import (
+        KeyBody,
+        KeyPatch,
+        PresetBody,
+        PresetFields,
+        ScheduleBody,
+        SchedulePatch,
+        WebhookPatch,
+    )
 
 Content = Union[bytes, str, "os.PathLike[str]"]
 """Bytes; a text; or a `Path`, a file on this machine."""
@@ -178,6 +189,56 @@ class PresetCalls:
     def versions(self, preset: str, *, limit: int | None = None) -> Pages[PresetState]:
         """Its versions, newest first."""
         return Pages(path("agents", preset, "versions"), {}, limit)
+
+
+class ScheduleCalls:
+    """Prompts that are sent at times of a clock."""
+
+    @call
+    def create(self, *, idempotency_key: str | None = None, **fields: Unpack[ScheduleBody]) -> Request[ScheduleDetails]:
+        """Needs `cron` and `prompt`. It acts for the key that makes it."""
+        return Request("POST", "/schedules", json=dict(fields), idempotency_key=new_key(idempotency_key))
+
+    @call
+    def get(self, schedule_id: str) -> Request[ScheduleDetails]:
+        """With its next times as `upcoming`, and what came of its newest as `last`."""
+        return Request("GET", path("schedules", schedule_id))
+
+    @listing
+    def list(self, *, limit: int | None = None) -> Pages[ScheduleState]:
+        """All of them, newest first."""
+        return Pages("/schedules", {}, limit)
+
+    @call
+    def update(self, schedule_id: str, **fields: Unpack[SchedulePatch]) -> Request[ScheduleDetails]:
+        """Change it. From now on it acts for the key that changes it."""
+        return Request("PATCH", path("schedules", schedule_id), json=dict(fields))
+
+    @call
+    def delete(self, schedule_id: str) -> Request[None]:
+        """Remove it with the list of its firings; their sessions stay."""
+        gone = frozenset({"schedule_not_found"})
+        return Request("DELETE", path("schedules", schedule_id), done_codes=gone, read=nothing)
+
+    @call
+    def pause(self, schedule_id: str) -> Request[ScheduleDetails]:
+        """Fire it no more until it is resumed."""
+        return Request("POST", path("schedules", schedule_id, "pause"))
+
+    @call
+    def resume(self, schedule_id: str) -> Request[ScheduleDetails]:
+        """Fire it again, from its next time on."""
+        return Request("POST", path("schedules", schedule_id, "resume"))
+
+    @call
+    def run(self, schedule_id: str, *, idempotency_key: str | None = None) -> Request[Firing]:
+        """Fire it now, paused or not."""
+        return Request("POST", path("schedules", schedule_id, "run"), idempotency_key=new_key(idempotency_key))
+
+    @listing
+    def runs(self, schedule_id: str, *, limit: int | None = None) -> Pages[Firing]:
+        """What came of its times, the newest first."""
+        return Pages(path("schedules", schedule_id, "runs"), {}, limit)
 
 
 class WebhookCalls:

@@ -197,6 +197,10 @@ class Presets(Side, more.PresetCalls):
     pass
 
 
+class Schedules(Side, more.ScheduleCalls):
+    """Prompts that are sent at times of a clock."""
+
+
 class Webhooks(Side, more.WebhookCalls):
     pass
 
@@ -237,6 +241,7 @@ class Client:
         self._own = http_client is None
         self._http = http_client or httpx.Client(limits=httpx.Limits(max_connections=MAX_CONNECTIONS))
         self.sessions, self.runs, self.requests, self.files = Sessions(self), Runs(self), Requests(self), Files(self)
+        self.schedules = Schedules(self)
         self.presets, self.webhooks, self.keys, self.usage = Presets(self), Webhooks(self), Keys(self), Usage(self)
 
     def prompt(

@@ -8,6 +8,7 @@ import { Keys } from "./keys.js";
 import { New } from "./new.js";
 import { Preset, Presets } from "./presets.js";
 import { Runs } from "./runs.js";
+import { Schedule, Schedules } from "./schedules.js";
 import { Session } from "./session/index.js";
 import { Sessions } from "./sessions.js";
 import { Tenant, Tenants } from "./tenants.js";
@@ -26,6 +27,7 @@ export const GROUPS = [
   ]],
   ["Configure", [
     { path: "/presets", name: "Presets", icon: "preset", draw: Presets },
+    { path: "/schedules", name: "Schedules", icon: "clock", draw: Schedules },
     { path: "/webhooks", name: "Webhooks", icon: "webhook", draw: Webhooks },
     { path: "/usage", name: "Usage", icon: "usage", draw: Usage },
     { path: "/key", name: "This key", icon: "key", draw: Key },
@@ -42,6 +44,7 @@ export const ROUTES = [
   ["/", SESSIONS],
   ["/sessions/:id", { draw: Session }],
   ["/presets/:name", { draw: Preset }],
+  ["/schedules/:id", { draw: Schedule }],
   ["/webhooks/:id", { draw: Webhook }],
   ["/tenants/:name", { draw: Tenant, needs: "admin" }],
   ...GROUPS.flatMap(([, pages]) => pages.map((page) => [page.path, page])),

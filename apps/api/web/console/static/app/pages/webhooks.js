@@ -16,7 +16,7 @@ import { toast } from "../parts/toast.js";
 import { navigate, to } from "../router.js";
 import { html, useState } from "../view.js";
 
-const EVENTS = ["run.queued", "run.running", "run.requires_action", "run.succeeded", "run.failed", "run.interrupted", "session.created", "session.deleted"];
+const EVENTS = ["run.queued", "run.running", "run.requires_action", "run.succeeded", "run.failed", "run.interrupted", "session.created", "session.deleted", "schedule.failed", "schedule.paused"];
 
 const COLUMNS = [
   { name: "Endpoint", of: (row) => html`<a class="row-link" href=${to(`/webhooks/${row.webhook_id}`)}>${row.url}</a><p class="small quiet break">${row.description}</p>` },

@@ -1,0 +1,131 @@
+"""Firings: what came of the times of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from apps.api import instruments
+from apps.api.core.codec import timestamp
+from apps.api.core.context import Core
+from apps.api.core.pages import Page, read_cursor, write_cursor
+from apps.api.db import Database
+
+KEEP_DAYS = 30
+"""Days that firings are kept."""
+
+AT_ONCE = 50
+"""Firings whose runs have ended that one transaction takes note of."""
+
+COLUMNS = """
+f.id, f.schedule_id, f.fire_at, f.origin, f.times, f.run_id, f.session_id, f.created_at,
+coalesce(f.ended_at, r.finished_at) AS ended_at,
+CASE WHEN f.state <> 'sent' THEN f.state ELSE coalesce(r.status, 'interrupted') END AS state,
+CASE WHEN f.state <> 'sent' THEN f.error
+  WHEN r.error IS NOT NULL THEN jsonb_build_object('code', r.error ->> 'code', 'message', r.error ->> 'message')
+END AS error
+"""
+"""Of firings `f` and their runs `r`."""
+
+LAST = f"""
+SELECT row_to_json(newest) FROM (
+  SELECT {COLUMNS} FROM schedule_firings f LEFT JOIN runs r ON r.id = f.run_id
+  WHERE f.schedule_id = s.id ORDER BY f.fire_at DESC LIMIT 1
+) newest
+"""  # noqa: S608 - ours
+"""SQL of a value: the newest firing of a schedule `s`, as JSON."""
+
+
+def _moment(value: datetime | str | None) -> str | None:
+    if value is None:
+        return None
+    return timestamp(datetime.fromisoformat(value) if isinstance(value, str) else value)
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A firing as clients are told it: a row, or what `LAST` says."""
+    return {
+        "firing_id": str(row["id"]),
+        "schedule_id": str(row["schedule_id"]),
+        "fire_at": _moment(row["fire_at"]),
+        "origin": row["origin"],
+        "state": row["state"],
+        "times": row["times"],
+        "run_id": row["run_id"] and str(row["run_id"]),
+        "session_id": row["session_id"] and str(row["session_id"]),
+        "error": row["error"],
+        "created_at": _moment(row["created_at"]),
+        "ended_at": _moment(row["ended_at"]),
+    }
+
+
+_OF_RUN = f"""
+SELECT {COLUMNS} FROM schedule_firings f LEFT JOIN runs r ON r.id = f.run_id WHERE f.run_id = $1
+"""  # noqa: S608 - ours
+
+_PAGE = f"""
+SELECT {COLUMNS} FROM schedule_firings f LEFT JOIN runs r ON r.id = f.run_id
+WHERE f.schedule_id = $1 AND ($2::timestamptz IS NULL OR (f.fire_at, f.id) < ($2, $3::uuid))
+ORDER BY f.fire_at DESC, f.id DESC LIMIT $4
+"""  # noqa: S608 - ours
+
+
+async def of_run(core: Core, run_id: UUID) -> dict[str, Any] | None:
+    """The firing that queued a run."""
+    row = await core.db.pool.fetchrow(_OF_RUN, run_id)
+    return row and shown(row)
+
+
+async def list_page(core: Core, schedule_id: UUID, *, limit: int, cursor: str | None) -> Page:
+    """Firings of a schedule that the caller may see, those of the newest times first. Raises ValidationError."""
+    before = read_cursor(cursor) if cursor else (None, None)
+    rows = await core.db.pool.fetch(_PAGE, schedule_id, *before, limit + 1)
+    last = rows[limit - 1] if len(rows) > limit else None
+    return Page([shown(row) for row in rows[:limit]], write_cursor(last["fire_at"], last["id"]) if last else None)
+
+
+_ADD = """
+INSERT INTO schedule_firings (schedule_id, fire_at, origin, state, run_id, session_id, times, error, ended_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $4 <> 'sent' THEN now() END)
+"""
+
+
+async def add(
+    connection: asyncpg.Connection,
+    schedule_id: UUID,
+    fire_at: datetime,
+    state: str,
+    *,
+    origin: str = "schedule",
+    run_id: UUID | None = None,
+    session_id: UUID | None = None,
+    times: int = 1,
+    error: Mapping[str, Any] | None = None,
+) -> None:
+    """Store a firing, as part of a transaction. Raises asyncpg.UniqueViolationError where there is one of this time."""
+    about = (run_id, session_id, times, None if error is None else dict(error))
+    await connection.execute(_ADD, schedule_id, fire_at, origin, state, *about)
+
+
+async def skip_missed(connection: asyncpg.Connection, schedule_id: UUID, first: datetime, times: int) -> None:
+    """Note that so many times, from this one on, were missed."""
+    error = {"code": "missed", "message": f"Nobody was there to fire {times} of its times: this one, and those after."}
+    await add(connection, schedule_id, first, "missed", times=times, error=error)
+
+
+async def forget_old(db: Database) -> None:
+    """Remove firings whose time is over."""
+    await db.sweep(
+        "DELETE FROM schedule_firings WHERE id IN (SELECT id FROM schedule_firings WHERE state <> 'sent'"
+        " AND created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)",
+        KEEP_DAYS,
+    )
+
+
+def count(state: str, times: int = 1) -> None:
+    """Count firings of a kind."""
+    instruments.FIRINGS.labels(state).inc(times)
