@@ -182,8 +182,8 @@ async def test_a_picture_is_seen(client: AsyncOpenAI) -> None:
     content = [{"type": "text", "text": "say seen"}, {"type": "image_url", "image_url": {"url": url}}]
     made = await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}])  # type: ignore[list-item,misc]
     assert "image/png" in str(made.choices[0].message.content)
+    content[1]["image_url"] = {"url": "https://10.1.2.3/x.png"}
     with pytest.raises(openai.BadRequestError) as raised:
-        content[1]["image_url"] = {"url": "https://127.0.0.2:9/x.png"}
         await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}])  # type: ignore[list-item,misc]
     assert raised.value.param == "messages[0].content[1]"
 
@@ -233,7 +233,9 @@ async def test_a_stream_of_a_response_is_the_same_when_it_is_read_again(client: 
 
 
 async def test_the_helper_for_streams_takes_all_of_it(client: AsyncOpenAI) -> None:
-    async with client.responses.stream(model=MODEL, input='answer by schema {"answer": 7}', text_format=Answer) as stream:
+    async with client.responses.stream(
+        model=MODEL, input='answer by schema {"answer": 7}', text_format=Answer
+    ) as stream:
         async for _ in stream:
             pass
         final = await stream.get_final_response()
@@ -364,7 +366,9 @@ async def test_a_conversation_keeps_what_is_said_in_it(client: AsyncOpenAI) -> N
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_honoured_is_said(client: AsyncOpenAI, body: dict[str, Any], param: str, code: str) -> None:
+async def test_what_cannot_be_honoured_is_said(
+    client: AsyncOpenAI, body: dict[str, Any], param: str, code: str
+) -> None:
     fine = {"model": MODEL, "messages": [user("say no")], "temperature": 1, "n": 1, "service_tier": "auto"}
     with pytest.raises(openai.APIStatusError) as raised:
         await client.post("/chat/completions", body={**fine, **body}, cast_to=object)
@@ -425,4 +429,3 @@ async def test_nothing_is_left_of_what_is_not_to_be_stored(fleet: Fleet, client:
         await client.responses.retrieve(made.id)
     with pytest.raises(AssertionError):
         await session_of(fleet, "say nothing stays")
-

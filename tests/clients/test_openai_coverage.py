@@ -89,9 +89,12 @@ def test_every_event_of_the_package_is_in_the_file() -> None:
     sent = {name for name, said in COVERAGE["events"].items() if said == "done"}
     code = (FILE.parent / "items.py").read_text(encoding="utf-8")
     told = {name for name in there if f'"{name}"' in code}
-    assert told | {"response.queued", "response.in_progress", "response.completed", "response.failed"} | {
-        "response.incomplete"
-    } == sent
+    assert (
+        told
+        | {"response.queued", "response.in_progress", "response.completed", "response.failed"}
+        | {"response.incomplete"}
+        == sent
+    )
 
 
 def test_items_that_are_read_are_in_the_file() -> None:

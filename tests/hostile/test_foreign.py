@@ -94,16 +94,17 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "conversation": ("conversation_id", "{}"),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token background betas client_tools command concurrent_runs content
-    context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
-    events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
-    idle_sessions_days include include_partial_messages initial_prompt input instructions interrupt is_error items limits live_sessions
-    max_budget_usd max_session_usd max_turns message messages metadata mode model models name networks on_busy on_disconnect
-    on_owner_lost output_format overlap_seconds overwrite parallel_tool_calls permission_mode profile profiles prompt prompts_per_minute
+    add_dirs allowed_tools answers api_key args at_seq auth_token background betas client_tools command
+    concurrent_runs content context_window cwd decision description disallowed_tools dry_run effort
+    enable_file_checkpointing enabled env events events_days expand_prompt expires_at fallback_model file file_bytes
+    files fork_session forward_subagent_text idle_sessions_days include include_partial_messages initial_prompt input
+    instructions interrupt is_error items limits live_sessions max_budget_usd max_session_usd max_turns message
+    messages metadata mode model models name networks on_busy on_disconnect on_owner_lost output_format
+    overlap_seconds overwrite parallel_tool_calls permission_mode profile profiles prompt prompts_per_minute
     queued_runs reasoning reasoning_effort remember repo repository response_format runs_per_minute safety_identifier
-    scopes source store stream stream_options streams system_prompt system_prompt_append
-    tags target task_budget text thinking timeout_seconds title tool_choice tokens_per_day tokens_per_month tools transcripts_days type
-    unattended updated_input updated_permissions url usage_days user usd_per_day usd_per_month value wait workspace_bytes
+    scopes source store stream stream_options streams system_prompt system_prompt_append tags target task_budget text
+    thinking timeout_seconds title tokens_per_day tokens_per_month tool_choice tools transcripts_days type unattended
+    updated_input updated_permissions url usage_days usd_per_day usd_per_month user value wait workspace_bytes
     workspaces_days
 """
 """What names nothing that a tenant has."""

@@ -29,7 +29,7 @@ from apps.api.dialects.openai.common import (
 )
 from apps.api.dialects.openai.errors import documented, refused
 from apps.api.dialects.openai.history import of_messages
-from apps.api.dialects.openai.options import Options, chosen, functions, schema_of
+from apps.api.dialects.openai.options import Options, chosen, schema_of, tools_of
 from apps.api.dialects.openai.reading import INCOMPLETE, Reading, Step
 from apps.api.dialects.openai.sending import Asked, Repetition, Started, remember, send
 from apps.api.errors import ApiError, RunFailed
@@ -181,12 +181,12 @@ async def create_chat_completion(request: Request, core: CoreDep, caller: Prompt
 async def _asked(request: Request, core: Core, caller: Principal, wanted: schemas.Chat, body: dict[str, Any]) -> Asked:
     history = of_messages(wanted.messages)
     preset, model = await chosen(core, caller, wanted.model)
-    tools, _ = functions(wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, flat=False)
+    tools = tools_of(wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, flat=False)
     options = Options(
         preset,
         model,
         "\n\n".join(history.instructions) or None,
-        tuple(tools),
+        tools.functions,
         schema=schema_of(wanted.response_format, "response_format", flat=False),
         effort=wanted.reasoning_effort,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -78,7 +79,8 @@ class Options:
     model: str | None
     instructions: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
-    searches: bool = False
+    allowed: tuple[str, ...] = ()
+    servers: Mapping[str, Any] = field(default_factory=dict)
     schema: Mapping[str, Any] | None = None
     effort: str | None = None
 
@@ -92,7 +94,8 @@ class Options:
         asked: dict[str, Any] = {
             "system_prompt_append": self.instructions,
             "client_tools": list(self.tools) or None,
-            "allowed_tools": ["WebSearch"] if self.searches else None,
+            "allowed_tools": list(self.allowed) or None,
+            "mcp_servers": dict(self.servers) or None,
             "output_format": {"type": "json_schema", "schema": self.schema} if self.schema is not None else None,
             "effort": None if self.effort == "none" else self.effort and _EFFORTS.get(self.effort, self.effort),
             "thinking": {"type": "disabled"} if self.effort == "none" else None,
@@ -115,7 +118,13 @@ class Options:
         return Choice(policy=policy_of(core, caller), agent=self.preset)
 
 
-_PARAMS = {"client_tools": "tools", "output_format": "response_format", "system_prompt_append": "instructions"}
+_PARAMS = {
+    "client_tools": "tools",
+    "mcp_servers": "tools",
+    "allowed_tools": "tools",
+    "output_format": "response_format",
+    "system_prompt_append": "instructions",
+}
 
 
 async def chosen(core: Core, caller: Principal, asked: str) -> tuple[str | None, str | None]:
@@ -135,38 +144,74 @@ async def chosen(core: Core, caller: Principal, asked: str) -> tuple[str | None,
     return None, model
 
 
-def functions(
-    tools: Sequence[dict[str, Any]] | None, choice: Any, parallel: bool | None, *, flat: bool
-) -> tuple[list[dict[str, Any]], bool]:
-    """The functions as client tools, and whether the agent may search the web. `flat`: as responses have them.
+class Tools(NamedTuple):
+    """What a request lets the agent use beside its own: functions of the client's as client tools, rules of what it may
+    call unasked, and MCP servers."""
+
+    functions: tuple[dict[str, Any], ...]
+    allowed: tuple[str, ...] = ()
+    servers: Mapping[str, Any] = MappingProxyType({})
+
+
+def tools_of(tools: Sequence[dict[str, Any]] | None, choice: Any, parallel: bool | None, *, flat: bool) -> Tools:
+    """The tools of a request. `flat`: as responses have them.
 
     Raises:
         BadRequest: a tool, or a choice among them, that cannot be honoured.
     """
-    made, searches = list[dict[str, Any]](), False
+    made, allowed, servers = list[dict[str, Any]](), list[str](), dict[str, Any]()
+    wanted = _wanted(choice, flat=flat)
     for number, tool in enumerate(tools or ()):
-        at = f"tools[{number}]"
-        kind = tool.get("type")
+        at, kind = f"tools[{number}]", tool.get("type")
         if flat and kind == "web_search":
             known(tool, {"type"}, at)
-            searches = True
-            continue
-        if kind != "function":
+            allowed += ["WebSearch"] if wanted is None or "web_search" in wanted else []
+        elif flat and kind == "mcp":
+            label, server, rules = _server(tool, at)
+            if wanted is None or label in wanted:
+                servers[label] = server
+                allowed += rules
+        elif kind == "function":
+            function = _function(tool if flat else tool.get("function"), tool, at, one_by_one=parallel is False)
+            made += [function] if wanted is None or function_name(function["name"]) in wanted else []
+        else:
             raise refused(at, f"{at}: tools of the type {str(kind)[:50]!r} are not supported by this server.")
-        given = tool if flat else tool.get("function")
-        if not isinstance(given, dict):
-            raise refused(f"{at}.function", f"{at}.function: must be an object", "invalid_value")
-        known(tool, {"type", "name", "description", "parameters", "strict"} if flat else {"type", "function"}, at)
-        known(given, {"type", "name", "description", "parameters", "strict"}, at if flat else f"{at}.function")
-        made.append(_function(given, at if flat else f"{at}.function", one_by_one=parallel is False))
-    allowed = _allowed(choice, flat=flat)
-    if allowed is not None:
-        made = [tool for tool in made if function_name(tool["name"]) in allowed]
-        searches = searches and "web_search" in allowed
-    return made, searches
+    return Tools(tuple(made), tuple(allowed), servers)
 
 
-def _function(given: dict[str, Any], at: str, *, one_by_one: bool) -> dict[str, Any]:
+_SERVER_FIELDS = {"type", "server_label", "server_url", "server_description", "headers", "authorization"}
+
+
+def _server(tool: dict[str, Any], at: str) -> tuple[str, dict[str, Any], list[str]]:
+    """An MCP server: its name, itself, and the rules that allow its tools. Raises BadRequest."""
+    known(tool, _SERVER_FIELDS | {"require_approval", "allowed_tools"}, at)
+    label, url = tool.get("server_label"), tool.get("server_url")
+    if not isinstance(label, str) or not isinstance(url, str):
+        raise refused(at, f"{at}: needs a server_label and a server_url.", "invalid_value")
+    if tool.get("require_approval") != "never":
+        raise refused(f"{at}.require_approval", f"{at}.require_approval: nobody can be asked here: send 'never'.")
+    names, headers = tool.get("allowed_tools"), tool.get("headers") or {}
+    if not isinstance(headers, dict) or not (names is None or isinstance(names, list)):
+        raise refused(at, f"{at}: headers must be an object, and allowed_tools a list of names.", "invalid_value")
+    if (secret := tool.get("authorization")) is not None:
+        headers = {**headers, "Authorization": f"Bearer {secret}"}
+    rules = [f"mcp__{label}"] if names is None else [f"mcp__{label}__{name}" for name in names]
+    return label, {"type": "http", "url": url, "headers": headers}, rules
+
+
+def told(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as a response has it: without what its server is shown."""
+    kept = {name: value for name, value in tool.items() if name not in ("headers", "authorization")}
+    return {"strict": None, **kept} if tool.get("type") == "function" else kept
+
+
+def _function(given: Any, tool: dict[str, Any], at: str, *, one_by_one: bool) -> dict[str, Any]:
+    if given is not tool:
+        known(tool, {"type", "function"}, at)
+        at = f"{at}.function"
+    if not isinstance(given, dict):
+        raise refused(at, f"{at}: must be an object", "invalid_value")
+    known(given, {"type", "name", "description", "parameters", "strict"}, at)
     name = given.get("name")
     if not isinstance(name, str) or not _FUNCTION.fullmatch(name):
         text = f"{at}.name: must be 1 to 64 letters, digits, underscores and hyphens"
@@ -180,7 +225,7 @@ def _function(given: dict[str, Any], at: str, *, one_by_one: bool) -> dict[str, 
     return {**told, "read_only": not one_by_one}
 
 
-def _allowed(choice: Any, *, flat: bool) -> set[str] | None:
+def _wanted(choice: Any, *, flat: bool) -> set[str] | None:
     """The functions that may be called; None: all. Raises BadRequest."""
     if choice in (None, "auto"):
         return None
@@ -191,7 +236,7 @@ def _allowed(choice: Any, *, flat: bool) -> set[str] | None:
         tools = given.get("tools") if isinstance(given, dict) else None
         if isinstance(given, dict) and given.get("mode") == "auto" and isinstance(tools, list):
             inner = [t if flat else t.get("function") for t in tools if isinstance(t, dict)]
-            return {str(t.get("name", t.get("type"))) for t in inner if isinstance(t, dict)}
+            return {str(t.get("name", t.get("server_label", t.get("type")))) for t in inner if isinstance(t, dict)}
     raise refused(
         "tool_choice", "tool_choice: a call cannot be forced here: 'auto', 'none', or allowed_tools with 'auto'."
     )

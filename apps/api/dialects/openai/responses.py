@@ -39,7 +39,7 @@ from apps.api.dialects.openai.common import (
 from apps.api.dialects.openai.errors import documented, refused, unknown
 from apps.api.dialects.openai.history import named, of_input, uuid_of
 from apps.api.dialects.openai.items import Answer, frame_of
-from apps.api.dialects.openai.options import Options, chosen, functions, schema_of
+from apps.api.dialects.openai.options import Options, chosen, schema_of, told, tools_of
 from apps.api.dialects.openai.sending import SURFACE, Asked, Repetition, Started, remember, require, send
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.web.answer import Json
@@ -155,14 +155,13 @@ async def _asked(
     preset, model = await chosen(core, caller, wanted.model)
     if preset is not None and conversation is not None:
         raise refused("model", "A conversation has no preset here: name a model.")
-    tools, searches = functions(wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, flat=True)
+    tools = tools_of(wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, flat=True)
     given = wanted.text.format if wanted.text else None
     options = Options(
         preset,
         model,
         "\n\n".join([*([wanted.instructions] if wanted.instructions else []), *history.instructions]) or None,
-        tuple(tools),
-        searches,
+        *tools,
         schema=schema_of(given, "text.format", flat=True),
         effort=wanted.reasoning.effort if wanted.reasoning else None,
     )
@@ -208,7 +207,7 @@ def _echoed(wanted: schemas.Responses, body: dict[str, Any], conversation: Named
         "temperature": 1.0,
         "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
         "tool_choice": wanted.tool_choice or "auto",
-        "tools": [{"strict": None, **tool} for tool in wanted.tools or ()],
+        "tools": [told(tool) for tool in wanted.tools or ()],
         "top_p": 1.0,
         "truncation": "disabled",
         "user": wanted.user,

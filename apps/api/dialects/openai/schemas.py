@@ -152,7 +152,8 @@ class Responses(Body):
         None, description="`auto` or `none`, or `allowed_tools` with the mode `auto`; a call cannot be forced."
     )
     tools: Annotated[list[dict[str, Any]], Field(max_length=64)] | None = Field(
-        None, description="`function`: of your own program. `web_search`: the agent may search."
+        None,
+        description="`function`: of your program. `web_search`: the agent may search. `mcp`: of a server.",
     )
     user: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="Your user. Conversations of different ones are never one session."
