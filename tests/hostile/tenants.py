@@ -139,6 +139,13 @@ class Furnisher:
         self._tenant.ids["code_session_id"] = started["session_id"]
         executed = await self("POST", "/compat/execute-server/execute/", {"prompt": prompt})
         self._tenant.ids["execute_session_id"] = executed["session_id"]
+        openai, model = "/compat/openai/v1", "claude-sonnet-5-5"
+        talk = (await self("POST", f"{openai}/conversations", {"metadata": {"k": self._tenant.marker}}))["id"]
+        asked = {"model": model, "input": prompt, "conversation": talk}
+        self._tenant.ids["response_id"] = (await self("POST", f"{openai}/responses", asked))["id"]
+        self._tenant.ids["conversation_id"] = talk
+        items = (await self("GET", f"{openai}/conversations/{talk}/items"))["data"]
+        self._tenant.ids["item_id"] = items[0]["id"]
 
 
 async def settled(fleet: Fleet, tenant: Tenant) -> bool:

@@ -43,6 +43,10 @@ IN_PATHS = {
     "file_id": "file_id",
     "path": "marker",
     "tenant": "tenant",
+    "response_id": "response_id",
+    "conversation_id": "conversation_id",
+    "item_id": "item_id",
+    "model": "agent",
 }
 """Parameter of a path → what it names."""
 
@@ -63,7 +67,7 @@ IN_QUERIES = {
 }
 PLAIN_QUERIES = """
     action after created_after created_before end_user error_code expires_in_seconds format from group_by limit
-    max_age_hours model name path recursive since status to until version wait
+    max_age_hours model name order path recursive since starting_after status stream to until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -87,19 +91,22 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "agents": ("name", {"helper": {"description": "x", "prompt": "x", "skills": ["tenant:{}"]}}),
     "resources": ("file_id", [{"file_id": "{}"}]),
     "headers": ("secret", {"A": "${{{}}}"}),
+    "previous_response_id": ("response_id", "{}"),
+    "conversation": ("conversation_id", "{}"),
 }
 PLAIN_FIELDS = """
-    add_dirs allow allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs
-    content context_window cron cwd decision description disallowed_tools dry_run effort enable_file_checkpointing
-    enabled end_user env events events_days expand_prompt expires_at fallback_model file file_bytes files
-    fork_session forward_subagent_text idle_sessions_days include_partial_messages initial_prompt interrupt is_error
-    jitter_seconds limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model models
-    name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite
-    pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs remember repo
-    repository runs_per_minute scopes session source stream streams system_prompt system_prompt_append tags target
-    task_budget thinking time_zone timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days
-    ttl_seconds type unattended updated_input updated_permissions url usage_days usd_per_day usd_per_month value
-    wait workspace_bytes workspaces_days
+    add_dirs allow allowed_tools answers api_key args at_seq auth_token background betas client_tools command
+    concurrent_runs content context_window cron cwd decision description disallowed_tools dry_run effort
+    enable_file_checkpointing enabled end_user env events events_days expand_prompt expires_at fallback_model file
+    file_bytes files fork_session forward_subagent_text idle_sessions_days include include_partial_messages
+    initial_prompt input instructions interrupt is_error items jitter_seconds limits live_sessions max_budget_usd
+    max_session_usd max_turns message messages metadata mode model models name networks on_busy on_disconnect
+    on_owner_lost origin output_format overlap overlap_seconds overwrite parallel_tool_calls pause_after_failures
+    permission_mode profile profiles prompt prompts_per_minute queued_runs reasoning reasoning_effort remember repo
+    repository response_format runs_per_minute safety_identifier scopes session source store stream stream_options
+    streams system_prompt system_prompt_append tags target task_budget text thinking time_zone timeout_seconds title
+    tokens_per_day tokens_per_month tool_choice tools transcripts_days ttl_seconds type unattended updated_input
+    updated_permissions url usage_days usd_per_day usd_per_month user value wait workspace_bytes workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -124,6 +131,9 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
     "POST /api/v1/sessions/{session_id}/files/move": {"source": "a", "target": "b"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
+    "POST /compat/openai/v1/responses": {"model": "claude-sonnet-5-5", "input": "say no"},
+    "POST /compat/openai/v1/conversations/{conversation_id}": {"metadata": {}},
+    "POST /compat/openai/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
 }
 HIDDEN = {
     ("GET", "/"),

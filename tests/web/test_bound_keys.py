@@ -80,6 +80,14 @@ OWN = {
     "/compat/code-server/session/start",
     "/compat/execute-server/execute/",
     "/compat/execute-server/sessions/cleanup",  # of its own sessions: see below
+    "/compat/openai/v1/chat/completions",
+    "/compat/openai/v1/responses",
+    "/compat/openai/v1/conversations",
+    # Of responses and conversations in its own sessions: see tests/clients/test_openai.py.
+    "/compat/openai/v1/responses/{response_id}",
+    "/compat/openai/v1/responses/{response_id}/cancel",
+    "/compat/openai/v1/conversations/{conversation_id}",
+    "/compat/openai/v1/conversations/{conversation_id}/items",
 }
 """What changes something, and names no session in its path: a bound key begins sessions of its own there."""
 

@@ -132,6 +132,23 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/api/v1/admin/keys/{key_id}/rotate"): {"overlap_seconds": 1},
     ("post", "/compat/chat-server/chat/{session_id}"): {"prompt": "x"},
     ("post", "/compat/code-server/session/{session_id}/query"): {"prompt": "x"},
+    ("post", "/compat/openai/v1/conversations/{conversation_id}"): {"metadata": {"k": "x"}},
+    ("post", "/compat/openai/v1/conversations/{conversation_id}/items"): {"items": [{"role": "user", "content": "x"}]},
+    ("post", "/compat/openai/v1/conversations"): {"items": [{"role": "user", "content": "x"}], "metadata": {"k": "x"}},
+    # There is no such model, so that nothing runs.
+    ("post", "/compat/openai/v1/chat/completions"): {
+        "model": "x",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "metadata": {"k": "x"},
+        "user": "x",
+    },
+    ("post", "/compat/openai/v1/responses"): {
+        "model": "x",
+        "input": [{"role": "user", "content": "x"}],
+        "instructions": "x",
+        "metadata": {"k": "x"},
+        "tools": [{"type": "function", "name": "x", "description": "x"}],
+    },
 }
 OPTIONS = {"prompt": "x", "initial_prompt": "x", "model": "m", "allowed_tools": ["Read"], "permission_mode": "default"}
 STARTS_AN_AGENT: dict[tuple[str, str], dict[str, Any]] = {

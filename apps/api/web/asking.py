@@ -51,6 +51,7 @@ class Waiting:
     """What is open in a run, by its events up to some point, from its first one.
 
     Attributes:
+        settled: requests that are decided, also where the events do not tell so yet.
         open: requests that nobody has answered, by id.
         calls: calls of tools that have no result yet, by the model's id, each with that of the call that its agent
             works for, if it is a subagent's.
@@ -60,13 +61,15 @@ class Waiting:
     open: dict[UUID, Request] = field(default_factory=dict)
     calls: dict[str, str | None] = field(default_factory=dict)
     over: bool = False
+    settled: frozenset[UUID] = frozenset()
 
     def take(self, frame: Frame) -> None:
         """The next event of the run."""
         if frame.type in _KINDS:
             data = decode(frame.data)
             asked = Request(UUID(data["request_id"]), _KINDS[frame.type], frame.seq, data)
-            self.open[asked.id] = asked
+            if asked.id not in self.settled:
+                self.open[asked.id] = asked
         elif frame.type == "action_resolved":
             self.open.pop(UUID(decode(frame.data)["request_id"]), None)
         elif frame.type == "message":

@@ -41,7 +41,7 @@ class Fork:
     Attributes:
         submission: `session_id` is the parent's; its configuration and labels overlay the parent's.
         at_seq: up to this event; `message_uuid`: up to and with this message. Neither: all of it.
-        begins: whether its prompt is to be run in the fork.
+        begins: whether its prompt is to be run in the fork, under its names.
     """
 
     submission: prompts.Submission
@@ -273,7 +273,8 @@ async def _insert(
 ) -> Forked:
     config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
     pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
-    await sessions.insert(connection, tenant_id, config, _labels(asked.submission.labels, parent), session_id, pins)
+    labels, surface = _labels(asked.submission.labels, parent), asked.submission.surface
+    await sessions.insert(connection, tenant_id, config, labels, session_id, pins, surface)
     of_agent = (parent["tools"], parent["permission_mode"])
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, *of_agent, parent["expired_seq"])
     await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
@@ -281,15 +282,9 @@ async def _insert(
     run = None
     if asked.begins:
         begun = replace(asked.submission, session_id=session_id, on_busy="enqueue")
-        run = await prompts.enqueue(core, connection, tenant_id, api_key_id, begun, None)
-    if asked.submission.idempotency:
-        await remember(
-            connection,
-            tenant_id,
-            asked.submission.idempotency,
-            session_id=session_id,
-            run_id=run.run_id if run else None,
-        )
+        run = await prompts.once(core, connection, tenant_id, api_key_id, begun, None)
+    elif asked.submission.idempotency:
+        await remember(connection, tenant_id, asked.submission.idempotency, session_id=session_id)
     return Forked(session_id, run)
 
 

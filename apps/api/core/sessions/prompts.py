@@ -147,7 +147,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         changed = await _prepare(connection, tenant_id, submission, found)
-        return await _once(core, connection, tenant_id, api_key_id, submission, changed)
+        return await once(core, connection, tenant_id, api_key_id, submission, changed)
 
 
 async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
@@ -164,10 +164,10 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         for name in submission.session_names:
             await _give(connection, tenant_id, name, session_id)
         submission = replace(submission, session_id=session_id, on_busy="enqueue")
-        return await _once(core, connection, tenant_id, api_key_id, submission, None)
+        return await once(core, connection, tenant_id, api_key_id, submission, None)
 
 
-async def _once(
+async def once(
     core: Core,
     connection: asyncpg.Connection,
     tenant_id: UUID,
@@ -175,6 +175,7 @@ async def _once(
     submission: Submission,
     changed: AgentConfig | None,
 ) -> Submitted:
+    """Queue a run as `enqueue` does, give it its names, and remember its idempotency key. Raises as `submit`."""
     submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, changed)
     for name in submission.run_names:
         await _give(connection, tenant_id, name, submitted.session_id, submitted.run_id)
