@@ -27,6 +27,7 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.core.tasks import Loops
 from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
+from apps.api.dialects.ai_sdk import routes as ai_sdk
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
@@ -56,6 +57,9 @@ log = structlog.get_logger(__name__)
 
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
+
+SURFACES = (ai_sdk,)
+"""What else clients speak."""
 
 LAST_REQUESTS = 15.0
 """Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
@@ -111,13 +115,13 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
     for router in (health.router, index.router, ports.router, *native):
         app.include_router(router)
-    for dialect in DIALECTS.values():
+    for dialect in (*DIALECTS.values(), *SURFACES):
         app.include_router(dialect.router, prefix=dialect.PREFIX)
 
 
 def descriptions() -> dict[str, Description]:
     """Of all documents, by the path below which they are served."""
-    return {"": NATIVE, **{dialect.PREFIX: dialect.DESCRIPTION for dialect in DIALECTS.values()}}
+    return {"": NATIVE, **{d.PREFIX: d.DESCRIPTION for d in (*DIALECTS.values(), *SURFACES)}}
 
 
 def _describe(app: FastAPI) -> None:
@@ -126,7 +130,7 @@ def _describe(app: FastAPI) -> None:
 
 
 def _error_shapes(root_dialect: str | None) -> dict[str, ErrorShape]:
-    shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
+    shapes = {dialect.PREFIX: dialect.error_shape for dialect in (*DIALECTS.values(), *SURFACES)}
     if root_dialect is not None:
         shapes |= {"/api": errors.native, "/preview": errors.native, "": DIALECTS[root_dialect].error_shape}
     return shapes

@@ -15,6 +15,7 @@ from uuid import UUID
 from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
+from apps.api.core.events import log
 from apps.api.core.events.frames import Frame
 from apps.api.core.sessions import requests
 from apps.api.core.sessions.prompts import Submitted
@@ -26,6 +27,9 @@ SETTLE_SECONDS = 0.3
 OTHERS_SECONDS = 3.0
 """Of silence for which calls are waited for that were begun beside those that ask. No longer: an agent that carries
 calls out one by one does not begin the next one before this one is answered."""
+
+MAX_ASKED = 200
+"""Requests of a session that are looked through for those that a client answers."""
 
 _KINDS = {event: kind for kind, event in requests.EVENTS.items()}
 
@@ -55,18 +59,21 @@ class Waiting:
         calls: calls of tools that have no result yet, by the model's id, each with that of the call that its agent
             works for, if it is a subagent's.
         over: whether the run has ended.
+        answered: requests that count as answered, though the run may not have heard of it yet.
     """
 
     open: dict[UUID, Request] = field(default_factory=dict)
     calls: dict[str, str | None] = field(default_factory=dict)
     over: bool = False
+    answered: frozenset[UUID] = frozenset()
 
     def take(self, frame: Frame) -> None:
         """The next event of the run."""
         if frame.type in _KINDS:
             data = decode(frame.data)
             asked = Request(UUID(data["request_id"]), _KINDS[frame.type], frame.seq, data)
-            self.open[asked.id] = asked
+            if asked.id not in self.answered:
+                self.open[asked.id] = asked
         elif frame.type == "action_resolved":
             self.open.pop(UUID(decode(frame.data)["request_id"]), None)
         elif frame.type == "message":
@@ -93,6 +100,17 @@ class Waiting:
                 asking.add(call)
                 call = self.calls.get(call)
         return OTHERS_SECONDS if self.calls.keys() - asking else SETTLE_SECONDS
+
+
+async def asked_of(core: Core, tenant_id: UUID, session_id: UUID, run_id: UUID) -> list[Request]:
+    """What a run has asked so far, the oldest first: the newest MAX_ASKED of its session."""
+    frames = await log.newest(core.db, tenant_id, session_id, list(_KINDS), limit=MAX_ASKED)
+    found = []
+    for frame in frames:
+        if frame.run_id == str(run_id):
+            data = decode(frame.data)
+            found.append(Request(UUID(data["request_id"]), _KINDS[frame.type], frame.seq, data))
+    return found
 
 
 async def until_asked(
