@@ -27,6 +27,7 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.core.tasks import Loops
 from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
+from apps.api.dialects.ag_ui import routes as ag_ui
 from apps.api.dialects.ai_sdk import routes as ai_sdk
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
@@ -58,7 +59,7 @@ log = structlog.get_logger(__name__)
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
 
-SURFACES = (ai_sdk,)
+SURFACES = (ag_ui, ai_sdk)
 """What else clients speak."""
 
 LAST_REQUESTS = 15.0

@@ -102,12 +102,12 @@ class Waiting:
         return OTHERS_SECONDS if self.calls.keys() - asking else SETTLE_SECONDS
 
 
-async def asked_of(core: Core, tenant_id: UUID, session_id: UUID, run_id: UUID) -> list[Request]:
-    """What a run has asked so far, the oldest first: the newest MAX_ASKED of its session."""
+async def asked_of(core: Core, tenant_id: UUID, session_id: UUID, run_id: UUID | None = None) -> list[Request]:
+    """What a session, or one run of it, has asked so far: of the newest MAX_ASKED of the session, the oldest first."""
     frames = await log.newest(core.db, tenant_id, session_id, list(_KINDS), limit=MAX_ASKED)
     found = []
     for frame in frames:
-        if frame.run_id == str(run_id):
+        if frame.run_id is not None and (run_id is None or frame.run_id == str(run_id)):
             data = decode(frame.data)
             found.append(Request(UUID(data["request_id"]), _KINDS[frame.type], frame.seq, data))
     return found
