@@ -173,7 +173,7 @@ async def test_a_run_whose_owner_is_killed_ends_with_an_error(stage: Stage) -> N
 
 @pytest.fixture(scope="module")
 async def agent(three: Fleet) -> str:
-    made = await three[0].post("/agents", {"name": "helper", "config": {"permission_mode": "default"}})
+    made = await three[0].post("/agents", {"name": "helper", "permission_mode": "default"})
     assert made.status_code == 201, made.text
     return "helper"
 
@@ -197,7 +197,9 @@ async def test_a_thread_of_several_messages(stage: Stage, agent: str) -> None:
 
 @AG
 async def test_interrupts_are_resolved_and_cancelled(stage: Stage, agent: str) -> None:
-    got = await thread(stage, "interrupts", prompt=TWO, payloads=[{"approved": True}, {"approved": False, "reason": "no"}])
+    got = await thread(
+        stage, "interrupts", prompt=TWO, payloads=[{"approved": True}, {"approved": False, "reason": "no"}]
+    )
     outcomes = [run["end"]["outcome"]["type"] for run in got["runs"]]
     assert outcomes == ["interrupt", "interrupt", "success"]
     assert got["text"] == f"{SAID}done"

@@ -42,6 +42,7 @@ IN_PATHS = {
     "file_id": "file_id",
     "path": "marker",
     "tenant": "tenant",
+    "chat_id": "marker",
 }
 """Parameter of a path → what it names."""
 
@@ -98,6 +99,7 @@ PLAIN_FIELDS = """
     tags target task_budget thinking timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days type
     unattended updated_input updated_permissions url usage_days usd_per_day usd_per_month value wait workspace_bytes
     workspaces_days
+    id messages trigger messageId threadId runId context state forwardedProps resume
 """
 """What names nothing that a tenant has."""
 
@@ -121,6 +123,8 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
     "POST /api/v1/sessions/{session_id}/files/move": {"source": "a", "target": "b"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
+    "POST /ui/chat": {"id": "none", "messages": [{"id": "m", "role": "assistant", "parts": []}]},
+    "POST /ag-ui/{agent}": {"threadId": "none", "runId": "r", "messages": []},
 }
 HIDDEN = {
     ("GET", "/"),

@@ -76,6 +76,10 @@ OWN = {
     "/compat/code-server/session/start",
     "/compat/execute-server/execute/",
     "/compat/execute-server/sessions/cleanup",  # of its own sessions: see below
+    # Chats and threads of others are refused by their names: tests/dialects has tests of that.
+    "/ui/chat",
+    "/ui/chat/{chat_id}/stop",
+    "/ag-ui/{agent}",
 }
 """What changes something, and names no session in its path: a bound key begins sessions of its own there."""
 

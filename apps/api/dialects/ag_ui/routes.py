@@ -23,7 +23,7 @@ from apps.api.web.attending import Turn
 from apps.api.web.callers import Writer
 from apps.api.web.document import Description
 from apps.api.web.doors import ContentRoute, Router
-from apps.api.web.failures import documented
+from apps.api.web.failures import CODES, ErrorAnswer, documented, responses
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
 
@@ -34,6 +34,9 @@ DESCRIPTION = Description(
     "What `HttpAgent` of AG-UI speaks, and so CopilotKit and assistant-ui. See docs/ag-ui.md.",
     lambda path: path.startswith(f"{PREFIX}/"),
     {TAG: "One thread is one session."},
+    models=(ErrorAnswer,),
+    words=CODES,
+    shared={"responses": responses(400, 404, 409, 410, 413)},
 )
 
 error_shape = errors.native

@@ -52,7 +52,7 @@ class AgUiMessage(Theirs):
     error: str | None = None
 
 
-class FrontEndTool(Theirs):
+class AgUiTool(Theirs):
     """A tool that the client executes: a client tool of the session."""
 
     name: str
@@ -60,14 +60,14 @@ class FrontEndTool(Theirs):
     parameters: Any = None
 
 
-class Context(Theirs):
+class AgUiContext(Theirs):
     """What the agent is told beside the message."""
 
     description: Annotated[Text, Field(max_length=10_000)]
     value: Annotated[Text, Field(max_length=100_000)]
 
 
-class Resumed(Theirs):
+class AgUiResume(Theirs):
     """What was decided of an interrupt."""
 
     interruptId: Id  # noqa: N815
@@ -75,8 +75,8 @@ class Resumed(Theirs):
     payload: Any = None
 
 
-class Options(AgentConfig):
-    """Options of the agent, and how it is to be run."""
+class AgUiOptions(AgentConfig):
+    """AgUiOptions of the agent, and how it is to be run."""
 
     profile: Name | None = None
     timeout_seconds: float | None = Field(None, gt=0, le=86_400)
@@ -93,15 +93,15 @@ class RunAgentInput(Theirs):
     messages: Annotated[list[AgUiMessage], Field(max_length=MAX_MESSAGES)] = Field(
         description="All of the thread. Of one that is known the last ones count."
     )
-    tools: list[FrontEndTool] = Field([], max_length=64, description="Tools that the client executes.")
-    context: list[Context] = Field([], max_length=MAX_CONTEXT, description="Told with the message.")
+    tools: list[AgUiTool] = Field([], max_length=64, description="Tools that the client executes.")
+    context: list[AgUiContext] = Field([], max_length=MAX_CONTEXT, description="Told with the message.")
     state: Any = Field(None, description="Kept with the thread, and told back.")
-    forwardedProps: Options | None = Field(None, description="Options of the agent.")  # noqa: N815
-    resume: list[Resumed] = Field([], max_length=MAX_RESUMED, description="What was decided of interrupts.")
+    forwardedProps: AgUiOptions | None = Field(None, description="AgUiOptions of the agent.")  # noqa: N815
+    resume: list[AgUiResume] = Field([], max_length=MAX_RESUMED, description="What was decided of interrupts.")
 
-    def options(self) -> tuple[Options, AgentConfig]:
+    def options(self) -> tuple[AgUiOptions, AgentConfig]:
         """How it is to be run, and the options of the agent. Raises ValidationError."""
-        given = self.forwardedProps or Options()
+        given = self.forwardedProps or AgUiOptions()
         fields = {n: getattr(given, n) for n in given.model_fields_set & AgentConfig.model_fields.keys()}
         if self.tools:
             fields["client_tools"] = [
@@ -134,7 +134,7 @@ def _wrong(field: str, error: PydanticError) -> ApiError:
 
 
 def prompt_of(
-    message: AgUiMessage, context: Sequence[Context], before: Sequence[AgUiMessage]
+    message: AgUiMessage, context: Sequence[AgUiContext], before: Sequence[AgUiMessage]
 ) -> str | list[dict[str, Any]]:
     """A user's message as a prompt; with the context, and with what was said before if the session does not know that.
 
@@ -168,7 +168,7 @@ def _block(part: Any, place: int) -> dict[str, Any]:
     raise ValidationError.of(f"messages.content.{place}", "must be text, or an image or a document with its data")
 
 
-def _context(context: Sequence[Context]) -> str:
+def _context(context: Sequence[AgUiContext]) -> str:
     return "\n".join(f"{one.description}: {one.value}" for one in context)
 
 
@@ -222,7 +222,7 @@ class Answers:
         return _permission(one) if kind == "permission" else _question(one, questions)
 
 
-def _permission(one: Resumed) -> dict[str, Any]:
+def _permission(one: AgUiResume) -> dict[str, Any]:
     payload = one.payload if isinstance(one.payload, Mapping) else {"approved": one.payload}
     if one.status == "cancelled":
         return {"decision": "deny", "message": "The user has cancelled this."}
@@ -237,7 +237,7 @@ def _permission(one: Resumed) -> dict[str, Any]:
     return {"decision": "deny", **({"message": _bounded(reason, MAX_REASON_CHARS)} if reason else {})}
 
 
-def _question(one: Resumed, questions: Sequence[str]) -> dict[str, Any]:
+def _question(one: AgUiResume, questions: Sequence[str]) -> dict[str, Any]:
     given = one.payload
     if one.status == "cancelled":
         given = "The user does not want to answer."

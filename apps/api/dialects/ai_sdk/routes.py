@@ -23,7 +23,7 @@ from apps.api.web.attending import Turn
 from apps.api.web.callers import Reader, Writer
 from apps.api.web.document import Description
 from apps.api.web.doors import ContentRoute, Router
-from apps.api.web.failures import documented
+from apps.api.web.failures import CODES, ErrorAnswer, documented, responses
 from apps.api.web.opened import Held
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream
@@ -35,6 +35,9 @@ DESCRIPTION = Description(
     "What `useChat` of the AI SDK speaks, versions 6 and 7. See docs/ai-sdk.md.",
     lambda path: path.startswith(f"{PREFIX}/"),
     {TAG: "One chat is one session."},
+    models=(ErrorAnswer,),
+    words=CODES,
+    shared={"responses": responses(400, 404, 409, 410, 413)},
 )
 
 error_shape = errors.native
@@ -67,7 +70,7 @@ async def chat(request: Request, core: CoreDep, caller: Writer, body: wire.ChatB
     "/chat/{chat_id}/stream",
     tags=[TAG],
     response_class=Response,
-    responses={**_STREAM, 204: {"description": "Nothing runs or waits in this chat."}, **documented(410)},
+    responses={**_STREAM, 204: {"description": "Nothing runs or waits in this chat."}, **documented(404, 410)},
 )
 async def resume(request: Request, core: CoreDep, caller: Reader, chat_id: ChatId) -> Response:
     """The message that is being made, from its beginning; up to where somebody must act. 204 also for a chat that is

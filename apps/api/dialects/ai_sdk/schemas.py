@@ -39,6 +39,12 @@ _EXAMPLE = {
 }
 
 
+def _described(schema: dict[str, Any]) -> None:
+    for name in AgentConfig.model_fields:
+        schema["properties"][name].setdefault("description", "As in the native API: an option of the agent.")
+    schema["examples"] = [_EXAMPLE]
+
+
 class UIMessage(BaseModel):
     """A message as the client keeps it. Parts are read by their type."""
 
@@ -52,13 +58,15 @@ class UIMessage(BaseModel):
 class ChatBody(AgentConfig):
     """What `DefaultChatTransport` sends, and options of the agent beside it (its `body`)."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_described)
 
     id: Id = Field(description="The chat. The first message makes its session.")
     messages: Annotated[list[UIMessage], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
         description="All of the chat. Of one that is known the last one counts."
     )
-    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    trigger: Literal["submit-message", "regenerate-message"] = Field(
+        "submit-message", description="A new message, or an answer; or the last one once more."
+    )
     messageId: Id | None = Field(None, description="The message that is edited, answered again or continued.")  # noqa: N815
     agent: AgentRef | None = Field(None, description="A preset, of a new chat.")
     profile: Name | None = Field(None, description="The operator's profile, of a new chat.")
@@ -80,7 +88,7 @@ class Stopped(BaseModel):
     """`applied`: the run has ended. `accepted`: it has been told."""
 
     run_id: UUID | None
-    status: Literal["applied", "accepted"]
+    status: Literal["applied", "accepted"] = Field(examples=["applied"])
 
 
 def prompt_of(message: UIMessage, before: list[UIMessage] | None = None) -> str | list[dict[str, Any]]:
