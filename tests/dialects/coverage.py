@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"ai_sdk": ROOT / "docs/ai-sdk.md", "ag_ui": ROOT / "docs/ag-ui.md"}
-TABLE = re.compile(r"(?<=<!-- coverage -->\n\n).*?(?=\n<!-- end of coverage -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- coverage -->\n\n).*?(?=<!-- end of coverage -->)", re.DOTALL)
 WORDS = {"done": "yes", "not_sent": "no"}
 
 
@@ -25,7 +25,7 @@ def table(dialect: str) -> str:
         for state, names in known(dialect).items()
         for name, note in names.items()
     ]
-    return "\n".join(["| | sent | |", "|---|---|---|", *rows, ""])
+    return "\n".join(["| | sent | |", "|---|---|---|", *rows, "", ""])
 
 
 def main() -> None:

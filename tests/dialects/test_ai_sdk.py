@@ -13,6 +13,8 @@ from tests.dialects.ui_message import Message, read
 from tests.fleet import HEADERS, NO_TLS, Fleet, Instance
 from tests.world import until
 
+URL = {"type": "file", "url": "http://x/y", "mediaType": "image/png"}
+
 
 class Chat:
     """A chat as a page keeps it."""
@@ -261,7 +263,7 @@ async def test_a_run_that_fails_ends_with_an_error(fleet: Fleet) -> None:
         ({"agent": "not-there"}, (404, "agent_not_found")),
         ({"messages": [{"id": "a", "role": "user", "parts": []}]}, (422, "validation_error")),
         ({"messages": [{"id": "a", "role": "assistant", "parts": []}]}, (404, "session_not_found")),
-        ({"messages": [{"id": "a", "role": "user", "parts": [{"type": "file", "url": "http://x/y"}]}]}, (422, "validation_error")),
+        ({"messages": [{"id": "a", "role": "user", "parts": [URL]}]}, (422, "validation_error")),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_is_refused(fleet: Fleet, more: dict[str, Any], wanted: tuple[int, str]) -> None:

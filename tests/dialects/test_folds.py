@@ -201,7 +201,7 @@ def test_a_continuation_always_changes_the_message() -> None:
     """A client whose message has not changed sends its answer again, for ever."""
     log = Log()
     asked = [*begun(log), log.says(use("t1")), log.asks(ONE, "t1")]
-    for rest in ([], [log.decided(ONE, "closed", **{}), *log.ends("interrupted")]):
+    for rest in ([], [log.decided(ONE, "closed"), *log.ends("interrupted")]):
         message = message_of(asked, rest)
         assert sum(part["type"] == "step-start" for part in message.parts) == 2
         after = message.chunks[max(n for n, c in enumerate(message.chunks) if c["type"] == "start") :]
@@ -226,7 +226,8 @@ def runs(*parts: list[Frame]) -> Iterator[tuple[Client, Callable[[], None]]]:
             for event in run.take(frame):
                 client.take(event)
         last, end = run.pause(waiting.open.values()) if number < len(parts) else ([], run.end)
-        for event in [*last, {**end, "threadId": "t", "runId": str(number)}]:
+        ids = {"threadId": "t", "runId": str(number)} if end["type"] == "RUN_FINISHED" else {}
+        for event in [*last, {**end, **ids}]:
             client.take(event)
         seen += frames
     yield client, lambda: None
