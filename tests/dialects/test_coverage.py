@@ -13,16 +13,15 @@ from tests.clients.surfaces.installed import installed
 from tests.dialects import ag_ui_rules, ui_message
 from tests.dialects.coverage import PAGES, TABLE, known, table
 
-CHUNKS = """
+CHUNKS = r"""
+import { existsSync, readFileSync } from "node:fs";
 const types = new Set();
 for (const name of ["ai6", "ai7"]) {
-  const { uiMessageChunkSchema: lazy } = await import(name);
-  const schema = lazy();
-  const { jsonSchema } = schema;
-  JSON.stringify(await jsonSchema, (key, value) => {
-    if (key === "type" && value?.const) types.add(value.const);
-    return value;
-  });
+  const at = `node_modules/${name}/dist/index`;
+  const code = readFileSync(existsSync(`${at}.mjs`) ? `${at}.mjs` : `${at}.js`, "utf8");
+  const from = code.search(/uiMessageChunkSchema = /);
+  const schema = code.slice(from, code.indexOf("isDataUIMessageChunk", from));
+  for (const [, type] of schema.matchAll(/type: [\w.]*literal\(\s*"([^"]+)"\s*\)/g)) types.add(type);
 }
 console.log(JSON.stringify([...types]));
 """
