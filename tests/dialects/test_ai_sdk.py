@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.conftest import NewKey
 from tests.dialects.ui_message import Message, read
 from tests.fleet import HEADERS, NO_TLS, Fleet, Instance
 from tests.world import until
@@ -21,6 +22,7 @@ class Chat:
 
     def __init__(self, fleet: Fleet, **options: Any) -> None:
         self.fleet, self.options, self.id = fleet, options, f"chat {uuid4()}"
+        self.headers = HEADERS
         self.messages: list[dict[str, Any]] = []
         self._next = 0
 
@@ -31,7 +33,7 @@ class Chat:
         return self.fleet[self._next % len(self.fleet.instances)]
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"{self.instance.url}/ui", headers=HEADERS, timeout=60, verify=NO_TLS)
+        return httpx.AsyncClient(base_url=f"{self.instance.url}/ui", headers=self.headers, timeout=60, verify=NO_TLS)
 
     def body(self, **more: Any) -> dict[str, Any]:
         return {"id": self.id, "messages": self.messages, "trigger": "submit-message", **self.options, **more}
@@ -280,3 +282,48 @@ async def test_what_a_client_says_of_calls_that_nobody_asked_about_counts_for_no
     assert await chat.refused(messageId=said.id) == (422, "validation_error")
     chat.messages[-1]["id"] = str(uuid4())
     assert await chat.refused(messageId=said.id) == (404, "run_not_found")
+
+
+async def test_a_chat_is_its_tenants(fleet: Fleet, new_key: NewKey) -> None:
+    ours = Chat(fleet, permission_mode="default")
+    asked = await ours.say("run echo x > x.txt then say done")
+    theirs = Chat(fleet, permission_mode="default")
+    theirs.id, theirs.headers = ours.id, await new_key(f"tenant-{uuid4()}")
+    assert await theirs.resume() is None
+    assert (await theirs.stop()).status_code == 404
+    theirs.messages = [*ours.messages[:-1], {**asked.given(), "parts": [{**asked.tool(), **allow(asked)}]}]
+    assert await theirs.refused(messageId=asked.id) == (404, "session_not_found")
+    theirs.messages = theirs.messages[:1]
+    begun = await theirs.post()
+    assert begun.metadata["session_id"] != asked.metadata["session_id"]
+    again = await ours.resume()
+    assert again is not None
+    assert again.tool()["state"] == "approval-requested"
+    assert (await ours.stop()).status_code == 200
+
+
+async def test_a_key_that_is_bound_to_profiles_sees_no_chat_of_others(fleet: Fleet, new_key: NewKey) -> None:
+    ours = Chat(fleet)
+    said = await ours.say("say hello")
+    bound = Chat(fleet)
+    bound.id, bound.headers = ours.id, await new_key("default", profiles=["readonly"])
+    bound.messages = [*ours.messages, {"id": "next", "role": "user", "parts": [{"type": "text", "text": "say no"}]}]
+    assert await bound.refused() == (403, "profile_not_permitted")
+    bound.messages = ours.messages[:1]
+    assert await bound.refused() == (403, "profile_not_permitted")
+    assert (await bound.stop()).status_code == 403
+    async with bound.client() as client:
+        assert (await client.get(f"/chat/{bound.id}/stream")).status_code == 403
+    assert said.id
+
+
+async def test_a_new_chat_with_a_history_is_told_it_once(fleet: Fleet) -> None:
+    chat = Chat(fleet)
+    chat.messages = [
+        {"id": "a", "role": "user", "parts": [{"type": "text", "text": "my name is Ada"}]},
+        {"id": "b", "role": "assistant", "parts": [{"type": "text", "text": "I see"}]},
+    ]
+    said = await chat.say("recall")
+    assert "my name is Ada" in said.text
+    runs = (await fleet[0].get(f"/runs?session_id={said.metadata['session_id']}")).json()["data"]
+    assert len(runs) == 1
