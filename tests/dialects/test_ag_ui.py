@@ -78,7 +78,7 @@ async def test_a_thread_is_one_session_on_any_instance(fleet: Fleet, agent: str)
     view = await thread.say("think about it then stream 5 words")
     assert view.ends[-1]["outcome"] == {"type": "success"}
     assert view.ends[-1]["runId"] == view.events[0]["runId"]
-    assert [m["role"] for m in view.messages][0] == "reasoning"
+    assert view.messages[0]["role"] == "reasoning"
     view = await thread.say("recall", context=[{"description": "The page", "value": "orders"}])
     assert "stream 5 words" in text_of(view)
     assert "The page: orders" in text_of(view)
@@ -92,7 +92,7 @@ async def test_a_run_that_is_sent_again_is_told_again_and_run_once(fleet: Fleet,
     views = await asyncio.gather(*(thread.post(Client()) for _ in range(3)))
     assert [text_of(view) for view in views] == [f"{SAID}hello"] * 3
     other = await thread.post(Client(), runId="another")  # nothing new: the thread, as it is
-    assert [(m["id"], m["role"]) for m in other.messages][0] == ("m", "user")
+    assert (other.messages[0]["id"], other.messages[0]["role"]) == ("m", "user")
     assert text_of(other) == f"{SAID}hello"
 
 
