@@ -60,7 +60,7 @@ DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_ser
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
 
 SURFACES = (ag_ui, ai_sdk)
-"""What else clients speak."""
+"""What front ends speak: each needs a key, and pages of `ALLOWED_ORIGINS` may ask it."""
 
 LAST_REQUESTS = 15.0
 """Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
@@ -105,7 +105,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
         app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
     if settings.allowed_origins:
-        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins)
+        prefixes = ("/api/", *(f"{surface.PREFIX}/" for surface in SURFACES))
+        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins, prefixes=prefixes)
     app.add_middleware(RequestContext)
     return app
 

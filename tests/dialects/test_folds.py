@@ -47,9 +47,9 @@ class Log:
     def delta(self, text: str, index: int = 0, kind: str = "text") -> Frame:
         return self("partial", index=index, delta={"type": kind, kind: text}, parent_tool_use_id=None)
 
-    def asks(self, request_id: str, call: str | None) -> Frame:
+    def asks(self, request_id: str, call: str | None, name: str = "Bash") -> Frame:
         nothing = dict.fromkeys(("title", "reason", "blocked_path", "agent_id"))
-        about = {"tool_name": "Bash", "input": {}, "suggestions": [], "description": "d", **nothing}
+        about = {"tool_name": name, "input": {}, "suggestions": [], "description": "d", **nothing}
         return self(
             "permission_request", request_id=request_id, tool_use_id=call, expires_at="2026-01-01T00:00:00Z", **about
         )
@@ -179,6 +179,19 @@ def test_a_call_that_asks_beside_one_that_works_begins_a_step() -> None:
     assert message.blocked() == []  # of the step that goes on
     last = [part for part in message.parts if "toolCallId" in part or part["type"] == "step-start"]
     assert [part.get("toolCallId", "step") for part in last] == ["step", "t1", "step", "t2", "step"]
+
+
+def test_whether_a_tool_of_the_client_may_run_is_asked_apart_from_its_call() -> None:
+    log = Log()
+    call = use("t1", "mcp__client__weather", city="Ulm")
+    asked = log.asks(ONE, "t1", "mcp__client__weather")
+    about = {"tool_use_id": "t1", "tool_name": "weather", "input": {"city": "Ulm"}, "agent_id": None}
+    theirs = log("client_tool_call", request_id=TWO, expires_at="2026-01-01T00:00:00Z", **about)
+    after = [log.decided(TWO, "answered"), log.hears(result("t1", '{"a":1}')), log.says("done"), *log.ends()]
+    message = message_of([*begun(log), log.says(call), asked], [log.decided(ONE, "allow"), theirs], after)
+    first, second = (part for part in message.parts if "toolCallId" in part)
+    assert (first["toolCallId"], first["state"], first["output"]) == (ONE, "output-available", "allow")
+    assert (second["type"], second["state"], second["output"]) == ("tool-weather", "output-available", {"a": 1})
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,9 @@ class Message:
         return call, chunks
 
     def _permission(self, data: Data) -> Chunks:
-        call, chunks = self._asks(data, data["tool_name"], data["input"], theirs=False)
+        # Whether a tool of the client may run is asked in a part of its own: the client runs what it is told as its.
+        asked = {**data, "tool_use_id": None} if data["tool_name"].startswith(_OURS) else data
+        call, chunks = self._asks(asked, data["tool_name"], data["input"], theirs=False)
         request = {"type": "tool-approval-request", "toolCallId": call.id, "approvalId": data["request_id"]}
         about = {name: data[name] for name in ("title", "description", "reason", "blocked_path", "expires_at")}
         told = {"tool_call_id": call.id, "tool_name": data["tool_name"], **about}
@@ -284,6 +286,7 @@ class Message:
         call.asks = False
         if call.over or call.settled:
             return []
+        call.over = call.id == data["request_id"]  # it stands for the question alone: no result will come
         if data["decision"] == "deny":
             call.settled = True
             return [{"type": "tool-output-denied", "toolCallId": call.id}]
@@ -294,7 +297,7 @@ class Message:
         if data.get("answers"):
             call.settled = True
             return [_output(call.id, data["answers"])]
-        return []
+        return [_output(call.id, data["decision"])] if call.over else []
 
     # --- the rest ---
 
