@@ -51,14 +51,19 @@ OFFICIAL = {"openai": "Error"}
 """Surfaces for the official clients of others, and their model of an error."""
 
 
+FRONT_ENDS = ("ag-ui", "ui")
+"""Surfaces for front ends, whose errors are the native API's."""
+
+
 def surface_of(name: str) -> str | None:
     """What an operation belongs to beside the native API."""
-    return name.split("/")[2] if " /compat/" in name else None
+    first, _, rest = name.partition(" /")[2].partition("/")
+    return rest.split("/")[0] if first == "compat" else first if first in FRONT_ENDS else None
 
 
 def is_compat(name: str) -> bool:
     """Whether it is of an older server."""
-    return surface_of(name) not in (None, *OFFICIAL)
+    return surface_of(name) not in (None, *OFFICIAL, *FRONT_ENDS)
 
 
 def everywhere(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
@@ -119,7 +124,8 @@ def test_the_files_are_what_the_code_exports(exported: dict[Path, str]) -> None:
 
 def test_each_document_has_its_own_routes_only(documents: list[dict[str, Any]]) -> None:
     own = [{surface_of(f"GET {path}") for path in document["paths"]} for document in documents]
-    assert own == [{None}, {"chat-server"}, {"code-server"}, {"execute-server"}, {"openai"}]
+    older = [{"chat-server"}, {"code-server"}, {"execute-server"}]
+    assert own == [{None}, {"ag-ui"}, *older, {"openai"}, {"ui"}]
 
 
 def test_the_documents_name_their_schemas_only(documents: list[dict[str, Any]]) -> None:

@@ -27,6 +27,8 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.core.tasks import Loops
 from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
+from apps.api.dialects.ag_ui import routes as ag_ui
+from apps.api.dialects.ai_sdk import routes as ai_sdk
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
@@ -59,7 +61,10 @@ log = structlog.get_logger(__name__)
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
 
-SURFACES = (*DIALECTS.values(), openai)
+FRONT_ENDS = (ag_ui, ai_sdk)
+"""What front ends speak: pages of ALLOWED_ORIGINS may ask it."""
+
+SURFACES = (*DIALECTS.values(), openai, *FRONT_ENDS)
 """All APIs beside the native one, each with a prefix, a document and errors of its own."""
 
 LAST_REQUESTS = 15.0
@@ -105,7 +110,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
         app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
     if settings.allowed_origins:
-        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins)
+        prefixes = ("/api/", *(f"{surface.PREFIX}/" for surface in FRONT_ENDS))
+        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins, prefixes=prefixes)
     app.add_middleware(RequestContext)
     return app
 

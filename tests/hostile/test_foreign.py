@@ -47,6 +47,7 @@ IN_PATHS = {
     "conversation_id": "conversation_id",
     "item_id": "item_id",
     "model": "agent",
+    "chat_id": "marker",
 }
 """Parameter of a path → what it names."""
 
@@ -96,17 +97,19 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
 }
 PLAIN_FIELDS = """
     add_dirs allow allowed_tools answers api_key args at_seq auth_token background betas client_tools command
-    concurrent_runs content context_window cron cwd decision description disallowed_tools dry_run effort
+    concurrent_runs content context context_window cron cwd decision description disallowed_tools dry_run effort
     enable_file_checkpointing enabled end_user env events events_days expand_prompt expires_at fallback_model file
-    file_bytes files fork_session forward_subagent_text idle_sessions_days include include_partial_messages
-    initial_prompt input instructions interrupt is_error items jitter_seconds limits live_sessions max_budget_usd
-    max_session_usd max_turns message messages metadata mode model models name networks on_busy on_disconnect
-    on_owner_lost origin output_format overlap overlap_seconds overwrite parallel_tool_calls pause_after_failures
-    permission_mode profile profiles prompt prompts_per_minute queued_runs reasoning reasoning_effort remember repo
-    repository response_format runs_per_minute safety_identifier scopes session source store stream stream_options
-    streams system_prompt system_prompt_append tags target task_budget text thinking time_zone timeout_seconds title
-    tokens_per_day tokens_per_month tool_choice tools transcripts_days ttl_seconds type unattended updated_input
-    updated_permissions url usage_days usd_per_day usd_per_month user value wait workspace_bytes workspaces_days
+    file_bytes files fork_session forward_subagent_text forwardedProps id idle_sessions_days include
+    include_partial_messages initial_prompt input instructions interrupt is_error items jitter_seconds limits
+    live_sessions max_budget_usd max_session_usd max_turns message messageId messages metadata mode model models
+    name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite
+    parallel_tool_calls pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs
+    reasoning reasoning_effort remember repo repository response_format resume runId runs_per_minute
+    safety_identifier scopes session source state store stream stream_options streams system_prompt
+    system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
+    tokens_per_day tokens_per_month tool_choice tools transcripts_days trigger ttl_seconds type unattended
+    updated_input updated_permissions url usage_days usd_per_day usd_per_month user value wait workspace_bytes
+    workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -134,6 +137,8 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /compat/openai/v1/responses": {"model": "claude-sonnet-5-5", "input": "say no"},
     "POST /compat/openai/v1/conversations/{conversation_id}": {"metadata": {}},
     "POST /compat/openai/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
+    "POST /ui/chat": {"id": "none", "messages": [{"id": "m", "role": "assistant", "parts": []}]},
+    "POST /ag-ui/{agent}": {"threadId": "none", "runId": "r", "messages": []},
 }
 HIDDEN = {
     ("GET", "/"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.log import Event
 from apps.api.core.sessions.prompts import Submitted
-from apps.api.web.asking import OTHERS_SECONDS, SETTLE_SECONDS, Waiting, until_asked
+from apps.api.web.asking import OTHERS_SECONDS, SETTLE_SECONDS, Waiting, asked_of, until_asked
 from tests.world import Relay, World, core_of, neighbourhood, relay, world
 
 __all__ = ["neighbourhood", "relay", "world"]
@@ -60,6 +60,14 @@ def test_how_long_silence_must_last(events: list[Event], patience: float | None)
     assert waiting.patience == patience
 
 
+def test_what_counts_as_answered_is_not_waited_for() -> None:
+    waiting = Waiting(answered=frozenset({UUID(A)}))
+    for seq, event in enumerate([call("t1"), ask(A, "t1"), ask(B, None)], 1):
+        data = event_data(uuid4(), uuid4(), seq, datetime.now(UTC), event.fields)
+        waiting.take(Frame.build(Position(seq), event.type, data))
+    assert [str(one) for one in waiting.open] == [B]
+
+
 async def told(world: World, relay: Relay, run: Submitted) -> tuple[list[str], Waiting]:
     waiting, types = Waiting(), list[str]()
     async for batch in until_asked(core_of(world, relay), world.tenant_id, run, waiting):
@@ -78,6 +86,11 @@ async def test_a_run_is_told_up_to_what_it_asks_and_then_to_its_end(world: World
     types, waiting = await told(world, relay, run)
     assert types[-2:] == ["message", "permission_request"]
     assert [str(each) for each in waiting.open] == [A]
+    core = core_of(world, relay)
+    [asked] = await asked_of(core, world.tenant_id, claim.session_id, claim.run_id)
+    assert (str(asked.id), asked.kind, asked.tool_use_id) == (A, "permission", "t1")
+    assert await asked_of(core, world.tenant_id, claim.session_id, uuid4()) == []
+    assert await asked_of(core, uuid4(), claim.session_id) == []
     await writer.append(*of_run(resolve(A), result("t1"), Event("done", {"status": "succeeded"})))
     types, waiting = await told(world, relay, run)
     assert types[-3:] == ["action_resolved", "message", "done"]

@@ -156,6 +156,22 @@ STARTS_AN_AGENT: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/compat/code-server/query"): OPTIONS,
     ("post", "/compat/code-server/session/start"): OPTIONS,
     ("post", "/compat/execute-server/execute/"): {**OPTIONS, "system_prompt": "x", "cwd": "x"},
+    ("post", "/ui/chat"): {
+        "id": "c",
+        "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "x"}]}],
+        "messageId": "m",
+        "agent": "nobody",
+        "profile": "p",
+    },
+    ("post", "/ag-ui/{agent}"): {
+        "threadId": "t",
+        "runId": "r",
+        "messages": [{"id": "m", "role": "user", "content": "x"}],
+        "tools": [{"name": "x", "description": "x", "parameters": {}}],
+        "context": [{"description": "x", "value": "x"}],
+        "state": {"k": "x"},
+        "forwardedProps": {"model": "m", "profile": "p"},
+    },
 }
 """Each of their texts goes with others that are refused, so that no agent starts; it is looked at all the same."""
 MESSAGES: list[dict[str, Any]] = [

@@ -15,6 +15,7 @@ from uuid import UUID
 from apps.api.core import tasks
 from apps.api.core.codec import decode
 from apps.api.core.context import Core
+from apps.api.core.events import log
 from apps.api.core.events.frames import Frame
 from apps.api.core.sessions import requests
 from apps.api.core.sessions.prompts import Submitted
@@ -26,6 +27,9 @@ SETTLE_SECONDS = 0.3
 OTHERS_SECONDS = 3.0
 """Of silence for which calls are waited for that were begun beside those that ask. No longer: an agent that carries
 calls out one by one does not begin the next one before this one is answered."""
+
+MAX_ASKED = 200
+"""Requests of a session that are looked through for those that a client answers."""
 
 _KINDS = {event: kind for kind, event in requests.EVENTS.items()}
 
@@ -96,6 +100,17 @@ class Waiting:
                 asking.add(call)
                 call = self.calls.get(call)
         return OTHERS_SECONDS if self.calls.keys() - asking else SETTLE_SECONDS
+
+
+async def asked_of(core: Core, tenant_id: UUID, session_id: UUID, run_id: UUID | None = None) -> list[Request]:
+    """What a session, or one run of it, has asked so far: of the newest MAX_ASKED of the session, the oldest first."""
+    frames = await log.newest(core.db, tenant_id, session_id, list(_KINDS), limit=MAX_ASKED)
+    found = []
+    for frame in frames:
+        if frame.run_id is not None and (run_id is None or frame.run_id == str(run_id)):
+            data = decode(frame.data)
+            found.append(Request(UUID(data["request_id"]), _KINDS[frame.type], frame.seq, data))
+    return found
 
 
 async def until_asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
 import pytest
 
@@ -75,3 +76,22 @@ async def test_what_is_kept_with_a_name_is_replaced_and_a_name_is_taken_away(wor
     assert await names.take(world.db, world.tenant_id, "chat", "c-1")
     assert not await names.take(world.db, world.tenant_id, "chat", "c-1")
     assert await names.find(world.db, world.tenant_id, "chat", "c-1") == {}
+
+
+async def test_a_name_moves_once_from_the_session_that_has_it(world: World) -> None:
+    first, second, third = (await world.queue(session_names=[CHAT])), await world.session(), await world.session()
+
+    async def move(session_id: UUID, before: UUID) -> bool:
+        return await names.move(world.db.pool, world.tenant_id, CHAT, before, session_id)
+
+    moved = await asyncio.gather(move(second, first.session_id), move(third, first.session_id))
+    assert sorted(moved) == [False, True]
+    found = (await names.find(world.db, world.tenant_id, "chat", "c-1"))["c-1"]
+    assert found.session_id == (second if moved[0] else third)
+    assert not await move(first.session_id, first.session_id)
+
+
+async def test_a_name_that_nobody_has_is_given_by_a_move(world: World) -> None:
+    session_id = await world.session()
+    assert await names.move(world.db.pool, world.tenant_id, CHAT, await world.session(), session_id)
+    assert (await names.find(world.db, world.tenant_id, "chat", "c-1"))["c-1"].session_id == session_id

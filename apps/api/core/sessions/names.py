@@ -104,6 +104,27 @@ async def keep(db: Database, tenant_id: UUID, name: Name) -> bool:
     return bool(status == "UPDATE 1")
 
 
+_MOVE = """
+UPDATE session_names SET session_id = $5, run_id = $6, data = $7, created_at = now()
+WHERE tenant_id = $1 AND surface = $2 AND name = $3 AND session_id = $4
+"""
+
+
+async def move(
+    connection: asyncpg.Connection | asyncpg.Pool,
+    tenant_id: UUID,
+    name: Name,
+    before: UUID,
+    session_id: UUID,
+    run_id: UUID | None = None,
+) -> bool:
+    """Give a name that is session `before`'s, or nobody's, to another session, or a run of it. False where it is a
+    third one's by now."""
+    data = encode(name.data).decode()
+    status = await connection.execute(_MOVE, tenant_id, name.surface, name.text, before, session_id, run_id, data)
+    return status == "UPDATE 1" or await give(connection, tenant_id, name, session_id, run_id)
+
+
 async def take(db: Database, tenant_id: UUID, surface: str, text: str) -> bool:
     """Take a name away. False where it stands for nothing."""
     status = await db.pool.execute(

@@ -147,7 +147,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         changed = await _prepare(connection, tenant_id, submission, found)
-        return await once(core, connection, tenant_id, api_key_id, submission, changed)
+        return await _once(core, connection, tenant_id, api_key_id, submission, changed)
 
 
 async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submission: Submission) -> Submitted:
@@ -164,10 +164,10 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         for name in submission.session_names:
             await _give(connection, tenant_id, name, session_id)
         submission = replace(submission, session_id=session_id, on_busy="enqueue")
-        return await once(core, connection, tenant_id, api_key_id, submission, None)
+        return await _once(core, connection, tenant_id, api_key_id, submission, None)
 
 
-async def once(
+async def _once(
     core: Core,
     connection: asyncpg.Connection,
     tenant_id: UUID,
