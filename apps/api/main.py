@@ -30,6 +30,7 @@ from apps.api.db import Database
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
+from apps.api.dialects.managed import routes as managed
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.limits import PromptLimits
@@ -56,6 +57,9 @@ log = structlog.get_logger(__name__)
 
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
+
+SURFACES = (*DIALECTS.values(), managed)
+"""All APIs beside the native one, each with a prefix, a document and errors of its own."""
 
 LAST_REQUESTS = 15.0
 """Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
@@ -111,13 +115,13 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
         app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
     for router in (health.router, index.router, ports.router, *native):
         app.include_router(router)
-    for dialect in DIALECTS.values():
-        app.include_router(dialect.router, prefix=dialect.PREFIX)
+    for surface in SURFACES:
+        app.include_router(surface.router, prefix=surface.PREFIX)
 
 
 def descriptions() -> dict[str, Description]:
     """Of all documents, by the path below which they are served."""
-    return {"": NATIVE, **{dialect.PREFIX: dialect.DESCRIPTION for dialect in DIALECTS.values()}}
+    return {"": NATIVE, **{surface.PREFIX: surface.DESCRIPTION for surface in SURFACES}}
 
 
 def _describe(app: FastAPI) -> None:
@@ -126,7 +130,7 @@ def _describe(app: FastAPI) -> None:
 
 
 def _error_shapes(root_dialect: str | None) -> dict[str, ErrorShape]:
-    shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
+    shapes = {surface.PREFIX: surface.error_shape for surface in SURFACES}
     if root_dialect is not None:
         shapes |= {"/api": errors.native, "/preview": errors.native, "": DIALECTS[root_dialect].error_shape}
     return shapes

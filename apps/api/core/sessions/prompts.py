@@ -86,12 +86,13 @@ class Submitted:
 # `refused` comes after the lock on the session, which others hold who then want its lock.
 _ENQUEUE = f"""
 WITH target AS (
-  SELECT id, last_seq, profile, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
+  SELECT id, last_seq, profile, archived_at, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued,
     CASE WHEN $11 = 'prompt' THEN {budgets.reached("$2", "$4", "$1")} END AS reached
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
 ), refused AS MATERIALIZED (
-  SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
+  SELECT run_refused($2, $4) AS why FROM target
+  WHERE queued < $8 AND usable AND reached IS NULL AND archived_at IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
     resources, traceparent)
@@ -99,7 +100,7 @@ WITH target AS (
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
-SELECT s.last_seq, s.profile, s.reached, refused.why AS refused, added.id AS run_id,
+SELECT s.last_seq, s.profile, s.reached, s.archived_at, refused.why AS refused, added.id AS run_id,
   CASE WHEN $13 THEN ({sessions.CURRENT}) END AS busy_with
 FROM target s LEFT JOIN refused ON true LEFT JOIN added ON true
 """  # noqa: S608 - ours
@@ -255,6 +256,8 @@ async def enqueue(
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
     policy.require(row["profile"])
+    if row["archived_at"] is not None:
+        raise Conflict("This session is archived: it takes no prompt.", code="session_archived")
     if row["reached"] is not None:
         raise budgets.refusal(row["reached"])
     if row["refused"] is not None:
@@ -272,8 +275,9 @@ async def create_session(
     labels: Labels,
     idempotency: Idempotency | None,
     choice: Choice = NO_CHOICE,
+    surface: str = "native",
 ) -> UUID:
-    """Create a session without a prompt, once per idempotency key.
+    """Create a session without a prompt, once per idempotency key. `surface`: see Submission.
 
     Raises:
         Conflict: the idempotency key was for another request.
@@ -287,7 +291,9 @@ async def create_session(
             await admission.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
             return before.session_id
         refuse(judged.problems)
-        session_id = await sessions.insert(connection, tenant_id, judged.config, labels, pins=judged.pins)
+        session_id = await sessions.insert(
+            connection, tenant_id, judged.config, labels, pins=judged.pins, surface=surface
+        )
         if idempotency:
             await remember(connection, tenant_id, idempotency, session_id=session_id)
         return session_id
