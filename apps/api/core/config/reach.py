@@ -53,14 +53,21 @@ class Reach:
 
 REGISTRIES = (
     *("pypi.org", "files.pythonhosted.org", "registry.npmjs.org", "registry.yarnpkg.com", "crates.io"),
-    *("static.crates.io", "index.crates.io", "proxy.golang.org", "sum.golang.org", "rubygems.org", "index.rubygems.org"),
+    *(
+        "static.crates.io",
+        "index.crates.io",
+        "proxy.golang.org",
+        "sum.golang.org",
+        "rubygems.org",
+        "index.rubygems.org",
+    ),
     *("deb.debian.org", "security.debian.org", "archive.ubuntu.com", "security.ubuntu.com"),
 )
 """Hosts of public registries of packages."""
 
 
 def narrowed(network: Mapping[str, Any] | None) -> Reach:
-    """What an agent may reach at most whose session names hosts: `{"allowed_hosts": […]}`; None: whatever others allow."""
+    """What an agent may reach at most whose session names hosts: `{"allowed_hosts": […]}`; None: what others allow."""
     if network is None:
         return Reach()
     return Reach("limited", (tuple(network["allowed_hosts"]),)) if network["allowed_hosts"] else Reach("model_only")

@@ -120,7 +120,8 @@ WITH RECURSIVE able AS (
     generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END,
     taken_by = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN next.api_key_id ELSE s.taken_by END
   FROM next WHERE s.id = next.id
-  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, s.network, (
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile,
+    s.network, (
     SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id
 ), turn AS (
   UPDATE tenants SET claimed_at = now() WHERE id = (
@@ -135,7 +136,8 @@ RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, 
   r.traceparent,
   coalesce(r.config, owned.config) AS config,
   extract(epoch FROM now() - r.created_at)::float8 AS waited,
-  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile, owned.network,
+  owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
+  owned.network,
   {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
 

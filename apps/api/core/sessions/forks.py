@@ -129,8 +129,8 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) 
 
 # KEY SHARE keeps a deletion waiting, and lets the owner go on.
 _PARENT = """
-SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.environment_id, s.network, s.last_seq, s.sdk_session_id, s.title, s.tags,
-  s.metadata, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
+SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.environment_id, s.network, s.last_seq,
+  s.sdk_session_id, s.title, s.tags, s.metadata, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
   (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
     AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from

@@ -186,13 +186,15 @@ async def _prepare(
     connection: asyncpg.Connection, tenant_id: UUID, submission: Submission, found: list[Problem]
 ) -> AgentConfig:
     row = await connection.fetchrow(
-        "SELECT config, profile, agent_id, agent_version FROM sessions"
+        "SELECT config, profile, agent_id, agent_version, archived_at FROM sessions"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         submission.session_id,
         tenant_id,
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
+    if row["archived_at"] is not None:
+        raise archived()
     # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
     # granted sees what those have queued who had it before.
     if submission.on_busy == "reject" and await connection.fetchval(sessions.BUSY, submission.session_id):
@@ -215,6 +217,11 @@ async def _prepare(
         row["config"],
     )
     return config
+
+
+def archived() -> Conflict:
+    """409 `session_archived`."""
+    return Conflict("This session is archived: it can be read, and takes nothing any more.", code="session_archived")
 
 
 async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
@@ -257,7 +264,7 @@ async def enqueue(
         raise await _missing(connection, tenant_id, submission.session_id)
     policy.require(row["profile"])
     if row["archived_at"] is not None:
-        raise Conflict("This session is archived: it takes no prompt.", code="session_archived")
+        raise archived()
     if row["reached"] is not None:
         raise budgets.refusal(row["reached"])
     if row["refused"] is not None:
@@ -266,6 +273,24 @@ async def enqueue(
         raise Conflict(f"This session has {max_queued} queued runs already.", code="session_busy")
     tracing.queued(submission.session_id, run_id)
     return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=row["busy_with"])
+
+
+async def change(
+    core: Core, tenant_id: UUID, session_id: UUID, changes: AgentConfig, choice: Choice, *, while_busy: bool
+) -> None:
+    """Change the configuration of a session from its next prompt on, without sending one.
+
+    Raises:
+        NotFound: `session_not_found`.
+        Conflict: `session_deleted`, `session_archived`; `session_busy`, unless `while_busy`.
+        ValidationError, Forbidden: as `admission.judge_change`.
+    """
+    busy: OnBusy = "enqueue" if while_busy else "reject"
+    asked = Submission("", 0.0, session_id, changes, on_busy=busy, choice=choice)
+    found = await admission.problems_of_change(core, tenant_id, Wanted(changes, choice))
+    async with core.db.transaction() as connection:
+        await _prepare(connection, tenant_id, asked, found)
+    await sessions.forget_cached(core.redis, tenant_id, session_id)
 
 
 async def create_session(

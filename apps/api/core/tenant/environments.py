@@ -138,9 +138,7 @@ async def create(
         return _shown(row)
 
 
-async def change(
-    db: Database, tenant_id: UUID, environment_id: UUID, changes: Mapping[str, Any]
-) -> dict[str, Any]:
+async def change(db: Database, tenant_id: UUID, environment_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Change `name`, `description`, `metadata` or `network`, each as a whole. Sessions keep what they have.
 
     Raises NotFound, Conflict `environment_archived`."""
@@ -167,8 +165,8 @@ async def archive(db: Database, tenant_id: UUID, environment_id: UUID) -> dict[s
         return _shown(found)
     async with db.transaction() as connection:
         row = await connection.fetchrow(
-            "UPDATE environments SET archived_at = coalesce(archived_at, now())"
-            f" WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL RETURNING {_COLUMNS}",  # noqa: S608 - ours
+            "UPDATE environments SET archived_at = coalesce(archived_at, now())"  # noqa: S608 - ours
+            f" WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL RETURNING {_COLUMNS}",
             environment_id,
             tenant_id,
         )

@@ -179,7 +179,7 @@ async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
 
 
 async def archive(db: Database, tenant_id: UUID, reference: str) -> None:
-    """Let nobody begin sessions with a preset any more, nor change it. It can be read. Once is enough. Raises NotFound."""
+    """Let nobody begin sessions with a preset any more, nor change it. Once is enough. Raises NotFound."""
     id_, name, _ = parse_reference(reference)
     async with db.transaction() as connection:
         row = await connection.fetchrow(
@@ -218,6 +218,13 @@ async def get(db: Database, tenant_id: UUID, reference: str) -> dict[str, Any]:
     return _shown(await find(db.pool, tenant_id, reference))
 
 
+async def version(db: Database, tenant_id: UUID, agent_id: UUID, number: int) -> dict[str, Any] | None:
+    """A version that a session began with, also of a preset that was removed since; None where there is none."""
+    query = f"{_COLUMNS} WHERE a.id = $1 AND a.tenant_id = $2 AND v.version = $3"
+    row = await db.pool.fetchrow(query, agent_id, tenant_id, number)
+    return row and _shown(row)
+
+
 _COLUMNS = """
 SELECT a.id, a.name, a.description, v.title, v.metadata, v.profile, v.config, v.version, a.version AS newest,
   a.created_at, a.archived_at, v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id
@@ -251,7 +258,8 @@ _BY_TIME = bounded(
     f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
   AND ($2 OR a.archived_at IS NULL) AND ($3::timestamptz IS NULL OR a.created_at >= $3)
   AND ($4::timestamptz IS NULL OR a.created_at <= $4)
-  AND ($5::timestamptz IS NULL OR (a.created_at, a.id) < ($5, $6::uuid)) ORDER BY a.created_at DESC, a.id DESC LIMIT $7""",
+  AND ($5::timestamptz IS NULL OR (a.created_at, a.id) < ($5, $6::uuid))
+  ORDER BY a.created_at DESC, a.id DESC LIMIT $7""",
     "config",
     "created_at DESC, id DESC",
     size="pg_column_size",

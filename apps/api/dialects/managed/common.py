@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query, Request, Response
+from fastapi import Header, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from apps.api.core import pages
 from apps.api.core.config.names import Text
 from apps.api.dialects.managed import ids
 from apps.api.errors import ApiError, BadRequest, ValidationError
@@ -164,6 +166,20 @@ class Listed(BaseModel):
     next_page: str | None
 
 
+def listed(name: str, each: Any) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
+    """A dependency: a list in the query, written `name[]=a&name[]=b`, or without the brackets."""
+    values = list[each]  # type: ignore[valid-type]
+
+    async def given(bracketed: Any = (), plain: Any = ()) -> list[Any]:
+        return [*bracketed, *plain]
+
+    given.__annotations__ |= {
+        "bracketed": Annotated[values, Query(alias=f"{name}[]", max_length=100, description="Any of these.")],
+        "plain": Annotated[values, Query(alias=name, max_length=100, description="The same.")],
+    }
+    return given
+
+
 class Thing(BaseModel):
     """One thing, in the official API's own fields: see the `anthropic` package, and docs/managed-agents.md for what is
     not supported."""
@@ -177,6 +193,26 @@ class Thing(BaseModel):
 def answer(data: dict[str, Any]) -> Json:
     """One thing."""
     return Json(data)
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key and request within 24 hours make the same thing.",
+    ),
+]
+
+
+def moment(field: str, given: datetime | None) -> datetime | None:
+    """A moment of the query, in UTC. Raises ValidationError."""
+    try:
+        return given and pages.utc(given)
+    except ValueError as error:
+        raise ValidationError.of(field, str(error)) from error
 
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Rows on a page.")]

@@ -50,7 +50,9 @@ class Limited(Closed):
     """Only these hosts, beside the model."""
 
     type: Literal["limited"]
-    allowed_hosts: Annotated[list[Annotated[str, Field(pattern=HOST, max_length=260)]], Field(max_length=200)] | None = None
+    allowed_hosts: (
+        Annotated[list[Annotated[str, Field(pattern=HOST, max_length=260)]], Field(max_length=200)] | None
+    ) = None
     allow_mcp_servers: bool | None = None
     allow_package_managers: bool | None = None
 
@@ -122,7 +124,9 @@ def _network(core: Core, config: Cloud | SelfHosted | None, scope: str | None) -
     match config.networking:
         case Limited() as asked:
             if not environments.kept(core):
-                raise unsupported("config.networking", "this server does not isolate its agents: AGENT_ISOLATION is off")
+                raise unsupported(
+                    "config.networking", "this server does not isolate its agents: AGENT_ISOLATION is off"
+                )
             hosts = tuple(asked.allowed_hosts or ())
             return Network(
                 allowed_hosts=hosts,
@@ -130,7 +134,9 @@ def _network(core: Core, config: Cloud | SelfHosted | None, scope: str | None) -
                 registries=bool(asked.allow_package_managers),
             )
         case Unrestricted() if core.settings.agent_network in ("limited", "model_only"):
-            raise unsupported("config.networking", f"this server's agents have a network that is {core.settings.agent_network}")
+            raise unsupported(
+                "config.networking", f"this server's agents have a network that is {core.settings.agent_network}"
+            )
     return None
 
 
@@ -167,9 +173,7 @@ def shown(state: dict[str, Any]) -> dict[str, Any]:
 async def create_managed_environment(core: CoreDep, caller: Configurer, body: Create) -> Response:
     """Create an environment."""
     network = _network(core, body.config, body.scope)
-    made = await environments.create(
-        core.db, caller.tenant_id, body.name, body.description, body.metadata, network
-    )
+    made = await environments.create(core.db, caller.tenant_id, body.name, body.description, body.metadata, network)
     return answer(shown(made))
 
 

@@ -1,8 +1,8 @@
-"""Ids with prefixes, as this API's clients know them: `agent_…`, `sesn_…`. Each is one of ours, written otherwise, so that
-nobody keeps a table of both.
+"""Ids with prefixes, as this API's clients know them: `agent_…`, `sesn_…`. Each is one of ours, written otherwise, so
+that nobody keeps a table of both.
 
-What is behind the prefix is base32 (RFC 4648, lower case, without padding) of the 16 bytes of a UUID, or of what makes an
-event the one that it is: see `Part`.
+What is behind the prefix is base32 (RFC 4648, lower case, without padding) of the 16 bytes of a UUID, or of what makes
+an event the one that it is: see `Part`.
 """
 
 from __future__ import annotations
@@ -94,6 +94,6 @@ def part(prefix: str, text: object) -> Part | None:
 
 
 def of_client(kind: str, id_: UUID | str) -> str:
-    """The id of an event that a client sends, before the log has it: by the run that it queues (`m`), that it interrupts
+    """The id of an event that a client sends, before the log has it: by the run that it queues (`m`) or interrupts
     (`i`), or the request that it answers (`r`)."""
     return _write(EVENT, kind.encode() + (id_ if isinstance(id_, UUID) else UUID(id_)).bytes)
