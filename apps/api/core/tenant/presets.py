@@ -232,7 +232,8 @@ SELECT a.id, a.name, a.description, v.title, v.metadata, v.profile, v.config, v.
 
 _PAGE = bounded(
     f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
-  AND a.archived_at IS NULL AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)
+  AND a.archived_at IS NULL
+  AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)
   AND ($3::text IS NULL OR a.name COLLATE "C" > $3) ORDER BY a.name COLLATE "C" LIMIT $4""",
     "config",
     'name COLLATE "C"',
