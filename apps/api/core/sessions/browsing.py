@@ -122,3 +122,12 @@ async def waiting(db: Database, tenant_id: UUID, session_id: UUID) -> list[tuple
         tenant_id,
     )
     return [(row["id"], decode(row["prompt"])) for row in rows]
+
+
+async def has_tasks(db: Database, session_id: UUID) -> bool:
+    """Whether a session has called a subagent or begun something in the background."""
+    return bool(
+        await db.pool.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM events WHERE session_id = $1 AND type = 'task')", session_id
+        )
+    )
