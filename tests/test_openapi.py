@@ -51,6 +51,11 @@ def is_compat(name: str) -> bool:
     return " /compat/" in name
 
 
+def is_older(name: str) -> bool:
+    """Of the older servers, which ignored what they did not know, and told errors as `{"detail": …}`."""
+    return is_compat(name) and " /compat/managed-agents/" not in name
+
+
 def everywhere(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
     """Each operation, with its document and its name."""
     for document in documents:
@@ -109,7 +114,7 @@ def test_the_files_are_what_the_code_exports(exported: dict[Path, str]) -> None:
 
 def test_each_document_has_its_own_routes_only(documents: list[dict[str, Any]]) -> None:
     own = [{is_compat(f"GET {path}") and path.split("/")[2] for path in document["paths"]} for document in documents]
-    assert own == [{False}, {"chat-server"}, {"code-server"}, {"execute-server"}]
+    assert own == [{False}, {"chat-server"}, {"code-server"}, {"execute-server"}, {"managed-agents"}]
 
 
 def test_the_documents_name_their_schemas_only(documents: list[dict[str, Any]]) -> None:
@@ -151,7 +156,7 @@ def test_every_parameter_and_every_field_of_a_body_has_a_description(documents: 
         body = operation.get("requestBody")
         if body is not None and "application/json" in body["content"]:  # else a file
             schema = resolve(document, body["content"]["application/json"]["schema"])
-            assert not is_compat(name) or schema.get("additionalProperties") is not False, name
+            assert not is_older(name) or schema.get("additionalProperties") is not False, name
             for field, described in schema["properties"].items():
                 assert described.get("description"), f"{name}: field {field} (options: dialects/native/examples.py)"
 
@@ -178,11 +183,12 @@ def test_every_error_answer_has_our_shape_and_an_example(documents: list[dict[st
                 continue
             assert is_compat(name) or set(answer) == {"$ref"}, f"{name} {status} is not shared"
             content = resolve(document, answer)["content"]["application/json"]
-            compat = "Details" if status == "422" else "Detail"
-            model = compat if is_compat(name) else "ErrorAnswer"
+            older = "Details" if status == "422" else "Detail"
+            model = older if is_older(name) else "ManagedError" if is_compat(name) else "ErrorAnswer"
             assert content["schema"] == {"$ref": f"#/components/schemas/{model}"}, f"{name} {status}"
             example = content["example"]
-            assert example["detail"] if is_compat(name) else example["error"]["code"], f"{name} {status}"
+            said = example["detail"] if is_older(name) else example["error"]["type" if is_compat(name) else "code"]
+            assert said, f"{name} {status}"
 
 
 def test_errors_have_codes_that_are_listed(document: dict[str, Any]) -> None:

@@ -26,13 +26,14 @@ from apps.api.dialects.managed.common import (
     Closed,
     IdempotencyKey,
     Limit,
-    Listed,
+    ManagedObject,
+    ManagedPage,
     Metadata,
     MetadataPatch,
     PageOf,
-    Thing,
     answer,
     errors,
+    explained,
     id_path,
     moment,
     page,
@@ -56,7 +57,7 @@ class EffortLevel(Closed):
     type: Effort
 
 
-class ModelConfig(Closed):
+class ModelChoice(Closed):
     """A model, and how it is used."""
 
     id: ModelName
@@ -65,10 +66,10 @@ class ModelConfig(Closed):
     inference_geo: str | None = None
 
 
-Model = ModelName | ModelConfig
+Model = ModelName | ModelChoice
 
 
-class Identity(Closed):
+class ExecutionIdentity(Closed):
     """Whose identity runs have."""
 
     type: str
@@ -84,22 +85,26 @@ class Fields(Closed):
     mcp_servers: toolsets.Servers | None = None
     skills: Annotated[list[dict[str, Any]], Field(max_length=64)] | None = None
     multiagent: dict[str, Any] | None = None
-    execution_identity: Identity | None = None
+    execution_identity: ExecutionIdentity | None = None
 
 
 AgentName = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-class Create(Fields):
+class AgentCreate(Fields):
     """A new agent."""
+
+    model_config = explained()
 
     name: AgentName
     model: Model
     metadata: Metadata = Field(default_factory=dict)
 
 
-class Update(Fields):
-    """What changes: a field that is left out stays, null clears it."""
+class AgentUpdate(Fields):
+    """What changes of an agent: a field that is left out stays, null clears it."""
+
+    model_config = explained()
 
     name: AgentName | None = None
     model: Model | None = None
@@ -107,7 +112,7 @@ class Update(Fields):
     version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
 
 
-def model_options(model: str | ModelConfig | None, field: str = "model") -> dict[str, Any]:
+def model_options(model: str | ModelChoice | None, field: str = "model") -> dict[str, Any]:
     """The core's options for a model. Raises BadRequest."""
     if model is None:
         return {}
@@ -131,7 +136,7 @@ def check(body: Fields) -> None:
         raise unsupported("execution_identity.type", "runs have the server's identity: 'service_account'")
 
 
-def _changes(body: Create | Update) -> dict[str, Any]:
+def _changes(body: AgentCreate | AgentUpdate) -> dict[str, Any]:
     """What a body changes of the core's options. Raises BadRequest."""
     check(body)
     changes = model_options(body.model)
@@ -193,9 +198,9 @@ async def _state(core: Core, caller: Principal, agent: str) -> Response:
     return answer(shown(await presets.get(core.db, caller.tenant_id, agent), core.settings.default_model))
 
 
-@routes.post("/agents", dependencies=[LOOKS_UP], response_model=Thing, responses=errors(409, 413))
+@routes.post("/agents", dependencies=[LOOKS_UP], response_model=ManagedObject, responses=errors(409, 413))
 async def create_managed_agent(
-    request: Request, core: CoreDep, caller: Configurer, body: Create, idempotency_key: IdempotencyKey = None
+    request: Request, core: CoreDep, caller: Configurer, body: AgentCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create an agent, version 1."""
     options = {**_changes(body), **toolsets.options(body.tools or (), body.mcp_servers or ())}
@@ -211,7 +216,7 @@ async def create_managed_agent(
 _Moment = Annotated[datetime | None, Query(description="A moment with its time zone.")]
 
 
-@routes.get("/agents", response_model=Listed, responses=errors())
+@routes.get("/agents", response_model=ManagedPage, responses=errors())
 async def list_managed_agents(
     core: CoreDep,
     caller: Reader,
@@ -234,7 +239,7 @@ async def list_managed_agents(
     return page([shown(state, core.settings.default_model) for state in found.data], found.next_cursor)
 
 
-@routes.get("/agents/{agent_id}", response_model=Thing, responses=errors(404))
+@routes.get("/agents/{agent_id}", response_model=ManagedObject, responses=errors(404))
 async def get_managed_agent(
     core: CoreDep,
     caller: Reader,
@@ -245,8 +250,10 @@ async def get_managed_agent(
     return await _state(core, caller, str(agent_id) if version is None else f"{agent_id}@{version}")
 
 
-@routes.post("/agents/{agent_id}", dependencies=[LOOKS_UP], response_model=Thing, responses=errors(404, 409, 413))
-async def update_managed_agent(core: CoreDep, caller: Configurer, agent_id: AgentId, body: Update) -> Response:
+@routes.post(
+    "/agents/{agent_id}", dependencies=[LOOKS_UP], response_model=ManagedObject, responses=errors(404, 409, 413)
+)
+async def update_managed_agent(core: CoreDep, caller: Configurer, agent_id: AgentId, body: AgentUpdate) -> Response:
     """Add a version with these changes; what changes nothing adds none. 409 when `version` is not the newest one."""
     reference, judge = str(agent_id), _judge(core, caller)
     for left in reversed(range(presets.ATTEMPTS)):
@@ -264,7 +271,7 @@ async def update_managed_agent(core: CoreDep, caller: Configurer, agent_id: Agen
     return await _state(core, caller, reference)
 
 
-def _revised(body: Update, before: Mapping[str, Any]) -> dict[str, Any]:
+def _revised(body: AgentUpdate, before: Mapping[str, Any]) -> dict[str, Any]:
     """What an update changes of a preset. Raises BadRequest, ValidationError."""
     changes = _changes(body)
     if {"tools", "mcp_servers"} & body.model_fields_set:
@@ -290,14 +297,14 @@ def retooled(body: Fields, before: Mapping[str, Any]) -> dict[str, Any]:
     return toolsets.options(asked or (), servers or ())
 
 
-@routes.post("/agents/{agent_id}/archive", response_model=Thing, responses=errors(404))
+@routes.post("/agents/{agent_id}/archive", response_model=ManagedObject, responses=errors(404))
 async def archive_managed_agent(core: CoreDep, caller: Configurer, agent_id: AgentId) -> Response:
     """Let no session begin with an agent any more. Those that exist go on."""
     await presets.archive(core.db, caller.tenant_id, str(agent_id))
     return await _state(core, caller, str(agent_id))
 
 
-@routes.get("/agents/{agent_id}/versions", response_model=Listed, responses=errors(404))
+@routes.get("/agents/{agent_id}/versions", response_model=ManagedPage, responses=errors(404))
 async def list_managed_agent_versions(
     core: CoreDep, caller: Reader, agent_id: AgentId, limit: Limit = 20, page_of: PageOf = None
 ) -> Response:

@@ -100,18 +100,18 @@ def router(route_class: type[Route] = ManagedRoute) -> Router:
     return Router(prefix="/v1", tags=[TAG], route_class=route_class)
 
 
-class ErrorDetail(BaseModel):
+class ManagedErrorDetail(BaseModel):
     """What went wrong."""
 
     type: str = Field(examples=["invalid_request_error"])
     message: str = Field(examples=["name: Field required"])
 
 
-class Error(BaseModel):
+class ManagedError(BaseModel):
     """An error, as the official clients read it."""
 
     type: Literal["error"]
-    error: ErrorDetail
+    error: ManagedErrorDetail
     request_id: str
 
 
@@ -132,7 +132,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route documents: these statuses, and those that any may answer."""
     return {
         status: {
-            "model": Error,
+            "model": ManagedError,
             "description": _WHY[status][0],
             "content": {
                 "application/json": {
@@ -154,12 +154,48 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def explained(**texts: str) -> ConfigDict:
+    """For a body: what its fields are, in the document."""
+
+    def explain(schema: dict[str, Any]) -> None:
+        for name, field in schema["properties"].items():
+            field["description"] = texts.get(name) or FIELDS[name]
+
+    return ConfigDict(extra="forbid", json_schema_extra=explain)
+
+
+FIELDS = {
+    "name": "What people call it; others may have the same name.",
+    "description": "For people.",
+    "metadata": "Up to 16 pairs of your own. In an update null takes a key away, and what is not named stays.",
+    "config": "Where it is, and what agents may reach there.",
+    "scope": "`organization`; `account` is refused.",
+    "model": "A model's name, or an object with `id` and `effort`.",
+    "system": "The system prompt.",
+    "tools": "Toolsets and custom tools.",
+    "mcp_servers": "MCP servers by URL; an `mcp_toolset` in `tools` refers to each.",
+    "skills": "Skills that the agent has.",
+    "multiagent": "Refused.",
+    "execution_identity": "`service_account`; `aws_role` is refused.",
+    "version": "The version that is to be the newest; 409 if it is not.",
+    "title": "What people call it; null takes it away.",
+    "agent": "An agent's id; or an object with `type`, `id`, and `version` or what differs in this session.",
+    "environment_id": "Where its agents work.",
+    "budget": "What the session may cost.",
+    "initial_events": "Messages that it begins with.",
+    "resources": "What its workspace is given.",
+    "vault_ids": "Whose credentials its agent may use.",
+    "events": "What is sent, in order.",
+}
+"""What fields of bodies are, where no body says something else."""
+
+
 def page(data: list[dict[str, Any]], next_page: str | None, **more: Any) -> Json:
     """A page of a list."""
     return Json({"data": data, "next_page": next_page, **more})
 
 
-class Listed(BaseModel):
+class ManagedPage(BaseModel):
     """A page. `next_page` goes into `page` of the next request, beside the same other parameters."""
 
     data: list[dict[str, Any]]
@@ -180,7 +216,7 @@ def listed(name: str, each: Any) -> Callable[..., Coroutine[Any, Any, list[Any]]
     return given
 
 
-class Thing(BaseModel):
+class ManagedObject(BaseModel):
     """One thing, in the official API's own fields: see the `anthropic` package, and docs/managed-agents.md for what is
     not supported."""
 

@@ -17,13 +17,14 @@ from apps.api.dialects.managed.common import (
     Archived,
     Closed,
     Limit,
-    Listed,
+    ManagedObject,
+    ManagedPage,
     Metadata,
     MetadataPatch,
     PageOf,
-    Thing,
     answer,
     errors,
+    explained,
     id_path,
     page,
     patched,
@@ -40,13 +41,13 @@ EnvironmentId = Annotated[UUID, id_path("environment")]
 MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 
 
-class Unrestricted(Closed):
+class UnrestrictedNetwork(Closed):
     """Whatever profile and server allow."""
 
     type: Literal["unrestricted"]
 
 
-class Limited(Closed):
+class LimitedNetwork(Closed):
     """Only these hosts, beside the model."""
 
     type: Literal["limited"]
@@ -57,7 +58,7 @@ class Limited(Closed):
     allow_package_managers: bool | None = None
 
 
-class Packages(Closed):
+class WantedPackages(Closed):
     """What is to be installed. Nothing is: what is there is in the image."""
 
     type: Literal["packages"] | None = None
@@ -69,27 +70,29 @@ class Packages(Closed):
     pip: list[str] | None = None
 
 
-class Cloud(Closed):
+class CloudConfig(Closed):
     """An environment on this server."""
 
     type: Literal["cloud"]
-    networking: Annotated[Unrestricted | Limited, Field(discriminator="type")] | None = None
-    packages: Packages | None = None
+    networking: Annotated[UnrestrictedNetwork | LimitedNetwork, Field(discriminator="type")] | None = None
+    packages: WantedPackages | None = None
 
 
-class SelfHosted(Closed):
+class SelfHostedConfig(Closed):
     """Tools that run elsewhere. Not supported."""
 
     type: Literal["self_hosted"]
 
 
-Config = Annotated[Cloud | SelfHosted, Field(discriminator="type")]
+Config = Annotated[CloudConfig | SelfHostedConfig, Field(discriminator="type")]
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 Description = Annotated[Text, Field(max_length=2048)]
 
 
-class Create(Closed):
+class EnvironmentCreate(Closed):
     """A new environment."""
+
+    model_config = explained()
 
     name: Name
     config: Config | None = None
@@ -98,8 +101,10 @@ class Create(Closed):
     scope: Literal["organization", "account"] | None = None
 
 
-class Update(Closed):
-    """What changes."""
+class EnvironmentUpdate(Closed):
+    """What changes of an environment."""
+
+    model_config = explained()
 
     name: Name | None = None
     config: Config | None = None
@@ -108,13 +113,13 @@ class Update(Closed):
     scope: Literal["organization", "account"] | None = None
 
 
-def _network(core: Core, config: Cloud | SelfHosted | None, scope: str | None) -> Network | None:
+def _network(core: Core, config: CloudConfig | SelfHostedConfig | None, scope: str | None) -> Network | None:
     """What is kept of it. Raises BadRequest."""
     if scope == "account":
         raise unsupported("scope", "every environment is its whole tenant's: 'organization'")
     if config is None:
         return None
-    if isinstance(config, SelfHosted):
+    if isinstance(config, SelfHostedConfig):
         raise unsupported("config.type", "agents run their tools on this server: 'cloud'")
     if config.packages is not None:
         for manager in MANAGERS:
@@ -122,7 +127,7 @@ def _network(core: Core, config: Cloud | SelfHosted | None, scope: str | None) -
                 why = "nothing is installed for a session: packages are part of the operator's image"
                 raise unsupported(f"config.packages.{manager}", why)
     match config.networking:
-        case Limited() as asked:
+        case LimitedNetwork() as asked:
             if not environments.kept(core):
                 raise unsupported(
                     "config.networking", "this server does not isolate its agents: AGENT_ISOLATION is off"
@@ -133,7 +138,7 @@ def _network(core: Core, config: Cloud | SelfHosted | None, scope: str | None) -
                 mcp_servers=bool(asked.allow_mcp_servers),
                 registries=bool(asked.allow_package_managers),
             )
-        case Unrestricted() if core.settings.agent_network in ("limited", "model_only"):
+        case UnrestrictedNetwork() if core.settings.agent_network in ("limited", "model_only"):
             raise unsupported(
                 "config.networking", f"this server's agents have a network that is {core.settings.agent_network}"
             )
@@ -169,15 +174,15 @@ def shown(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@routes.post("/environments", response_model=Thing, responses=errors(409, 413))
-async def create_managed_environment(core: CoreDep, caller: Configurer, body: Create) -> Response:
+@routes.post("/environments", response_model=ManagedObject, responses=errors(409, 413))
+async def create_managed_environment(core: CoreDep, caller: Configurer, body: EnvironmentCreate) -> Response:
     """Create an environment."""
     network = _network(core, body.config, body.scope)
     made = await environments.create(core.db, caller.tenant_id, body.name, body.description, body.metadata, network)
     return answer(shown(made))
 
 
-@routes.get("/environments", response_model=Listed, responses=errors())
+@routes.get("/environments", response_model=ManagedPage, responses=errors())
 async def list_managed_environments(
     core: CoreDep,
     caller: Reader,
@@ -192,15 +197,15 @@ async def list_managed_environments(
     return page([shown(state) for state in found.data], found.next_cursor)
 
 
-@routes.get("/environments/{environment_id}", response_model=Thing, responses=errors(404))
+@routes.get("/environments/{environment_id}", response_model=ManagedObject, responses=errors(404))
 async def get_managed_environment(core: CoreDep, caller: Reader, environment_id: EnvironmentId) -> Response:
     """An environment."""
     return answer(shown(await environments.get(core.db, caller.tenant_id, environment_id)))
 
 
-@routes.post("/environments/{environment_id}", response_model=Thing, responses=errors(404, 409, 413))
+@routes.post("/environments/{environment_id}", response_model=ManagedObject, responses=errors(404, 409, 413))
 async def update_managed_environment(
-    core: CoreDep, caller: Configurer, environment_id: EnvironmentId, body: Update
+    core: CoreDep, caller: Configurer, environment_id: EnvironmentId, body: EnvironmentUpdate
 ) -> Response:
     """Change an environment. Sessions that exist keep what they have."""
     before = await environments.get(core.db, caller.tenant_id, environment_id)
@@ -217,14 +222,14 @@ async def update_managed_environment(
     return answer(shown(await environments.change(core.db, caller.tenant_id, environment_id, changes)))
 
 
-@routes.delete("/environments/{environment_id}", response_model=Thing, responses=errors(404, 409))
+@routes.delete("/environments/{environment_id}", response_model=ManagedObject, responses=errors(404, 409))
 async def delete_managed_environment(core: CoreDep, caller: Configurer, environment_id: EnvironmentId) -> Response:
     """Delete an environment in which no session is."""
     await environments.delete(core.db, caller.tenant_id, environment_id)
     return answer({"id": ids.write("env", environment_id), "type": "environment_deleted"})
 
 
-@routes.post("/environments/{environment_id}/archive", response_model=Thing, responses=errors(404))
+@routes.post("/environments/{environment_id}/archive", response_model=ManagedObject, responses=errors(404))
 async def archive_managed_environment(core: CoreDep, caller: Configurer, environment_id: EnvironmentId) -> Response:
     """Let no session begin there any more."""
     return answer(shown(await environments.archive(core.db, caller.tenant_id, environment_id)))

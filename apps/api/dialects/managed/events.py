@@ -28,7 +28,7 @@ from apps.api.dialects.managed import ids, toolsets
 from apps.api.dialects.managed.blocks import prompt_blocks
 from apps.api.dialects.managed.common import (
     IdempotencyKey,
-    Listed,
+    ManagedPage,
     PageOf,
     answer,
     error_shape,
@@ -39,7 +39,7 @@ from apps.api.dialects.managed.common import (
     router,
 )
 from apps.api.dialects.managed.ids import EVENT
-from apps.api.dialects.managed.messages import Send
+from apps.api.dialects.managed.messages import SendEvents
 from apps.api.dialects.managed.sending import Sender
 from apps.api.dialects.managed.sessions import SessionId, state_of
 from apps.api.dialects.managed.translate import Event, Fold
@@ -59,19 +59,19 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Echo(BaseModel):
+class SentEvents(BaseModel):
     """What was sent, with ids."""
 
     data: list[dict[str, Any]]
 
 
-@routes.post("/sessions/{session_id}/events", response_model=Echo, responses=errors(404, 409, 413))
+@routes.post("/sessions/{session_id}/events", response_model=SentEvents, responses=errors(404, 409, 413))
 async def send_managed_events(
     request: Request,
     core: CoreDep,
     caller: Writer,
     session_id: SessionId,
-    body: Send,
+    body: SendEvents,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Send events. A message to a session that is at work waits: its `processed_at` is null until it is taken."""
@@ -229,7 +229,7 @@ async def sought_by(
 Many = Annotated[int, Query(ge=1, le=MAX_EVENTS, description="Events on a page.")]
 
 
-@routes.get("/sessions/{session_id}/events", response_model=Listed, responses=errors(404))
+@routes.get("/sessions/{session_id}/events", response_model=ManagedPage, responses=errors(404))
 async def list_managed_events(
     core: CoreDep,
     caller: Reader,

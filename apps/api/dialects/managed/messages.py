@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from apps.api.core.config import client_tools
 from apps.api.core.config.content import Content
 from apps.api.core.config.names import Text
-from apps.api.dialects.managed.common import Closed, unsupported
+from apps.api.dialects.managed.common import Closed, explained, unsupported
 from apps.api.errors import ValidationError as Invalid
 from apps.api.web.errors import findings
 
@@ -110,7 +110,9 @@ Sent = Annotated[
 ]
 
 
-class Send(Closed):
+class SendEvents(Closed):
     """Events for a session, in order."""
+
+    model_config = explained()
 
     events: Annotated[list[Sent], Field(min_length=1, max_length=50)]

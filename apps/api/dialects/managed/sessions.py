@@ -25,13 +25,14 @@ from apps.api.dialects.managed.common import (
     Closed,
     IdempotencyKey,
     Limit,
-    Listed,
+    ManagedObject,
+    ManagedPage,
     Metadata,
     MetadataPatch,
     PageOf,
-    Thing,
     answer,
     errors,
+    explained,
     id_path,
     listed,
     moment,
@@ -81,7 +82,7 @@ class Money(Closed):
     currency: Literal["USD"]
 
 
-class Budget(Closed):
+class SpendLimit(Closed):
     """What a session may cost."""
 
     type: Literal["limit"]
@@ -92,14 +93,16 @@ Ref = Annotated[AgentRef | AgentOverrides, Field(discriminator="type")]
 Title = Annotated[Text, Field(max_length=500)]
 
 
-class Create(Closed):
+class SessionCreate(Closed):
     """A new session."""
+
+    model_config = explained()
 
     agent: str | Ref
     environment_id: str
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
-    budget: Budget | None = None
+    budget: SpendLimit | None = None
     initial_events: Annotated[list[UserMessage], Field(max_length=50)] = Field(default_factory=list)
     resources: Annotated[list[dict[str, Any]], Field(max_length=100)] = Field(default_factory=list)
     vault_ids: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
@@ -112,17 +115,19 @@ class AgentChange(Closed):
     mcp_servers: toolsets.Servers | None = None
 
 
-class Update(Closed):
-    """What changes: a field that is left out stays."""
+class SessionUpdate(Closed):
+    """What changes of a session: a field that is left out stays."""
+
+    model_config = explained()
 
     title: Title | None = None
     metadata: MetadataPatch | None = None
     agent: AgentChange | None = None
-    budget: Budget | None = None
+    budget: SpendLimit | None = None
     vault_ids: list[str] | None = None
 
 
-def _usd(budget: Budget | None, field: str = "budget") -> float | None:
+def _usd(budget: SpendLimit | None, field: str = "budget") -> float | None:
     if budget is None:
         return None
     if (amount := float(budget.max_list_cost.amount)) <= 0:
@@ -216,7 +221,7 @@ def _overrides(given: AgentOverrides, before: Mapping[str, Any]) -> dict[str, An
     return changes
 
 
-async def _config(core: Core, caller: Principal, body: Create) -> tuple[AgentConfig, str]:
+async def _config(core: Core, caller: Principal, body: SessionCreate) -> tuple[AgentConfig, str]:
     """What a session has that its agent has not, and the agent's version. Raises NotFound, ValidationError."""
     ref = body.agent
     id_, version = (ref, None) if isinstance(ref, str) else (ref.id, ref.version)
@@ -237,9 +242,9 @@ async def _config(core: Core, caller: Principal, body: Create) -> tuple[AgentCon
     return config, f"{preset['agent_id']}@{preset['version']}"
 
 
-@routes.post("/sessions", response_model=Thing, responses=errors(404, 409, 413))
+@routes.post("/sessions", response_model=ManagedObject, responses=errors(404, 409, 413))
 async def create_managed_session(
-    request: Request, core: CoreDep, caller: Writer, body: Create, idempotency_key: IdempotencyKey = None
+    request: Request, core: CoreDep, caller: Writer, body: SessionCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a session, and send it `initial_events` if there are any. It is idle without them."""
     for field in ("resources", "vault_ids"):
@@ -277,7 +282,7 @@ async def create_managed_session(
 Status = Literal["rescheduling", "running", "idle", "terminated"]
 
 
-@routes.get("/sessions", response_model=Listed, responses=errors())
+@routes.get("/sessions", response_model=ManagedPage, responses=errors())
 async def list_managed_sessions(
     core: CoreDep,
     caller: Reader,
@@ -316,27 +321,26 @@ async def list_managed_sessions(
         },
         caller.profiles,
     )
+    newest_first, model = order == "desc", core.settings.default_model
     found = await browsing.list_page(
-        core.db,
-        caller.tenant_id,
-        sought,
-        newest_first=order == "desc",
-        limit=limit,
-        cursor=page_of,
-        model=core.settings.default_model,
+        core.db, caller.tenant_id, sought, newest_first=newest_first, limit=limit, cursor=page_of, model=model
     )
-    data = [await _told(core, caller, state) for state in found.data]
+    versions: dict[str, Any] = {}
+    for state in found.data:
+        if str(state["agent"]) not in versions:
+            versions[str(state["agent"])] = await _preset(core, caller, state)
+    data = [shown(state, versions[str(state["agent"])], model) for state in found.data]
     return Json({"data": data, "next_page": found.next_cursor, "prev_page": found.previous_cursor})
 
 
-@routes.get("/sessions/{session_id}", response_model=Thing, responses=errors(404))
+@routes.get("/sessions/{session_id}", response_model=ManagedObject, responses=errors(404))
 async def get_managed_session(core: CoreDep, caller: Reader, session_id: SessionId) -> Response:
     """A session as it is now."""
     return answer(await _told(core, caller, await state_of(core, caller, session_id)))
 
 
-@routes.post("/sessions/{session_id}", response_model=Thing, responses=errors(404, 409, 413))
-async def update_managed_session(core: CoreDep, caller: Writer, session_id: SessionId, body: Update) -> Response:
+@routes.post("/sessions/{session_id}", response_model=ManagedObject, responses=errors(404, 409, 413))
+async def update_managed_session(core: CoreDep, caller: Writer, session_id: SessionId, body: SessionUpdate) -> Response:
     """Change title, metadata, tools, MCP servers or budget. Tools and servers need a session that is idle."""
     state = await state_of(core, caller, session_id)
     if body.vault_ids is not None:
@@ -375,7 +379,7 @@ async def _change(
     await prompts.change(core, caller.tenant_id, session_id, wanted, choice, while_busy=while_busy)
 
 
-@routes.post("/sessions/{session_id}/archive", response_model=Thing, responses=errors(404, 409))
+@routes.post("/sessions/{session_id}/archive", response_model=ManagedObject, responses=errors(404, 409))
 async def archive_managed_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Let an idle session be read, and take no events any more."""
     await state_of(core, caller, session_id)
@@ -383,7 +387,7 @@ async def archive_managed_session(core: CoreDep, caller: Writer, session_id: Ses
     return answer(await _told(core, caller, await state_of(core, caller, session_id)))
 
 
-@routes.delete("/sessions/{session_id}", response_model=Thing, responses=errors(404, 409))
+@routes.delete("/sessions/{session_id}", response_model=ManagedObject, responses=errors(404, 409))
 async def delete_managed_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Stop a session, and remove all that it has."""
     await state_of(core, caller, session_id)

@@ -16,9 +16,9 @@ from apps.api.core.events.frames import Position
 from apps.api.core.sessions import browsing, sessions
 from apps.api.dialects.managed import ids
 from apps.api.dialects.managed.common import (
-    Listed,
+    ManagedObject,
+    ManagedPage,
     PageOf,
-    Thing,
     answer,
     errors,
     id_path,
@@ -108,7 +108,7 @@ async def _call_of(of: Log, thread_id: str) -> tuple[int, str | None]:
     return part.seq, block["id"]
 
 
-@routes.get("/sessions/{session_id}/threads", response_model=Listed, responses=errors(404))
+@routes.get("/sessions/{session_id}/threads", response_model=ManagedPage, responses=errors(404))
 async def list_managed_threads(
     core: CoreDep,
     caller: Reader,
@@ -127,7 +127,7 @@ async def list_managed_threads(
     return page(threads[start : start + limit], str(start + limit) if len(threads) > start + limit else None)
 
 
-@routes.get("/sessions/{session_id}/threads/{thread_id}", response_model=Thing, responses=errors(404))
+@routes.get("/sessions/{session_id}/threads/{thread_id}", response_model=ManagedObject, responses=errors(404))
 async def get_managed_thread(core: CoreDep, caller: Reader, session_id: SessionId, thread_id: ThreadId) -> Response:
     """A thread."""
     state = await state_of(core, caller, session_id)
@@ -139,7 +139,7 @@ async def get_managed_thread(core: CoreDep, caller: Reader, session_id: SessionI
     return answer(found)
 
 
-@routes.post("/sessions/{session_id}/threads/{thread_id}/archive", response_model=Thing, responses=errors(404))
+@routes.post("/sessions/{session_id}/threads/{thread_id}/archive", response_model=ManagedObject, responses=errors(404))
 async def archive_managed_thread(core: CoreDep, caller: Writer, session_id: SessionId, thread_id: ThreadId) -> Response:
     """Not supported: a subagent is a part of its session."""
     state = await state_of(core, caller, session_id)
@@ -148,7 +148,7 @@ async def archive_managed_thread(core: CoreDep, caller: Writer, session_id: Sess
     raise unsupported("thread_id", "a thread is not archived by itself: archive the session")
 
 
-@routes.get("/sessions/{session_id}/threads/{thread_id}/events", response_model=Listed, responses=errors(404))
+@routes.get("/sessions/{session_id}/threads/{thread_id}/events", response_model=ManagedPage, responses=errors(404))
 async def list_managed_thread_events(
     core: CoreDep,
     caller: Reader,

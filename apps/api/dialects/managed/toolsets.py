@@ -34,20 +34,20 @@ OPTIONS = ("tools", "allowed_tools", "ask_tools", "disallowed_tools", "client_to
 """Those that are made of `tools` and `mcp_servers`."""
 
 
-class Policy(Closed):
+class PermissionPolicy(Closed):
     """Whether a call runs at once or waits for a person."""
 
     type: Literal["always_allow", "always_ask", "auto"]
 
 
-class Default(Closed):
+class ToolDefault(Closed):
     """Of tools that are not named."""
 
     enabled: bool | None = None
-    permission_policy: Policy | None = None
+    permission_policy: PermissionPolicy | None = None
 
 
-class BuiltIn(Default):
+class BuiltInTool(ToolDefault):
     """A built-in tool, where it differs from the default."""
 
     name: Literal["bash", "edit", "read", "write", "glob", "grep", "web_fetch", "web_search"]
@@ -63,14 +63,14 @@ class AgentToolset(Closed):
     """The built-in tools."""
 
     type: Literal["agent_toolset_20260401"]
-    default_config: Default | None = None
-    configs: Annotated[list[BuiltIn], Field(max_length=256)] | None = None
+    default_config: ToolDefault | None = None
+    configs: Annotated[list[BuiltInTool], Field(max_length=256)] | None = None
 
 
 McpToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class McpTool(Default):
+class McpTool(ToolDefault):
     """A tool of an MCP server, where it differs from the default."""
 
     name: McpToolName
@@ -81,11 +81,11 @@ class McpToolset(Closed):
 
     type: Literal["mcp_toolset"]
     mcp_server_name: Name
-    default_config: Default | None = None
+    default_config: ToolDefault | None = None
     configs: Annotated[list[McpTool], Field(max_length=256)] | None = None
 
 
-class Custom(Closed):
+class CustomTool(Closed):
     """A tool that the caller's program executes."""
 
     type: Literal["custom"]
@@ -102,21 +102,21 @@ class UrlServer(Closed):
     url: Url
 
 
-Tool = Annotated[AgentToolset | McpToolset | Custom, Field(discriminator="type")]
+Tool = Annotated[AgentToolset | McpToolset | CustomTool, Field(discriminator="type")]
 Tools = Annotated[list[Tool], Field(max_length=256)]
 Servers = Annotated[list[UrlServer], Field(max_length=20)]
 
 
-def _asks(field: str, own: Default, default: str) -> bool:
+def _asks(field: str, own: ToolDefault, default: str) -> bool:
     policy = own.permission_policy.type if own.permission_policy else default
     if policy == "auto":
         raise unsupported(f"{field}.permission_policy", "no model judges calls here: 'always_allow' or 'always_ask'")
     return policy == "always_ask"
 
 
-def _own(own: Default, default: Default | None) -> Default:
-    given = default or Default()
-    return Default(
+def _own(own: ToolDefault, default: ToolDefault | None) -> ToolDefault:
+    given = default or ToolDefault()
+    return ToolDefault(
         enabled=given.enabled if own.enabled is None else own.enabled,
         permission_policy=own.permission_policy or given.permission_policy,
     )
@@ -128,7 +128,7 @@ _LIMITS = ("allowed_domains", "blocked_domains", "max_content_tokens", "url_sour
 def _built_in(field: str, toolset: AgentToolset, found: dict[str, Any]) -> None:
     named = {config.name: (number, config) for number, config in enumerate(toolset.configs or ())}
     for theirs, ours in BUILT_IN.items():
-        number, config = named.get(theirs, (0, BuiltIn(name=theirs)))  # type: ignore[arg-type]
+        number, config = named.get(theirs, (0, BuiltInTool(name=theirs)))  # type: ignore[arg-type]
         where = f"{field}.configs.{number}" if theirs in named else f"{field}.default_config"
         for limit in _LIMITS:
             if getattr(config, limit) is not None:
@@ -140,7 +140,7 @@ def _built_in(field: str, toolset: AgentToolset, found: dict[str, Any]) -> None:
 
 
 def _of_server(field: str, toolset: McpToolset, found: dict[str, Any]) -> None:
-    server, default = f"mcp__{toolset.mcp_server_name}", toolset.default_config or Default()
+    server, default = f"mcp__{toolset.mcp_server_name}", toolset.default_config or ToolDefault()
     if default.enabled is False:
         raise unsupported(f"{field}.default_config.enabled", "name the tools that are not to be used instead")
     asks = _asks(f"{field}.default_config", default, "always_ask")
@@ -157,7 +157,7 @@ def _of_server(field: str, toolset: McpToolset, found: dict[str, Any]) -> None:
             )
 
 
-def options(tools: Sequence[AgentToolset | McpToolset | Custom], servers: Sequence[UrlServer]) -> dict[str, Any]:
+def options(tools: Sequence[AgentToolset | McpToolset | CustomTool], servers: Sequence[UrlServer]) -> dict[str, Any]:
     """The core's options, by name. Raises BadRequest, ValidationError."""
     found: dict[str, Any] = {name: [] for name in ("tools", "allowed_tools", "ask_tools", "disallowed_tools")}
     custom, seen = [], set[str]()
@@ -175,7 +175,7 @@ def options(tools: Sequence[AgentToolset | McpToolset | Custom], servers: Sequen
                     raise ValidationError.of(f"{field}.mcp_server_name", reason)
                 seen.add(name)
                 _of_server(field, tool, found)
-            case Custom():
+            case CustomTool():
                 if tool.input_schema.get("type") != "object":
                     raise ValidationError.of(f"{field}.input_schema.type", "must be 'object'")
                 custom.append(tool.model_dump(include={"name", "description", "input_schema"}))
