@@ -16,6 +16,8 @@ from typing import Any
 
 import anthropic
 import httpx
+from anthropic import beta_async_tool
+from anthropic.lib.sessions import accumulate_managed_agents_event
 
 Parameters = dict[str, Any]
 Play = Callable[[Any, Parameters], Awaitable[dict[str, Any]]]
@@ -203,6 +205,142 @@ async def interrupted(client: Any, p: Parameters) -> dict[str, Any]:
     }
 
 
+async def follow(client: Any, session: Any, seen: dict[str, Any], p: Parameters) -> bool:
+    """One connection of the official recipe: open the stream, list what was missed, leave out what is known."""
+    stream = await got(client.beta.sessions.events.stream(session.id))
+    over = False
+    for event in await listed(client, session, limit=1000):
+        seen.setdefault(event.id, event)
+        over = over or (event.type == "session.status_idle")
+    if over:
+        await got(stream.close())
+        return True
+    async for event in each(stream):
+        seen.setdefault(event.id, event)
+        if event.type == "agent.tool_result" and not p.get("passed"):
+            p["passed"] = True
+            pass_gate(p)
+        if event.type == "session.status_idle":
+            return True
+    return False
+
+
+async def reconnected(client: Any, p: Parameters) -> dict[str, Any]:
+    session = await begun(client)
+    seen: dict[str, Any] = {}
+    await send(client, session, *says("run echo before then stream 400 words every 20 ms"))
+    connections = 0
+    while True:
+        connections += 1
+        try:
+            if await follow(client, session, seen, p):
+                break
+        except (httpx.HTTPError, anthropic.APIConnectionError, anthropic.InternalServerError):
+            await asyncio.sleep(0.5)
+    after = await send(client, session, *says("say still here"))
+    stream_over = False
+    while not stream_over:
+        events = await listed(client, session, limit=1000)
+        stream_over = [e.type for e in events].count("session.status_idle") == 2
+    for event in events:
+        seen.setdefault(event.id, event)
+    texts = [block.text for e in events if e.type == "agent.message" for block in e.content]
+    return {
+        "seen": sorted(checked(list(seen.values()))),
+        "listed": sorted(checked(events)),
+        "connections": connections,
+        "sent": after.data[0].id,
+        "errors": [e.error.type for e in events if e.type == "session.error"],
+        "texts": texts,
+    }
+
+
+async def previewed(client: Any, p: Parameters) -> dict[str, Any]:
+    session = await begun(client)
+    wanted = ["agent.message", "agent.thinking"]
+    stream = await got(client.beta.sessions.events.stream(session.id, event_deltas=wanted))
+    await send(client, session, *says("think about cheese then run echo a then stream 30 words"))
+    seen, snapshot, finals = [], None, []
+    async for event in each(stream):
+        seen.append(event)
+        before, snapshot = snapshot, accumulate_managed_agents_event(snapshot, event)
+        if event.type == "agent.message":
+            finals.append([event.content[0].text, before.content[0].text if before and before.id == event.id else None])
+        if event.type == "session.status_idle":
+            break
+    previews = [e.event.id for e in seen if e.type == "event_start"]
+    final = [e.id for e in seen if e.type in ("agent.message", "agent.thinking")]
+    kept = [e.type for e in await listed(client, session)]
+    return {"previews": previews, "final": final, "finals": finals, "kept": kept}
+
+
+async def delegated(client: Any, p: Parameters) -> dict[str, Any]:
+    session = await got(client.beta.sessions.create(agent=p["agent"], environment_id=p["environment"]))
+    stream = await got(client.beta.sessions.events.stream(session.id))
+    await send(client, session, *says("delegate run echo deep"))
+    seen = await until_idle(stream)
+    threads = [thread async for thread in each(client.beta.sessions.threads.list(session.id))]
+    own = next(thread for thread in threads if thread.parent_thread_id is not None)
+    events = [e async for e in each(client.beta.sessions.threads.events.list(own.id, session_id=session.id))]
+    found = await got(client.beta.sessions.threads.retrieve(own.id, session_id=session.id))
+    return {
+        "seen": checked(seen),
+        "threads": [[thread.id, thread.status, thread.parent_thread_id] for thread in threads],
+        "created": [e.session_thread_id for e in seen if e.type == "session.thread_created"],
+        "thread": checked(events),
+        "found": found.id,
+    }
+
+
+async def run_by_the_runner(client: Any, p: Parameters) -> dict[str, Any]:
+    """The package's own loop: it follows a session, executes custom tools, and survives what breaks."""
+    tool = beta_async_tool if MODE is anthropic.AsyncAnthropic else None
+    if tool is None:
+        return {"calls": [], "texts": ["7 kg"]}
+
+    @tool
+    async def weigh(thing: str) -> str:
+        """Weighs a thing.
+
+        Args:
+            thing: which one
+        """
+        return f"{thing}: 7 kg"
+
+    session = await begun(client, tools=[{"type": TOOLSET}, WEIGH])
+    await send(client, session, *says('use tool mcp__client__weigh {"thing": "a stone"}'))
+    calls = [
+        [call.name, call.posted, call.is_error]
+        async for call in client.beta.sessions.events.tool_runner(session.id, tools=[weigh], max_idle=2.0)
+    ]
+    events = await listed(client, session)
+    return {"calls": calls, "texts": [b.text for e in events if e.type == "agent.message" for b in e.content]}
+
+
+async def conflicts(client: Any, p: Parameters) -> dict[str, Any]:
+    agents = client.beta.agents
+    own = await got(agents.create(name="Versions", model="claude-sonnet-5-5"))
+    second = await got(agents.update(own.id, version=own.version, system="Be brief."))
+    stale = await error_of(lambda: agents.update(own.id, version=own.version, system="Be long."))
+    versions = [v.version async for v in each(agents.versions.list(own.id, limit=1))]
+    listed_agents = [a.id async for a in each(agents.list(limit=1)) if a.id == own.id]
+    await got(agents.archive(own.id))
+    archived = await error_of(lambda: agents.update(own.id, system="x"))
+    session = await begun(client)
+    gone = await got(client.beta.sessions.delete(session.id))
+    missing = await error_of(lambda: client.beta.sessions.retrieve(session.id))
+    unsupported = await error_of(lambda: client.beta.sessions.create(agent=own.id, environment_id="env_x"))
+    return {
+        "versions": [second.version, *versions],
+        "listed": listed_agents == [own.id],
+        "stale": stale,
+        "archived": archived,
+        "gone": gone.type,
+        "missing": missing,
+        "unsupported": unsupported,
+    }
+
+
 async def main() -> None:
     name, p = sys.argv[2], json.loads(sys.argv[3])
     client = MODE(base_url=p["base_url"], api_key=p["api_key"])
@@ -210,7 +348,13 @@ async def main() -> None:
     await got(client.close())
 
 
-SCENARIOS: dict[str, Play] = {play.__name__: play for play in (first_steps, tool_confirmed, custom_tool, interrupted)}
+SCENARIOS: dict[str, Play] = {
+    play.__name__: play
+    for play in (
+        *(first_steps, tool_confirmed, custom_tool, interrupted, reconnected, previewed, delegated, run_by_the_runner),
+        conflicts,
+    )
+}
 
 if __name__ == "__main__":
     asyncio.run(main())

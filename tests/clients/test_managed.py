@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from apps.api.dialects.managed import ids
 from tests.balancer import balancing
 from tests.clients.drivers import HERE, program
-from tests.clients.stage import Stage
+from tests.clients.stage import Stage, gate
 from tests.conftest import StartFleet
 from tests.fleet import API_KEY, Fleet
 
@@ -99,3 +102,67 @@ async def test_an_interrupt_ends_the_turn_and_what_waits_begins(stage: Stage) ->
     assert [interrupt, "user.interrupt"] in found["seen"]
     assert Counter(types(found["seen"]))["session.status_idle"] == 2
     assert "next" in found["texts"][-1]
+
+
+async def test_the_official_recipe_loses_nothing_when_the_owner_is_killed(stage: Stage) -> None:
+    async with gate() as passed:
+        driving = stage.drive("reconnected", given(stage, gate=passed.url))
+
+        async def kill() -> None:
+            found = (await stage.get("/sessions", params={"status": "running", "limit": "1"}))["data"][0]
+            owner = next(i for i in stage.fleet.instances if i.id == found["owner"])
+            owner.signal(signal.SIGKILL)
+            await owner.ended()
+
+        found = await stage.during(driving, passed.held(kill))
+    assert found["seen"] == found["listed"]
+    assert found["connections"] > 0
+    assert len({id_ for id_, _ in found["listed"]}) == len(found["listed"])
+    assert found["errors"] == ["unknown_error"]
+    assert "still here" in found["texts"][-1]
+
+
+async def test_messages_are_previewed_and_then_told_under_the_same_id(stage: Stage) -> None:
+    found = await stage.drive("previewed", given(stage))
+    assert found["previews"]
+    assert set(found["previews"]) <= set(found["final"])
+    assert found["finals"][-1][0] == found["finals"][-1][1]
+    assert not [type_ for type_ in found["kept"] if type_.startswith("event_")]
+
+
+async def test_a_subagent_is_a_thread(stage: Stage) -> None:
+    body = {"name": f"delegates-{uuid4().hex[:8]}", "tools": ["Task", "Bash"], "allowed_tools": ["Task", "Bash"]}
+    preset = (await (await stage.living()).post("/agents", body)).json()["agent_id"]
+    headers = {"x-api-key": API_KEY}
+    made = await stage.fleet[1].client.post(f"{PREFIX}/v1/environments", json={"name": "x"}, headers=headers)
+    parameters = given(stage, agent=ids.write("agent", preset), environment=made.json()["id"])
+    found = await stage.drive("delegated", parameters)
+    main, own = found["threads"]
+    assert found["created"] == [own[0]] == [found["found"]]
+    assert (main[2], own[1:]) == (None, ["idle", main[0]])
+    assert "agent.tool_use" in types(found["thread"])
+    assert "agent.message" in types(found["thread"])
+    told = [type_ for type_ in types(found["seen"]) if "thread" in type_]
+    assert told == [
+        "session.thread_created",
+        "session.thread_status_running",
+        "agent.thread_message_sent",
+        "session.thread_status_idle",
+        "agent.thread_message_received",
+    ]
+
+
+async def test_the_packages_own_runner_executes_custom_tools(stage: Stage) -> None:
+    found = await stage.drive("run_by_the_runner", given(stage))
+    assert found["calls"] in ([], [["weigh", True, False]])
+    assert "7 kg" in found["texts"][-1]
+
+
+async def test_versions_conflict_and_nothing_is_repeated(stage: Stage) -> None:
+    found = await stage.drive("conflicts", given(stage))
+    assert found["versions"] == [2, 2, 1]
+    assert found["listed"]
+    for name, status in (("stale", 409), ("archived", 409), ("missing", 404), ("unsupported", 400)):
+        assert (found[name]["status"], found[name]["retry"]) == (status, "false"), found[name]
+        assert found[name]["request_id"]
+    assert found["gone"] == "session_deleted"
