@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -26,13 +31,48 @@ async def three(start_lasting_fleet: StartFleet) -> Fleet:
     return await start_lasting_fleet(3)
 
 
-@pytest.fixture(params=["sync", "async"])
-async def stage(three: Fleet, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
-    drives = program(sys.executable, str(HERE / "managed.py"), request.param)
-    async with balancing(three.instances) as balancer, drives as drive:
+@asynccontextmanager
+async def played(three: Fleet, *command: str) -> AsyncIterator[Stage]:
+    async with balancing(three.instances) as balancer, program(*command) as drive:
         made = Stage(three, balancer, drive)
         yield made
         await made.restore()
+
+
+@pytest.fixture(params=["sync", "async"])
+async def stage(three: Fleet, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    async with played(three, sys.executable, str(HERE / "managed.py"), request.param) as made:
+        yield made
+
+
+NODE = HERE / "managed_node"
+
+
+@cache
+def _npm_ci() -> str:
+    """Have what the lock file names. Says why not, where there is no node, or no registry."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return "node and npm are not installed"
+    note, wanted = NODE / "node_modules/.made-of", (NODE / "package-lock.json").read_text(encoding="utf-8")
+    if note.exists() and note.read_text(encoding="utf-8") == wanted:
+        return ""
+    words = ("npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--fetch-retries=1")
+    try:
+        found = subprocess.run(words, cwd=NODE, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "npm: no answer"
+    if found.returncode:
+        return f"npm: {found.stderr[-500:]}"
+    note.write_text(wanted, encoding="utf-8")
+    return ""
+
+
+@pytest.fixture
+async def node(three: Fleet) -> AsyncIterator[Stage]:
+    if why := await asyncio.to_thread(_npm_ci):
+        pytest.skip(why)
+    async with played(three, "node", str(NODE / "drive.mjs")) as made:
+        yield made
 
 
 def given(stage: Stage, **more: Any) -> dict[str, Any]:
@@ -104,9 +144,9 @@ async def test_an_interrupt_ends_the_turn_and_what_waits_begins(stage: Stage) ->
     assert "next" in found["texts"][-1]
 
 
-async def test_the_official_recipe_loses_nothing_when_the_owner_is_killed(stage: Stage) -> None:
+async def bereaved(stage: Stage) -> dict[str, Any]:
+    """What a client tells that follows by the official recipe, while the owner of its session is killed."""
     async with gate() as passed:
-        driving = stage.drive("reconnected", given(stage, gate=passed.url))
 
         async def kill() -> None:
             found = (await stage.get("/sessions", params={"status": "running", "limit": "1"}))["data"][0]
@@ -114,7 +154,11 @@ async def test_the_official_recipe_loses_nothing_when_the_owner_is_killed(stage:
             owner.signal(signal.SIGKILL)
             await owner.ended()
 
-        found = await stage.during(driving, passed.held(kill))
+        return await stage.during(stage.drive("reconnected", given(stage, gate=passed.url)), passed.held(kill))
+
+
+async def test_the_official_recipe_loses_nothing_when_the_owner_is_killed(stage: Stage) -> None:
+    found = await bereaved(stage)
     assert found["seen"] == found["listed"]
     assert found["connections"] > 0
     assert len({id_ for id_, _ in found["listed"]}) == len(found["listed"])
@@ -166,3 +210,23 @@ async def test_versions_conflict_and_nothing_is_repeated(stage: Stage) -> None:
         assert (found[name]["status"], found[name]["retry"]) == (status, "false"), found[name]
         assert found[name]["request_id"]
     assert found["gone"] == "session_deleted"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        ("write hello.txt: hi then say 7 kg", "agent.tool_result"),
+        ("run echo 7 kg", "user.tool_confirmation"),
+        ('use tool mcp__client__weigh {"thing": "a stone"}', "user.custom_tool_result"),
+    ],
+)
+async def test_the_typescript_client_does_the_same(node: Stage, prompt: str, kind: str) -> None:
+    found = await node.drive("steps", given(node, prompt=prompt))
+    assert found["seen"] == found["listed"]
+    assert kind in types(found["seen"])
+    assert "7 kg" in found["texts"][-1]
+
+
+async def test_the_typescript_client_loses_nothing_either(node: Stage) -> None:
+    found = await bereaved(node)
+    assert found["seen"] == found["listed"]

@@ -16,6 +16,7 @@ from apps.api.core.events.frames import Frame, Position
 from apps.api.dialects.managed import ids, toolsets
 from apps.api.dialects.managed.translate import Fold
 from tests.conftest import NewKey
+from tests.dialects import managed_sdk
 from tests.fleet import API_KEY, NO_TLS, Fleet
 
 PREFIX = "/compat/managed-agents/v1"
@@ -376,3 +377,73 @@ def test_what_has_no_word_here_is_left_out() -> None:
     fold = Fold(uuid4(), lambda _tool: False)
     for kind in ("queued", "init", "files", "hook", "checkpoint", "network_denied", "task", "resync", "never heard of"):
         assert fold.feed(Frame.build(Position(1), kind, b'{"created_at":"2026-01-01T00:00:00Z"}')) == []
+
+
+def stored(session_id: UUID, run_id: str, *events: tuple[str, dict[str, Any]]) -> list[Frame]:
+    """A log."""
+    common = {"session_id": str(session_id), "run_id": run_id, "created_at": "2026-01-01T00:00:00Z"}
+    return [
+        Frame.build(Position(seq), kind, json.dumps({**common, "seq": seq, **data}).encode())
+        for seq, (kind, data) in enumerate(events, 1)
+    ]
+
+
+def said(role: str, *blocks: dict[str, Any], of: str | None = None, uuid: str = "u", **more: Any) -> tuple[str, Any]:
+    told = {"role": role, "content": blocks, "parent_tool_use_id": of, "uuid": uuid, "message_id": None, **more}
+    return "message", told
+
+
+def call(id_: str, name: str, **given: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": id_, "name": name, "input": given}
+
+
+def result(id_: str, *, is_error: bool = False) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": id_, "content": "out", "is_error": is_error}
+
+
+def a_log(session_id: UUID, run_id: str) -> list[Frame]:
+    """Everything that can happen in a run, once."""
+    asked, called = str(uuid4()), str(uuid4())
+    by = {"type": "key", "key_id": str(uuid4()), "key_name": None}
+    text = {"type": "text", "text": "words"}
+    retry = {"status": "model_retry", "error_status": 529, "error": "overloaded"}
+    return stored(
+        session_id,
+        run_id,
+        ("init", {}),
+        said("user", text, uuid=run_id),
+        ("status", retry),
+        said("assistant", {"type": "thinking", "thinking": "x"}, message_id="m1", usage={"output_tokens": 3}),
+        said("assistant", text, call("c1", "Bash", command="ls"), message_id="m1"),
+        ("permission_request", {"request_id": asked, "tool_name": "Bash", "input": {}, "tool_use_id": "c1"}),
+        ("action_resolved", {"request_id": asked, "decision": "deny", "by": by, "message": "no"}),
+        said("user", result("c1", is_error=True)),
+        said("assistant", call("c2", "mcp__client__weigh"), call("c3", "mcp__s__drop"), message_id="m2"),
+        ("client_tool_call", {"request_id": called, "tool_name": "weigh", "input": {}, "tool_use_id": "c2"}),
+        ("action_resolved", {"request_id": called, "decision": "answered", "by": by}),
+        said("user", result("c2"), result("c3")),
+        ("status", {"status": "compacted", "detail": None}),
+        said("assistant", call("c4", "Task", subagent_type="reviewer", prompt="look"), message_id="m3"),
+        said("assistant", call("c5", "Read"), of="c4"),
+        said("user", result("c5"), of="c4"),
+        said("assistant", text, of="c4"),
+        said("user", result("c4")),
+        ("error", {"code": "model_overloaded", "message": "x", "retryable": True}),
+        ("done", {"status": "failed"}),
+    )
+
+
+def test_every_event_is_one_that_the_package_knows_with_all_that_it_requires() -> None:
+    session_id, known = uuid4(), managed_sdk.told()
+    log, found = a_log(session_id, str(uuid4())), list[dict[str, Any]]()
+    for thread in (None, "c4"):
+        fold = Fold(session_id, lambda tool: tool == "Bash", thread)
+        found += [event for frame in log for event in fold.feed(frame)]
+    for event in found:
+        model = known[event["type"]]
+        assert not {*event} - {*model.model_fields}, event["type"]
+        model.model_validate(event, strict=False)
+    types = {event["type"] for event in found}
+    done = {name for name, what in managed_sdk.coverage()["told"].items() if what == "done"}
+    assert done - types == {"event_start", "event_delta", "session.deleted", "user.interrupt"}
+    assert len({event["id"] for event in found}) == len(found)
