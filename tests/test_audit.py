@@ -23,9 +23,9 @@ from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, schedules, suspension
 from apps.api.core.fleet.schedules import By
-from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
+from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention, sessions
 from apps.api.core.sessions.exports import Exporter
-from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
+from apps.api.core.tenant import environments, mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.core.tenant.webhooks import Changes
@@ -73,6 +73,7 @@ NO_ACTS = {
     "/files/move": "a session's files, which its agent changes as well",
     "/files/{path}": "",
     "/sessions/{session_id}/archive": "",
+    "/threads/{thread_id}/archive": "refused",
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
@@ -124,6 +125,16 @@ LINES = {
     ("post", "/api/v1/admin/keys/{key_id}/rotate"): "key.rotated",
     ("post", "/api/v1/admin/keys/{key_id}/revoke"): "key.revoked",
     ("post", "/api/v1/admin/runs/{run_id}/repair"): "run.repaired",
+    ("post", "/compat/managed-agents/v1/agents"): "preset.created",
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}"): "preset.changed",
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}/archive"): "preset.archived",
+    ("post", "/compat/managed-agents/v1/environments"): "environment.created",
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.changed",
+    ("delete", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.deleted",
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}/archive"): "environment.archived",
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/archive"): "session.archived",
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): "request.answered",
+    ("delete", "/compat/managed-agents/v1/sessions/{session_id}"): "session.deleted",
 }
 
 
@@ -187,6 +198,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     core, db, tenant_id = world.core(), world.db, world.tenant_id
     made = await keys.create_key(db, tenant="ours", name="k", scopes=["read"])
     preset = await presets.create(db, tenant_id, "before", Draft(None, None, AgentConfig()), allow_all)
+    place = UUID((await environments.create(db, tenant_id, "d", None, {}, None))["environment_id"])
     hook = await webhooks.create(db, core.settings, core.outbound, tenant_id, Changes("http://127.0.0.1:9/"), None)
     webhook_id = UUID(hook["webhook_id"])
     session_id, request_id = await asked(world)
@@ -240,6 +252,12 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "mcp_server.deleted": lambda: mcp.delete(db, tenant_id, "m"),
         "preset.created": lambda: presets.create(db, tenant_id, "new", draft, allow_all),
         "preset.changed": lambda: presets.revise(db, tenant_id, "before", {"description": "d"}, allow_all, whole=False),
+        "preset.archived": lambda: presets.archive(db, tenant_id, "new"),
+        "environment.created": lambda: environments.create(db, tenant_id, "e", None, {}, None),
+        "environment.changed": lambda: environments.change(db, tenant_id, place, {"name": "f"}),
+        "environment.archived": lambda: environments.archive(db, tenant_id, place),
+        "environment.deleted": lambda: environments.delete(db, tenant_id, place),
+        "session.archived": lambda: sessions.archive(db, world.redis, tenant_id, idle),
         "preset.deleted": lambda: presets.delete(db, tenant_id, str(preset)),
         "skill.put": lambda: skills.put(db, tenant_id, skill),
         "skill.deleted": lambda: skills.delete(db, tenant_id, "skill", "s"),

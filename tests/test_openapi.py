@@ -47,7 +47,7 @@ def document(documents: list[dict[str, Any]]) -> dict[str, Any]:
     return documents[0]
 
 
-OFFICIAL = {"openai": "Error"}
+OFFICIAL = {"openai": "Error", "managed-agents": "ManagedError"}
 """Surfaces for the official clients of others, and their model of an error."""
 
 
@@ -125,7 +125,7 @@ def test_the_files_are_what_the_code_exports(exported: dict[Path, str]) -> None:
 def test_each_document_has_its_own_routes_only(documents: list[dict[str, Any]]) -> None:
     own = [{surface_of(f"GET {path}") for path in document["paths"]} for document in documents]
     older = [{"chat-server"}, {"code-server"}, {"execute-server"}]
-    assert own == [{None}, {"ag-ui"}, *older, {"openai"}, {"ui"}]
+    assert own == [{None}, {"ag-ui"}, *older, {"managed-agents"}, {"openai"}, {"ui"}]
 
 
 def test_the_documents_name_their_schemas_only(documents: list[dict[str, Any]]) -> None:
@@ -200,7 +200,8 @@ def test_every_error_answer_has_our_shape_and_an_example(documents: list[dict[st
             model = OFFICIAL.get(surface_of(name) or "", compat if is_compat(name) else "ErrorAnswer")
             assert content["schema"] == {"$ref": f"#/components/schemas/{model}"}, f"{name} {status}"
             example = content["example"]
-            assert example["detail"] if is_compat(name) else example["error"]["code"], f"{name} {status}"
+            said = example["detail"] if is_compat(name) else example["error"]["type" if surface_of(name) in OFFICIAL else "code"]
+            assert said, f"{name} {status}"
 
 
 def test_errors_have_codes_that_are_listed(document: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
 from apps.api.dialects.mcp import routes as mcp
+from apps.api.dialects.managed import routes as managed
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.dialects.openai import routes as openai
@@ -64,7 +65,7 @@ DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_ser
 FRONT_ENDS = (ag_ui, ai_sdk)
 """What front ends speak: pages of ALLOWED_ORIGINS may ask it."""
 
-SURFACES = (*DIALECTS.values(), openai, *FRONT_ENDS)
+SURFACES = (*DIALECTS.values(), managed, openai, *FRONT_ENDS)
 """All APIs beside the native one, each with a prefix, a document and errors of its own."""
 
 LAST_REQUESTS = 15.0

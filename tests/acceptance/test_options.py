@@ -101,6 +101,14 @@ OPTIONS: dict[str, Option] = {
         lambda t: which(t.refused, "perl -e 1", "perl -e 2"),
         (["perl -e 2"], ["perl -e 1"], ["perl -e 1", "perl -e 2"]),
     ),
+    "ask_tools": Option(
+        ["Read"],
+        ["Glob"],
+        lambda t: which(
+            str([e.data["tool_name"] for e in t.events if e.event == "permission_request"]), "Read", "Glob"
+        ),
+        (["Read"], ["Glob"], []),
+    ),
     "disallowed_tools": Option(
         ["Glob"],
         ["Grep"],

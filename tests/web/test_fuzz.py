@@ -61,6 +61,7 @@ CONFIG: dict[str, Any] = {
     "system_prompt_append": "x",
     "tools": ["Read"],
     "allowed_tools": ["Read"],
+    "ask_tools": ["Bash"],
     "disallowed_tools": ["Bash"],
     "permission_mode": "default",
     "effort": "low",

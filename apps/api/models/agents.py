@@ -22,11 +22,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from apps.api.models.base import NOW, Base
+from apps.api.models.base import EMPTY_OBJECT, NOW, Base
 
 
 class Agent(Base):
-    """A preset: named agent configuration. `version` is the newest; sessions pin the one they began with."""
+    """A preset: named agent configuration. `version` is the newest; sessions pin the one they began with. No session
+    begins with one that is archived."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -40,11 +41,12 @@ class Agent(Base):
     version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
 
 class AgentVersion(Base):
-    """One version of a preset. It never changes."""
+    """One version of a preset. It never changes. `title`: what people call it, where that is not its name."""
 
     __tablename__ = "agent_versions"
 
@@ -52,7 +54,27 @@ class AgentVersion(Base):
     version: Mapped[int] = mapped_column(Integer, primary_key=True)
     profile: Mapped[str | None]
     config: Mapped[dict[str, Any]]
+    title: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Environment(Base):
+    """Where agents of sessions work: what they may reach there. A session pins the `network` of the one it began in."""
+
+    __tablename__ = "environments"
+    __table_args__ = (Index("environments_list_idx", "tenant_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    description: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    network: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class McpServer(Base):

@@ -66,7 +66,8 @@ class Session(Base):
     that readers had been told before the database lost them; by now they may be numbers of others. `purged_at`: since
     when a deleted session holds nothing any more. `expired_seq`: events up to this one were removed for their age.
     `stored`: the manifest of its files, see `core/files/manifest.py`, `stored_before` the one before; `unstored_since`:
-    when an agent began to change what is in it.
+    when an agent began to change what is in it. `environment_id`, `network`: see `Environment`; environments are only
+    marked as deleted. `archived_at`: since when it can be read, and takes no prompt.
     """
 
     __tablename__ = "sessions"
@@ -111,6 +112,8 @@ class Session(Base):
     parent_session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="SET NULL"), index=True)
     agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"))
     agent_version: Mapped[int | None] = mapped_column(Integer)
+    environment_id: Mapped[UUID | None]
+    network: Mapped[dict[str, Any] | None]
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
     end_user: Mapped[str | None]
@@ -141,6 +144,7 @@ class Session(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_active_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
 

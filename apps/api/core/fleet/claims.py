@@ -120,7 +120,8 @@ WITH RECURSIVE able AS (
     generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END,
     taken_by = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN next.api_key_id ELSE s.taken_by END
   FROM next WHERE s.id = next.id
-  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, (
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile,
+    s.network, (
     SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id
 ), turn AS (
   UPDATE tenants SET claimed_at = now() WHERE id = (
@@ -136,6 +137,7 @@ RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, 
   coalesce(r.config, owned.config) AS config,
   extract(epoch FROM now() - r.created_at)::float8 AS waited,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
+  owned.network,
   {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
 
@@ -162,6 +164,7 @@ class Claim:
         traceparent: of the request that brought it.
         steer: it was sent to go into a turn that ran then.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
+        network: what the session's agents may reach at most, see `reach.narrowed`.
     """
 
     run_id: UUID
@@ -183,6 +186,7 @@ class Claim:
     waited: float = 0.0
     traceparent: str | None = None
     steer: bool = False
+    network: Mapping[str, Any] | None = None
 
 
 async def claim(

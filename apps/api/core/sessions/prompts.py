@@ -104,12 +104,13 @@ class Submitted:
 # `refused` comes after the lock on the session, which others hold who then want its lock.
 _ENQUEUE = f"""
 WITH target AS (
-  SELECT id, last_seq, profile, end_user, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
+  SELECT id, last_seq, profile, end_user, archived_at, ($9::text[] IS NULL OR profile = ANY($9)) AS usable,
     (SELECT count(*) FROM runs WHERE session_id = $1 AND status = 'queued') AS queued,
     CASE WHEN $11 = 'prompt' THEN {budgets.reached("$2", "$4", "$1")} END AS reached
   FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR SHARE
 ), refused AS MATERIALIZED (
-  SELECT run_refused($2, $4) AS why FROM target WHERE queued < $8 AND usable AND reached IS NULL
+  SELECT run_refused($2, $4) AS why FROM target
+  WHERE queued < $8 AND usable AND reached IS NULL AND archived_at IS NULL
 ), added AS (
   INSERT INTO runs (id, tenant_id, session_id, api_key_id, prompt, config, timeout_seconds, kind, expand_prompt,
     resources, traceparent, steer, end_user)
@@ -119,7 +120,7 @@ WITH target AS (
   FROM target JOIN refused ON refused.why IS NULL
   RETURNING id
 )
-SELECT s.last_seq, s.profile, s.reached, refused.why AS refused, added.id AS run_id,
+SELECT s.last_seq, s.profile, s.reached, s.archived_at, refused.why AS refused, added.id AS run_id,
   CASE WHEN $13 THEN ({sessions.CURRENT}) END AS busy_with
 FROM target s LEFT JOIN refused ON true LEFT JOIN added ON true
 """  # noqa: S608 - ours
@@ -221,13 +222,15 @@ async def _prepare(
     connection: asyncpg.Connection, tenant_id: UUID, submission: Submission, found: list[Problem]
 ) -> AgentConfig:
     row = await connection.fetchrow(
-        "SELECT config, profile, agent_id, agent_version FROM sessions"
+        "SELECT config, profile, agent_id, agent_version, archived_at FROM sessions"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         submission.session_id,
         tenant_id,
     )
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
+    if row["archived_at"] is not None:
+        raise archived()
     # The lock makes "is it busy" and "then queue this" one step; but only a statement that begins after the lock was
     # granted sees what those have queued who had it before.
     if submission.on_busy == "reject" and await connection.fetchval(sessions.BUSY, submission.session_id):
@@ -250,6 +253,11 @@ async def _prepare(
         row["config"],
     )
     return config
+
+
+def archived() -> Conflict:
+    """409 `session_archived`."""
+    return Conflict("This session is archived: it can be read, and takes nothing any more.", code="session_archived")
 
 
 async def _missing(connection: asyncpg.Connection, tenant_id: UUID, session_id: UUID | None) -> Exception:
@@ -293,6 +301,8 @@ async def enqueue(
     if row is None:
         raise await _missing(connection, tenant_id, submission.session_id)
     policy.require(row["profile"])
+    if row["archived_at"] is not None:
+        raise archived()
     if row["reached"] is not None:
         raise budgets.refusal(row["reached"])
     if row["refused"] is not None:
@@ -303,6 +313,24 @@ async def enqueue(
     return Submitted(submission.session_id, run_id, row["last_seq"], busy_with=row["busy_with"])
 
 
+async def change(
+    core: Core, tenant_id: UUID, session_id: UUID, changes: AgentConfig, choice: Choice, *, while_busy: bool
+) -> None:
+    """Change the configuration of a session from its next prompt on, without sending one.
+
+    Raises:
+        NotFound: `session_not_found`.
+        Conflict: `session_deleted`, `session_archived`; `session_busy`, unless `while_busy`.
+        ValidationError, Forbidden: as `admission.judge_change`.
+    """
+    busy: OnBusy = "enqueue" if while_busy else "reject"
+    asked = Submission("", 0.0, session_id, changes, on_busy=busy, choice=choice)
+    found = await admission.problems_of_change(core, tenant_id, Wanted(changes, choice))
+    async with core.db.transaction() as connection:
+        await _prepare(connection, tenant_id, asked, found)
+    await sessions.forget_cached(core.redis, tenant_id, session_id)
+
+
 async def create_session(
     core: Core,
     tenant_id: UUID,
@@ -310,8 +338,9 @@ async def create_session(
     labels: Labels,
     idempotency: Idempotency | None,
     choice: Choice = NO_CHOICE,
+    surface: str = "native",
 ) -> UUID:
-    """Create a session without a prompt, once per idempotency key.
+    """Create a session without a prompt, once per idempotency key. `surface`: see Submission.
 
     Raises:
         Conflict: the idempotency key was for another request.
@@ -325,7 +354,9 @@ async def create_session(
             await admission.may_touch(connection, tenant_id, choice.policy, session_id=before.session_id)
             return before.session_id
         refuse(judged.problems)
-        session_id = await sessions.insert(connection, tenant_id, judged.config, labels, pins=judged.pins)
+        session_id = await sessions.insert(
+            connection, tenant_id, judged.config, labels, pins=judged.pins, surface=surface
+        )
         if idempotency:
             await remember(connection, tenant_id, idempotency, session_id=session_id)
         return session_id

@@ -14,13 +14,14 @@ import orjson
 from sqlalchemy import Select, Text, and_, bindparam, cast, exists, func, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
+from apps.api import audit
 from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.pages import Page, bounded, cut, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.tenant.presets import parse_reference
 from apps.api.db import Database
-from apps.api.errors import NotFound
+from apps.api.errors import Conflict, NotFound
 from apps.api.models import Agent, Instance, Run, Session
 from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
@@ -63,7 +64,7 @@ class Filters:
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name,
+  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name, s.environment_id, s.archived_at,
   i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
   r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
@@ -93,6 +94,8 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "profile": row["profile"],
         "surface": row["surface"],
         "end_user": row["end_user"],
+        "environment_id": str(row["environment_id"]) if row["environment_id"] else None,
+        "archived_at": timestamp(row["archived_at"]) if row["archived_at"] else None,
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -125,7 +128,8 @@ async def insert(
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version, surface, end_user) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        " agent_version, surface, end_user, environment_id, network)"
+        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         session_id,
         tenant_id,
         labels.title,
@@ -137,6 +141,8 @@ async def insert(
         pins.agent_version,
         surface,
         labels.end_user,
+        pins.environment_id,
+        None if pins.network is None else dict(pins.network),
     )
     return session_id
 
@@ -166,6 +172,12 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
     return state
 
 
+async def states(db: Database, tenant_id: UUID, ids: Sequence[UUID], default_model: str) -> dict[UUID, dict[str, Any]]:
+    """The states of sessions by id, without those that are not there."""
+    rows = await db.pool.fetch(_STATE, list(ids), tenant_id)
+    return {row["id"]: _state(row, default_model) for row in rows}
+
+
 async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
     """Invalidate the cached state after a write."""
     await redis.forget(redis.keys.session(tenant_id, session_id), TOMBSTONE_TTL_MS)
@@ -181,10 +193,12 @@ async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
     return last_seq
 
 
-async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, labels: Labels) -> None:
-    """Change title, tags or metadata (which are replaced whole). Raises NotFound."""
+async def patch(
+    db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, labels: Labels, *, untitled: bool = False
+) -> None:
+    """Change title, tags or metadata (which are replaced whole). `untitled`: take the title away. Raises NotFound."""
     status = await db.pool.execute(
-        "UPDATE sessions SET title = coalesce($3, title), tags = coalesce($4, tags),"
+        "UPDATE sessions SET title = CASE WHEN $6 THEN NULL ELSE coalesce($3, title) END, tags = coalesce($4, tags),"
         " metadata = coalesce($5, metadata), updated_at = now()"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL",
         session_id,
@@ -192,9 +206,40 @@ async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, l
         labels.title,
         None if labels.tags is None else list(labels.tags),
         None if labels.metadata is None else dict(labels.metadata),
+        untitled,
     )
     if status != "UPDATE 1":
         raise NotFound.of("session")
+    await forget_cached(redis, tenant_id, session_id)
+
+
+_ARCHIVE = """
+WITH target AS (
+  SELECT id, archived_at FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE
+), done AS (
+  UPDATE sessions SET archived_at = now(), updated_at = now()
+  WHERE id = (SELECT id FROM target WHERE archived_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL) RETURNING id
+)
+SELECT (SELECT count(*) FROM target) = 1 AS known, archived_at IS NOT NULL OR EXISTS (SELECT 1 FROM done) AS archived
+FROM (SELECT 1) AS one LEFT JOIN target ON true
+"""
+
+
+async def archive(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
+    """Let a session be read, and take no prompt any more. Once is enough.
+
+    Raises:
+        NotFound: no such session.
+        Conflict: `session_busy`: a run of it is queued or active.
+    """
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(_ARCHIVE, session_id, tenant_id)
+        if not row["known"]:
+            raise NotFound.of("session")
+        if not row["archived"]:
+            raise Conflict("A run of this session is queued or active: interrupt it first.", code="session_busy")
+        await audit.note(connection, "session.archived", tenant_id, session_id)
     await forget_cached(redis, tenant_id, session_id)
 
 

@@ -157,7 +157,8 @@ def write_permissions(
     """
     allow = [*rules.readable(config.allowed_tools or ()), *allowed]
     deny = rules.denials(config.disallowed_tools or ())
-    permissions = {"allow": [str(rule) for rule in allow], "deny": [str(rule) for rule in deny]}
+    ask = rules.readable(config.ask_tools or ())
+    permissions = {kind: [str(rule) for rule in of] for kind, of in (("allow", allow), ("ask", ask), ("deny", deny))}
     more = ({"skipWebFetchPreflight": True} if hosts_are_listed else {}) | ({"hooks": hooks} if hooks else {})
     _write(path, json.dumps({"permissions": permissions, **more}))
     return path
