@@ -200,7 +200,11 @@ def test_every_error_answer_has_our_shape_and_an_example(documents: list[dict[st
             model = OFFICIAL.get(surface_of(name) or "", compat if is_compat(name) else "ErrorAnswer")
             assert content["schema"] == {"$ref": f"#/components/schemas/{model}"}, f"{name} {status}"
             example = content["example"]
-            said = example["detail"] if is_compat(name) else example["error"]["type" if surface_of(name) in OFFICIAL else "code"]
+            said = (
+                example["detail"]
+                if is_compat(name)
+                else example["error"]["type" if surface_of(name) in OFFICIAL else "code"]
+            )
             assert said, f"{name} {status}"
 
 

@@ -32,8 +32,8 @@ from apps.api.dialects.ai_sdk import routes as ai_sdk
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
-from apps.api.dialects.mcp import routes as mcp
 from apps.api.dialects.managed import routes as managed
+from apps.api.dialects.mcp import routes as mcp
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
 from apps.api.dialects.openai import routes as openai
