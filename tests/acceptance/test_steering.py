@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from apps.api.db import Database
 from tests.acceptance.asking import ASKING, asked, decide, elsewhere, parked
 from tests.conftest import StartFleet
 from tests.fleet import Fleet, Instance, Shared
 from tests.recorder import Recorder
 from tests.sockets import open_socket
+from tests.world import until
 
 GATE = "run until [ -e {0} ]; do sleep 0.05; done"
 """A command that ends when the test lets it."""
@@ -69,7 +71,7 @@ async def times_said(instance: Instance, recorded: Recorder, session_id: str, wo
 async def test_a_turn_without_tools_takes_nothing(shared: Shared, recorded: Recorder, milliseconds: int) -> None:
     session_id, word = await shared.of(), new_word()
     other = await elsewhere(shared.fleet, session_id)
-    turn = await other.prompt(session_id, "stream 40 words every 20 ms")
+    turn = await other.prompt(session_id, "stream 150 words every 20 ms")
     await asyncio.sleep(milliseconds / 1000)
     message = await steer(other, session_id, word)
     assert await outcome(other, message, turn) == "next_run"
@@ -160,12 +162,25 @@ async def test_for_an_idle_session_it_is_an_ordinary_prompt(shared: Shared) -> N
     assert begun.json()["result"].endswith("new")
 
 
-async def test_the_turn_that_is_interrupted_keeps_no_message(shared: Shared, recorded: Recorder) -> None:
+async def test_the_turn_that_is_interrupted_keeps_no_message(
+    shared: Shared, recorded: Recorder, fleet_db: Database
+) -> None:
     """One that the agent has, and has not taken, waits again: an interrupt ends only the run that it names."""
     session_id, word = await shared.of(permission_mode="bypassPermissions"), new_word()
-    turn = await shared.fleet[0].prompt(session_id, f"run at once true & {GATE.format(new_word())[4:]}")
+    first = new_word()
+    go, never = GATE.format(first), GATE.format(new_word())
+    turn = await shared.fleet[0].prompt(session_id, f"run at once {go[4:]} & {never[4:]}")
     await shown(shared.fleet[1], turn, number=2)
     message = await steer(shared.fleet[1], session_id, word)
+    (shared.fleet.files_of(session_id) / first).touch()
+
+    async def handed_over() -> bool:
+        into = await fleet_db.pool.fetchval("SELECT steered_into FROM runs WHERE id = $1", UUID(message))
+        return str(into) == turn
+
+    await until(handed_over)
+    late = await shared.fleet[2].post(f"/runs/{message}/cancel")
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "no_live_run")
     stopped = await shared.fleet[2].post(f"/runs/{turn}/cancel")
     assert stopped.json()["status"] == "applied"
     assert await outcome(shared.fleet[1], message, turn) == "next_run"

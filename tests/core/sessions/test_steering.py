@@ -11,7 +11,7 @@ import pytest
 
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.resources import Resource
-from apps.api.core.fleet import cancellation
+from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import steering
 from apps.api.core.sessions.outcome import Outcome, finish
@@ -52,7 +52,7 @@ async def test_only_a_prompt_for_a_busy_session_is_for_a_turn(world: World) -> N
     [
         ({"config": AgentConfig(model="claude-x")}, "model"),
         ({"expand_prompt": True}, "expand_prompt"),
-        ({"resources": (Resource.stored({"type": "url", "url": "https://x.example/a", "path": "a"}),)}, "resources"),
+        ({"resources": (Resource.stored({"url": "https://x.example/a", "path": "a"}),)}, "resources"),
     ],
 )
 async def test_what_cannot_hold_for_a_turn_that_runs_is_refused(
@@ -133,6 +133,7 @@ async def test_one_that_was_handed_over_cannot_be_cancelled_and_waits_again_when
 
 async def test_one_that_was_handed_over_fails_with_its_owner_and_one_that_waits_does_not(world: World) -> None:
     lease, claim, _ = await world.owned()
+    await ownership.note_sent(world.db, claim.session_id, claim.generation, claim.run_id, True)
     await queue(world, claim, "say one")
     handed = await hand(world, claim)
     waits = await queue(world, claim, "say two")
