@@ -8,7 +8,7 @@ from alembic import op
 from apps.api.migrate import build_index, slow_builds
 
 revision = "0026"
-down_revision = "0022"
+down_revision = "0023"
 branch_labels = None
 depends_on = None
 

@@ -21,10 +21,10 @@ from apps.api.models.agents import (
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
+from apps.api.models.names import IdempotencyKey, SessionName
 from apps.api.models.sessions import (
     Command,
     Event,
-    IdempotencyKey,
     Instance,
     Invalidation,
     Request,
@@ -55,6 +55,7 @@ __all__ = [
     "Run",
     "Secret",
     "Session",
+    "SessionName",
     "Skill",
     "Spent",
     "Tenant",

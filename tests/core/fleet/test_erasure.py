@@ -20,8 +20,9 @@ from apps.api.core.files import manifest
 from apps.api.core.files.objects import LOCAL, Objects
 from apps.api.core.files.snapshots import Content
 from apps.api.core.fleet import erasure, suspension
-from apps.api.core.sessions import deletion, workspaces
+from apps.api.core.sessions import deletion, names, workspaces
 from apps.api.core.sessions.deletion import BATCH, Gone
+from apps.api.core.sessions.names import Name
 from apps.api.core.tasks import Loop
 from apps.api.core.tenant import model_credentials, presets, skills, uploads, vault, webhooks
 from apps.api.core.tenant.model_calls import Call, Used, record
@@ -73,6 +74,7 @@ async def everywhere(world: World) -> None:
     await uploads.add(core, tenant_id, None, Given("f", "text/plain", None), Content(0, "", ()), None)
     await db.pool.execute("INSERT INTO mcp_servers (tenant_id, name, spec) VALUES ($1, 'm', '{}')", tenant_id)
     await db.pool.execute("INSERT INTO idempotency_keys VALUES ($1, 'k', 'f')", tenant_id)
+    await db.pool.execute("UPDATE usage SET end_user = 'u' WHERE tenant_id = $1", tenant_id)
     queued = await world.queue()
     await db.pool.execute(
         "INSERT INTO requests (id, tenant_id, session_id, kind, data, expires_at)"
@@ -83,6 +85,7 @@ async def everywhere(world: World) -> None:
     await db.pool.execute(
         "INSERT INTO commands (id, session_id, type) VALUES (gen_random_uuid(), $1, 'answer')", queued.session_id
     )
+    await names.give(db.pool, tenant_id, Name("chat", "n"), queued.session_id)
     await record(db, a_call(tenant_id, queued.session_id))
 
 

@@ -45,6 +45,7 @@ CONTENT = {
     "requests": ("id", "octet_length(data) + coalesce(octet_length(decision), 0)"),
     "commands": ("id", "NULL::int"),
     "idempotency_keys": ("tenant_id, key", "NULL::int"),
+    "session_names": ("tenant_id, surface, name", "octet_length(name) + octet_length(data)"),
 }
 """Tables that hold what belongs to one session: their keys, and how many bytes a row counts, where that is known."""
 

@@ -14,8 +14,9 @@ from apps.api.core.codec import encode
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.resources import Resource
 from apps.api.core.context import Core
-from apps.api.core.sessions import admission, runs, sessions
+from apps.api.core.sessions import admission, names, runs, sessions
 from apps.api.core.sessions.admission import NO_CHANGES, NO_CHOICE, Choice, Prompt, Wanted
+from apps.api.core.sessions.names import Name, NameTaken
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import budgets, quotas
 from apps.api.core.tenant.idempotency import Earlier, Idempotency, remember, repeated, reused
@@ -42,6 +43,7 @@ class Submission:
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
         resources: what the workspace is given before the run.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
+        session_names: what a new session is called from now on; `run_names`: what the run is called.
     """
 
     prompt: Prompt
@@ -57,14 +59,16 @@ class Submission:
     expand_prompt: bool = False
     surface: str = "native"
     resources: Sequence[Resource] = ()
+    session_names: Sequence[Name] = ()
+    run_names: Sequence[Name] = ()
 
     @property
     def is_plain(self) -> bool:
         """Whether this is nothing but the next prompt of a session: then one statement is enough."""
         asks_more = self.idempotency or self.on_busy == "reject" or self.timeout_asked or self.expand_prompt
-        labelled = replace(self.labels, end_user=None) != NO_LABELS
-        chooses = self.choice.profile or self.choice.agent or labelled or self.config.model_fields_set
-        return not (self.session_id is None or asks_more or chooses)
+        is_named = self.run_names or replace(self.labels, end_user=None) != NO_LABELS
+        chooses = self.choice.profile or self.choice.agent or self.config.model_fields_set
+        return not (self.session_id is None or asks_more or is_named or chooses)
 
     @property
     def wanted(self) -> Wanted:
@@ -113,6 +117,7 @@ async def submit(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
     Raises:
         NotFound: `session_not_found`, `agent_not_found`.
         Conflict: `session_deleted`, `session_busy`, `idempotency_key_reused`.
+        NameTaken: one of its names is another's. Nothing was queued.
         RateLimited: `budget_reached`, `quota_exceeded`.
         ValidationError, Forbidden: as `admission.judge`, and `admission.judge_change` for an existing session.
     """
@@ -141,6 +146,8 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         session_id = await sessions.insert(
             connection, tenant_id, judged.config, submission.labels, ahead, judged.pins, submission.surface
         )
+        for name in submission.session_names:
+            await _give(connection, tenant_id, name, session_id)
         submission = replace(submission, session_id=session_id, on_busy="enqueue")
         return await _once(core, connection, tenant_id, api_key_id, submission, None)
 
@@ -154,11 +161,20 @@ async def _once(
     changed: AgentConfig | None,
 ) -> Submitted:
     submitted = await enqueue(core, connection, tenant_id, api_key_id, submission, changed)
+    for name in submission.run_names:
+        await _give(connection, tenant_id, name, submitted.session_id, submitted.run_id)
     if submission.idempotency:
         await remember(
             connection, tenant_id, submission.idempotency, session_id=submitted.session_id, run_id=submitted.run_id
         )
     return submitted
+
+
+async def _give(
+    connection: asyncpg.Connection, tenant_id: UUID, name: Name, session_id: UUID, run_id: UUID | None = None
+) -> None:
+    if not await names.give(connection, tenant_id, name, session_id, run_id):
+        raise NameTaken(name.text)
 
 
 async def repetition(connection: asyncpg.Connection, tenant_id: UUID, submission: Submission) -> Earlier | None:
