@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import httpx2
 import pytest
 from mcp import ClientSession, types
-from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+from mcp.client.streamable_http import streamable_http_client
 
 from tests.acceptance.asking import ASKING, COMMAND
 from tests.balancer import Balancer, balancing
@@ -47,7 +48,7 @@ async def connected(url: str, key: str = API_KEY) -> AsyncIterator[ClientSession
     # No connection is kept, so that each message goes to the next instance.
     headers = {"Authorization": f"Bearer {key}", "Connection": "close"}
     async with (
-        create_mcp_http_client(headers=headers) as http,
+        httpx2.AsyncClient(headers=headers, timeout=180) as http,
         streamable_http_client(f"{url}/mcp", http_client=http) as (read, write),
         ClientSession(read, write) as session,
     ):

@@ -74,6 +74,7 @@ async def everywhere(world: World) -> None:
     await uploads.add(core, tenant_id, None, Given("f", "text/plain", None), Content(0, "", ()), None)
     await db.pool.execute("INSERT INTO mcp_servers (tenant_id, name, spec) VALUES ($1, 'm', '{}')", tenant_id)
     await db.pool.execute("INSERT INTO idempotency_keys VALUES ($1, 'k', 'f')", tenant_id)
+    await db.pool.execute("UPDATE usage SET end_user = 'u' WHERE tenant_id = $1", tenant_id)
     queued = await world.queue()
     await db.pool.execute(
         "INSERT INTO requests (id, tenant_id, session_id, kind, data, expires_at)"

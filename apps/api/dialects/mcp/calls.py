@@ -27,9 +27,9 @@ from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.mcp import schemas, translate
 from apps.api.errors import Conflict, NotFound, Unavailable, ValidationError
+from apps.api.web.asking import until_asked
 from apps.api.web.callers import count_prompt, may_touch, policy_of
 from apps.api.web.errors import findings, from_exception
-from apps.api.web.following import run_frames
 from apps.api.web.opened import Held
 
 SURFACE = "mcp"
@@ -132,8 +132,7 @@ async def _get_run(client: Client, context: Context, given: dict[str, Any]) -> s
     lies = await runs.extent(core.db, caller.tenant_id, asked.run_id)
     if lies.end is not None:
         return await _state(client, asked.run_id)
-    after = Submitted(lies.session_id, asked.run_id, lies.newest)
-    return await _told(client, context, after, asked.wait_seconds)
+    return await _told(client, context, Submitted(lies.session_id, asked.run_id, lies.start), asked.wait_seconds)
 
 
 async def _cancel_run(client: Client, _context: Context, given: dict[str, Any]) -> schemas.Told:
@@ -199,7 +198,7 @@ async def _told(client: Client, context: Context, run: Submitted, wait_seconds: 
 
 
 async def _follow(client: Client, context: Context, run: Submitted, wait_seconds: float) -> None:
-    frames = run_frames(client.core, client.caller.tenant_id, run)
+    frames = until_asked(client.core, client.caller.tenant_id, run)
     steps = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(wait_seconds), aclosing(frames):
@@ -209,14 +208,6 @@ async def _follow(client: Client, context: Context, run: Submitted, wait_seconds
                         continue
                     steps += 1
                     await context.session.report_progress(steps, None, f"{frame.type} (run {run.run_id})")
-                    if translate.asks(frame) and await _waits(client, run.run_id):
-                        return
-
-
-async def _waits(client: Client, run_id: UUID) -> bool:
-    """Whether it still does: the event may be of a request that was answered since."""
-    state = await runs.get(client.core.db, client.caller.tenant_id, run_id)
-    return bool(state["status"] == "requires_action")
 
 
 async def _state(client: Client, run_id: UUID) -> schemas.Told:

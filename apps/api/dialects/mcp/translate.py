@@ -10,7 +10,6 @@ from mcp import types
 from pydantic import BaseModel
 
 from apps.api.core.codec import clean
-from apps.api.core.events.frames import Frame
 from apps.api.dialects.mcp import schemas
 from apps.api.errors import ApiError
 
@@ -22,13 +21,6 @@ ADVICE = {
     "running": "The run goes on. Call get_run with this run_id.",
     "requires_action": "A person or a program must answer first. Call get_run with this run_id afterwards.",
 }
-
-_ASKS = frozenset({"permission_request", "question", "client_tool_call"})
-
-
-def asks(frame: Frame) -> bool:
-    """Whether an event says that the run waits for an answer."""
-    return frame.type in _ASKS
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
