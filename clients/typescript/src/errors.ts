@@ -124,7 +124,7 @@ const KINDS: Record<number, new (refusal: Refusal) => APIError> = {
 };
 
 /** What a wait helps with, of statuses where it does not in general. */
-const LATER = ["preset_busy", "files_busy", "too_many_commands", "body_too_slow"];
+const LATER = ["preset_busy", "schedule_busy", "files_busy", "too_many_commands", "body_too_slow"];
 /** What it does not help with, of statuses where it does in general. */
 const NEVER = [
   "encryption_not_configured",

@@ -56,7 +56,7 @@ _CLAIM = f"""
 WITH due AS (
   SELECT id, look_at, row_number() OVER (PARTITION BY tenant_id ORDER BY look_at) AS turn FROM (
     SELECT id, tenant_id, look_at FROM schedules WHERE look_at <= now() ORDER BY look_at LIMIT {LOOKED_AT}
-  ) first WHERE id <> ALL($2::uuid[])
+  ) earliest WHERE id <> ALL($2::uuid[])
 ), chosen AS (
   SELECT id, look_at AS due_at FROM schedules WHERE look_at <= now() AND id IN (
     SELECT id FROM due ORDER BY turn, look_at LIMIT $1

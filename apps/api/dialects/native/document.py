@@ -35,6 +35,7 @@ TAGS = {
     "requests": "What agents ask a person or a client's program, and the answers.",
     "events": "What happens in sessions and runs: stored and live, on any instance.",
     "runs": "Executions of prompts.",
+    "schedules": "Prompts that are sent at times of a clock.",
     "agents": "Presets: named, versioned configurations that sessions begin with.",
     "profiles": "What the operator lets agents do.",
     "MCP servers": "The tenant's registry of MCP servers.",
@@ -66,6 +67,24 @@ class SessionChanged(Ours):
     session_id: UUID
 
 
+class ScheduleFailed(Ours):
+    """A time of a schedule that came to nothing, or whose run failed."""
+
+    schedule_id: UUID
+    firing_id: UUID
+    fire_at: datetime = Field(description="The time.")
+    session_id: UUID | None = Field(None, description="Of its run, if one was queued.")
+    run_id: UUID | None = None
+    error_code: ErrorCode | None = None
+
+
+class SchedulePaused(Ours):
+    """A schedule that is fired no more."""
+
+    schedule_id: UUID
+    reason: str = Field(description="As `paused_reason` of the schedule.")
+
+
 class Nothing(Ours):
     """A test tells nothing."""
 
@@ -77,13 +96,22 @@ class WebhookMessage(Ours):
     created_at: datetime = Field(description="When it happened, in UTC.")
 
 
+_OF_SCHEDULES: dict[str, dict[str, JsonValue]] = {
+    "failed": {"firing_id": IDS["run_id"], "fire_at": MOMENT, "error_code": "key_revoked"},
+    "paused": {"reason": "5 failures in a row"},
+}
+
+
 def _message(type_: str) -> type[BaseModel]:
     """The model of one kind of message: `run.failed` → RunFailedMessage."""
     noun, _, what = type_.partition(".")
     data: dict[str, JsonValue] = {"session_id": IDS["session_id"]}
     if noun == "run":
         data |= {"run_id": IDS["run_id"], "status": what}
-    kinds = {"run": RunChanged, "session": SessionChanged, "webhook": Nothing}
+    if noun == "schedule":
+        data = {"schedule_id": IDS["session_id"], **_OF_SCHEDULES[what]}
+    kinds: dict[str, type[Ours]] = {"run": RunChanged, "session": SessionChanged, "webhook": Nothing}
+    kinds |= {"schedule": ScheduleFailed if what == "failed" else SchedulePaused}
     example: dict[str, JsonValue] = {
         "delivery_id": IDS["run_id"],
         "type": type_,
@@ -107,6 +135,8 @@ _WHEN = {
     "run.interrupted": "It was stopped.",
     "session.created": "There is a new session.",
     "session.deleted": "A session was deleted.",
+    "schedule.failed": "A time of a schedule came to nothing, or its run failed; `error_code` says why.",
+    "schedule.paused": "A schedule is fired no more; `reason` says why.",
     "webhook.test": "Somebody asked for it: `POST /webhooks/{webhook_id}/test`.",
 }
 _MESSAGES = {type_: _message(type_) for type_ in _WHEN}

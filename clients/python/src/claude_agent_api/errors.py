@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_LATER = {"preset_busy", "files_busy", "too_many_commands", "body_too_slow"}
+_LATER = {"preset_busy", "schedule_busy", "files_busy", "too_many_commands", "body_too_slow"}
 """Codes that a wait helps with, of statuses where it does not in general."""
 
 _NEVER = {"encryption_not_configured", "preview_unavailable", "budget_reached", "still_running", "too_many_wrong_keys"}
