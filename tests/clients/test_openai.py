@@ -71,7 +71,8 @@ async def session_of(fleet: Fleet, prompt: str) -> str:
 
 
 async def test_models_and_presets_are_models(fleet: Fleet, client: AsyncOpenAI) -> None:
-    await fleet[0].post("/agents", {"name": "openai-preset", "config": {"system_prompt_append": "Be brief."}})
+    made = await fleet[0].post("/agents", {"name": "openai-preset", "system_prompt_append": "Be brief."})
+    assert made.status_code == 201, made.text
     listed = [model.id async for model in client.models.list()]
     assert {MODEL, "preset:openai-preset"} <= set(listed)
     assert (await client.models.retrieve("preset:openai-preset")).owned_by == "you"
@@ -101,7 +102,7 @@ async def test_a_chat_stays_one_warm_session(fleet: Fleet, client: AsyncOpenAI) 
     runs = (await fleet[0].get(f"/sessions/{session_id}/runs")).json()["data"]
     assert len(runs) == 2
     # What was said is changed: the conversation goes on from where it was the same, and the session stays as it is.
-    edited = [*messages[:3], user("recall what I said")]
+    edited = [*messages[:3], user("what did I say?")]
     forked = await client.chat.completions.create(model=MODEL, messages=edited)  # type: ignore[call-overload]
     assert "Warm Ada" in forked.choices[0].message.content
     assert (await fleet[0].get(f"/sessions/{session_id}")).json()["num_turns"] == 2
@@ -179,7 +180,7 @@ async def test_structured_outputs_are_the_content(client: AsyncOpenAI) -> None:
 async def test_a_picture_is_seen(client: AsyncOpenAI) -> None:
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     url = f"data:image/png;base64,{png}"
-    content = [{"type": "text", "text": "say seen"}, {"type": "image_url", "image_url": {"url": url}}]
+    content = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": url}}]
     made = await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}])  # type: ignore[list-item,misc]
     assert "image/png" in str(made.choices[0].message.content)
     content[1]["image_url"] = {"url": "https://10.1.2.3/x.png"}
