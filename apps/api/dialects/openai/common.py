@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -16,7 +17,7 @@ from apps.api.auth import Principal
 from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events import log
-from apps.api.core.events.follow import SessionDeleted
+from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import runs
@@ -78,11 +79,14 @@ class Told(Protocol):
 async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) -> AsyncGenerator[list[Any]]:
     """What an answer tells, as it comes, to its end; empty lists are ticks of silence. Raises RunFailed where the
     session was deleted."""
-    waiting = Waiting(settled=started.settled)
+    waiting, told_at = Waiting(settled=started.settled), time.monotonic()
     try:
         async with aclosing(until_asked(core, tenant_id, started.run, waiting, gapless=True)) as batches:
             async for batch in batches:
-                yield [one for frame in batch for one in answer.take(frame)]
+                found = [one for frame in batch for one in answer.take(frame)]
+                if found or not batch or time.monotonic() - told_at >= KEEP_ALIVE_INTERVAL:
+                    yield found
+                    told_at = time.monotonic()
                 if answer.over:
                     return
     except SessionDeleted as error:

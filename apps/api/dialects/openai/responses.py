@@ -113,7 +113,7 @@ async def create_response(request: Request, core: CoreDep, caller: Prompter, bod
     asked = await _asked(request, core, caller, wanted, body)
     with stream_of(request, caller, "write") as held:
         started = await send(asked)
-        if wanted.conversation is not None:
+        if asked.conversation is not None and asked.told and not started.settled:
             await conversations.told(core, caller.tenant_id, asked.conversation)
         name = started.name or _as_named(asked.name, started)
         answer, started = _answer(name, started)
@@ -307,14 +307,9 @@ async def cancel_response(request: Request, core: CoreDep, caller: Writer, respo
     if not answer.over:
         await interrupt(core, caller.tenant_id, started.run.run_id)
         await finished(request, core, caller, started.run, STOP_SECONDS)
-        await stored(core, caller.tenant_id, *reversed(again := _again(answer, started)))
-        answer = again[0]
+        answer, started = await _stands(core, caller, response_id)
+        await stored(core, caller.tenant_id, started, answer)
     return Json(answer.shown())
-
-
-def _again(answer: Answer, started: Started) -> tuple[Answer, Started]:
-    assert started.name is not None  # noqa: S101 - see `_answer`
-    return _answer(started.name, started)
 
 
 @routes.delete("/responses/{response_id}", response_model=Deleted, responses=documented(404))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,13 +80,11 @@ class Repetition:
 
     @classmethod
     def of(cls, request: Request, caller: Principal, body: Any) -> Repetition:
-        parts = [str(caller.key_id), request.url.path, body]
+        key_ = request.headers.get("idempotency-key", "")[:200] or None
+        parts = [str(caller.key_id), request.url.path, body, key_]
         count = request.headers.get("x-stainless-retry-count", "0")[:3]
-        return cls(
-            hashlib.sha256(encode(parts)).hexdigest(),
-            request.headers.get("idempotency-key", "")[:200] or None,
-            count.isdecimal() and count.isascii() and int(count) > 0,
-        )
+        is_retry = key_ is not None or (count.isdecimal() and count.isascii() and int(count) > 0)
+        return cls(hashlib.sha256(encode(parts)).hexdigest(), key_, is_retry)
 
     @property
     def text(self) -> str:
@@ -327,11 +324,6 @@ async def remember(asked: Asked, started: Started, said: Sequence[str]) -> None:
     answer = [Entry("assistant", (("text", text, ""),)) for text in said]
     name = Name(SURFACE, key(asked.about, [*asked.history.entries, *answer]))
     await names.give(asked.core.db.pool, asked.caller.tenant_id, name, started.run.session_id, started.run.run_id)
-
-
-def seconds(moment: float) -> int:
-    """A moment as the clients have it."""
-    return math.floor(moment)
 
 
 def found_or(found: dict[str, Named], text: str, what: str, param: str | None = None) -> Named:
