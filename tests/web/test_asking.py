@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -56,6 +56,14 @@ def test_how_long_silence_must_last(events: list[Event], patience: float | None)
         data = event_data(uuid4(), uuid4(), seq, datetime.now(UTC), event.fields)
         waiting.take(Frame.build(Position(seq), event.type, data))
     assert waiting.patience == patience
+
+
+def test_what_is_decided_already_is_not_waited_for() -> None:
+    waiting = Waiting(settled=frozenset({UUID(A)}))
+    for seq, event in enumerate([call("t1", "t2"), ask(A, "t1"), ask(B, "t2")], 1):
+        data = event_data(uuid4(), uuid4(), seq, datetime.now(UTC), event.fields)
+        waiting.take(Frame.build(Position(seq), event.type, data))
+    assert [str(one) for one in waiting.open] == [B]
 
 
 async def told(world: World, relay: Relay, run: Submitted) -> tuple[list[str], Waiting]:
