@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from tests.balancer import balancing
-from tests.conftest import StartFleet
+from tests.conftest import NewKey, StartFleet
 from tests.fleet import API_KEY, Fleet
 
 MODEL = "claude-sonnet-5-5"
@@ -404,9 +404,7 @@ async def test_a_request_that_is_sent_again_finds_its_run(fleet: Fleet, client: 
     assert len((await fleet[0].get(f"/sessions/{session_id}/runs")).json()["data"]) == 1
 
 
-async def test_what_another_tenant_has_is_not_there(
-    fleet: Fleet, client: Any, new_key: Callable[..., Awaitable[dict[str, str]]]
-) -> None:
+async def test_what_another_tenant_has_is_not_there(fleet: Fleet, client: Any, new_key: NewKey) -> None:
     made = await client.responses.create(model=MODEL, input="say mine")
     talk = await client.conversations.create()
     stranger = client_of(fleet[0].url, (await new_key("openai-strangers"))["X-API-Key"])
@@ -421,6 +419,29 @@ async def test_what_another_tenant_has_is_not_there(
     ):
         with pytest.raises(openai.NotFoundError):
             await attempt()
+
+
+async def test_a_bound_key_sees_its_own_sessions_only(fleet: Fleet, client: Any, new_key: NewKey) -> None:
+    made = await client.responses.create(model=MODEL, input="say of no profile")
+    talk = await client.conversations.create()
+    key = await new_key("default", scopes=("read", "write"), profiles=["readonly"])
+    bound = client_of(fleet[1].url, key["X-API-Key"])
+    for attempt in (
+        lambda: bound.responses.retrieve(made.id),
+        lambda: bound.responses.cancel(made.id),
+        lambda: bound.responses.delete(made.id),
+        lambda: bound.responses.input_items.list(made.id),
+        lambda: bound.responses.create(model=MODEL, input="x", previous_response_id=made.id),
+        lambda: bound.responses.create(model=MODEL, input="x", conversation=talk.id),
+        lambda: bound.conversations.retrieve(talk.id),
+        lambda: bound.conversations.delete(talk.id),
+        lambda: bound.conversations.items.list(talk.id),
+    ):
+        with pytest.raises(openai.PermissionDeniedError) as raised:
+            await attempt()
+        assert raised.value.code == "profile_not_permitted"
+    own = await bound.responses.create(model=MODEL, input="say mine")
+    assert (await bound.responses.retrieve(own.id)).output_text == own.output_text
 
 
 async def test_nothing_is_left_of_what_is_not_to_be_stored(fleet: Fleet, client: Any) -> None:
