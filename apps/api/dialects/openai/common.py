@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import Body, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api import clock
 from apps.api.auth import Principal
@@ -55,6 +56,25 @@ def body_of(model: str) -> dict[str, Any]:
     """What the document says of a body that `schemas.read` reads."""
     schema = {"$ref": f"#/components/schemas/{model}"}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
+
+class Item(BaseModel):
+    """One step of a conversation, in OpenAI's own fields: see the `openai` package."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(examples=["msg_0f0e4c5cc6a14d8e9c1d5a1b2c3d4e5f_0"])
+    type: str = Field(examples=["message"])
+
+
+class ItemList(BaseModel):
+    """A page of items."""
+
+    object: str = Field(examples=["list"])
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = Field(examples=[False])
 
 
 After = Annotated[str | None, Query(max_length=200, description="The id of the last one of the page before.")]

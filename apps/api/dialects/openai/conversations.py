@@ -19,7 +19,19 @@ from apps.api.core.sessions.names import Name, Named
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.dialects.openai import schemas
-from apps.api.dialects.openai.common import After, JsonBody, Limit, Order, body_of, cut, id_path, router, stored
+from apps.api.dialects.openai.common import (
+    After,
+    Item,
+    ItemList,
+    JsonBody,
+    Limit,
+    Order,
+    body_of,
+    cut,
+    id_path,
+    router,
+    stored,
+)
 from apps.api.dialects.openai.errors import documented, locked, refused, unknown
 from apps.api.dialects.openai.history import Entry, named, of_input, uuid_of
 from apps.api.dialects.openai.items import Answer
@@ -54,16 +66,6 @@ class ConversationDeleted(BaseModel):
     id: str = Field(examples=["conv_0f0e4c5cc6a14d8e9c1d5a1b2c3d4e5f"])
     object: str = Field(examples=["conversation.deleted"])
     deleted: bool = Field(examples=[True])
-
-
-class ConversationItems(BaseModel):
-    """A page of items."""
-
-    object: str = Field(examples=["list"])
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool = Field(examples=[False])
 
 
 # --- what a response does with one ---------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ async def _items(core: Core, tenant_id: UUID, found: Named) -> list[dict[str, An
     return items
 
 
-@routes.get("/conversations/{conversation_id}/items", response_model=ConversationItems, responses=documented(404))
+@routes.get("/conversations/{conversation_id}/items", response_model=ItemList, responses=documented(404))
 async def list_items(
     core: CoreDep,
     caller: Reader,
@@ -235,7 +237,7 @@ async def list_items(
 
 @routes.post(
     "/conversations/{conversation_id}/items",
-    response_model=ConversationItems,
+    response_model=ItemList,
     openapi_extra=body_of("NewItems"),
     responses=documented(404, 413),
 )
@@ -256,7 +258,7 @@ async def create_items(core: CoreDep, caller: Writer, conversation_id: Conversat
     return Json(cut(made, None, len(made), lambda id_: unknown("item", id_)))
 
 
-@routes.get("/conversations/{conversation_id}/items/{item_id}", response_model=None, responses=documented(404))
+@routes.get("/conversations/{conversation_id}/items/{item_id}", response_model=Item, responses=documented(404))
 async def get_item(
     core: CoreDep, caller: Reader, conversation_id: ConversationId, item_id: Annotated[str, id_path("item")]
 ) -> Response:

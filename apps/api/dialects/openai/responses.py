@@ -21,6 +21,7 @@ from apps.api.dialects.openai.chat import about_of
 from apps.api.dialects.openai.common import (
     After,
     Chunks,
+    ItemList,
     JsonBody,
     Limit,
     Order,
@@ -71,16 +72,6 @@ class Deleted(BaseModel):
     id: str = Field(examples=["resp_0f0e4c5cc6a14d8e9c1d5a1b2c3d4e5f"])
     object: str = Field(examples=["response"])
     deleted: bool = Field(examples=[True])
-
-
-class ItemList(BaseModel):
-    """A page of items."""
-
-    object: str = Field(examples=["list"])
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool = Field(examples=[False])
 
 
 _STREAMED: dict[int | str, dict[str, Any]] = {
