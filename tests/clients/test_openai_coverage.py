@@ -71,8 +71,8 @@ def test_every_parameter_of_the_package_is_in_the_file(part: str, kind: Any) -> 
 @pytest.mark.parametrize(
     ("part", "model", "others"),
     [
-        ("chat", schemas.Chat, schemas.CHAT_OTHERS),
-        ("responses", schemas.Responses, schemas.RESPONSES_OTHERS),
+        ("chat", schemas.ChatRequest, schemas.CHAT_OTHERS),
+        ("responses", schemas.ResponseRequest, schemas.RESPONSES_OTHERS),
     ],
 )
 def test_the_code_does_what_the_file_says(part: str, model: Any, others: Any) -> None:

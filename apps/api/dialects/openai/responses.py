@@ -90,7 +90,7 @@ ResponseId = Annotated[str, id_path("response")]
 @routes.post(
     "/responses",
     response_model=ResponseObject,
-    openapi_extra=body_of("Responses"),
+    openapi_extra=body_of("ResponseRequest"),
     responses={**_STREAMED, **documented(404, 409, 413, 502, 504)},
 )
 async def create_response(request: Request, core: CoreDep, caller: Prompter, body: JsonBody) -> Response:
@@ -98,7 +98,7 @@ async def create_response(request: Request, core: CoreDep, caller: Prompter, bod
 
     With `background` the answer comes at once, and the response is read by its id, from any instance.
     """
-    wanted = schemas.read(schemas.Responses, body, schemas.RESPONSES_OTHERS)
+    wanted = schemas.read(schemas.ResponseRequest, body, schemas.RESPONSES_OTHERS)
     if wanted.background and wanted.store is False:
         raise refused("background", "background needs store: nobody could read the response.", "invalid_value")
     asked = await _asked(request, core, caller, wanted, body)
@@ -133,7 +133,7 @@ def _answer(name: Named, started: Started | None = None, lies: Any = None) -> tu
 
 
 async def _asked(
-    request: Request, core: Core, caller: Principal, wanted: schemas.Responses, body: dict[str, Any]
+    request: Request, core: Core, caller: Principal, wanted: schemas.ResponseRequest, body: dict[str, Any]
 ) -> Asked:
     history = of_input(wanted.input)
     parent, conversation = None, None
@@ -181,7 +181,7 @@ async def _asked(
     )
 
 
-def _echoed(wanted: schemas.Responses, body: dict[str, Any], conversation: Named | None) -> dict[str, Any]:
+def _echoed(wanted: schemas.ResponseRequest, body: dict[str, Any], conversation: Named | None) -> dict[str, Any]:
     reasoning = body.get("reasoning") or {}
     return {
         "model": wanted.model,
