@@ -47,7 +47,7 @@ def document(documents: list[dict[str, Any]]) -> dict[str, Any]:
     return documents[0]
 
 
-OFFICIAL = {"openai": "Error", "managed-agents": "ManagedError"}
+OFFICIAL = {"openai": "OpenAIError", "managed-agents": "ManagedError"}
 """Surfaces for the official clients of others, and their model of an error."""
 
 

@@ -149,6 +149,7 @@ HIDDEN = {
     *(("GET", f"{of}{path}") for of in descriptions() for path in ("/openapi.json", "/docs", "/docs/{name}")),
     ("POST", "/mcp"),
     ("WEBSOCKET", "/api/v1/query/ws"),
+    ("GET", "/compat/openai/v1/models/{model:path}"),  # in the document without what kind it is
     ("WEBSOCKET", "/preview/{session_id}/{port}/{path:path}"),
     *((m, "/preview/{session_id}/{port}/{path:path}") for m in "DELETE GET HEAD OPTIONS PATCH POST PUT".split()),  # noqa: SIM905
 }

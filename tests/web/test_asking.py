@@ -60,9 +60,9 @@ def test_how_long_silence_must_last(events: list[Event], patience: float | None)
     assert waiting.patience == patience
 
 
-def test_what_counts_as_answered_is_not_waited_for() -> None:
-    waiting = Waiting(answered=frozenset({UUID(A)}))
-    for seq, event in enumerate([call("t1"), ask(A, "t1"), ask(B, None)], 1):
+def test_what_is_decided_already_is_not_waited_for() -> None:
+    waiting = Waiting(settled=frozenset({UUID(A)}))
+    for seq, event in enumerate([call("t1", "t2"), ask(A, "t1"), ask(B, "t2")], 1):
         data = event_data(uuid4(), uuid4(), seq, datetime.now(UTC), event.fields)
         waiting.take(Frame.build(Position(seq), event.type, data))
     assert [str(one) for one in waiting.open] == [B]

@@ -94,6 +94,7 @@ LINEAR = {
         r'[^\x00-\x1f"\\\x7f]*',
     },
     "dialects/native/uploads.py": {r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}"},
+    "dialects/openai/options.py": {r"[A-Za-z][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*"},
     "runner/egress/asked.py": {"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}"},
     "runner/session/ports.py": {r"socket:\[(\d+)\]"},
     "web/hosts.py": {r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(:(?P<port>[0-9]{1,5}))?"},

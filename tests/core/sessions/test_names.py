@@ -73,6 +73,9 @@ async def test_what_is_kept_with_a_name_is_replaced_and_a_name_is_taken_away(wor
     await world.queue(session_names=[CHAT])
     assert await names.keep(world.db, world.tenant_id, Name("chat", "c-1", {"n": 2}))
     assert (await names.find(world.db, world.tenant_id, "chat", "c-1"))["c-1"].data == {"n": 2}
+    assert not await names.keep(world.db, world.tenant_id, Name("chat", "c-1", {"n": 4}), {"n": 1})
+    assert await names.keep(world.db, world.tenant_id, Name("chat", "c-1", {"n": 3}), {"n": 2})
+    assert (await names.find(world.db, world.tenant_id, "chat", "c-1"))["c-1"].data == {"n": 3}
     assert await names.take(world.db, world.tenant_id, "chat", "c-1")
     assert not await names.take(world.db, world.tenant_id, "chat", "c-1")
     assert await names.find(world.db, world.tenant_id, "chat", "c-1") == {}

@@ -92,14 +92,16 @@ async def of_session(db: Database, tenant_id: UUID, session_id: UUID, surface: s
     return [_named(row) for row in rows]
 
 
-async def keep(db: Database, tenant_id: UUID, name: Name) -> bool:
-    """Replace what is kept with a name. False where it stands for nothing."""
+async def keep(db: Database, tenant_id: UUID, name: Name, before: Mapping[str, Any] | None = None) -> bool:
+    """Replace what is kept with a name. False where it stands for nothing, or `before` is not kept with it any more."""
     status = await db.pool.execute(
-        "UPDATE session_names SET data = $4 WHERE tenant_id = $1 AND surface = $2 AND name = $3",
+        "UPDATE session_names SET data = $4 WHERE tenant_id = $1 AND surface = $2 AND name = $3"
+        " AND ($5::text IS NULL OR data = $5)",
         tenant_id,
         name.surface,
         name.text,
         encode(name.data).decode(),
+        None if before is None else encode(before).decode(),
     )
     return bool(status == "UPDATE 1")
 

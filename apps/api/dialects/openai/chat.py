@@ -145,7 +145,7 @@ class Completion:
 @routes.post(
     "/chat/completions",
     response_model=ChatCompletion,
-    openapi_extra=body_of("Chat"),
+    openapi_extra=body_of("ChatRequest"),
     responses={
         200: {
             "description": "The next message; with `stream` as `data:` lines, each a chunk, and `[DONE]`.",
@@ -160,7 +160,7 @@ async def create_chat_completion(request: Request, core: CoreDep, caller: Prompt
     A conversation that was answered here before goes on in the session that it is, with its files; one that was begun
     elsewhere is told to the agent once. `tool_calls` end the answer while the run waits for the messages of your tools.
     """
-    wanted = schemas.read(schemas.Chat, body, schemas.CHAT_OTHERS)
+    wanted = schemas.read(schemas.ChatRequest, body, schemas.CHAT_OTHERS)
     if wanted.stream_options is not None and not wanted.stream:
         raise refused("stream_options", "stream_options goes with stream: true only.", "invalid_value")
     asked = await _asked(request, core, caller, wanted, body)
@@ -178,7 +178,9 @@ async def create_chat_completion(request: Request, core: CoreDep, caller: Prompt
     return Json(shown, headers=request.state.limit_headers)
 
 
-async def _asked(request: Request, core: Core, caller: Principal, wanted: schemas.Chat, body: dict[str, Any]) -> Asked:
+async def _asked(
+    request: Request, core: Core, caller: Principal, wanted: schemas.ChatRequest, body: dict[str, Any]
+) -> Asked:
     history = of_messages(wanted.messages)
     preset, model = await chosen(core, caller, wanted.model)
     tools = tools_of(wanted.tools, wanted.tool_choice, wanted.parallel_tool_calls, flat=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -10,13 +11,14 @@ from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import Body, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from apps.api import clock
 from apps.api.auth import Principal
 from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events import log
-from apps.api.core.events.follow import SessionDeleted
+from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import runs
@@ -56,6 +58,25 @@ def body_of(model: str) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
+class Item(BaseModel):
+    """One step of a conversation, in OpenAI's own fields: see the `openai` package."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(examples=["msg_0f0e4c5cc6a14d8e9c1d5a1b2c3d4e5f_0"])
+    type: str = Field(examples=["message"])
+
+
+class ItemList(BaseModel):
+    """A page of items."""
+
+    object: str = Field(examples=["list"])
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = Field(examples=[False])
+
+
 After = Annotated[str | None, Query(max_length=200, description="The id of the last one of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Rows on a page.")]
 Order = Annotated[str | None, Query(pattern="^(asc|desc)$", description="`asc` or `desc`, by age.")]
@@ -78,11 +99,14 @@ class Told(Protocol):
 async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) -> AsyncGenerator[list[Any]]:
     """What an answer tells, as it comes, to its end; empty lists are ticks of silence. Raises RunFailed where the
     session was deleted."""
-    waiting = Waiting(settled=started.settled)
+    waiting, told_at = Waiting(settled=started.settled), time.monotonic()
     try:
         async with aclosing(until_asked(core, tenant_id, started.run, waiting, gapless=True)) as batches:
             async for batch in batches:
-                yield [one for frame in batch for one in answer.take(frame)]
+                found = [one for frame in batch for one in answer.take(frame)]
+                if found or not batch or time.monotonic() - told_at >= KEEP_ALIVE_INTERVAL:
+                    yield found
+                    told_at = time.monotonic()
                 if answer.over:
                     return
     except SessionDeleted as error:

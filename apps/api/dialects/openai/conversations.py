@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -19,19 +19,34 @@ from apps.api.core.sessions.names import Name, Named
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.dialects.openai import schemas
-from apps.api.dialects.openai.common import After, JsonBody, Limit, Order, body_of, cut, id_path, router, stored
-from apps.api.dialects.openai.errors import documented, refused, unknown
+from apps.api.dialects.openai.common import (
+    After,
+    Item,
+    ItemList,
+    JsonBody,
+    Limit,
+    Order,
+    body_of,
+    cut,
+    id_path,
+    router,
+    stored,
+)
+from apps.api.dialects.openai.errors import documented, locked, refused, unknown
 from apps.api.dialects.openai.history import Entry, named, of_input, uuid_of
 from apps.api.dialects.openai.items import Answer
-from apps.api.dialects.openai.sending import SURFACE, Started, require
+from apps.api.dialects.openai.sending import SURFACE, Started, found_or, require
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.route import CoreDep
 
 routes = router()
 
-MAX_UNTOLD = 200
-"""Items that wait for the next response of a conversation."""
+MAX_UNTOLD, MAX_ITEMS = 200, 2_000
+"""Items that wait for the next response of a conversation, and that are put into one in all, beside responses."""
+
+ATTEMPTS = 10
+"""To change what others change at the same time."""
 
 ConversationId = Annotated[str, id_path("conversation")]
 
@@ -53,16 +68,6 @@ class ConversationDeleted(BaseModel):
     deleted: bool = Field(examples=[True])
 
 
-class ConversationItems(BaseModel):
-    """A page of items."""
-
-    object: str = Field(examples=["list"])
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool = Field(examples=[False])
-
-
 # --- what a response does with one ---------------------------------------------------------------------------------
 
 
@@ -79,12 +84,22 @@ async def untold(core: Core, tenant_id: UUID, found: Named) -> Sequence[Entry]:
     return of_input(found.data["untold"], "items").entries
 
 
-async def told(core: Core, tenant_id: UUID, found: Named | None) -> None:
-    """The agent has been told what was put into the conversation."""
-    if found is not None and found.data["untold"]:
-        now = (await names.find(core.db, tenant_id, SURFACE, found.text)).get(found.text, found)
-        rest = [item for item in now.data["untold"] if item not in found.data["untold"]]
-        await names.keep(core.db, tenant_id, Name(SURFACE, found.text, {**now.data, "untold": rest}))
+async def told(core: Core, tenant_id: UUID, found: Named) -> None:
+    """The agent has been told what waited in the conversation when `found` was read."""
+    count = len(found.data["untold"])
+    await _change(core, tenant_id, found, lambda data: {**data, "untold": data["untold"][count:]})
+
+
+async def _change(
+    core: Core, tenant_id: UUID, found: Named, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Name:
+    """Change what is kept with a conversation, though others change it, too. Raises NotFound, Conflict."""
+    for _ in range(ATTEMPTS):
+        name = Name(SURFACE, found.text, change(found.data))
+        if await names.keep(core.db, tenant_id, name, found.data):
+            return name
+        found = found_or(await names.find(core.db, tenant_id, SURFACE, found.text), found.text, "conversation")
+    raise locked("Others are changing this conversation at this moment; send it again.")
 
 
 def kept(given: str | Sequence[dict[str, Any]], about: str) -> list[dict[str, Any]]:
@@ -176,9 +191,8 @@ async def update_conversation(
     """Replace the metadata."""
     wanted = schemas.read(schemas.ConversationChange, body)
     found = await _find(core, caller, conversation_id)
-    name = Name(SURFACE, found.text, {**found.data, "metadata": wanted.metadata})
-    await names.keep(core.db, caller.tenant_id, name)
-    return Json(_shown(name))
+    changed = await _change(core, caller.tenant_id, found, lambda data: {**data, "metadata": wanted.metadata})
+    return Json(_shown(changed))
 
 
 @routes.delete("/conversations/{conversation_id}", response_model=ConversationDeleted, responses=documented(404))
@@ -206,7 +220,7 @@ async def _items(core: Core, tenant_id: UUID, found: Named) -> list[dict[str, An
     return items
 
 
-@routes.get("/conversations/{conversation_id}/items", response_model=ConversationItems, responses=documented(404))
+@routes.get("/conversations/{conversation_id}/items", response_model=ItemList, responses=documented(404))
 async def list_items(
     core: CoreDep,
     caller: Reader,
@@ -223,7 +237,7 @@ async def list_items(
 
 @routes.post(
     "/conversations/{conversation_id}/items",
-    response_model=ConversationItems,
+    response_model=ItemList,
     openapi_extra=body_of("NewItems"),
     responses=documented(404, 413),
 )
@@ -233,15 +247,18 @@ async def create_items(core: CoreDep, caller: Writer, conversation_id: Conversat
     of_input(wanted.items, "items")
     found = await _find(core, caller, conversation_id)
     made = kept(wanted.items, uuid4().hex)
-    untold_ = [*found.data["untold"], *wanted.items]
-    if len(untold_) > MAX_UNTOLD:
-        raise refused("items", f"items: at most {MAX_UNTOLD} may wait for the next response.", "invalid_value")
-    data = {**found.data, "items": [*found.data["items"], *made], "untold": untold_}
-    await names.keep(core.db, caller.tenant_id, Name(SURFACE, found.text, data))
+
+    def add(data: dict[str, Any]) -> dict[str, Any]:
+        if len(data["untold"]) + len(wanted.items) > MAX_UNTOLD or len(data["items"]) + len(made) > MAX_ITEMS:
+            text = f"items: at most {MAX_UNTOLD} may wait for the next response, and {MAX_ITEMS} be put in in all."
+            raise refused("items", text, "invalid_value")
+        return {**data, "items": [*data["items"], *made], "untold": [*data["untold"], *wanted.items]}
+
+    await _change(core, caller.tenant_id, found, add)
     return Json(cut(made, None, len(made), lambda id_: unknown("item", id_)))
 
 
-@routes.get("/conversations/{conversation_id}/items/{item_id}", response_model=None, responses=documented(404))
+@routes.get("/conversations/{conversation_id}/items/{item_id}", response_model=Item, responses=documented(404))
 async def get_item(
     core: CoreDep, caller: Reader, conversation_id: ConversationId, item_id: Annotated[str, id_path("item")]
 ) -> Response:

@@ -85,7 +85,7 @@ class ErrorObject(BaseModel):
     code: str | None = Field(examples=["unsupported_parameter"])
 
 
-class Error(BaseModel):
+class OpenAIError(BaseModel):
     """An error, as the official clients read it."""
 
     error: ErrorObject
@@ -112,5 +112,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     for status in sorted({400, 401, 403, 429, 500, 503, *statuses}):
         text, kind, param, code = _WHY[status]
         example = {"error": {"message": text, "type": kind, "param": param, "code": code}}
-        found[status] = {"model": Error, "description": text, "content": {"application/json": {"example": example}}}
+        found[status] = {
+            "model": OpenAIError,
+            "description": text,
+            "content": {"application/json": {"example": example}},
+        }
     return found

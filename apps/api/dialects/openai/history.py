@@ -66,8 +66,10 @@ def key(about: Sequence[Any], entries: Iterable[Entry]) -> str:
     return f"hist:{hashlib.sha256(encode([list(about), steps])).hexdigest()}"
 
 
-def rendered(entries: Sequence[Entry]) -> str:
-    """What was said elsewhere, for an agent that has not heard it."""
+def rendered(entries: Sequence[Entry]) -> str | None:
+    """What was said elsewhere, for an agent that has not heard it; None where nothing was."""
+    if not entries:
+        return None
     lines = ["This conversation was begun elsewhere. What was said so far:", ""]
     for entry in entries:
         who = {"user": "User", "assistant": "You", "call": "You called", "output": "It answered"}[entry.kind]

@@ -24,7 +24,7 @@ MAX_LISTED = 1_000
 """Presets in the list, the first ones by name."""
 
 
-class Model(BaseModel):
+class ModelObject(BaseModel):
     """A model, or a preset."""
 
     id: str = Field(examples=["claude-sonnet-5-5"])
@@ -37,7 +37,7 @@ class ModelList(BaseModel):
     """All of them."""
 
     object: str = Field(examples=["list"])
-    data: list[Model]
+    data: list[ModelObject]
 
 
 def _model(id_: str, created: int = 0, owner: str = "anthropic") -> dict[str, Any]:
@@ -60,7 +60,7 @@ async def list_models(core: CoreDep, caller: Reader) -> Response:
     return Json({"object": "list", "data": found[:MAX_LISTED]})
 
 
-@routes.get("/models/{model:path}", response_model=Model, responses=documented(404))
+@routes.get("/models/{model:path}", response_model=ModelObject, responses=documented(404))
 async def get_model(core: CoreDep, caller: Reader, model: str = id_path("model")) -> Response:
     """A model, by any name that works as `model`."""
     preset, _ = await chosen(core, caller, model)

@@ -21,6 +21,7 @@ from apps.api.dialects.openai.chat import about_of
 from apps.api.dialects.openai.common import (
     After,
     Chunks,
+    ItemList,
     JsonBody,
     Limit,
     Order,
@@ -73,16 +74,6 @@ class Deleted(BaseModel):
     deleted: bool = Field(examples=[True])
 
 
-class ItemList(BaseModel):
-    """A page of items."""
-
-    object: str = Field(examples=["list"])
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool = Field(examples=[False])
-
-
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The response; with `stream` its events.",
@@ -99,7 +90,7 @@ ResponseId = Annotated[str, id_path("response")]
 @routes.post(
     "/responses",
     response_model=ResponseObject,
-    openapi_extra=body_of("Responses"),
+    openapi_extra=body_of("ResponseRequest"),
     responses={**_STREAMED, **documented(404, 409, 413, 502, 504)},
 )
 async def create_response(request: Request, core: CoreDep, caller: Prompter, body: JsonBody) -> Response:
@@ -107,13 +98,13 @@ async def create_response(request: Request, core: CoreDep, caller: Prompter, bod
 
     With `background` the answer comes at once, and the response is read by its id, from any instance.
     """
-    wanted = schemas.read(schemas.Responses, body, schemas.RESPONSES_OTHERS)
+    wanted = schemas.read(schemas.ResponseRequest, body, schemas.RESPONSES_OTHERS)
     if wanted.background and wanted.store is False:
         raise refused("background", "background needs store: nobody could read the response.", "invalid_value")
     asked = await _asked(request, core, caller, wanted, body)
     with stream_of(request, caller, "write") as held:
         started = await send(asked)
-        if wanted.conversation is not None:
+        if asked.conversation is not None and asked.told and not started.settled:
             await conversations.told(core, caller.tenant_id, asked.conversation)
         name = started.name or _as_named(asked.name, started)
         answer, started = _answer(name, started)
@@ -142,7 +133,7 @@ def _answer(name: Named, started: Started | None = None, lies: Any = None) -> tu
 
 
 async def _asked(
-    request: Request, core: Core, caller: Principal, wanted: schemas.Responses, body: dict[str, Any]
+    request: Request, core: Core, caller: Principal, wanted: schemas.ResponseRequest, body: dict[str, Any]
 ) -> Asked:
     history = of_input(wanted.input)
     parent, conversation = None, None
@@ -190,7 +181,7 @@ async def _asked(
     )
 
 
-def _echoed(wanted: schemas.Responses, body: dict[str, Any], conversation: Named | None) -> dict[str, Any]:
+def _echoed(wanted: schemas.ResponseRequest, body: dict[str, Any], conversation: Named | None) -> dict[str, Any]:
     reasoning = body.get("reasoning") or {}
     return {
         "model": wanted.model,
@@ -307,14 +298,9 @@ async def cancel_response(request: Request, core: CoreDep, caller: Writer, respo
     if not answer.over:
         await interrupt(core, caller.tenant_id, started.run.run_id)
         await finished(request, core, caller, started.run, STOP_SECONDS)
-        await stored(core, caller.tenant_id, *reversed(again := _again(answer, started)))
-        answer = again[0]
+        answer, started = await _stands(core, caller, response_id)
+        await stored(core, caller.tenant_id, started, answer)
     return Json(answer.shown())
-
-
-def _again(answer: Answer, started: Started) -> tuple[Answer, Started]:
-    assert started.name is not None  # noqa: S101 - see `_answer`
-    return _answer(started.name, started)
 
 
 @routes.delete("/responses/{response_id}", response_model=Deleted, responses=documented(404))

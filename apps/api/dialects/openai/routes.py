@@ -19,5 +19,11 @@ DESCRIPTION = Description(
     f"What the official `openai` clients call, with `{PREFIX}/v1` as their base URL. See docs/openai.md.",
     lambda path: path.startswith(f"{PREFIX}/"),
     {TAG: "As the official clients know them."},
-    models=(schemas.Chat, schemas.Responses, schemas.NewConversation, schemas.ConversationChange, schemas.NewItems),
+    models=(
+        schemas.ChatRequest,
+        schemas.ResponseRequest,
+        schemas.NewConversation,
+        schemas.ConversationChange,
+        schemas.NewItems,
+    ),
 )

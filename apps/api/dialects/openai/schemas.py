@@ -83,7 +83,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is padded here.")
 
 
-class Chat(Body):
+class ChatRequest(Body):
     """A chat completion."""
 
     model: Model = Field(description=_MODEL)
@@ -123,7 +123,7 @@ class TextOptions(Body):
     verbosity: Literal["medium"] | None = Field(None, description="No other is supported.")
 
 
-class Responses(Body):
+class ResponseRequest(Body):
     """A response."""
 
     model: Model = Field(description=_MODEL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,13 +80,11 @@ class Repetition:
 
     @classmethod
     def of(cls, request: Request, caller: Principal, body: Any) -> Repetition:
-        parts = [str(caller.key_id), request.url.path, body]
+        key_ = request.headers.get("idempotency-key", "")[:200] or None
+        parts = [str(caller.key_id), request.url.path, body, key_]
         count = request.headers.get("x-stainless-retry-count", "0")[:3]
-        return cls(
-            hashlib.sha256(encode(parts)).hexdigest(),
-            request.headers.get("idempotency-key", "")[:200] or None,
-            count.isdecimal() and count.isascii() and int(count) > 0,
-        )
+        is_retry = key_ is not None or (count.isdecimal() and count.isascii() and int(count) > 0)
+        return cls(hashlib.sha256(encode(parts)).hexdigest(), key_, is_retry)
 
     @property
     def text(self) -> str:
@@ -108,7 +105,7 @@ async def send(asked: Asked) -> Started:
     core, tenant_id, repeated = asked.core, asked.caller.tenant_id, asked.repeated
     if repeated.is_retry and (before := await _before(asked)):
         return before
-    if repeated.is_retry is False:
+    if not repeated.is_retry:
         await names.take(core.db, tenant_id, SURFACE, repeated.text)
     earlier, new = asked.history.split()
     if not new:
@@ -123,16 +120,14 @@ async def send(asked: Asked) -> Started:
         return await _prompt(asked, said, session_id=started.run.session_id)
     if asked.conversation is not None:
         busy: OnBusy = "interrupt" if await _waits(asked, asked.conversation.session_id) else "reject"
-        before_it = rendered(asked.told) if asked.told else None
+        before_it = rendered([*asked.told, *earlier])
         return await _prompt(asked, said, session_id=asked.conversation.session_id, on_busy=busy, before=before_it)
-    found = asked.parent or await _known(asked, earlier)
-    if found is None:
-        whole = [*earlier, *outputs]
-        last = said or [Entry("user", (("text", "Go on.", asked.param),))]
-        return await _prompt(asked, last, before=rendered(whole) if whole else None)
-    if outputs:
-        raise refused(asked.param, "No tool call waits for this output.", "invalid_value")
-    return await _behind(asked, found, said)
+    if asked.parent is not None:
+        return await _behind(asked, asked.parent, said, rendered(earlier))
+    if not outputs and (found := await _known(asked, earlier)):
+        return await _behind(asked, found, said)
+    last = said or [Entry("user", (("text", "Go on.", asked.param),))]
+    return await _prompt(asked, last, before=rendered([*earlier, *outputs]))
 
 
 async def _before(asked: Asked) -> Started | None:
@@ -262,19 +257,19 @@ async def _known(asked: Asked, earlier: Sequence[Entry]) -> Named | None:
     return found
 
 
-async def _behind(asked: Asked, found: Named, said: Sequence[Entry]) -> Started:
+async def _behind(asked: Asked, found: Named, said: Sequence[Entry], before: str | None = None) -> Started:
     """Go on after a run: in its session if that was the last thing said there, else in a fork."""
     core, tenant_id = asked.core, asked.caller.tenant_id
     page = await runs.list_page(core.db, tenant_id, found.session_id, limit=NEWEST, cursor=None)
     newest = next((run["run_id"] for run in page.data if run["origin"] == "client"), None)
     if newest is None or newest == str(found.run_id):
         busy: OnBusy = "interrupt" if await _waits(asked, found.session_id) else "enqueue"
-        return await _prompt(asked, said, session_id=found.session_id, on_busy=busy)
+        return await _prompt(asked, said, session_id=found.session_id, on_busy=busy, before=before)
     assert found.run_id is not None  # noqa: S101 - for the type checker
     end = (await runs.extent(core.db, tenant_id, found.run_id)).end
     if end is None:
         raise locked("What this goes on behind is not over, and others have gone on behind it.")
-    return await _prompt(asked, said, session_id=found.session_id, fork_at=end)
+    return await _prompt(asked, said, session_id=found.session_id, fork_at=end, before=before)
 
 
 async def _prompt(
@@ -327,11 +322,6 @@ async def remember(asked: Asked, started: Started, said: Sequence[str]) -> None:
     answer = [Entry("assistant", (("text", text, ""),)) for text in said]
     name = Name(SURFACE, key(asked.about, [*asked.history.entries, *answer]))
     await names.give(asked.core.db.pool, asked.caller.tenant_id, name, started.run.session_id, started.run.run_id)
-
-
-def seconds(moment: float) -> int:
-    """A moment as the clients have it."""
-    return math.floor(moment)
 
 
 def found_or(found: dict[str, Named], text: str, what: str, param: str | None = None) -> Named:
