@@ -62,6 +62,8 @@ NO_ACTS = {
     "/interrupt": "stops work, decides nothing",
     "/cancel": "",
     "/cancel/{session_id}": "",
+    "/chat/{chat_id}/stop": "",
+    "/ag-ui/{agent}": "prompts; what is decided leaves its line in the core",
     "/control": "in the session's events",
     "/reset": "",
     "/rewind": "",

@@ -51,7 +51,7 @@ class Log:
         nothing = dict.fromkeys(("title", "reason", "blocked_path", "agent_id"))
         about = {"tool_name": name, "input": {}, "suggestions": [], "description": "d", **nothing}
         return self(
-            "permission_request", request_id=request_id, tool_use_id=call, expires_at="2026-01-01T00:00:00Z", **about
+            "permission_request", request_id=request_id, tool_use_id=call, expires_at="2999-01-01T00:00:00Z", **about
         )
 
     def decided(self, request_id: str, decision: str, **more: Any) -> Frame:
@@ -186,7 +186,7 @@ def test_whether_a_tool_of_the_client_may_run_is_asked_apart_from_its_call() -> 
     call = use("t1", "mcp__client__weather", city="Ulm")
     asked = log.asks(ONE, "t1", "mcp__client__weather")
     about = {"tool_use_id": "t1", "tool_name": "weather", "input": {"city": "Ulm"}, "agent_id": None}
-    theirs = log("client_tool_call", request_id=TWO, expires_at="2026-01-01T00:00:00Z", **about)
+    theirs = log("client_tool_call", request_id=TWO, expires_at="2999-01-01T00:00:00Z", **about)
     after = [log.decided(TWO, "answered"), log.hears(result("t1", '{"a":1}')), log.says("done"), *log.ends()]
     message = message_of([*begun(log), log.says(call), asked], [log.decided(ONE, "allow"), theirs], after)
     first, second = (part for part in message.parts if "toolCallId" in part)

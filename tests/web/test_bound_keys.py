@@ -90,7 +90,7 @@ OWN = {
     "/compat/openai/v1/conversations/{conversation_id}/items",
     # Chats and threads of others are refused by their names: tests/dialects has tests of that.
     "/ui/chat",
-    "/ui/chat/{chat_id}/stop",
+    "/ui/chat/{chat_id:path}/stop",
     "/ag-ui/{agent}",
 }
 """What changes something, and names no session in its path: a bound key begins sessions of its own there."""

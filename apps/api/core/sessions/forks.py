@@ -313,8 +313,9 @@ async def _rename(
     session_id: UUID,
     run: Submitted | None,
 ) -> None:
-    of_run = [(name, run.run_id) for name in asked.submission.run_names] if run else []
-    for name, run_id in [*((name, None) for name in asked.submission.session_names), *of_run]:
+    given: list[tuple[names.Name, UUID | None]] = [(name, None) for name in asked.submission.session_names]
+    given += [(name, run.run_id) for name in asked.submission.run_names] if run else []
+    for name, run_id in given:
         if not await names.move(connection, tenant_id, name, parent_id, session_id, run_id):
             raise NameTaken(name.text)
 

@@ -120,7 +120,7 @@ async def _chunks(core: Core, caller: Principal, body: wire.RunAgentInput, told:
 
 async def _of_run(core: Core, caller: Principal, turn: Turn, end: list[Event]) -> AsyncGenerator[bytes]:
     """What a run is told as. `end` gets the event that ends the stream."""
-    run, waiting = Run(str(turn.run.run_id)), Waiting(answered=turn.answered)
+    run, waiting = Run(str(turn.run.run_id)), Waiting(settled=turn.answered)
     begun, sent = turn.after is None, time.monotonic()
     batches = until_asked(core, caller.tenant_id, turn.run, waiting, gapless=True)
     async with aclosing(batches):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Path, Request, Response
 
 from apps.api.auth import Principal
+from apps.api.core.config.names import Text
 from apps.api.core.context import Core
 from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.fleet import cancellation
@@ -43,7 +44,7 @@ DESCRIPTION = Description(
 error_shape = errors.native
 router = Router(route_class=ContentRoute)
 
-ChatId = Annotated[str, Path(min_length=1, max_length=200, description="The chat's id.")]
+ChatId = Annotated[Text, Path(min_length=1, max_length=200, description="The chat's id.")]
 
 _EXAMPLE = 'data: {"type":"start","messageId":"…"}\n\ndata: {"type":"text-delta","id":"text-1","delta":"Hi"}\n\n'
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -67,7 +68,7 @@ async def chat(request: Request, core: CoreDep, caller: Writer, body: wire.ChatB
 
 
 @router.get(
-    "/chat/{chat_id}/stream",
+    "/chat/{chat_id:path}/stream",
     tags=[TAG],
     response_class=Response,
     responses={**_STREAM, 204: {"description": "Nothing runs or waits in this chat."}, **documented(404, 410)},
@@ -80,7 +81,7 @@ async def resume(request: Request, core: CoreDep, caller: Reader, chat_id: ChatI
         return Response(status_code=204) if turn is None else _stream(request, core, caller, turn, held)
 
 
-@router.post("/chat/{chat_id}/stop", tags=[TAG], responses=documented(404, 409))
+@router.post("/chat/{chat_id:path}/stop", tags=[TAG], responses=documented(404, 409))
 async def stop(core: CoreDep, caller: Writer, chat_id: ChatId) -> wire.Stopped:
     """Interrupt the run of a chat. 409 when nothing runs or waits. The client's own `stop` only leaves: send this."""
     named = await turns.found(core, caller, chat_id)
@@ -110,7 +111,7 @@ def _lines(chunks: Chunks) -> bytes:
 
 async def _chunks(core: Core, caller: Principal, turn: Turn) -> AsyncGenerator[bytes]:
     message = Message(str(turn.run.session_id), str(turn.run.run_id))
-    waiting, told, begun = Waiting(answered=turn.answered), time.monotonic(), turn.after is None
+    waiting, told, begun = Waiting(settled=turn.answered), time.monotonic(), turn.after is None
     if begun:
         yield _lines(message.begin())
     batches = until_asked(core, caller.tenant_id, turn.run, waiting, gapless=True)

@@ -97,7 +97,7 @@ class Message:
             "files": lambda d: [self._data("files", d, self._run_id)],
             "hook": lambda d: [self._data("hook", d)],
             "network_denied": lambda d: [self._data("network-denied", d)],
-            "status": lambda d: self._status(d["status"], **_own(d)),
+            "status": lambda d: [self._data("status", d)],
             "result": self._result,
             "error": self._failed,
             "done": self._done,

@@ -106,8 +106,9 @@ async def _sent(
         answers = next((wire.Answers(m) for m in reversed(earlier) if m.role == "assistant"), None)
 
         def decide(row: Mapping[str, Any]) -> dict[str, Any] | None:
-            questions = requests.questions_of(row)
-            return answers and answers.to(row["type"], row["request_id"], row.get("tool_use_id"), questions)
+            if answers is None:
+                return None
+            return answers.to(row["type"], row["request_id"], row.get("tool_use_id"), requests.questions_of(row))
 
         await attending.pass_over(core, caller, named.session_id, decide)
         submission = replace(submission, session_id=named.session_id, session_names=())
