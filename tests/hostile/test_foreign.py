@@ -32,6 +32,9 @@ from tests.web.test_bound_keys import ROUTES
 
 IN_PATHS = {
     "session_id": "session_id",
+    "agent_id": "agent_id",
+    "environment_id": "environment_id",
+    "thread_id": "thread_id",
     "run_id": "run_id",
     "request_id": "request_id",
     "agent": "agent",
@@ -50,6 +53,7 @@ PROFILES = "/api/v1/profiles/{name}"
 
 IN_QUERIES = {
     "actor": "key_id",
+    "agent_id": "agent_id",
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
@@ -63,6 +67,8 @@ IN_QUERIES = {
 PLAIN_QUERIES = """
     action after created_after created_before error_code expires_in_seconds format from group_by limit max_age_hours
     model name path recursive since status to until version wait
+    agent_version beta created_at[gt] created_at[gte] created_at[lt] created_at[lte] deployment_id event_deltas
+    event_deltas[] include_archived memory_store_id order page statuses statuses[] types types[]
 """
 """What names nothing that a tenant has."""
 
@@ -76,6 +82,7 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "resume_session_at": ("message_uuid", "{}"),
     "checkpoint_id": ("checkpoint_id", "{}"),
     "agent": ("agent", "{}"),
+    "environment_id": ("environment_id", "{}"),
     "tenant": ("tenant", "{}"),
     "skills": ("name", ["tenant:{}"]),
     "mcp_reconnect": ("name", "{}"),
@@ -88,7 +95,8 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "headers": ("secret", {"A": "${{{}}}"}),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs content
+    add_dirs allowed_tools answers api_key args ask_tools at_seq auth_token betas budget client_tools command
+    concurrent_runs config content execution_identity initial_events multiagent scope system vault_ids version
     context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
     events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
     idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions
@@ -121,6 +129,10 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
     "POST /api/v1/sessions/{session_id}/files/move": {"source": "a", "target": "b"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
+    "POST /compat/managed-agents/v1/agents": {"name": UNIQUE, "model": "m"},
+    "POST /compat/managed-agents/v1/environments": {"name": UNIQUE},
+    "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/events": {"events": [{"type": "user.interrupt"}]},
 }
 HIDDEN = {
     ("GET", "/"),
@@ -135,7 +147,11 @@ HIDDEN = {
 }
 """Routes that are not in the document, which have tests of their own below."""
 
-DIALECTS = {"/compat/code-server": "code_session_id", "/compat/execute-server": "execute_session_id"}
+DIALECTS = {
+    "/compat/code-server": "code_session_id",
+    "/compat/execute-server": "execute_session_id",
+    "/compat/managed-agents": "managed_session_id",
+}
 KINDS_OF_KEYS = ("full", "bound", "read")
 
 
