@@ -46,10 +46,11 @@ async def error_of(doing: Callable[[], Any]) -> dict[str, Any] | None:
         await got(doing())
     except anthropic.APIStatusError as error:
         headers = error.response.headers
+        body: Any = error.body
         told = {
             "status": error.status_code,
-            "type": error.body["error"]["type"],
-            "text": error.body["error"]["message"],
+            "type": body["error"]["type"],
+            "text": body["error"]["message"],
         }
         return {**told, "request_id": error.request_id, "retry": headers.get("x-should-retry")}
     return None

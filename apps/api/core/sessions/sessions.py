@@ -149,8 +149,8 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
     def read(entry: bytes) -> dict[str, Any]:
         state: dict[str, Any] = orjson.loads(entry)
-        if state["session_id"] != str(session_id):
-            raise ValueError("of another session")
+        if state["session_id"] != str(session_id) or "archived_at" not in state:
+            raise ValueError("of another session, or of an earlier version")
         return state
 
     if (cached := await redis.cached(key, read)) is not None:

@@ -33,7 +33,7 @@ export function usePresets() {
 }
 
 const TEXTS = ["model", "fallback_model", "permission_mode", "effort", "system_prompt", "system_prompt_append"];
-const LISTS = ["tools", "allowed_tools", "disallowed_tools"];
+const LISTS = ["tools", "allowed_tools", "ask_tools", "disallowed_tools"];
 const NUMBERS = ["max_turns", "max_budget_usd", "max_session_usd"];
 const FLAGS = ["unattended", "enable_file_checkpointing"];
 
