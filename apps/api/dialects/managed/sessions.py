@@ -383,7 +383,7 @@ async def _change(
 async def archive_managed_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Let an idle session be read, and take no events any more."""
     await state_of(core, caller, session_id)
-    await sessions.archive(core.db, core.redis, caller.tenant_id, session_id)
+    await deletion.archive(core.db, core.redis, caller.tenant_id, session_id)
     return answer(await _told(core, caller, await state_of(core, caller, session_id)))
 
 
