@@ -259,9 +259,9 @@ async def create_managed_session(
     asked = body.model_dump(mode="json")
     repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     if not body.initial_events:
-        session_id = await prompts.create_session(core, caller.tenant_id, config, labels, repeat, choice, SURFACE)
-        return answer(await _told(core, caller, await state_of(core, caller, session_id)))
-    session_id = None
+        made = await prompts.create_session(core, caller.tenant_id, config, labels, repeat, choice, SURFACE)
+        return answer(await _told(core, caller, await state_of(core, caller, made)))
+    session_id: UUID | None = None
     for number, event in enumerate(body.initial_events):
         await count_prompt(request, caller)
         begins: dict[str, Any] = {"config": config, "labels": labels, "choice": choice} if not number else {}
