@@ -241,6 +241,7 @@ async def reconnected(client: Any, p: Parameters) -> dict[str, Any]:
     after = await send(client, session, *says("say still here"))
     stream_over = False
     while not stream_over:
+        await asyncio.sleep(0.2)
         events = await listed(client, session, limit=1000)
         stream_over = [e.type for e in events].count("session.status_idle") == 2
     for event in events:

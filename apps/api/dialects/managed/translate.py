@@ -187,6 +187,8 @@ class Fold:
         elif name.startswith("mcp__"):
             kind = "mcp"
         asked = None if kind == "custom" else self.asks(name)
+        if kind == "thread" and asked is None:
+            asked = False  # calling a subagent needs no permission; what it does may
         use = self._uses[block["id"]] = _Use(id_, kind, name, dict(block["input"]), parent, asked)
         if parent is None:
             self._waiting.add(block["id"])
