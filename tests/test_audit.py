@@ -23,7 +23,7 @@ from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, schedules, suspension
 from apps.api.core.fleet.schedules import By
-from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention, sessions
+from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
 from apps.api.core.tenant import environments, mcp, model_credentials, presets, skills, vault, webhooks
 from apps.api.core.tenant.presets import Draft
@@ -259,7 +259,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "environment.changed": lambda: environments.change(db, tenant_id, place, {"name": "f"}),
         "environment.archived": lambda: environments.archive(db, tenant_id, place),
         "environment.deleted": lambda: environments.delete(db, tenant_id, place),
-        "session.archived": lambda: sessions.archive(db, world.redis, tenant_id, idle),
+        "session.archived": lambda: deletion.archive(db, world.redis, tenant_id, idle),
         "preset.deleted": lambda: presets.delete(db, tenant_id, str(preset)),
         "skill.put": lambda: skills.put(db, tenant_id, skill),
         "skill.deleted": lambda: skills.delete(db, tenant_id, "skill", "s"),

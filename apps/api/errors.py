@@ -101,6 +101,7 @@ class BadRequest(ApiError):
 
 Noun = Literal[
     "agent",
+    "environment",
     "checkpoint",
     "command",
     "delivery",

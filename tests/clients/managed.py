@@ -46,10 +46,11 @@ async def error_of(doing: Callable[[], Any]) -> dict[str, Any] | None:
         await got(doing())
     except anthropic.APIStatusError as error:
         headers = error.response.headers
+        body: Any = error.body
         told = {
             "status": error.status_code,
-            "type": error.body["error"]["type"],
-            "text": error.body["error"]["message"],
+            "type": body["error"]["type"],
+            "text": body["error"]["message"],
         }
         return {**told, "request_id": error.request_id, "retry": headers.get("x-should-retry")}
     return None
@@ -240,6 +241,7 @@ async def reconnected(client: Any, p: Parameters) -> dict[str, Any]:
     after = await send(client, session, *says("say still here"))
     stream_over = False
     while not stream_over:
+        await asyncio.sleep(0.2)
         events = await listed(client, session, limit=1000)
         stream_over = [e.type for e in events].count("session.status_idle") == 2
     for event in events:

@@ -327,9 +327,9 @@ async def test_sessions_are_turned_over_in_both_directions(client: httpx.AsyncCl
     since = (await client.get(f"/sessions/{all_ids[1]}")).json()["created_at"]
     newer = (await client.get("/sessions", params={**query, "created_at[gt]": since})).json()
     assert [s["id"] for s in newer["data"]] == all_ids[:1]
-    idle = (await client.get("/sessions?statuses[]=idle&statuses[]=terminated", params={**query, "limit": 9})).json()
-    assert len(idle["data"]) == 5
-    assert (await client.get("/sessions?statuses=running", params=query)).json()["data"] == []
+    bracketed = {**query, "limit": 9, "statuses[]": ["idle", "terminated"]}
+    assert len((await client.get("/sessions", params=bracketed)).json()["data"]) == 5
+    assert (await client.get("/sessions", params={**query, "statuses": "running"})).json()["data"] == []
     refused(await client.get("/sessions", params={"page": "nope"}), 400, "invalid_request_error")
 
 

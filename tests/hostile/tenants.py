@@ -146,6 +146,14 @@ class Furnisher:
         self._tenant.ids["conversation_id"] = talk
         items = (await self("GET", f"{openai}/conversations/{talk}/items"))["data"]
         self._tenant.ids["item_id"] = items[0]["id"]
+        of = "/compat/managed-agents/v1"
+        agent = await self("POST", f"{of}/agents", {"name": self._tenant.marker, "model": "claude-sonnet-5-5"})
+        place = await self("POST", f"{of}/environments", {"name": self._tenant.marker})
+        begin = {"agent": agent["id"], "environment_id": place["id"], "title": self._tenant.marker}
+        managed = (await self("POST", f"{of}/sessions", begin))["id"]
+        thread = (await self("GET", f"{of}/sessions/{managed}/threads"))["data"][0]["id"]
+        made = {"agent_id": agent["id"], "environment_id": place["id"], "thread_id": thread}
+        self._tenant.ids |= {**made, "managed_session_id": managed}
 
 
 async def settled(fleet: Fleet, tenant: Tenant) -> bool:
@@ -206,6 +214,8 @@ async def two(fleet: Fleet, new_key: NewKey, receiver: Receiver) -> AsyncIterato
             for name in ("session_id", "asking_session_id", "code_session_id", "execute_session_id"):
                 path = f"/api/v1/sessions/{tenant.ids[name]}"
                 await fleet[0].client.delete(path, headers=tenant.keys["full"])
+            managed = f"/compat/managed-agents/v1/sessions/{tenant.ids['managed_session_id']}"
+            await fleet[0].client.delete(managed, headers=tenant.keys["full"])
 
 
 async def _revoke(fleet: Fleet, tenants: list[Tenant]) -> None:

@@ -32,6 +32,9 @@ from tests.web.test_bound_keys import ROUTES
 
 IN_PATHS = {
     "session_id": "session_id",
+    "agent_id": "agent_id",
+    "environment_id": "environment_id",
+    "thread_id": "thread_id",
     "run_id": "run_id",
     "request_id": "request_id",
     "agent": "agent",
@@ -56,6 +59,7 @@ PROFILES = "/api/v1/profiles/{name}"
 
 IN_QUERIES = {
     "actor": "key_id",
+    "agent_id": "agent_id",
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
@@ -67,8 +71,10 @@ IN_QUERIES = {
     "tenant": "tenant",
 }
 PLAIN_QUERIES = """
-    action after created_after created_before end_user error_code expires_in_seconds format from group_by limit
-    max_age_hours model name order path recursive since starting_after status stream to until version wait
+    action after agent_version beta created_after created_at[gt] created_at[gte] created_at[lt] created_at[lte]
+    created_before deployment_id end_user error_code event_deltas event_deltas[] expires_in_seconds format from
+    group_by include_archived limit max_age_hours memory_store_id model name order page path recursive since
+    starting_after status statuses statuses[] stream to types types[] until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -82,6 +88,7 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "resume_session_at": ("message_uuid", "{}"),
     "checkpoint_id": ("checkpoint_id", "{}"),
     "agent": ("agent", "{}"),
+    "environment_id": ("environment_id", "{}"),
     "tenant": ("tenant", "{}"),
     "skills": ("name", ["tenant:{}"]),
     "mcp_reconnect": ("name", "{}"),
@@ -96,19 +103,20 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "conversation": ("conversation_id", "{}"),
 }
 PLAIN_FIELDS = """
-    add_dirs allow allowed_tools answers api_key args at_seq auth_token background betas client_tools command
-    concurrent_runs content context context_window cron cwd decision description disallowed_tools dry_run effort
-    enable_file_checkpointing enabled end_user env events events_days expand_prompt expires_at fallback_model file
-    file_bytes files fork_session forward_subagent_text forwardedProps id idle_sessions_days include
-    include_partial_messages initial_prompt input instructions interrupt is_error items jitter_seconds limits
-    live_sessions max_budget_usd max_session_usd max_turns message messageId messages metadata mode model models
-    name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite
-    parallel_tool_calls pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs
-    reasoning reasoning_effort remember repo repository response_format resume runId runs_per_minute
-    safety_identifier scopes session source state store stream stream_options streams system_prompt
-    system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
-    tokens_per_day tokens_per_month tool_choice tools transcripts_days trigger ttl_seconds type unattended
-    updated_input updated_permissions url usage_days usd_per_day usd_per_month user value wait workspace_bytes
+    add_dirs allow allowed_tools answers api_key args ask_tools at_seq auth_token background betas budget
+    client_tools command concurrent_runs config content context context_window cron cwd decision description
+    disallowed_tools dry_run effort enable_file_checkpointing enabled end_user env events events_days
+    execution_identity expand_prompt expires_at fallback_model file file_bytes files fork_session
+    forward_subagent_text forwardedProps id idle_sessions_days include include_partial_messages initial_events
+    initial_prompt input instructions interrupt is_error items jitter_seconds limits live_sessions max_budget_usd
+    max_session_usd max_turns message messageId messages metadata mode model models multiagent name networks on_busy
+    on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite parallel_tool_calls
+    pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs reasoning
+    reasoning_effort remember repo repository response_format resume runId runs_per_minute safety_identifier scope
+    scopes session source state store stream stream_options streams system system_prompt system_prompt_append tags
+    target task_budget text thinking threadId time_zone timeout_seconds title tokens_per_day tokens_per_month
+    tool_choice tools transcripts_days trigger ttl_seconds type unattended updated_input updated_permissions url
+    usage_days usd_per_day usd_per_month user value vault_ids version wait workspace_bytes
     workspaces_days
 """
 """What names nothing that a tenant has."""
@@ -139,6 +147,10 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /compat/openai/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
     "POST /ui/chat": {"id": "none", "messages": [{"id": "m", "role": "assistant", "parts": []}]},
     "POST /ag-ui/{agent}": {"threadId": "none", "runId": "r", "messages": []},
+    "POST /compat/managed-agents/v1/agents": {"name": UNIQUE, "model": "m"},
+    "POST /compat/managed-agents/v1/environments": {"name": UNIQUE},
+    "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/events": {"events": [{"type": "user.interrupt"}]},
 }
 HIDDEN = {
     ("GET", "/"),
@@ -155,7 +167,11 @@ HIDDEN = {
 }
 """Routes that are not in the document, which have tests of their own below."""
 
-DIALECTS = {"/compat/code-server": "code_session_id", "/compat/execute-server": "execute_session_id"}
+DIALECTS = {
+    "/compat/code-server": "code_session_id",
+    "/compat/execute-server": "execute_session_id",
+    "/compat/managed-agents": "managed_session_id",
+}
 KINDS_OF_KEYS = ("full", "bound", "read")
 
 

@@ -150,6 +150,26 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "metadata": {"k": "x"},
         "tools": [{"type": "function", "name": "x", "description": "x"}],
     },
+    ("post", "/compat/managed-agents/v1/agents"): {
+        "name": "x",
+        "model": {"id": "m", "effort": "low"},
+        "system": "x",
+        "description": "x",
+        "metadata": {"k": "x"},
+        "tools": [{"type": "custom", "name": "t", "description": "x", "input_schema": {"type": "object"}}],
+        "mcp_servers": [],
+    },
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}"): {"name": "x", "metadata": {"k": "x"}, "version": 1},
+    ("post", "/compat/managed-agents/v1/environments"): {
+        "name": "x",
+        "config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["a.com"]}},
+    },
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}"): {"name": "x", "description": "x"},
+    ("post", "/compat/managed-agents/v1/sessions"): {"agent": "x", "environment_id": "x", "title": "x"},
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}"): {"title": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): {
+        "events": [{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "deny", "deny_message": "x"}]
+    },
 }
 OPTIONS = {"prompt": "x", "initial_prompt": "x", "model": "m", "allowed_tools": ["Read"], "permission_mode": "default"}
 STARTS_AN_AGENT: dict[tuple[str, str], dict[str, Any]] = {

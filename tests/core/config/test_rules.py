@@ -133,7 +133,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", [*SMUGGLED, *BROKEN])
-@pytest.mark.parametrize("field", ["allowed_tools", "disallowed_tools"])
+@pytest.mark.parametrize("field", ["allowed_tools", "ask_tools", "disallowed_tools"])
 def test_what_is_not_one_rule_is_refused_by_its_field(field: str, text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         AgentConfig.model_validate({field: [text]})

@@ -60,7 +60,8 @@ async def list_page(
     """Sessions by the time they were made. `model`: of those that name none. Raises ValidationError."""
     forward, place = _direction(cursor)
     descends = newest_first == forward
-    where, values = ["s.tenant_id = $1 AND s.surface = $2 AND s.deleted_at IS NULL"], [tenant_id, sought.surface]
+    where = ["s.tenant_id = $1 AND s.surface = $2 AND s.deleted_at IS NULL"]
+    values: list[Any] = [tenant_id, sought.surface]
 
     def add(condition: str, *given: Any) -> None:
         where.append(condition.format(*(f"${len(values) + n}" for n in range(1, len(given) + 1))))

@@ -158,7 +158,9 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         refuse(judged.problems)
-        ahead = core.begun_ahead(tenant_id, judged.config, judged.pins.profile)
+        ahead = None
+        if judged.pins.network is None:  # what was started for nobody in particular reaches what its profile allows
+            ahead = core.begun_ahead(tenant_id, judged.config, judged.pins.profile)
         session_id = await sessions.insert(
             connection, tenant_id, judged.config, submission.labels, ahead, judged.pins, submission.surface
         )

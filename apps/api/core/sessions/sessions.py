@@ -14,14 +14,13 @@ import orjson
 from sqlalchemy import Select, Text, and_, bindparam, cast, exists, func, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
-from apps.api import audit
 from apps.api.core.codec import clean_text, decode, timestamp
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.pages import Page, bounded, cut, number_of, read_cursor, write_cursor
 from apps.api.core.sessions.admission import NO_PINS, Pins
 from apps.api.core.tenant.presets import parse_reference
 from apps.api.db import Database
-from apps.api.errors import Conflict, NotFound
+from apps.api.errors import NotFound
 from apps.api.models import Agent, Instance, Run, Session
 from apps.api.redis import SESSION_CACHE_TTL, TOMBSTONE_TTL_MS, Redis
 
@@ -157,8 +156,8 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
     def read(entry: bytes) -> dict[str, Any]:
         state: dict[str, Any] = orjson.loads(entry)
-        if state["session_id"] != str(session_id):
-            raise ValueError("of another session")
+        if state["session_id"] != str(session_id) or "archived_at" not in state:
+            raise ValueError("of another session, or of an earlier version")
         return state
 
     if (cached := await redis.cached(key, read)) is not None:
@@ -210,36 +209,6 @@ async def patch(
     )
     if status != "UPDATE 1":
         raise NotFound.of("session")
-    await forget_cached(redis, tenant_id, session_id)
-
-
-_ARCHIVE = """
-WITH target AS (
-  SELECT id, archived_at FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE
-), done AS (
-  UPDATE sessions SET archived_at = now(), updated_at = now()
-  WHERE id = (SELECT id FROM target WHERE archived_at IS NULL)
-    AND NOT EXISTS (SELECT 1 FROM runs WHERE session_id = $1 AND finished_at IS NULL) RETURNING id
-)
-SELECT (SELECT count(*) FROM target) = 1 AS known, archived_at IS NOT NULL OR EXISTS (SELECT 1 FROM done) AS archived
-FROM (SELECT 1) AS one LEFT JOIN target ON true
-"""
-
-
-async def archive(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
-    """Let a session be read, and take no prompt any more. Once is enough.
-
-    Raises:
-        NotFound: no such session.
-        Conflict: `session_busy`: a run of it is queued or active.
-    """
-    async with db.transaction() as connection:
-        row = await connection.fetchrow(_ARCHIVE, session_id, tenant_id)
-        if not row["known"]:
-            raise NotFound.of("session")
-        if not row["archived"]:
-            raise Conflict("A run of this session is queued or active: interrupt it first.", code="session_busy")
-        await audit.note(connection, "session.archived", tenant_id, session_id)
     await forget_cached(redis, tenant_id, session_id)
 
 

@@ -204,7 +204,7 @@ class ManagedPage(BaseModel):
 
 def listed(name: str, each: Any) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
     """A dependency: a list in the query, written `name[]=a&name[]=b`, or without the brackets."""
-    values = list[each]  # type: ignore[valid-type]
+    values: Any = list[each]
 
     async def given(bracketed: Any = (), plain: Any = ()) -> list[Any]:
         return [*bracketed, *plain]

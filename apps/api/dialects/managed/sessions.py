@@ -259,9 +259,9 @@ async def create_managed_session(
     asked = body.model_dump(mode="json")
     repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     if not body.initial_events:
-        session_id = await prompts.create_session(core, caller.tenant_id, config, labels, repeat, choice, SURFACE)
-        return answer(await _told(core, caller, await state_of(core, caller, session_id)))
-    session_id = None
+        made = await prompts.create_session(core, caller.tenant_id, config, labels, repeat, choice, SURFACE)
+        return answer(await _told(core, caller, await state_of(core, caller, made)))
+    session_id: UUID | None = None
     for number, event in enumerate(body.initial_events):
         await count_prompt(request, caller)
         begins: dict[str, Any] = {"config": config, "labels": labels, "choice": choice} if not number else {}
@@ -383,7 +383,7 @@ async def _change(
 async def archive_managed_session(core: CoreDep, caller: Writer, session_id: SessionId) -> Response:
     """Let an idle session be read, and take no events any more."""
     await state_of(core, caller, session_id)
-    await sessions.archive(core.db, core.redis, caller.tenant_id, session_id)
+    await deletion.archive(core.db, core.redis, caller.tenant_id, session_id)
     return answer(await _told(core, caller, await state_of(core, caller, session_id)))
 
 

@@ -78,7 +78,7 @@ async def _all(of: Log, state: Mapping[str, Any], newest: int) -> list[dict[str,
         return list(found.values())
     async with of.core.db.turns.reading(of.tenant_id):
         async for _, event in of.told(0, newest):
-            id_, at = event.get("session_thread_id"), event["processed_at"]
+            id_, at = str(event.get("session_thread_id")), event["processed_at"]
             if event["type"] == "session.thread_created":
                 found[id_] = _shown(id_, state, event["agent_name"], "running", at, at)
             elif event["type"] == "session.thread_status_idle" and id_ in found:

@@ -126,9 +126,9 @@ _LIMITS = ("allowed_domains", "blocked_domains", "max_content_tokens", "url_sour
 
 
 def _built_in(field: str, toolset: AgentToolset, found: dict[str, Any]) -> None:
-    named = {config.name: (number, config) for number, config in enumerate(toolset.configs or ())}
+    named: dict[str, Any] = {config.name: (number, config) for number, config in enumerate(toolset.configs or ())}
     for theirs, ours in BUILT_IN.items():
-        number, config = named.get(theirs, (0, BuiltInTool(name=theirs)))  # type: ignore[arg-type]
+        number, config = named.get(theirs, (0, BuiltInTool.model_construct(name=theirs)))
         where = f"{field}.configs.{number}" if theirs in named else f"{field}.default_config"
         for limit in _LIMITS:
             if getattr(config, limit) is not None:

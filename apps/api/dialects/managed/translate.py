@@ -129,9 +129,10 @@ class Fold:
     def _end_request(self, *, is_error: bool = False) -> Iterator[Event]:
         if self._span is not None:
             usage = {name: (self._usage or {}).get(name) or 0 for name in _TOKENS}
-            told = {"model_request_start_id": self._span[1], "model_usage": usage, "is_error": is_error}
-            self._span = None
-            yield self._event("span.model_request_end", **told)
+            began, self._span = self._span[1], None
+            yield self._event(
+                "span.model_request_end", model_request_start_id=began, model_usage=usage, is_error=is_error
+            )
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
@@ -186,6 +187,8 @@ class Fold:
         elif name.startswith("mcp__"):
             kind = "mcp"
         asked = None if kind == "custom" else self.asks(name)
+        if kind == "thread" and asked is None:
+            asked = False  # calling a subagent needs no permission; what it does may
         use = self._uses[block["id"]] = _Use(id_, kind, name, dict(block["input"]), parent, asked)
         if parent is None:
             self._waiting.add(block["id"])
