@@ -967,6 +967,144 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/schedules": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Schedules
+         * @description The tenant's schedules, newest first. A key that is bound to profiles sees those of these.
+         */
+        get: operations["list_schedules"];
+        put?: never;
+        /**
+         * Create Schedule
+         * @description Send a prompt at times of a clock, from the next one on. Each time is fired once, whichever instances there are.
+         *
+         *     It acts for the key that makes it. 409 `too_many_schedules` at MAX_SCHEDULES_PER_TENANT.
+         */
+        post: operations["create_schedule"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/schedules/{schedule_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Schedule
+         * @description A schedule, its next five times, and what came of the newest one.
+         */
+        get: operations["get_schedule"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Schedule
+         * @description Remove it, with the list of its firings. Their sessions and runs stay, and what is queued goes on.
+         */
+        delete: operations["delete_schedule"];
+        options?: never;
+        head?: never;
+        /**
+         * Update Schedule
+         * @description Change some of it; it is judged as a new one. From then on it acts for the key that changed it.
+         *
+         *     With another preset, profile or session one that keeps a session of its own begins a new one.
+         */
+        patch: operations["update_schedule"];
+        trace?: never;
+    };
+    "/api/v1/schedules/{schedule_id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause Schedule
+         * @description Fire it no more until it is resumed. What it has queued goes on.
+         */
+        post: operations["pause_schedule"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/schedules/{schedule_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Resume Schedule
+         * @description Fire it again, from its next time on. Those while it was paused are not made up for.
+         */
+        post: operations["resume_schedule"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/schedules/{schedule_id}/run": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Run Schedule
+         * @description Fire it now, also while it is paused or a run of it is not over. Its times stay as they are.
+         *
+         *     Answered with the error that a time of it would fail with, if it could not be fired: nothing is noted then.
+         */
+        post: operations["run_schedule"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/schedules/{schedule_id}/runs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Schedule Runs
+         * @description What came of its times in the last 30 days, the newest first; `GET /runs/{id}` has more of each run.
+         */
+        get: operations["list_schedule_runs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/agents": {
         parameters: {
             query?: never;
@@ -2057,6 +2195,46 @@ export interface webhooks {
         patch?: never;
         trace?: never;
     };
+    "schedule.failed": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * schedule.failed
+         * @description A time of a schedule came to nothing, or its run failed; `error_code` says why. Sent to the tenant's webhooks, and again until one answers.
+         */
+        post: operations["on_schedule_failed"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "schedule.paused": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * schedule.paused
+         * @description A schedule is fired no more; `reason` says why. Sent to the tenant's webhooks, and again until one answers.
+         */
+        post: operations["on_schedule_paused"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "webhook.test": {
         parameters: {
             query?: never;
@@ -2803,7 +2981,7 @@ export interface components {
             };
         };
         /** @enum {string} */
-        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "client_token_expired" | "client_token_not_permitted" | "command_not_found" | "control_failed" | "conversation_too_large" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_busy" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "secret_not_found" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_files" | "too_many_mcp_servers" | "too_many_skills" | "too_many_streams" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
+        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "client_token_expired" | "client_token_not_permitted" | "command_not_found" | "control_failed" | "conversation_too_large" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "environment_archived" | "environment_in_use" | "environment_not_found" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_archived" | "preset_busy" | "preset_changed" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "schedule_busy" | "schedule_not_found" | "secret_not_found" | "session_archived" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_environments" | "too_many_files" | "too_many_mcp_servers" | "too_many_schedules" | "too_many_skills" | "too_many_streams" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
         /** @description The run failed. Without an `id`: the stream ends here, for this reason, and the run goes on. */
         ErrorData: {
             /** Format: uuid */
@@ -2849,7 +3027,7 @@ export interface components {
          *       "id": "5"
          *     }
          */
-        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
+        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["SteeredEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
         /**
          * @description Stored events, oldest first.
          * @example {
@@ -2969,6 +3147,52 @@ export interface components {
             event: "files";
             data: components["schemas"]["FilesData"];
         };
+        /** @description What came of one time of a schedule. */
+        Firing: {
+            /** Format: uuid */
+            firing_id: string;
+            /** Format: uuid */
+            schedule_id: string;
+            /**
+             * Format: date-time
+             * @description The time that it stands for.
+             */
+            fire_at: string;
+            /**
+             * @description `request`: of `POST /schedules/{id}/run`.
+             * @enum {string}
+             */
+            origin: "schedule" | "request";
+            /**
+             * @description Of its run; `failed` also when none could be queued. `missed`: nobody was there to fire it.
+             * @enum {string}
+             */
+            state: "queued" | "running" | "requires_action" | "succeeded" | "failed" | "interrupted" | "skipped" | "missed";
+            /** @description Of `missed` ones, how many: from `fire_at` on; 1000 stands for as many or more. */
+            times: number;
+            run_id: string | null;
+            session_id: string | null;
+            /**
+             * @description Why it is `failed`, `skipped` or `missed`: `code` and `message`.
+             * @example {
+             *       "code": "key_revoked",
+             *       "message": "The key that this schedule acts for has been revoked."
+             *     }
+             */
+            error: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Format: date-time
+             * @description When it was fired, or found to be skipped or missed.
+             */
+            created_at: string;
+            ended_at: string | null;
+        };
+        FiringPage: {
+            data: components["schemas"]["Firing"][];
+            next_cursor: string | null;
+        };
         /**
          * @description What to fork, and what to change in the fork; the rest is the parent's.
          * @example {
@@ -3010,6 +3234,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -3086,11 +3312,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4022,6 +4248,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4098,11 +4326,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4319,6 +4547,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4413,6 +4643,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4619,6 +4851,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4695,11 +4929,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -5107,6 +5341,8 @@ export interface components {
                 [key: string]: components["schemas"]["ModelUsage"];
             };
             permission_denials: unknown[];
+            /** @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there. */
+            steered_into?: string | null;
         };
         /** @description The outcome of the turn. Figures are the SDK's own. */
         ResultData: {
@@ -5138,6 +5374,11 @@ export interface components {
                 [key: string]: unknown;
             }[];
             user_message_uuids: string[];
+            /**
+             * @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there.
+             * @default null
+             */
+            steered_into?: string | null;
         };
         ResultEvent: {
             /**
@@ -5559,6 +5800,410 @@ export interface components {
             type: "run.succeeded";
             data: components["schemas"]["RunChanged"];
         };
+        /**
+         * @description A schedule to make.
+         * @example {
+         *       "agent": "reviewer",
+         *       "cron": "0 7 * * MON-FRI",
+         *       "name": "Morning report",
+         *       "prompt": "Report what has changed since yesterday.",
+         *       "time_zone": "Europe/Berlin"
+         *     }
+         */
+        ScheduleBody: {
+            /**
+             * @description For people; found by `search`.
+             * @example Weekly report
+             */
+            title?: string | null;
+            /**
+             * @description Words to filter sessions by.
+             * @example [
+             *       "reports"
+             *     ]
+             */
+            tags?: string[] | null;
+            /**
+             * @description Text values by name, to filter sessions by.
+             * @example {
+             *       "customer": "42"
+             *     }
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * @description For people.
+             * @example Morning report
+             */
+            name?: string | null;
+            /**
+             * @description An IANA time zone.
+             * @default UTC
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            /**
+             * @description The preset that its sessions begin with: its name or id, in the newest version of then, or `name@version`.
+             * @example reviewer
+             */
+            agent?: string | null;
+            /**
+             * @description The profile that its sessions run under.
+             * @example readonly
+             */
+            profile?: string | null;
+            /** @description Deadline of each run; the server's REQUEST_TIMEOUT if unset. */
+            timeout_seconds?: number | null;
+            /**
+             * @description Let slash commands and `@file` mentions in the prompt act; else it is taken word for word.
+             * @default false
+             */
+            expand_prompt?: boolean;
+            /**
+             * @description A new session for each time; or one that is kept: that of `session_id`, or one of its own, which the first firing begins. With `session_id` it is `one`.
+             * @default new
+             * @enum {string}
+             */
+            session?: "new" | "one";
+            /** @description The session that it continues each time. */
+            session_id?: string | null;
+            /**
+             * @description When a run of the schedule is not over at its next time: skip that time, or queue it all the same. In one session it then waits behind the other; sessions of their own run side by side.
+             * @default skip
+             * @enum {string}
+             */
+            overlap?: "skip" | "queue";
+            /**
+             * @description Fire up to so many seconds after the time, always as many after the same time.
+             * @default 0
+             */
+            jitter_seconds?: number;
+            /**
+             * @description Pause it after so many failures in a row; null: never.
+             * @default 5
+             */
+            pause_after_failures?: number | null;
+            /**
+             * @description Minute, hour, day of the month, month, day of the week (0 and 7 are Sunday): numbers, names, lists, ranges, steps. With a day of the month and a day of the week either is enough.
+             * @example 0 7 * * MON-FRI
+             */
+            cron: string;
+            /**
+             * @description What is said each time: text, or a list of blocks, as of `POST /query`.
+             * @example say hello
+             */
+            prompt: string | (components["schemas"]["TextBlock"] | components["schemas"]["ImageBlock"] | components["schemas"]["DocumentBlock"])[];
+        };
+        /** @description A schedule, and its next times. */
+        ScheduleDetails: {
+            /** Format: uuid */
+            schedule_id: string;
+            /** @example Morning report */
+            name: string | null;
+            /** @enum {string} */
+            status: "active" | "paused";
+            /** @example 0 7 * * MON-FRI */
+            cron: string;
+            /** @example Europe/Berlin */
+            time_zone: string;
+            /** @example Report what has changed since yesterday. */
+            prompt: string | {
+                [key: string]: unknown;
+            }[];
+            /** @example reviewer */
+            agent: string | null;
+            /**
+             * @description The profile that its sessions have, as of its last change.
+             * @example readonly
+             */
+            profile: string | null;
+            /** @description Of sessions that it begins, as `tags` and `metadata`. */
+            title: string | null;
+            /**
+             * @example [
+             *       "reports"
+             *     ]
+             */
+            tags: string[];
+            /**
+             * @example {
+             *       "customer": "42"
+             *     }
+             */
+            metadata: {
+                [key: string]: string;
+            };
+            timeout_seconds: number | null;
+            expand_prompt: boolean;
+            /** @enum {string} */
+            session: "new" | "one";
+            /** @description Of `one`: that session, once there is one. */
+            session_id: string | null;
+            /** @enum {string} */
+            overlap: "skip" | "queue";
+            jitter_seconds: number;
+            pause_after_failures: number | null;
+            /** @description The key that it acts for: who made it, or changed it last. */
+            key_id: string | null;
+            /** @description Its next time, without jitter; null while it is paused. */
+            next_at: string | null;
+            /** @description What came of its newest time. */
+            last: components["schemas"]["Firing"] | null;
+            /** @description Failures in a row. */
+            failures: number;
+            paused_at: string | null;
+            /**
+             * @description `by request`, `session_deleted`, or so many failures in a row.
+             * @example 5 failures in a row
+             */
+            paused_reason: string | null;
+            /** Format: date-time */
+            created_at: string;
+            /** Format: date-time */
+            updated_at: string;
+            /** @description Its next five times, without jitter; none while it is paused. */
+            upcoming: string[];
+        };
+        /** @description A time of a schedule that came to nothing, or whose run failed. */
+        ScheduleFailed: {
+            /** Format: uuid */
+            schedule_id: string;
+            /** Format: uuid */
+            firing_id: string;
+            /**
+             * Format: date-time
+             * @description The time.
+             */
+            fire_at: string;
+            /**
+             * @description Of its run, if one was queued.
+             * @default null
+             */
+            session_id?: string | null;
+            /** @default null */
+            run_id?: string | null;
+            /** @default null */
+            error_code?: components["schemas"]["ErrorCode"] | null;
+        };
+        /**
+         * @description `schedule.failed`.
+         * @example {
+         *       "created_at": "2026-01-31T12:00:00.000Z",
+         *       "data": {
+         *         "error_code": "key_revoked",
+         *         "fire_at": "2026-01-31T12:00:00.000Z",
+         *         "firing_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154",
+         *         "schedule_id": "6975080a-2ab1-4c32-b91d-3c7dd095a62a"
+         *       },
+         *       "delivery_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154",
+         *       "type": "schedule.failed"
+         *     }
+         */
+        ScheduleFailedMessage: {
+            /**
+             * Format: uuid
+             * @description The same in every attempt: it is the header `webhook-id`, too.
+             */
+            delivery_id: string;
+            /**
+             * Format: date-time
+             * @description When it happened, in UTC.
+             */
+            created_at: string;
+            /** @constant */
+            type: "schedule.failed";
+            data: components["schemas"]["ScheduleFailed"];
+        };
+        /**
+         * @description What to change of a schedule; what is left out stays. Null takes back to what it is when it is left out.
+         * @example {
+         *       "cron": "30 6 * * MON-FRI"
+         *     }
+         */
+        SchedulePatch: {
+            /**
+             * @description For people; found by `search`.
+             * @example Weekly report
+             */
+            title?: string | null;
+            /**
+             * @description Words to filter sessions by.
+             * @example [
+             *       "reports"
+             *     ]
+             */
+            tags?: string[] | null;
+            /**
+             * @description Text values by name, to filter sessions by.
+             * @example {
+             *       "customer": "42"
+             *     }
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * @description For people.
+             * @example Morning report
+             */
+            name?: string | null;
+            /**
+             * @description An IANA time zone.
+             * @default UTC
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            /**
+             * @description The preset that its sessions begin with: its name or id, in the newest version of then, or `name@version`.
+             * @example reviewer
+             */
+            agent?: string | null;
+            /**
+             * @description The profile that its sessions run under.
+             * @example readonly
+             */
+            profile?: string | null;
+            /** @description Deadline of each run; the server's REQUEST_TIMEOUT if unset. */
+            timeout_seconds?: number | null;
+            /**
+             * @description Let slash commands and `@file` mentions in the prompt act; else it is taken word for word.
+             * @default false
+             */
+            expand_prompt?: boolean;
+            /**
+             * @description A new session for each time; or one that is kept: that of `session_id`, or one of its own, which the first firing begins. With `session_id` it is `one`.
+             * @default new
+             * @enum {string}
+             */
+            session?: "new" | "one";
+            /** @description The session that it continues each time. */
+            session_id?: string | null;
+            /**
+             * @description When a run of the schedule is not over at its next time: skip that time, or queue it all the same. In one session it then waits behind the other; sessions of their own run side by side.
+             * @default skip
+             * @enum {string}
+             */
+            overlap?: "skip" | "queue";
+            /**
+             * @description Fire up to so many seconds after the time, always as many after the same time.
+             * @default 0
+             */
+            jitter_seconds?: number;
+            /**
+             * @description Pause it after so many failures in a row; null: never.
+             * @default 5
+             */
+            pause_after_failures?: number | null;
+            cron?: string | null;
+            prompt?: (string | (components["schemas"]["TextBlock"] | components["schemas"]["ImageBlock"] | components["schemas"]["DocumentBlock"])[]) | null;
+        };
+        /** @description A schedule that is fired no more. */
+        SchedulePaused: {
+            /** Format: uuid */
+            schedule_id: string;
+            /** @description As `paused_reason` of the schedule. */
+            reason: string;
+        };
+        /**
+         * @description `schedule.paused`.
+         * @example {
+         *       "created_at": "2026-01-31T12:00:00.000Z",
+         *       "data": {
+         *         "reason": "5 failures in a row",
+         *         "schedule_id": "6975080a-2ab1-4c32-b91d-3c7dd095a62a"
+         *       },
+         *       "delivery_id": "74fc4ab6-a3f1-4a7b-b17c-fac01c6b5154",
+         *       "type": "schedule.paused"
+         *     }
+         */
+        SchedulePausedMessage: {
+            /**
+             * Format: uuid
+             * @description The same in every attempt: it is the header `webhook-id`, too.
+             */
+            delivery_id: string;
+            /**
+             * Format: date-time
+             * @description When it happened, in UTC.
+             */
+            created_at: string;
+            /** @constant */
+            type: "schedule.paused";
+            data: components["schemas"]["SchedulePaused"];
+        };
+        /** @description A schedule as it is now. */
+        ScheduleState: {
+            /** Format: uuid */
+            schedule_id: string;
+            /** @example Morning report */
+            name: string | null;
+            /** @enum {string} */
+            status: "active" | "paused";
+            /** @example 0 7 * * MON-FRI */
+            cron: string;
+            /** @example Europe/Berlin */
+            time_zone: string;
+            /** @example Report what has changed since yesterday. */
+            prompt: string | {
+                [key: string]: unknown;
+            }[];
+            /** @example reviewer */
+            agent: string | null;
+            /**
+             * @description The profile that its sessions have, as of its last change.
+             * @example readonly
+             */
+            profile: string | null;
+            /** @description Of sessions that it begins, as `tags` and `metadata`. */
+            title: string | null;
+            /**
+             * @example [
+             *       "reports"
+             *     ]
+             */
+            tags: string[];
+            /**
+             * @example {
+             *       "customer": "42"
+             *     }
+             */
+            metadata: {
+                [key: string]: string;
+            };
+            timeout_seconds: number | null;
+            expand_prompt: boolean;
+            /** @enum {string} */
+            session: "new" | "one";
+            /** @description Of `one`: that session, once there is one. */
+            session_id: string | null;
+            /** @enum {string} */
+            overlap: "skip" | "queue";
+            jitter_seconds: number;
+            pause_after_failures: number | null;
+            /** @description The key that it acts for: who made it, or changed it last. */
+            key_id: string | null;
+            /** @description Its next time, without jitter; null while it is paused. */
+            next_at: string | null;
+            /** @description What came of its newest time. */
+            last: components["schemas"]["Firing"] | null;
+            /** @description Failures in a row. */
+            failures: number;
+            paused_at: string | null;
+            /**
+             * @description `by request`, `session_deleted`, or so many failures in a row.
+             * @example 5 failures in a row
+             */
+            paused_reason: string | null;
+            /** Format: date-time */
+            created_at: string;
+            /** Format: date-time */
+            updated_at: string;
+        };
+        ScheduleStatePage: {
+            data: components["schemas"]["ScheduleState"][];
+            next_cursor: string | null;
+        };
         /** @description The value of a secret. */
         SecretBody: {
             /**
@@ -5652,6 +6297,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -5952,6 +6599,41 @@ export interface components {
             env?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * @description What became of a prompt with `on_busy: steer`. `taken`: the turn of the run in `run_id` has it; its own run has
+         *     ended. `next_run`: it begins a turn of its own.
+         */
+        SteeredData: {
+            /** Format: uuid */
+            session_id: string;
+            /** @description The run that it belongs to; null: to none. */
+            run_id: string | null;
+            /** @description Number of the event in its session; of what is not stored, of the newest that is. */
+            seq: number;
+            /** Format: date-time */
+            created_at: string;
+            /**
+             * Format: uuid
+             * @description The id of the prompt's own run.
+             */
+            message_id: string;
+            /** @enum {string} */
+            state: "taken" | "next_run";
+        };
+        SteeredEvent: {
+            /**
+             * @description The position: `Last-Event-ID` and `after` take it.
+             * @example 12
+             * @example 12-3
+             */
+            id: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            event: "steered";
+            data: components["schemas"]["SteeredData"];
         };
         /**
          * @description A custom subagent, which the agent may delegate to by its name.
@@ -6469,7 +7151,7 @@ export interface components {
             data: components["schemas"]["Nothing"];
         };
         /** @enum {string} */
-        WebhookType: "run.queued" | "run.running" | "run.requires_action" | "run.succeeded" | "run.failed" | "run.interrupted" | "session.created" | "session.deleted";
+        WebhookType: "run.queued" | "run.running" | "run.requires_action" | "run.succeeded" | "run.failed" | "run.interrupted" | "session.created" | "session.deleted" | "schedule.failed" | "schedule.paused";
         /** @description A webhook, and the secret that signs its messages. */
         WebhookWithSecret: {
             /** Format: uuid */
@@ -7013,6 +7695,8 @@ export type FileState = components['schemas']['FileState'];
 export type FileStatePage = components['schemas']['FileStatePage'];
 export type FilesData = components['schemas']['FilesData'];
 export type FilesEvent = components['schemas']['FilesEvent'];
+export type Firing = components['schemas']['Firing'];
+export type FiringPage = components['schemas']['FiringPage'];
 export type ForkBody = components['schemas']['ForkBody'];
 export type Health = components['schemas']['Health'];
 export type Hook = components['schemas']['Hook'];
@@ -7127,6 +7811,15 @@ export type RunRunningMessage = components['schemas']['RunRunningMessage'];
 export type RunState = components['schemas']['RunState'];
 export type RunStatePage = components['schemas']['RunStatePage'];
 export type RunSucceededMessage = components['schemas']['RunSucceededMessage'];
+export type ScheduleBody = components['schemas']['ScheduleBody'];
+export type ScheduleDetails = components['schemas']['ScheduleDetails'];
+export type ScheduleFailed = components['schemas']['ScheduleFailed'];
+export type ScheduleFailedMessage = components['schemas']['ScheduleFailedMessage'];
+export type SchedulePatch = components['schemas']['SchedulePatch'];
+export type SchedulePaused = components['schemas']['SchedulePaused'];
+export type SchedulePausedMessage = components['schemas']['SchedulePausedMessage'];
+export type ScheduleState = components['schemas']['ScheduleState'];
+export type ScheduleStatePage = components['schemas']['ScheduleStatePage'];
 export type SecretBody = components['schemas']['SecretBody'];
 export type SecretState = components['schemas']['SecretState'];
 export type SecretStatePage = components['schemas']['SecretStatePage'];
@@ -7145,6 +7838,8 @@ export type SkillBody = components['schemas']['SkillBody'];
 export type SkillState = components['schemas']['SkillState'];
 export type StatusEvent = components['schemas']['StatusEvent'];
 export type StdioServer = components['schemas']['StdioServer'];
+export type SteeredData = components['schemas']['SteeredData'];
+export type SteeredEvent = components['schemas']['SteeredEvent'];
 export type Subagent = components['schemas']['Subagent'];
 export type TaskBudget = components['schemas']['TaskBudget'];
 export type TaskData = components['schemas']['TaskData'];
@@ -9288,6 +9983,300 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    list_schedules: {
+        parameters: {
+            query?: {
+                /** @description Rows on a page. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleStatePage"];
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    create_schedule: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key and request within 24 hours give the same run, session or object. */
+                "Idempotency-Key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ScheduleBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleDetails"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            413: components["responses"]["TooLarge"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    get_schedule: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleDetails"];
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    delete_schedule: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    update_schedule: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SchedulePatch"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleDetails"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            413: components["responses"]["TooLarge"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    pause_schedule: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleDetails"];
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    resume_schedule: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduleDetails"];
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    run_schedule: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key and request within 24 hours give the same run, session or object. */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Firing"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    list_schedule_runs: {
+        parameters: {
+            query?: {
+                /** @description Rows on a page. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string | null;
+            };
+            header?: never;
+            path: {
+                /** @description The schedule's id. */
+                schedule_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FiringPage"];
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     list_agents: {
         parameters: {
             query?: {
@@ -11297,7 +12286,7 @@ export interface operations {
                 /** @description Of what is, or was, this tenant's. */
                 tenant?: string | null;
                 /** @description Of this kind. */
-                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported" | "client_token.created") | null;
+                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "preset.archived" | "environment.created" | "environment.changed" | "environment.archived" | "environment.deleted" | "session.archived" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "schedule.created" | "schedule.changed" | "schedule.paused" | "schedule.resumed" | "schedule.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported" | "client_token.created") | null;
                 /** @description By this key, or not by a key. */
                 actor?: string | ("cli" | "system") | null;
                 /** @description A moment with its time zone. */
@@ -11552,6 +12541,64 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SessionDeletedMessage"];
+            };
+        };
+        responses: {
+            /** @description Within 15 s: it is taken. Any other answer is none. */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    on_schedule_failed: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description The message's id: it may come more than once. */
+                "webhook-id": components["parameters"]["webhook-id"];
+                /** @description Seconds since 1970, of the attempt. */
+                "webhook-timestamp": components["parameters"]["webhook-timestamp"];
+                /** @description `v1,` and the signature, as Standard Webhooks says; after a rotation two, parted by a space. */
+                "webhook-signature": components["parameters"]["webhook-signature"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ScheduleFailedMessage"];
+            };
+        };
+        responses: {
+            /** @description Within 15 s: it is taken. Any other answer is none. */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    on_schedule_paused: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description The message's id: it may come more than once. */
+                "webhook-id": components["parameters"]["webhook-id"];
+                /** @description Seconds since 1970, of the attempt. */
+                "webhook-timestamp": components["parameters"]["webhook-timestamp"];
+                /** @description `v1,` and the signature, as Standard Webhooks says; after a rotation two, parted by a space. */
+                "webhook-signature": components["parameters"]["webhook-signature"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SchedulePausedMessage"];
             };
         };
         responses: {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from claude_agent_api.types.codes import ErrorCode
-from claude_agent_api.types.sessions import Budget, UsageSums
+from claude_agent_api.types.sessions import Budget, Firing, UsageSums
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -21,6 +21,69 @@ class FileObject(TypedDict):
     sha256: str
     created_at: str
     expires_at: str | None
+
+
+class ScheduleDetails(TypedDict):
+    """A schedule, and its next times."""
+
+    schedule_id: str
+    name: str | None
+    status: Literal["active", "paused"]
+    cron: str
+    time_zone: str
+    prompt: str | list[dict[str, Any]]
+    agent: str | None
+    profile: str | None
+    title: str | None
+    tags: list[str]
+    metadata: dict[str, str]
+    timeout_seconds: float | None
+    expand_prompt: bool
+    session: Literal["new", "one"]
+    session_id: str | None
+    overlap: Literal["skip", "queue"]
+    jitter_seconds: int
+    pause_after_failures: int | None
+    key_id: str | None
+    next_at: str | None
+    last: Firing | None
+    failures: int
+    paused_at: str | None
+    paused_reason: str | None
+    created_at: str
+    updated_at: str
+    upcoming: list[str]
+
+
+class ScheduleState(TypedDict):
+    """A schedule as it is now."""
+
+    schedule_id: str
+    name: str | None
+    status: Literal["active", "paused"]
+    cron: str
+    time_zone: str
+    prompt: str | list[dict[str, Any]]
+    agent: str | None
+    profile: str | None
+    title: str | None
+    tags: list[str]
+    metadata: dict[str, str]
+    timeout_seconds: float | None
+    expand_prompt: bool
+    session: Literal["new", "one"]
+    session_id: str | None
+    overlap: Literal["skip", "queue"]
+    jitter_seconds: int
+    pause_after_failures: int | None
+    key_id: str | None
+    next_at: str | None
+    last: Firing | None
+    failures: int
+    paused_at: str | None
+    paused_reason: str | None
+    created_at: str
+    updated_at: str
 
 
 class PresetState(TypedDict):
@@ -119,6 +182,8 @@ WebhookType = Literal[
     "run.interrupted",
     "session.created",
     "session.deleted",
+    "schedule.failed",
+    "schedule.paused",
 ]
 
 

@@ -69,7 +69,7 @@ class PromptBody(AgentOptions):
     end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
-    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
+    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt", "steer"]]
     on_disconnect: NotRequired[Literal["continue", "interrupt"]]
     expand_prompt: NotRequired[bool]
     prompt: str | list[TextBlock | ImageBlock | DocumentBlock]
@@ -89,7 +89,7 @@ class NextPromptBody(AgentOptions):
     end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
-    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
+    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt", "steer"]]
     on_disconnect: NotRequired[Literal["continue", "interrupt"]]
     expand_prompt: NotRequired[bool]
     prompt: str | list[TextBlock | ImageBlock | DocumentBlock]
@@ -131,7 +131,7 @@ class ForkBody(AgentOptions):
     end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
-    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
+    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt", "steer"]]
     on_disconnect: NotRequired[Literal["continue", "interrupt"]]
     expand_prompt: NotRequired[bool]
     at_seq: NotRequired[int | None]
@@ -200,6 +200,48 @@ class RewindBody(TypedDict):
     checkpoint_id: NotRequired[str | None]
     user_message_uuid: NotRequired[str | None]
     dry_run: NotRequired[bool]
+
+
+class ScheduleBody(TypedDict):
+    """A schedule to make."""
+
+    title: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+    metadata: NotRequired[dict[str, str] | None]
+    name: NotRequired[str | None]
+    time_zone: NotRequired[str]
+    agent: NotRequired[str | None]
+    profile: NotRequired[str | None]
+    timeout_seconds: NotRequired[float | None]
+    expand_prompt: NotRequired[bool]
+    session: NotRequired[Literal["new", "one"]]
+    session_id: NotRequired[str | None]
+    overlap: NotRequired[Literal["skip", "queue"]]
+    jitter_seconds: NotRequired[int]
+    pause_after_failures: NotRequired[int | None]
+    cron: str
+    prompt: str | list[TextBlock | ImageBlock | DocumentBlock]
+
+
+class SchedulePatch(TypedDict):
+    """What to change of a schedule; what is left out stays."""
+
+    title: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+    metadata: NotRequired[dict[str, str] | None]
+    name: NotRequired[str | None]
+    time_zone: NotRequired[str]
+    agent: NotRequired[str | None]
+    profile: NotRequired[str | None]
+    timeout_seconds: NotRequired[float | None]
+    expand_prompt: NotRequired[bool]
+    session: NotRequired[Literal["new", "one"]]
+    session_id: NotRequired[str | None]
+    overlap: NotRequired[Literal["skip", "queue"]]
+    jitter_seconds: NotRequired[int]
+    pause_after_failures: NotRequired[int | None]
+    cron: NotRequired[str | None]
+    prompt: NotRequired[str | list[TextBlock | ImageBlock | DocumentBlock] | None]
 
 
 class PresetBody(AgentOptions):
@@ -291,7 +333,7 @@ class PromptOptions(AgentOptions):
     end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
-    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
+    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt", "steer"]]
     on_disconnect: NotRequired[Literal["continue", "interrupt"]]
     expand_prompt: NotRequired[bool]
     fork_session: NotRequired[bool]
@@ -309,7 +351,7 @@ class ForkOptions(AgentOptions):
     end_user: NotRequired[str | None]
     include_partial_messages: NotRequired[bool]
     timeout_seconds: NotRequired[float | None]
-    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt"]]
+    on_busy: NotRequired[Literal["enqueue", "reject", "interrupt", "steer"]]
     on_disconnect: NotRequired[Literal["continue", "interrupt"]]
     expand_prompt: NotRequired[bool]
     at_seq: NotRequired[int | None]

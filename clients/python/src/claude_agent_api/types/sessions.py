@@ -49,6 +49,7 @@ class Result(TypedDict):
     usage: Usage | None
     model_usage: dict[str, ModelUsage]
     permission_denials: list[Any]
+    steered_into: NotRequired[str | None]
 
 
 class PinnedAgent(TypedDict):
@@ -256,6 +257,22 @@ class RunState(TypedDict):
     created_at: str
     started_at: str | None
     finished_at: str | None
+
+
+class Firing(TypedDict):
+    """What came of one time of a schedule."""
+
+    firing_id: str
+    schedule_id: str
+    fire_at: str
+    origin: Literal["schedule", "request"]
+    state: Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted", "skipped", "missed"]
+    times: int
+    run_id: str | None
+    session_id: str | None
+    error: dict[str, Any] | None
+    created_at: str
+    ended_at: str | None
 
 
 class UsageModelRow(TypedDict):
