@@ -274,6 +274,21 @@ class FilesEvent(TypedDict):
     data: FilesData
 
 
+class SteeredData(EventData):
+    """What became of a prompt with `on_busy"""
+
+    message_id: str
+    state: Literal["taken", "next_run"]
+
+
+class SteeredEvent(TypedDict):
+    """SteeredEvent"""
+
+    id: str
+    event: Literal["steered"]
+    data: SteeredData
+
+
 class Usage(TypedDict):
     """What was used, as the SDK counted it."""
 
@@ -312,6 +327,7 @@ class ResultData(EventData):
     model_usage: dict[str, ModelUsage]
     permission_denials: list[dict[str, Any]]
     user_message_uuids: list[str]
+    steered_into: NotRequired[str | None]
 
 
 class ResultEvent(TypedDict):
@@ -382,6 +398,7 @@ Event = (
     | HookEvent
     | NetworkDeniedEvent
     | FilesEvent
+    | SteeredEvent
     | StatusEvent
     | ResultEvent
     | ErrorEvent

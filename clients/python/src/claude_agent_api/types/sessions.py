@@ -49,6 +49,7 @@ class Result(TypedDict):
     usage: Usage | None
     model_usage: dict[str, ModelUsage]
     permission_denials: list[Any]
+    steered_into: NotRequired[str | None]
 
 
 class PinnedAgent(TypedDict):
