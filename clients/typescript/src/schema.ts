@@ -2796,7 +2796,7 @@ export interface components {
          *       "id": "5"
          *     }
          */
-        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
+        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["SteeredEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
         /**
          * @description Stored events, oldest first.
          * @example {
@@ -3028,11 +3028,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4035,11 +4035,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4627,11 +4627,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -5039,6 +5039,8 @@ export interface components {
                 [key: string]: components["schemas"]["ModelUsage"];
             };
             permission_denials: unknown[];
+            /** @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there. */
+            steered_into?: string | null;
         };
         /** @description The outcome of the turn. Figures are the SDK's own. */
         ResultData: {
@@ -5070,6 +5072,11 @@ export interface components {
                 [key: string]: unknown;
             }[];
             user_message_uuids: string[];
+            /**
+             * @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there.
+             * @default null
+             */
+            steered_into?: string | null;
         };
         ResultEvent: {
             /**
@@ -5869,6 +5876,41 @@ export interface components {
             env?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * @description What became of a prompt with `on_busy: steer`. `taken`: the turn of the run in `run_id` has it; its own run has
+         *     ended. `next_run`: it begins a turn of its own.
+         */
+        SteeredData: {
+            /** Format: uuid */
+            session_id: string;
+            /** @description The run that it belongs to; null: to none. */
+            run_id: string | null;
+            /** @description Number of the event in its session; of what is not stored, of the newest that is. */
+            seq: number;
+            /** Format: date-time */
+            created_at: string;
+            /**
+             * Format: uuid
+             * @description The id of the prompt's own run.
+             */
+            message_id: string;
+            /** @enum {string} */
+            state: "taken" | "next_run";
+        };
+        SteeredEvent: {
+            /**
+             * @description The position: `Last-Event-ID` and `after` take it.
+             * @example 12
+             * @example 12-3
+             */
+            id: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            event: "steered";
+            data: components["schemas"]["SteeredData"];
         };
         /**
          * @description A custom subagent, which the agent may delegate to by its name.
@@ -7029,6 +7071,8 @@ export type SkillBody = components['schemas']['SkillBody'];
 export type SkillState = components['schemas']['SkillState'];
 export type StatusEvent = components['schemas']['StatusEvent'];
 export type StdioServer = components['schemas']['StdioServer'];
+export type SteeredData = components['schemas']['SteeredData'];
+export type SteeredEvent = components['schemas']['SteeredEvent'];
 export type Subagent = components['schemas']['Subagent'];
 export type TaskBudget = components['schemas']['TaskBudget'];
 export type TaskData = components['schemas']['TaskData'];
