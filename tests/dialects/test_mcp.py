@@ -193,7 +193,7 @@ async def test_who_cancels_stops_the_run_from_any_instance(fleet: Fleet) -> None
     begun = await fleet[0].client.post("/mcp", json=INITIALIZE, headers=ACCEPT)
     assert begun.status_code == 200, begun.text
     headers = {**ACCEPT, "mcp-session-id": begun.headers["mcp-session-id"], "mcp-protocol-version": "2025-06-18"}
-    call = {"name": "run_agent", "arguments": {"prompt": "sleep 60", "wait_seconds": 0}}
+    call = {"name": "run_agent", "arguments": {"prompt": "stream 600 words every 200 ms", "wait_seconds": 0}}
     message = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": call}
     answers = [await instance.client.post("/mcp", json=message, headers=headers) for instance in fleet.instances[:2]]
     assert len({answer.text.partition('"run_id":"')[2][:36] for answer in answers}) == 1, "sent twice, run once"

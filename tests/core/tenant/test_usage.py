@@ -91,8 +91,8 @@ async def test_every_grouping_adds_up_to_the_same(world: World) -> None:
         "web_search_requests": 2,
         "cost_usd": 1.5,
     }
-    for size in range(1, len(GROUPS) + 1):
-        for groups in combinations(GROUPS, size):
+    for size in range(1, len(GROUPS)):
+        for groups in combinations(GROUPS.keys() - {"end_user"}, size):
             found = await rows(world, *groups)
             for name in usage.FIGURES:
                 assert sum(row[name] for row in found) == total[name], groups

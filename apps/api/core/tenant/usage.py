@@ -75,7 +75,7 @@ class Scope:
     Attributes:
         first, last: days in UTC, both included.
         profiles: only sessions that have one of these.
-        of_end_users: only what has an end user: it must be so where `groups` have that.
+        of_end_users: only what has an end user, as where a report is grouped by that.
     """
 
     first: date | None = None
@@ -91,7 +91,8 @@ class Scope:
         """What the report is made of."""
         if self.by_session(groups):
             return Usage
-        return UserUsageSum if self.of_end_users or self.end_user is not None else UsageSum
+        by_user = self.of_end_users or self.end_user is not None or "end_user" in groups
+        return UserUsageSum if by_user else UsageSum
 
     def by_session(self, groups: Sequence[Group]) -> bool:
         """Whether it takes more than the sums by day, key and model."""
