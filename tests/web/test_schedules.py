@@ -26,7 +26,13 @@ async def test_a_schedule_is_made_shown_changed_and_removed(fleet: Fleet) -> Non
     assert (await fleet[1].get(path)).json() == made
     listed = (await fleet[2].get("/schedules?limit=200")).json()["data"]
     assert next(one for one in listed if one["schedule_id"] == made["schedule_id"])["name"] == "n"
-    patch = {"cron": "0 0 2 1 *", "name": None, "metadata": {}, "jitter_seconds": 60, "pause_after_failures": None}
+    patch: dict[str, Any] = {
+        "cron": "0 0 2 1 *",
+        "name": None,
+        "metadata": {},
+        "jitter_seconds": 60,
+        "pause_after_failures": None,
+    }
     changed = (await fleet[1].client.patch(f"/api/v1{path}", json=patch)).json()
     assert {name: changed[name] for name in patch} == patch
     assert (changed["title"], changed["tags"], changed["upcoming"][0][4:10]) == ("t", ["a"], "-01-01")

@@ -66,6 +66,10 @@ def test_python_regular_expressions_are_ours_alone() -> None:
 
 LINEAR = {
     "core/codec.py": {r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|,'},
+    "core/config/cron.py": {
+        r"f'(?:(?:\\*|{_VALUE}-{_VALUE})(?:/[0-9]{{1,2}})?|{_VALUE})'",
+        r"[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}",
+    },
     "core/config/environment.py": {"'|'.join((*_OF_AGENTS, *_OF_SERVERS))"},  # of names of at most 128 characters
     "core/config/expansion.py": {r'@(?:"([^"]*)|([^\s"]*))', r"\s*/(model|config|settings|heapdump)\b"},
     "core/config/parts.py": {

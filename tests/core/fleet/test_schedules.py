@@ -335,7 +335,7 @@ async def test_who_changes_it_is_whom_it_acts_for(kept: Kept) -> None:
     after = await kept.state(schedule_id)
     assert (after["key_id"], after["prompt"]) == (str(other.key_id), "again")
     assert (after["session_id"], after["next_at"]) == (before["session_id"], before["next_at"])
-    yearly = {"cron": "0 0 1 1 *", "config": AgentConfig(max_turns=3)}
+    yearly: dict[str, Any] = {"cron": "0 0 1 1 *", "config": AgentConfig(max_turns=3)}
     await schedules.update(kept.core, other, schedule_id, ["cron"], lambda draft: replace(draft, **yearly))
     after = await kept.state(schedule_id)
     assert after["session_id"] is None
@@ -406,9 +406,11 @@ async def test_bounds_and_what_does_not_fit(kept: Kept) -> None:
     session_id = await kept.world.session()
     with pytest.raises(NotFound):
         await schedules.create(kept.core, theirs, replace(HOURLY, session="one", session_id=session_id))
-    for wrong in ({"session": "new"}, {"agent": "p"}, {"profile": "p"}, {"labels": Labels("t")}):
+    given: dict[str, Any] = {"session": "one", "session_id": session_id}
+    wrong: tuple[dict[str, Any], ...] = {"session": "new"}, {"agent": "p"}, {"profile": "p"}, {"labels": Labels("t")}
+    for change in wrong:
         with pytest.raises(ValidationError):
-            await kept.make(**{"session": "one", "session_id": session_id, **wrong})
+            await kept.make(**given | change)
     with pytest.raises(NotFound):
         await kept.make(agent="nobody")
 

@@ -40,7 +40,8 @@ SELECT row_to_json(newest) FROM (
 """SQL of a value: the newest firing of a schedule `s`, as JSON."""
 
 
-def _moment(value: datetime | str | None) -> str | None:
+def moment(value: datetime | str | None) -> str | None:
+    """As everywhere in the API."""
     if value is None:
         return None
     return timestamp(datetime.fromisoformat(value) if isinstance(value, str) else value)
@@ -51,15 +52,15 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "firing_id": str(row["id"]),
         "schedule_id": str(row["schedule_id"]),
-        "fire_at": _moment(row["fire_at"]),
+        "fire_at": moment(row["fire_at"]),
         "origin": row["origin"],
         "state": row["state"],
         "times": row["times"],
         "run_id": row["run_id"] and str(row["run_id"]),
         "session_id": row["session_id"] and str(row["session_id"]),
         "error": row["error"],
-        "created_at": _moment(row["created_at"]),
-        "ended_at": _moment(row["ended_at"]),
+        "created_at": moment(row["created_at"]),
+        "ended_at": moment(row["ended_at"]),
     }
 
 

@@ -180,18 +180,9 @@ async def _judge(core: Core, by: By, draft: Draft) -> str | None:
 
 def _values(draft: Draft, profile: str | None) -> tuple[Any, ...]:
     mode = "new" if draft.session == "new" else "own" if draft.session_id is None else "given"
-    return (
-        draft.name,
-        draft.cron,
-        draft.time_zone,
-        encode(draft.prompt).decode(),
-        draft.spec(),
-        profile,
-        mode,
-        draft.overlap,
-        draft.jitter_seconds,
-        draft.pause_after_failures,
-    )
+    when = (draft.name, draft.cron, draft.time_zone)
+    what = (encode(draft.prompt).decode(), draft.spec(), profile, mode)
+    return *when, *what, draft.overlap, draft.jitter_seconds, draft.pause_after_failures
 
 
 _INSERT = """
@@ -251,10 +242,6 @@ async def find(core: Core, by: By, schedule_id: UUID) -> asyncpg.Record:
     return row
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
-
-
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
     draft = Draft.stored(row)
     return {
@@ -279,10 +266,10 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
         "pause_after_failures": draft.pause_after_failures,
         "surface": draft.surface,
         "key_id": row["api_key_id"] and str(row["api_key_id"]),
-        "next_at": _moment(row["next_at"]),
+        "next_at": firings.moment(row["next_at"]),
         "last": row["last"] and firings.shown(decode(row["last"])),
         "failures": row["failures"],
-        "paused_at": _moment(row["paused_at"]),
+        "paused_at": firings.moment(row["paused_at"]),
         "paused_reason": row["paused_reason"],
         "created_at": timestamp(row["created_at"]),
         "updated_at": timestamp(row["updated_at"]),
