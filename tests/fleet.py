@@ -81,7 +81,10 @@ class Instance:
 
     def descendants(self) -> list[psutil.Process]:
         """The agents' processes and their tools, at this moment."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:  # it was killed meanwhile, and all that it had with it
+            return []
 
     def agent_of(self, session_id: str) -> list[psutil.Process]:
         """Those of one session: the guard, then the CLI, then what it has started."""

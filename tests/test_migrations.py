@@ -324,11 +324,11 @@ async def test_usage_from_before_its_sums_is_added_up_once(empty: Settings) -> N
     try:
         await use(*runs[0], "a", "b")
         await use(*runs[1], "b")
-        await migrate.upgrade(empty)
+        await alembic(empty, partial(command.upgrade, revision="0020"))
         assert [tuple(row) for row in await connection.fetch(query)] == [("a", 1, 1, "0.1"), ("b", 2, 1, "0.2")]
         await connection.execute(f"UPDATE {REVISIONS} SET version_num = '0019'")  # as if it had been broken off
         await use(*runs[2], "a", "c")
-        await migrate.upgrade(empty)
+        await alembic(empty, partial(command.upgrade, revision="0020"))
         expected = [("a", 2, 2, "0.2"), ("b", 2, 1, "0.2"), ("c", 1, 0, "0.1")]
         assert [tuple(row) for row in await connection.fetch(query)] == expected
     finally:

@@ -12,7 +12,9 @@ from apps.api.core.events.frames import Frame, Position, event_data
 from apps.api.core.events.log import Event
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.web.asking import OTHERS_SECONDS, SETTLE_SECONDS, Waiting, until_asked
-from tests.world import Relay, World, core_of
+from tests.world import Relay, World, core_of, neighbourhood, relay, world
+
+__all__ = ["neighbourhood", "relay", "world"]
 
 
 def ask(request_id: str, tool_use_id: str | None, kind: str = "permission_request") -> Event:

@@ -20,16 +20,15 @@ from apps.api.models.agents import (
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
+from apps.api.models.names import IdempotencyKey, SessionName
 from apps.api.models.sessions import (
     Command,
     Event,
-    IdempotencyKey,
     Instance,
     Invalidation,
     Request,
     Run,
     Session,
-    SessionName,
     TranscriptEntry,
 )
 from apps.api.models.tenants import ApiKey, Tenant
