@@ -72,8 +72,8 @@ class Completion:
     def take(self, frame: Frame) -> list[dict[str, Any]]:
         return [delta for step in self.reading.take(frame) for delta in self._step(step)]
 
-    def wait(self, moment: float | None = None) -> list[dict[str, Any]]:
-        return [delta for step in self.reading.wait(moment) for delta in self._step(step)]
+    def wait(self) -> list[dict[str, Any]]:
+        return [delta for step in self.reading.wait() for delta in self._step(step)]
 
     def _step(self, step: Step) -> Iterator[dict[str, Any]]:
         spoken = "structured" if self.reading.structured else "text"

@@ -93,7 +93,7 @@ class Told(Protocol):
     @property
     def over(self) -> bool: ...
     def take(self, frame: Frame) -> list[Any]: ...
-    def wait(self, moment: float | None = None) -> list[Any]: ...
+    def wait(self) -> list[Any]: ...
 
 
 async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) -> AsyncGenerator[list[Any]]:
@@ -111,7 +111,7 @@ async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) 
                     return
     except SessionDeleted as error:
         raise RunFailed(error.code, failure(error.code)["message"], {}) from error
-    yield answer.wait(clock.now().timestamp())
+    yield answer.wait()
 
 
 async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) -> None:
@@ -129,7 +129,7 @@ async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) ->
             break
     patience = waiting.patience
     if not answer.over and patience is not None and clock.now().timestamp() - asked_at > patience:
-        answer.wait(asked_at)
+        answer.wait()
 
 
 async def whole(

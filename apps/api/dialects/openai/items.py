@@ -56,9 +56,9 @@ class Answer:
         """The events for the run's next one."""
         return [event for step in self.reading.take(frame) for event in self._step(step)]
 
-    def wait(self, moment: float | None = None) -> list[Event]:
+    def wait(self) -> list[Event]:
         """The events for a run that waits for its client."""
-        return [event for step in self.reading.wait(moment) for event in self._step(step)]
+        return [event for step in self.reading.wait() for event in self._step(step)]
 
     @property
     def over(self) -> bool:

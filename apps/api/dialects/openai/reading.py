@@ -80,9 +80,10 @@ class Reading:
             case "message":
                 yield from self._message(decode(frame.data))
             case "client_tool_call":
+                self.ended_at = frame.made_at  # for all who read it, if it waits for this
                 yield from self._call(decode(frame.data))
             case "action_resolved" if UUID(decode(frame.data)["request_id"]) in self._asked:
-                yield from self.wait(frame.made_at)
+                yield from self.wait()
             case "result":
                 self.result = decode(frame.data)
             case "error":
@@ -91,10 +92,10 @@ class Reading:
                 self.ended_at = frame.made_at
                 yield from self._end(decode(frame.data)["status"])
 
-    def wait(self, moment: float | None = None) -> Iterator[Step]:
+    def wait(self) -> Iterator[Step]:
         """The run waits for the client: the answer is over."""
         if not self.over:
-            self.status, self.ended_at = "waiting", moment
+            self.status = "waiting"
             yield from self._close()
             self.over = True
             yield Step("end")
