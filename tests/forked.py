@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from threading import Lock
 from typing import IO, NoReturn
 
 from tests import disks
@@ -32,6 +33,7 @@ class Forked:
         """`ended`: a pipe from which the exit code can be read once there is one."""
         self.pid, self._ended = pid, ended
         self._code: int | None = None
+        self._reading = Lock()  # several threads may wait, and the code can be read once
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -46,8 +48,10 @@ class Forked:
             poll.register(self._ended, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired("claude-agent-api", timeout or 0)
-            self._code = int(os.read(self._ended, 16))
-            os.close(self._ended)
+            with self._reading:
+                if self._code is None:
+                    self._code = int(os.read(self._ended, 16))
+                    os.close(self._ended)
         return self._code
 
     def send_signal(self, number: int) -> None:
