@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -43,7 +44,8 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 async def page_of(name: str, env: dict[str, str], directory: Path) -> AsyncIterator[browser.Page]:
     """The page of an example, built and served by Vite."""
     assert CHROMIUM is not None
-    home = await asyncio.to_thread(installed, EXAMPLES / name)
+    home = await asyncio.to_thread(shutil.copytree, EXAMPLES / name, directory / name)
+    await asyncio.to_thread(installed, home)
     vite = [str(home / "node_modules/.bin/vite")]
     built = await asyncio.to_thread(
         subprocess.run, [*vite, "build", "--outDir", str(directory / "built"), "--emptyOutDir"],

@@ -29,7 +29,12 @@ NOT_RUN = {
 
 EVERY_PAGE = [
     *ROOT.glob("*.md"),
-    *(page for of in ("docs", "examples", "clients/python", "specs") for page in sorted((ROOT / of).rglob("*.md"))),
+    *(
+        page
+        for of in ("docs", "examples", "clients/python", "specs")
+        for page in sorted((ROOT / of).rglob("*.md"))
+        if "node_modules" not in page.parts
+    ),
 ]
 
 

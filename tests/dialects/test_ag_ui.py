@@ -79,7 +79,8 @@ async def test_a_thread_is_one_session_on_any_instance(fleet: Fleet, agent: str)
     assert view.ends[-1]["outcome"] == {"type": "success"}
     assert view.ends[-1]["runId"] == view.events[0]["runId"]
     assert view.messages[0]["role"] == "reasoning"
-    view = await thread.say("recall", context=[{"description": "The page", "value": "orders"}])
+    await thread.say("where am I", context=[{"description": "The page", "value": "orders"}])
+    view = await thread.say("recall")
     assert "stream 5 words" in text_of(view)
     assert "The page: orders" in text_of(view)
     ids = {e["value"]["session_id"] for e in view.events if e["type"] == "CUSTOM" and e["name"] == "run"}
