@@ -116,7 +116,7 @@ ORDER = {
         {"worker"},
         {"upkeep"},
     ),
-    "dialects": ({"compat", "native"},),
+    "dialects": ({"compat", "managed", "native"},),
 }
 """Rooms within rooms, the lowest first: each may import what is below it, never what is above."""
 
