@@ -24,6 +24,7 @@ NOT_RUN = {
     "starts what the examples run against, or all tests": 2,
     "needs the TypeScript client, which npm builds": 2,
     "installs from the package index": 3,
+    "needs the vendor's package; tests/clients/managed.py does it": 1,
 }
 """Why blocks do not run, and how many of each."""
 

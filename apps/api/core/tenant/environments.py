@@ -7,11 +7,12 @@ that exists. Profile and server may allow less: the strictest holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
+from pydantic import Field
 
 from apps.api import audit
 from apps.api.core.codec import timestamp
@@ -24,6 +25,10 @@ from apps.api.core.context import Core
 from apps.api.core.pages import Page, read_cursor, write_cursor
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound, ValidationError
+from apps.api.settings import HOST
+
+Host = Annotated[str, Field(pattern=HOST, max_length=260)]
+"""As `settings.HOST` says."""
 
 MAX_ENVIRONMENTS = 1_000
 """Of a tenant, archived ones included."""
@@ -33,12 +38,12 @@ class Network(Part):
     """What agents may reach at most beside the model.
 
     Attributes:
-        allowed_hosts: as `settings.HOST` says.
+        allowed_hosts: those that are named.
         mcp_servers: the hosts of a session's own MCP servers, too.
         registries: those of public registries of packages, too.
     """
 
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[Host, ...] = ()
     mcp_servers: bool = False
     registries: bool = False
 

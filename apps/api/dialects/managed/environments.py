@@ -11,7 +11,7 @@ from pydantic import Field
 from apps.api.core.config.names import Text
 from apps.api.core.context import Core
 from apps.api.core.tenant import environments
-from apps.api.core.tenant.environments import Network
+from apps.api.core.tenant.environments import Host, Network
 from apps.api.dialects.managed import ids
 from apps.api.dialects.managed.common import (
     Archived,
@@ -31,7 +31,6 @@ from apps.api.dialects.managed.common import (
     router,
     unsupported,
 )
-from apps.api.settings import HOST
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.route import CoreDep
 
@@ -51,9 +50,7 @@ class LimitedNetwork(Closed):
     """Only these hosts, beside the model."""
 
     type: Literal["limited"]
-    allowed_hosts: (
-        Annotated[list[Annotated[str, Field(pattern=HOST, max_length=260)]], Field(max_length=200)] | None
-    ) = None
+    allowed_hosts: Annotated[list[Host], Field(max_length=200)] | None = None
     allow_mcp_servers: bool | None = None
     allow_package_managers: bool | None = None
 

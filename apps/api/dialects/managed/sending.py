@@ -145,6 +145,6 @@ class Sender:
             raise NotFound(f"{field}: this event is no call of a tool.", code="request_not_found")
         page = await requests.list_page(core.db, tenant_id, self.session_id, status="open", limit=MAX_OPEN, cursor=None)
         for request in page.data:
-            if request["tool_use_id"] == call and request["type"] == kind:
+            if request.get("tool_use_id") == call and request["type"] == kind:
                 return UUID(request["request_id"])
         raise Conflict(f"{field}: this call waits for nobody (any more).", code="request_resolved")
