@@ -23,10 +23,10 @@ from apps.api.core.tenant.uploads import Given, Upload
 from apps.api.dialects.managed import ids
 from apps.api.dialects.managed.common import (
     IdempotencyKey,
-    Listed,
     ManagedFileRoute,
+    ManagedObject,
+    ManagedPage,
     PageOf,
-    Thing,
     answer,
     errors,
     listed,
@@ -231,7 +231,7 @@ def _seconds(form: Form) -> int | None:
     return int(given)
 
 
-@content.post("/files", response_model=Thing, openapi_extra=_BODY, responses=errors(408, 409, 413))
+@content.post("/files", response_model=ManagedObject, openapi_extra=_BODY, responses=errors(408, 409, 413))
 async def upload_managed_file(
     request: Request,
     core: CoreDep,
@@ -254,7 +254,7 @@ async def upload_managed_file(
     return answer(_uploaded(upload))
 
 
-@resource.get("/files", response_model=Listed, responses=errors(404, 409))
+@resource.get("/files", response_model=ManagedPage, responses=errors(404, 409))
 async def list_managed_files(
     request: Request,
     core: CoreDep,
@@ -286,32 +286,32 @@ async def _by_ids(core: Core, caller: Principal, wanted: list[str]) -> list[dict
     return [_uploaded(found[one]) for one in named if isinstance(one, UUID) and one in found]
 
 
-@resource.get("/files/{file}", response_model=Thing, responses=errors(404, 409))
-async def get_managed_file(request: Request, core: CoreDep, caller: Reader, file: FileId) -> Response:
+@resource.get("/files/{file_id}", response_model=ManagedObject, responses=errors(404, 409))
+async def get_managed_file(request: Request, core: CoreDep, caller: Reader, file_id: FileId) -> Response:
     """What is known of a file."""
 
     async def upon(upload: UUID) -> Response:
         return answer(_uploaded(await uploads.find(core.db.pool, caller.tenant_id, upload)))
 
-    return await _either(request, caller, file, GET, "read", upon)
+    return await _either(request, caller, file_id, GET, "read", upon)
 
 
-@resource.get("/files/{file}/content", response_class=Response, responses={**_CONTENT, **errors(404, 409, 416)})
-async def get_managed_file_content(request: Request, core: CoreDep, caller: Reader, file: FileId) -> Response:
+@resource.get("/files/{file_id}/content", response_class=Response, responses={**_CONTENT, **errors(404, 409, 416)})
+async def get_managed_file_content(request: Request, core: CoreDep, caller: Reader, file_id: FileId) -> Response:
     """A file, or one range of its bytes (`Range`, `If-Range`). Always as an attachment."""
 
-    async def upon(file_id: UUID) -> Response:
+    async def upon(id_: UUID) -> Response:
         with stream_of(request, caller, "read") as held, telling():
-            upload = await uploads.find(core.db.pool, caller.tenant_id, file_id)
+            upload = await uploads.find(core.db.pool, caller.tenant_id, id_)
             item = Item(upload.name, "file", upload.size, int(upload.created_at.timestamp() * 1e9))
             read = partial(uploads.read, core, caller.tenant_id, upload)
             return of_file(request, item, read, held, upload.media_type)
 
-    return await _either(request, caller, file, CONTENT, "read", upon)
+    return await _either(request, caller, file_id, CONTENT, "read", upon)
 
 
-@resource.delete("/files/{file}", response_model=Thing, responses=errors(404, 409))
-async def delete_managed_file(request: Request, core: CoreDep, caller: Writer, file: FileId) -> Response:
+@resource.delete("/files/{file_id}", response_model=ManagedObject, responses=errors(404, 409))
+async def delete_managed_file(request: Request, core: CoreDep, caller: Writer, file_id: FileId) -> Response:
     """Remove a file. Workspaces that it was put into keep theirs."""
 
     async def upon(upload: UUID) -> Response:
@@ -319,7 +319,7 @@ async def delete_managed_file(request: Request, core: CoreDep, caller: Writer, f
         await uploads.delete(core.db, caller.tenant_id, upload)
         return _deleted(ids.write("file", upload))
 
-    return await _either(request, caller, file, DELETE, "write", upon)
+    return await _either(request, caller, file_id, DELETE, "write", upon)
 
 
 routes = Router()
