@@ -104,7 +104,7 @@ async def test_files_that_an_agent_makes_are_those_of_its_session(
         assert (report.scope.id, report.scope.type, report.downloadable) == (session.id, "session", True)
         assert await (await one.beta.files.download(report.id)).read() == b"all is well"
         assert await one.beta.files.retrieve_metadata(report.id) == report
-    for key, status in ((await new_key(), 404), (await new_key("default", profiles=["reader"]), 403)):
+    for key, status in ((await new_key(), 404), (await new_key("default", profiles=["readonly"]), 403)):
         async with at(fleet[1], key["X-API-Key"]) as theirs:
             for ask in (
                 lambda c=theirs: c.beta.files.list(scope_id=session.id),
@@ -126,6 +126,6 @@ async def test_uploads_are_of_their_tenant_and_a_bound_key_changes_none(
         for ask in (theirs.beta.files.retrieve_metadata, theirs.beta.files.download, theirs.beta.files.delete):
             assert (await error_of(lambda ask=ask: ask(made.id)))["status"] == 404
         assert (await theirs.beta.files.list(ids=[made.id])).data == []
-    async with at(fleet[0], (await new_key("default", profiles=["reader"]))["X-API-Key"]) as theirs:
+    async with at(fleet[0], (await new_key("default", profiles=["readonly"]))["X-API-Key"]) as theirs:
         assert (await error_of(lambda: theirs.beta.files.delete(made.id)))["status"] == 403
         assert (await error_of(lambda: theirs.beta.files.upload(file=("a", b"a"))))["status"] == 403

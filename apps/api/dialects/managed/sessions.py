@@ -20,7 +20,7 @@ from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
-from apps.api.dialects.managed import agents, ids, toolsets
+from apps.api.dialects.managed import agents, ids, mounts, toolsets
 from apps.api.dialects.managed.common import (
     Closed,
     IdempotencyKey,
@@ -104,7 +104,7 @@ class SessionCreate(Closed):
     metadata: Metadata = Field(default_factory=dict)
     budget: SpendLimit | None = None
     initial_events: Annotated[list[UserMessage], Field(max_length=50)] = Field(default_factory=list)
-    resources: Annotated[list[dict[str, Any]], Field(max_length=100)] = Field(default_factory=list)
+    resources: mounts.Mounts = Field(default_factory=list)
     vault_ids: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
 
 
@@ -177,7 +177,7 @@ def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str
         "metadata": state["metadata"],
         "agent": snapshot(state, preset, model),
         "environment_id": ids.write("env", state["environment_id"] or ids.NOBODY),
-        "resources": [],
+        "resources": mounts.shown(state),
         "vault_ids": [],
         "outcome_evaluations": [],
         "stats": {},
@@ -236,6 +236,8 @@ async def _config(core: Core, caller: Principal, body: SessionCreate) -> tuple[A
         own |= {} if kept == named else {"tools": kept}
     if (budget := _usd(body.budget)) is not None:
         own["max_session_usd"] = budget
+    if body.resources:
+        own["resources"] = [one.given() for one in mounts.resources(body.resources)]
     given = agents.configured(own)
     taken = {name: None for name, value in own.items() if value is None}
     config = AgentConfig.model_construct({*own}, **{**dict(given), **taken})
@@ -247,9 +249,8 @@ async def create_managed_session(
     request: Request, core: CoreDep, caller: Writer, body: SessionCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a session, and send it `initial_events` if there are any. It is idle without them."""
-    for field in ("resources", "vault_ids"):
-        if getattr(body, field):
-            raise unsupported(field, "are not supported yet")
+    if body.vault_ids:
+        raise unsupported("vault_ids", "are not supported yet")
     if len(body.initial_events) > core.settings.max_queued_runs_per_session:
         most = core.settings.max_queued_runs_per_session
         raise ValidationError.of("initial_events", f"at most {most} prompts wait in a session")
