@@ -12,7 +12,7 @@ import asyncpg
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.resources import MAX_RESOURCES, Resource
 from apps.api.core.context import Core
-from apps.api.core.sessions import sessions
+from apps.api.core.sessions import prompts, sessions
 from apps.api.core.tenant import provisioning
 from apps.api.errors import NotFound, ValidationError, refuse
 
@@ -82,9 +82,7 @@ async def _change(core: Core, tenant_id: UUID, session_id: UUID, change: Change,
         if row is None:
             raise NotFound.of("session")
         if row["archived_at"] is not None:
-            raise Conflict(
-                "This session is archived: it can be read, and takes nothing any more.", code="session_archived"
-            )
+            raise prompts.archived()
         resources = change(list(AgentConfig.stored(row["config"]).resources or ()))
         if row["begun"] and not there:
             return False
