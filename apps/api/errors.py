@@ -104,6 +104,7 @@ Noun = Literal[
     "environment",
     "checkpoint",
     "command",
+    "credential",
     "delivery",
     "file",
     "key",
@@ -118,6 +119,7 @@ Noun = Literal[
     "session",
     "skill",
     "tenant",
+    "vault",
     "webhook",
 ]
 """What can be missing."""

@@ -8,6 +8,7 @@ from apps.api.models.agents import (
     Agent,
     AgentVersion,
     Catalog,
+    Credential,
     Environment,
     McpServer,
     ModelCall,
@@ -17,6 +18,7 @@ from apps.api.models.agents import (
     Spent,
     Usage,
     UsageSum,
+    Vault,
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
@@ -43,6 +45,7 @@ __all__ = [
     "Base",
     "Catalog",
     "Command",
+    "Credential",
     "Environment",
     "Event",
     "File",
@@ -62,6 +65,7 @@ __all__ = [
     "TranscriptEntry",
     "Usage",
     "UsageSum",
+    "Vault",
     "Webhook",
     "WebhookDelivery",
 ]

@@ -105,7 +105,7 @@ class SessionCreate(Closed):
     budget: SpendLimit | None = None
     initial_events: Annotated[list[UserMessage], Field(max_length=50)] = Field(default_factory=list)
     resources: mounts.Mounts = Field(default_factory=list)
-    vault_ids: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
+    vault_ids: Annotated[list[str], Field(max_length=10)] = Field(default_factory=list)
 
 
 class AgentChange(Closed):
@@ -178,7 +178,7 @@ def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str
         "agent": snapshot(state, preset, model),
         "environment_id": ids.write("env", state["environment_id"] or ids.NOBODY),
         "resources": mounts.shown(state),
-        "vault_ids": [],
+        "vault_ids": [ids.write("vlt", id_) for id_ in state["vault_ids"]],
         "outcome_evaluations": [],
         "stats": {},
         "usage": _usage(state),
@@ -249,14 +249,13 @@ async def create_managed_session(
     request: Request, core: CoreDep, caller: Writer, body: SessionCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a session, and send it `initial_events` if there are any. It is idle without them."""
-    if body.vault_ids:
-        raise unsupported("vault_ids", "are not supported yet")
     if len(body.initial_events) > core.settings.max_queued_runs_per_session:
         most = core.settings.max_queued_runs_per_session
         raise ValidationError.of("initial_events", f"at most {most} prompts wait in a session")
     config, reference = await _config(core, caller, body)
     labels = Labels(body.title, None, body.metadata)
-    choice = Choice(None, policy_of(core, caller), reference, ids.read("env", body.environment_id))
+    vaults = tuple(dict.fromkeys(ids.read("vlt", id_) for id_ in body.vault_ids))
+    choice = Choice(None, policy_of(core, caller), reference, ids.read("env", body.environment_id), vaults)
     asked = body.model_dump(mode="json")
     repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     if not body.initial_events:
