@@ -128,7 +128,13 @@ class Furnisher:
         begin = {"agent": agent["id"], "environment_id": place["id"], "title": self._tenant.marker}
         managed = (await self("POST", f"{of}/sessions", begin))["id"]
         thread = (await self("GET", f"{of}/sessions/{managed}/threads"))["data"][0]["id"]
+        safe = await self("POST", f"{of}/vaults", {"display_name": self._tenant.marker})
+        auth = {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": self._tenant.marker}
+        token = await self("POST", f"{of}/vaults/{safe['id']}/credentials", {"auth": auth})
+        mount = {"type": "file", "file_id": self._tenant.ids["file_id"]}
+        mounted = await self("POST", f"{of}/sessions/{managed}/resources", mount)
         made = {"agent_id": agent["id"], "environment_id": place["id"], "thread_id": thread}
+        made |= {"vault_id": safe["id"], "credential_id": token["id"], "resource_id": mounted["id"]}
         self._tenant.ids |= {**made, "managed_session_id": managed}
 
 

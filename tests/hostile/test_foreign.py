@@ -35,6 +35,9 @@ IN_PATHS = {
     "agent_id": "agent_id",
     "environment_id": "environment_id",
     "thread_id": "thread_id",
+    "vault_id": "vault_id",
+    "credential_id": "credential_id",
+    "resource_id": "resource_id",
     "run_id": "run_id",
     "request_id": "request_id",
     "agent": "agent",
@@ -57,8 +60,11 @@ IN_QUERIES = {
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
+    "ids": "file_id",
+    "ids[]": "file_id",
     "key_id": "key_id",
     "run_id": "run_id",
+    "scope_id": "managed_session_id",
     "search": "marker",
     "session_id": "session_id",
     "tag": "marker",
@@ -83,6 +89,8 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "checkpoint_id": ("checkpoint_id", "{}"),
     "agent": ("agent", "{}"),
     "environment_id": ("environment_id", "{}"),
+    "file_id": ("file_id", "{}"),
+    "vault_ids": ("vault_id", ["{}"]),
     "tenant": ("tenant", "{}"),
     "skills": ("name", ["tenant:{}"]),
     "mcp_reconnect": ("name", "{}"),
@@ -96,7 +104,7 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
 }
 PLAIN_FIELDS = """
     add_dirs allowed_tools answers api_key args ask_tools at_seq auth_token betas budget client_tools command
-    concurrent_runs config content execution_identity initial_events multiagent scope system vault_ids version
+    concurrent_runs config content execution_identity initial_events multiagent scope system version auth authorization_token display_name mount_path
     context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
     events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
     idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions
@@ -132,6 +140,12 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /compat/managed-agents/v1/agents": {"name": UNIQUE, "model": "m"},
     "POST /compat/managed-agents/v1/environments": {"name": UNIQUE},
     "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "x"},
+    "POST /compat/managed-agents/v1/vaults": {"display_name": UNIQUE},
+    "POST /compat/managed-agents/v1/vaults/{vault_id}/credentials": {
+        "auth": {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": "x"}
+    },
     "POST /compat/managed-agents/v1/sessions/{session_id}/events": {"events": [{"type": "user.interrupt"}]},
 }
 HIDDEN = {
