@@ -80,7 +80,7 @@ async def test_what_cannot_be_honoured_is_refused(client: anthropic.AsyncAnthrop
     assert found["text"].startswith(field)
 
 
-@pytest.mark.parametrize("file", ["file_", "file_a", "sesn_a", "x", "..", "file_" + "a" * 3000, "file_é"])
+@pytest.mark.parametrize("file", ["file_", "file_a", "sesn_a", "x", "file_" + "a" * 3000, "file_é"])
 async def test_an_id_of_nothing_is_not_found(client: anthropic.AsyncAnthropic, file: str) -> None:
     for ask in (client.beta.files.retrieve_metadata, client.beta.files.download, client.beta.files.delete):
         assert (await error_of(lambda ask=ask: ask(file)))["status"] == 404

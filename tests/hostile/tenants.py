@@ -66,7 +66,8 @@ class Furnisher:
         for name, secret_name in ((NAME, SECRET_NAME), (f"only-{uuid4().hex[:8]}", f"ONLY_{uuid4().hex[:8].upper()}")):
             await self._names(name, secret_name)
         tenant.names = {"agent": name, "name": name, "command": f"{name}-command", "secret": secret_name}
-        await asyncio.gather(self._webhook(), self._file(), self._session(), self._request(), self._dialects())
+        await self._file()
+        await asyncio.gather(self._webhook(), self._session(), self._request(), self._dialects())
 
     async def _names(self, name: str, secret_name: str) -> None:
         marker = self._tenant.marker

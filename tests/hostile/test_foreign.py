@@ -104,7 +104,8 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
 }
 PLAIN_FIELDS = """
     add_dirs allowed_tools answers api_key args ask_tools at_seq auth_token betas budget client_tools command
-    concurrent_runs config content execution_identity initial_events multiagent scope system version auth authorization_token display_name mount_path
+    concurrent_runs config content execution_identity initial_events multiagent scope system version auth
+    authorization_token display_name mount_path
     context_window cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
     events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session forward_subagent_text
     idle_sessions_days include_partial_messages initial_prompt interrupt is_error limits live_sessions

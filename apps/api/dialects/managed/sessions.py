@@ -178,7 +178,7 @@ def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str
         "agent": snapshot(state, preset, model),
         "environment_id": ids.write("env", state["environment_id"] or ids.NOBODY),
         "resources": mounts.shown(state),
-        "vault_ids": [ids.write("vlt", id_) for id_ in state["vault_ids"]],
+        "vault_ids": [ids.write("vlt", id_) for id_ in state.get("vault_ids") or ()],
         "outcome_evaluations": [],
         "stats": {},
         "usage": _usage(state),
