@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anthropic
 import pytest
 
+from apps.api.dialects.managed import ids
 from tests.conftest import NewKey
 from tests.dialects.managed_clients import agent_and_environment, at, error_of, turn
 from tests.fleet import Fleet
 from tests.git_server import git_serving
+
+
+GONE = ids.write("file", uuid4())
+"""Of a file that nobody has."""
 
 
 @pytest.fixture
@@ -98,9 +104,9 @@ async def test_a_file_comes_and_goes_while_a_session_lives(
     [
         ({"type": "memory_store", "memory_store_id": "memstore_1"}, 400, "resources.0.type"),
         ({"type": "file", "file_id": "file_nobody"}, 400, "resources.0.file_id"),
-        ({"type": "file", "file_id": "file_" + "a" * 26}, 404, "resources.0.file_id"),
-        ({"type": "file", "file_id": "file_" + "a" * 26, "mount_path": "/etc/x"}, 400, "resources.0.mount_path"),
-        ({"type": "file", "file_id": "file_" + "a" * 26, "mount_path": "../x"}, 400, "resources.0.mount_path"),
+        ({"type": "file", "file_id": GONE}, 404, "resources.0.file_id"),
+        ({"type": "file", "file_id": GONE, "mount_path": "/etc/x"}, 400, "resources.0.mount_path"),
+        ({"type": "file", "file_id": GONE, "mount_path": "../x"}, 400, "resources.0.mount_path"),
         ({"type": "github_repository", "url": "https://example.org/a/b"}, 400, "resources.0"),
         ({"type": "github_repository", "url": "file:///etc"}, 400, "resources.0.url"),
         (
