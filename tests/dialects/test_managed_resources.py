@@ -16,7 +16,6 @@ from tests.dialects.managed_clients import agent_and_environment, at, error_of, 
 from tests.fleet import Fleet
 from tests.git_server import git_serving
 
-
 GONE = ids.write("file", uuid4())
 """Of a file that nobody has."""
 
