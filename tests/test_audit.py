@@ -25,7 +25,7 @@ from apps.api.core.fleet import answering, erasure, repair, schedules, suspensio
 from apps.api.core.fleet.schedules import By
 from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
-from apps.api.core.tenant import environments, mcp, model_credentials, presets, skills, vault, webhooks
+from apps.api.core.tenant import environments, mcp, model_credentials, presets, skills, vault, vaults, webhooks
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.core.tenant.webhooks import Changes
@@ -76,10 +76,18 @@ NO_ACTS = {
     "/files/{path}": "",
     "/sessions/{session_id}/archive": "",
     "/threads/{thread_id}/archive": "refused",
+    "/compat/managed-agents/v1/files": "a file that sessions may name",
+    "/sessions/{session_id}/resources": "a session's files, which its agent changes as well",
+    "/resources/{resource_id}": "",
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
-UNNOTED = {("delete", "/api/v1/sessions/{session_id}/files/{path}"), ("delete", "/api/v1/files/{file_id}")}
+UNNOTED = {
+    ("delete", "/api/v1/sessions/{session_id}/files/{path}"),
+    ("delete", "/api/v1/files/{file_id}"),
+    ("delete", "/compat/managed-agents/v1/files/{file_id}"),
+    ("delete", "/compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}"),
+}
 """Removals that leave no line: of what agents remove as well, and of what only the client's own prompts name."""
 
 LIMITS = Limits(runs_per_minute=3)
@@ -135,6 +143,14 @@ LINES = {
     ("delete", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.deleted",
     ("post", "/compat/managed-agents/v1/environments/{environment_id}/archive"): "environment.archived",
     ("post", "/compat/managed-agents/v1/sessions/{session_id}/archive"): "session.archived",
+    ("post", "/compat/managed-agents/v1/vaults"): "vault.created",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): "vault.changed",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/archive"): "vault.archived",
+    ("delete", "/compat/managed-agents/v1/vaults/{vault_id}"): "vault.deleted",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials"): "credential.put",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): "credential.put",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}/archive"): "credential.archived",
+    ("delete", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): "credential.deleted",
     ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): "request.answered",
     ("delete", "/compat/managed-agents/v1/sessions/{session_id}"): "session.deleted",
 }
@@ -195,12 +211,19 @@ async def stuck(world: World) -> UUID:
     return claim.run_id
 
 
+def variable(name: str) -> vaults.Given:
+    return vaults.Given("variable", name, "x", None, {})
+
+
 async def acts_of(world: World) -> dict[audit.Action, Act]:
     """Every act that leaves a line, each on what those before it have left."""
     core, db, tenant_id = world.core(), world.db, world.tenant_id
     made = await keys.create_key(db, tenant="ours", name="k", scopes=["read"])
     preset = await presets.create(db, tenant_id, "before", Draft(None, None, AgentConfig()), allow_all)
     place = UUID((await environments.create(db, tenant_id, "d", None, {}, None))["environment_id"])
+    safe = UUID((await vaults.create(db, tenant_id, "s", {}))["id"])
+    kept = await vaults.add(db, core.settings, tenant_id, safe, variable("OLD"))
+    credential = UUID(kept["id"])
     hook = await webhooks.create(db, core.settings, core.outbound, tenant_id, Changes("http://127.0.0.1:9/"), None)
     webhook_id = UUID(hook["webhook_id"])
     session_id, request_id = await asked(world)
@@ -259,6 +282,13 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "environment.changed": lambda: environments.change(db, tenant_id, place, {"name": "f"}),
         "environment.archived": lambda: environments.archive(db, tenant_id, place),
         "environment.deleted": lambda: environments.delete(db, tenant_id, place),
+        "vault.created": lambda: vaults.create(db, tenant_id, "v", {}),
+        "vault.changed": lambda: vaults.change(db, tenant_id, safe, "w", None),
+        "credential.put": lambda: vaults.add(db, core.settings, tenant_id, safe, variable("NEW")),
+        "credential.archived": lambda: vaults.archive_credential(db, tenant_id, safe, credential),
+        "credential.deleted": lambda: vaults.delete_credential(db, tenant_id, safe, credential),
+        "vault.archived": lambda: vaults.archive(db, tenant_id, safe),
+        "vault.deleted": lambda: vaults.delete(db, tenant_id, safe),
         "session.archived": lambda: deletion.archive(db, world.redis, tenant_id, idle),
         "preset.deleted": lambda: presets.delete(db, tenant_id, str(preset)),
         "skill.put": lambda: skills.put(db, tenant_id, skill),

@@ -104,6 +104,7 @@ Noun = Literal[
     "environment",
     "checkpoint",
     "command",
+    "credential",
     "delivery",
     "file",
     "key",
@@ -119,6 +120,7 @@ Noun = Literal[
     "session",
     "skill",
     "tenant",
+    "vault",
     "webhook",
 ]
 """What can be missing."""

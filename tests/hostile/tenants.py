@@ -77,9 +77,8 @@ class Furnisher:
         for name, secret_name in ((NAME, SECRET_NAME), (f"only-{uuid4().hex[:8]}", f"ONLY_{uuid4().hex[:8].upper()}")):
             await self._names(name, secret_name)
         tenant.names = {"agent": name, "name": name, "command": f"{name}-command", "secret": secret_name}
-        await asyncio.gather(
-            self._webhook(), self._schedule(), self._file(), self._session(), self._request(), self._dialects()
-        )
+        await self._file()
+        await asyncio.gather(self._webhook(), self._schedule(), self._session(), self._request(), self._dialects())
 
     async def _names(self, name: str, secret_name: str) -> None:
         marker = self._tenant.marker
@@ -152,7 +151,13 @@ class Furnisher:
         begin = {"agent": agent["id"], "environment_id": place["id"], "title": self._tenant.marker}
         managed = (await self("POST", f"{of}/sessions", begin))["id"]
         thread = (await self("GET", f"{of}/sessions/{managed}/threads"))["data"][0]["id"]
+        safe = await self("POST", f"{of}/vaults", {"display_name": self._tenant.marker})
+        auth = {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": self._tenant.marker}
+        token = await self("POST", f"{of}/vaults/{safe['id']}/credentials", {"auth": auth})
+        mount = {"type": "file", "file_id": self._tenant.ids["file_id"]}
+        mounted = await self("POST", f"{of}/sessions/{managed}/resources", mount)
         made = {"agent_id": agent["id"], "environment_id": place["id"], "thread_id": thread}
+        made |= {"vault_id": safe["id"], "credential_id": token["id"], "resource_id": mounted["id"]}
         self._tenant.ids |= {**made, "managed_session_id": managed}
 
 

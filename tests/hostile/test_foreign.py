@@ -35,6 +35,9 @@ IN_PATHS = {
     "agent_id": "agent_id",
     "environment_id": "environment_id",
     "thread_id": "thread_id",
+    "vault_id": "vault_id",
+    "credential_id": "credential_id",
+    "resource_id": "resource_id",
     "run_id": "run_id",
     "request_id": "request_id",
     "agent": "agent",
@@ -63,8 +66,11 @@ IN_QUERIES = {
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
+    "ids": "file_id",
+    "ids[]": "file_id",
     "key_id": "key_id",
     "run_id": "run_id",
+    "scope_id": "managed_session_id",
     "search": "marker",
     "session_id": "session_id",
     "tag": "marker",
@@ -89,6 +95,8 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "checkpoint_id": ("checkpoint_id", "{}"),
     "agent": ("agent", "{}"),
     "environment_id": ("environment_id", "{}"),
+    "file_id": ("file_id", "{}"),
+    "vault_ids": ("vault_id", ["{}"]),
     "tenant": ("tenant", "{}"),
     "skills": ("name", ["tenant:{}"]),
     "mcp_reconnect": ("name", "{}"),
@@ -103,20 +111,21 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "conversation": ("conversation_id", "{}"),
 }
 PLAIN_FIELDS = """
-    add_dirs allow allowed_tools answers api_key args ask_tools at_seq auth_token background betas budget
-    client_tools command concurrent_runs config content context context_window cron cwd decision description
-    disallowed_tools dry_run effort enable_file_checkpointing enabled end_user env events events_days
-    execution_identity expand_prompt expires_at fallback_model file file_bytes files fork_session
+    add_dirs allow allowed_tools answers api_key args ask_tools at_seq auth auth_token authorization_token
+    background betas budget client_tools command concurrent_runs config content context context_window cron cwd
+    decision description disallowed_tools display_name dry_run effort enable_file_checkpointing enabled end_user env
+    events events_days execution_identity expand_prompt expires_at fallback_model file file_bytes files fork_session
     forward_subagent_text forwardedProps id idle_sessions_days include include_partial_messages initial_events
     initial_prompt input instructions interrupt is_error items jitter_seconds limits live_sessions max_budget_usd
-    max_session_usd max_turns message messageId messages metadata mode model models multiagent name networks on_busy
-    on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite parallel_tool_calls
-    pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs reasoning
-    reasoning_effort remember repo repository response_format resume runId runs_per_minute safety_identifier scope
-    scopes session source state store stream stream_options streams system system_prompt system_prompt_append tags
-    target task_budget text thinking threadId time_zone timeout_seconds title tokens_per_day tokens_per_month
-    tool_choice tools transcripts_days trigger ttl_seconds type unattended updated_input updated_permissions url
-    usage_days usd_per_day usd_per_month user value vault_ids version wait workspace_bytes
+    max_session_usd max_turns message messageId messages metadata mode model models mount_path multiagent name
+    networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds overwrite
+    parallel_tool_calls pause_after_failures permission_mode profile profiles prompt prompts_per_minute queued_runs
+    reasoning reasoning_effort remember repo repository response_format resume runId runs_per_minute
+    safety_identifier scope scopes session source state store stream stream_options streams system system_prompt
+    system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
+    tokens_per_day tokens_per_month tool_choice tools transcripts_days trigger ttl_seconds type unattended
+    updated_input updated_permissions url usage_days usd_per_day usd_per_month user value vault_ids version wait
+    workspace_bytes
     workspaces_days
 """
 """What names nothing that a tenant has."""
@@ -150,6 +159,12 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /compat/managed-agents/v1/agents": {"name": UNIQUE, "model": "m"},
     "POST /compat/managed-agents/v1/environments": {"name": UNIQUE},
     "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "x"},
+    "POST /compat/managed-agents/v1/vaults": {"display_name": UNIQUE},
+    "POST /compat/managed-agents/v1/vaults/{vault_id}/credentials": {
+        "auth": {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": "x"}
+    },
     "POST /compat/managed-agents/v1/sessions/{session_id}/events": {"events": [{"type": "user.interrupt"}]},
 }
 HIDDEN = {

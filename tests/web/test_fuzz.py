@@ -167,6 +167,27 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/compat/managed-agents/v1/environments/{environment_id}"): {"name": "x", "description": "x"},
     ("post", "/compat/managed-agents/v1/sessions"): {"agent": "x", "environment_id": "x", "title": "x"},
     ("post", "/compat/managed-agents/v1/sessions/{session_id}"): {"title": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/resources"): {
+        "type": "file",
+        "file_id": "x",
+        "mount_path": "x",
+    },
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}"): {"authorization_token": "x"},
+    ("post", "/compat/managed-agents/v1/vaults"): {"display_name": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): {"display_name": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials"): {
+        "auth": {
+            "type": "environment_variable",
+            "secret_name": "A",
+            "secret_value": "x",
+            "networking": {"type": "unrestricted"},
+        },
+        "display_name": "x",
+    },
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): {
+        "auth": {"type": "static_bearer", "token": "x"},
+        "display_name": "x",
+    },
     ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): {
         "events": [{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "deny", "deny_message": "x"}]
     },

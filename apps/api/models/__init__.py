@@ -8,6 +8,7 @@ from apps.api.models.agents import (
     Agent,
     AgentVersion,
     Catalog,
+    Credential,
     Environment,
     McpServer,
     ModelCall,
@@ -18,6 +19,7 @@ from apps.api.models.agents import (
     Usage,
     UsageSum,
     UserUsageSum,
+    Vault,
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
@@ -45,6 +47,7 @@ __all__ = [
     "Base",
     "Catalog",
     "Command",
+    "Credential",
     "Environment",
     "Event",
     "File",
@@ -68,6 +71,7 @@ __all__ = [
     "Usage",
     "UsageSum",
     "UserUsageSum",
+    "Vault",
     "Webhook",
     "WebhookDelivery",
 ]

@@ -77,6 +77,41 @@ class Environment(Base):
     deleted_at: Mapped[datetime | None]
 
 
+class Vault(Base):
+    """Secrets that only sessions have which name it: see `sessions.vault_ids`."""
+
+    __tablename__ = "vaults"
+    __table_args__ = (Index("vaults_list_idx", "tenant_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+
+
+class Credential(Base):
+    """What is in a vault. `target`: the URL of an MCP server, or the name of a variable. `sealed`: the secret,
+    encrypted; gone once it is archived."""
+
+    __tablename__ = "credentials"
+    __table_args__ = (Index("credentials_list_idx", "vault_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    vault_id: Mapped[UUID] = mapped_column(ForeignKey("vaults.id", ondelete="CASCADE"))
+    kind: Mapped[str]
+    target: Mapped[str]
+    name: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    sealed: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+
+
 class McpServer(Base):
     """An MCP server that a tenant has registered. `sealed` holds the values of its env or headers, encrypted."""
 

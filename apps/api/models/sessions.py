@@ -114,6 +114,7 @@ class Session(Base):
     agent_version: Mapped[int | None] = mapped_column(Integer)
     environment_id: Mapped[UUID | None]
     network: Mapped[dict[str, Any] | None]
+    vault_ids: Mapped[list[UUID] | None]
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
     end_user: Mapped[str | None]

@@ -24,7 +24,7 @@ from apps.api.core.sessions import deletion, names, workspaces
 from apps.api.core.sessions.deletion import BATCH, Gone
 from apps.api.core.sessions.names import Name
 from apps.api.core.tasks import Loop
-from apps.api.core.tenant import environments, model_credentials, presets, skills, uploads, vault, webhooks
+from apps.api.core.tenant import environments, model_credentials, presets, skills, uploads, vault, vaults, webhooks
 from apps.api.core.tenant.model_calls import Call, Used, record
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
@@ -68,6 +68,8 @@ async def everywhere(world: World) -> None:
 
     await presets.create(db, tenant_id, "p", Draft(None, None, AgentConfig()), fine)
     await environments.create(db, tenant_id, "e", None, {}, None)
+    safe = UUID((await vaults.create(db, tenant_id, "v", {}))["id"])
+    await vaults.add(db, core.settings, tenant_id, safe, vaults.Given("variable", "V", "x", None, {}))
     await vault.put(db, core.settings, tenant_id, "TOKEN", "x")
     await model_credentials.put(db, core.settings, await name_of(world), "api_key", "x")
     await skills.put(db, tenant_id, Skill("skill", "s", "d", {BODY: "x"}))

@@ -53,7 +53,7 @@ _FIRST = f"""
 _IN_TURN = f"ORDER BY r.tenant_id, {_KEY}, r.position LIMIT 1"
 _ACTIVE = "SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')"
 
-_PROVIDED = ("skills", "mcp_servers", "secrets")
+_PROVIDED = ("skills", "mcp_servers", "secrets", "credentials")
 _VERSION = "(SELECT concat_ws('/', count(*), max(updated_at)) FROM {0} WHERE tenant_id = {{tenant}}) AS {0}"
 _PROVISIONS = ", ".join(map(_VERSION.format, _PROVIDED))
 
@@ -121,7 +121,7 @@ WITH RECURSIVE able AS (
     taken_by = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN next.api_key_id ELSE s.taken_by END
   FROM next WHERE s.id = next.id
   RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile,
-    s.network, (
+    s.network, s.vault_ids, (
     SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id
 ), turn AS (
   UPDATE tenants SET claimed_at = now() WHERE id = (
@@ -137,7 +137,7 @@ RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, 
   coalesce(r.config, owned.config) AS config,
   extract(epoch FROM now() - r.created_at)::float8 AS waited,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
-  owned.network,
+  owned.network, owned.vault_ids,
   {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
 
@@ -165,6 +165,7 @@ class Claim:
         steer: it was sent to go into a turn that ran then.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
         network: what the session's agents may reach at most, see `reach.narrowed`.
+        vault_ids: whose secrets they have, see core/tenant/vaults.py.
     """
 
     run_id: UUID
@@ -187,6 +188,7 @@ class Claim:
     traceparent: str | None = None
     steer: bool = False
     network: Mapping[str, Any] | None = None
+    vault_ids: tuple[UUID, ...] = ()
 
 
 async def claim(
@@ -241,12 +243,13 @@ async def claim(
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
     if parked is not None:
         fields["timeout_seconds"] = min(fields["timeout_seconds"], parked.seconds_left)
-    fields["provisions"] = _provisions(fields["config"], given)
+    fields["vault_ids"] = tuple(row["vault_ids"] or ())
+    fields["provisions"] = _provisions(fields["config"], given, has_vaults=bool(row["vault_ids"]))
     return Claim(**fields)
 
 
-def _provisions(config: AgentConfig, given: tuple[str, ...]) -> tuple[str, ...]:
-    return given if config.servers() else given[:1]
+def _provisions(config: AgentConfig, given: tuple[str, ...], *, has_vaults: bool = False) -> tuple[str, ...]:
+    return (given[:3] if config.servers() else given[:1]) + (given[3:] if has_vaults else ())
 
 
 async def provisions(db: Database, tenant_id: UUID, config: AgentConfig) -> tuple[str, ...]:

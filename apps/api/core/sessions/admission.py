@@ -25,7 +25,7 @@ from apps.api.core.config.parts import RegisteredServer
 from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
 from apps.api.core.config.resources import Resource
 from apps.api.core.context import Core
-from apps.api.core.tenant import environments, mcp, presets, provisioning, repositories, skills, vault
+from apps.api.core.tenant import environments, mcp, presets, provisioning, repositories, skills, vault, vaults
 from apps.api.core.tenant.presets import Draft
 from apps.api.db import Database
 from apps.api.errors import Problem, ValidationError, noting, refuse
@@ -43,12 +43,14 @@ class Choice:
     Attributes:
         agent: a preset: its name or id, perhaps with `@version`.
         environment: where its agents work, see core/tenant/environments.py; never of an existing session.
+        vaults: whose secrets its agents have, see core/tenant/vaults.py; never of an existing session.
     """
 
     profile: str | None = None
     policy: Policy = UNRESTRICTED
     agent: str | None = None
     environment: UUID | None = None
+    vaults: tuple[UUID, ...] = ()
 
 
 NO_CHOICE = Choice()
@@ -63,6 +65,12 @@ class Pins:
     agent_version: int | None = None
     environment_id: UUID | None = None
     network: Mapping[str, Any] | None = None
+    vault_ids: tuple[UUID, ...] = ()
+
+    @property
+    def are_of_its_own(self) -> bool:
+        """Whether its agents are given what those of other sessions are not."""
+        return self.network is not None or bool(self.vault_ids)
 
 
 NO_PINS = Pins()
@@ -128,6 +136,10 @@ async def judge(core: Core, tenant_id: UUID, wanted: Wanted) -> Judged:
         with noting(found, "environment_id"):
             network = await environments.network_of(core, tenant_id, wanted.choice.environment, profile, config)
             pins = replace(pins, environment_id=wanted.choice.environment, network=network)
+    if wanted.choice.vaults:
+        with noting(found, "vault_ids"):
+            await vaults.require(core.db, tenant_id, wanted.choice.vaults)
+            pins = replace(pins, vault_ids=wanted.choice.vaults)
     found += await _of_prompt(core, tenant_id, wanted)
     found += await _of_all(core, tenant_id, config, profile, wanted)
     return Judged(profiles.clamp(profile, config) if profile else config, config, pins, found)

@@ -134,7 +134,7 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) 
 
 # KEY SHARE keeps a deletion waiting, and lets the owner go on.
 _PARENT = """
-SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.environment_id, s.network, s.last_seq,
+SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.environment_id, s.network, s.vault_ids, s.last_seq,
   s.sdk_session_id, s.title, s.tags, s.metadata, s.end_user, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
   (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
@@ -283,6 +283,7 @@ async def _insert(
 ) -> Forked:
     config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
     pins = Pins(*(parent[name] for name in ("profile", "agent_id", "agent_version", "environment_id", "network")))
+    pins = replace(pins, vault_ids=tuple(parent["vault_ids"] or ()))
     labels, surface = _labels(asked.submission.labels, parent), asked.submission.surface
     await sessions.insert(connection, tenant_id, config, labels, session_id, pins, surface)
     of_agent = (parent["tools"], parent["permission_mode"])

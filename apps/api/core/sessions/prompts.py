@@ -158,11 +158,10 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         if before := await repetition(connection, tenant_id, submission):
             return await again(connection, before)
         refuse(judged.problems)
-        ahead = None
-        if judged.pins.network is None:  # what was started for nobody in particular reaches what its profile allows
-            ahead = core.begun_ahead(tenant_id, judged.config, judged.pins.profile)
+        pins = judged.pins
+        ahead = None if pins.are_of_its_own else core.begun_ahead(tenant_id, judged.config, pins.profile)
         session_id = await sessions.insert(
-            connection, tenant_id, judged.config, submission.labels, ahead, judged.pins, submission.surface
+            connection, tenant_id, judged.config, submission.labels, ahead, pins, submission.surface
         )
         for name in submission.session_names:
             await _give(connection, tenant_id, name, session_id)

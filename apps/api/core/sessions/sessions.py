@@ -63,7 +63,8 @@ class Filters:
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name, s.environment_id, s.archived_at,
+  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name, s.environment_id, s.vault_ids,
+  s.archived_at,
   i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
   r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
@@ -94,6 +95,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "surface": row["surface"],
         "end_user": row["end_user"],
         "environment_id": str(row["environment_id"]) if row["environment_id"] else None,
+        "vault_ids": [str(id_) for id_ in row["vault_ids"] or ()],
         "archived_at": timestamp(row["archived_at"]) if row["archived_at"] else None,
         "config": config.public(),
         "num_turns": row["num_turns"],
@@ -127,8 +129,8 @@ async def insert(
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version, surface, end_user, environment_id, network)"
-        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        " agent_version, surface, end_user, environment_id, network, vault_ids)"
+        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         session_id,
         tenant_id,
         labels.title,
@@ -142,6 +144,7 @@ async def insert(
         labels.end_user,
         pins.environment_id,
         None if pins.network is None else dict(pins.network),
+        list(pins.vault_ids) or None,
     )
     return session_id
 

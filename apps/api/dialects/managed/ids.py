@@ -20,7 +20,6 @@ PREFIXES = {
     "session_id": "sesn",
     "vault_id": "vlt",
     "credential_id": "vcrd",
-    "file_id": "file",
     "deployment_id": "depl",
     "deployment_run_id": "drun",
 }

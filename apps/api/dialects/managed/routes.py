@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apps.api.dialects.managed import agents, environments, events, sessions, threads
+from apps.api.dialects.managed import agents, environments, events, files, resources, sessions, threads, vaults
 from apps.api.dialects.managed.common import PREFIX, TAG, error_shape
 from apps.api.web.document import Description
 from apps.api.web.doors import Router
@@ -10,7 +10,7 @@ from apps.api.web.doors import Router
 __all__ = ["DESCRIPTION", "PREFIX", "error_shape", "router"]
 
 router = Router()
-for _resource in (agents, environments, sessions, events, threads):
+for _resource in (agents, environments, sessions, events, threads, files, resources, vaults):
     router.include_router(_resource.routes)
 
 DESCRIPTION = Description(

@@ -20,7 +20,7 @@ from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
-from apps.api.dialects.managed import agents, ids, toolsets
+from apps.api.dialects.managed import agents, ids, mounts, toolsets
 from apps.api.dialects.managed.common import (
     Closed,
     IdempotencyKey,
@@ -104,8 +104,8 @@ class SessionCreate(Closed):
     metadata: Metadata = Field(default_factory=dict)
     budget: SpendLimit | None = None
     initial_events: Annotated[list[UserMessage], Field(max_length=50)] = Field(default_factory=list)
-    resources: Annotated[list[dict[str, Any]], Field(max_length=100)] = Field(default_factory=list)
-    vault_ids: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
+    resources: mounts.Mounts = Field(default_factory=list)
+    vault_ids: Annotated[list[str], Field(max_length=10)] = Field(default_factory=list)
 
 
 class AgentChange(Closed):
@@ -177,8 +177,8 @@ def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str
         "metadata": state["metadata"],
         "agent": snapshot(state, preset, model),
         "environment_id": ids.write("env", state["environment_id"] or ids.NOBODY),
-        "resources": [],
-        "vault_ids": [],
+        "resources": mounts.shown(state),
+        "vault_ids": [ids.write("vlt", id_) for id_ in state.get("vault_ids") or ()],
         "outcome_evaluations": [],
         "stats": {},
         "usage": _usage(state),
@@ -236,6 +236,8 @@ async def _config(core: Core, caller: Principal, body: SessionCreate) -> tuple[A
         own |= {} if kept == named else {"tools": kept}
     if (budget := _usd(body.budget)) is not None:
         own["max_session_usd"] = budget
+    if body.resources:
+        own["resources"] = [one.given() for one in mounts.resources(body.resources)]
     given = agents.configured(own)
     taken = {name: None for name, value in own.items() if value is None}
     config = AgentConfig.model_construct({*own}, **{**dict(given), **taken})
@@ -247,15 +249,13 @@ async def create_managed_session(
     request: Request, core: CoreDep, caller: Writer, body: SessionCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a session, and send it `initial_events` if there are any. It is idle without them."""
-    for field in ("resources", "vault_ids"):
-        if getattr(body, field):
-            raise unsupported(field, "are not supported yet")
     if len(body.initial_events) > core.settings.max_queued_runs_per_session:
         most = core.settings.max_queued_runs_per_session
         raise ValidationError.of("initial_events", f"at most {most} prompts wait in a session")
     config, reference = await _config(core, caller, body)
     labels = Labels(body.title, None, body.metadata)
-    choice = Choice(None, policy_of(core, caller), reference, ids.read("env", body.environment_id))
+    vaults = tuple(dict.fromkeys(ids.read("vlt", id_) for id_ in body.vault_ids))
+    choice = Choice(None, policy_of(core, caller), reference, ids.read("env", body.environment_id), vaults)
     asked = body.model_dump(mode="json")
     repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     if not body.initial_events:
