@@ -37,6 +37,8 @@ STORED_SECONDS = 2.0
 """For which what the agent says next waits, so that it comes after what is told of a message that it has taken. What is
 stored later is told at the end of the turn."""
 
+_NOT_HANDED: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, CLIConnectionError)
+
 _LAST_TOOL = "StructuredOutput"
 """After it the turn may end without another call of the model."""
 
@@ -78,7 +80,7 @@ class Steering:
                         await agent.send(message.id, message.prompt)
             except (LeaseLost, Unavailable) as error:
                 self._owner.lost(error)
-            except (*CONNECTION_ERRORS, CLIConnectionError) as error:  # it waits for the next tool, or the next run
+            except _NOT_HANDED as error:  # it waits for the next tool, or the next run
                 log.warning("steering.not_handed", session_id=str(self._writer.session_id), error=error)
 
     @staticmethod
