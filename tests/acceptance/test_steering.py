@@ -127,17 +127,19 @@ async def test_a_message_while_a_person_is_asked_is_taken_after_that(
     assert await times_said(fleet[0], recorded, session_id, word) == 1
 
 
-async def test_a_message_for_a_parked_run_is_taken_by_the_process_that_goes_on_with_it(
-    start_fleet: StartFleet, recorded: Recorder
+@pytest.mark.parametrize(("more", "state"), [("then run pwd ", "taken"), ("", "next_run")])
+async def test_a_message_for_a_parked_run_is_taken_after_a_later_tool(
+    start_fleet: StartFleet, recorded: Recorder, more: str, state: str
 ) -> None:
+    """Not after the call that it was parked with, which the next process carries out before it takes anything."""
     fleet = await start_fleet(2, PARK_AFTER_SECONDS="0.1", INSTANCE_LEASE_SECONDS="30")
-    session_id, word = await fleet[0].session(**ASKING), new_word()
-    turn = await fleet[0].prompt(session_id, "run touch made.txt then say the end")
+    session_id, word = await fleet[0].session(**ASKING, allowed_tools=["Bash(pwd)"]), new_word()
+    turn = await fleet[0].prompt(session_id, f"run touch made.txt {more}then say the end")
     request = await asked(fleet[1], turn)
     await parked(fleet[1], turn)
     message = await steer(fleet[1], session_id, word)
     await decide(fleet[1], request, decision="allow")
-    assert await outcome(fleet[1], message, turn) == "taken"
+    assert await outcome(fleet[1], message, turn) == state
     assert await times_said(fleet[0], recorded, session_id, word) == 1
 
 

@@ -111,7 +111,7 @@ class Approvals:
         if isinstance(result, PermissionResultDeny):
             self._turns.denied.add(context.tool_use_id or "")
             if not (result.interrupt or context.agent_id):
-                await self._steering.hand()  # no hook is called after a call that is not carried out
+                await self._steering.hand(context.tool_use_id)  # no hook is called after a call that is not carried out
         return result
 
     async def _permitted(

@@ -55,15 +55,17 @@ class Steering:
         self._one = asyncio.Lock()
         self.agent: Agent | None = None
 
-    async def after_a_tool(self, given: HookInput, _tool: str | None, _context: HookContext) -> HookJSONOutput:
+    async def after_a_tool(self, given: HookInput, tool_use_id: str | None, _context: HookContext) -> HookJSONOutput:
         """The SDK's callback: a tool has ended, and the agent goes on when this returns."""
         fields = cast(Mapping[str, Any], given)
         if not fields.get("agent_id") and fields["tool_name"] != _LAST_TOOL:  # not one of a subagent's
-            await self.hand()
+            await self.hand(tool_use_id)
         return {}
 
-    async def hand(self) -> None:
-        """Give the agent what waits for the client's turn that it is in."""
+    async def hand(self, tool_use_id: str | None) -> None:
+        """Give the agent what waits for the client's turn that it is in, after this call."""
+        if self._turns.takes_up(tool_use_id):
+            return  # a new process carries it out before it begins to take anything
         async with self._one:
             turn, agent = self._turns.current, self.agent
             if turn is None or agent is None or turn is not self._turns.active or not self._may_take(turn):
