@@ -360,14 +360,15 @@ async def test_initial_events_begin_a_session_at_work(client: httpx.AsyncClient)
     assert [text.rpartition(" ")[2] for text in said] == ["one", "one", "two", "two"]
     listed = (await client.get(f"/sessions/{own['id']}/events", params={"limit": 1000})).json()
     assert listed["data"] == events
-    pages, cursor = [], None
-    for _ in range(100):
-        params = {"limit": 3, "order": "desc", **({"page": cursor} if cursor else {})}
-        page = (await client.get(f"/sessions/{own['id']}/events", params=params)).json()
-        pages += page["data"]
-        if (cursor := page["next_page"]) is None:
-            break
-    assert pages == events[::-1]
+    for order, limit, expected in (("desc", 3, events[::-1]), ("asc", 1, events), ("asc", 3, events)):
+        pages, cursor = [], None
+        for _ in range(100):
+            params = {"limit": limit, "order": order, **({"page": cursor} if cursor else {})}
+            page = (await client.get(f"/sessions/{own['id']}/events", params=params)).json()
+            pages += page["data"]
+            if (cursor := page["next_page"]) is None:
+                break
+        assert pages == expected, (order, limit)
 
 
 # --- translation -----------------------------------------------------------------------------------------------------
