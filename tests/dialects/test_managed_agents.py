@@ -216,6 +216,8 @@ async def test_an_archived_agent_can_be_read_and_nothing_else(client: httpx.Asyn
     listed = [a["id"] for a in (await client.get("/agents", params={"limit": 100})).json()["data"]]
     assert twin["id"] in listed
     assert own["id"] not in listed
+    moment = {"created_at[gte]": twin["created_at"], "created_at[lte]": twin["created_at"]}
+    assert twin["id"] in [a["id"] for a in (await client.get("/agents", params=moment)).json()["data"]]
     everything = (await client.get("/agents", params={"limit": 100, "include_archived": True})).json()["data"]
     assert own["id"] in [a["id"] for a in everything]
 
