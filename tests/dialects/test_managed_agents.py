@@ -216,6 +216,8 @@ async def test_an_archived_agent_can_be_read_and_nothing_else(client: httpx.Asyn
     listed = [a["id"] for a in (await client.get("/agents", params={"limit": 100})).json()["data"]]
     assert twin["id"] in listed
     assert own["id"] not in listed
+    moment = {"created_at[gte]": twin["created_at"], "created_at[lte]": twin["created_at"]}
+    assert twin["id"] in [a["id"] for a in (await client.get("/agents", params=moment)).json()["data"]]
     everything = (await client.get("/agents", params={"limit": 100, "include_archived": True})).json()["data"]
     assert own["id"] in [a["id"] for a in everything]
 
@@ -360,14 +362,15 @@ async def test_initial_events_begin_a_session_at_work(client: httpx.AsyncClient)
     assert [text.rpartition(" ")[2] for text in said] == ["one", "one", "two", "two"]
     listed = (await client.get(f"/sessions/{own['id']}/events", params={"limit": 1000})).json()
     assert listed["data"] == events
-    pages, cursor = [], None
-    for _ in range(100):
-        params = {"limit": 3, "order": "desc", **({"page": cursor} if cursor else {})}
-        page = (await client.get(f"/sessions/{own['id']}/events", params=params)).json()
-        pages += page["data"]
-        if (cursor := page["next_page"]) is None:
-            break
-    assert pages == events[::-1]
+    for order, limit, expected in (("desc", 3, events[::-1]), ("asc", 1, events), ("asc", 3, events)):
+        pages, cursor = [], None
+        for _ in range(100):
+            params = {"limit": limit, "order": order, **({"page": cursor} if cursor else {})}
+            page = (await client.get(f"/sessions/{own['id']}/events", params=params)).json()
+            pages += page["data"]
+            if (cursor := page["next_page"]) is None:
+                break
+        assert pages == expected, (order, limit)
 
 
 # --- translation -----------------------------------------------------------------------------------------------------

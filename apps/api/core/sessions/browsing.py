@@ -23,7 +23,7 @@ class Sought:
 
     Attributes:
         works: whether a run of theirs is queued or running; one that waits for a person does not.
-        created: what `created_at` is compared with, by operator: `>`, `>=`, `<`, `<=`.
+        created: what `created_at`, as it is told, is compared with, by operator: `>`, `>=`, `<`, `<=`.
         profiles: of sessions of these only.
     """
 
@@ -79,7 +79,8 @@ async def list_page(
         add("s.profile = ANY({})", list(sought.profiles))
     for operator, moment in (sought.created or {}).items():
         if moment is not None:
-            add(f"s.created_at {operator} {{}}", moment)
+            compared, bound = pages.as_told(operator, moment)
+            add(f"s.created_at {compared} {{}}", bound)
     if place is not None:
         add(f"(s.created_at, s.id) {'<' if descends else '>'} ({{}}, {{}})", *place)
     way = "DESC" if descends else "ASC"

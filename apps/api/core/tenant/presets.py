@@ -17,7 +17,7 @@ import asyncpg
 from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.pages import Page, bounded, cut, number_of, read_cursor, write_cursor
+from apps.api.core.pages import Page, as_told, bounded, cut, number_of, read_cursor, write_cursor
 from apps.api.core.tenant import idempotency
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.db import Database
@@ -258,7 +258,7 @@ async def list_page(db: Database, tenant_id: UUID, search: str | None, *, limit:
 _BY_TIME = bounded(
     f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
   AND ($2 OR a.archived_at IS NULL) AND ($3::timestamptz IS NULL OR a.created_at >= $3)
-  AND ($4::timestamptz IS NULL OR a.created_at <= $4)
+  AND ($4::timestamptz IS NULL OR a.created_at < $4)
   AND ($5::timestamptz IS NULL OR (a.created_at, a.id) < ($5, $6::uuid))
   ORDER BY a.created_at DESC, a.id DESC LIMIT $7""",
     "config",
@@ -279,7 +279,8 @@ async def list_by_time(
 ) -> Page:
     """Presets with their newest versions, newest first. `archived`: those, too. Raises ValidationError."""
     after = read_cursor(cursor) if cursor else (None, None)
-    rows = await db.pool.fetch(_BY_TIME, tenant_id, archived, since, until, *after, limit + 1)
+    begin, end = since and as_told(">=", since)[1], until and as_told("<=", until)[1]
+    rows = await db.pool.fetch(_BY_TIME, tenant_id, archived, begin, end, *after, limit + 1)
     page, more = cut(rows, limit)
     last = page[-1] if more else None
     return Page([_shown(row) for row in page], write_cursor(last["created_at"], last["id"]) if last else None)

@@ -139,7 +139,8 @@ class Log:
     async def forward(self, place: Place, newest: int, sought: Sought, count: int) -> list[tuple[Place, Event]]:
         """The first of what comes after a place."""
         found: list[tuple[Place, Event]] = []
-        start = await browsing.turn_before(self.core.db, self.session_id, place[0])
+        # What the place's own event tells beside may not have been on the page before.
+        start = await browsing.turn_before(self.core.db, self.session_id, max(place[0] - 1, 0))
         async with aclosing(self.told(start, newest)) as told:
             async for at, event in told:
                 if at > place and sought.has(event):
