@@ -18,7 +18,7 @@ from tests.conftest import StartFleet
 from tests.fleet import Fleet
 
 SAID = "[demo model, scripted] "
-SLOWLY = "stream 40 words, every 50 ms"
+SLOWLY = "stream 40 words every 50 ms"
 TOOL = {"name": "weather", "description": "The weather of a city.", "input_schema": {"type": "object"}}
 TWO = "run echo one > one.txt then run echo two > two.txt then say done"
 ONE = "run echo one > one.txt then say done"
@@ -139,7 +139,7 @@ async def test_a_message_is_edited_and_one_answered_again(stage: Stage) -> None:
 
 @AI
 async def test_a_run_is_stopped(stage: Stage) -> None:
-    got = await chat(stage, "stopped", prompt="stream 1000 words, every 50 ms")
+    got = await chat(stage, "stopped", prompt="stream 1000 words every 50 ms")
     assert (got["stop"], got["status"], got["error"]) == (200, "ready", None)
 
 
@@ -160,7 +160,7 @@ async def test_a_run_whose_owner_is_killed_ends_with_an_error(stage: Stage) -> N
             owner.process.kill()
             await owner.ended()
 
-        given = stage.common(chat=str(uuid4()), prompt="stream 400 words, every 50 ms", gate=at.url)
+        given = stage.common(chat=str(uuid4()), prompt="stream 400 words every 50 ms", gate=at.url)
         got = await stage.during(stage.drive("resumed", given), at.held(kill))
     # Either its own stream told it, or there was nothing to resume by then.
     assert got["cut"]["status"] == "error" or got["status"] in ("ready", "error")
