@@ -18,7 +18,7 @@ from tests.conftest import StartFleet
 from tests.fleet import Fleet
 
 SAID = "[demo model, scripted] "
-SLOWLY = "stream 40 words, every 50 ms"
+SLOWLY = "stream 40 words every 50 ms"
 TOOL = {"name": "weather", "description": "The weather of a city.", "input_schema": {"type": "object"}}
 TWO = "run echo one > one.txt then run echo two > two.txt then say done"
 ONE = "run echo one > one.txt then say done"
@@ -80,7 +80,7 @@ async def test_tools_are_allowed_and_denied(stage: Stage) -> None:
     assert got["error"] is None
     assert [asked["command"] for asked in got["asked"]] == ["echo one > one.txt", "echo two > two.txt"]
     assert got["states"] == ["output-available", "output-denied"]
-    assert got["text"] == f"{SAID}done"
+    assert got["text"].endswith(f"{SAID}done")
     assert got["posts"] == ["POST chat"] * 3
 
 
@@ -90,7 +90,7 @@ async def test_calls_at_once_are_allowed(stage: Stage) -> None:
     got = await chat(stage, "approvals", prompt=prompt, body=ASK, decisions=[{"approved": True}] * 2)
     assert got["error"] is None
     assert got["states"] == ["output-available"] * 2
-    assert got["text"] == f"{SAID}done"
+    assert got["text"].endswith(f"{SAID}done")
 
 
 @AI
@@ -99,7 +99,7 @@ async def test_the_client_executes_a_tool(stage: Stage) -> None:
     got = await chat(stage, "client_tool", prompt=prompt, body={"client_tools": [TOOL]}, output={"degrees": 21})
     assert got["error"] is None
     assert got["outputs"] == [{"degrees": 21}]
-    assert got["text"] == f"{SAID}done"
+    assert got["text"].endswith(f"{SAID}done")
     assert got["posts"] == ["POST chat"] * 2
 
 
@@ -116,14 +116,15 @@ async def test_a_page_that_is_loaded_anew_is_shown_what_is_asked(stage: Stage) -
     got = await cut(stage, "asked_after_reload", {"chat": str(uuid4()), "prompt": ONE, "body": ASK})
     assert got["error"] is None
     assert got["states"] == ["output-available"]
-    assert got["text"] == f"{SAID}done"
+    assert got["text"].endswith(f"{SAID}done")
 
 
 @AI
 async def test_two_tabs_answer_at_once(stage: Stage) -> None:
     got = await chat(stage, "two_tabs", prompt=ONE, body=ASK)
     assert (got["error"], got["other"]["error"]) == (None, None)
-    assert got["text"] == got["other"]["text"] == f"{SAID}done"
+    assert got["text"] == got["other"]["text"]
+    assert got["text"].endswith(f"{SAID}done")
     assert len((await stage.get("/sessions", params={"limit": "1"}))["data"]) == 1
 
 
@@ -139,7 +140,7 @@ async def test_a_message_is_edited_and_one_answered_again(stage: Stage) -> None:
 
 @AI
 async def test_a_run_is_stopped(stage: Stage) -> None:
-    got = await chat(stage, "stopped", prompt="stream 1000 words, every 50 ms")
+    got = await chat(stage, "stopped", prompt="stream 1000 words every 50 ms")
     assert (got["stop"], got["status"], got["error"]) == (200, "ready", None)
 
 
@@ -160,7 +161,7 @@ async def test_a_run_whose_owner_is_killed_ends_with_an_error(stage: Stage) -> N
             owner.process.kill()
             await owner.ended()
 
-        given = stage.common(chat=str(uuid4()), prompt="stream 400 words, every 50 ms", gate=at.url)
+        given = stage.common(chat=str(uuid4()), prompt="stream 400 words every 50 ms", gate=at.url)
         got = await stage.during(stage.drive("resumed", given), at.held(kill))
     # Either its own stream told it, or there was nothing to resume by then.
     assert got["cut"]["status"] == "error" or got["status"] in ("ready", "error")

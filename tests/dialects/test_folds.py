@@ -49,7 +49,7 @@ class Log:
 
     def asks(self, request_id: str, call: str | None, name: str = "Bash") -> Frame:
         nothing = dict.fromkeys(("title", "reason", "blocked_path", "agent_id"))
-        about = {"tool_name": name, "input": {}, "suggestions": [], "description": "d", **nothing}
+        about: dict[str, Any] = {"tool_name": name, "input": {}, "suggestions": [], "description": "d", **nothing}
         return self(
             "permission_request", request_id=request_id, tool_use_id=call, expires_at="2999-01-01T00:00:00Z", **about
         )
