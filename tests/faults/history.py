@@ -53,13 +53,18 @@ class Prompt:
             case "ask":
                 return f"run touch {self.token} && echo {self.token}"
             case "marks":
-                write = f"echo {self.token} $(date +%s%N) >> marks; sleep 0.1"
-                return f"run i=0; while [ $i -lt {MARKS} ]; do {write}; i=$((i+1)); done"
+                write = f"echo {self.token} $(date +%s%N) >> marks || exit 1; sleep 0.1"
+                return f"run i=0; while [ $i -lt {MARKS} ]; do {write}; i=$((i+1)); done; echo {self.written}"
             case "recall":
                 return "recall"
             case "files":
                 return "run cut -d' ' -f1 marks | uniq -c"
         return f"say {self.token}"
+
+    @property
+    def written(self) -> str:
+        """What a command says that has written all of its marks: not where its disk was full meanwhile."""
+        return f"wrote all of {self.token}"
 
 
 @dataclass

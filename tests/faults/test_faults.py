@@ -156,13 +156,16 @@ def test_what_an_agent_knows(known: str, told: str | None) -> None:
 
 
 def test_what_is_in_the_files() -> None:
-    marks, found = ended("succeeded", kind="marks"), ended("succeeded", kind="files", said="     12 w1x\n      3 w2x")
+    marks = ended("succeeded", kind="marks", said="the tool answered: wrote all of w1x")
+    found = ended("succeeded", kind="files", said="     12 w1x\n      3 w2x")
     assert list(of_files(session(marks, found))) == []
     some = ended("succeeded", kind="files", said="the tool answered:      5 w1x")
     assert list(of_files(session(marks, some))) == ["of the 12 marks of w1x, 5 are in the files"]
     told = session(marks, some)
     told.readers[0].hear(Sse("4", "status", {"status": "workspace_not_stored"}))
     assert list(of_files(told)) == []
+    full = ended("succeeded", kind="marks", said="the tool answered: sh: 1: echo: echo: I/O error")
+    assert list(of_files(session(full, some))) == []
 
 
 async def test_what_is_left_open_in_the_database(lone_world: World) -> None:
