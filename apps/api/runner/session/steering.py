@@ -141,6 +141,8 @@ class Steering:
         await self._tell(turn, [id_ for id_, taken in left.items() if taken])
         for id_ in turn.handed:
             self._store.no_more(id_)
+        if self.agent is not None and turn.handed:
+            self.agent.use_up()  # it takes no message under an id that it was given before
         if all(str(id_) in turn.dropped for id_ in turn.handed):
             return False
         if self.agent is not None:
