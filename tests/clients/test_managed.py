@@ -95,13 +95,14 @@ async def test_the_first_steps_of_the_vendors_guide(stage: Stage) -> None:
         "span.model_request_end",
         "agent.tool_result",
         "span.model_request_start",
+        "agent.message",  # what the tool answered; each text of an answer is a message
         "agent.message",
         "span.model_request_end",
         "session.status_idle",
     ]
     assert "written" in found["texts"][-1]
     assert found["newest"] == found["listed"][::-1]
-    assert types(found["few"]) == ["agent.tool_use", "agent.message"]
+    assert types(found["few"]) == ["agent.tool_use", "agent.message", "agent.message"]
     assert found["status"] == "idle"
     assert found["permissions"] == ["allow"]
     assert all(count > 0 for count in found["spans"])

@@ -13,8 +13,11 @@ from pydantic import Field, ValidationError
 
 from apps.api.core.config.names import Text
 from apps.api.core.config.resources import MAX_RESOURCES, Resource
+from apps.api.core.context import Core
+from apps.api.core.tenant import uploads
 from apps.api.dialects.managed import ids
 from apps.api.dialects.managed.common import Closed, unsupported
+from apps.api.errors import NotFound
 from apps.api.errors import ValidationError as Invalid
 from apps.api.web.errors import findings
 
@@ -114,6 +117,16 @@ def resources(mounts: Sequence[Mount]) -> list[Resource]:
         one = resource(mount, f"resources.{number}.")
         require_room(one, found, f"resources.{number}.")
         found.append(one)
+    return found
+
+
+async def of_session(core: Core, tenant_id: UUID, mounts: Sequence[Mount]) -> list[Resource]:
+    """All of a new session's, whose files are there. Raises BadRequest, ValidationError, NotFound."""
+    found = resources(mounts)
+    missing = await uploads.missing(core.db, tenant_id, {UUID(one.file_id) for one in found if one.file_id})
+    for number, one in enumerate(found):
+        if one.file_id and UUID(one.file_id) in missing:
+            raise NotFound(f"resources.{number}.file_id: No such file.", code="file_not_found")
     return found
 
 

@@ -237,7 +237,7 @@ async def _config(core: Core, caller: Principal, body: SessionCreate) -> tuple[A
     if (budget := _usd(body.budget)) is not None:
         own["max_session_usd"] = budget
     if body.resources:
-        own["resources"] = [one.given() for one in mounts.resources(body.resources)]
+        own["resources"] = [one.given() for one in await mounts.of_session(core, caller.tenant_id, body.resources)]
     given = agents.configured(own)
     taken = {name: None for name, value in own.items() if value is None}
     config = AgentConfig.model_construct({*own}, **{**dict(given), **taken})
