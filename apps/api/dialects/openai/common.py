@@ -22,9 +22,13 @@ from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
 from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import runs
+from apps.api.core.sessions.names import Named
 from apps.api.core.sessions.outcome import failure
+from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.openai.errors import told
-from apps.api.dialects.openai.sending import Started
+from apps.api.dialects.openai.history import uuid_of
+from apps.api.dialects.openai.items import Answer
+from apps.api.dialects.openai.sending import Started, settled_of
 from apps.api.errors import ApiError, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.web.asking import Waiting, until_asked
 from apps.api.web.doors import ContentRoute, Router
@@ -182,11 +186,28 @@ async def interrupt(core: Core, tenant_id: UUID, run_id: UUID) -> None:
         await cancellation.cancel(core, tenant_id, run_id)
 
 
-async def part_of(core: Core, tenant_id: UUID, run_id: UUID) -> Any:
-    """Where a run lies. Raises NotFound, Gone."""
-    lies = await runs.extent(core.db, tenant_id, run_id)
-    lies.require_any(lies.start)
-    return lies
+def answer_of(name: Named, run: Submitted) -> tuple[Answer, Started]:
+    """A response of a run that has told nothing yet, and where it is told."""
+    response_id, settled = uuid_of("response", name.text), settled_of(name.data)
+    assert response_id is not None  # noqa: S101 - it was given by `responses`
+    return Answer(response_id, name.data, settled), Started(run, settled, name)
+
+
+async def placed(core: Core, tenant_id: UUID, name: Named, *, expired: bool = False) -> tuple[Answer, Started]:
+    """The same of one that was given before. Raises NotFound; and Gone where its events were removed, unless one that
+    has `expired` will do."""
+    assert name.run_id is not None  # noqa: S101 - each response has one
+    lies = await runs.extent(core.db, tenant_id, name.run_id)
+    if not expired:
+        lies.require_any(lies.start)
+    return answer_of(name, Submitted(name.session_id, name.run_id, lies.start))
+
+
+async def read_answer(core: Core, tenant_id: UUID, name: Named, *, expired: bool = False) -> tuple[Answer, Started]:
+    """The same, as it is now."""
+    answer, started = await placed(core, tenant_id, name, expired=expired)
+    await stored(core, tenant_id, started, answer)
+    return answer, started
 
 
 def page(data: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
