@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Body, Path, Query, Request, Response
@@ -19,7 +19,6 @@ from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events import log
 from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
-from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import runs
 from apps.api.core.sessions.names import Named
@@ -28,6 +27,7 @@ from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.openai.errors import told
 from apps.api.dialects.openai.history import uuid_of
 from apps.api.dialects.openai.items import Answer
+from apps.api.dialects.openai.reading import Growing
 from apps.api.dialects.openai.sending import Started, settled_of
 from apps.api.errors import ApiError, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.web.asking import Waiting, until_asked
@@ -91,16 +91,7 @@ def id_path(noun: str) -> Any:
     return Path(description=f"The {noun}'s id.", max_length=200)
 
 
-class Told(Protocol):
-    """An answer as it grows: see `items.Answer` and `chat.Completion`."""
-
-    @property
-    def over(self) -> bool: ...
-    def take(self, frame: Frame) -> list[Any]: ...
-    def wait(self) -> list[Any]: ...
-
-
-async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) -> AsyncGenerator[list[Any]]:
+async def followed(core: Core, tenant_id: UUID, started: Started, answer: Growing) -> AsyncGenerator[list[Any]]:
     """What an answer tells, as it comes, to its end; empty lists are ticks of silence. Raises RunFailed where the
     session was deleted."""
     waiting, told_at = Waiting(settled=started.settled), time.monotonic()
@@ -118,7 +109,7 @@ async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) 
     yield answer.wait()
 
 
-async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) -> None:
+async def stored(core: Core, tenant_id: UUID, started: Started, answer: Growing) -> None:
     """Bring an answer to where the log is now. Raises NotFound."""
     waiting, after, asked_at = Waiting(settled=started.settled), started.run.after, 0.0
     run_id = started.run.run_id
@@ -137,7 +128,7 @@ async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) ->
 
 
 async def whole(
-    request: Request, core: Core, caller: Principal, started: Started, answer: Told, held: Held
+    request: Request, core: Core, caller: Principal, started: Started, answer: Growing, held: Held
 ) -> list[Any]:
     """All that an answer tells. Raises StillRunning, RunFailed."""
 
