@@ -265,6 +265,17 @@ async def test_functions_of_responses(client: Any, chained: bool) -> None:
         await client.responses.create(model=MODEL, input=[output], previous_response_id=second.id, tools=tools)
 
 
+async def test_an_output_comes_with_what_the_user_says_next(client: Any) -> None:
+    tools: Any = [{"type": "function", **WEIGH}]
+    first = await client.responses.create(model=MODEL, input=CALL, tools=tools)
+    [call] = [item for item in first.output if item.type == "function_call"]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "4 kg"}
+    more: Any = [output, user("recall")]
+    second = await client.responses.create(model=MODEL, input=more, previous_response_id=first.id, tools=tools)
+    assert CALL in second.output_text
+    assert (await client.responses.retrieve(second.id)).output_text == second.output_text
+
+
 async def test_a_response_in_the_background_is_cancelled(client: Any) -> None:
     made = await client.responses.create(model=MODEL, input="hang after 3 words", background=True)
     assert made.status == "queued"

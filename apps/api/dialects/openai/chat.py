@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from apps.api import clock
 from apps.api.auth import Principal
 from apps.api.core.context import Core
-from apps.api.core.events.frames import Frame
 from apps.api.dialects.openai import schemas
 from apps.api.dialects.openai.common import (
     DONE,
@@ -30,7 +29,7 @@ from apps.api.dialects.openai.common import (
 from apps.api.dialects.openai.errors import documented, refused
 from apps.api.dialects.openai.history import of_messages
 from apps.api.dialects.openai.options import Options, chosen, schema_of, tools_of
-from apps.api.dialects.openai.reading import INCOMPLETE, Reading, Step
+from apps.api.dialects.openai.reading import INCOMPLETE, Growing, Reading, Step
 from apps.api.dialects.openai.sending import Asked, Repetition, Started, remember, send
 from apps.api.errors import ApiError, RunFailed
 from apps.api.web.answer import Json
@@ -55,25 +54,15 @@ class ChatCompletion(BaseModel):
     usage: dict[str, Any]
 
 
-class Completion:
+class Completion(Growing):
     """A chat completion as it grows: the deltas of its one choice."""
 
     def __init__(self, model: str, settled: frozenset[UUID], *, structured: bool) -> None:
-        self.reading = Reading(settled, structured=structured)
+        super().__init__(Reading(settled, structured=structured))
         self.id, self.created, self.model = f"chatcmpl-{uuid4().hex}", int(clock.now().timestamp()), model
         self.texts: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self._inside = False
-
-    @property
-    def over(self) -> bool:
-        return self.reading.over
-
-    def take(self, frame: Frame) -> list[dict[str, Any]]:
-        return [delta for step in self.reading.take(frame) for delta in self._step(step)]
-
-    def wait(self) -> list[dict[str, Any]]:
-        return [delta for step in self.reading.wait() for delta in self._step(step)]
 
     def _step(self, step: Step) -> Iterator[dict[str, Any]]:
         spoken = "structured" if self.reading.structured else "text"

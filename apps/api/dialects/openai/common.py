@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Body, Path, Query, Request, Response
@@ -19,12 +19,16 @@ from apps.api.core.codec import encode
 from apps.api.core.context import Core
 from apps.api.core.events import log
 from apps.api.core.events.follow import KEEP_ALIVE_INTERVAL, SessionDeleted
-from apps.api.core.events.frames import Frame
 from apps.api.core.fleet import cancellation
 from apps.api.core.sessions import runs
+from apps.api.core.sessions.names import Named
 from apps.api.core.sessions.outcome import failure
+from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.openai.errors import told
-from apps.api.dialects.openai.sending import Started
+from apps.api.dialects.openai.history import uuid_of
+from apps.api.dialects.openai.items import Answer
+from apps.api.dialects.openai.reading import Growing
+from apps.api.dialects.openai.sending import Started, settled_of
 from apps.api.errors import ApiError, Conflict, NotFound, RunFailed, StillRunning
 from apps.api.web.asking import Waiting, until_asked
 from apps.api.web.doors import ContentRoute, Router
@@ -87,16 +91,7 @@ def id_path(noun: str) -> Any:
     return Path(description=f"The {noun}'s id.", max_length=200)
 
 
-class Told(Protocol):
-    """An answer as it grows: see `items.Answer` and `chat.Completion`."""
-
-    @property
-    def over(self) -> bool: ...
-    def take(self, frame: Frame) -> list[Any]: ...
-    def wait(self) -> list[Any]: ...
-
-
-async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) -> AsyncGenerator[list[Any]]:
+async def followed(core: Core, tenant_id: UUID, started: Started, answer: Growing) -> AsyncGenerator[list[Any]]:
     """What an answer tells, as it comes, to its end; empty lists are ticks of silence. Raises RunFailed where the
     session was deleted."""
     waiting, told_at = Waiting(settled=started.settled), time.monotonic()
@@ -114,7 +109,7 @@ async def followed(core: Core, tenant_id: UUID, started: Started, answer: Told) 
     yield answer.wait()
 
 
-async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) -> None:
+async def stored(core: Core, tenant_id: UUID, started: Started, answer: Growing) -> None:
     """Bring an answer to where the log is now. Raises NotFound."""
     waiting, after, asked_at = Waiting(settled=started.settled), started.run.after, 0.0
     run_id = started.run.run_id
@@ -133,7 +128,7 @@ async def stored(core: Core, tenant_id: UUID, started: Started, answer: Told) ->
 
 
 async def whole(
-    request: Request, core: Core, caller: Principal, started: Started, answer: Told, held: Held
+    request: Request, core: Core, caller: Principal, started: Started, answer: Growing, held: Held
 ) -> list[Any]:
     """All that an answer tells. Raises StillRunning, RunFailed."""
 
@@ -182,11 +177,28 @@ async def interrupt(core: Core, tenant_id: UUID, run_id: UUID) -> None:
         await cancellation.cancel(core, tenant_id, run_id)
 
 
-async def part_of(core: Core, tenant_id: UUID, run_id: UUID) -> Any:
-    """Where a run lies. Raises NotFound, Gone."""
-    lies = await runs.extent(core.db, tenant_id, run_id)
-    lies.require_any(lies.start)
-    return lies
+def answer_of(name: Named, run: Submitted) -> tuple[Answer, Started]:
+    """A response of a run that has told nothing yet, and where it is told."""
+    response_id, settled = uuid_of("response", name.text), settled_of(name.data)
+    assert response_id is not None  # noqa: S101 - it was given by `responses`
+    return Answer(response_id, name.data, settled), Started(run, settled, name)
+
+
+async def placed(core: Core, tenant_id: UUID, name: Named, *, expired: bool = False) -> tuple[Answer, Started]:
+    """The same of one that was given before. Raises NotFound; and Gone where its events were removed, unless one that
+    has `expired` will do."""
+    assert name.run_id is not None  # noqa: S101 - each response has one
+    lies = await runs.extent(core.db, tenant_id, name.run_id)
+    if not expired:
+        lies.require_any(lies.start)
+    return answer_of(name, Submitted(name.session_id, name.run_id, lies.start))
+
+
+async def read_answer(core: Core, tenant_id: UUID, name: Named, *, expired: bool = False) -> tuple[Answer, Started]:
+    """The same, as it is now."""
+    answer, started = await placed(core, tenant_id, name, expired=expired)
+    await stored(core, tenant_id, started, answer)
+    return answer, started
 
 
 def page(data: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from apps.api import clock
 from apps.api.auth import Principal
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.context import Core
-from apps.api.core.sessions import deletion, names, prompts, runs
+from apps.api.core.sessions import deletion, names, prompts
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.names import Name, Named
-from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.dialects.openai import schemas
 from apps.api.dialects.openai.common import (
@@ -29,13 +28,12 @@ from apps.api.dialects.openai.common import (
     body_of,
     cut,
     id_path,
+    read_answer,
     router,
-    stored,
 )
 from apps.api.dialects.openai.errors import documented, locked, refused, unknown
 from apps.api.dialects.openai.history import Entry, named, of_input, uuid_of
-from apps.api.dialects.openai.items import Answer
-from apps.api.dialects.openai.sending import SURFACE, Started, found_or, require
+from apps.api.dialects.openai.sending import SURFACE, found_or, require
 from apps.api.web.answer import Json
 from apps.api.web.callers import Reader, Writer, policy_of
 from apps.api.web.route import CoreDep
@@ -210,12 +208,7 @@ async def _items(core: Core, tenant_id: UUID, found: Named) -> list[dict[str, An
     given = await names.of_session(core.db, tenant_id, found.session_id, SURFACE)
     responses = [one for one in reversed(given) if one.text.startswith("resp_") and one.run_id is not None]
     for one in sorted(responses, key=lambda one: int(one.data["created_at"])):
-        response_id = uuid_of("response", one.text)
-        assert response_id is not None and one.run_id is not None  # noqa: S101, PT018 - as they were given
-        settled = frozenset(UUID(id_) for id_ in one.data.get("settled", ()))
-        answer = Answer(response_id, one.data, settled)
-        lies = await runs.extent(core.db, tenant_id, one.run_id)
-        await stored(core, tenant_id, Started(Submitted(one.session_id, one.run_id, lies.start), settled), answer)
+        answer, _ = await read_answer(core, tenant_id, one, expired=True)
         items += [*one.data["input"], *answer.output]
     return items
 

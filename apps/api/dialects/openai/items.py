@@ -11,9 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from apps.api.core.codec import encode
-from apps.api.core.events.frames import Frame
 from apps.api.dialects.openai.history import named
-from apps.api.dialects.openai.reading import INCOMPLETE, Reading, Step
+from apps.api.dialects.openai.reading import INCOMPLETE, Growing, Reading, Step
 
 Event = dict[str, Any]
 
@@ -28,17 +27,13 @@ def piece_end(start: int) -> int:
     return start + start // 256
 
 
-class Answer:
-    """A response as it grows.
-
-    Attributes:
-        events: every event of it so far was told by `take` and `wait`, in order.
-    """
+class Answer(Growing):
+    """A response as it grows, as its events."""
 
     def __init__(self, response_id: UUID, data: Mapping[str, Any], settled: frozenset[UUID]) -> None:
         """`data`: what is kept of its request."""
         self._id, self._data = response_id, data
-        self.reading = Reading(settled, structured=bool(data.get("structured")))
+        super().__init__(Reading(settled, structured=bool(data.get("structured"))))
         self.output: list[dict[str, Any]] = []
         self.completed_at: float | None = None
         self._number = 0
@@ -51,18 +46,6 @@ class Answer:
         begun = [self._event("response.created", response=self.shown())]
         kind = "queued" if self._data["background"] else "in_progress"
         return [*begun, self._event(f"response.{kind}", response=self.shown())]
-
-    def take(self, frame: Frame) -> list[Event]:
-        """The events for the run's next one."""
-        return [event for step in self.reading.take(frame) for event in self._step(step)]
-
-    def wait(self) -> list[Event]:
-        """The events for a run that waits for its client."""
-        return [event for step in self.reading.wait() for event in self._step(step)]
-
-    @property
-    def over(self) -> bool:
-        return self.reading.over
 
     @property
     def said(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -194,3 +195,26 @@ class Reading:
         cached, written = used["cache_read_input_tokens"], used["cache_creation_input_tokens"]
         total = used["input_tokens"] + cached + written
         return {"input": total, "cached": cached, "written": written, "output": used["output_tokens"]}
+
+
+class Growing(ABC):
+    """An answer as it grows, in a client's words: `take` and `wait` tell all of it, in order."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    @abstractmethod
+    def _step(self, step: Step) -> Iterator[dict[str, Any]]:
+        """What is told of a step."""
+
+    def take(self, frame: Frame) -> list[dict[str, Any]]:
+        """What is told for the run's next event."""
+        return [one for step in self.reading.take(frame) for one in self._step(step)]
+
+    def wait(self) -> list[dict[str, Any]]:
+        """What is told for a run that waits for its client."""
+        return [one for step in self.reading.wait() for one in self._step(step)]
+
+    @property
+    def over(self) -> bool:
+        return self.reading.over

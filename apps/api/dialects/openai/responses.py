@@ -15,7 +15,6 @@ from apps.api.auth import Principal
 from apps.api.core.context import Core
 from apps.api.core.sessions import deletion, names
 from apps.api.core.sessions.names import Name, Named
-from apps.api.core.sessions.prompts import Submitted
 from apps.api.dialects.openai import conversations, schemas
 from apps.api.dialects.openai.chat import about_of
 from apps.api.dialects.openai.common import (
@@ -25,15 +24,16 @@ from apps.api.dialects.openai.common import (
     JsonBody,
     Limit,
     Order,
+    answer_of,
     body_of,
     cut,
     farewell,
     followed,
     id_path,
     interrupt,
-    part_of,
+    placed,
+    read_answer,
     router,
-    stored,
     streamed,
     whole,
 )
@@ -41,7 +41,16 @@ from apps.api.dialects.openai.errors import documented, refused, unknown
 from apps.api.dialects.openai.history import named, of_input, uuid_of
 from apps.api.dialects.openai.items import Answer, frame_of
 from apps.api.dialects.openai.options import Options, chosen, schema_of, told, tools_of
-from apps.api.dialects.openai.sending import SURFACE, Asked, Repetition, Started, remember, require, send
+from apps.api.dialects.openai.sending import (
+    SURFACE,
+    Asked,
+    Repetition,
+    Started,
+    remember,
+    require,
+    send,
+    with_settled,
+)
 from apps.api.errors import ApiError, Conflict, NotFound
 from apps.api.web.answer import Json
 from apps.api.web.callers import Prompter, Reader, Writer
@@ -104,10 +113,9 @@ async def create_response(request: Request, core: CoreDep, caller: Prompter, bod
     asked = await _asked(request, core, caller, wanted, body)
     with stream_of(request, caller, "write") as held:
         started = await send(asked)
-        if asked.conversation is not None and asked.told and not started.settled:
+        if asked.conversation is not None and asked.told and not (started.settled or started.again):
             await conversations.told(core, caller.tenant_id, asked.conversation)
-        name = started.name or _as_named(asked.name, started)
-        answer, started = _answer(name, started)
+        answer, started = answer_of(started.name or _as_named(asked.name, started), started.run)
         if wanted.stream:
             chunks = _told(asked, started, answer)
             return streamed(request, core, caller, started, chunks, held, stops=not wanted.background)
@@ -119,17 +127,8 @@ async def create_response(request: Request, core: CoreDep, caller: Prompter, bod
 
 def _as_named(name: Name | None, started: Started) -> Named:
     assert name is not None  # noqa: S101 - each response has one
-    settled = [one.hex for one in started.settled]
-    return Named(name.text, started.run.session_id, started.run.run_id, {**name.data, "settled": settled})
-
-
-def _answer(name: Named, started: Started | None = None, lies: Any = None) -> tuple[Answer, Started]:
-    """A response that has told nothing yet, and where it is told."""
-    settled = frozenset(UUID(one) for one in name.data.get("settled", ()))
-    response_id, run_id = uuid_of("response", name.text), name.run_id
-    assert response_id is not None and run_id is not None  # noqa: S101, PT018 - see `_asked`
-    run = started.run if started else Submitted(name.session_id, run_id, lies.start)
-    return Answer(response_id, name.data, settled), Started(run, settled, name)
+    given = with_settled(name, started.settled)
+    return Named(given.text, started.run.session_id, started.run.run_id, dict(given.data))
 
 
 async def _asked(
@@ -262,12 +261,6 @@ async def find(core: Core, caller: Principal, text: str, param: str | None = Non
     return found
 
 
-async def _stands(core: Core, caller: Principal, text: str) -> tuple[Answer, Started]:
-    found = await find(core, caller, text)
-    assert found.run_id is not None  # noqa: S101 - see `find`
-    return _answer(found, lies=await part_of(core, caller.tenant_id, found.run_id))
-
-
 @routes.get("/responses/{response_id}", response_model=ResponseObject, responses={**_STREAMED, **documented(404)})
 async def get_response(
     request: Request,
@@ -280,11 +273,11 @@ async def get_response(
     ] = -1,
 ) -> Response:
     """A response as it is now; or with `stream` its events, whose numbers are the same each time."""
-    answer, started = await _stands(core, caller, response_id)
+    found = await find(core, caller, response_id)
     if not stream:
-        answer.begin()
-        await stored(core, caller.tenant_id, started, answer)
+        answer, _ = await read_answer(core, caller.tenant_id, found)
         return Json(answer.shown())
+    answer, started = await placed(core, caller.tenant_id, found)
     with stream_of(request, caller, "read") as held:
         chunks = _events(core, caller.tenant_id, started, answer, starting_after)
         return streamed(request, core, caller, started, chunks, held, stops=False)
@@ -293,13 +286,12 @@ async def get_response(
 @routes.post("/responses/{response_id}/cancel", response_model=ResponseObject, responses=documented(404, 409, 504))
 async def cancel_response(request: Request, core: CoreDep, caller: Writer, response_id: ResponseId) -> Response:
     """Stop a response. One that is over stays as it is."""
-    answer, started = await _stands(core, caller, response_id)
-    await stored(core, caller.tenant_id, started, answer)
+    found = await find(core, caller, response_id)
+    answer, started = await read_answer(core, caller.tenant_id, found)
     if not answer.over:
         await interrupt(core, caller.tenant_id, started.run.run_id)
         await finished(request, core, caller, started.run, STOP_SECONDS)
-        answer, started = await _stands(core, caller, response_id)
-        await stored(core, caller.tenant_id, started, answer)
+        answer, _ = await read_answer(core, caller.tenant_id, found)
     return Json(answer.shown())
 
 
@@ -307,8 +299,7 @@ async def cancel_response(request: Request, core: CoreDep, caller: Writer, respo
 async def delete_response(core: CoreDep, caller: Writer, response_id: ResponseId) -> Response:
     """Take a response away; it is stopped first. Its session goes with it, unless others are of it."""
     found = await find(core, caller, response_id)
-    answer, started = await _stands(core, caller, response_id)
-    await stored(core, caller.tenant_id, started, answer)
+    answer, started = await read_answer(core, caller.tenant_id, found, expired=True)
     if not answer.over:
         await interrupt(core, caller.tenant_id, started.run.run_id)
     await _forget(core, caller.tenant_id, found.text, found.session_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -91,8 +91,8 @@ class Repetition:
         return f"req:{self.fingerprint}"
 
     def name(self, settled: frozenset[UUID], answer: Name | None) -> Name:
-        data = {"at": clock.now().timestamp(), "settled": [one.hex for one in settled]}
-        return Name(SURFACE, self.text, data | ({"answer": answer.text} if answer else {}))
+        data = {"at": clock.now().timestamp()} | ({"answer": answer.text} if answer else {})
+        return with_settled(Name(SURFACE, self.text, data), settled)
 
 
 async def send(asked: Asked) -> Started:
@@ -114,10 +114,10 @@ async def send(asked: Asked) -> Started:
     said = [entry for entry in new if entry.kind == "user"]
     states = await _states(asked, outputs)
     if states is not None:
-        started = await _answer(asked, outputs, states)
+        started = await _answer(asked, outputs, states, is_all=not said)
         if not said:
             return started
-        return await _prompt(asked, said, session_id=started.run.session_id)
+        return await _prompt(asked, said, session_id=started.run.session_id, before=rendered(asked.told))
     if asked.conversation is not None:
         busy: OnBusy = "interrupt" if await _waits(asked, asked.conversation.session_id) else "reject"
         before_it = rendered([*asked.told, *earlier])
@@ -142,8 +142,8 @@ async def _before(asked: Asked) -> Started | None:
     lies = await runs.extent(core.db, tenant_id, found.run_id)
     text = found.data.get("answer")
     answer = (await names.find(core.db, tenant_id, SURFACE, text)).get(text) if text else None
-    settled = frozenset(UUID(one) for one in found.data["settled"])
-    return Started(Submitted(found.session_id, found.run_id, lies.start, repeated=True), settled, answer, again=True)
+    run = Submitted(found.session_id, found.run_id, lies.start, repeated=True)
+    return Started(run, settled_of(found.data), answer, again=True)
 
 
 async def require(core: Core, caller: Principal, found: Named) -> None:
@@ -188,8 +188,9 @@ async def _states(asked: Asked, outputs: Sequence[Entry]) -> list[dict[str, Any]
     return found
 
 
-async def _answer(asked: Asked, outputs: Sequence[Entry], states: Sequence[dict[str, Any]]) -> Started:
-    """Let the run go on that waits for these calls."""
+async def _answer(asked: Asked, outputs: Sequence[Entry], states: Sequence[dict[str, Any]], *, is_all: bool) -> Started:
+    """Let the run go on that waits for these calls. `is_all`: its rest is what is told of it; else the answer is that
+    to what the user says beside them."""
     core, tenant_id = asked.core, asked.caller.tenant_id
     session_id, run_id = UUID(states[0]["session_id"]), UUID(states[0]["run_id"])
     open_ = await requests.list_page(core.db, tenant_id, session_id, status="open", limit=200, cursor=None)
@@ -197,11 +198,8 @@ async def _answer(asked: Asked, outputs: Sequence[Entry], states: Sequence[dict[
     asking = [UUID(one["request_id"]) for one in open_.data if one["run_id"] == str(run_id)]
     settled = frozenset({*results, *asking, *await _earlier(asked, session_id, run_id)})
     lies = await runs.extent(core.db, tenant_id, run_id)
-    given = [
-        *filter(None, (asked.name and with_settled(asked.name, settled),)),
-        asked.repeated.name(settled, asked.name),
-    ]
-    for name in given:
+    given = [with_settled(asked.name, settled)] if asked.name else []
+    for name in (*given, asked.repeated.name(settled, asked.name)) if is_all else ():
         await names.take(core.db, tenant_id, SURFACE, name.text)
         await names.give(core.db.pool, tenant_id, name, session_id, run_id)
     by = {"type": "key", "key_id": str(asked.caller.key_id), "key_name": asked.caller.key_name}
@@ -225,6 +223,11 @@ async def _earlier(asked: Asked, session_id: UUID, run_id: UUID) -> set[UUID]:
 def with_settled(name: Name, settled: frozenset[UUID]) -> Name:
     """A name that also says where in its run the answer begins."""
     return replace(name, data={**name.data, "settled": [one.hex for one in settled]})
+
+
+def settled_of(data: Mapping[str, Any]) -> frozenset[UUID]:
+    """The inverse of `with_settled`."""
+    return frozenset(UUID(one) for one in data.get("settled", ()))
 
 
 async def _waits(asked: Asked, session_id: UUID) -> bool:
