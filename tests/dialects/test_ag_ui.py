@@ -166,7 +166,7 @@ async def test_what_cannot_be_is_refused(
 
 async def test_a_thread_is_its_tenants(fleet: Fleet, agent: str, new_key: NewKey) -> None:
     ours = Thread(fleet, agent)
-    await ours.say("run echo x then say done")
+    await ours.say("run echo x > x.txt then say done")
     theirs = Thread(fleet, agent)
     theirs.id, theirs.headers = ours.id, await new_key(f"tenant-{uuid4()}")
     [interrupt] = ours.view.ends[-1]["outcome"]["interrupts"]

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from apps.api import clock
 from apps.api.core.config import grants
 from apps.api.core.config.grants import ACTIONS, Grant
+from apps.api.core.config.limits import Limits
 from apps.api.db import Database
 from apps.api.dialects.native.ws import KINDS
 from tests.acceptance.asking import asked as permission
@@ -436,7 +437,7 @@ async def test_a_token_does_not_show_what_its_maker_has_configured(
 async def test_prompts_of_tokens_count_for_their_key(
     fleet: Fleet, bare: httpx.AsyncClient, fleet_db: Database, held: Held, new_key: NewKey
 ) -> None:
-    key = await new_key("default")
+    key = await new_key("default", limits=Limits(runs_per_minute=1000))
     key_id = (await fleet[0].get("/whoami", headers=key)).json()["key_id"]
     token = await token_of(fleet, held.session_id, key=key)
     answer = await asked(bare, "POST", f"/api/v1/sessions/{held.session_id}/query?wait=60", token, {"prompt": "say x"})

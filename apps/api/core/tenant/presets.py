@@ -301,9 +301,9 @@ def parse_reference(reference: str) -> tuple[UUID | None, str, int | None]:
 
 
 def as_id(text: Any) -> UUID | None:
-    """The id that this text is, if it is one."""
+    """The id that this text is, if it is one; an id is itself, or a check of it would be left out."""
     try:
-        return UUID(text)
+        return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, TypeError, AttributeError):
         return None
 
