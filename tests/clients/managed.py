@@ -262,7 +262,10 @@ async def previewed(client: Any, p: Parameters) -> dict[str, Any]:
     wanted = ["agent.message", "agent.thinking"]
     stream = await got(client.beta.sessions.events.stream(session.id, event_deltas=wanted))
     await send(client, session, *says("think about cheese then run echo a then stream 30 words"))
-    seen, snapshot, finals = [], None, []
+    seen: list[Any] = []
+    snapshot: Any = None
+    before: Any = None
+    finals: list[Any] = []
     async for event in each(stream):
         seen.append(event)
         before, snapshot = snapshot, accumulate_managed_agents_event(snapshot, event)

@@ -130,7 +130,7 @@ async def test_two_tabs_answer_at_once(stage: Stage) -> None:
 
 @AI
 async def test_a_message_is_edited_and_one_answered_again(stage: Stage) -> None:
-    given = {"prompts": ["remember apples", "remember pears"], "edited": "remember plums"}
+    given: dict[str, Any] = {"prompts": ["remember apples", "remember pears"], "edited": "remember plums"}
     got = await chat(stage, "edit_and_regenerate", **given)
     assert got["error"] is None
     for text in (got["recalled"], got["text"]):

@@ -31,7 +31,8 @@ def table(dialect: str) -> str:
 def main() -> None:
     """Write them."""
     for dialect, page in PAGES.items():
-        page.write_text(TABLE.sub(lambda _, of=dialect: table(of), page.read_text(encoding="utf-8")), encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(TABLE.findall(text)[0], table(dialect)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Thread:
         self._next = 0
 
     def body(self, **more: Any) -> dict[str, Any]:
-        always = {"state": {}, "tools": [], "context": [], "forwardedProps": {}}
+        always: dict[str, Any] = {"state": {}, "tools": [], "context": [], "forwardedProps": {}}
         own = {"threadId": self.id, "runId": str(uuid4()), "messages": self.sent}
         return {**always, **own, "protocolVersion": "1.0", **self.more, **more}
 

@@ -126,7 +126,7 @@ async def test_a_run_that_needs_a_person_is_told_at_once_and_goes_on(fleet: Flee
         asked = told(
             await session.call_tool(
                 "run_agent",
-                {"prompt": COMMAND, "options": ASKING, "wait_seconds": 120},
+                dict[str, Any](prompt=COMMAND, options=ASKING, wait_seconds=120),
                 progress_callback=progress,
             )
         )

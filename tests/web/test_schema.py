@@ -88,7 +88,7 @@ def known(server: str, session: requests.Session) -> dict[str, str]:
     ids["key_id"] = made("POST", "/admin/keys", {"tenant": "known", "name": "known"})["key_id"]
     openai = session.post(f"{server}/compat/openai/v1/conversations", json={}, headers=HEADERS, timeout=10).json()
     ids["conversation_id"] = openai["id"]
-    asked = {"model": "claude-sonnet-5-5", "input": "hi", "background": True}
+    asked: dict[str, Any] = {"model": "claude-sonnet-5-5", "input": "hi", "background": True}
     openai = session.post(f"{server}/compat/openai/v1/responses", json=asked, headers=HEADERS, timeout=10).json()
     ids["response_id"] = openai["id"]
     return ids

@@ -27,7 +27,7 @@ MAX_HISTORY_CHARS = 100_000
 MAX_RESULT_CHARS, MAX_REASON_CHARS = 1_000_000, 10_000
 
 _CONTENT: TypeAdapter[str | list[Block]] = TypeAdapter(Content)
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "threadId": "thread-1",
     "runId": "run-1",
     "messages": [{"id": "message-1", "role": "user", "content": "say hello"}],

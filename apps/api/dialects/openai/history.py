@@ -247,8 +247,8 @@ def _part(part: Any, at: str) -> tuple[str, str, str]:
     for name in ("file_id", "file_url"):
         if inner.get(name) is not None:
             raise refused(f"{at}.{name}", f"{name} is not supported by this server: send the data itself.")
-    names = {"image_url": "url", "input_image": "image_url", "file": "file_data", "input_file": "file_data"}
-    value = inner.get(names.get(kind, "refusal" if kind == "refusal" else "text"))
+    holds = {"image_url": "url", "input_image": "image_url", "file": "file_data", "input_file": "file_data"}
+    value = inner.get(holds.get(kind, "refusal" if kind == "refusal" else "text"))
     if not isinstance(value, str):
         raise refused(at, f"{at}: lacks its content", "invalid_value")
     sort = "image" if "image" in kind else "file" if "file" in kind else "text"
