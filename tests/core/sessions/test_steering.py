@@ -15,7 +15,7 @@ from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import steering
 from apps.api.core.sessions.outcome import Outcome, finish
-from apps.api.errors import LeaseLost, ValidationError
+from apps.api.errors import Conflict, LeaseLost, ValidationError
 from tests.world import World
 
 
@@ -121,6 +121,8 @@ async def test_one_that_was_handed_over_cannot_be_cancelled_and_waits_again_when
 
     with pytest.raises(cancellation.NotQueued):
         await writer.append(cancellation.done(message), also=cancel)
+    with pytest.raises(Conflict, match="has been given this message"):
+        await cancellation.cancel(world.core(), world.tenant_id, message)
 
     async def keep(connection: asyncpg.Connection, _seq: int) -> None:
         await steering.keep(connection, claim.session_id, claim.run_id)

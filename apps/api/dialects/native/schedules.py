@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from apps.api.auth import Principal
+from apps.api.core.codec import timestamp
 from apps.api.core.config.content import Content
 from apps.api.core.config.cron import Cron, TimeZone
 from apps.api.core.config.names import Name
@@ -35,6 +36,12 @@ from apps.api.web.route import CoreDep
 router = Router(prefix=PREFIX, tags=["schedules"], route_class=ContentRoute)
 
 ScheduleId = Annotated[UUID, Path(description="The schedule's id.")]
+
+Moment = Annotated[
+    datetime,
+    PlainSerializer(timestamp),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 
 MAX_JITTER_SECONDS = 3600
 
@@ -120,6 +127,7 @@ class SchedulePatch(ScheduleFields):
         if not isinstance(given, dict):
             return given
         usual = {name: field.default for name, field in ScheduleFields.model_fields.items()}
+        usual["pause_after_failures"] = None  # which says: never
         return {name: usual.get(name) if value is None else value for name, value in given.items()}
 
 
@@ -128,7 +136,7 @@ class Firing(BaseModel):
 
     firing_id: UUID
     schedule_id: UUID
-    fire_at: datetime = Field(description="The time that it stands for.")
+    fire_at: Moment = Field(description="The time that it stands for.")
     origin: Literal["schedule", "request"] = Field(description="`request`: of `POST /schedules/{id}/run`.")
     state: Literal[
         "queued",
@@ -147,8 +155,8 @@ class Firing(BaseModel):
         description="Why it is `failed`, `skipped` or `missed`: `code` and `message`.",
         examples=[{"code": "key_revoked", "message": "The key that this schedule acts for has been revoked."}],
     )
-    created_at: datetime = Field(description="When it was fired, or found to be skipped or missed.")
-    ended_at: datetime | None
+    created_at: Moment = Field(description="When it was fired, or found to be skipped or missed.")
+    ended_at: Moment | None
 
 
 class ScheduleState(BaseModel):
@@ -175,21 +183,21 @@ class ScheduleState(BaseModel):
     jitter_seconds: int
     pause_after_failures: int | None
     key_id: UUID | None = Field(description="The key that it acts for: who made it, or changed it last.")
-    next_at: datetime | None = Field(description="Its next time, without jitter; null while it is paused.")
+    next_at: Moment | None = Field(description="Its next time, without jitter; null while it is paused.")
     last: Firing | None = Field(description="What came of its newest time.")
     failures: int = Field(description="Failures in a row.")
-    paused_at: datetime | None
+    paused_at: Moment | None
     paused_reason: str | None = Field(
         description="`by request`, `session_deleted`, or so many failures in a row.", examples=["5 failures in a row"]
     )
-    created_at: datetime
-    updated_at: datetime
+    created_at: Moment
+    updated_at: Moment
 
 
 class ScheduleDetails(ScheduleState):
     """A schedule, and its next times."""
 
-    upcoming: list[datetime] = Field(description="Its next five times, without jitter; none while it is paused.")
+    upcoming: list[Moment] = Field(description="Its next five times, without jitter; none while it is paused.")
 
 
 def _by(core: Core, caller: Principal) -> By:
