@@ -192,7 +192,7 @@ async def interrupted(client: Any, p: Parameters) -> dict[str, Any]:
             waits = (await listed(client, session))[-1]
             interrupt = await send(client, session, {"type": "user.interrupt"})
             sent = [interrupt.data[0].id, queued.data[0].id, waits.id, waits.processed_at]
-        if event.type == "session.status_idle" and any(e.type == "agent.message" for e in seen):
+        if [e.type for e in seen].count("session.status_idle") == 2:
             break
     durable = [event for event in seen if not event.type.startswith("event_")]
     texts = [block.text for e in seen if e.type == "agent.message" for block in e.content]
