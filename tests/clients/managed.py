@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 from anthropic import beta_async_tool
 from anthropic.lib.sessions import accumulate_managed_agents_event
 
@@ -57,7 +57,7 @@ async def error_of(doing: Callable[[], Any]) -> dict[str, Any] | None:
 
 
 def pass_gate(p: Parameters) -> None:
-    httpx.get(p["gate"], timeout=120).raise_for_status()
+    httpx2.get(p["gate"], timeout=120).raise_for_status()
 
 
 async def begun(client: Any, **agent: Any) -> Any:
@@ -236,7 +236,7 @@ async def reconnected(client: Any, p: Parameters) -> dict[str, Any]:
         try:
             if await follow(client, session, seen, p):
                 break
-        except (httpx.HTTPError, anthropic.APIConnectionError, anthropic.InternalServerError):
+        except (httpx2.HTTPError, anthropic.APIConnectionError, anthropic.InternalServerError):
             await asyncio.sleep(0.5)
     after = await send(client, session, *says("say still here"))
     stream_over = False
