@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 from anthropic import beta_async_tool
 from anthropic.lib.sessions import accumulate_managed_agents_event
 
@@ -57,7 +57,7 @@ async def error_of(doing: Callable[[], Any]) -> dict[str, Any] | None:
 
 
 def pass_gate(p: Parameters) -> None:
-    httpx.get(p["gate"], timeout=120).raise_for_status()
+    httpx2.get(p["gate"], timeout=120).raise_for_status()
 
 
 async def begun(client: Any, **agent: Any) -> Any:
@@ -192,7 +192,7 @@ async def interrupted(client: Any, p: Parameters) -> dict[str, Any]:
             waits = (await listed(client, session))[-1]
             interrupt = await send(client, session, {"type": "user.interrupt"})
             sent = [interrupt.data[0].id, queued.data[0].id, waits.id, waits.processed_at]
-        if event.type == "session.status_idle" and any(e.type == "agent.message" for e in seen):
+        if [e.type for e in seen].count("session.status_idle") == 2:
             break
     durable = [event for event in seen if not event.type.startswith("event_")]
     texts = [block.text for e in seen if e.type == "agent.message" for block in e.content]
@@ -236,7 +236,7 @@ async def reconnected(client: Any, p: Parameters) -> dict[str, Any]:
         try:
             if await follow(client, session, seen, p):
                 break
-        except (httpx.HTTPError, anthropic.APIConnectionError, anthropic.InternalServerError):
+        except (httpx2.HTTPError, anthropic.APIConnectionError, anthropic.InternalServerError):
             await asyncio.sleep(0.5)
     after = await send(client, session, *says("say still here"))
     stream_over = False
