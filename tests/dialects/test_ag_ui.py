@@ -130,7 +130,9 @@ async def test_a_front_end_tool_is_answered_by_a_message(fleet: Fleet, agent: st
     thread.sent.append({"id": "t", "role": "tool", "toolCallId": call, "content": "21"})
     view = await thread.post()
     assert text_of(view) == f"{SAID}done"
-    again = await thread.post(Client())
+    assert text_of(await thread.post(Client())) == f"{SAID}done"  # the same answer once more, as of another tab
+    thread.sent.append({"id": view.messages[-1]["id"], "role": "assistant", "content": text_of(view)})
+    again = await thread.post(Client())  # a page that comes back with all that was said
     assert [m["id"] for m in again.messages if m["role"] == "tool"] == ["t"]
 
 

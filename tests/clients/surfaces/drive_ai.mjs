@@ -7,9 +7,11 @@ const { AbstractChat, DefaultChatTransport, lastAssistantMessageIsCompleteWithAp
 const parameters = JSON.parse(given);
 
 class State {
-  messages = [];
   status = "ready";
   error = undefined;
+  constructor(messages) {
+    this.messages = messages;
+  }
   pushMessage = (message) => (this.messages = [...this.messages, message]);
   popMessage = () => (this.messages = this.messages.slice(0, -1));
   replaceMessage = (index, message) =>
@@ -18,8 +20,8 @@ class State {
 }
 
 class Chat extends AbstractChat {
-  constructor(options) {
-    super({ ...options, state: new State() });
+  constructor({ messages, ...options }) {
+    super({ ...options, state: new State(messages) });
   }
 }
 
