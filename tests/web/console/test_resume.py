@@ -24,12 +24,13 @@ async def three(start_fleet: StartFleet) -> Fleet:
 async def test_a_page_goes_on_when_the_instance_that_it_listens_to_is_killed(chromium: Browser, three: Fleet) -> None:
     session = await three[0].session()
     await three[0].prompt(session, f"stream {WORDS} words every 150 ms")
-    owner = three[0]
+    async with three[0].stream(f"/sessions/{session}/events") as events:
+        await anext(event async for event in events if event.event == "delta")
+    owner = await three.owner_of(session)
     async with balancing(three.instances) as balancer, chromium.page(f"{balancer.url}/console") as page:
         # Whoever serves the stream is not who runs the agent.
         await sign_in(page)
         serving, spare = [instance for instance in three.instances if instance is not owner]
-        assert (await three.owner_of(session)) is owner
         balancer.instances = [serving]
         await balancer.drop()
         path = f"/console/sessions/{session}"
