@@ -25,7 +25,7 @@ async def test_a_page_goes_on_when_the_instance_that_it_listens_to_is_killed(chr
     session = await three[0].session()
     await three[0].prompt(session, f"stream {WORDS} words every 150 ms")
     async with three[0].stream(f"/sessions/{session}/events") as events:
-        await anext(event async for event in events if event.event == "delta")
+        await anext(event async for event in events if event.event == "partial")
     owner = await three.owner_of(session)
     async with balancing(three.instances) as balancer, chromium.page(f"{balancer.url}/console") as page:
         # Whoever serves the stream is not who runs the agent.
