@@ -292,6 +292,15 @@ async def terminate_backends(admin: asyncpg.Connection) -> int:
     return len(rows)
 
 
+async def terminate_ours(admin: asyncpg.Connection) -> int:
+    """Break the connections of the code under test, and not those with which a test holds it up."""
+    rows = await admin.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'claude-agent-api'"
+    )
+    return len(rows)
+
+
 async def waiting_for_locks(admin: asyncpg.Connection, count: int) -> bool:
     """Whether so many statements in this test's database wait for somebody else's lock."""
     found: int = await admin.fetchval(

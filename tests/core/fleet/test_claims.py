@@ -338,6 +338,7 @@ async def test_a_background_run_begins_only_when_nothing_of_the_session_is_activ
     await finish(world, lease, claim)
     run_id = uuid4()
     assert await claims.begin_background(*begin, run_id, 60)
+    assert await claims.begin_background(*begin, run_id, 60)  # repeated, since nobody heard of the first
     assert not await claims.begin_background(*begin, uuid4(), 60)
     state = await world.run(run_id)
     assert (state["status"], state["origin"], state["first_seq"]) == ("running", "background", 2)

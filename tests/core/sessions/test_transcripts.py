@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 from claude_agent_sdk import SessionKey
 from claude_agent_sdk.testing import run_session_store_conformance
@@ -21,7 +20,7 @@ from apps.api.db import Database
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.redis import Redis
 from apps.api.settings import Settings
-from tests.world import World, administrator, terminate_backends, until, waiting_for_locks
+from tests.world import World, administrator, terminate_backends, terminate_ours, until, waiting_for_locks
 
 KEY: SessionKey = {"project_key": "-workspaces-example", "session_id": "fdcb1e7b-f3dd-41c9-91c7-8a8768ad2f07"}
 SUBAGENT: SessionKey = {**KEY, "subpath": "subagents/agent-1"}
@@ -66,15 +65,6 @@ async def test_a_conversation_is_read_in_pages_of_bounded_size(world: World) -> 
 async def count(world: World) -> int:
     stored: int = await world.one("SELECT count(*) FROM transcript_entries")
     return stored
-
-
-async def terminate_ours(admin: asyncpg.Connection) -> int:
-    """Break the connections of the code under test, and not those with which a test holds it up."""
-    rows = await admin.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'claude-agent-api'"
-    )
-    return len(rows)
 
 
 async def change_owner(world: World, session_id: UUID) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from apps.api.core.sessions import stored, workspaces
 from apps.api.runner.session.storing import Storing
 from tests.core.conftest import neighbourhood, world
 from tests.core.files.travel import objects_in
-from tests.world import World
+from tests.world import World, administrator, terminate_ours, until, waiting_for_locks
 
 __all__ = ["neighbourhood", "world"]
 
@@ -81,3 +82,28 @@ async def test_what_nothing_can_have_changed_is_not_looked_at_when_a_session_is_
     assert (await stored.find(world.db.pool, session_id)).name != before.name
     told = await world.db.pool.fetchval("SELECT data FROM events WHERE session_id = $1 AND type = 'files'", session_id)
     assert '"changed":["a"]' in told
+
+
+async def test_files_are_stored_and_stay_when_the_connection_breaks_that_notes_them(world: World) -> None:
+    own, session_id, run_id, root = await storing(world)
+    (root / "a").write_text("content")
+    async with administrator(world.settings) as admin:
+        async with administrator(world.settings) as blocker:
+            await blocker.execute("BEGIN")
+            await blocker.execute("SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+            keeping = asyncio.create_task(own.keep(run_id, always=True))
+            await until(lambda: waiting_for_locks(admin, 1))
+            assert await terminate_ours(admin) >= 1
+        assert [event.type for event in await keeping] == ["files"]
+    assert (await stored.find(world.db.pool, session_id)).name in manifests(world, session_id)
+
+
+async def test_a_name_that_is_noted_twice_is_nobodys_rubbish(world: World) -> None:
+    own, session_id, run_id, root = await storing(world)
+    (root / "a").write_text("content")
+    await own.keep(run_id, always=True)
+    of = (world.db, session_id, own._writer.generation)
+    first = (await stored.find(world.db.pool, session_id)).name
+    assert await stored.note(*of, "new", 1, before=first, over=True) == []
+    assert await stored.note(*of, "new", 1, before=first, over=True) == []
+    assert await stored.note(*of, "newer", 1, before="new", over=True) == [first]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -31,6 +31,7 @@ from apps.api.errors import LeaseLost
 from apps.api.redis import TOMBSTONE_TTL_MS, Redis
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 _APPEND = """
 WITH pen AS (
@@ -240,6 +241,16 @@ class Writer:
         position = Position(self.last_seq, self._part)
         data = event_data(self.session_id, run_id, self.last_seq, clock.now(), fields)
         self._publisher.send(self._feed, (Frame.build(position, type_, data, self.generation),))
+
+    async def repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Read or store something else as the session's owner, again over short database outages, until the lease runs
+        out. Only for what is safe to repeat.
+
+        Raises:
+            Unavailable: the database stayed away.
+            Exception: what `attempt` raises besides.
+        """
+        return await retrying(attempt, until=self._lease.is_over)
 
     async def append(self, *events: Event, also: Also | None = None) -> None:
         """Store events, then relay them. Repeats over short database outages, until the lease runs out.

@@ -289,14 +289,16 @@ async def begin_background(
 ) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there.
+    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there. It
+    may be repeated.
     """
     try:
         status = await db.pool.execute(
             "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
             " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
             " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', $5, now(),"
-            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE",
+            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE"
+            " ON CONFLICT (id) DO UPDATE SET id = excluded.id",
             session_id,
             tenant_id,
             generation,

@@ -50,7 +50,8 @@ WITH mine AS (
 UPDATE sessions s SET stored = $3, stored_before = $6, stored_at = now(), stored_bytes = $4, workspace_bytes = $4,
   unstored_since = CASE WHEN $5 THEN NULL ELSE unstored_since END
 FROM mine WHERE s.id = mine.id
-RETURNING array_remove(array_remove(ARRAY[mine.stored, mine.stored_before], $6::text), NULL) AS nobodys
+RETURNING array_remove(array_remove(array_remove(
+  ARRAY[mine.stored, mine.stored_before], $6::text), $3::text), NULL) AS nobodys
 """
 
 _BEGIN = "UPDATE sessions SET stored = $2, stored_at = now(), stored_bytes = $3 WHERE id = $1"
@@ -99,7 +100,7 @@ async def note(
 ) -> list[str]:
     """From now on this manifest is the session's, and `before` the one at the beginning of the run that is over, or
     goes on; `over`: it has all that agents have changed. Returns the names of those that were the session's, and are no
-    more.
+    more; a repeat whose first attempt was stored returns fewer.
 
     Raises LeaseLost: the session is somebody else's.
     """

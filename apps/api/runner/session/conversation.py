@@ -219,13 +219,12 @@ class Conversation:
             await self._note(agent, message)
             return
         writer, run_id, seconds = self._writer, uuid4(), self._core.settings.background_turn_seconds
+        whose = (writer.session_id, writer.tenant_id, writer.generation)
         if current is not None:
             self._turns.enter(Turn(current.run_id, None, guest=True))
             self._tasks.told()
             await self._writer.append(Event("status", {"status": "background_turn"}, current.run_id))
-        elif await claims.begin_background(
-            self._core.db, writer.session_id, writer.tenant_id, writer.generation, run_id, seconds
-        ):
+        elif await writer.repeat(lambda: claims.begin_background(self._core.db, *whose, run_id, seconds)):
             self._turns.enter(Turn(run_id, None, seconds=seconds))
             self._tasks.told()  # not before: a session that has neither news nor a turn is given back as idle
             await self._writer.append(Event("init", messages.init(message.data, agent.isolation), run_id))

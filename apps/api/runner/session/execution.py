@@ -27,7 +27,7 @@ from apps.api.core.fleet import cancellation, ownership
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import sessions
 from apps.api.core.sessions.transcripts import Transcripts
-from apps.api.db import CONNECTION_ERRORS
+from apps.api.db import CONNECTION_ERRORS, PASSING
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent.process import STOP_TIMEOUT, Agent, StartFailed
 from apps.api.runner.session.approvals import Approvals
@@ -44,6 +44,9 @@ from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
 log = structlog.get_logger(__name__)
+
+_WITHOUT_THE_DATABASE: tuple[type[Exception], ...] = (LeaseLost, *PASSING)
+"""What says that the session is somebody else's, or nothing."""
 
 
 class Execution:
@@ -358,7 +361,7 @@ class Execution:
             self.turns.enter(None)
             if self._agent is agent:  # else whoever closes it knows why
                 await self._end_tasks(agent.exceeded or "agent_ended")
-        except (LeaseLost, Unavailable) as error:
+        except _WITHOUT_THE_DATABASE as error:  # nobody else asks: a turn that is not ended here waits for its timeout
             self.lost(error)
 
     def lost(self, error: Exception) -> None:

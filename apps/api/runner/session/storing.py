@@ -90,7 +90,7 @@ class Storing:
 
     async def _bring(self, run_id: UUID | None) -> bool:
         core, threads = self._core, self._core.blocking.stores
-        found = await stored.find(core.db.pool, self._session_id)
+        found = await self._writer.repeat(lambda: stored.find(core.db.pool, self._session_id))
         copy = await threads.run(record.name, core.settings, self._session_id)
         same = copy is not None and copy == found.name
         if same and found.unstored_since is not None:  # it was changed, here or on another host
@@ -164,7 +164,7 @@ class Storing:
 
     async def _tell_lost(self, known: Known, at: datetime | None, since: datetime, run_id: UUID | None) -> None:
         """What is stored gets another name: the host where the rest was lost may come back, with a copy that has it."""
-        lost = await stored.lost_runs(self._core.db, self._session_id, since)
+        lost = await self._writer.repeat(lambda: stored.lost_runs(self._core.db, self._session_id, since))
         told = {"stored_at": at, "unstored_since": since, "lost_run_ids": lost}
         await self._writer.append(Event("status", {"status": "workspace_restored", **told}, run_id))
         await self._name(known)
@@ -247,7 +247,7 @@ class Storing:
             if taken is not None and known is not None:
                 known.signs = taken.signs
             if over and self.touched:
-                await stored.note_touched(core.db, self._session_id, generation, False)
+                await self._writer.repeat(lambda: stored.note_touched(core.db, self._session_id, generation, False))
                 await threads.run(self._on_disk, record.settle)
                 self.touched = False
             return
@@ -267,7 +267,8 @@ class Storing:
         frames = known.frames = await threads.run(manifest.frames, known.entries, before.entries, before.frames)
         await _bounded(core.objects.put(name, b"".join(frames)))
         size = await threads.run(manifest.size_of, known.entries.values())
-        nobodys = await stored.note(core.db, self._session_id, generation, name, size, before=self._base, over=over)
+        whose = (core.db, self._session_id, generation)
+        nobodys = await self._writer.repeat(lambda: stored.note(*whose, name, size, before=self._base, over=over))
         known.name = name
         await threads.run(self._on_disk, record.write, known)
         if not over:
