@@ -90,7 +90,8 @@ def of_runs(session: Session, *, harmless: bool = False) -> Iterator[str]:
                 word = {"say": prompt.token, "stream": f"word{prompt.words[0]}"}.get(prompt.kind, "")
                 if word not in said:
                     yield f"{what}, and said {said[:200]!r}"
-                if prompt.decided and (prompt.decided == "allow") != (prompt.token in said):
+                was_run = prompt.token in said or (prompt.decided == "allow" and _had_no_space(prompt))
+                if prompt.decided and (prompt.decided == "allow") != was_run:
                     yield f"{what}, was answered {prompt.decided}, and said {said[:200]!r}"
             case "interrupted":
                 if not prompt.interrupted:

@@ -92,6 +92,7 @@ def test_how_often_a_run_was_done(kinds: tuple[str, ...], told: str | None) -> N
         (ended("failed", "owner_lost"), None),
         (ended("interrupted", interrupted=True, stopped=True, kind="stream"), None),
         (ended("succeeded", kind="ask", decided="deny", said="not allowed"), None),
+        (ended("succeeded", kind="ask", decided="allow", said="Exit code 1\nDisk full: this computer's"), None),
         (ended("succeeded", said="w2x"), "said"),
         (ended("succeeded", kind="ask", decided="deny"), "answered deny"),
         (ended("succeeded", kind="ask", decided="allow", said="not allowed"), "answered allow"),
