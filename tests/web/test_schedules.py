@@ -108,9 +108,11 @@ async def test_a_repeated_request_makes_one_and_fires_once(fleet: Fleet) -> None
 
 
 async def test_who_may_only_read_makes_none_and_a_bound_key_sees_its_own(fleet: Fleet, new_key: NewKey) -> None:
-    reads, bound = await new_key("default", scopes=("read",)), await new_key("default", profiles=["readonly"])
+    tenant = f"t{uuid4().hex}"  # what other tests schedule is none of its own
+    reads, free_key = await new_key(tenant, scopes=("read",)), await new_key(tenant)
+    bound = await new_key(tenant, profiles=["readonly"])
     assert (await fleet[0].post("/schedules", YEARLY, headers=reads)).status_code == 403
-    free = (await fleet[0].post("/schedules", YEARLY)).json()["schedule_id"]
+    free = (await fleet[0].post("/schedules", YEARLY, headers=free_key)).json()["schedule_id"]
     own = (await fleet[0].post("/schedules", YEARLY, headers=bound)).json()
     assert own["profile"] == "readonly"
     listed = (await fleet[1].get("/schedules?limit=200", headers=bound)).json()["data"]
@@ -119,4 +121,4 @@ async def test_who_may_only_read_makes_none_and_a_bound_key_sees_its_own(fleet: 
         refused = await fleet[1].get(f"/schedules/{free}{of}", headers=bound)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "profile_not_permitted")
     for schedule_id in (free, own["schedule_id"]):
-        await fleet[0].client.delete(f"/api/v1/schedules/{schedule_id}")
+        await fleet[0].client.delete(f"/api/v1/schedules/{schedule_id}", headers=free_key)
