@@ -87,7 +87,7 @@ async def session(fleet: Fleet) -> str:
 async def test_every_page_is_well_for_who_reads_by_ear_in_light_and_dark_and_fits_a_narrow_screen(
     console: Console, fleet: Fleet
 ) -> None:
-    await fleet[0].session(title="One to be listed")
+    await fleet[0].ask(await fleet[0].session(title="One to be listed"), "say hello")  # a session, and a run
     wrong = []
     async with console("/sessions", refused=("404",)) as page:  # the tenant has no model credential of its own
         await page.evaluate(AXE)
