@@ -101,6 +101,7 @@ def _statements(scale: Scale) -> Iterator[str]:
     if of_person > scale.sessions:
         raise ValueError("more sessions are busy than there are")
     every = f"generate_series(1, {scale.sessions}) n"
+    user = "CASE WHEN n % 4 = 0 THEN 'user-' || n % 20 END"
     ago = f"now() - make_interval(secs => ({scale.sessions} - n) * 2.0)"
     yield f"INSERT INTO tenants (id, name) SELECT {t}, 't' || n FROM generate_series(1, {scale.tenants}) n"
     yield (
@@ -118,18 +119,14 @@ def _statements(scale: Scale) -> Iterator[str]:
     )
     yield (
         "INSERT INTO sessions (id, tenant_id, title, tags, metadata, agent_id, agent_version, sdk_session_id, owner_id,"
-        f" generation, last_seq, taken_by, created_at, updated_at, last_active_at) SELECT {s}, {tenant},"
+        f" generation, last_seq, taken_by, end_user, created_at, updated_at, last_active_at) SELECT {s}, {tenant},"
         " 'Session ' || n, ARRAY['tag-' || n % 50], jsonb_build_object('customer', 'c' || n % 100),"
         f" CASE WHEN n % {scale.sessions // 2} = 0 THEN {rare} WHEN n % 5 = 0 THEN {usual} END,"
         " CASE WHEN n % 5 = 0 THEN 1 END, gen_random_uuid(),"
         f" CASE WHEN n <= {owned} THEN {_id('i', f'(1 + n % {scale.instances})')} END, 1, {scale.events},"
-        f" CASE WHEN n <= {owned} THEN {key} END, {ago}, {ago}, {ago} FROM {every}"
+        f" CASE WHEN n <= {owned} THEN {key} END, {user}, {ago}, {ago}, {ago} FROM {every}"
     )
-    yield (
-        "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, prompt, timeout_seconds, first_seq, last_seq,"
-        f" total_cost_usd, created_at, started_at, finished_at) SELECT {_id('r', 'n')}, {tenant}, {s}, {key},"
-        f" 'succeeded', '\"hello\"', 60, 1, {scale.events}, 0.01, {ago}, {ago}, {ago} FROM {every}"
-    )
+    # Those that are under way come first: later ones would lie where pages of finished ones have room for a small row.
     yield (
         "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, prompt, timeout_seconds, first_seq,"
         f" started_at) SELECT {_id('a', 'n')}, {tenant}, {s}, {key}, 'running', '\"hello\"', 60, 1, now()"
@@ -144,6 +141,11 @@ def _statements(scale: Scale) -> Iterator[str]:
         "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, prompt, timeout_seconds, first_seq,"
         f" started_at, parked) SELECT {_id('p', 'n')}, {tenant}, {s}, {key}, 'requires_action', '\"hello\"', 60, 1,"
         f" now(), 'x' FROM generate_series({owned + queued + 1}, {of_person}) n"
+    )
+    yield (
+        "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, prompt, timeout_seconds, first_seq, last_seq,"
+        f" total_cost_usd, end_user, created_at, started_at, finished_at) SELECT {_id('r', 'n')}, {tenant}, {s}, {key},"
+        f" 'succeeded', '\"hello\"', 60, 1, {scale.events}, 0.01, {user}, {ago}, {ago}, {ago} FROM {every}"
     )
     yield (
         "INSERT INTO requests (id, tenant_id, session_id, run_id, kind, data, status, created_at, expires_at)"
@@ -176,9 +178,9 @@ def _statements(scale: Scale) -> Iterator[str]:
     tokens = "10, 20, 30, 40"
     yield (
         "INSERT INTO usage (run_id, model, tenant_id, session_id, api_key_id, day, input_tokens, output_tokens,"
-        " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd, counts_run)"
-        f" SELECT {_id('r', 'n')}, 'claude-sonnet-5-5', {tenant}, {s}, {key}, ({ago})::date, {tokens}, 0, 0.01, true"
-        f" FROM {every}"
+        " cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd, end_user, counts_run)"
+        f" SELECT {_id('r', 'n')}, 'claude-sonnet-5-5', {tenant}, {s}, {key}, ({ago})::date, {tokens}, 0, 0.01,"
+        f" {user}, true FROM {every}"
     )
     yield (
         "INSERT INTO usage_sums (tenant_id, day, api_key_id, model, runs, first_runs, input_tokens, output_tokens,"
@@ -186,6 +188,13 @@ def _statements(scale: Scale) -> Iterator[str]:
         " SELECT tenant_id, day, api_key_id, model, count(*), count(*), sum(input_tokens), sum(output_tokens),"
         " sum(cache_read_input_tokens), sum(cache_creation_input_tokens), 0, sum(cost_usd::numeric), false"
         " FROM usage GROUP BY 1, 2, 3, 4"
+    )
+    yield (
+        "INSERT INTO usage_user_sums (tenant_id, end_user, day, api_key_id, model, runs, first_runs, input_tokens,"
+        " output_tokens, cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd, fresh)"
+        " SELECT tenant_id, end_user, day, api_key_id, model, count(*), count(*), sum(input_tokens),"
+        " sum(output_tokens), sum(cache_read_input_tokens), sum(cache_creation_input_tokens), 0,"
+        " sum(cost_usd::numeric), false FROM usage WHERE end_user IS NOT NULL GROUP BY 1, 2, 3, 4, 5"
     )
     yield (
         "INSERT INTO model_calls (call_id, tenant_id, session_id, run_id, api_key_id, kind, began_at, status, seconds,"
@@ -400,7 +409,14 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "agent of nobody": Filters(agent="missing"),
         "agent of nearly all": Filters(agent="usual"),
         "agent of few": Filters(agent="rare"),
+        "end user": Filters(end_user="user-4"),
+        "end user of nobody": Filters(end_user="missing"),
     }
+
+    users = Scope(of_end_users=True)
+
+    def of_user(name: str) -> Awaitable[Any]:
+        return runs.list_of_tenant(db, tenant, runs.Filters(end_user=name), limit=20, cursor=None)
 
     def used(*groups: Group, of: UUID | None = None) -> Call:
         return lambda: usage.report(db, tenant, Scope(session_id=of), groups, limit=50, cursor=None)
@@ -436,6 +452,10 @@ async def paths(world: World, scale: Scale) -> dict[str, Call]:
         "usage by key": used("key"),
         "usage by session": used("session"),
         "usage of a session": used(of=busy),
+        "usage by end user": lambda: usage.report(db, tenant, users, ["end_user"], limit=50, cursor=None),
+        "usage of an end user": lambda: usage.report(db, tenant, Scope(end_user="user-4"), (), limit=1, cursor=None),
+        "runs of an end user": lambda: of_user("user-4"),
+        "runs of an end user that nobody is": lambda: of_user("missing"),
         "runs without figures": lambda: usage.unmeasured(db, tenant, Scope()),
         "quotas": lambda: quotas.used(db, tenant, key),
         "budgets": lambda: budgets.of(db, tenant, key, busy),

@@ -116,7 +116,7 @@ ORDER = {
         {"worker"},
         {"upkeep"},
     ),
-    "dialects": ({"compat", "native"},),
+    "dialects": ({"ag_ui", "ai_sdk", "compat", "managed", "mcp", "native", "openai"},),
 }
 """Rooms within rooms, the lowest first: each may import what is below it, never what is above."""
 

@@ -16,15 +16,16 @@ import pytest
 
 from apps.api import audit, keys
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.grants import Grant
 from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
 from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.retention import Retention
 from apps.api.core.fleet import answering, erasure, repair, schedules, suspension
 from apps.api.core.fleet.schedules import By
-from apps.api.core.sessions import deletion, exports, requests, retention
+from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
-from apps.api.core.tenant import mcp, model_credentials, presets, skills, vault, webhooks
+from apps.api.core.tenant import environments, mcp, model_credentials, presets, skills, vault, vaults, webhooks
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
 from apps.api.core.tenant.webhooks import Changes
@@ -47,6 +48,12 @@ NO_ACTS = {
     "/sessions/{session_id}/resume": "",
     "/schedules/{schedule_id}/run": "",
     "/chat": "",
+    "/chat/completions": "",
+    "/responses": "",
+    "/responses/{response_id}/cancel": "",
+    "/conversations": "",
+    "/conversations/{conversation_id}": "labels",
+    "/conversations/{conversation_id}/items": "told with the next response",
     "/chat/{session_id}": "",
     "/session/start": "",
     "/execute/": "",
@@ -55,6 +62,8 @@ NO_ACTS = {
     "/interrupt": "stops work, decides nothing",
     "/cancel": "",
     "/cancel/{session_id}": "",
+    "/chat/{chat_id}/stop": "",
+    "/ag-ui/{agent}": "prompts; what is decided leaves its line in the core",
     "/control": "in the session's events",
     "/reset": "",
     "/rewind": "",
@@ -66,17 +75,29 @@ NO_ACTS = {
     "/files/move": "a session's files, which its agent changes as well",
     "/files/{path}": "",
     "/sessions/{session_id}/archive": "",
+    "/threads/{thread_id}/archive": "refused",
+    "/compat/managed-agents/v1/files": "a file that sessions may name",
+    "/sessions/{session_id}/resources": "a session's files, which its agent changes as well",
+    "/resources/{resource_id}": "",
 }
 """How the paths end of routes that write and leave no line, and why (an empty text: as the one above)."""
 
-UNNOTED = {("delete", "/api/v1/sessions/{session_id}/files/{path}"), ("delete", "/api/v1/files/{file_id}")}
+UNNOTED = {
+    ("delete", "/api/v1/sessions/{session_id}/files/{path}"),
+    ("delete", "/api/v1/files/{file_id}"),
+    ("delete", "/compat/managed-agents/v1/files/{file_id}"),
+    ("delete", "/compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}"),
+}
 """Removals that leave no line: of what agents remove as well, and of what only the client's own prompts name."""
 
 LIMITS = Limits(runs_per_minute=3)
 LINES = {
     ("delete", "/api/v1/sessions/{session_id}"): "session.deleted",
     ("delete", "/compat/code-server/session/{session_id}"): "session.deleted",
+    ("delete", "/compat/openai/v1/responses/{response_id}"): "session.deleted",
+    ("delete", "/compat/openai/v1/conversations/{conversation_id}"): "session.deleted",
     ("delete", "/compat/execute-server/sessions/cleanup"): "session.deleted",
+    ("post", "/api/v1/sessions/{session_id}/client-tokens"): "client_token.created",
     ("post", "/api/v1/sessions/{session_id}/permissions/{request_id}"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/answer"): "request.answered",
     ("post", "/api/v1/sessions/{session_id}/tool-results/{request_id}"): "request.answered",
@@ -114,6 +135,24 @@ LINES = {
     ("post", "/api/v1/admin/keys/{key_id}/rotate"): "key.rotated",
     ("post", "/api/v1/admin/keys/{key_id}/revoke"): "key.revoked",
     ("post", "/api/v1/admin/runs/{run_id}/repair"): "run.repaired",
+    ("post", "/compat/managed-agents/v1/agents"): "preset.created",
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}"): "preset.changed",
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}/archive"): "preset.archived",
+    ("post", "/compat/managed-agents/v1/environments"): "environment.created",
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.changed",
+    ("delete", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.deleted",
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}/archive"): "environment.archived",
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/archive"): "session.archived",
+    ("post", "/compat/managed-agents/v1/vaults"): "vault.created",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): "vault.changed",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/archive"): "vault.archived",
+    ("delete", "/compat/managed-agents/v1/vaults/{vault_id}"): "vault.deleted",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials"): "credential.put",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): "credential.put",
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}/archive"): "credential.archived",
+    ("delete", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): "credential.deleted",
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): "request.answered",
+    ("delete", "/compat/managed-agents/v1/sessions/{session_id}"): "session.deleted",
 }
 
 
@@ -172,11 +211,19 @@ async def stuck(world: World) -> UUID:
     return claim.run_id
 
 
+def variable(name: str) -> vaults.Given:
+    return vaults.Given("variable", name, "x", None, {})
+
+
 async def acts_of(world: World) -> dict[audit.Action, Act]:
     """Every act that leaves a line, each on what those before it have left."""
     core, db, tenant_id = world.core(), world.db, world.tenant_id
     made = await keys.create_key(db, tenant="ours", name="k", scopes=["read"])
     preset = await presets.create(db, tenant_id, "before", Draft(None, None, AgentConfig()), allow_all)
+    place = UUID((await environments.create(db, tenant_id, "d", None, {}, None))["environment_id"])
+    safe = UUID((await vaults.create(db, tenant_id, "s", {}))["id"])
+    kept = await vaults.add(db, core.settings, tenant_id, safe, variable("OLD"))
+    credential = UUID(kept["id"])
     hook = await webhooks.create(db, core.settings, core.outbound, tenant_id, Changes("http://127.0.0.1:9/"), None)
     webhook_id = UUID(hook["webhook_id"])
     session_id, request_id = await asked(world)
@@ -203,6 +250,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     command = Skill("command", "c", "d", {BODY: "x"})
     remote = RemoteServer(type="http", url="http://127.0.0.1/", headers={"A": "hidden"})
     draft = Draft("new", None, AgentConfig())
+    grant = Grant(session_id, ("read",), datetime.now(UTC) + timedelta(minutes=1))
     return {
         "tenant.created": lambda: keys.create_tenant(db, "another"),
         "tenant.suspended": lambda: suspension.suspend(core, "ours", uuid4()),
@@ -229,6 +277,19 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "mcp_server.deleted": lambda: mcp.delete(db, tenant_id, "m"),
         "preset.created": lambda: presets.create(db, tenant_id, "new", draft, allow_all),
         "preset.changed": lambda: presets.revise(db, tenant_id, "before", {"description": "d"}, allow_all, whole=False),
+        "preset.archived": lambda: presets.archive(db, tenant_id, "new"),
+        "environment.created": lambda: environments.create(db, tenant_id, "e", None, {}, None),
+        "environment.changed": lambda: environments.change(db, tenant_id, place, {"name": "f"}),
+        "environment.archived": lambda: environments.archive(db, tenant_id, place),
+        "environment.deleted": lambda: environments.delete(db, tenant_id, place),
+        "vault.created": lambda: vaults.create(db, tenant_id, "v", {}),
+        "vault.changed": lambda: vaults.change(db, tenant_id, safe, "w", None),
+        "credential.put": lambda: vaults.add(db, core.settings, tenant_id, safe, variable("NEW")),
+        "credential.archived": lambda: vaults.archive_credential(db, tenant_id, safe, credential),
+        "credential.deleted": lambda: vaults.delete_credential(db, tenant_id, safe, credential),
+        "vault.archived": lambda: vaults.archive(db, tenant_id, safe),
+        "vault.deleted": lambda: vaults.delete(db, tenant_id, safe),
+        "session.archived": lambda: deletion.archive(db, world.redis, tenant_id, idle),
         "preset.deleted": lambda: presets.delete(db, tenant_id, str(preset)),
         "skill.put": lambda: skills.put(db, tenant_id, skill),
         "skill.deleted": lambda: skills.delete(db, tenant_id, "skill", "s"),
@@ -249,6 +310,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
             core, tenant_id, session_id, request_id, "permission", deny, person
         ),
         "run.repaired": lambda: repair.repair(db, run_id),
+        "client_token.created": lambda: client_tokens.issue(core, tenant_id, "hidden", grant),
         "session.deleted": lambda: deletion.delete(db, tenant_id, session_id),
     }
 

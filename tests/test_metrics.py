@@ -342,6 +342,16 @@ async def a_client_waits_for_a_run_and_resets_the_session(instance: Instance) ->
     yield
 
 
+@there("steered_total")
+async def a_message_goes_into_the_turn_that_runs(instance: Instance) -> AsyncIterator[None]:
+    session_id = await instance.session(permission_mode="bypassPermissions")
+    run_id = await instance.prompt(session_id, "run sleep 1 then say done")
+    async with instance.stream(f"/runs/{run_id}/events") as events:
+        await anext(event async for event in events if event.event == "init")
+    await instance.prompt(session_id, "say more", on_busy="steer")
+    yield
+
+
 @there("decision_wait_seconds", "permissions_denied_total")
 async def a_person_denies_a_call(instance: Instance) -> AsyncIterator[None]:
     run_id = await instance.prompt(await instance.session(**ASKING), COMMAND)

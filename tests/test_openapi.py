@@ -47,8 +47,23 @@ def document(documents: list[dict[str, Any]]) -> dict[str, Any]:
     return documents[0]
 
 
+OFFICIAL = {"openai": "OpenAIError", "managed-agents": "ManagedError"}
+"""Surfaces for the official clients of others, and their model of an error."""
+
+
+FRONT_ENDS = ("ag-ui", "ui")
+"""Surfaces for front ends, whose errors are the native API's."""
+
+
+def surface_of(name: str) -> str | None:
+    """What an operation belongs to beside the native API."""
+    first, _, rest = name.partition(" /")[2].partition("/")
+    return rest.split("/")[0] if first == "compat" else first if first in FRONT_ENDS else None
+
+
 def is_compat(name: str) -> bool:
-    return " /compat/" in name
+    """Whether it is of an older server."""
+    return surface_of(name) not in (None, *OFFICIAL, *FRONT_ENDS)
 
 
 def everywhere(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
@@ -108,8 +123,9 @@ def test_the_files_are_what_the_code_exports(exported: dict[Path, str]) -> None:
 
 
 def test_each_document_has_its_own_routes_only(documents: list[dict[str, Any]]) -> None:
-    own = [{is_compat(f"GET {path}") and path.split("/")[2] for path in document["paths"]} for document in documents]
-    assert own == [{False}, {"chat-server"}, {"code-server"}, {"execute-server"}]
+    own = [{surface_of(f"GET {path}") for path in document["paths"]} for document in documents]
+    older = [{"chat-server"}, {"code-server"}, {"execute-server"}]
+    assert own == [{None}, *older, {"managed-agents"}, {"openai"}, {"ag-ui"}, {"ui"}]
 
 
 def test_the_documents_name_their_schemas_only(documents: list[dict[str, Any]]) -> None:
@@ -163,6 +179,8 @@ def test_every_route_with_a_key_documents_its_errors(documents: list[dict[str, A
             continue
         statuses = set(operation["responses"])
         wanted = set(ALWAYS_COMPAT if is_compat(name) else ALWAYS)
+        if surface_of(name) in OFFICIAL:
+            wanted = (wanted | {"400"}) - {"422"}
         if "{" in name:
             wanted.add("404")
         if "requestBody" in operation:
@@ -176,13 +194,18 @@ def test_every_error_answer_has_our_shape_and_an_example(documents: list[dict[st
         for status, answer in operation["responses"].items():
             if status < "400" or operation["tags"] == ["health"]:
                 continue
-            assert is_compat(name) or set(answer) == {"$ref"}, f"{name} {status} is not shared"
+            assert surface_of(name) or set(answer) == {"$ref"}, f"{name} {status} is not shared"
             content = resolve(document, answer)["content"]["application/json"]
             compat = "Details" if status == "422" else "Detail"
-            model = compat if is_compat(name) else "ErrorAnswer"
+            model = OFFICIAL.get(surface_of(name) or "", compat if is_compat(name) else "ErrorAnswer")
             assert content["schema"] == {"$ref": f"#/components/schemas/{model}"}, f"{name} {status}"
             example = content["example"]
-            assert example["detail"] if is_compat(name) else example["error"]["code"], f"{name} {status}"
+            said = (
+                example["detail"]
+                if is_compat(name)
+                else example["error"]["type" if surface_of(name) in OFFICIAL else "code"]
+            )
+            assert said, f"{name} {status}"
 
 
 def test_errors_have_codes_that_are_listed(document: dict[str, Any]) -> None:

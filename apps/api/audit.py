@@ -40,6 +40,19 @@ Action = Literal[
     "preset.created",
     "preset.changed",
     "preset.deleted",
+    "preset.archived",
+    "environment.created",
+    "environment.changed",
+    "environment.archived",
+    "environment.deleted",
+    "vault.created",
+    "vault.changed",
+    "vault.archived",
+    "vault.deleted",
+    "credential.put",
+    "credential.archived",
+    "credential.deleted",
+    "session.archived",
     "skill.put",
     "skill.deleted",
     "command.put",
@@ -58,6 +71,7 @@ Action = Literal[
     "session.deleted",
     "session.exported",
     "session.imported",
+    "client_token.created",
 ]
 """What is written down: a noun and what was done to it."""
 
@@ -71,6 +85,7 @@ class Actor:
         name, tenant: of the key.
         address: the client's.
         request_id: of the request, or of the handshake of a WebSocket.
+        end_user: for whom a client token of the key is; in the details of a line.
     """
 
     id: str
@@ -78,6 +93,7 @@ class Actor:
     tenant: str | None = None
     address: str | None = None
     request_id: str | None = None
+    end_user: str | None = None
 
 
 SYSTEM, CLI = Actor("system"), Actor("cli")
@@ -103,6 +119,8 @@ def values(action: Action, tenant_id: UUID, target: UUID | str | None = None, **
     """The parameters of `inserting`; see `note`."""
     by = ACTING.get()
     about = None if target is None else str(target)
+    if by.end_user is not None:
+        details["end_user"] = by.end_user
     return action, tenant_id, about, details, by.id, by.name, by.tenant, by.address, by.request_id
 
 

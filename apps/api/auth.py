@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from uuid import UUID
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from apps.api import addresses, clock, invalidations
 from apps.api.addresses import Address
+from apps.api.core.config.grants import Grant
 from apps.api.core.config.limits import NO_LIMITS, Stored
 from apps.api.db import Database
 from apps.api.errors import Forbidden, Unauthorized
@@ -25,6 +26,9 @@ from apps.api.redis import KEY_CACHE_TTL, Redis
 
 SCOPES = ("admin", "write", "read")
 """`admin` includes `write`, which includes `read`. It is the operator's: for keys and tenants of the whole server."""
+
+USUAL_SCOPES = ("write", "read")
+"""Of a key that is made without saying which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Principal:
         limits: the key's own; the server's hold where there is none.
         tenant_limits: those of the tenant, which all its keys have together.
         secret_hash: of the secret that was shown, since a key may have two for a while.
+        grant: what the client token that was shown allows of what its key may do; None: the key itself was shown.
     """
 
     tenant_id: UUID
@@ -52,6 +57,19 @@ class Principal:
     limits: Stored = NO_LIMITS
     tenant_limits: Stored = NO_LIMITS
     secret_hash: str = field(default="", repr=False)
+    grant: Grant | None = None
+
+    @property
+    def end_user(self) -> str | None:
+        """For whom a client token asks."""
+        return self.grant.end_user if self.grant else None
+
+    def within(self, grant: Grant) -> Principal:
+        """The holder of a client token of this key. Raises Unauthorized `client_token_expired`."""
+        if grant.expires_at <= clock.now():
+            raise Unauthorized("This client token has expired.", code="client_token_expired")
+        scopes = tuple(scope for scope in USUAL_SCOPES if covers(self.scopes, scope))
+        return replace(self, grant=grant, scopes=scopes, expires_at=grant.expires_at)
 
     def require_unbound(self) -> None:
         """Raises Forbidden `key_is_bound` for a key that is bound to profiles: it may not change what all keys of its

@@ -4,15 +4,16 @@ ApiError
 ├── ValidationError         422 validation_error
 ├── BadRequest              400 bad_request
 ├── NotFound                404 *_not_found
-├── Unauthorized            401 authentication_required, invalid_api_key
+├── Unauthorized            401 authentication_required, invalid_api_key, client_token_expired
 ├── Forbidden               403 insufficient_scope, tool_not_permitted, option_not_permitted, profile_not_permitted
 │                               key_is_bound, mcp_command_not_permitted, tenant_suspended, address_not_permitted,
-│                               origin_not_permitted, model_not_permitted
+│                               origin_not_permitted, model_not_permitted, client_token_not_permitted
 ├── Conflict                409 session_busy, session_deleted, no_live_run, idempotency_key_reused,
 │                               too_many_webhooks, too_many_schedules, too_many_commands, webhook_disabled,
-│                               checkpointing_off, workspace_not_copied, preset_busy, schedule_busy,
-│                               own_tenant, tenant_deleted, not_a_file, not_a_directory,
-│                               directory_not_empty, file_exists, files_busy
+│                               checkpointing_off, workspace_not_copied, preset_busy, preset_changed,
+│                               preset_archived, session_archived, environment_archived, environment_in_use,
+│                               too_many_environments, schedule_busy, own_tenant, tenant_deleted, not_a_file,
+│                               not_a_directory, directory_not_empty, file_exists, files_busy
 ├── PreconditionFailed      412 etag_mismatch
 ├── Gone                    410 events_expired
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large
@@ -100,8 +101,10 @@ class BadRequest(ApiError):
 
 Noun = Literal[
     "agent",
+    "environment",
     "checkpoint",
     "command",
+    "credential",
     "delivery",
     "file",
     "key",
@@ -117,6 +120,7 @@ Noun = Literal[
     "session",
     "skill",
     "tenant",
+    "vault",
     "webhook",
 ]
 """What can be missing."""

@@ -119,6 +119,10 @@ RUNS_ENDED = _counter(
     "runs_ended_total", "Runs that this instance ended, by status and error code.", ["status", "code"]
 )
 
+STEERED = _counter(
+    "steered_total", "Messages for a turn that ran, by what became of them: taken by it, or the next run.", ["state"]
+)
+
 
 class Ended(NamedTuple):
     """The end of a run: `code` of its error, if there is one; seconds since its start, if it had begun."""

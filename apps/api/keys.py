@@ -13,14 +13,12 @@ import asyncpg
 
 from apps.api import audit
 from apps.api.auth import SCOPES, forget_cached, hash_of, listed, prefix_of
+from apps.api.auth import USUAL_SCOPES as USUAL_SCOPES
 from apps.api.core.config.limits import NO_LIMITS, Limits, read
 from apps.api.db import Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.redis import Redis
 from apps.api.settings import TENANT_NAME as TENANT_NAME
-
-USUAL_SCOPES = ("write", "read")
-"""Of a key that is made without saying which."""
 
 DEFAULT_TENANT = "default"
 

@@ -27,15 +27,20 @@ from apps.api.core.network.outbound import Outbound
 from apps.api.core.tasks import Loops
 from apps.api.core.tenant.deliveries import Deliveries
 from apps.api.db import Database
+from apps.api.dialects.ag_ui import routes as ag_ui
+from apps.api.dialects.ai_sdk import routes as ai_sdk
 from apps.api.dialects.compat.chat_server import routes as chat_server
 from apps.api.dialects.compat.code_server import routes as code_server
 from apps.api.dialects.compat.execute_server import routes as execute_server
+from apps.api.dialects.managed import routes as managed
+from apps.api.dialects.mcp import routes as mcp
 from apps.api.dialects.native.document import NATIVE
 from apps.api.dialects.native.routes import routers as native
+from apps.api.dialects.openai import routes as openai
 from apps.api.limits import PromptLimits
 from apps.api.logs import configure_logging, speak_for
 from apps.api.measure import Lateness, Queue, measure
-from apps.api.redis import open_redis
+from apps.api.redis import Redis, open_redis
 from apps.api.runner.guard import cgroups, isolation, trial
 from apps.api.runner.guard.launcher import bundled_cli
 from apps.api.runner.session.watch import Watch
@@ -56,6 +61,12 @@ log = structlog.get_logger(__name__)
 
 DIALECTS = {"chat_server": chat_server, "code_server": code_server, "execute_server": execute_server}
 """The older servers whose clients work here, by what ROOT_DIALECT calls them."""
+
+FRONT_ENDS = (ag_ui, ai_sdk)
+"""What front ends speak: pages of ALLOWED_ORIGINS may ask it."""
+
+SURFACES = (*DIALECTS.values(), managed, openai, *FRONT_ENDS)
+"""All APIs beside the native one, each with a prefix, a document and errors of its own."""
 
 LAST_REQUESTS = 15.0
 """Seconds for requests that wait for runs of other instances when those of this one have taken all of the grace."""
@@ -100,7 +111,8 @@ def create_app(settings: Settings, found: trial.Found | None = None) -> FastAPI:
         app.add_middleware(hosts.KnownHosts, names=names)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, file_limit=settings.max_file_bytes)
     if settings.allowed_origins:
-        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins)
+        prefixes = ("/api/", *(f"{surface.PREFIX}/" for surface in FRONT_ENDS))
+        app.add_middleware(cors.AllowedOrigins, origins=settings.allowed_origins, prefixes=prefixes)
     app.add_middleware(RequestContext)
     return app
 
@@ -109,15 +121,15 @@ def _mount(app: FastAPI, root_dialect: str | None) -> None:
     if root_dialect is not None:
         # First, for its own /health; the native API's other paths are none of any dialect's.
         app.include_router(DIALECTS[root_dialect].router, include_in_schema=False)
-    for router in (health.router, index.router, ports.router, *native):
+    for router in (health.router, index.router, ports.router, *native, mcp.router):
         app.include_router(router)
-    for dialect in DIALECTS.values():
-        app.include_router(dialect.router, prefix=dialect.PREFIX)
+    for surface in SURFACES:
+        app.include_router(surface.router, prefix=surface.PREFIX)
 
 
 def descriptions() -> dict[str, Description]:
     """Of all documents, by the path below which they are served."""
-    return {"": NATIVE, **{dialect.PREFIX: dialect.DESCRIPTION for dialect in DIALECTS.values()}}
+    return {"": NATIVE, **{surface.PREFIX: surface.DESCRIPTION for surface in SURFACES}}
 
 
 def _describe(app: FastAPI) -> None:
@@ -126,7 +138,7 @@ def _describe(app: FastAPI) -> None:
 
 
 def _error_shapes(root_dialect: str | None) -> dict[str, ErrorShape]:
-    shapes = {dialect.PREFIX: dialect.error_shape for dialect in DIALECTS.values()}
+    shapes = {surface.PREFIX: surface.error_shape for surface in SURFACES}
     if root_dialect is not None:
         shapes |= {"/api": errors.native, "/preview": errors.native, "": DIALECTS[root_dialect].error_shape}
     return shapes
@@ -147,6 +159,10 @@ async def _admit_guests(core: Core) -> str | None:
 async def _ensure_first_key(db: Database, settings: Settings) -> None:
     if settings.api_key is not None:
         await keys.ensure_first_key(db, settings.api_key.get_secret_value())
+
+
+def _entrance(db: Database, redis: Redis, settings: Settings) -> Entrance:
+    return Entrance(db, redis, settings.key_failures_per_minute, settings.encryption_keys)
 
 
 async def _look_at_role(db: Database, settings: Settings) -> None:
@@ -231,7 +247,7 @@ async def _lifespan(settings: Settings, isolated: _Isolation, instance_id: UUID,
         loops.keep("webhook-deliveries", deliveries.run)  # others tell by this instance's lease whether it still sends
         for part in (worker, Upkeep(runner, worker), watch := Watch(runner, worker.executions), Lateness()):
             part.run_in(loops)
-        stack.push_async_callback((entrance := Entrance(db, redis, settings.key_failures_per_minute)).close)
+        stack.push_async_callback((entrance := _entrance(db, redis, settings)).close)
         opened = Opened(db.for_runner(), shares := table(settings, descriptors()))
         loops.start("opened", opened.check, opened.until_next_check)
         probe = _probe(settings, isolated, worker, lease, model, loops)

@@ -150,6 +150,7 @@ class Settings(BaseSettings):
     agent_seccomp: Literal["on", "off"] = "on"
     agent_network: Literal["direct", "open", "limited", "model_only"] = "open"
     agent_allowed_hosts: CommaList[Annotated[str, Field(pattern=HOST, max_length=260)]] = ()
+    package_registries: CommaList[Annotated[str, Field(pattern=HOST, max_length=260)]] = ()
     agent_unix_sockets: Literal["on", "off"] = "on"
     agent_read_paths: Annotated[tuple[Path, ...], NoDecode] = ()
     agent_memory_bytes: int = Field(4_000_000_000, ge=500_000_000)

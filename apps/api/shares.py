@@ -37,6 +37,10 @@ BODIES_BYTES = 64 * 1024 * 1024
 """Of bodies in flight. What is made of them until they have been checked takes several times as much."""
 
 
+OF_TOKENS = 32
+"""Event streams, and WebSockets, that client tokens of one session may hold, so that they leave room for others."""
+
+
 def descriptors() -> int:
     """How many files and connections this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -134,9 +138,11 @@ def table(settings: Settings, limit: int) -> dict[Kind, Share]:
     return {
         "open": Share("connections that stay open", code="too_many_streams", limits=of_all),
         "streams": Share(
-            "event streams and waiting requests", code="too_many_streams", limits={"key": settings.max_streams_per_key}
+            "event streams and waiting requests",
+            code="too_many_streams",
+            limits={"key": settings.max_streams_per_key, "session": OF_TOKENS},
         ),
-        "sockets": Share("WebSockets", code="too_many_connections", limits={"key": 200}),
+        "sockets": Share("WebSockets", code="too_many_connections", limits={"key": 200, "session": OF_TOKENS}),
         "strangers": Share("WebSockets without a key", code="too_many_connections", limits={"instance": strangers}),
         "previews": Share("connections to previews", code="rate_limited", limits={"session": 50, "instance": 500}),
         "bodies": Share("bytes of requests", code="too_many_bytes", limits={"key": bodies // 2, "instance": bodies}),

@@ -16,6 +16,9 @@ from apps.demo_model.wire import JsonObject
 REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
 WORKING_DIRECTORY = re.compile(r"working directory:\s*(.+)", re.IGNORECASE)
 NOTICE = re.compile(r"<task-notification>(.*?)</task-notification>", re.DOTALL)
+MEANWHILE = re.compile(
+    r"The user sent a new message while you were working:\n(.*?)\n\n(?=This is how Claude Code)", re.DOTALL
+)
 NUDGE = "[structured-output-enforce]"
 RESUMED = "Continue from where you left off."
 NOT_A_PERSON = ("[Request interrupted by user", "[Image: ", NUDGE, "<local-command-", "<command-", RESUMED)
@@ -124,6 +127,8 @@ def _read_aside(found: Conversation, text: str) -> None:
     if not found.cwd and (stated := WORKING_DIRECTORY.search(text)):
         found.cwd = stated.group(1).strip()
     found.notices += NOTICE.findall(text)
+    # What a person says in the middle of a turn changes nothing of what the turn is at.
+    found.prompts[-1:-1] = MEANWHILE.findall(text)
     found.nudged = found.nudged or NUDGE in text
 
 

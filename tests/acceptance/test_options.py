@@ -20,7 +20,7 @@ SECRET = "OPTIONS_HOOK_KEY"
 NOWHERE = {"url": "http://127.0.0.1:9/", "secret": "${OPTIONS_HOOK_KEY}", "on_failure": "allow", "timeout_seconds": 1}
 MODEL, OTHER_MODEL = "claude-sonnet-5-5", "claude-opus-5-5"
 PROMPT = (
-    "run printenv WORD then run perl -e 1 then run perl -e 2"
+    "run printenv WORD then run perl -e 1 then run perl -e 2 then run echo asked-a then run echo asked-b"
     ' then use tool Read {"file_path": "{workspace}/left/x"} then use tool Read {"file_path": "{workspace}/right/x"}'
     " then answer by schema"
 )
@@ -100,6 +100,12 @@ OPTIONS: dict[str, Option] = {
         ["Bash(printenv:*)", "Bash(perl -e 2)"],
         lambda t: which(t.refused, "perl -e 1", "perl -e 2"),
         (["perl -e 2"], ["perl -e 1"], ["perl -e 1", "perl -e 2"]),
+    ),
+    "ask_tools": Option(  # of what runs without asking; nobody is there to ask
+        ["Bash(echo asked-a)"],
+        ["Bash(echo asked-b)"],
+        lambda t: which(t.refused, "asked-a", "asked-b"),
+        (["asked-a"], ["asked-b"], []),
     ),
     "disallowed_tools": Option(
         ["Glob"],

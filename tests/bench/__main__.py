@@ -27,6 +27,7 @@ from tests.bench import (
     plots,
     relay,
     sdk,
+    surfaces,
     turns,
     workspace,
 )
@@ -46,6 +47,7 @@ SECTIONS: tuple[str, ...] = (
     "cold",
     "isolation",
     "warm",
+    "surfaces",
     "decision",
     "gateway",
     "burst",
@@ -121,6 +123,10 @@ def sections(stage: Stage, driven: Sdk, report: Report, size: Sizes) -> dict[str
         "cold": ("First delta of a new session", [lambda: turns.cold(stage, driven, report, size.rounds)]),
         "isolation": ("The layers of isolation", [lambda: isolation.starts(driven, report, size.rounds)]),
         "warm": ("Warm turns", [lambda: turns.warm(stage, driven, report, size.warm_rounds)]),
+        "surfaces": (
+            "Surfaces for other clients",
+            [lambda: surfaces.added(stage, report, min(size.warm_rounds, 40))],
+        ),
         "decision": (
             "Permission requests, decided on another instance",
             [lambda: decision.decisions(stage, driven, report, size.decisions)],

@@ -85,6 +85,9 @@ def of_runs(session: Session, *, harmless: bool = False) -> Iterator[str]:
         code = (run.get("error") or {}).get("code")
         what = f"run {prompt.run_id} ({prompt.kind} {prompt.token}) is {run.get('status')} {code or ''}"
         match run.get("status"):
+            case "succeeded" if (into := run["result"].get("steered_into")) is not None:
+                if not prompt.steered or into == prompt.run_id or into not in runs:
+                    yield f"{what}, and is said to be in run {into}"
             case "succeeded":
                 said = str(run["result"]["result"])
                 word = {"say": prompt.token, "stream": f"word{prompt.words[0]}"}.get(prompt.kind, "")

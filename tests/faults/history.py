@@ -29,6 +29,7 @@ class Prompt:
         words: that a prompt of the kind `stream` has said, and how many milliseconds apart.
         interrupted: somebody has asked to interrupt its run.
         stopped: that was answered with `applied`.
+        steered: it was sent to go into the turn that ran then.
         decided: what a person has decided on what it asked, and was told that it counts.
         run: as it was read when it was over.
     """
@@ -40,6 +41,7 @@ class Prompt:
     run_id: str | None = None
     interrupted: bool = False
     stopped: bool = False
+    steered: bool = False
     decided: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
 

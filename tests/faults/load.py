@@ -184,6 +184,8 @@ class Load:
         prompt.run_id = (await self.ask("POST", path, {"prompt": prompt.text}, key=prompt.key))["run_id"]
         if before is not None and self._chance.random() < 0.2:
             await self._interrupt_late(session, before)
+        if self._chance.random() < 0.3:
+            await self._steer(session)
         if prompt.kind == "stream" and self._chance.random() < 0.7:
             await asyncio.sleep(self._chance.uniform(0.0, 1.0 if session.stub else 3.0))
             await self._interrupt(session, prompt)
@@ -196,6 +198,14 @@ class Load:
             if again["run_id"] != prompt.run_id:
                 raise Broken(f"prompt {prompt.token} was run {prompt.run_id}, and again {again['run_id']}")
         await asyncio.sleep(self._chance.uniform(0, 2 * _pause(session)))
+
+    async def _steer(self, session: Session) -> None:
+        """Say something to whatever the session is at, at any point of it."""
+        await asyncio.sleep(self._chance.choice((0.0, 0.01, 0.05, 0.2, 1.0)))
+        prompt = Prompt("say", next(self._tokens), steered=True)
+        session.prompts.append(prompt)
+        body = {"prompt": prompt.text, "on_busy": "steer"}
+        prompt.run_id = (await self.ask("POST", f"/sessions/{session.id}/query", body, key=prompt.key))["run_id"]
 
     async def _interrupt(self, session: Session, prompt: Prompt) -> None:
         prompt.interrupted = True

@@ -52,6 +52,18 @@ def ended(status: str, code: str | None = None, kind: str = "say", said: str = "
     return Prompt(**{"kind": kind, "token": "w1x", "run_id": "r", "run": run, **more})
 
 
+def test_which_turn_has_taken_a_prompt() -> None:
+    turn = Prompt("say", "w0x", run_id="turn", run={"status": "succeeded", "error": None, "result": {"result": "w0x"}})
+
+    def taken(into: str, **more: Any) -> Prompt:
+        run = {"status": "succeeded", "error": None, "result": {"result": None, "steered_into": into}}
+        return Prompt(**{"kind": "say", "token": "w1x", "run_id": "r", "run": run, "steered": True, **more})
+
+    assert list(of_runs(session(turn, taken("turn")))) == []
+    for wrong in (taken("r"), taken("another"), taken("turn", steered=False)):
+        assert "is said to be in run" in next(of_runs(session(turn, wrong)))
+
+
 def test_what_readers_were_told() -> None:
     assert list(of_readers(session())) == []
     assert list(of_readers(session(told=(1, 3), other=(1,)))) == ["reader one: event 3 came as number 2"]

@@ -77,9 +77,8 @@ class Furnisher:
         for name, secret_name in ((NAME, SECRET_NAME), (f"only-{uuid4().hex[:8]}", f"ONLY_{uuid4().hex[:8].upper()}")):
             await self._names(name, secret_name)
         tenant.names = {"agent": name, "name": name, "command": f"{name}-command", "secret": secret_name}
-        await asyncio.gather(
-            self._webhook(), self._schedule(), self._file(), self._session(), self._request(), self._dialects()
-        )
+        await self._file()
+        await asyncio.gather(self._webhook(), self._schedule(), self._session(), self._request(), self._dialects())
 
     async def _names(self, name: str, secret_name: str) -> None:
         marker = self._tenant.marker
@@ -139,6 +138,27 @@ class Furnisher:
         self._tenant.ids["code_session_id"] = started["session_id"]
         executed = await self("POST", "/compat/execute-server/execute/", {"prompt": prompt})
         self._tenant.ids["execute_session_id"] = executed["session_id"]
+        openai, model = "/compat/openai/v1", "claude-sonnet-5-5"
+        talk = (await self("POST", f"{openai}/conversations", {"metadata": {"k": self._tenant.marker}}))["id"]
+        asked = {"model": model, "input": prompt, "conversation": talk}
+        self._tenant.ids["response_id"] = (await self("POST", f"{openai}/responses", asked))["id"]
+        self._tenant.ids["conversation_id"] = talk
+        items = (await self("GET", f"{openai}/conversations/{talk}/items"))["data"]
+        self._tenant.ids["item_id"] = items[0]["id"]
+        of = "/compat/managed-agents/v1"
+        agent = await self("POST", f"{of}/agents", {"name": self._tenant.marker, "model": "claude-sonnet-5-5"})
+        place = await self("POST", f"{of}/environments", {"name": self._tenant.marker})
+        begin = {"agent": agent["id"], "environment_id": place["id"], "title": self._tenant.marker}
+        managed = (await self("POST", f"{of}/sessions", begin))["id"]
+        thread = (await self("GET", f"{of}/sessions/{managed}/threads"))["data"][0]["id"]
+        safe = await self("POST", f"{of}/vaults", {"display_name": self._tenant.marker})
+        auth = {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": self._tenant.marker}
+        token = await self("POST", f"{of}/vaults/{safe['id']}/credentials", {"auth": auth})
+        mount = {"type": "file", "file_id": self._tenant.ids["file_id"]}
+        mounted = await self("POST", f"{of}/sessions/{managed}/resources", mount)
+        made = {"agent_id": agent["id"], "environment_id": place["id"], "thread_id": thread}
+        made |= {"vault_id": safe["id"], "credential_id": token["id"], "resource_id": mounted["id"]}
+        self._tenant.ids |= {**made, "managed_session_id": managed}
 
 
 async def settled(fleet: Fleet, tenant: Tenant) -> bool:
@@ -199,6 +219,8 @@ async def two(fleet: Fleet, new_key: NewKey, receiver: Receiver) -> AsyncIterato
             for name in ("session_id", "asking_session_id", "code_session_id", "execute_session_id"):
                 path = f"/api/v1/sessions/{tenant.ids[name]}"
                 await fleet[0].client.delete(path, headers=tenant.keys["full"])
+            managed = f"/compat/managed-agents/v1/sessions/{tenant.ids['managed_session_id']}"
+            await fleet[0].client.delete(managed, headers=tenant.keys["full"])
 
 
 async def _revoke(fleet: Fleet, tenants: list[Tenant]) -> None:

@@ -32,6 +32,12 @@ from tests.web.test_bound_keys import ROUTES
 
 IN_PATHS = {
     "session_id": "session_id",
+    "agent_id": "agent_id",
+    "environment_id": "environment_id",
+    "thread_id": "thread_id",
+    "vault_id": "vault_id",
+    "credential_id": "credential_id",
+    "resource_id": "resource_id",
     "run_id": "run_id",
     "request_id": "request_id",
     "agent": "agent",
@@ -43,6 +49,11 @@ IN_PATHS = {
     "file_id": "file_id",
     "path": "marker",
     "tenant": "tenant",
+    "response_id": "response_id",
+    "conversation_id": "conversation_id",
+    "item_id": "item_id",
+    "model": "agent",
+    "chat_id": "marker",
 }
 """Parameter of a path → what it names."""
 
@@ -51,19 +62,25 @@ PROFILES = "/api/v1/profiles/{name}"
 
 IN_QUERIES = {
     "actor": "key_id",
+    "agent_id": "agent_id",
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
+    "ids": "file_id",
+    "ids[]": "file_id",
     "key_id": "key_id",
     "run_id": "run_id",
+    "scope_id": "managed_session_id",
     "search": "marker",
     "session_id": "session_id",
     "tag": "marker",
     "tenant": "tenant",
 }
 PLAIN_QUERIES = """
-    action after created_after created_before error_code expires_in_seconds format from group_by limit max_age_hours
-    model name path recursive since status to until version wait
+    action after agent_version beta created_after created_at[gt] created_at[gte] created_at[lt] created_at[lte]
+    created_before deployment_id end_user error_code event_deltas event_deltas[] expires_in_seconds format from
+    group_by include_archived limit max_age_hours memory_store_id model name order page path recursive since
+    starting_after status statuses statuses[] stream to types types[] until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -77,6 +94,9 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "resume_session_at": ("message_uuid", "{}"),
     "checkpoint_id": ("checkpoint_id", "{}"),
     "agent": ("agent", "{}"),
+    "environment_id": ("environment_id", "{}"),
+    "file_id": ("file_id", "{}"),
+    "vault_ids": ("vault_id", ["{}"]),
     "tenant": ("tenant", "{}"),
     "skills": ("name", ["tenant:{}"]),
     "mcp_reconnect": ("name", "{}"),
@@ -87,18 +107,25 @@ IN_BODIES: dict[str, tuple[str, Any]] = {
     "agents": ("name", {"helper": {"description": "x", "prompt": "x", "skills": ["tenant:{}"]}}),
     "resources": ("file_id", [{"file_id": "{}"}]),
     "headers": ("secret", {"A": "${{{}}}"}),
+    "previous_response_id": ("response_id", "{}"),
+    "conversation": ("conversation_id", "{}"),
 }
 PLAIN_FIELDS = """
-    add_dirs allowed_tools answers api_key args at_seq auth_token betas client_tools command concurrent_runs content
-    context_window cron cwd decision description disallowed_tools dry_run effort enable_file_checkpointing enabled env
-    events events_days expand_prompt expires_at fallback_model file file_bytes files fork_session
-    forward_subagent_text idle_sessions_days include_partial_messages initial_prompt interrupt is_error jitter_seconds
-    limits live_sessions max_budget_usd max_session_usd max_turns message metadata mode model models name networks
-    on_busy on_disconnect on_owner_lost output_format overlap overlap_seconds overwrite pause_after_failures
-    permission_mode profile profiles prompt prompts_per_minute queued_runs remember repo repository runs_per_minute
-    scopes session source stream streams system_prompt system_prompt_append tags target task_budget thinking time_zone
-    timeout_seconds title tokens_per_day tokens_per_month tools transcripts_days type unattended updated_input
-    updated_permissions url usage_days usd_per_day usd_per_month value wait workspace_bytes workspaces_days
+    add_dirs allow allowed_tools answers api_key args ask_tools at_seq auth auth_token authorization_token
+    background betas budget client_tools command concurrent_runs config content context context_window cron cwd
+    decision description disallowed_tools display_name dry_run effort enable_file_checkpointing enabled end_user env
+    events events_days execution_identity expand_prompt expires_at expires_in_seconds fallback_model file file_bytes
+    files fork_session forward_subagent_text forwardedProps id idle_sessions_days include include_partial_messages
+    initial_events initial_prompt input instructions interrupt is_error items jitter_seconds limits live_sessions
+    max_budget_usd max_session_usd max_turns message messageId messages metadata mode model models mount_path
+    multiagent name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds
+    overwrite parallel_tool_calls pause_after_failures permission_mode profile profiles prompt prompts_per_minute
+    queued_runs reasoning reasoning_effort remember repo repository response_format resume runId runs_per_minute
+    safety_identifier scope scopes session source state store stream stream_options streams system system_prompt
+    system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
+    tokens_per_day tokens_per_month tool_choice tools transcripts_days trigger ttl_seconds type unattended
+    updated_input updated_permissions url usage_days usd_per_day usd_per_month user value vault_ids version wait
+    workspace_bytes workspaces_days
 """
 """What names nothing that a tenant has."""
 
@@ -123,6 +150,21 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /api/v1/sessions/{session_id}/reset": {"mode": "soft"},
     "POST /api/v1/sessions/{session_id}/files/move": {"source": "a", "target": "b"},
     "POST /api/v1/sessions/{session_id}/control": {"model": "m"},
+    "POST /compat/openai/v1/responses": {"model": "claude-sonnet-5-5", "input": "say no"},
+    "POST /compat/openai/v1/conversations/{conversation_id}": {"metadata": {}},
+    "POST /compat/openai/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
+    "POST /ui/chat": {"id": "none", "messages": [{"id": "m", "role": "assistant", "parts": []}]},
+    "POST /ag-ui/{agent}": {"threadId": "none", "runId": "r", "messages": []},
+    "POST /compat/managed-agents/v1/agents": {"name": UNIQUE, "model": "m"},
+    "POST /compat/managed-agents/v1/environments": {"name": UNIQUE},
+    "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_x"},
+    "POST /compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "x"},
+    "POST /compat/managed-agents/v1/vaults": {"display_name": UNIQUE},
+    "POST /compat/managed-agents/v1/vaults/{vault_id}/credentials": {
+        "auth": {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": "x"}
+    },
+    "POST /compat/managed-agents/v1/sessions/{session_id}/events": {"events": [{"type": "user.interrupt"}]},
 }
 HIDDEN = {
     ("GET", "/"),
@@ -131,13 +173,19 @@ HIDDEN = {
     ("GET", "/console/{path:path}"),
     ("GET", "/console/assets/{digest}/{path:path}"),
     *(("GET", f"{of}{path}") for of in descriptions() for path in ("/openapi.json", "/docs", "/docs/{name}")),
+    ("POST", "/mcp"),
     ("WEBSOCKET", "/api/v1/query/ws"),
+    ("GET", "/compat/openai/v1/models/{model:path}"),  # in the document without what kind it is
     ("WEBSOCKET", "/preview/{session_id}/{port}/{path:path}"),
     *((m, "/preview/{session_id}/{port}/{path:path}") for m in "DELETE GET HEAD OPTIONS PATCH POST PUT".split()),  # noqa: SIM905
 }
 """Routes that are not in the document, which have tests of their own below."""
 
-DIALECTS = {"/compat/code-server": "code_session_id", "/compat/execute-server": "execute_session_id"}
+DIALECTS = {
+    "/compat/code-server": "code_session_id",
+    "/compat/execute-server": "execute_session_id",
+    "/compat/managed-agents": "managed_session_id",
+}
 KINDS_OF_KEYS = ("full", "bound", "read")
 
 
@@ -302,7 +350,8 @@ def test_it_is_known_what_everything_names(document: dict[str, Any]) -> None:
         assert set(operation.queries) <= {*IN_QUERIES, *PLAIN_QUERIES.split()}, operation.label
         assert set(operation.fields) <= {*IN_BODIES, *PLAIN_FIELDS.split()}, operation.label
     documented = {(operation.method, operation.path) for operation in operations(document)}
-    known = documented | {(method, path.replace("/files/{path}", "/files/{path:path}")) for method, path in documented}
+    whole = {"/files/{path}": "/files/{path:path}", "{chat_id}": "{chat_id:path}"}  # of these the rest of the path
+    known = documented | {(m, path.replace(name, rest)) for m, path in documented for name, rest in whole.items()}
     hidden = {(route.method, route.path) for route in ROUTES} - known
     assert hidden <= HIDDEN
 

@@ -46,7 +46,7 @@ def test_every_option_of_the_sdk_is_taken_or_has_a_reason_why_not() -> None:
     assert not taken & set(NOT_TAKEN)
     ours = {"prompt", "agent", "profile", "title", "tags", "metadata", "timeout_seconds", "on_busy", "on_disconnect"}
     ours |= {"expand_prompt", "system_prompt_append", "unattended", "repository", "max_session_usd", "client_tools"}
-    ours |= {"resources"}
+    ours |= {"resources", "ask_tools", "end_user"}
     assert taken - offered == ours, "an option of ours has another name than the SDK's"
 
 

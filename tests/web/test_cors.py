@@ -82,3 +82,12 @@ async def test_no_page_reads_what_is_not_the_native_api(shared: Instance, path: 
 async def test_without_the_setting_there_is_no_sharing(fleet: Fleet) -> None:
     assert (await may_ask(fleet[0], "POST", "/api/v1/query", OURS)).status_code == 405
     assert allowed(await ask(fleet[0], "GET", "/api/v1/whoami", OURS, headers=HEADERS)) is None
+
+
+@pytest.mark.parametrize("path", ["/ui/chat", "/ag-ui/helper"])
+async def test_a_listed_page_gets_to_the_surfaces_for_front_ends(shared: Instance, path: str) -> None:
+    for origin, shown in ((OURS, OURS), (OTHER, None)):
+        assert allowed(await may_ask(shared, "POST", path, origin)) == shown
+        answer = await ask(shared, "POST", path, origin, json={})
+        assert (answer.status_code, allowed(answer)) == (401, shown)
+        assert (await ask(shared, "POST", path, origin, headers=HEADERS, json={})).status_code == 422

@@ -33,6 +33,8 @@ ROUTES = [
     "/compat/code-server/query",
     "/compat/chat-server/chat",
     "/compat/execute-server/execute/",
+    "/ui/chat",
+    "/ag-ui/helper",
 ]
 MEGABYTES = b"[" + b"[]," * 2_500_000 + b"0]"
 

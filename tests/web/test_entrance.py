@@ -345,6 +345,8 @@ PATHS = [
     ("POST", "/compat/code-server/query"),
     ("POST", "/compat/chat-server/chat"),
     ("POST", "/compat/execute-server/execute/"),
+    ("POST", "/ui/chat"),
+    ("POST", "/ag-ui/helper"),
 ]
 
 

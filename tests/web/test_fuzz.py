@@ -61,6 +61,7 @@ CONFIG: dict[str, Any] = {
     "system_prompt_append": "x",
     "tools": ["Read"],
     "allowed_tools": ["Read"],
+    "ask_tools": ["Bash"],
     "disallowed_tools": ["Bash"],
     "permission_mode": "default",
     "effort": "low",
@@ -132,6 +133,64 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/api/v1/admin/keys/{key_id}/rotate"): {"overlap_seconds": 1},
     ("post", "/compat/chat-server/chat/{session_id}"): {"prompt": "x"},
     ("post", "/compat/code-server/session/{session_id}/query"): {"prompt": "x"},
+    ("post", "/compat/openai/v1/conversations/{conversation_id}"): {"metadata": {"k": "x"}},
+    ("post", "/compat/openai/v1/conversations/{conversation_id}/items"): {"items": [{"role": "user", "content": "x"}]},
+    ("post", "/compat/openai/v1/conversations"): {"items": [{"role": "user", "content": "x"}], "metadata": {"k": "x"}},
+    # There is no such model, so that nothing runs.
+    ("post", "/compat/openai/v1/chat/completions"): {
+        "model": "x",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "metadata": {"k": "x"},
+        "user": "x",
+    },
+    ("post", "/compat/openai/v1/responses"): {
+        "model": "x",
+        "input": [{"role": "user", "content": "x"}],
+        "instructions": "x",
+        "metadata": {"k": "x"},
+        "tools": [{"type": "function", "name": "x", "description": "x"}],
+    },
+    ("post", "/compat/managed-agents/v1/agents"): {
+        "name": "x",
+        "model": {"id": "m", "effort": "low"},
+        "system": "x",
+        "description": "x",
+        "metadata": {"k": "x"},
+        "tools": [{"type": "custom", "name": "t", "description": "x", "input_schema": {"type": "object"}}],
+        "mcp_servers": [],
+    },
+    ("post", "/compat/managed-agents/v1/agents/{agent_id}"): {"name": "x", "metadata": {"k": "x"}, "version": 1},
+    ("post", "/compat/managed-agents/v1/environments"): {
+        "name": "x",
+        "config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["a.com"]}},
+    },
+    ("post", "/compat/managed-agents/v1/environments/{environment_id}"): {"name": "x", "description": "x"},
+    ("post", "/compat/managed-agents/v1/sessions"): {"agent": "x", "environment_id": "x", "title": "x"},
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}"): {"title": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/resources"): {
+        "type": "file",
+        "file_id": "x",
+        "mount_path": "x",
+    },
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}"): {"authorization_token": "x"},
+    ("post", "/compat/managed-agents/v1/vaults"): {"display_name": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): {"display_name": "x", "metadata": {"k": "x"}},
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials"): {
+        "auth": {
+            "type": "environment_variable",
+            "secret_name": "A",
+            "secret_value": "x",
+            "networking": {"type": "unrestricted"},
+        },
+        "display_name": "x",
+    },
+    ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials/{credential_id}"): {
+        "auth": {"type": "static_bearer", "token": "x"},
+        "display_name": "x",
+    },
+    ("post", "/compat/managed-agents/v1/sessions/{session_id}/events"): {
+        "events": [{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "deny", "deny_message": "x"}]
+    },
 }
 OPTIONS = {"prompt": "x", "initial_prompt": "x", "model": "m", "allowed_tools": ["Read"], "permission_mode": "default"}
 STARTS_AN_AGENT: dict[tuple[str, str], dict[str, Any]] = {
@@ -139,6 +198,22 @@ STARTS_AN_AGENT: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/compat/code-server/query"): OPTIONS,
     ("post", "/compat/code-server/session/start"): OPTIONS,
     ("post", "/compat/execute-server/execute/"): {**OPTIONS, "system_prompt": "x", "cwd": "x"},
+    ("post", "/ui/chat"): {
+        "id": "c",
+        "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "x"}]}],
+        "messageId": "m",
+        "agent": "nobody",
+        "profile": "p",
+    },
+    ("post", "/ag-ui/{agent}"): {
+        "threadId": "t",
+        "runId": "r",
+        "messages": [{"id": "m", "role": "user", "content": "x"}],
+        "tools": [{"name": "x", "description": "x", "parameters": {}}],
+        "context": [{"description": "x", "value": "x"}],
+        "state": {"k": "x"},
+        "forwardedProps": {"model": "m", "profile": "p"},
+    },
 }
 """Each of their texts goes with others that are refused, so that no agent starts; it is looked at all the same."""
 MESSAGES: list[dict[str, Any]] = [

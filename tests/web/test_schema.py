@@ -86,6 +86,11 @@ def known(server: str, session: requests.Session) -> dict[str, str]:
     ids["schedule_id"] = made("POST", "/schedules", {"cron": "0 0 1 1 *", "prompt": "hi"})["schedule_id"]
     made("POST", "/admin/tenants", {"name": "known"})
     ids["key_id"] = made("POST", "/admin/keys", {"tenant": "known", "name": "known"})["key_id"]
+    openai = session.post(f"{server}/compat/openai/v1/conversations", json={}, headers=HEADERS, timeout=10).json()
+    ids["conversation_id"] = openai["id"]
+    asked: dict[str, Any] = {"model": "claude-sonnet-5-5", "input": "hi", "background": True}
+    openai = session.post(f"{server}/compat/openai/v1/responses", json=asked, headers=HEADERS, timeout=10).json()
+    ids["response_id"] = openai["id"]
     return ids
 
 

@@ -138,6 +138,7 @@ async def test_a_new_session_is_idle_and_the_same_on_every_instance(fleet: Fleet
         },
         "last_seq": 0,
         "parent_session_id": None,
+        "end_user": None,
         "owner": None,
         "surface": "native",
         "ports": [],

@@ -7,7 +7,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -73,6 +73,21 @@ def utc(moment: datetime) -> datetime:
         return moment.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("out of range") from error
+
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def as_told(operator: str, moment: datetime) -> tuple[str, datetime]:
+    """What a column is compared with, so that what is told of it compares so: that is cut to milliseconds."""
+    cut = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    try:
+        after = cut + _MILLISECOND
+    except OverflowError:  # the last one of the calendar, which nothing is made in
+        return operator, moment
+    if operator in (">", "<="):
+        return (">=" if operator == ">" else "<"), after
+    return operator, cut if cut == moment else after
 
 
 def number_of(cursor: str | None) -> int | None:

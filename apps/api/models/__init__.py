@@ -8,6 +8,8 @@ from apps.api.models.agents import (
     Agent,
     AgentVersion,
     Catalog,
+    Credential,
+    Environment,
     McpServer,
     ModelCall,
     ModelCredential,
@@ -16,15 +18,17 @@ from apps.api.models.agents import (
     Spent,
     Usage,
     UsageSum,
+    UserUsageSum,
+    Vault,
 )
 from apps.api.models.audit import AuditLine
 from apps.api.models.base import Base
 from apps.api.models.files import File
+from apps.api.models.names import IdempotencyKey, SessionName
 from apps.api.models.schedules import Schedule, ScheduleFiring
 from apps.api.models.sessions import (
     Command,
     Event,
-    IdempotencyKey,
     Instance,
     Invalidation,
     Request,
@@ -43,6 +47,8 @@ __all__ = [
     "Base",
     "Catalog",
     "Command",
+    "Credential",
+    "Environment",
     "Event",
     "File",
     "IdempotencyKey",
@@ -57,12 +63,15 @@ __all__ = [
     "ScheduleFiring",
     "Secret",
     "Session",
+    "SessionName",
     "Skill",
     "Spent",
     "Tenant",
     "TranscriptEntry",
     "Usage",
     "UsageSum",
+    "UserUsageSum",
+    "Vault",
     "Webhook",
     "WebhookDelivery",
 ]

@@ -22,11 +22,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from apps.api.models.base import NOW, Base
+from apps.api.models.base import EMPTY_OBJECT, NOW, Base
 
 
 class Agent(Base):
-    """A preset: named agent configuration. `version` is the newest; sessions pin the one they began with."""
+    """A preset: named agent configuration. `version` is the newest; sessions pin the one they began with. No session
+    begins with one that is archived."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -40,11 +41,12 @@ class Agent(Base):
     version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
 
 class AgentVersion(Base):
-    """One version of a preset. It never changes."""
+    """One version of a preset. It never changes. `title`: what people call it, where that is not its name."""
 
     __tablename__ = "agent_versions"
 
@@ -52,7 +54,62 @@ class AgentVersion(Base):
     version: Mapped[int] = mapped_column(Integer, primary_key=True)
     profile: Mapped[str | None]
     config: Mapped[dict[str, Any]]
+    title: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Environment(Base):
+    """Where agents of sessions work: what they may reach there. A session pins the `network` of the one it began in."""
+
+    __tablename__ = "environments"
+    __table_args__ = (Index("environments_list_idx", "tenant_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    description: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    network: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+
+class Vault(Base):
+    """Secrets that only sessions have which name it: see `sessions.vault_ids`."""
+
+    __tablename__ = "vaults"
+    __table_args__ = (Index("vaults_list_idx", "tenant_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
+
+
+class Credential(Base):
+    """What is in a vault. `target`: the URL of an MCP server, or the name of a variable. `sealed`: the secret,
+    encrypted; gone once it is archived."""
+
+    __tablename__ = "credentials"
+    __table_args__ = (Index("credentials_list_idx", "vault_id", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    vault_id: Mapped[UUID] = mapped_column(ForeignKey("vaults.id", ondelete="CASCADE"))
+    kind: Mapped[str]
+    target: Mapped[str]
+    name: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    sealed: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
 
 
 class McpServer(Base):
@@ -124,6 +181,7 @@ class Usage(Base):
     session_id: Mapped[UUID]
     api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
     day: Mapped[date] = mapped_column(Date)
+    end_user: Mapped[str | None]
     input_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
     cache_read_input_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -133,18 +191,12 @@ class Usage(Base):
     counts_run: Mapped[bool | None] = mapped_column(Boolean)
 
 
-class UsageSum(Base):
-    """A part of the sums of `usage` by day, key and model: all rows together are the sums, see `core/tenant/usage.py`.
+class _Summed:
+    """Sums of `usage` of one kind, or a part of them.
 
     `runs`: those that used the model; `first_runs`: those that are counted at it when models do not matter. `fresh`:
     not yet added up with others of its kind. Nothing refers to a key, so that one may go.
     """
-
-    __tablename__ = "usage_sums"
-    __table_args__ = (
-        Index("usage_sums_report_idx", "tenant_id", "day", "model"),
-        Index("usage_sums_fresh_idx", "id", postgresql_where=text("fresh")),
-    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
@@ -160,6 +212,29 @@ class UsageSum(Base):
     web_search_requests: Mapped[Decimal] = mapped_column(Numeric)
     cost_usd: Mapped[Decimal] = mapped_column(Numeric)
     fresh: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+
+
+class UsageSum(_Summed, Base):
+    """A part of the sums of `usage` by day, key and model, all of whose rows together are the sums: see core/tenant."""
+
+    __tablename__ = "usage_sums"
+    __table_args__ = (
+        Index("usage_sums_report_idx", "tenant_id", "day", "model"),
+        Index("usage_sums_fresh_idx", "id", postgresql_where=text("fresh")),
+    )
+
+
+class UserUsageSum(_Summed, Base):
+    """The same by end user as well, of the runs that have one."""
+
+    __tablename__ = "usage_user_sums"
+    __table_args__ = (
+        Index("usage_user_sums_report_idx", "tenant_id", "day", "end_user"),
+        Index("usage_user_sums_user_idx", "tenant_id", "end_user", "day"),
+        Index("usage_user_sums_fresh_idx", "id", postgresql_where=text("fresh")),
+    )
+
+    end_user: Mapped[str]
 
 
 class ModelCredential(Base):

@@ -66,7 +66,8 @@ class Session(Base):
     that readers had been told before the database lost them; by now they may be numbers of others. `purged_at`: since
     when a deleted session holds nothing any more. `expired_seq`: events up to this one were removed for their age.
     `stored`: the manifest of its files, see `core/files/manifest.py`, `stored_before` the one before; `unstored_since`:
-    when an agent began to change what is in it.
+    when an agent began to change what is in it. `environment_id`, `network`: see `Environment`; environments are only
+    marked as deleted. `archived_at`: since when it can be read, and takes no prompt.
     """
 
     __tablename__ = "sessions"
@@ -96,6 +97,11 @@ class Session(Base):
         ),
         Index("sessions_unstored_idx", "id", postgresql_where=text("stored IS NOT NULL AND deleted_at IS NOT NULL")),
         Index("sessions_agent_idx", "agent_id", "created_at", "id", postgresql_where=text("agent_id IS NOT NULL")),
+        Index(
+            "sessions_end_user_idx",
+            *("tenant_id", "end_user", "created_at", "id"),
+            postgresql_where=text("end_user IS NOT NULL"),
+        ),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
@@ -106,8 +112,12 @@ class Session(Base):
     parent_session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="SET NULL"), index=True)
     agent_id: Mapped[UUID | None] = mapped_column(ForeignKey("agents.id", ondelete="SET NULL"))
     agent_version: Mapped[int | None] = mapped_column(Integer)
+    environment_id: Mapped[UUID | None]
+    network: Mapped[dict[str, Any] | None]
+    vault_ids: Mapped[list[UUID] | None]
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
+    end_user: Mapped[str | None]
     title: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(server_default=EMPTY_ARRAY)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
@@ -135,6 +145,7 @@ class Session(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_active_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    archived_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
 
@@ -147,7 +158,8 @@ class Run(Base):
     agent has been given the prompt yet; false also of what is claimed by versions that do not know it. `requeued`: how
     often it came back to the queue, last at `requeued_at` from the instance `requeued_by`. `parked`: what it takes to
     go on with it, while no process waits for the person whom it asks (docs/adr/0019-parked-sessions.md). `traceparent`:
-    of the request that brought it (docs/adr/0027-observability.md).
+    of the request that brought it (docs/adr/0027-observability.md). `steer`: it is to go into the turn that runs;
+    `steered_into`: the run whose agent was given it (docs/adr/0031-steering.md).
     """
 
     __tablename__ = "runs"
@@ -200,6 +212,11 @@ class Run(Base):
             *("created_at", "id"),
             postgresql_where=text("error IS NOT NULL"),
         ),
+        Index(
+            "runs_end_user_idx",
+            *("tenant_id", "end_user", "created_at", "id"),
+            postgresql_where=text("end_user IS NOT NULL"),
+        ),
         Index("runs_places_idx", "tenant_id", "position", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_untold_idx",
@@ -219,6 +236,7 @@ class Run(Base):
     tenant_id: Mapped[UUID]
     session_id: Mapped[UUID]
     api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    end_user: Mapped[str | None]
     position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     status: Mapped[str] = mapped_column(server_default=text("'queued'"))
     origin: Mapped[str] = mapped_column(server_default=text("'client'"))
@@ -235,6 +253,8 @@ class Run(Base):
     requeued_at: Mapped[datetime | None]
     parked: Mapped[str | None]
     traceparent: Mapped[str | None]
+    steer: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    steered_into: Mapped[UUID | None]
     announced_position: Mapped[int | None] = mapped_column(BigInteger)
     first_seq: Mapped[int | None] = mapped_column(BigInteger)
     last_seq: Mapped[int | None] = mapped_column(BigInteger)
@@ -373,24 +393,4 @@ class TranscriptEntry(Base):
     type: Mapped[str | None]
     said_at: Mapped[datetime | None]
     entry: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
-
-
-class IdempotencyKey(Base):
-    """What an `Idempotency-Key` stood for: a repeat within 24 hours finds the same session and run, or the same
-    object of another kind."""
-
-    __tablename__ = "idempotency_keys"
-    __table_args__ = (
-        Index("idempotency_keys_created_at_idx", "created_at"),
-        Index("idempotency_keys_session_id_idx", "session_id", postgresql_where=text("session_id IS NOT NULL")),
-        Index("idempotency_keys_run_id_idx", "run_id", postgresql_where=text("run_id IS NOT NULL")),
-    )
-
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
-    key: Mapped[str] = mapped_column(primary_key=True)
-    fingerprint: Mapped[str]
-    session_id: Mapped[UUID | None] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
-    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    object_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -11,9 +11,10 @@ from starlette.requests import HTTPConnection
 
 from apps.api import audit
 from apps.api.auth import Principal
+from apps.api.core.config.grants import Action
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
-from apps.api.core.sessions import admission
+from apps.api.core.sessions import admission, client_tokens
 from apps.api.core.tenant import presets
 from apps.api.web.entrance import address_of
 from apps.api.web.hosts import require_own_origin
@@ -33,19 +34,24 @@ def presented_key(connection: HTTPConnection) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-async def identify(request: Request, *, guests: bool) -> Principal:
+async def identify(request: Request, *, guests: bool, actions: Iterable[Action | None] = (None,)) -> Principal:
     """Who asks; with `guests`, whoever shows no key is of ANONYMOUS_TENANT, if there is one.
+
+    `actions`: what a client token must allow here; None is what none allows.
 
     Raises:
         Unauthorized, RateLimited: it is nobody.
-        Forbidden: as `may_touch`, `address_not_permitted`, and of guests `origin_not_permitted`.
+        Forbidden: as `may_touch`, `address_not_permitted`, of guests `origin_not_permitted`, and as `within_token`.
+        NotFound: as `within_token`.
     """
     key, instance = presented_key(request), instance_of(request)
     if not key and guests and instance.anonymous:
         require_own_origin(request)
         caller = await instance.entrance.guest(instance.anonymous, address_of(request))
     else:
-        caller = await caller_of(request, key)
+        caller = await caller_of(request, key, tokens=True)
+    if caller.grant is not None:
+        await within_token(instance.core, caller, actions, {**request.query_params, **request.path_params})
     if caller.profiles is not None:  # nearly none is bound, and for the others the query needs no reading
         await may_touch(instance.core, caller, {**request.query_params, **request.path_params})
     acts(request, caller)
@@ -53,21 +59,45 @@ async def identify(request: Request, *, guests: bool) -> Principal:
     return caller
 
 
+async def within_token(
+    core: Core, caller: Principal, actions: Iterable[Action | None], named: Mapping[str, Any]
+) -> None:
+    """Whether the caller's client token allows these actions, with the session and the run that a request names: here
+    for every route, so that none can forget it. Without a token nothing is asked.
+
+    Raises:
+        Forbidden: `client_token_not_permitted`.
+        NotFound: it is another session, or a run of one; nothing tells whether there is one.
+    """
+    if caller.grant is None:
+        return
+    for action in actions:
+        caller.grant.require(action)
+    caller.grant.require_session(presets.as_id(named.get("session_id")))
+    if (run_id := presets.as_id(named.get("run_id"))) is not None:
+        await client_tokens.require_run(core, caller.tenant_id, caller.grant.session_id, run_id)
+
+
 def acts(connection: HTTPConnection, caller: Principal) -> None:
     """From here on this task works for the caller: lines of the audit log name it."""
     address = connection.client.host if connection.client else None
     key = (str(caller.key_id), caller.key_name, caller.tenant)
-    audit.ACTING.set(audit.Actor(*key, address, connection.state.request_id))
+    audit.ACTING.set(audit.Actor(*key, address, connection.state.request_id, caller.end_user))
 
 
 class Caller(APIKeyHeader):
     """Who asks, as a dependency: `web/doors.py` has identified the caller, and required `scope` of it, before it read
     the body. One object for the caller and for what the document says of keys: each dependency costs some 15 µs."""
 
-    def __init__(self, scope: str, also: _Also | None = None) -> None:
-        """`also`: asks what else must hold, and counts."""
+    def __init__(self, scope: str, also: _Also | None = None, *, action: Action | None = None) -> None:
+        """
+        Args:
+            also: asks what else must hold, and counts.
+            action: what a client token must allow; None: none may be shown. For routes whose paths name the session or
+                the run, or which look at `Principal.grant` themselves.
+        """
         super().__init__(name="X-API-Key", scheme_name="APIKeyHeader", description="Your API key.")
-        self.scope, self._also = scope, also
+        self.scope, self._also, self.action = scope, also, action
 
     async def __call__(  # type: ignore[override]
         self, request: Request, response: Response, _documented: Annotated[Any, Depends(_bearer)] = None
@@ -135,3 +165,21 @@ Operator = Annotated[Principal, Depends(Caller("admin", _unbound))]
 
 Prompter = Annotated[Principal, Depends(Caller("write", _count_prompt))]
 """A caller who may send a prompt now: counted against the rate limits of key and tenant."""
+
+SessionReader = Annotated[Principal, Depends(Caller("read", action="read"))]
+"""A caller who may read a session: with a key, or with a client token that allows `read`. So the following."""
+
+SessionPrompter = Annotated[Principal, Depends(Caller("write", _count_prompt, action="prompt"))]
+"""A caller who may send a prompt to a session now."""
+
+SessionStopper = Annotated[Principal, Depends(Caller("write", action="prompt"))]
+"""A caller who may stop what runs in a session."""
+
+SessionDecider = Annotated[Principal, Depends(Caller("write", action="decide"))]
+"""A caller who may answer what a session's agent asks."""
+
+FileReader = Annotated[Principal, Depends(Caller("read", action="files"))]
+"""A caller who may read a session's files."""
+
+FileWriter = Annotated[Principal, Depends(Caller("write", action="files"))]
+"""A caller who may store a session's files."""

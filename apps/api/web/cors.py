@@ -1,4 +1,4 @@
-"""Pages of other origins that may use the native API, each with a key: `ALLOWED_ORIGINS`.
+"""Pages of other origins that may use the native API, and surfaces for front ends, each with a key: `ALLOWED_ORIGINS`.
 
 No other path is theirs. Previews are pages of agents and have headers of their own; on the paths of older servers there
 may be callers without a key; figures are the operator's.
@@ -46,10 +46,10 @@ _REMEMBERED = 3600
 
 
 class AllowedOrigins:
-    """Lets pages of these origins ask the native API, and read its answers; `*` is every origin."""
+    """Lets pages of these origins ask at paths with these prefixes, and read the answers; `*` is every origin."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, origins: Sequence[str], prefixes: tuple[str, ...] = ("/api/",)) -> None:
+        self._app, self._prefixes = app, prefixes
         self._shared = CORSMiddleware(
             app,
             allow_origins=origins,
@@ -60,5 +60,5 @@ class AllowedOrigins:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        native = scope["type"] == "http" and scope["path"].startswith("/api/")
-        await (self._shared if native else self._app)(scope, receive, send)
+        theirs = scope["type"] == "http" and scope["path"].startswith(self._prefixes)
+        await (self._shared if theirs else self._app)(scope, receive, send)

@@ -18,6 +18,8 @@ from apps.api import __version__
 SERVERS = [{"url": "/", "description": "The server that gave this document; any instance of it."}]
 
 _SCHEMAS = "#/components/schemas/"
+_FASTAPIS = "HTTPValidationError"
+"""Its 422, which it documents where a route does not, and which no route of ours gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def build(app: FastAPI, of: Description) -> dict[str, Any]:
     components = found["components"]
     # Once more, since FastAPI leaves null values out of examples.
     _, made = models_json_schema([(m, "serialization") for m in of.models], ref_template=f"{_SCHEMAS}{{model}}")
-    schemas = {**components["schemas"], **made.get("$defs", {})}
+    own = {name: schema for name, schema in components["schemas"].items() if name not in (_FASTAPIS, "ValidationError")}
+    schemas = {**own, **made.get("$defs", {})}
     for operation in (operation for path in found["paths"].values() for operation in path.values()):
         _clean(operation)
     named = {tuple(words): name for name, words in of.words.items()}
@@ -72,6 +75,8 @@ def build(app: FastAPI, of: Description) -> dict[str, Any]:
 
 
 def _clean(operation: dict[str, Any]) -> None:
+    if _FASTAPIS in str(operation["responses"].get("422")):  # such a route says 400 in its place, in its own shape
+        del operation["responses"]["422"]
     for status, answer in operation["responses"].items():
         if "$ref" in answer:  # beside it stands what FastAPI has to say of any status
             operation["responses"][status] = {"$ref": answer["$ref"]}

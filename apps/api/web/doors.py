@@ -43,8 +43,8 @@ class KnownNames:
     prefixes: tuple[str, ...]
 
     @classmethod
-    def of(cls, dependant: Dependant) -> KnownNames:
-        names = {field.alias for inner in _flat(dependant) for field in inner.query_params}
+    def of(cls, dependant: Dependant, also: frozenset[str] = frozenset()) -> KnownNames:
+        names = also.union(field.alias for inner in _flat(dependant) for field in inner.query_params)
         prefixes = (call.prefix for call in _calls(dependant) if isinstance(call, Prefixed))
         return cls(frozenset(names), tuple(prefixes))
 
@@ -83,15 +83,18 @@ class Route(APIRoute):
         body_limit: bytes of a body.
         streams: whether it holds nothing of a body.
         guests: whether it serves who shows no key as ANONYMOUS_TENANT, if there is one.
+        ignored: names in a query that mean nothing and that its clients send none the less.
     """
 
     body_limit, guests, streams = SMALL, False, False
+    ignored: frozenset[str] = frozenset()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        scopes = {call.scope for call in _calls(self.dependant) if isinstance(call, Caller)}
+        callers = [call for call in _calls(self.dependant) if isinstance(call, Caller)]
+        scopes, actions = {call.scope for call in callers}, {call.action for call in callers}
         of_us = not self.guests and self.include_in_schema  # else of an older server, or between instances
-        check_query = KnownNames.of(self.dependant).check if of_us else None
+        check_query = KnownNames.of(self.dependant, self.ignored).check if of_us else None
 
         async def known_first(request: Request) -> Response:
             body = body_of(request.scope)
@@ -100,7 +103,7 @@ class Route(APIRoute):
             else:
                 body.is_held(self.body_limit)
             if scopes:
-                caller = await identify(request, guests=self.guests)
+                caller = await identify(request, guests=self.guests, actions=actions)
                 for scope in scopes:
                     caller.require(scope)
             if check_query is not None and request.scope["query_string"]:

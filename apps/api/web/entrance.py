@@ -15,18 +15,20 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
+from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
 from apps.api import addresses, auth, instruments, tracing
 from apps.api.addresses import Address
 from apps.api.auth import Principal, UnknownKey
 from apps.api.core import tasks
+from apps.api.core.config import grants
 from apps.api.db import Database
 from apps.api.errors import ApiError, Forbidden, RateLimited, Unauthorized, Unavailable
 from apps.api.redis import Redis
@@ -76,9 +78,13 @@ class _Failures:
 class Entrance:
     """That of one instance."""
 
-    def __init__(self, db: Database, redis: Redis, limit: int) -> None:
-        """`limit`: failures of an address, and of a beginning of keys, a minute; 0 is no limit."""
-        self._db, self._redis, self._limit = db, redis, limit
+    def __init__(self, db: Database, redis: Redis, limit: int, sealing: Sequence[SecretStr] = ()) -> None:
+        """
+        Args:
+            limit: failures of an address, and of a beginning of keys, a minute; 0 is no limit.
+            sealing: what client tokens are sealed with, see `grants`.
+        """
+        self._db, self._redis, self._limit, self._sealing = db, redis, limit, sealing
         self._failures: OrderedDict[str, _Failures] = OrderedDict()  # the eldest first
         self._of_all = _Failures(time.monotonic(), limit * OF_ALL)
         self._wrong: OrderedDict[str, float] = OrderedDict()  # hash → since when, the eldest first
@@ -94,15 +100,19 @@ class Entrance:
         return await auth.anonymous(self._db, self._redis, no_hash, address)
 
     async def authenticate(self, secret: str | None, address: Address | None) -> Principal:
-        """Whose key this is.
+        """Whose key this is, or for whom a client token is. What is no token of ours is a wrong key, and costs as much.
 
         Raises:
-            Unauthorized, Forbidden: as `auth.authenticate`.
+            Unauthorized, Forbidden: as `auth.authenticate`, `client_token_expired`.
             RateLimited: `too_many_wrong_keys`: this one is wrong too, or too many wait to be looked up.
         """
         try:
             if not secret:
                 raise auth.no_key()
+            if (token := grants.unseal(self._sealing, secret)) is not None:
+                # Its key is asked for as if it had been shown, where that is cached: a token ends as soon as the key.
+                secret_hash, grant = token
+                return (await auth.of_hash(self._db, self._redis, secret_hash, address)).within(grant)
             return await self._authenticate(secret, auth.hash_of(secret), address)
         except (Unauthorized, RateLimited, Forbidden) as error:
             instruments.KEYS_REFUSED.labels(error.code).inc()

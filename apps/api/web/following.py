@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from starlette.requests import Request
@@ -28,6 +28,8 @@ from apps.api.web.sse import Leaving, disconnected
 
 WAIT_MARGIN = 600.0
 """Seconds on top of a run's timeout that a waiting request allows for the queue."""
+
+T = TypeVar("T")
 
 READ_SECONDS = 10.0
 """For which the end of a run is read again, where the database does not answer."""
@@ -69,8 +71,22 @@ async def finished(
         RunFailed: the session was deleted meanwhile, or the database has lost the run.
         Unauthorized, Forbidden: the key may not wait on.
     """
+    return await attended(request, caller, _finished(core, caller.tenant_id, run, wait_seconds), held, left)
+
+
+async def attended(
+    request: Request,
+    caller: Principal,
+    waiting: Coroutine[Any, Any, T],
+    held: Held | None = None,
+    left: Leaving | None = None,
+) -> T | None:
+    """What a client waits for; None when it has gone away, after `left` was called. `held`: see `finished`.
+
+    Raises as `waiting`, and Unauthorized, Forbidden: the key may not wait on.
+    """
     with held or instance_of(request).opened.hold(None, caller) as place:
-        work = asyncio.create_task(_finished(core, caller.tenant_id, run, wait_seconds), name="wait")
+        work = asyncio.create_task(waiting, name="wait")
         gone = asyncio.create_task(disconnected(request.receive), name="wait-disconnect")
         try:
             await asyncio.wait({work, gone, place.over}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ Only names are asked for. What is an address in `Host` was not looked up, so nob
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -100,15 +100,31 @@ class KnownHosts:
 
 def require_own_origin(connection: HTTPConnection) -> None:
     """Raises Forbidden `origin_not_permitted` for a request that a page of another origin has made."""
-    origin = connection.headers.get("origin")
-    if origin is None:
-        return
-    there = _place(origin.partition("://")[2])
-    if there is None or there != _place(connection.headers.get("host", "")):
+    if _is_foreign(connection):
         raise Forbidden(
             "Pages of other origins need a key: callers without one are not let in from there.",
             code="origin_not_permitted",
         )
+
+
+def require_known_origin(connection: HTTPConnection, allowed: Sequence[str]) -> None:
+    """The same for a WebSocket, of which browsers do not ask whether a page may open it (cross-site WebSocket
+    hijacking). `allowed`: ALLOWED_ORIGINS. Raises Forbidden `origin_not_permitted`."""
+    if "*" in allowed or connection.headers.get("origin") in allowed:
+        return
+    if _is_foreign(connection):
+        raise Forbidden(
+            "Pages of this origin may not connect; the server's operator may name it in ALLOWED_ORIGINS.",
+            code="origin_not_permitted",
+        )
+
+
+def _is_foreign(connection: HTTPConnection) -> bool:
+    origin = connection.headers.get("origin")
+    if origin is None:
+        return False
+    there = _place(origin.partition("://")[2])
+    return there is None or there != _place(connection.headers.get("host", ""))
 
 
 def _place(authority: str) -> tuple[str, str | None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -31,19 +31,26 @@ def _require(room: int | None, name: str, size: int) -> None:
         raise quotas.no_room(room, name)
 
 
+MAX_FIELD = 100
+"""Bytes of a field beside the file."""
+
+
 class Form:
-    """A `multipart/form-data` body (RFC 7578) with one file in it and nothing else, as it comes.
+    """A `multipart/form-data` body (RFC 7578) with one file in it, and short fields at most, as it comes.
 
     Attributes:
         filename, media_type: of the file, once there is some of it.
+        fields: what stands beside it, by name, once it is over.
     """
 
-    def __init__(self, request: Request, file: str) -> None:
-        """`file`: the name of the part that is the file. Raises ValidationError."""
+    def __init__(self, request: Request, file: str, also: Collection[str] = ()) -> None:
+        """`file`: the name of the part that is the file; `also`: those of fields that may stand beside it. Raises
+        ValidationError."""
         _, options = parse_options_header(request.headers.get("content-type"))
         if not options.get(b"boundary"):
             raise ValidationError.of("body", f"is no {FORM}: its Content-Type has no boundary")
-        self._request, self._file = request, file
+        self._request, self._file, self._also = request, file, also
+        self.fields, self._field = dict[str, str](), ""
         self.filename = self.media_type = ""
         self._pieces, self._headers = list[bytes](), dict[str, str]()
         self._begun = self._whole = False
@@ -52,6 +59,7 @@ class Form:
             self._parser = MultipartParser(
                 options[b"boundary"],
                 {
+                    "on_part_begin": self._part_begin,
                     "on_header_field": self._header_field,
                     "on_header_value": self._header_value,
                     "on_header_end": self._header_end,
@@ -80,6 +88,9 @@ class Form:
 
     # --- what the parser tells -----------------------------------------------------------------------------------
 
+    def _part_begin(self) -> None:
+        self._headers = {}
+
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
 
@@ -93,6 +104,12 @@ class Form:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get("content-disposition", "").encode())
         field = options.get(b"name", b"").decode("utf-8", "replace")
+        self._field = field
+        if field in self._also:
+            if field in self.fields:
+                raise ValidationError.of(field, "is there twice")
+            self.fields[field] = ""
+            return
         if field != self._file:
             raise ValidationError.of(field[:100] or "body", "is no field of this form; parameters go into the query")
         if self._begun:
@@ -101,6 +118,11 @@ class Form:
         self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._field in self._also:
+            self.fields[self._field] += data[start:end].decode("latin-1")
+            if len(self.fields[self._field]) > MAX_FIELD:
+                raise ValidationError.of(self._field, f"has more than {MAX_FIELD} bytes")
+            return
         self._pieces.append(data[start:end])
 
     def _end(self) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
 
-from apps.api import auth
+from apps.api import auth, clock
 from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.tasks import Loop
@@ -170,6 +170,8 @@ class Opened:
         holders = dict(of)
         if caller is not None:
             holders |= {"key": caller.key_id, "tenant": caller.tenant_id}
+            if caller.grant is not None:  # so that who has a token cannot take all that its key has
+                holders["session"] = caller.grant.session_id
         seat = self._shares[kind].take(1, holders, _own(kind, caller))
         try:
             return seat, self._shares["open"].take(descriptors, holders)
@@ -228,6 +230,8 @@ def refusal(opener: Principal, now: auth.Standing | None, scope: str) -> ApiErro
     """Why what a caller has opened may not go on, if that is so."""
     if now is None or (opener.secret_hash and opener.secret_hash not in now.secret_hashes):
         return Unauthorized("This API key is not valid any more.", code="invalid_api_key")
+    if opener.grant is not None and opener.grant.expires_at <= clock.now():
+        return Unauthorized("This client token has expired.", code="client_token_expired")
     if now.suspended:
         return auth.suspended()
     if not auth.covers(now.scopes, scope):

@@ -80,6 +80,9 @@ def _named_by(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     return frozenset(part.strip().lower() for value in named for part in value.split(b","))
 
 
+MAX_WHOLE = 1_000_000
+
+
 async def relay(request: Request, upstream: Upstream, held: Held) -> Relayed:
     """Pass a request on; the answer is streamed, and `held` closed after its end. Raises BadGateway."""
     origin = httpcore2.Origin(upstream.scheme.encode(), upstream.address.encode(), upstream.port)
@@ -119,6 +122,22 @@ class Relayed(StreamingResponse):
         super().__init__(_body(response), response.status)
         self._connection, self._held = connection, held
         held.kept = True
+
+    async def whole(self) -> bytes:
+        """All of a short answer, which is not passed on. Raises BadGateway."""
+        read = b""
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                async for some in self.body_iterator:
+                    read += some if isinstance(some, bytes) else b""
+                    if len(read) > MAX_WHOLE:
+                        raise BadGateway("The answer is too long.")
+        except _BROKEN as error:
+            raise BadGateway("The answer broke off.") from error
+        finally:
+            self._held.kept = False
+            await self._connection.aclose()
+        return read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

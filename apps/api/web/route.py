@@ -94,9 +94,18 @@ def stream_of(request: HTTPConnection, caller: Principal, scope: str) -> Held:
     return instance_of(request).opened.hold("streams", caller, scope)
 
 
-async def caller_of(connection: HTTPConnection, key: str | None) -> Principal:
-    """Whose key this is, shown by whoever is on this connection. Raises as `Entrance.authenticate`."""
-    return await instance_of(connection).entrance.authenticate(key, address_of(connection))
+async def caller_of(connection: HTTPConnection, key: str | None, *, tokens: bool = False) -> Principal:
+    """Whose key this is, shown by whoever is on this connection; with `tokens`, it may be a client token, and who asks
+    sees to what that allows.
+
+    Raises as `Entrance.authenticate`; Forbidden `client_token_not_permitted`, `origin_not_permitted`.
+    """
+    caller = await instance_of(connection).entrance.authenticate(key, address_of(connection))
+    if caller.grant is not None:
+        caller.grant.require_origin(connection.headers.get("origin"))
+        if not tokens:
+            caller.grant.require(None)
+    return caller
 
 
 def core_of(connection: HTTPConnection) -> Core:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from uuid import UUID
 
+import orjson
 import structlog
 from fastapi import Request, Response
 
@@ -21,7 +22,7 @@ from apps.api.core.files.views import Tree
 from apps.api.core.sessions import ports, session_files
 from apps.api.core.sessions.ports import PortAccess
 from apps.api.db import CONNECTION_ERRORS
-from apps.api.errors import LeaseLost, TooLarge, Unavailable
+from apps.api.errors import ApiError, LeaseLost, TooLarge, Unavailable
 from apps.api.web.opened import Held
 from apps.api.web.ports import FORWARDED, to_owner
 from apps.api.web.proxy import BadGateway, Upstream, relay
@@ -55,9 +56,14 @@ class Asked:
 
 Work = Callable[[Tree, Asked], Awaitable[Response]]
 
+WORK: dict[str, Work] = {}
+"""All that is done to files of sessions, by the names with which instances pass it on to each other. Whoever serves
+files puts its own in when it is imported."""
 
-async def serve(asked: Asked, work: Work) -> Response:
+
+async def serve(asked: Asked) -> Response:
     """Do it where the files are. Raises NotFound, Unavailable, and what the work raises."""
+    work = WORK[asked.what]
     request, core = asked.request, core_of(asked.request)
     for _ in range(LOOKS):
         access = await ports.get(core.db, asked.tenant_id, asked.session_id)
@@ -77,8 +83,9 @@ def _moving() -> Unavailable:
     return ports.moving("files_unavailable")
 
 
-async def serve_forwarded(asked: Asked, work: Work) -> Response:
+async def serve_forwarded(asked: Asked) -> Response:
     """The same for another instance that has let the client in. Raises Unauthorized, NotFound, Unavailable."""
+    work = WORK[asked.what]
     core, ticket = core_of(asked.request), asked.request.headers.get(FORWARDED, "")
     await ports.get_forwarded(core.db, ticket, asked.session_id, NO_PORT, core.instance_id, code="files_unavailable")
     live = instance_of(asked.request).probe.live(asked.session_id)
@@ -90,15 +97,26 @@ async def serve_forwarded(asked: Asked, work: Work) -> Response:
 
 async def _relayed(request: Request, owner: Upstream, held: Held) -> Response:
     try:
-        return await relay(request, owner, held)
-    except BadGateway as error:
-        raise Unavailable("The instance that runs this session gave no answer.", code="files_unavailable") from error
+        answer = await relay(request, owner, held)
+        if answer.status_code < 400 or request.method == "HEAD":  # which has nothing to be told
+            return answer
+        told = orjson.loads(await answer.whole())["error"]  # to be told as this surface tells errors
+        error = ApiError(told["message"], code=told["code"], details=told["details"])
+    except (BadGateway, ValueError, TypeError, KeyError) as failed:
+        message = "The instance that runs this session gave no answer."
+        raise Unavailable(message, code="files_unavailable") from failed
+    error.status = answer.status_code
+    error.headers |= {name: answer.headers[name] for name in _KEPT if name in answer.headers}
+    raise error
 
 
 def _owner(access: PortAccess, asked: Asked) -> Upstream:
     query = asked.request.scope["query_string"].decode("latin-1")
     path = INTERNAL.format(session_id=asked.session_id, what=asked.what)
     return to_owner(access, NO_PORT, f"{path}?of={quote(asked.path, safe='')}&{query}", code="files_unavailable")
+
+
+_KEPT = ("content-range", "etag", "retry-after")
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 import { Keys, Presets, Schedules, Webhooks } from "./admin.js";
 import { Files } from "./files.js";
 import { Requests, Runs, Sessions, Usage, type Prompt } from "./sessions.js";
-import { Transport, type CallOptions, type MakingOptions, type Exchange } from "./transport.js";
+import { Transport, type ApiKey, type CallOptions, type MakingOptions, type Exchange } from "./transport.js";
 import { Turn, type Callbacks } from "./turn.js";
 import type * as api from "./schema.js";
 
 export interface ClientOptions {
   /** `CLAUDE_AGENT_API_URL` of the environment if left out, else http://127.0.0.1:8000. */
   baseUrl?: string | undefined;
-  /** `CLAUDE_AGENT_API_KEY` of the environment if left out. */
-  apiKey?: string | undefined;
+  /**
+   * `CLAUDE_AGENT_API_KEY` of the environment if left out. In a browser a client token, or a function that fetches one
+   * from your server.
+   */
+  apiKey?: ApiKey | undefined;
   /** In place of the runtime's own. */
   fetch?: typeof fetch | undefined;
   /** How often a request is sent again that failed in passing. */

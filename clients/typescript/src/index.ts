@@ -23,6 +23,6 @@ export type { Content, Files, PutOptions, UploadOptions } from "./files.js";
 export type { EventsOptions, Prompt, Requests, Runs, Sessions, Usage } from "./sessions.js";
 export type { DiffQuery, RunFilter, SessionFilter, UsageFilter } from "./sessions.js";
 export type { Keys, Presets, Schedules, Webhooks } from "./admin.js";
-export type { CallOptions, Exchange, MakingOptions } from "./transport.js";
+export type { ApiKey, CallOptions, Exchange, MakingOptions } from "./transport.js";
 export type * as api from "./schema.js";
 export type { ErrorCode, Event, ResultData } from "./schema.js";

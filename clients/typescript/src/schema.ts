@@ -224,7 +224,8 @@ export interface paths {
         };
         /**
          * Get Session
-         * @description A session's state: what it is doing, how it is configured, what it has cost so far.
+         * @description A session's state: what it is doing, how it is configured, what it has cost so far. To who shows a client token
+         *     `config` and `metadata` are empty: they are its maker's.
          */
         get: operations["get_session"];
         put?: never;
@@ -281,6 +282,29 @@ export interface paths {
         get: operations["list_ports"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sessions/{session_id}/client-tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Client Token
+         * @description Make a token with which a browser or an app may do these things with this session, and nothing else.
+         *
+         *     It does so in the name of your key: it counts against its limits and budgets, may never do more than the key, and
+         *     ends with it, with the session, or after `ttl_seconds`. See docs/guides/browsers.md.
+         */
+        post: operations["create_client_token"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1563,10 +1587,11 @@ export interface paths {
         };
         /**
          * Get Usage
-         * @description What the tenant's agents have used, by day, key, model and session: at most 366 days at once.
+         * @description What the tenant's agents have used, by day, key, model, session and end user: at most 366 days at once.
          *
          *     All figures are the SDK's own. A run counts on the day it ended, for the key that asked for it. A turn that the
-         *     agent began itself counts for the key of the session's last prompt.
+         *     agent began itself counts for the key, and the end user, of the
+         *     session's last prompt. By `end_user`, and with it, only runs that have one are counted.
          */
         get: operations["get_usage"];
         put?: never;
@@ -2428,6 +2453,11 @@ export interface components {
             /** Format: uuid */
             key_id: string;
             key_name: string | null;
+            /**
+             * @description For whom its client token was, where one was shown.
+             * @default null
+             */
+            end_user?: string | null;
         };
         /** @description The server. */
         BySystem: {
@@ -2496,6 +2526,29 @@ export interface components {
         CheckpointPage: {
             data: components["schemas"]["Checkpoint"][];
             next_cursor: string | null;
+        };
+        /** @description A token, which is shown once and kept nowhere. */
+        ClientToken: {
+            /**
+             * @description Send it as `Authorization: Bearer TOKEN`, or as `X-API-Key`.
+             * @example cat_gAAAAABpQ3…
+             */
+            token: string;
+            /**
+             * Format: uuid
+             * @description The session's id.
+             */
+            session_id: string;
+            allow: ("read" | "prompt" | "decide" | "files")[];
+            /**
+             * Format: date-time
+             * @description With the key that made it at the latest.
+             */
+            expires_at: string;
+            /** @example customer-42 */
+            end_user: string | null;
+            /** @example https://app.example.com */
+            origin: string | null;
         };
         /** @description A tool that the caller's program executes. The agent knows it as `mcp__client__NAME`. */
         ClientTool: {
@@ -2928,7 +2981,7 @@ export interface components {
             };
         };
         /** @enum {string} */
-        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "command_not_found" | "control_failed" | "conversation_too_large" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_busy" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "schedule_busy" | "schedule_not_found" | "secret_not_found" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_files" | "too_many_mcp_servers" | "too_many_schedules" | "too_many_skills" | "too_many_streams" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
+        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "client_token_expired" | "client_token_not_permitted" | "command_not_found" | "control_failed" | "conversation_too_large" | "credential_not_found" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "environment_archived" | "environment_in_use" | "environment_not_found" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_archived" | "preset_busy" | "preset_changed" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "schedule_busy" | "schedule_not_found" | "secret_not_found" | "session_archived" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_credentials" | "too_many_environments" | "too_many_files" | "too_many_mcp_servers" | "too_many_schedules" | "too_many_skills" | "too_many_streams" | "too_many_vaults" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "vault_archived" | "vault_not_found" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
         /** @description The run failed. Without an `id`: the stream ends here, for this reason, and the run goes on. */
         ErrorData: {
             /** Format: uuid */
@@ -2974,7 +3027,7 @@ export interface components {
          *       "id": "5"
          *     }
          */
-        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
+        Event: components["schemas"]["QueuedEvent"] | components["schemas"]["InitEvent"] | components["schemas"]["MessageEvent"] | components["schemas"]["PartialEvent"] | components["schemas"]["PermissionRequestEvent"] | components["schemas"]["QuestionEvent"] | components["schemas"]["ClientToolCallEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TaskEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["HookEvent"] | components["schemas"]["NetworkDeniedEvent"] | components["schemas"]["FilesEvent"] | components["schemas"]["SteeredEvent"] | components["schemas"]["StatusEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ResyncEvent"];
         /**
          * @description Stored events, oldest first.
          * @example {
@@ -3181,6 +3234,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -3245,6 +3300,11 @@ export interface components {
              */
             profile?: string | null;
             /**
+             * @description For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session it is fixed when that is created; a prompt's run has its own, or its session's.
+             * @example customer-42
+             */
+            end_user?: string | null;
+            /**
              * @description Send `partial` events (token deltas) on this stream.
              * @default true
              */
@@ -3252,11 +3312,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4188,6 +4248,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4252,6 +4314,11 @@ export interface components {
              */
             profile?: string | null;
             /**
+             * @description For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session it is fixed when that is created; a prompt's run has its own, or its session's.
+             * @example customer-42
+             */
+            end_user?: string | null;
+            /**
              * @description Send `partial` events (token deltas) on this stream.
              * @default true
              */
@@ -4259,11 +4326,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -4480,6 +4547,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4574,6 +4643,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4780,6 +4851,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -4844,6 +4917,11 @@ export interface components {
              */
             profile?: string | null;
             /**
+             * @description For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session it is fixed when that is created; a prompt's run has its own, or its session's.
+             * @example customer-42
+             */
+            end_user?: string | null;
+            /**
              * @description Send `partial` events (token deltas) on this stream.
              * @default true
              */
@@ -4851,11 +4929,11 @@ export interface components {
             /** @description Deadline of the run; the server's REQUEST_TIMEOUT if unset. */
             timeout_seconds?: number | null;
             /**
-             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others.
+             * @description When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options, `resources` or `expand_prompt`.
              * @default enqueue
              * @enum {string}
              */
-            on_busy?: "enqueue" | "reject" | "interrupt";
+            on_busy?: "enqueue" | "reject" | "interrupt" | "steer";
             /**
              * @description When the client leaves before the run is over: let it go on, or cancel it.
              * @default continue
@@ -5263,6 +5341,8 @@ export interface components {
                 [key: string]: components["schemas"]["ModelUsage"];
             };
             permission_denials: unknown[];
+            /** @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there. */
+            steered_into?: string | null;
         };
         /** @description The outcome of the turn. Figures are the SDK's own. */
         ResultData: {
@@ -5294,6 +5374,11 @@ export interface components {
                 [key: string]: unknown;
             }[];
             user_message_uuids: string[];
+            /**
+             * @description The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there.
+             * @default null
+             */
+            steered_into?: string | null;
         };
         ResultEvent: {
             /**
@@ -5650,6 +5735,11 @@ export interface components {
             status: "queued" | "running" | "requires_action" | "succeeded" | "failed" | "interrupted";
             /** @enum {string} */
             origin: "client" | "background";
+            /**
+             * @description For whom its client asked.
+             * @example customer-42
+             */
+            end_user: string | null;
             error: components["schemas"]["RunError"] | null;
             /**
              * @description The fields of its `result` event, once it has one; of a rewind what it changed.
@@ -6215,6 +6305,8 @@ export interface components {
             tools?: string[] | null;
             /** @description Tools that run without asking, for example `Read` or `Bash(git status:*)`. */
             allowed_tools?: string[] | null;
+            /** @description Tools that always wait for a person, also where they would run without asking, for example `Bash` or `Bash(git push:*)`. */
+            ask_tools?: string[] | null;
             /** @description Tools that never run. */
             disallowed_tools?: string[] | null;
             /** @description What happens to a tool call that no rule covers; without it `default`, which asks a person. */
@@ -6278,6 +6370,11 @@ export interface components {
              * @example readonly
              */
             profile?: string | null;
+            /**
+             * @description For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session it is fixed when that is created; a prompt's run has its own, or its session's.
+             * @example customer-42
+             */
+            end_user?: string | null;
         };
         /** @description A session. */
         SessionChanged: {
@@ -6388,6 +6485,11 @@ export interface components {
             profile: string | null;
             /** @description What it was made through: `native`, or one of the dialects of older servers. */
             surface: string;
+            /**
+             * @description For whom its client asked when it was created.
+             * @example customer-42
+             */
+            end_user: string | null;
             /** @description Its options, with the profile's defaults. */
             config: {
                 [key: string]: unknown;
@@ -6505,6 +6607,41 @@ export interface components {
             env?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * @description What became of a prompt with `on_busy: steer`. `taken`: the turn of the run in `run_id` has it; its own run has
+         *     ended. `next_run`: it begins a turn of its own.
+         */
+        SteeredData: {
+            /** Format: uuid */
+            session_id: string;
+            /** @description The run that it belongs to; null: to none. */
+            run_id: string | null;
+            /** @description Number of the event in its session; of what is not stored, of the newest that is. */
+            seq: number;
+            /** Format: date-time */
+            created_at: string;
+            /**
+             * Format: uuid
+             * @description The id of the prompt's own run.
+             */
+            message_id: string;
+            /** @enum {string} */
+            state: "taken" | "next_run";
+        };
+        SteeredEvent: {
+            /**
+             * @description The position: `Last-Event-ID` and `after` take it.
+             * @example 12
+             * @example 12-3
+             */
+            id: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            event: "steered";
+            data: components["schemas"]["SteeredData"];
         };
         /**
          * @description A custom subagent, which the agent may delegate to by its name.
@@ -6719,6 +6856,36 @@ export interface components {
             enabled: boolean;
         };
         /**
+         * @description What the token is to allow, and for how long.
+         * @example {
+         *       "allow": [
+         *         "read",
+         *         "prompt"
+         *       ],
+         *       "end_user": "customer-42",
+         *       "ttl_seconds": 900
+         *     }
+         */
+        TokenBody: {
+            /**
+             * @description Seconds until it is of no use any more.
+             * @default 900
+             */
+            ttl_seconds?: number;
+            /** @description `read`: state, events, messages, runs and requests. `prompt`: prompts, and stopping what runs. `decide`: answers to what the agent asks. `files`: listing, reading and storing files. */
+            allow?: ("read" | "prompt" | "decide" | "files")[];
+            /**
+             * @description For whom it is: runs, usage and the audit log name it.
+             * @example customer-42
+             */
+            end_user?: string | null;
+            /**
+             * @description The origin of the page that is to use it: pages of others are refused.
+             * @example https://app.example.com
+             */
+            origin?: string | null;
+        };
+        /**
          * @description What a tool that the caller's program executes has come to.
          * @example {
          *       "content": "21 °C",
@@ -6830,7 +6997,7 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** @description Groups in the order day, key, model, session; and the sums of all groups, on this page or not. */
+        /** @description Groups in the order day, key, model, session, end_user; and the sums of all groups, on this page or not. */
         UsageReport: {
             /**
              * Format: date
@@ -6875,6 +7042,8 @@ export interface components {
             model?: string | null;
             /** @description Also of sessions that were deleted since. */
             session_id?: string | null;
+            /** @example customer-42 */
+            end_user?: string | null;
         } & {
             [key: string]: unknown;
         };
@@ -7493,6 +7662,7 @@ export type Checkpoint = components['schemas']['Checkpoint'];
 export type CheckpointData = components['schemas']['CheckpointData'];
 export type CheckpointEvent = components['schemas']['CheckpointEvent'];
 export type CheckpointPage = components['schemas']['CheckpointPage'];
+export type ClientToken = components['schemas']['ClientToken'];
 export type ClientTool = components['schemas']['ClientTool'];
 export type ClientToolCallData = components['schemas']['ClientToolCallData'];
 export type ClientToolCallEvent = components['schemas']['ClientToolCallEvent'];
@@ -7676,6 +7846,8 @@ export type SkillBody = components['schemas']['SkillBody'];
 export type SkillState = components['schemas']['SkillState'];
 export type StatusEvent = components['schemas']['StatusEvent'];
 export type StdioServer = components['schemas']['StdioServer'];
+export type SteeredData = components['schemas']['SteeredData'];
+export type SteeredEvent = components['schemas']['SteeredEvent'];
 export type Subagent = components['schemas']['Subagent'];
 export type TaskBudget = components['schemas']['TaskBudget'];
 export type TaskData = components['schemas']['TaskData'];
@@ -7695,6 +7867,7 @@ export type Thinking = components['schemas']['Thinking'];
 export type ThinkingContent = components['schemas']['ThinkingContent'];
 export type ThinkingDelta = components['schemas']['ThinkingDelta'];
 export type Toggle = components['schemas']['Toggle'];
+export type TokenBody = components['schemas']['TokenBody'];
 export type ToolResultBody = components['schemas']['ToolResultBody'];
 export type ToolResultContent = components['schemas']['ToolResultContent'];
 export type ToolResultPart = components['schemas']['ToolResultPart'];
@@ -8083,6 +8256,8 @@ export interface operations {
                 search?: string | null;
                 /** @description Began with this preset: its name or id, or `name@version`. */
                 agent?: string | null;
+                /** @description Of this end user. */
+                end_user?: string | null;
                 /** @description A moment with its time zone. */
                 created_after?: string | null;
                 /** @description Rows on a page. */
@@ -8311,6 +8486,42 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["TooMany"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    create_client_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TokenBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientToken"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            413: components["responses"]["TooLarge"];
             422: components["responses"]["Invalid"];
             429: components["responses"]["TooMany"];
             500: components["responses"]["InternalError"];
@@ -9652,6 +9863,8 @@ export interface operations {
                 agent?: string | null;
                 /** @description Failed with this code. */
                 error_code?: components["schemas"]["RunCode"] | null;
+                /** @description Of this end user. */
+                end_user?: string | null;
                 /** @description A moment with its time zone. */
                 created_after?: string | null;
                 /** @description A moment with its time zone. */
@@ -11205,7 +11418,7 @@ export interface operations {
     get_usage: {
         parameters: {
             query?: {
-                /** @description Any of `day`, `key`, `model`, `session`, with commas between. */
+                /** @description Any of `day`, `key`, `model`, `session`, `end_user`, with commas between. */
                 group_by?: string;
                 /** @description First day, in UTC; 30 days if left out. */
                 from?: string | null;
@@ -11217,6 +11430,8 @@ export interface operations {
                 key_id?: string | null;
                 /** @description Only this model. */
                 model?: string | null;
+                /** @description Only runs for this end user. */
+                end_user?: string | null;
                 /** @description Rows on a page. */
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
@@ -12079,7 +12294,7 @@ export interface operations {
                 /** @description Of what is, or was, this tenant's. */
                 tenant?: string | null;
                 /** @description Of this kind. */
-                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "schedule.created" | "schedule.changed" | "schedule.paused" | "schedule.resumed" | "schedule.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported") | null;
+                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "preset.archived" | "environment.created" | "environment.changed" | "environment.archived" | "environment.deleted" | "vault.created" | "vault.changed" | "vault.archived" | "vault.deleted" | "credential.put" | "credential.archived" | "credential.deleted" | "session.archived" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "schedule.created" | "schedule.changed" | "schedule.paused" | "schedule.resumed" | "schedule.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported" | "client_token.created") | null;
                 /** @description By this key, or not by a key. */
                 actor?: string | ("cli" | "system") | null;
                 /** @description A moment with its time zone. */

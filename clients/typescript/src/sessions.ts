@@ -10,6 +10,7 @@ export interface SessionFilter extends Paging {
   tag?: string;
   search?: string;
   agent?: string;
+  end_user?: string;
   created_after?: string;
   [metadata: `metadata.${string}`]: string;
 }
@@ -19,6 +20,7 @@ export interface RunFilter extends Paging {
   status?: api.RunState["status"];
   session_id?: string;
   agent?: string;
+  end_user?: string;
   error_code?: api.ErrorCode;
   created_after?: string;
   created_before?: string;
@@ -62,6 +64,12 @@ export class Sessions {
   /** Change title, tags or metadata. */
   update(sessionId: string, body: api.PatchBody, options: CallOptions = {}): Promise<api.SessionState> {
     return this.transport.json("PATCH", path`/sessions/${sessionId}`, { json: body, ...options });
+  }
+
+  /** What a browser or an app of an end user gets in place of a key: for this session, for a while. */
+  clientToken(sessionId: string, body: api.TokenBody = {}, options: CallOptions = {}): Promise<api.ClientToken> {
+    const exchange = { json: body, repeatable: true, ...options };
+    return this.transport.json("POST", path`/sessions/${sessionId}/client-tokens`, exchange);
   }
 
   /** Remove a session with all that it has. Undefined: an attempt whose answer was lost has removed it. */
@@ -229,13 +237,14 @@ const ANSWERING: { repeatable: true; done: api.ErrorCode[] } = { repeatable: tru
 
 /** Which usage to report. */
 export interface UsageFilter extends Paging {
-  /** Any of `day`, `key`, `model`, `session`, with commas between; `day` if left out. */
+  /** Any of `day`, `key`, `model`, `session`, `end_user`, with commas between; `day` if left out. */
   group_by?: string;
   from?: string;
   to?: string;
   session_id?: string;
   key_id?: string;
   model?: string;
+  end_user?: string;
 }
 
 /** What agents have used. Money is text: a decimal of USD. */

@@ -31,10 +31,13 @@ export interface Exchange extends MakingOptions {
   silence?: number;
 }
 
+/** A key or a client token; a function is asked before each request, so that a token can be replaced in time. */
+export type ApiKey = string | (() => string | Promise<string>);
+
 /** How a client reaches its server. */
 export interface TransportOptions {
   baseUrl: string;
-  apiKey: string | null;
+  apiKey: ApiKey | null;
   fetch: typeof fetch;
   /** How often a request is sent again. */
   maxRetries: number;
@@ -164,7 +167,9 @@ export class Transport {
         clearTimeout(timer);
       }
     };
-    const init = this.#init(method, exchange, connection);
+    const { apiKey } = this.options;
+    const key = typeof apiKey === "function" ? await within(Promise.resolve(apiKey())) : apiKey;
+    const init = this.#init(method, exchange, connection, key);
     const response = await within(this.options.fetch(this.#url(path, exchange.query), init));
     const body = response.status === 204 ? null : response.body; // where it has none, some browsers give an empty one
     const answer = body ? watched(response, body, within, close) : response;
@@ -181,8 +186,8 @@ export class Transport {
     return url.href;
   }
 
-  #init(method: string, { json, content, headers }: Exchange, connection: AbortController): RequestInit {
-    const { apiKey } = this.options;
+  #init(method: string, exchange: Exchange, connection: AbortController, key: string | null): RequestInit {
+    const { json, content, headers } = exchange;
     const type = content?.mediaType ?? (json === undefined ? null : "application/json");
     const streamed = content?.body instanceof ReadableStream;
     return {
@@ -190,7 +195,7 @@ export class Transport {
       signal: connection.signal,
       headers: {
         Accept: "application/json",
-        ...(apiKey ? { "X-API-Key": apiKey } : {}),
+        ...(key ? { "X-API-Key": key } : {}),
         ...(type ? { "Content-Type": type } : {}),
         ...headers,
       },

@@ -230,6 +230,7 @@ def test_every_option_is_either_checked_against_the_profile_or_known_to_be_harml
     checked = {*(field for field, _, _ in WIDER)}
     names = {field.partition(".")[0] for field in checked} | {"disallowed_tools"}
     harmless = {
+        "ask_tools",  # what ran without asking is asked for
         "system_prompt",
         "system_prompt_append",
         "thinking",

@@ -133,7 +133,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", [*SMUGGLED, *BROKEN])
-@pytest.mark.parametrize("field", ["allowed_tools", "disallowed_tools"])
+@pytest.mark.parametrize("field", ["allowed_tools", "ask_tools", "disallowed_tools"])
 def test_what_is_not_one_rule_is_refused_by_its_field(field: str, text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         AgentConfig.model_validate({field: [text]})
@@ -177,7 +177,7 @@ def given_to_the_cli(tmp_path: Any, config: AgentConfig, remembered: list[Rule] 
 
 def test_rules_that_an_older_release_has_stored_are_judged_again_when_they_are_used(tmp_path: Any) -> None:
     stored = AgentConfig.stored({"allowed_tools": [*SMUGGLED, "Read"], "disallowed_tools": ["Bash(rm (a), b)", "Edit"]})
-    assert given_to_the_cli(tmp_path, stored) == {"allow": ["Read"], "deny": ["Bash", "Edit"]}
+    assert given_to_the_cli(tmp_path, stored) == {"allow": ["Read"], "deny": ["Bash", "Edit"], "ask": []}
     assert clamp(load(None)["ci"], stored).allowed_tools == ["Read"]
 
 

@@ -20,10 +20,11 @@ from apps.api.core.files import manifest
 from apps.api.core.files.objects import LOCAL, Objects
 from apps.api.core.files.snapshots import Content
 from apps.api.core.fleet import erasure, suspension
-from apps.api.core.sessions import deletion, workspaces
+from apps.api.core.sessions import deletion, names, workspaces
 from apps.api.core.sessions.deletion import BATCH, Gone
+from apps.api.core.sessions.names import Name
 from apps.api.core.tasks import Loop
-from apps.api.core.tenant import model_credentials, presets, skills, uploads, vault, webhooks
+from apps.api.core.tenant import environments, model_credentials, presets, skills, uploads, vault, vaults, webhooks
 from apps.api.core.tenant.model_calls import Call, Used, record
 from apps.api.core.tenant.presets import Draft
 from apps.api.core.tenant.skills import BODY, Skill
@@ -66,6 +67,9 @@ async def everywhere(world: World) -> None:
         return
 
     await presets.create(db, tenant_id, "p", Draft(None, None, AgentConfig()), fine)
+    await environments.create(db, tenant_id, "e", None, {}, None)
+    safe = UUID((await vaults.create(db, tenant_id, "v", {}))["id"])
+    await vaults.add(db, core.settings, tenant_id, safe, vaults.Given("variable", "V", "x", None, {}))
     await vault.put(db, core.settings, tenant_id, "TOKEN", "x")
     await model_credentials.put(db, core.settings, await name_of(world), "api_key", "x")
     await skills.put(db, tenant_id, Skill("skill", "s", "d", {BODY: "x"}))
@@ -73,6 +77,7 @@ async def everywhere(world: World) -> None:
     await uploads.add(core, tenant_id, None, Given("f", "text/plain", None), Content(0, "", ()), None)
     await db.pool.execute("INSERT INTO mcp_servers (tenant_id, name, spec) VALUES ($1, 'm', '{}')", tenant_id)
     await db.pool.execute("INSERT INTO idempotency_keys VALUES ($1, 'k', 'f')", tenant_id)
+    await db.pool.execute("UPDATE usage SET end_user = 'u' WHERE tenant_id = $1", tenant_id)
     queued = await world.queue()
     await db.pool.execute(
         "INSERT INTO requests (id, tenant_id, session_id, kind, data, expires_at)"
@@ -83,6 +88,7 @@ async def everywhere(world: World) -> None:
     await db.pool.execute(
         "INSERT INTO commands (id, session_id, type) VALUES (gen_random_uuid(), $1, 'answer')", queued.session_id
     )
+    await names.give(db.pool, tenant_id, Name("chat", "n"), queued.session_id)
     schedule_id = await db.pool.fetchval(
         "INSERT INTO schedules (tenant_id, cron, time_zone, prompt, spec, session, overlap, jitter_seconds)"
         " VALUES ($1, '0 0 * * *', 'UTC', '\"x\"', '{}', 'new', 'skip', 0) RETURNING id",

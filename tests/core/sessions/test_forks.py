@@ -7,15 +7,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from obstore.store import LocalStore
 
 from apps.api.core.events.log import Event
 from apps.api.core.files.objects import LOCAL, Objects
-from apps.api.core.sessions import forks, prompts, stored, workspaces
+from apps.api.core.sessions import forks, names, prompts, stored, workspaces
 from apps.api.core.sessions.forks import Fork, Forked
+from apps.api.core.sessions.names import Name, NameTaken
 from apps.api.core.sessions.outcome import Outcome, finish
 from apps.api.errors import Conflict, NotFound, TooLarge, ValidationError
 from tests.core.files.travel import Store, keep
@@ -86,6 +87,31 @@ async def test_events_and_entries_up_to_a_message_are_copied_under_the_new_id(lo
     whole = (await fork(lone_world, parent)).session_id
     assert len(await entries(lone_world, whole)) == 8
     assert len(await lone_world.events(whole)) == 6
+
+
+async def test_a_fork_before_a_run_takes_the_names_of_its_parent(lone_world: World) -> None:
+    parent = await talked(lone_world)
+    chat, message = Name("chat", "c"), Name("chat", "m")
+    await names.give(lone_world.db.pool, lone_world.tenant_id, chat, parent)
+
+    async def before(run: str) -> Forked:
+        submission = prompts.Submission("say hello", 60, parent, session_names=[chat], run_names=[message])
+        cut = Fork(submission, begins=True, before_run=UUID(run))
+        return await forks.fork(core_of(lone_world), lone_world.tenant_id, None, cut)
+
+    child = await before(MESSAGES[2])
+    assert [uuid for _, uuid, _ in await entries(lone_world, child.session_id)] == MESSAGES[:1] * 2 + MESSAGES[1:2] * 2
+    found = await names.find(lone_world.db, lone_world.tenant_id, "chat", "c", "m")
+    assert child.run is not None
+    assert {name: (one.session_id, one.run_id) for name, one in found.items()} == {
+        "c": (child.session_id, None),
+        "m": (child.session_id, child.run.run_id),
+    }
+    with pytest.raises(NameTaken):  # it is the child's by now
+        await before(MESSAGES[0])
+    with pytest.raises(NotFound, match="message"):
+        await before(str(uuid4()))
+    assert await lone_world.one("SELECT count(*) FROM sessions") == 2
 
 
 async def test_what_another_tenant_has_cannot_be_forked(lone_world: World) -> None:

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from apps.api.core.events.log import Event
-from apps.api.core.sessions import deletion, prompts
+from apps.api.core.sessions import deletion, prompts, runs, sessions
 from apps.api.core.sessions.outcome import Outcome, finish
+from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import usage
 from apps.api.core.tenant.usage import GROUPS, Group, ModelUsage, Scope
 from apps.api.errors import LeaseLost
@@ -24,11 +25,16 @@ LAST_DAY = date(2026, 1, 31)
 
 
 async def spend(
-    world: World, *used: ModelUsage, session_id: UUID | None = None, key_id: UUID | None = None, day: date | None = None
+    world: World,
+    *used: ModelUsage,
+    session_id: UUID | None = None,
+    key_id: UUID | None = None,
+    day: date | None = None,
+    end_user: str | None = None,
 ) -> tuple[UUID, UUID]:
     """A run that used this; returns its session and itself."""
     lease = await world.instance()
-    request = prompts.Submission("say x", 60, session_id)
+    request = prompts.Submission("say x", 60, session_id, labels=Labels(end_user=end_user))
     submitted = await prompts.submit(world.core(), world.tenant_id, key_id, request)
     claim = await world.claim(lease)
     assert claim.run_id == submitted.run_id
@@ -85,8 +91,8 @@ async def test_every_grouping_adds_up_to_the_same(world: World) -> None:
         "web_search_requests": 2,
         "cost_usd": 1.5,
     }
-    for size in range(1, len(GROUPS) + 1):
-        for groups in combinations(GROUPS, size):
+    for size in range(1, len(GROUPS)):
+        for groups in combinations(GROUPS.keys() - {"end_user"}, size):
             found = await rows(world, *groups)
             for name in usage.FIGURES:
                 assert sum(row[name] for row in found) == total[name], groups
@@ -279,3 +285,58 @@ async def test_nobody_waits_for_a_run_of_the_same_tenant_that_is_about_to_end(wo
         assert (await rows(world))[0]["runs"] == 1
     assert (await rows(world))[0]["runs"] == 2
     await agree(world)
+
+
+async def of_users(world: World, *groups: Group, **scope: Any) -> list[dict[str, Any]]:
+    return await rows(world, "end_user", *groups, of_end_users=True, **scope)
+
+
+async def test_usage_is_told_by_end_user(world: World) -> None:
+    session_id, _ = await spend(world, BIG, SMALL, end_user="ada")
+    await spend(world, SMALL, session_id=session_id)  # its session's
+    await spend(world, SMALL, session_id=session_id, end_user="bob")
+    await spend(world, BIG)
+    expected = [("ada", 2, 1.0), ("bob", 1, 0.25)]
+    for _ in range(2):
+        assert [(row["end_user"], row["runs"], row["cost_usd"]) for row in await of_users(world)] == expected
+        assert [row["runs"] for row in await of_users(world, "model", end_user="ada")] == [1, 2]
+        assert (await rows(world, end_user="ada"))[0]["runs"] == 2
+        assert (await rows(world, of_end_users=True))[0]["runs"] == 3
+        assert (await rows(world))[0]["runs"] == 4
+        by_session = await of_users(world, "session")
+        assert [(row["end_user"], row["runs"]) for row in by_session] == [("ada", 2), ("bob", 1)]
+        assert await rows(world, end_user="nobody") == [dict.fromkeys((await rows(world))[0], 0)]
+        await usage.add_up(world.db)
+    await world.db.pool.execute("DELETE FROM usage WHERE end_user = 'ada'")
+    assert [row["end_user"] for row in await of_users(world)] == ["bob"]
+    await usage.add_up(world.db)
+    left = "SELECT count(*) FROM usage_user_sums WHERE tenant_id = $1"
+    assert await world.one(left, world.tenant_id) == 1
+    other = await world.other_tenant()
+    page = await usage.report(world.db, other, Scope(of_end_users=True), ["end_user"], limit=9, cursor=None)
+    assert page.data == []
+
+
+async def test_lists_find_an_end_users_sessions_and_runs(world: World) -> None:
+    session_id, run_id = await spend(world, BIG, end_user="ada")
+    _, other_run = await spend(world, BIG, session_id=session_id, end_user="bob")
+    await spend(world, BIG)
+
+    async def runs_of(name: str) -> list[str]:
+        filters = runs.Filters(end_user=name)
+        page = await runs.list_of_tenant(world.db, world.tenant_id, filters, limit=9, cursor=None)
+        return [run["run_id"] for run in page.data]
+
+    async def sessions_of(name: str) -> list[str]:
+        filters = sessions.Filters(end_user=name)
+        page = await sessions.list_page(
+            world.db, world.tenant_id, filters, limit=9, cursor=None, default_model="claude-x"
+        )
+        return [session["session_id"] for session in page.data]
+
+    assert (await runs_of("ada"), await runs_of("bob"), await runs_of("nobody")) == (
+        [str(run_id)],
+        [str(other_run)],
+        [],
+    )
+    assert (await sessions_of("ada"), await sessions_of("bob")) == ([str(session_id)], [])

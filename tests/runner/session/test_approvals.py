@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny, ToolPe
 
 from apps.api import clock
 from apps.api.core.codec import encode
+from apps.api.core.context import Core
 from apps.api.core.events.log import Event, Writer
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.sessions import requests
@@ -19,6 +21,7 @@ from apps.api.core.sessions.parking import Parked
 from apps.api.core.sessions.requests import Asked
 from apps.api.runner.session.approvals import QUESTION, Approvals
 from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.steering import Steering
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
 from tests.world import PATIENCE, World, until
@@ -40,6 +43,10 @@ class Owner:
     async def ended(self, *_: object) -> None: ...
 
 
+def approvals_of(core: Core, writer: Writer, turns: Turns, owner: Owner) -> Approvals:
+    return Approvals(core, writer, turns, Tasks(), owner, Steering(core, writer, Mock(), turns, owner))
+
+
 @pytest.mark.parametrize(
     "when", ["before it is asked", "while it is asked", "while it is withdrawn", "while it is withdrawn twice"]
 )
@@ -47,7 +54,7 @@ async def test_a_request_of_a_session_that_is_lost_is_denied_and_its_owner_told(
     lease, claim, writer = await world.owned()
     owner, turns = Owner(), Turns(lambda: None)
     turns.assign(claim)
-    approvals = Approvals(world.core(action_timeout_seconds=0.5), writer, turns, Tasks(), owner)
+    approvals = approvals_of(world.core(action_timeout_seconds=0.5), writer, turns, owner)
     await approvals.saw([shown := str(uuid4())])
     if when == "before it is asked":
         lease.give_up()
@@ -85,7 +92,7 @@ async def resolved(world: World, decision: dict[str, Any] | None, kind: str = "p
         )
     turns = Turns(lambda: None)
     turns.assign(claim)
-    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    approvals = approvals_of(world.core(), writer, turns, Owner())
     await approvals.take_up(Parked(asked.id, "toolu_1", 10.0))
     return approvals, turns
 
@@ -137,7 +144,7 @@ async def _asking(world: World, claim: Claim, writer: Writer) -> tuple[Approvals
     """A call that waits, and its request, which is stored."""
     turns = Turns(lambda: None)
     turns.enter(turns.assign(claim))
-    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    approvals = approvals_of(world.core(), writer, turns, Owner())
     await approvals.saw(["toolu_1"])
     asking = asyncio.create_task(approvals.can_use_tool("Bash", {}, THIS))
 
@@ -170,7 +177,7 @@ async def test_a_request_that_is_being_resolved_is_none_to_be_parked_with(world:
     _, claim, writer = await world.owned()
     turns = Turns(lambda: None)
     turns.assign(claim)
-    approvals = Approvals(world.core(), writer, turns, Tasks(), Owner())
+    approvals = approvals_of(world.core(), writer, turns, Owner())
     await approvals.saw(["toolu_1", "toolu_2"])
     asking = [asyncio.create_task(approvals.can_use_tool("Bash", {}, THIS))]
     await until(lambda: approvals.sole(claim.run_id) is not None)

@@ -31,6 +31,7 @@ from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.conversation import Conversation
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.steering import Steering
 from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turns
 from tests.core.conftest import neighbourhood, world
@@ -61,9 +62,10 @@ class Talk:
         lease = Lease(uuid4(), 60)
         lease.renewed(now())
         self.store = store = Transcripts(core.db, lease, claim.session_id, claim.generation, claim.sdk_session_id)
-        approvals, ports = Approvals(core, writer, self.turns, self.tasks, Mock()), Ports(writer, self.turns)
+        steering = Steering(core, writer, store, self.turns, Mock())
+        approvals = Approvals(core, writer, self.turns, self.tasks, Mock(), steering)
         self.told: list[float] = []
-        parts = self.turns, self.tasks, approvals, ports, Denials(writer, self.turns)
+        parts = self.turns, self.tasks, approvals, Ports(writer, self.turns), Denials(writer, self.turns), steering
         self.conversation = Conversation(core, writer, store, Storing(core, writer), *parts, self.told.append)
         self.agent = Agent(claim, ClaudeSDKClient())
 

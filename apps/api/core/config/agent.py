@@ -80,6 +80,7 @@ class AgentConfig(Part):
     system_prompt_append: Annotated[Text, Field(max_length=100_000)] | None = None
     tools: Annotated[list[ToolName], Field(max_length=200)] | None = None
     allowed_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
+    ask_tools: Annotated[list[ToolRule], Field(max_length=200)] | None = None
     disallowed_tools: Annotated[list[Denial], Field(max_length=200)] | None = None
     permission_mode: PermissionMode | None = None
     unattended: bool | None = None

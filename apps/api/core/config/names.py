@@ -100,5 +100,8 @@ SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")
 SecretRef = Annotated[str, StringConstraints(pattern=r"^\$\{[A-Z][A-Z0-9_]{0,63}\}$")]
 """`${NAME}`: the value of the tenant's secret of that name."""
 
+EndUser = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+"""For whom a client of ours asks: a name or id of theirs, which means nothing to us."""
+
 SECRET_REFS = re.compile(r"\$\{([A-Z][A-Z0-9_]{0,63})\}")
 """Where a text refers to secrets."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from apps.api.settings import Settings
@@ -49,6 +49,13 @@ class Reach:
         if self.names(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)):
             return None
         return "agents reach the model alone" if self.mode == "model_only" else "its host is not among the allowed ones"
+
+
+def narrowed(network: Mapping[str, Any] | None) -> Reach:
+    """What an agent may reach at most whose session names hosts: `{"allowed_hosts": […]}`; None: what others allow."""
+    if network is None:
+        return Reach()
+    return Reach("limited", (tuple(network["allowed_hosts"]),)) if network["allowed_hosts"] else Reach("model_only")
 
 
 def of_server(settings: Settings) -> Reach:

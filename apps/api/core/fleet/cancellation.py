@@ -27,7 +27,7 @@ PATIENCE = 2.0
 
 
 class NotQueued(Exception):
-    """The run has begun, or is over."""
+    """The run has begun, or is over, or an agent was given its message in another run's turn."""
 
 
 def done(run_id: UUID) -> Event:
@@ -42,7 +42,7 @@ async def end(connection: asyncpg.Connection, run_id: UUID, seq: int, error: Map
     """End a queued run whose `done` is number `seq`. Raises NotQueued."""
     status = await connection.execute(
         "UPDATE runs SET status = 'interrupted', finished_at = now(), first_seq = $2, last_seq = $2, error = $3"
-        " WHERE id = $1 AND status = 'queued' AND parked IS NULL",
+        " WHERE id = $1 AND status = 'queued' AND parked IS NULL AND steered_into IS NULL",
         run_id,
         seq,
         dict(error),
@@ -85,12 +85,13 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
 
     Raises:
         NotFound: no such run.
-        Conflict: `no_live_run`: it is over already; `session_deleted`.
+        Conflict: `no_live_run`: it is over already, or an agent was given its message; `session_deleted`.
     """
     until = asyncio.get_running_loop().time() + PATIENCE
     while True:
         row = await core.db.pool.fetchrow(
-            "SELECT r.session_id, r.status, r.finished_at, s.owner_id, r.parked IS NOT NULL AS parked FROM runs r"
+            "SELECT r.session_id, r.status, r.finished_at, s.owner_id, r.parked IS NOT NULL AS parked,"
+            " r.status = 'queued' AND r.steered_into IS NOT NULL AS handed FROM runs r"
             " JOIN sessions s ON s.id = r.session_id WHERE r.id = $1 AND r.tenant_id = $2",
             run_id,
             tenant_id,
@@ -99,6 +100,8 @@ async def cancel(core: Core, tenant_id: UUID, run_id: UUID) -> Sent:
             raise NotFound.of("run")
         if row["finished_at"] is not None:
             raise not_live(f"This run is over: {row['status']}.")
+        if row["handed"]:
+            raise not_live("The agent has been given this message in the turn that runs.")
         session_id: UUID = row["session_id"]
         if row["owner_id"] is None and (frames := await _cancel_unowned(core.db, session_id, run_id, row["parked"])):
             core.relay(tenant_id, session_id, frames)

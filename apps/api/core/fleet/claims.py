@@ -53,7 +53,7 @@ _FIRST = f"""
 _IN_TURN = f"ORDER BY r.tenant_id, {_KEY}, r.position LIMIT 1"
 _ACTIVE = "SELECT 1 FROM runs a WHERE a.session_id = s.id AND a.status IN ('running','requires_action')"
 
-_PROVIDED = ("skills", "mcp_servers", "secrets")
+_PROVIDED = ("skills", "mcp_servers", "secrets", "credentials")
 _VERSION = "(SELECT concat_ws('/', count(*), max(updated_at)) FROM {0} WHERE tenant_id = {{tenant}}) AS {0}"
 _PROVISIONS = ", ".join(map(_VERSION.format, _PROVIDED))
 
@@ -120,7 +120,8 @@ WITH RECURSIVE able AS (
     generation = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN {NEXT_GENERATION} ELSE s.generation END,
     taken_by = CASE WHEN s.owner_id IS DISTINCT FROM $1 THEN next.api_key_id ELSE s.taken_by END
   FROM next WHERE s.id = next.id
-  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile, (
+  RETURNING s.id, s.tenant_id, s.generation, s.last_seq, s.sdk_session_id, s.config, s.num_turns, s.profile,
+    s.network, s.vault_ids, (
     SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.status = 'queued' ORDER BY r.position LIMIT 1) AS run_id
 ), turn AS (
   UPDATE tenants SET claimed_at = now() WHERE id = (
@@ -132,10 +133,11 @@ UPDATE runs r SET status = 'running', startable = false, unsent = owned.id <> AL
   first_seq = CASE WHEN r.parked IS NULL THEN owned.last_seq + 1 ELSE r.first_seq END
 FROM owned WHERE r.id = owned.run_id AND r.status = 'queued'
 RETURNING r.id AS run_id, r.kind, r.prompt, r.expand_prompt, r.timeout_seconds, r.unsent, r.parked, r.resources,
-  r.traceparent,
+  r.traceparent, r.steer,
   coalesce(r.config, owned.config) AS config,
   extract(epoch FROM now() - r.created_at)::float8 AS waited,
   owned.id AS session_id, owned.tenant_id, owned.generation, owned.last_seq, owned.sdk_session_id, owned.profile,
+  owned.network, owned.vault_ids,
   {_PROVISIONS.format(tenant="owned.tenant_id")}
 """  # noqa: S608 - ours
 
@@ -160,7 +162,10 @@ class Claim:
         resources: what the workspace is given before the run.
         waited: seconds since it was accepted.
         traceparent: of the request that brought it.
+        steer: it was sent to go into a turn that ran then.
         parked: what it takes to go on, of a run that was parked; its prompt has been sent before.
+        network: what the session's agents may reach at most, see `reach.narrowed`.
+        vault_ids: whose secrets they have, see core/tenant/vaults.py.
     """
 
     run_id: UUID
@@ -181,6 +186,9 @@ class Claim:
     resources: tuple[Resource, ...] = ()
     waited: float = 0.0
     traceparent: str | None = None
+    steer: bool = False
+    network: Mapping[str, Any] | None = None
+    vault_ids: tuple[UUID, ...] = ()
 
 
 async def claim(
@@ -235,12 +243,13 @@ async def claim(
         fields["timeout_seconds"] = min(row["timeout_seconds"], profile.timeout_seconds or row["timeout_seconds"])
     if parked is not None:
         fields["timeout_seconds"] = min(fields["timeout_seconds"], parked.seconds_left)
-    fields["provisions"] = _provisions(fields["config"], given)
+    fields["vault_ids"] = tuple(row["vault_ids"] or ())
+    fields["provisions"] = _provisions(fields["config"], given, has_vaults=bool(row["vault_ids"]))
     return Claim(**fields)
 
 
-def _provisions(config: AgentConfig, given: tuple[str, ...]) -> tuple[str, ...]:
-    return given if config.servers() else given[:1]
+def _provisions(config: AgentConfig, given: tuple[str, ...], *, has_vaults: bool = False) -> tuple[str, ...]:
+    return (given[:3] if config.servers() else given[:1]) + (given[3:] if has_vaults else ())
 
 
 async def provisions(db: Database, tenant_id: UUID, config: AgentConfig) -> tuple[str, ...]:
@@ -289,15 +298,17 @@ async def begin_background(
 ) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there. It
-    may be repeated.
+    `seconds` is its deadline. Its key and end user are those of the last prompt: what it costs is counted there.
+    It may be repeated.
     """
     try:
         status = await db.pool.execute(
-            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, status, origin, timeout_seconds, started_at,"
-            " first_seq) SELECT $4, $2, id, (SELECT api_key_id FROM runs WHERE session_id = $1 AND origin = 'client'"
-            " AND started_at IS NOT NULL ORDER BY position DESC LIMIT 1), 'running', 'background', $5, now(),"
-            " last_seq + 1 FROM sessions WHERE id = $1 AND tenant_id = $2 AND generation = $3 FOR SHARE"
+            "INSERT INTO runs (id, tenant_id, session_id, api_key_id, end_user, status, origin, timeout_seconds,"
+            " started_at, first_seq) SELECT $4, $2, s.id, asked.api_key_id, coalesce(asked.end_user, s.end_user),"
+            " 'running', 'background', $5, now(), last_seq + 1 FROM sessions s LEFT JOIN LATERAL (SELECT api_key_id,"
+            " end_user FROM runs WHERE session_id = s.id AND origin = 'client' AND started_at IS NOT NULL"
+            " ORDER BY position DESC LIMIT 1) asked ON true"
+            " WHERE s.id = $1 AND s.tenant_id = $2 AND s.generation = $3 FOR SHARE OF s"
             " ON CONFLICT (id) DO UPDATE SET id = excluded.id",
             session_id,
             tenant_id,

@@ -16,7 +16,7 @@ from apps.api import instruments
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame
 from apps.api.core.events.log import NEXT_GENERATION, Event, append
-from apps.api.core.sessions import agent_tasks, requests
+from apps.api.core.sessions import agent_tasks, requests, steering
 from apps.api.core.sessions.outcome import Outcome, failure, requeue, store
 from apps.api.core.sessions.parking import Parked
 from apps.api.core.tasks import Loop
@@ -113,7 +113,8 @@ WITH freed AS (
   WHERE s.id = $1 AND i.id = s.owner_id AND i.lease_expires_at < now() RETURNING s.id
 ), ended AS (
   UPDATE runs SET status = 'failed', finished_at = now(), error = $2
-  WHERE session_id IN (SELECT id FROM freed) AND status IN ('running','requires_action') RETURNING 1
+  WHERE session_id IN (SELECT id FROM freed)
+    AND (status IN ('running','requires_action') OR (status = 'queued' AND steered_into IS NOT NULL)) RETURNING 1
 ), closed AS (
   UPDATE requests SET status = 'closed', resolved_at = now()
   WHERE session_id IN (SELECT id FROM freed) AND status = 'open'
@@ -265,12 +266,16 @@ async def abandon(
     ):
         told[session_id].append(event)
     await _reject_commands(connection, session_ids, "owner_lost")
+    doubtful = await steering.in_doubt(connection, session_ids)
     orphans = []
     for row in sessions:
         run, events = runs.get(row["id"]), told[row["id"]]
+        messages, before = doubtful.get(row["id"], []), row["last_seq"] + len(events)
+        events += steering.failed(messages, error)
         if run is not None:
             events += [Event("error", error, run["id"]), Event("done", {"status": "failed"}, run["id"])]
         frames = await append(connection, row["id"], row["generation"], row["last_seq"], events) if events else []
+        await steering.fail(connection, messages, error, before)
         ended = None
         if run is not None:
             ended = await store(connection, row["id"], run["id"], _failed(run, error), frames[-1].seq)

@@ -11,7 +11,7 @@ begins a moment after its preset was removed is one whose request came a moment 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from apps.api.core.config.parts import RegisteredServer
 from apps.api.core.config.profiles import UNRESTRICTED, Policy, Profile
 from apps.api.core.config.resources import Resource
 from apps.api.core.context import Core
-from apps.api.core.tenant import mcp, presets, provisioning, repositories, skills, vault
+from apps.api.core.tenant import environments, mcp, presets, provisioning, repositories, skills, vault, vaults
 from apps.api.core.tenant.presets import Draft
 from apps.api.db import Database
 from apps.api.errors import Problem, ValidationError, noting, refuse
@@ -42,11 +42,15 @@ class Choice:
 
     Attributes:
         agent: a preset: its name or id, perhaps with `@version`.
+        environment: where its agents work, see core/tenant/environments.py; never of an existing session.
+        vaults: whose secrets its agents have, see core/tenant/vaults.py; never of an existing session.
     """
 
     profile: str | None = None
     policy: Policy = UNRESTRICTED
     agent: str | None = None
+    environment: UUID | None = None
+    vaults: tuple[UUID, ...] = ()
 
 
 NO_CHOICE = Choice()
@@ -59,6 +63,14 @@ class Pins:
     profile: str | None = None
     agent_id: UUID | None = None
     agent_version: int | None = None
+    environment_id: UUID | None = None
+    network: Mapping[str, Any] | None = None
+    vault_ids: tuple[UUID, ...] = ()
+
+    @property
+    def are_of_its_own(self) -> bool:
+        """Whether its agents are given what those of other sessions are not."""
+        return self.network is not None or bool(self.vault_ids)
 
 
 NO_PINS = Pins()
@@ -114,10 +126,20 @@ async def judge(core: Core, tenant_id: UUID, wanted: Wanted) -> Judged:
             row = await presets.find(core.db.pool, tenant_id, wanted.choice.agent)
             config, named = config.over(row["config"]), named or row["profile"]
             pins = Pins(None, row["id"], row["version"])
+            if row["archived_at"] is not None:
+                raise ValidationError.of("agent", "is archived: no session begins with it")
     profile = None
     with noting(found, "profile"):
         if name := wanted.choice.policy.choose(named):
-            profile, pins = wanted.choice.policy.profiles[name], Pins(name, pins.agent_id, pins.agent_version)
+            profile, pins = wanted.choice.policy.profiles[name], replace(pins, profile=name)
+    if wanted.choice.environment is not None:
+        with noting(found, "environment_id"):
+            network = await environments.network_of(core, tenant_id, wanted.choice.environment, profile, config)
+            pins = replace(pins, environment_id=wanted.choice.environment, network=network)
+    if wanted.choice.vaults:
+        with noting(found, "vault_ids"):
+            await vaults.require(core.db, tenant_id, wanted.choice.vaults)
+            pins = replace(pins, vault_ids=wanted.choice.vaults)
     found += await _of_prompt(core, tenant_id, wanted)
     found += await _of_all(core, tenant_id, config, profile, wanted)
     return Judged(profiles.clamp(profile, config) if profile else config, config, pins, found)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 
 from apps.api import clock
 from apps.api.core import codec
-from apps.api.core.config.names import Document, Name, Part, SecretName, Text
+from apps.api.core.config.names import Document, EndUser, Name, Part, SecretName, Text
 from apps.api.core.config.parts import OwnServer, PermissionMode, Url
 from apps.api.core.config.retention import Retention
 from apps.api.core.files.tarball import BadArchive
@@ -100,6 +100,7 @@ class SessionLine(Part):
     config: dict[str, Any]
     profile: Name | None
     surface: Word
+    end_user: EndUser | None = None
     agent: Pinned | None
     conversation: UUID
     parent_session_id: UUID | None
@@ -124,6 +125,7 @@ class RunLine(Part):
     id: UUID
     kind: Literal["prompt", "rewind", "reset"]
     origin: Literal["client", "background"]
+    end_user: EndUser | None = None
     status: Literal["succeeded", "failed", "interrupted"]
     prompt: Said | None
     expand_prompt: bool
@@ -157,6 +159,7 @@ class RunLine(Part):
 class UsageLine(Part):
     run_id: UUID
     model: Annotated[Text, Field(min_length=1, max_length=300)]
+    end_user: EndUser | None = None
     day: Annotated[date, AfterValidator(_past_day)]
     input_tokens: Number
     output_tokens: Number
@@ -275,6 +278,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "files": {},
     "hook": {},
     "network_denied": {},
+    "steered": {"message_id": str, "state": {"taken", "next_run"}},
     "status": {"status": str},
     "result": {
         "status": str,

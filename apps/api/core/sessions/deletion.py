@@ -24,11 +24,12 @@ from apps.api.core.events.log import NEXT_GENERATION
 from apps.api.core.files import garbage, manifest
 from apps.api.core.sessions import stored
 from apps.api.core.sessions.outcome import failure
-from apps.api.core.sessions.sessions import BUSY
+from apps.api.core.sessions.sessions import BUSY, forget_cached
 from apps.api.core.tasks import Loop
 from apps.api.db import CONNECTION_ERRORS, Database
 from apps.api.errors import Conflict, NotFound
 from apps.api.instruments import Ended
+from apps.api.redis import Redis
 
 BATCH = 500
 """Rows that are removed in one transaction; each may have some megabytes."""
@@ -45,6 +46,7 @@ CONTENT = {
     "requests": ("id", "octet_length(data) + coalesce(octet_length(decision), 0)"),
     "commands": ("id", "NULL::int"),
     "idempotency_keys": ("tenant_id, key", "NULL::int"),
+    "session_names": ("tenant_id, surface, name", "octet_length(name) + octet_length(data)"),
 }
 """Tables that hold what belongs to one session: their keys, and how many bytes a row counts, where that is known."""
 
@@ -232,3 +234,30 @@ async def deleted_among(db: Database, session_ids: list[UUID]) -> list[UUID]:
         session_ids,
     )
     return [row["id"] for row in rows]
+
+
+async def archive(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
+    """Let a session be read, and take no prompt any more. Once is enough.
+
+    Raises:
+        NotFound: no such session.
+        Conflict: `session_busy`: a run of it is queued or active.
+    """
+    async with db.transaction() as connection:
+        found = await connection.fetch(
+            "SELECT archived_at FROM sessions WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL"
+            " FOR NO KEY UPDATE",
+            session_id,
+            tenant_id,
+        )
+        if not found:
+            raise NotFound.of("session")
+        if found[0]["archived_at"] is not None:
+            return
+        if await connection.fetchval(BUSY, session_id):  # as of now: who queues a run waits for the lock
+            raise Conflict("A run of this session is queued or active: interrupt it first.", code="session_busy")
+        await connection.execute(
+            "UPDATE sessions SET archived_at = now(), updated_at = now() WHERE id = $1", session_id
+        )
+        await audit.note(connection, "session.archived", tenant_id, session_id)
+    await forget_cached(redis, tenant_id, session_id)

@@ -134,7 +134,7 @@ async def _framed(core: Exporter, packer: Packer, kind: str, members: AsyncGener
 # --- one session ---------------------------------------------------------------------------------------------------
 
 _SESSION = f"""
-SELECT s.id, title, tags, metadata, config, profile, surface, agent_id, agent_version, sdk_session_id,
+SELECT s.id, title, tags, metadata, config, profile, surface, end_user, agent_id, agent_version, sdk_session_id,
   parent_session_id, num_turns, total_cost_usd, usage, permission_mode, tools, created_at, updated_at, last_seq,
   expired_seq, deleted_at, stored, stored_bytes, ({sessions.CURRENT}) IS NOT NULL AS busy,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry
@@ -238,14 +238,14 @@ async def _session(
 
 # Each gives the rows after a key, $2, which they have as `key`: the next page begins where the last one has ended.
 _RUNS = """
-SELECT position AS key, id, kind, origin, status, prompt, expand_prompt, timeout_seconds, first_seq, last_seq, error,
-  result, total_cost_usd, created_at, started_at, finished_at
+SELECT position AS key, id, kind, origin, end_user, status, prompt, expand_prompt, timeout_seconds, first_seq, last_seq,
+  error, result, total_cost_usd, created_at, started_at, finished_at
 FROM runs WHERE session_id = $1 AND position > $2 AND finished_at IS NOT NULL ORDER BY position LIMIT $3
 """
 
 _USAGE = """
-SELECT row_number() OVER (ORDER BY run_id, model) + $2 AS key, run_id, model, day, input_tokens, output_tokens,
-  cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd
+SELECT row_number() OVER (ORDER BY run_id, model) + $2 AS key, run_id, model, end_user, day, input_tokens,
+  output_tokens, cache_read_input_tokens, cache_creation_input_tokens, web_search_requests, cost_usd
 FROM usage WHERE tenant_id = (SELECT tenant_id FROM sessions WHERE id = $1) AND session_id = $1
 ORDER BY run_id, model OFFSET $2 LIMIT $3
 """

@@ -16,8 +16,9 @@ import structlog
 from apps.api.core.context import Core
 from apps.api.core.files import forking, manifest, restoring
 from apps.api.core.files.objects import StoreFailed
-from apps.api.core.sessions import admission, prompts, sessions, stored, workspaces
+from apps.api.core.sessions import admission, names, prompts, sessions, stored, workspaces
 from apps.api.core.sessions.admission import Pins, Wanted
+from apps.api.core.sessions.names import NameTaken
 from apps.api.core.sessions.prompts import Submitted
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.sessions.stored import Stored
@@ -39,8 +40,10 @@ class Fork:
     """What to fork.
 
     Attributes:
-        submission: `session_id` is the parent's; its configuration and labels overlay the parent's.
-        at_seq: up to this event; `message_uuid`: up to and with this message. Neither: all of it.
+        submission: `session_id` is the parent's; its configuration and labels overlay the parent's. Its names become
+            those of the fork and its run: they are the parent's until then, or nobody's.
+        at_seq: up to this event; `message_uuid`: up to and with this message; `before_run`: up to the prompt of this
+            run, and without it. None of them: all of it.
         begins: whether its prompt is to be run in the fork.
     """
 
@@ -48,6 +51,7 @@ class Fork:
     begins: bool
     at_seq: int | None = None
     message_uuid: UUID | None = None
+    before_run: UUID | None = None
 
     @property
     def wanted(self) -> Wanted:
@@ -80,6 +84,7 @@ async def fork(core: Core, tenant_id: UUID, api_key_id: UUID | None, asked: Fork
         NotFound: `session_not_found`, `message_not_found`.
         Conflict: `session_busy`: a run is active in what is to be copied; `workspace_not_copied`,
             `idempotency_key_reused`, `session_deleted`.
+        NameTaken: one of its names is a third session's by now. Nothing was made.
         TooLarge: `workspace_too_large`, `conversation_too_large`.
         ValidationError, Forbidden: as `prompts.submit`.
         Busy: too many forks of this tenant wait.
@@ -129,11 +134,13 @@ async def _before(connection: asyncpg.Connection, tenant_id: UUID, asked: Fork) 
 
 # KEY SHARE keeps a deletion waiting, and lets the owner go on.
 _PARENT = """
-SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.last_seq, s.sdk_session_id, s.title, s.tags,
-  s.metadata, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
+SELECT s.id, s.config, s.profile, s.agent_id, s.agent_version, s.environment_id, s.network, s.vault_ids, s.last_seq,
+  s.sdk_session_id, s.title, s.tags, s.metadata, s.end_user, s.tools, s.permission_mode, s.deleted_at, s.expired_seq,
   (SELECT coalesce(max(t.id), 0) FROM transcript_entries t WHERE t.session_id = s.id) AS entry,
   (SELECT r.first_seq FROM runs r WHERE r.session_id = s.id
-    AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from
+    AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_from,
+  (SELECT r.id FROM runs r WHERE r.session_id = s.id
+    AND (r.status IN ('running','requires_action') OR r.parked IS NOT NULL)) AS busy_run
 FROM sessions s WHERE s.id = $1 AND s.tenant_id = $2 FOR KEY SHARE OF s
 """
 
@@ -167,15 +174,18 @@ WHERE session_id = $1 AND subpath = '' AND uuid = ANY($2::text[]) ORDER BY id DE
 
 async def _cut(connection: asyncpg.Connection, parent: asyncpg.Record, asked: Fork) -> _Cut:
     seq: int = parent["last_seq"] if asked.at_seq is None else asked.at_seq
-    if asked.message_uuid is not None:
-        seq = await connection.fetchval(_MESSAGE, parent["id"], str(asked.message_uuid))
+    if (message := asked.message_uuid or asked.before_run) is not None:
+        seq = await connection.fetchval(_MESSAGE, parent["id"], str(message))
         if seq is None:
             raise NotFound.of("message")
+        if asked.before_run is not None:
+            # What a run says before its prompt is of that run: without it nothing of an active one is copied.
+            seq = (parent["busy_from"] if parent["busy_run"] == asked.before_run else seq) - 1
     elif seq < parent["expired_seq"]:
         raise ValidationError.of("at_seq", f"events up to number {parent['expired_seq']} were removed for their age")
     elif seq > parent["last_seq"]:
         raise ValidationError.of("at_seq", f"the session's newest event is number {parent['last_seq']}")
-    whole = asked.at_seq is None and asked.message_uuid is None
+    whole = asked.at_seq is None and message is None
     if parent["busy_from"] is not None and (whole or seq >= parent["busy_from"]):
         raise Conflict("A run of this session is active: fork at an event before it, or wait.", code="session_busy")
     if whole:
@@ -272,8 +282,10 @@ async def _insert(
     asked: Fork,
 ) -> Forked:
     config = await admission.judge_change(connection, tenant_id, asked.wanted, parent, [])
-    pins = Pins(parent["profile"], parent["agent_id"], parent["agent_version"])
-    await sessions.insert(connection, tenant_id, config, _labels(asked.submission.labels, parent), session_id, pins)
+    pins = Pins(*(parent[name] for name in ("profile", "agent_id", "agent_version", "environment_id", "network")))
+    pins = replace(pins, vault_ids=tuple(parent["vault_ids"] or ()))
+    labels, surface = _labels(asked.submission.labels, parent), asked.submission.surface
+    await sessions.insert(connection, tenant_id, config, labels, session_id, pins, surface)
     of_agent = (parent["tools"], parent["permission_mode"])
     await connection.execute(_DESCEND, session_id, parent["id"], cut.seq, *of_agent, parent["expired_seq"])
     await connection.execute(_COPY_TRANSCRIPT, parent["id"], session_id, str(cut.sdk_session_id), cut.entry, cut.whole)
@@ -282,6 +294,7 @@ async def _insert(
     if asked.begins:
         begun = replace(asked.submission, session_id=session_id, on_busy="enqueue")
         run = await prompts.enqueue(core, connection, tenant_id, api_key_id, begun, None)
+    await _rename(connection, tenant_id, asked, parent["id"], session_id, run)
     if asked.submission.idempotency:
         await remember(
             connection,
@@ -293,9 +306,25 @@ async def _insert(
     return Forked(session_id, run)
 
 
+async def _rename(
+    connection: asyncpg.Connection,
+    tenant_id: UUID,
+    asked: Fork,
+    parent_id: UUID,
+    session_id: UUID,
+    run: Submitted | None,
+) -> None:
+    given: list[tuple[names.Name, UUID | None]] = [(name, None) for name in asked.submission.session_names]
+    given += [(name, run.run_id) for name in asked.submission.run_names] if run else []
+    for name, run_id in given:
+        if not await names.move(connection, tenant_id, name, parent_id, session_id, run_id):
+            raise NameTaken(name.text)
+
+
 def _labels(given: Labels, parent: Any) -> Labels:
     return Labels(
         parent["title"] if given.title is None else given.title,
         parent["tags"] if given.tags is None else given.tags,
         parent["metadata"] if given.metadata is None else given.metadata,
+        parent["end_user"] if given.end_user is None else given.end_user,
     )

@@ -19,7 +19,7 @@ from apps.api.db import Database
 from apps.api.errors import Gone, NotFound
 
 _COLUMNS = """
-SELECT id, session_id, kind, status, origin, position, first_seq, last_seq, error, result, total_cost_usd,
+SELECT id, session_id, kind, status, origin, end_user, position, first_seq, last_seq, error, result, total_cost_usd,
   timeout_seconds, created_at, started_at, finished_at, (
     SELECT json_agg(u ORDER BY u.model) FROM (
       SELECT model, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
@@ -49,6 +49,7 @@ def _run(row: asyncpg.Record) -> dict[str, Any]:
         "kind": row["kind"],
         "status": row["status"],
         "origin": row["origin"],
+        "end_user": row["end_user"],
         "error": row["error"],
         "result": decode(row["result"]) if row["result"] else None,
         "total_cost_usd": row["total_cost_usd"],
@@ -89,6 +90,7 @@ class Filters:
     created_before: datetime | None = None
     error_code: str | None = None
     profiles: Sequence[str] | None = None
+    end_user: str | None = None
 
 
 async def list_of_tenant(db: Database, tenant_id: UUID, filters: Filters, *, limit: int, cursor: str | None) -> Page:
@@ -103,6 +105,8 @@ async def list_of_tenant(db: Database, tenant_id: UUID, filters: Filters, *, lim
         where.append(f"status = '{filters.status}'")  # written out: there are indexes of those with one
     if filters.error_code is not None:
         add("error IS NOT NULL AND error ->> 'code' = {}", filters.error_code)
+    if filters.end_user is not None:
+        add("end_user = {}", filters.end_user)
     if filters.session_id is not None:
         add("session_id = {}", filters.session_id)
     if filters.created_after is not None:

@@ -133,7 +133,7 @@ class SessionImport:
         self._ids = {old: str(self.id), str(line.conversation): str(self.id)}
         self._seq = line.expired_seq
         agent, version = self._preset(line, member.name)
-        labels = Labels(line.title, line.tags, line.metadata)
+        labels = Labels(line.title, line.tags, line.metadata, line.end_user)
         pins = Pins(profile, agent, version)
         connection = self._core.connection
         await sessions.insert(connection, self._tenant_id, config, labels, self.id, pins, line.surface)
@@ -188,7 +188,7 @@ class SessionImport:
         return (
             *(new, self._tenant_id, self.id, run.kind, run.origin, run.status, prompt, run.expand_prompt),
             *(run.timeout_seconds, run.first_seq, run.last_seq, clean(run.error) if run.error else None, result),
-            *(run.total_cost_usd, run.created_at, run.started_at, run.finished_at),
+            *(run.total_cost_usd, run.created_at, run.started_at, run.finished_at, run.end_user),
         )
 
     def usage(self, line: bytes, where: str) -> tuple[Any, ...]:
@@ -197,7 +197,8 @@ class SessionImport:
         tokens = (used.input_tokens, used.output_tokens, used.cache_read_input_tokens, used.cache_creation_input_tokens)
         run = self._known_run(used.run_id, where)
         searches = used.web_search_requests
-        return (run.id, used.model, self._tenant_id, self.id, used.day, *tokens, searches, used.cost_usd)
+        whose = (self._tenant_id, self.id, used.day)
+        return (run.id, used.model, *whose, *tokens, searches, used.cost_usd, used.end_user)
 
     def _known_run(self, run_id: UUID, where: str) -> _Run:
         if run_id not in self._runs:
@@ -319,13 +320,14 @@ UPDATE sessions SET parent_session_id = $2, num_turns = $3, total_cost_usd = $4,
 
 _INSERT_RUN = """
 INSERT INTO runs (id, tenant_id, session_id, kind, origin, status, prompt, expand_prompt, timeout_seconds, first_seq,
-  last_seq, error, result, total_cost_usd, created_at, started_at, finished_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+  last_seq, error, result, total_cost_usd, created_at, started_at, finished_at, end_user)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 """
 
 _INSERT_USAGE = """
 INSERT INTO usage (run_id, model, tenant_id, session_id, day, input_tokens, output_tokens, cache_read_input_tokens,
-  cache_creation_input_tokens, web_search_requests, cost_usd) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+  cache_creation_input_tokens, web_search_requests, cost_usd, end_user)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 
 _INSERT_EVENT = """

@@ -34,11 +34,16 @@ BUSY = f"SELECT ({CURRENT}) IS NOT NULL FROM sessions s WHERE s.id = $1"  # noqa
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a client hangs on a session for its own use. None means: leave as it is."""
+    """What a client hangs on a session for its own use. None means: leave as it is.
+
+    `end_user`: for whom the client asks. A session keeps the one that it was made with; a run has its own, or its
+    session's.
+    """
 
     title: str | None = None
     tags: Sequence[str] | None = None
     metadata: Mapping[str, str] | None = None
+    end_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,14 @@ class Filters:
     created_after: datetime | None = None
     agent: str | None = None
     profiles: Sequence[str] | None = None
+    end_user: str | None = None
 
 
 _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
-  s.ports, s.surface, s.agent_id, s.agent_version, a.name AS agent_name,
+  s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name, s.environment_id, s.vault_ids,
+  s.archived_at,
   i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
   r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
@@ -86,6 +93,10 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "agent": _agent(row),
         "profile": row["profile"],
         "surface": row["surface"],
+        "end_user": row["end_user"],
+        "environment_id": str(row["environment_id"]) if row["environment_id"] else None,
+        "vault_ids": [str(id_) for id_ in row["vault_ids"] or ()],
+        "archived_at": timestamp(row["archived_at"]) if row["archived_at"] else None,
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -118,7 +129,8 @@ async def insert(
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version, surface) VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10)",
+        " agent_version, surface, end_user, environment_id, network, vault_ids)"
+        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         session_id,
         tenant_id,
         labels.title,
@@ -129,6 +141,10 @@ async def insert(
         pins.agent_id,
         pins.agent_version,
         surface,
+        labels.end_user,
+        pins.environment_id,
+        None if pins.network is None else dict(pins.network),
+        list(pins.vault_ids) or None,
     )
     return session_id
 
@@ -143,8 +159,8 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
     def read(entry: bytes) -> dict[str, Any]:
         state: dict[str, Any] = orjson.loads(entry)
-        if state["session_id"] != str(session_id):
-            raise ValueError("of another session")
+        if state["session_id"] != str(session_id) or "archived_at" not in state:
+            raise ValueError("of another session, or of an earlier version")
         return state
 
     if (cached := await redis.cached(key, read)) is not None:
@@ -156,6 +172,12 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
     # NX: a tombstone, left by a write, keeps a reader that began before the write from storing what it saw.
     await redis.attempt(lambda: redis.client.set(key, orjson.dumps(state), ex=SESSION_CACHE_TTL, nx=True))
     return state
+
+
+async def states(db: Database, tenant_id: UUID, ids: Sequence[UUID], default_model: str) -> dict[UUID, dict[str, Any]]:
+    """The states of sessions by id, without those that are not there."""
+    rows = await db.pool.fetch(_STATE, list(ids), tenant_id)
+    return {row["id"]: _state(row, default_model) for row in rows}
 
 
 async def forget_cached(redis: Redis, tenant_id: UUID, session_id: UUID) -> None:
@@ -173,10 +195,12 @@ async def require(db: Database, tenant_id: UUID, session_id: UUID) -> int:
     return last_seq
 
 
-async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, labels: Labels) -> None:
-    """Change title, tags or metadata (which are replaced whole). Raises NotFound."""
+async def patch(
+    db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, labels: Labels, *, untitled: bool = False
+) -> None:
+    """Change title, tags or metadata (which are replaced whole). `untitled`: take the title away. Raises NotFound."""
     status = await db.pool.execute(
-        "UPDATE sessions SET title = coalesce($3, title), tags = coalesce($4, tags),"
+        "UPDATE sessions SET title = CASE WHEN $6 THEN NULL ELSE coalesce($3, title) END, tags = coalesce($4, tags),"
         " metadata = coalesce($5, metadata), updated_at = now()"
         " WHERE id = $1 AND tenant_id = $2 AND deleted_at IS NULL",
         session_id,
@@ -184,6 +208,7 @@ async def patch(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, l
         labels.title,
         None if labels.tags is None else list(labels.tags),
         None if labels.metadata is None else dict(labels.metadata),
+        untitled,
     )
     if status != "UPDATE 1":
         raise NotFound.of("session")
@@ -241,6 +266,8 @@ async def list_page(
         query = query.where(Session.created_at > filters.created_after)
     if filters.profiles is not None:
         query = query.where(Session.profile.in_(filters.profiles))
+    if filters.end_user is not None:
+        query = query.where(Session.end_user == filters.end_user)
     if filters.status == "idle":
         query = query.where(~_has_run("queued"), ~_ACTIVE)
     if cursor is not None:

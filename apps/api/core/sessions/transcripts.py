@@ -6,6 +6,7 @@ jsonb refuses NUL and lone surrogates, and the SDK only needs them back deep-equ
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,11 @@ SELECT EXISTS (SELECT 1 FROM transcript_entries
   WHERE session_id = $1 AND sdk_session_id = $2 AND subpath = '' AND uuid IS NOT NULL)
 """
 
+_TAKEN = """
+SELECT EXISTS (SELECT 1 FROM transcript_entries
+  WHERE session_id = $1 AND subpath = '' AND type = 'attachment' AND entry LIKE $2)
+"""
+
 _ANY = "SELECT EXISTS (SELECT 1 FROM transcript_entries WHERE session_id = $1)"
 
 _BEGIN = "UPDATE sessions SET sdk_session_id = $3 WHERE id = $1 AND generation = $2"
@@ -156,6 +162,7 @@ class Transcripts:
         self._session_id, self._generation = session_id, generation
         self.conversation = conversation
         self._forgetful = False
+        self._awaited = dict[str, asyncio.Event]()
 
     def take(self, generation: int) -> None:
         """Write as the owner of this generation from now on."""
@@ -181,6 +188,10 @@ class Transcripts:
 
         if await retrying(attempt, until=self._lease.is_over) == 0:
             raise LeaseLost(f"session {self._session_id}: generation {self._generation} may not store transcripts")
+        for entry in entries if self._awaited else ():
+            said = entry.get("attachment")
+            if isinstance(said, Mapping) and (stored := self._awaited.get(str(said.get("source_uuid")))):
+                stored.set()
 
     async def forget(self, prompt: UUID) -> bool:
         """Take a prompt and all that came after it out of the conversation; returns whether it was there.
@@ -264,6 +275,26 @@ class Transcripts:
         """
         found: bool = await self._db.pool.fetchval(_RESUMABLE, self._session_id, str(sdk_session_id))
         return found
+
+    def await_taken(self, message: UUID) -> asyncio.Event:
+        """Set once the conversation, as it is stored, has a message that is given to the agent in the middle of a turn.
+        From now on, until `no_more`."""
+        return self._awaited.setdefault(str(message), asyncio.Event())
+
+    def no_more(self, message: UUID) -> None:
+        """Nobody waits for this message."""
+        self._awaited.pop(str(message), None)
+
+    async def has_taken(self, message: UUID) -> bool:
+        """Whether the conversation has a message that was given to the agent in the middle of a turn. Raises
+        Unavailable."""
+        named = f'%"source_uuid":"{message}"%'  # beside an id of its own
+
+        async def attempt() -> bool:
+            found: bool = await self._db.pool.fetchval(_TAKEN, self._session_id, named)
+            return found
+
+        return await retrying(attempt, until=self._lease.is_over)
 
     async def has_any(self) -> bool:
         """Whether an agent has ever said anything in this session."""

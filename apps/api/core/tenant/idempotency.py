@@ -71,6 +71,14 @@ async def repeated(connection: asyncpg.Connection, tenant_id: UUID, idempotency:
     return Earlier(row["session_id"], row["run_id"], row["object_id"])
 
 
+async def find(db: Database, tenant_id: UUID, key: str) -> Earlier | None:
+    """What a key stands for, whatever was asked with it."""
+    row = await db.pool.fetchrow(
+        "SELECT session_id, run_id, object_id FROM idempotency_keys WHERE tenant_id = $1 AND key = $2", tenant_id, key
+    )
+    return None if row is None else Earlier(**dict(row))
+
+
 async def remember(
     connection: asyncpg.Connection,
     tenant_id: UUID,

@@ -7,7 +7,8 @@ its removal, changes no session that exists.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ import asyncpg
 from apps.api import audit
 from apps.api.core.codec import timestamp
 from apps.api.core.config.agent import AgentConfig
-from apps.api.core.pages import Page, bounded, cut, number_of
+from apps.api.core.pages import Page, as_told, bounded, cut, number_of, read_cursor, write_cursor
 from apps.api.core.tenant import idempotency
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.db import Database
@@ -28,19 +29,33 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A preset as a client gives it, or a version of it as it is stored."""
+    """A preset as a client gives it, or a version of it as it is stored.
+
+    Attributes:
+        title: what people call it, where that is not its name. Others may have the same.
+        metadata: what a client hangs on it for its own use.
+    """
 
     description: str | None
     profile: str | None
     config: AgentConfig
+    title: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Draft:
+        """A version as it is stored."""
+        config = AgentConfig.stored(row["config"])
+        return cls(row["description"], row["profile"], config, row["title"], row["metadata"])
 
     @classmethod
     def merged(cls, before: Draft, changes: Mapping[str, Any]) -> Draft:
         """The draft with these fields changed; None takes a field away. Raises ValueError (pydantic's)."""
-        fields = {**before.config.given(), "description": before.description, "profile": before.profile, **changes}
-        description, profile = fields.pop("description"), fields.pop("profile")
+        own = {name: getattr(before, name) for name in ("description", "profile", "title", "metadata")}
+        fields = {**before.config.given(), **own, **changes}
+        own = {name: fields.pop(name) for name in own}
         given = {name: value for name, value in fields.items() if value is not None}
-        return cls(description, profile, AgentConfig.stored(given))
+        return cls(config=AgentConfig.stored(given), **{**own, "metadata": own["metadata"] or {}})
 
 
 Judge = Callable[[Draft], Awaitable[None]]
@@ -83,30 +98,52 @@ async def create(
 
 async def _add_version(connection: asyncpg.Connection, agent_id: UUID, version: int, draft: Draft) -> None:
     await connection.execute(
-        "INSERT INTO agent_versions (agent_id, version, profile, config) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO agent_versions (agent_id, version, profile, config, title, metadata)"
+        " VALUES ($1, $2, $3, $4, $5, $6)",
         agent_id,
         version,
         draft.profile,
         draft.config.given(),
+        draft.title,
+        dict(draft.metadata),
     )
 
 
 async def revise(
-    db: Database, tenant_id: UUID, reference: str, changes: Mapping[str, Any], judge: Judge, *, whole: bool
+    db: Database,
+    tenant_id: UUID,
+    reference: str,
+    changes: Mapping[str, Any],
+    judge: Judge,
+    *,
+    whole: bool,
+    expected: int | None = None,
+    only_news: bool = False,
 ) -> None:
-    """Add a version: the newest with these changes, or with `whole` nothing but them.
+    """Add a version: the newest with these changes, or with `whole` nothing but them (title and metadata stay).
+
+    Args:
+        expected: the version that is to be the newest one, where that matters.
+        only_news: what changes nothing adds no version.
 
     Raises:
         NotFound: no such preset.
-        Conflict: `preset_busy`, others go on changing it.
+        Conflict: `preset_busy`, others go on changing it; `preset_changed`, another version is the newest;
+            `preset_archived`.
         ValidationError, Forbidden: as `judge`.
     """
     for _ in range(ATTEMPTS):
         newest = await find(db.pool, tenant_id, reference.partition("@")[0])
-        before = Draft(None, None, AgentConfig())
-        if not whole:
-            before = Draft(newest["description"], newest["profile"], AgentConfig.stored(newest["config"]))
+        if newest["archived_at"] is not None:
+            raise Conflict("This preset is archived and changes no more.", code="preset_archived")
+        if expected not in (None, newest["version"]):
+            text = f"The newest version is {newest['version']}, not {expected}: read it, and send the change again."
+            raise Conflict(text, code="preset_changed")
+        stored = Draft.of(newest)
+        before = Draft(None, None, AgentConfig(), stored.title, stored.metadata) if whole else stored
         draft = Draft.merged(before, changes)
+        if only_news and draft == stored:
+            return
         await judge(draft)
         async with db.transaction() as connection:
             # Whoever changed it meanwhile has made another draft of this one.
@@ -141,10 +178,31 @@ async def delete(db: Database, tenant_id: UUID, reference: str) -> None:
         await audit.note(connection, "preset.deleted", tenant_id, gone["id"], name=gone["name"])
 
 
+async def archive(db: Database, tenant_id: UUID, reference: str) -> None:
+    """Let nobody begin sessions with a preset any more, nor change it. Once is enough. Raises NotFound."""
+    id_, name, _ = parse_reference(reference)
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(
+            "UPDATE agents a SET archived_at = coalesce(a.archived_at, now()) FROM agents before"
+            " WHERE a.tenant_id = $1 AND (a.id = $2 OR ($2 IS NULL AND a.name = $3)) AND a.deleted_at IS NULL"
+            " AND before.id = a.id RETURNING a.id, a.name, before.archived_at",
+            tenant_id,
+            id_,
+            name,
+        )
+        if row is None:
+            raise NotFound.of("agent")
+        if row["archived_at"] is None:
+            await audit.note(connection, "preset.archived", tenant_id, row["id"], name=row["name"])
+
+
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
     return {
         "agent_id": str(row["id"]),
         "name": row["name"],
+        "title": row["title"],
+        "metadata": row["metadata"],
+        "archived_at": timestamp(row["archived_at"]) if row["archived_at"] else None,
         "description": row["description"],
         "version": row["version"],
         "newest_version": row["newest"],
@@ -160,13 +218,21 @@ async def get(db: Database, tenant_id: UUID, reference: str) -> dict[str, Any]:
     return _shown(await find(db.pool, tenant_id, reference))
 
 
+async def version(db: Database, tenant_id: UUID, agent_id: UUID, number: int) -> dict[str, Any] | None:
+    """A version that a session began with, also of a preset that was removed since; None where there is none."""
+    query = f"{_COLUMNS} WHERE a.id = $1 AND a.tenant_id = $2 AND v.version = $3"
+    row = await db.pool.fetchrow(query, agent_id, tenant_id, number)
+    return row and _shown(row)
+
+
 _COLUMNS = """
-SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,
-  v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id
+SELECT a.id, a.name, a.description, v.title, v.metadata, v.profile, v.config, v.version, a.version AS newest,
+  a.created_at, a.archived_at, v.created_at AS updated_at FROM agents a JOIN agent_versions v ON v.agent_id = a.id
 """
 
 _PAGE = bounded(
     f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
+  AND a.archived_at IS NULL
   AND ($2::text IS NULL OR strpos(lower(a.name || ' ' || coalesce(a.description, '')), lower($2)) > 0)
   AND ($3::text IS NULL OR a.name COLLATE "C" > $3) ORDER BY a.name COLLATE "C" LIMIT $4""",
     "config",
@@ -189,6 +255,37 @@ async def list_page(db: Database, tenant_id: UUID, search: str | None, *, limit:
     return Page([_shown(row) for row in page], page[-1]["name"] if more else None)
 
 
+_BY_TIME = bounded(
+    f"""{_COLUMNS} AND v.version = a.version WHERE a.tenant_id = $1 AND a.deleted_at IS NULL
+  AND ($2 OR a.archived_at IS NULL) AND ($3::timestamptz IS NULL OR a.created_at >= $3)
+  AND ($4::timestamptz IS NULL OR a.created_at < $4)
+  AND ($5::timestamptz IS NULL OR (a.created_at, a.id) < ($5, $6::uuid))
+  ORDER BY a.created_at DESC, a.id DESC LIMIT $7""",
+    "config",
+    "created_at DESC, id DESC",
+    size="pg_column_size",
+)
+
+
+async def list_by_time(
+    db: Database,
+    tenant_id: UUID,
+    *,
+    archived: bool,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """Presets with their newest versions, newest first. `archived`: those, too. Raises ValidationError."""
+    after = read_cursor(cursor) if cursor else (None, None)
+    begin, end = since and as_told(">=", since)[1], until and as_told("<=", until)[1]
+    rows = await db.pool.fetch(_BY_TIME, tenant_id, archived, begin, end, *after, limit + 1)
+    page, more = cut(rows, limit)
+    last = page[-1] if more else None
+    return Page([_shown(row) for row in page], write_cursor(last["created_at"], last["id"]) if last else None)
+
+
 async def versions(db: Database, tenant_id: UUID, reference: str, *, limit: int, cursor: str | None) -> Page:
     """All versions of a preset, newest first. Raises NotFound, ValidationError."""
     found = await find(db.pool, tenant_id, reference.partition("@")[0])
@@ -204,16 +301,16 @@ def parse_reference(reference: str) -> tuple[UUID | None, str, int | None]:
 
 
 def as_id(text: Any) -> UUID | None:
-    """The id that this text is, if it is one."""
+    """The id that this text is, if it is one; an id is itself, or a check of it would be left out."""
     try:
-        return UUID(text)
+        return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, TypeError, AttributeError):
         return None
 
 
 _FIND = """
-SELECT a.id, a.name, a.description, v.profile, v.config, v.version, a.version AS newest, a.created_at,
-  v.created_at AS updated_at
+SELECT a.id, a.name, a.description, v.title, v.metadata, v.profile, v.config, v.version, a.version AS newest,
+  a.created_at, a.archived_at, v.created_at AS updated_at
 FROM agents a JOIN agent_versions v ON v.agent_id = a.id AND v.version = coalesce($4, a.version)
 WHERE a.tenant_id = $1 AND (a.id = $2 OR ($2 IS NULL AND a.name = $3)) AND a.deleted_at IS NULL
 """

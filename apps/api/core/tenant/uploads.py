@@ -5,6 +5,7 @@ Their content is stored as that of sessions' files is, among the tenant's packs:
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ from apps.api.core.context import Core
 from apps.api.core.files import garbage, restoring, snapshots
 from apps.api.core.files.manifest import Piece
 from apps.api.core.files.snapshots import Content
-from apps.api.core.pages import Page, read_cursor, write_cursor
+from apps.api.core.pages import read_cursor, write_cursor
 from apps.api.core.tenant import quotas
 from apps.api.core.tenant.idempotency import Idempotency, forget, remember, repeated, reused
 from apps.api.core.tenant.quotas import FILE_LASTS
@@ -91,6 +92,16 @@ ORDER BY created_at DESC, id DESC LIMIT $4
 """  # noqa: S608 - ours
 
 
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}")
+UNKNOWN = "application/octet-stream"
+
+
+def media_type(given: str) -> str | None:
+    """What a client says that a file is, without parameters; None if that says nothing."""
+    kind = given.partition(";")[0].strip().lower()
+    return kind if kind != UNKNOWN and _MEDIA_TYPE.fullmatch(kind) else None
+
+
 async def room(on: asyncpg.Connection | asyncpg.Pool, tenant_id: UUID, key_id: UUID | None) -> int | None:
     """Bytes that may be added by the limits of a tenant and a key (`file_bytes`); None: any."""
     left: int | None = await on.fetchval(_ROOM, tenant_id, key_id)
@@ -156,14 +167,26 @@ async def missing(db: Database, tenant_id: UUID, file_ids: set[UUID]) -> set[UUI
     return file_ids - {row["id"] for row in rows}
 
 
-async def list_page(db: Database, tenant_id: UUID, *, limit: int, cursor: str | None) -> Page:
+async def some(db: Database, tenant_id: UUID, file_ids: set[UUID]) -> dict[UUID, Upload]:
+    """Those of these that the tenant has, by id."""
+    query = f"SELECT {_COLUMNS} FROM files WHERE {_THERE} AND id = ANY($2::uuid[])"  # noqa: S608 - ours
+    return {row["id"]: _read(row) for row in await db.pool.fetch(query, tenant_id, file_ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """A page of files, and the cursor of the next one."""
+
+    rows: list[Upload]
+    next_cursor: str | None
+
+
+async def list_page(db: Database, tenant_id: UUID, *, limit: int, cursor: str | None) -> Uploads:
     """A tenant's files, newest first. Raises ValidationError."""
     after = read_cursor(cursor) if cursor is not None else (None, None)
     rows = await db.pool.fetch(_PAGE, tenant_id, *after, limit + 1)
     last = rows[limit - 1] if len(rows) > limit else None
-    return Page(
-        [_read(row).public() for row in rows[:limit]], write_cursor(last["created_at"], last["id"]) if last else None
-    )
+    return Uploads([_read(row) for row in rows[:limit]], write_cursor(last["created_at"], last["id"]) if last else None)
 
 
 def read(core: Core, tenant_id: UUID, upload: Upload, start: int, length: int) -> AsyncIterator[bytes]:

@@ -30,6 +30,7 @@ _OLDEST = [
         ("mcp_servers", "sealed"),
         ("model_credentials", "sealed"),
         ("webhooks", "secret"),
+        ("credentials", "sealed"),
     )
 ]
 

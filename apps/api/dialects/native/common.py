@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from apps.api.auth import Principal
 from apps.api.core import pages
 from apps.api.core.config.agent import AgentConfig
+from apps.api.core.config.names import EndUser
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Position
 from apps.api.core.fleet import dispatch
@@ -63,6 +64,7 @@ RunId = Annotated[UUID, Path(description="The run's id.")]
 MAX_LIMIT = 200
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows on a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+OfEndUser = Annotated[EndUser | None, Query(description="Of this end user.")]
 Moment = Annotated[datetime | None, Query(description="A moment with its time zone.")]
 After = Annotated[Position | None, Depends(position)]
 
@@ -96,7 +98,7 @@ def config(body: AgentConfig, but: str = "") -> AgentConfig:
 
 def labels(body: wire.LabelFields) -> Labels:
     """The labels in a body."""
-    return Labels(body.title, body.tags, body.metadata)
+    return Labels(body.title, body.tags, body.metadata, getattr(body, "end_user", None))
 
 
 async def send_change(

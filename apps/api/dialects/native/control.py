@@ -19,7 +19,7 @@ from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import NO_BODY, PREFIX, IdempotencyKey, RunId, SessionId, errors, send_change
 from apps.api.errors import Unavailable, refuse
-from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.callers import Reader, SessionStopper, Writer, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.following import finished, outcome_or_error
 from apps.api.web.route import CoreDep
@@ -117,7 +117,7 @@ def _told(sent: Sent) -> Any:
 
 @router.post("/sessions/{session_id}/interrupt", tags=["sessions"], responses=errors(400, 404, 409, 413))
 async def interrupt_session(
-    core: CoreDep, caller: Writer, session_id: SessionId, body: InterruptBody = WHATEVER_RUNS
+    core: CoreDep, caller: SessionStopper, session_id: SessionId, body: InterruptBody = WHATEVER_RUNS
 ) -> Applied:
     """Stop the current run, whichever instance executes it. The session stays and takes the next prompt.
 
@@ -128,7 +128,7 @@ async def interrupt_session(
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"], dependencies=[NO_BODY], responses=errors(404, 409))
-async def cancel_run(core: CoreDep, caller: Writer, run_id: RunId) -> Applied:
+async def cancel_run(core: CoreDep, caller: SessionStopper, run_id: RunId) -> Applied:
     """Cancel a run: a queued one never begins, an active one is interrupted. 409 `no_live_run` when it is over."""
     state = await runs.get(core.db, caller.tenant_id, run_id)
     return _applied(UUID(state["session_id"]), await cancellation.cancel(core, caller.tenant_id, run_id))

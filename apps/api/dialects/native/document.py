@@ -169,7 +169,7 @@ def _told(type_: str) -> dict[str, Any]:
 NATIVE = Description(
     title="Claude Agent API",
     text=_TEXT,
-    has=lambda path: not path.startswith("/compat/"),
+    has=lambda path: path.startswith(("/api/", "/health", "/metrics")),
     tags=TAGS,
     models=(ErrorAnswer, Event, EventList, MessageList, *_MESSAGES.values()),
     words={"ErrorCode": get_args(ErrorCode), "RunCode": get_args(RunCode), "WebhookType": WEBHOOK_EVENTS},

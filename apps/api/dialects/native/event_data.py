@@ -38,6 +38,14 @@ class McpServerSeen(Theirs):
     status: str = Field(examples=["connected"])
 
 
+class SteeredData(EventData):
+    """What became of a prompt with `on_busy: steer`. `taken`: the turn of the run in `run_id` has it; its own run has
+    ended. `next_run`: it begins a turn of its own."""
+
+    message_id: UUID = Field(description="The id of the prompt's own run.")
+    state: Literal["taken", "next_run"]
+
+
 class InitData(EventData):
     """The run has started."""
 
@@ -132,6 +140,7 @@ class ByKey(Ours):
     type: Literal["key"]
     key_id: UUID
     key_name: str | None
+    end_user: str | None = Field(None, description="For whom its client token was, where one was shown.")
 
 
 class BySystem(Ours):
@@ -239,6 +248,9 @@ class ResultData(EventData):
     model_usage: dict[str, ModelUsage]
     permission_denials: list[dict[str, Any]]
     user_message_uuids: list[str]
+    steered_into: UUID | None = Field(
+        None, description="The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there."
+    )
 
 
 class ErrorData(EventData):

@@ -25,6 +25,7 @@ from apps.api.dialects.native.event_data import (
     QueuedData,
     ResultData,
     ResyncData,
+    SteeredData,
     TaskData,
 )
 from apps.api.dialects.native.schemas import Page
@@ -100,6 +101,11 @@ class FilesEvent(_Event):
     data: FilesData
 
 
+class SteeredEvent(_Event):
+    event: Literal["steered"]
+    data: SteeredData
+
+
 class StatusEvent(_Event):
     event: Literal["status"]
     data: StatusData
@@ -146,6 +152,7 @@ class Event(RootModel[Any]):
         | HookEvent
         | NetworkDeniedEvent
         | FilesEvent
+        | SteeredEvent
         | StatusEvent
         | ResultEvent
         | ErrorEvent

@@ -32,6 +32,8 @@ OPTIONS = {
     "system_prompt_append": "Is added to the end of the system prompt.",
     "tools": "Tools that exist for the agent; the server's default set if unset. `[]`: none.",
     "allowed_tools": "Tools that run without asking, for example `Read` or `Bash(git status:*)`.",
+    "ask_tools": "Tools that always wait for a person, also where they would run without asking, for example `Bash` or"
+    " `Bash(git push:*)`.",
     "disallowed_tools": "Tools that never run.",
     "permission_mode": "What happens to a tool call that no rule covers; without it `default`, which asks a person.",
     "unattended": "Nobody is there to be asked: a tool call that needs a person's permission is refused at once, and"

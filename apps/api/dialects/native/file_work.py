@@ -191,7 +191,7 @@ async def _diff(tree: Tree, asked: Asked) -> Response:
     return Json({"since": since, "files_changed": found.paths, "diff": text, "diff_omitted": found.omitted or cut})
 
 
-WORK = {
+whereabouts.WORK |= {
     "list": _list,
     "get": _get,
     "put": _put,
@@ -207,15 +207,15 @@ async def serve(request: Request, caller: Principal, session_id: UUID, what: str
     """Do something to a file of a session of the caller's tenant. `scope`: what the key must be allowed meanwhile."""
     with stream_of(request, caller, scope) as held:
         asked = Asked(what, path, request, held, caller.tenant_id, session_id)
-        return await whereabouts.serve(asked, WORK[what])
+        return await whereabouts.serve(asked)
 
 
 @router.api_route(INTERNAL, methods=["GET", "HEAD", "PUT", "POST", "DELETE"])
 async def forwarded(request: Request, session_id: UUID, what: str, of: str = "") -> Response:
     """What another instance passes on to the owner of a session. It has seen who asks, and whether they may."""
     tenant_id = ports.tenant_of(request.headers.get(FORWARDED, ""))
-    if what not in WORK:
+    if what not in whereabouts.WORK:
         raise NotFound.of("file")
     with instance_of(request).opened.hold(None, None) as held:
         asked = Asked(what, paths.checked(of, "of", root=True), request, held, tenant_id, session_id)
-        return await whereabouts.serve_forwarded(asked, WORK[what])
+        return await whereabouts.serve_forwarded(asked)

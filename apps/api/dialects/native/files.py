@@ -10,7 +10,7 @@ from apps.api.core.files import paths
 from apps.api.dialects.native.common import PREFIX, SessionId, errors
 from apps.api.dialects.native.file_work import FileState, Move, serve
 from apps.api.dialects.native.schemas import Page
-from apps.api.web.callers import Reader, Writer
+from apps.api.web.callers import FileReader, FileWriter, Writer
 from apps.api.web.doors import FileRoute, Router
 
 router = Router(prefix=PREFIX, tags=["files"])
@@ -44,7 +44,7 @@ _BODY = {
 @router.get("/sessions/{session_id}/files", responses=errors(404, 409, 413), response_model=Page[FileState])
 async def list_files(
     request: Request,
-    caller: Reader,
+    caller: FileReader,
     session_id: SessionId,
     path: Below = "",
     recursive: Recursive = False,
@@ -63,7 +63,7 @@ async def list_files(
     responses={304: PARTS[304], **errors(404, 409)},
 )
 async def head_file(
-    request: Request, caller: Reader, session_id: SessionId, path: FilePath, if_none_match: IfNoneMatch = None
+    request: Request, caller: FileReader, session_id: SessionId, path: FilePath, if_none_match: IfNoneMatch = None
 ) -> Response:
     """The headers of a file of a session's workspace."""
     return await serve(request, caller, session_id, "get", paths.checked(path), "read")
@@ -76,7 +76,7 @@ async def head_file(
 )
 async def get_file(
     request: Request,
-    caller: Reader,
+    caller: FileReader,
     session_id: SessionId,
     path: FilePath,
     if_none_match: IfNoneMatch = None,
@@ -97,7 +97,7 @@ async def get_file(
 )
 async def put_file(
     request: Request,
-    caller: Writer,
+    caller: FileWriter,
     session_id: SessionId,
     path: FilePath,
     if_match: IfMatch = None,

@@ -15,21 +15,48 @@ from apps.api.core.fleet import cancellation, dispatch
 from apps.api.core.sessions import forks, prompts
 from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.prompts import Submitted
+from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, IdempotencyKey, SessionId, answer, config, errors, labels
 from apps.api.dialects.native.examples import STREAMED
 from apps.api.dialects.native.stream import run_stream
-from apps.api.errors import Conflict, NotFound, StillRunning
+from apps.api.errors import Conflict, Forbidden, NotFound, StillRunning
 from apps.api.web import figures
 from apps.api.web.answer import Json
-from apps.api.web.callers import Prompter, policy_of
+from apps.api.web.callers import SessionPrompter, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.following import WAIT_MARGIN, finished, outcome_or_error
 from apps.api.web.route import CoreDep, stream_of
 from apps.api.web.sse import EventStream, Leaving
 
 router = Router(prefix=PREFIX, route_class=ContentRoute)
+
+
+OF_TOKENS = frozenset(
+    {"prompt", "session_id", "on_busy", "on_disconnect", "include_partial_messages", "timeout_seconds", "end_user"}
+)
+"""What who shows a client token may say with a prompt: how the session is configured is not for them."""
+
+
+def within_grant(caller: Principal, body: wire.RunBody, session_id: UUID | None) -> None:
+    """Whether a client token allows this prompt, where one was shown.
+
+    Raises:
+        NotFound: it is for another session.
+        Forbidden: `client_token_not_permitted`: it would begin a session, change this one, or ask for another end user.
+    """
+    if caller.grant is None:
+        return
+    caller.grant.require_session(session_id)
+    named = body.end_user not in (None, caller.end_user)
+    beyond = sorted(body.model_fields_set - OF_TOKENS) + ["end_user"] * named + ["session_id"] * (session_id is None)
+    if beyond:
+        raise Forbidden(
+            f"{beyond[0]}: a client token sends prompts to its session as this is, and for its end user.",
+            code="client_token_not_permitted",
+            details={"errors": [{"field": field, "reason": "not with a client token"} for field in beyond]},
+        )
 
 
 def run_request(
@@ -42,13 +69,14 @@ def run_request(
     idempotency_key: str | None,
 ) -> prompts.Submission:
     """What a body asks to run. `path`: of the route, which an idempotency key belongs to."""
+    within_grant(caller, body, session_id)
     asked = body.model_dump(mode="json", exclude_unset=True) if idempotency_key else None
     return prompts.Submission(
         prompt=prompt if isinstance(prompt, str) else [block.model_dump(exclude_none=True) for block in prompt],
         timeout_seconds=body.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
         config=config(body, but="resources"),
-        labels=labels(body),
+        labels=labels(body) if caller.grant is None else Labels(end_user=caller.end_user),
         on_busy=body.on_busy,
         expand_prompt=body.expand_prompt,
         idempotency=Idempotency.given(idempotency_key, path, asked),
@@ -92,7 +120,11 @@ def leaving(core: Core, caller: Principal, body: wire.RunBody, run: Submitted) -
     "/query", tags=["prompts"], response_class=Response, responses={**STREAMED, **errors(400, 404, 409, 413, 429)}
 )
 async def query(
-    request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
+    request: Request,
+    core: CoreDep,
+    caller: SessionPrompter,
+    body: wire.PromptBody,
+    idempotency_key: IdempotencyKey = None,
 ) -> EventStream:
     """Start a session, or continue one, and stream the run's events up to `done`.
 
@@ -113,7 +145,11 @@ async def query(
     responses=errors(400, 404, 409, 413, 429, 502, 504),
 )
 async def query_single(
-    request: Request, core: CoreDep, caller: Prompter, body: wire.PromptBody, idempotency_key: IdempotencyKey = None
+    request: Request,
+    core: CoreDep,
+    caller: SessionPrompter,
+    body: wire.PromptBody,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """`POST /query` with one JSON answer at the end; for a session that exists the same as `POST /sessions/{id}/query`
     with a `wait` as long as it takes. A run that fails answers with its error's status and code."""
@@ -137,7 +173,7 @@ async def query_single(
 async def query_session(
     request: Request,
     core: CoreDep,
-    caller: Prompter,
+    caller: SessionPrompter,
     session_id: SessionId,
     body: wire.NextPromptBody,
     wait: Annotated[float, Query(ge=0, le=300, description="Seconds to wait for the result.")] = 0,
@@ -165,7 +201,7 @@ async def query_session(
 async def resume_session(
     request: Request,
     core: CoreDep,
-    caller: Prompter,
+    caller: SessionPrompter,
     session_id: SessionId,
     body: wire.NextPromptBody,
     idempotency_key: IdempotencyKey = None,

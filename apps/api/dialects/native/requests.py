@@ -19,7 +19,7 @@ from apps.api.core.sessions import requests
 from apps.api.dialects.native import schemas as wire
 from apps.api.dialects.native.common import PREFIX, Cursor, Limit, SessionId, answer, errors
 from apps.api.errors import NotFound, ValidationError
-from apps.api.web.callers import Reader, Writer, may_touch, policy_of
+from apps.api.web.callers import Reader, SessionDecider, SessionReader, may_touch, policy_of
 from apps.api.web.doors import ContentRoute, Router
 from apps.api.web.route import CoreDep
 
@@ -112,13 +112,14 @@ class RequestState(BaseModel):
 
 def by_key(caller: Principal) -> dict[str, Any]:
     """Who answers, as others may see it."""
-    return {"type": "key", "key_id": str(caller.key_id), "key_name": caller.key_name}
+    by = {"type": "key", "key_id": str(caller.key_id), "key_name": caller.key_name}
+    return by if caller.end_user is None else {**by, "end_user": caller.end_user}
 
 
 @router.post("/sessions/{session_id}/permissions/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413))
 async def decide_permission(
     core: CoreDep,
-    caller: Writer,
+    caller: SessionDecider,
     session_id: SessionId,
     request_id: RequestId,
     body: DecisionBody,
@@ -134,7 +135,7 @@ async def decide_permission(
 
 
 @router.post("/sessions/{session_id}/answer", tags=["requests"], responses=errors(400, 404, 409, 413))
-async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, body: AnswerBody) -> Answered:
+async def answer_question(core: CoreDep, caller: SessionDecider, session_id: SessionId, body: AnswerBody) -> Answered:
     """Answer a question of the agent, from any instance. The first answer counts.
 
     A question that was not asked is 422; one that is left out stays without an answer.
@@ -149,7 +150,7 @@ async def answer_question(core: CoreDep, caller: Writer, session_id: SessionId, 
     "/sessions/{session_id}/tool-results/{request_id}", tags=["requests"], responses=errors(400, 404, 409, 413)
 )
 async def give_tool_result(
-    core: CoreDep, caller: Writer, session_id: SessionId, request_id: RequestId, body: ToolResultBody
+    core: CoreDep, caller: SessionDecider, session_id: SessionId, request_id: RequestId, body: ToolResultBody
 ) -> Answered:
     """Give the result of a client tool's call (`client_tool_call`), from any instance. The first result counts: a later
     one is 409 `request_resolved`.
@@ -185,7 +186,7 @@ async def _only_question(core: Core, caller: Principal, session_id: UUID) -> UUI
 )
 async def list_session_requests(
     core: CoreDep,
-    caller: Reader,
+    caller: SessionReader,
     session_id: SessionId,
     status: Status = "open",
     limit: Limit = 50,

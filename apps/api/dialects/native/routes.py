@@ -8,6 +8,7 @@ from apps.api.dialects.native import (
     agents,
     audit_log,
     checkpoints,
+    client_tokens,
     control,
     dry_run,
     exports,
@@ -30,7 +31,8 @@ from apps.api.dialects.native import (
     ws,
 )
 
-_SESSIONS = (prompts, ws, sessions, exports, files, workspace, uploads, forks, requests, control, checkpoints, runs)
+_TALKS = (prompts, ws, sessions, client_tokens)
+_SESSIONS = (*_TALKS, exports, files, workspace, uploads, forks, requests, control, checkpoints, runs)
 _RESOURCES = (schedules, agents, dry_run, profiles, mcp_servers, skills, secret_values, webhooks)
 _OPERATORS = (usage, account, admin, audit_log)
 routers = [

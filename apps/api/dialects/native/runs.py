@@ -24,6 +24,7 @@ from apps.api.dialects.native.common import (
     Cursor,
     Limit,
     Moment,
+    OfEndUser,
     RunId,
     SessionId,
     answer,
@@ -36,7 +37,7 @@ from apps.api.dialects.native.stream import OneRun, nothing_left, session_stream
 from apps.api.errors import NotFound
 from apps.api.web import figures
 from apps.api.web.answer import Json
-from apps.api.web.callers import Reader
+from apps.api.web.callers import Reader, SessionReader
 from apps.api.web.doors import Router
 from apps.api.web.route import CoreDep, stream_of
 
@@ -52,7 +53,7 @@ router = Router(prefix=PREFIX)
 async def get_session_events(
     request: Request,
     core: CoreDep,
-    caller: Reader,
+    caller: SessionReader,
     session_id: SessionId,
     after: After,
     run_id: Annotated[UUID | None, Query(description="Only this run; the stream ends with its `done`.")] = None,
@@ -112,7 +113,7 @@ async def _page(
     "/sessions/{session_id}/runs", tags=["runs"], response_model=wire.Page[wire.RunState], responses=errors(404)
 )
 async def list_session_runs(
-    core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
+    core: CoreDep, caller: SessionReader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """Runs of a session, newest first, queued ones included."""
     page = await runs.list_page(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)
@@ -130,6 +131,7 @@ async def list_runs(
         Query(description="Of sessions that began with this preset: its name or id, or `name@version`."),
     ] = None,
     error_code: Annotated[RunCode | None, Query(description="Failed with this code.")] = None,
+    end_user: OfEndUser = None,
     created_after: Moment = None,
     created_before: Moment = None,
     limit: Limit = 50,
@@ -144,12 +146,13 @@ async def list_runs(
         created_before=moment("created_before", created_before),
         error_code=error_code,
         profiles=caller.profiles,
+        end_user=end_user,
     )
     return _told(await runs.list_of_tenant(core.db, caller.tenant_id, filters, limit=limit, cursor=cursor))
 
 
 @router.get("/runs/{run_id}", tags=["runs"], response_model=wire.RunState, responses=errors(404))
-async def get_run(core: CoreDep, caller: Reader, run_id: RunId) -> Response:
+async def get_run(core: CoreDep, caller: SessionReader, run_id: RunId) -> Response:
     """A run's state and, when it is over, its result or error."""
     return answer(wire.RunState, figures.run(await runs.get(core.db, caller.tenant_id, run_id)))
 
@@ -165,7 +168,7 @@ def _told(page: Page) -> Response:
     responses={**FOLLOWED, **errors(404, 410, 429)},
 )
 async def get_run_events(
-    request: Request, core: CoreDep, caller: Reader, run_id: RunId, after: After, limit: Limit = 100
+    request: Request, core: CoreDep, caller: SessionReader, run_id: RunId, after: After, limit: Limit = 100
 ) -> Response:
     """The events of one run, from its first (or from `Last-Event-ID`) to its `done`."""
     lies = await runs.extent(core.db, caller.tenant_id, run_id)

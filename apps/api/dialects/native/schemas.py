@@ -14,7 +14,7 @@ from apps.api.core import pages
 from apps.api.core.codec import usd
 from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.content import Content
-from apps.api.core.config.names import Name, Text
+from apps.api.core.config.names import EndUser, Name, Text
 from apps.api.dialects.native import examples
 from apps.api.web import figures
 
@@ -100,6 +100,12 @@ class SessionBody(AgentConfig, LabelFields):
         " them. For an existing session: the same, or nothing.",
         examples=["readonly"],
     )
+    end_user: EndUser | None = Field(
+        None,
+        description="For whom you ask: a name or id of yours, by which sessions, runs and usage are found. Of a session"
+        " it is fixed when that is created; a prompt's run has its own, or its session's.",
+        examples=["customer-42"],
+    )
 
 
 class RunBody(SessionBody):
@@ -109,10 +115,12 @@ class RunBody(SessionBody):
     timeout_seconds: float | None = Field(
         None, gt=0, le=MAX_TIMEOUT_SECONDS, description="Deadline of the run; the server's REQUEST_TIMEOUT if unset."
     )
-    on_busy: Literal["enqueue", "reject", "interrupt"] = Field(
+    on_busy: Literal["enqueue", "reject", "interrupt", "steer"] = Field(
         "enqueue",
         description="When a run of the session is queued or active: wait behind it, answer 409, or interrupt it (the"
-        " active one; where none has begun, the one queued first) and wait behind the others.",
+        " active one; where none has begun, the one queued first) and wait behind the others. `steer`: go into the turn"
+        " that runs, at the end of its next tool call; what the turn has not taken runs after it. Not with options,"
+        " `resources` or `expand_prompt`.",
     )
     on_disconnect: Literal["continue", "interrupt"] = Field(
         "continue", description="When the client leaves before the run is over: let it go on, or cancel it."
@@ -232,6 +240,7 @@ class SessionState(BaseModel):
     agent: PinnedAgent | None
     profile: str | None = Field(description="The profile that it was created under.", examples=["dev"])
     surface: str = Field(description="What it was made through: `native`, or one of the dialects of older servers.")
+    end_user: str | None = Field(description="For whom its client asked when it was created.", examples=["customer-42"])
     config: Options = Field(description="Its options, with the profile's defaults.")
     num_turns: int
     total_cost_usd: Usd = Field(description="So far, as the SDK counted it.")
@@ -275,6 +284,7 @@ class RunState(BaseModel):
     kind: Literal["prompt", "rewind", "reset"]
     status: RunStatus
     origin: Literal["client", "background"]
+    end_user: str | None = Field(description="For whom its client asked.", examples=["customer-42"])
     error: RunError | None
     result: dict[str, Any] | None = Field(
         description="The fields of its `result` event, once it has one; of a rewind what it changed.",
@@ -311,6 +321,9 @@ class Result(BaseModel):
         examples=[{"claude-sonnet-5-5": {"input_tokens": 5200, "output_tokens": 96, "cost_usd": "0.0231"}}]
     )
     permission_denials: list[Any]
+    steered_into: UUID | None = Field(
+        None, description="The run whose turn has taken this prompt, of one with `on_busy: steer`: its answer is there."
+    )
 
 
 class Accepted(BaseModel):

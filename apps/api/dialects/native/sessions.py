@@ -21,6 +21,7 @@ from apps.api.dialects.native.common import (
     IdempotencyKey,
     Limit,
     Moment,
+    OfEndUser,
     SessionId,
     config,
     errors,
@@ -32,7 +33,7 @@ from apps.api.dialects.native.event_schemas import MessageList
 from apps.api.dialects.native.removed import SessionRemoved, later_of, rows_of
 from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
-from apps.api.web.callers import Reader, Writer, policy_of
+from apps.api.web.callers import Reader, SessionReader, Writer, policy_of
 from apps.api.web.doors import ContentRoute, Prefixed, Router
 from apps.api.web.route import CoreDep
 
@@ -70,6 +71,7 @@ async def list_sessions(
     agent: Annotated[
         wire.AgentRef | None, Query(description="Began with this preset: its name or id, or `name@version`.")
     ] = None,
+    end_user: OfEndUser = None,
     created_after: Moment = None,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -90,6 +92,7 @@ async def list_sessions(
             created_after=moment("created_after", created_after),
             agent=agent,
             profiles=caller.profiles,
+            end_user=end_user,
         ),
         limit=limit,
         cursor=cursor,
@@ -99,9 +102,11 @@ async def list_sessions(
 
 
 @router.get("/sessions/{session_id}", tags=["sessions"], responses=errors(404))
-async def get_session(core: CoreDep, caller: Reader, session_id: SessionId) -> wire.SessionState:
-    """A session's state: what it is doing, how it is configured, what it has cost so far."""
-    return await state_of(core, caller, session_id)
+async def get_session(core: CoreDep, caller: SessionReader, session_id: SessionId) -> wire.SessionState:
+    """A session's state: what it is doing, how it is configured, what it has cost so far. To who shows a client token
+    `config` and `metadata` are empty: they are its maker's."""
+    state = await state_of(core, caller, session_id)
+    return state if caller.grant is None else state.model_copy(update={"config": {}, "metadata": {}})
 
 
 @router.patch("/sessions/{session_id}", tags=["sessions"], responses=errors(400, 404, 413))
@@ -126,7 +131,7 @@ async def delete_session(core: CoreDep, caller: Writer, session_id: SessionId) -
 
 @router.get("/sessions/{session_id}/messages", tags=["sessions"], response_model=MessageList, responses=errors(404))
 async def list_messages(
-    core: CoreDep, caller: Reader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
+    core: CoreDep, caller: SessionReader, session_id: SessionId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The conversation, oldest first; messages of a subagent stand under `subagent_messages` of their caller."""
     page = await sessions.messages(core.db, caller.tenant_id, session_id, limit=limit, cursor=cursor)

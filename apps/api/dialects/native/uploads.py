@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from apps.api.errors import ValidationError
 from apps.api.web.answer import Json
 from apps.api.web.callers import Configurer, Reader
 from apps.api.web.doors import FileRoute, Router
-from apps.api.web.download import UNKNOWN, media_type_of, of_file
+from apps.api.web.download import media_type_of, of_file
 from apps.api.web.incoming import FORM, Form, within
 from apps.api.web.middleware import body_of
 from apps.api.web.route import CoreDep, stream_of
@@ -42,7 +41,6 @@ FileName = Annotated[
     Query(max_length=paths.MAX_NAME_BYTES, description="Its name. Of a form: instead of the part's `filename`."),
 ]
 
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}")
 _EXAMPLE: dict[str, Any] = {
     "file_id": "0b7c1f3e-8d0a-4c3e-9a55-0f5c2d8b7e11",
     "name": "sales.csv",
@@ -115,7 +113,7 @@ async def upload_file(
             stored = await uploads.send(core, caller.tenant_id, body)
         called, kind = (form.filename, form.media_type) if form else ("", content_type or "")
         name = _check_name(name or called, "name" if name else "file")
-        given = Given(name, _media_type(kind, name), expires_in_seconds)
+        given = Given(name, uploads.media_type(kind) or media_type_of(name), expires_in_seconds)
         once = Idempotency.given(idempotency_key, "/files", given.name, stored.digest, expires_in_seconds)
         upload = await uploads.add(core, caller.tenant_id, caller.key_id, given, stored, once)
     return Json(upload.public(), status_code=201)
@@ -129,16 +127,11 @@ def _check_name(name: str | None, field: str) -> str:
     return name
 
 
-def _media_type(given: str, name: str) -> str:
-    kind = given.partition(";")[0].strip().lower()
-    return kind if kind != UNKNOWN and _MEDIA_TYPE.fullmatch(kind) else media_type_of(name)
-
-
 @router.get("/files", responses=errors(), response_model=Page[FileObject])
 async def list_uploads(core: CoreDep, caller: Reader, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """The tenant's files, newest first."""
     page = await uploads.list_page(core.db, caller.tenant_id, limit=limit, cursor=cursor)
-    return Json({"data": page.data, "next_cursor": page.next_cursor})
+    return Json({"data": [upload.public() for upload in page.rows], "next_cursor": page.next_cursor})
 
 
 @router.get("/files/{file_id}", responses=errors(404), response_model=FileObject)

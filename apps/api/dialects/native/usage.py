@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
@@ -10,7 +11,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from apps.api import clock
-from apps.api.core.config.names import ModelName
+from apps.api.core.config.names import EndUser, ModelName
 from apps.api.core.sessions import sessions
 from apps.api.core.tenant import budgets, usage
 from apps.api.core.tenant.usage import Group, Scope
@@ -41,6 +42,7 @@ class UsageRow(UsageSums):
     key_name: str | None = None
     model: str | None = Field(None, examples=["claude-sonnet-5-5"])
     session_id: UUID | None = Field(None, description="Also of sessions that were deleted since.")
+    end_user: str | None = Field(None, examples=["customer-42"])
 
 
 class Budget(BaseModel):
@@ -58,7 +60,7 @@ class Budget(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """Groups in the order day, key, model, session; and the sums of all groups, on this page or not."""
+    """Groups in the order day, key, model, session, end_user; and the sums of all groups, on this page or not."""
 
     first: date = Field(alias="from", description="First day, in UTC.")
     last: date = Field(alias="to", description="Last day, in UTC, included.")
@@ -108,9 +110,9 @@ async def get_usage(
     group_by: Annotated[
         str,
         Query(
-            pattern=r"^(day|key|model|session)(,(day|key|model|session))*$",
+            pattern=r"^(day|key|model|session|end_user)(,(day|key|model|session|end_user))*$",
             max_length=100,
-            description="Any of `day`, `key`, `model`, `session`, with commas between.",
+            description="Any of `day`, `key`, `model`, `session`, `end_user`, with commas between.",
             examples=["day,model"],
         ),
     ] = "day",
@@ -119,18 +121,21 @@ async def get_usage(
     session_id: Annotated[UUID | None, Query(description="Only this session, deleted or not.")] = None,
     key_id: Annotated[UUID | None, Query(description="Only runs that this API key asked for.")] = None,
     model: Annotated[ModelName | None, Query(description="Only this model.")] = None,
+    end_user: Annotated[EndUser | None, Query(description="Only runs for this end user.")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> UsageReport:
-    """What the tenant's agents have used, by day, key, model and session: at most 366 days at once.
+    """What the tenant's agents have used, by day, key, model, session and end user: at most 366 days at once.
 
     All figures are the SDK's own. A run counts on the day it ended, for the key that asked for it. A turn that the
-    agent began itself counts for the key of the session's last prompt.
+    agent began itself counts for the key, and the end user, of the
+    session's last prompt. By `end_user`, and with it, only runs that have one are counted.
     """
     first, last = _days(first, last)
     groups: list[Group] = [name for name in usage.GROUPS if name in group_by.split(",")]
     # A key that is bound to profiles reads the tenant's sums; of sessions it sees those that it may use.
     scope = Scope(first, last, session_id, key_id, model, caller.profiles if "session" in groups else None)
+    scope = replace(scope, end_user=end_user, of_end_users="end_user" in groups)
     page = await usage.report(core.db, caller.tenant_id, scope, groups, limit=limit, cursor=cursor)
     totals = await usage.report(core.db, caller.tenant_id, scope, (), limit=1, cursor=None)
     answered = {

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
@@ -18,6 +18,7 @@ from fastapi import WebSocket
 from apps.api.auth import Principal
 from apps.api.core import tasks
 from apps.api.core.codec import encode
+from apps.api.core.config.grants import Action
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.replay import Followed
@@ -38,9 +39,10 @@ from apps.api.errors import (
     Unavailable,
     ValidationError,
 )
-from apps.api.web.callers import acts, count_prompt, may_touch, presented_key
+from apps.api.web.callers import acts, count_prompt, may_touch, presented_key, within_token
 from apps.api.web.doors import Router
 from apps.api.web.errors import error_response, from_exception, native
+from apps.api.web.hosts import require_known_origin
 from apps.api.web.opened import Held
 from apps.api.web.route import caller_of, instance_of
 from apps.api.web.sse import Leaving
@@ -86,6 +88,7 @@ async def query_ws(websocket: WebSocket) -> None:
     instance, key = instance_of(websocket), presented_key(websocket)
     core = instance.core
     try:
+        require_known_origin(websocket, core.settings.allowed_origins)
         if instance.probe.draining():
             raise Unavailable("This instance is stopping; connect again.", code="shutdown")
         caller = None if key is None else await _authenticated(websocket, key)
@@ -106,7 +109,7 @@ async def query_ws(websocket: WebSocket) -> None:
 
 
 async def _authenticated(websocket: WebSocket, key: str | None) -> Principal:
-    caller = await caller_of(websocket, key)
+    caller = await caller_of(websocket, key, tokens=True)
     caller.require("read")
     return caller
 
@@ -235,6 +238,8 @@ class Connection:
         if kind is None:
             known = ", ".join(KINDS)
             raise BadRequest(f"No such type of message. There are: {known}.", code="unknown_message")
+        if kind.action != "ping":
+            await within_token(self._core, caller, [kind.action], {"session_id": message.get("session_id")})
         await may_touch(self._core, caller, message)
         if not kind.waits:
             await kind.act(self, caller, message)
@@ -372,19 +377,21 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A type of message. One that `waits` for an agent must not keep the next message waiting."""
+    """A type of message. One that `waits` for an agent must not keep the next message waiting. `action`: what a client
+    token must allow; None is what none allows."""
 
     act: Callable[[Connection, Principal, dict[str, Any]], Awaitable[None]]
     waits: bool = False
+    action: Action | Literal["ping"] | None = None
 
 
 KINDS = {
-    "prompt": _Kind(Connection._prompt),
-    "follow": _Kind(Connection._follow),
-    "unfollow": _Kind(Connection._stop_following),
-    "interrupt": _Kind(Connection._interrupt, waits=True),
-    "answer": _Kind(Connection._answer, waits=True),
-    "tool_result": _Kind(Connection._tool_result, waits=True),
+    "prompt": _Kind(Connection._prompt, action="prompt"),
+    "follow": _Kind(Connection._follow, action="read"),
+    "unfollow": _Kind(Connection._stop_following, action="read"),
+    "interrupt": _Kind(Connection._interrupt, waits=True, action="prompt"),
+    "answer": _Kind(Connection._answer, waits=True, action="decide"),
+    "tool_result": _Kind(Connection._tool_result, waits=True, action="decide"),
     "control": _Kind(Connection._control, waits=True),
-    "ping": _Kind(Connection._ping),
+    "ping": _Kind(Connection._ping, action="ping"),
 }

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from pydantic import ValidationError as PydanticError
 
 from apps.api.core import codec
+from apps.api.core.config import grants
 from apps.api.core.events.frames import Position
 from apps.api.dialects.native.schemas import Closed
 from apps.api.errors import BadRequest, ValidationError
@@ -26,7 +27,7 @@ class Head(Closed):
 
 
 class Auth(Head):
-    api_key: Annotated[str, Field(min_length=1, max_length=1000)]
+    api_key: Annotated[str, Field(min_length=1, max_length=grants.MAX_LENGTH)]
 
 
 class Prompt(Head):

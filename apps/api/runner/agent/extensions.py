@@ -15,6 +15,7 @@ from apps.api.core.context import Core
 from apps.api.core.fleet.claims import Claim
 from apps.api.core.tenant import mcp, skills
 from apps.api.core.tenant.skills import BODY, PLUGIN, Skill
+from apps.api.core.tenant.vaults import Held
 from apps.api.errors import ApiError
 from apps.api.runner.agent.process import CannotStart, StartFailed
 
@@ -41,14 +42,16 @@ class Extensions:
             self.mcp_config.unlink(missing_ok=True)
 
 
-async def prepare(core: Core, claim: Claim, given: Path) -> Extensions:
-    """Write what one agent is given into `given`, an empty directory of its process alone.
+async def prepare(core: Core, claim: Claim, given: Path, held: Held) -> Extensions:
+    """Write what one agent is given into `given`, an empty directory of its process alone. `held`: in its vaults.
 
     Raises CannotStart when an MCP server is not allowed, or lacks something; StartFailed when nothing can be written.
     """
     try:
         config = claim.config
         resolved = await mcp.resolve(core, claim.tenant_id, config.servers(), claim.profile, config.env or ())
+        for spec in resolved.values():
+            held.authorize(spec)
     except ApiError as error:
         raise CannotStart(error.message) from error
     owned = await skills.own(core.db, claim.tenant_id)
@@ -157,7 +160,8 @@ def write_permissions(
     """
     allow = [*rules.readable(config.allowed_tools or ()), *allowed]
     deny = rules.denials(config.disallowed_tools or ())
-    permissions = {"allow": [str(rule) for rule in allow], "deny": [str(rule) for rule in deny]}
+    ask = rules.readable(config.ask_tools or ())
+    permissions = {kind: [str(rule) for rule in of] for kind, of in (("allow", allow), ("ask", ask), ("deny", deny))}
     more = ({"skipWebFetchPreflight": True} if hosts_are_listed else {}) | ({"hooks": hooks} if hooks else {})
     _write(path, json.dumps({"permissions": permissions, **more}))
     return path

@@ -99,6 +99,10 @@ class Poisoned(Exception):
     """The process remembers a turn that nobody asked for, and for which the model refuses every later one."""
 
 
+class NotTaken(Exception):
+    """The process would begin a turn with a message that it was given for one that is over."""
+
+
 class Owner(Protocol):
     """Who has an agent, as what works for it knows it: to tell it this, and to call nothing else of it."""
 
@@ -246,14 +250,23 @@ class Agent:
             await self.client.query(prompt())
         self._turns += 1
 
-    async def interrupt(self) -> None:
-        """Ask the current turn to end; kill the process when it does not take the request."""
+    async def interrupt(self, *, drop: bool = False) -> frozenset[str]:
+        """Ask the current turn to end; kill the process when it does not take the request.
+
+        `drop`: what it was given for the turn and has not taken is not to become a turn of its own; returns the ids of
+        what it has dropped. The SDK's own method cannot say that: hence the private one.
+        """
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
+                if drop:
+                    asked = {"subtype": "interrupt", "cancel_queued": True}
+                    answer = await self.client._query._send_control_request(asked)  # type: ignore[union-attr]
+                    return frozenset(map(str, answer.get("cancelled") or ()))
                 await self.client.interrupt()
         except Exception as error:
             log.warning("agent.interrupt_failed", session_id=str(self._session_id), error=error)
             self.kill()
+        return frozenset()
 
     async def change(self, changes: Mapping[str, Any]) -> None:
         """Use another `model` or `permission_mode` from now on. Raises Exception with the CLI's words, TimeoutError."""

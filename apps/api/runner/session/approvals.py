@@ -29,6 +29,7 @@ from apps.api.core.sessions.requests import Asked, Remembered, Resolved
 from apps.api.errors import LeaseLost, Unavailable
 from apps.api.runner.agent.process import Owner
 from apps.api.runner.session.background import Tasks
+from apps.api.runner.session.steering import Steering
 from apps.api.runner.session.turn import Turns
 
 QUESTION = "AskUserQuestion"
@@ -76,8 +77,11 @@ class Approvals:
         taken_up: a new process has got to the call that it goes on with.
     """
 
-    def __init__(self, core: Core, writer: Writer, turns: Turns, tasks: Tasks, owner: Owner) -> None:
+    def __init__(
+        self, core: Core, writer: Writer, turns: Turns, tasks: Tasks, owner: Owner, steering: Steering
+    ) -> None:
         self._db, self._writer, self._turns, self._tasks, self._owner = core.db, writer, turns, tasks, owner
+        self._steering = steering
         self._seconds = core.settings.action_timeout_seconds
         self._remembered: list[Remembered] = []
         self._open: dict[UUID, Open] = {}
@@ -106,6 +110,8 @@ class Approvals:
         result = await self._permitted(tool_name, tool_input, context)
         if isinstance(result, PermissionResultDeny):
             self._turns.denied.add(context.tool_use_id or "")
+            if not (result.interrupt or context.agent_id):
+                await self._steering.hand(context.tool_use_id)  # no hook is called after a call that is not carried out
         return result
 
     async def _permitted(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import structlog
 from claude_agent_sdk import (
     AssistantMessage,
@@ -31,11 +32,12 @@ from apps.api.db import CONNECTION_ERRORS
 from apps.api.runner.agent import hearsay, messages, model_failures
 from apps.api.runner.agent.options import keeps_checkpoints
 from apps.api.runner.agent.outcome import Meter, outcome_of, stopped, used
-from apps.api.runner.agent.process import Agent, Poisoned, TranscriptLost
+from apps.api.runner.agent.process import Agent, NotTaken, Poisoned, TranscriptLost
 from apps.api.runner.session.approvals import Approvals
 from apps.api.runner.session.background import Tasks
 from apps.api.runner.session.denials import Denials
 from apps.api.runner.session.ports import Ports
+from apps.api.runner.session.steering import Steering
 from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.tool_spans import ToolSpans
 from apps.api.runner.session.turn import Turn, Turns
@@ -60,11 +62,13 @@ class Conversation:
         approvals: Approvals,
         ports: Ports,
         denials: Denials,
+        steering: Steering,
         settle: Callable[[float], None],
     ) -> None:
         """`settle` is told what each result says that its turn cost, in USD."""
         self._core, self._writer, self._store, self._storing, self._turns = core, writer, store, storing, turns
         self._tasks, self._approvals, self._ports, self._denials = tasks, approvals, ports, denials
+        self._steering, self.keep = steering, steering.keep
         self._used_tools = self._left_task = self._going_on = False
         self._meter = Meter(settle)
         self._model_told, self._tools = model_failures.Signs(), ToolSpans(turns)
@@ -139,10 +143,17 @@ class Conversation:
     async def _end(self, turn: Turn, outcome: Outcome, events: list[Event], also: Also | None) -> None:
         last = [Event(e.type, e.fields, turn.run_id) for e in events]
         last.append(Event("done", {"status": outcome.status}, turn.run_id))
+
+        async def more(connection: asyncpg.Connection, seq: int) -> None:
+            await self._steering.keep(connection, turn)
+            if also is not None:
+                await also(connection, seq)
+
         try:
             await self._approvals.close_all("run_ended", turn.run_id)
+            turn.untaken = await self._steering.settle(turn)
             last[:0] = await self._storing.keep(turn.run_id)
-            await finish(self._writer, turn.run_id, outcome, *last, also=also)
+            await finish(self._writer, turn.run_id, outcome, *last, also=more)
         except NotRunning as error:
             log.warning("execution.ended_before", session_id=str(self._writer.session_id), error=error)
             self._turns.end(turn)
@@ -171,6 +182,7 @@ class Conversation:
             return
         await self._denials.tell()
         if isinstance(message, ResultMessage):
+            await self._steering.heard(message.user_message_uuids)
             await self._end_turn(agent, message)
         elif isinstance(message, MirrorErrorMessage):
             lost = TranscriptLost(message.error)
@@ -184,6 +196,7 @@ class Conversation:
                 self._said.add(message.message_id)
             if isinstance(message, SystemMessage) and message.subtype == "status":
                 self._mode = message.data.get("permissionMode") or self._mode
+                await self._steering.heard(message.data.get("user_message_uuids"))
             self._tools.hear(message)
             events = messages.events(message, active.run_id if active else None)
             if events:
@@ -215,6 +228,8 @@ class Conversation:
                 told.append(
                     Event("checkpoint", messages.checkpoint(current.run_id, current.claim.prompt), current.run_id)
                 )
+            if current.claim.steer:
+                told.append(self._steering.begun(current.run_id))
             await self._writer.append(*told)
             await self._note(agent, message)
             return
@@ -282,6 +297,8 @@ class Conversation:
         await self.finish(turn, outcome, last)
         if forgotten and turn.claim is None:
             raise Poisoned  # a client's prompt may be waiting in it
+        if turn.untaken:
+            raise NotTaken
 
     def _count_denied(self, told: Iterable[Any]) -> None:
         """Count calls that rules or the mode of permission have denied: those of which nobody here was asked."""

@@ -40,6 +40,7 @@ from apps.api.runner.session.launch import Launch, Means
 from apps.api.runner.session.parking import Parking
 from apps.api.runner.session.ports import Ports
 from apps.api.runner.session.provisions import NotProvided
+from apps.api.runner.session.steering import Steering
 from apps.api.runner.session.storing import Storing
 from apps.api.runner.session.turn import Turn, TurnOver, Turns
 
@@ -78,12 +79,13 @@ class Execution:
         self.turns, self.tasks = Turns(freed, claim.session_id), Tasks()
         self.storing = Storing(core, self.writer)
         self._store = Transcripts(core.db, means.lease, claim.session_id, claim.generation, claim.sdk_session_id)
-        self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self)
+        self.steering = Steering(core, self.writer, self._store, self.turns, self)
+        self.approvals = Approvals(core, self.writer, self.turns, self.tasks, self, self.steering)
         self.ports, self.denials = Ports(self.writer, self.turns), Denials(self.writer, self.turns)
         outward = (lambda port: self.ports.whose(self.agent, port), self.denials.note)
-        mine = self._store, self.storing, self.approvals, Hooks(core, self.writer, self.turns, self)
+        mine = self._store, self.storing, self.approvals, Hooks(core, self.writer, self.turns, self, self.steering)
         self.launch = Launch(core, means, self.turns, self.writer, *mine, *outward)
-        parts = self.turns, self.tasks, self.approvals, self.ports, self.denials
+        parts = self.turns, self.tasks, self.approvals, self.ports, self.denials, self.steering
         self._talk = Conversation(core, self.writer, self._store, self.storing, *parts, self.launch.settle)
         self.parking = Parking(core, self.writer, self._store, self.storing, *parts[:4], self._talk)
         self._chores = Chores(core, self._store, self.storing, self._talk, self._prepare, self._disconnect)
@@ -311,7 +313,7 @@ class Execution:
         is_new = self._agent is None
         try:
             if is_new:
-                self._agent = await self.launch.start(claim, turn)
+                self._agent = self.steering.agent = await self.launch.start(claim, turn)
                 self._talk.new_process()
             else:
                 await self.launch.provisions.add(claim)

@@ -29,6 +29,7 @@ from apps.api.core.tenant import signing, vault
 from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import ApiError, LeaseLost, Unavailable
 from apps.api.runner.agent.process import HookMatchers, Owner
+from apps.api.runner.session.steering import AFTER_A_TOOL, Steering
 from apps.api.runner.session.turn import Turns
 
 log = structlog.get_logger(__name__)
@@ -141,14 +142,17 @@ def _denies(event: str, hook: Hook) -> bool:
 class Hooks:
     """The hooks of one session's agents."""
 
-    def __init__(self, core: Core, writer: Writer, turns: Turns, owner: Owner) -> None:
-        self._core, self._writer, self._turns, self._owner = core, writer, turns, owner
+    def __init__(self, core: Core, writer: Writer, turns: Turns, owner: Owner, steering: Steering) -> None:
+        self._core, self._writer, self._turns, self._owner, self._steering = core, writer, turns, owner, steering
 
-    def matchers(self, config: AgentConfig) -> HookMatchers | None:
+    def matchers(self, config: AgentConfig) -> HookMatchers:
         """What the SDK is to call for this configuration."""
-        if not config.hooks:
-            return None
-        return {event: [self._matcher(event, hook) for hook in hooks] for event, hooks in config.hooks.items()}
+        made: HookMatchers = {
+            event: [self._matcher(event, hook) for hook in hooks] for event, hooks in (config.hooks or {}).items()
+        }
+        for event in AFTER_A_TOOL:
+            made[event] = [*made.get(event, ()), HookMatcher(matcher=None, hooks=[self._steering.after_a_tool])]
+        return made
 
     def _matcher(self, event: HookEvent, hook: Hook) -> HookMatcher:
         # Without a matcher: the CLI's regular expressions backtrack, and look for a match anywhere in the name.

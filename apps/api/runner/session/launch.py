@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -26,8 +27,10 @@ from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
+from apps.api.core.tenant import vaults
+from apps.api.core.tenant.vaults import Held
 from apps.api.db import CONNECTION_ERRORS, retrying
-from apps.api.errors import LeaseLost
+from apps.api.errors import ApiError, LeaseLost
 from apps.api.runner.agent import dangling, extensions, history, messages, options
 from apps.api.runner.agent.process import Agent, CannotStart, Exceeded, StartFailed
 from apps.api.runner.agent.scratch import Place
@@ -308,17 +311,12 @@ class Launch:
             raise StartFailed(f"no workspace: {error}") from error
         if any(server.type in ("stdio", "registered") for server in claim.config.servers().values()):
             self._storing.may_change()
-        given = await extensions.prepare(self._core, claim, place.given)
-        allowed = [*await self._approvals.recall(claim.profile), *options.own_outputs(config_dir, workspace)]
-        allowed += [Rule(client_tools.full_name(tool.name)) for tool in claim.config.client_tools or ()]
-        write = partial(extensions.write_permissions, hosts_are_listed=access.network.mode == "limited")
-        permissions = await starts.run(
-            write,
-            place.given / "permissions.json",
-            claim.config,
-            allowed,
-            dangling.asking_hook(call.call["id"]) if call else None,
-        )
+        held = await self._held(claim)
+        env = {**held.variables, **(claim.config.env or {})} or None
+        whole = replace(claim, config=claim.config.model_copy(update={"env": env}))
+        given = await extensions.prepare(self._core, whole, place.given, held)
+        own = options.own_outputs(config_dir, workspace)
+        permissions = await self._permissions(claim, place, own, call, listed=access.network.mode == "limited")
         await self._store.adopt(conversation, key)
         process = options.Process(
             workspace=workspace,
@@ -338,13 +336,35 @@ class Launch:
             model=access.env,
             network=access.network,
         )
-        built = options.build(settings, options.left_of(claim), process)
+        built = options.build(settings, options.left_of(whole), process)
         try:
             options.check_size(built)
             return await Agent.start(claim, built, process.stderr, self._begun)
         finally:
             self.starting = None
             await starts.run(given.forget_secrets)
+
+    async def _permissions(
+        self, claim: Claim, place: Place, own: Iterable[Rule], call: dangling.Dangling | None, *, listed: bool
+    ) -> Path:
+        """The file with what the agent may, also of itself: `own`. `listed`: whether its hosts are."""
+        allowed = [*await self._approvals.recall(claim.profile), *own]
+        allowed += [Rule(client_tools.full_name(tool.name)) for tool in claim.config.client_tools or ()]
+        write = partial(extensions.write_permissions, hosts_are_listed=listed)
+        hook = dangling.asking_hook(call.call["id"]) if call else None
+        return await self._core.blocking.starts.run(
+            write, place.given / "permissions.json", claim.config, allowed, hook
+        )
+
+    async def _held(self, claim: Claim) -> Held:
+        """What is in the session's vaults. Raises CannotStart when its agent may not have that."""
+        try:
+            held = await vaults.resolve(self._core.db, self._core.settings, claim.tenant_id, claim.vault_ids)
+        except ApiError as error:
+            raise CannotStart(error.message) from error
+        if held.variables and claim.profile is not None and not claim.profile.env:
+            raise CannotStart("The session's vaults hold variables, and its profile allows none.")
+        return held
 
     def _begun(self, agent: Agent) -> None:
         self.starting = agent

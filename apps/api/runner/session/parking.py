@@ -113,7 +113,7 @@ class Parking:
         self._store.freeze()
         self._approvals.leave(mine)
         try:
-            await self._end(agent, self._talk.set_aside(), end)
+            await self._end(turn, agent, self._talk.set_aside(), end)
             await self._storing.give_back()
             cost, models, calls = self._talk.used()
             left = Parked(
@@ -152,10 +152,10 @@ class Parking:
             raise CLIConnectionError("The agent has not gone on with the call that it waited with.")
 
     async def _end(
-        self, agent: Agent, result: asyncio.Future[ResultMessage], end: Callable[[], Awaitable[None]]
+        self, turn: Turn, agent: Agent, result: asyncio.Future[ResultMessage], end: Callable[[], Awaitable[None]]
     ) -> None:
         # Interrupted it says what it has used; what it makes of the call that waits is not stored.
-        await agent.interrupt()
+        await agent.interrupt(drop=bool(turn.handed))
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT):
                 await result
@@ -167,6 +167,7 @@ class Parking:
 
         async def store(connection: asyncpg.Connection, seq: int) -> None:
             nonlocal frames
+            await self._talk.keep(connection, turn)
             frames = await parked.park(connection, writer.session_id, seq, turn.run_id, left, config)
 
         event = Event("status", {"status": "parked", "request_id": str(left.request_id)}, turn.run_id)

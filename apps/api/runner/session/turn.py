@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 from apps.api import instruments, tracing
@@ -31,6 +32,10 @@ class Turn:
         lost: the agent has died with the prompt before it was in this turn: another may be given it, once.
         stopping: why we have interrupted it, if we have.
         parking: it is to be parked: its process is about to end.
+        handed: messages that the agent was given in it, and has not said to have taken, by id.
+        dropped: those of them that the agent has given up when it was interrupted.
+        steered: the database may say that there are such.
+        untaken: the agent still had some of them at the turn's end.
         refused: the failure for which the gateway has let a call of it through to no model, if it has.
         ending: what stores its end; there is only one at a time.
         span: of the run, as far as it is executed here.
@@ -50,6 +55,9 @@ class Turn:
         self.refused: ApiError | None = None
         self.ending: asyncio.Task[None] | None = None
         self.status: str | None = None
+        self.handed = dict[UUID, Any]()
+        self.dropped = frozenset[str]()
+        self.steered = self.untaken = False
         self.span = tracing.Span() if guest else _begin(run_id, claim)
         self.taken_up = asyncio.Event()
         self.ended = asyncio.Event()
@@ -162,7 +170,7 @@ class Turn:
         """Ask the agent to end this turn, if it has the prompt."""
         if not self.sent:
             return
-        await agent.interrupt()
+        self.dropped |= await agent.interrupt(drop=bool(self.handed))
         if not self.taken_up.is_set():
             # A warm agent that has read a prompt and not begun its turn yet does not apply an interrupt to it: that
             # one stopped only what was in its way. Seen with the bundled CLI 2.1.327, for up to 20 ms.

@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 
 from apps.api.core.config.profiles import Profile, reach_of
-from apps.api.core.config.reach import Reach
+from apps.api.core.config.reach import Reach, narrowed
 from apps.api.core.context import Core
 from apps.api.core.fleet import facts
 from apps.api.core.fleet.claims import Claim
@@ -144,7 +144,8 @@ class Ways:
         """
         settings, unix = self._core.settings, self._core.settings.agent_unix_sockets
         namespaces = options.wall_of(settings, claim.profile).layer == "namespaces"
-        reach = _enforceable(claim.profile, reach_of(claim.profile, settings), namespaces=namespaces)
+        asked = reach_of(claim.profile, settings).within(narrowed(claim.network))
+        reach = _enforceable(claim.profile, asked, namespaces=namespaces)
         holder = Holder(claim.tenant_id, claim.session_id, lambda: turns.run_id, turns.refuse)
         holder.most, holder.model = claim.config.max_session_usd, options.model_of(settings, claim.config)
         holder.traceparent = lambda: turns.traceparent

@@ -332,11 +332,11 @@ class KeyCalls:
         return Request("POST", path("admin", "keys", key_id, "revoke"), repeatable=True)
 
 
-GroupBy = Literal["day", "key", "model", "session"]
+GroupBy = Literal["day", "key", "model", "session", "end_user"]
 
 
 class UsageCalls:
-    """Tokens and cost by day, key, model and session, between two days (`start`, `end`), both included."""
+    """Tokens and cost by day, key, model, session and end user, between two days (`start`, `end`), both included."""
 
     @call
     def report(
@@ -348,9 +348,12 @@ class UsageCalls:
         session_id: str | None = None,
         key_id: str | None = None,
         model: str | None = None,
+        end_user: str | None = None,
     ) -> Request[UsageReport]:
         """Sums and budgets, with the first groups."""
-        return Request("GET", "/usage", _usage(group_by, start, end, session_id, key_id, model))
+        return Request(
+            "GET", "/usage", _usage(group_by, start, end, session_id, key_id, model=model, end_user=end_user)
+        )
 
     @listing
     def rows(
@@ -362,10 +365,11 @@ class UsageCalls:
         session_id: str | None = None,
         key_id: str | None = None,
         model: str | None = None,
+        end_user: str | None = None,
         limit: int | None = None,
     ) -> Pages[UsageRow]:
         """All groups."""
-        return Pages("/usage", _usage(group_by, start, end, session_id, key_id, model), limit)
+        return Pages("/usage", _usage(group_by, start, end, session_id, key_id, model=model, end_user=end_user), limit)
 
     @call
     def of_session(self, session_id: str) -> Request[SessionUsage]:
@@ -373,9 +377,9 @@ class UsageCalls:
         return Request("GET", path("sessions", session_id, "usage"))
 
 
-def _usage(group_by: Any, start: Any, end: Any, session_id: Any, key_id: Any, model: Any) -> dict[str, Any]:
+def _usage(group_by: Any, start: Any, end: Any, session_id: Any, key_id: Any, **only: Any) -> dict[str, Any]:
     groups = ",".join(group_by) if isinstance(group_by, (list, tuple)) else group_by
-    return {"group_by": groups, "from": start, "to": end, "session_id": session_id, "key_id": key_id, "model": model}
+    return {"group_by": groups, "from": start, "to": end, "session_id": session_id, "key_id": key_id, **only}
 
 
 def anything(method: str, route: str, query: Mapping[str, Any] | None, body: Any) -> Request[Any]:

@@ -15,6 +15,7 @@ from claude_agent_api.types import (
     Answered,
     Applied,
     Checkpoint,
+    ClientToken,
     ContextUse,
     DecisionBody,
     Difference,
@@ -31,7 +32,7 @@ from claude_agent_api.types import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from claude_agent_api.types import ControlBody, PatchBody, PromptOptions, SessionBody
+    from claude_agent_api.types import ControlBody, PatchBody, PromptOptions, SessionBody, TokenBody
 
 OVER = frozenset({"no_live_run"})
 DELETED = frozenset({"session_deleted"})
@@ -72,19 +73,25 @@ class SessionCalls:
         tag: str | None = None,
         search: str | None = None,
         agent: str | None = None,
+        end_user: str | None = None,
         created_after: datetime | str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> Pages[SessionState]:
         """All of them, newest first. `search`: a part of the title; `metadata`: entries that it has."""
         asked = {"status": status, "tag": tag, "search": search, "agent": agent, "created_after": created_after}
-        entries = {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+        entries = {"end_user": end_user} | {f"metadata.{name}": value for name, value in (metadata or {}).items()}
         return Pages("/sessions", {**asked, **entries}, limit)
 
     @call
     def update(self, session_id: str, **fields: Unpack[PatchBody]) -> Request[SessionState]:
         """Another title, other tags, other metadata."""
         return Request("PATCH", path("sessions", session_id), json=dict(fields))
+
+    @call
+    def client_token(self, session_id: str, **fields: Unpack[TokenBody]) -> Request[ClientToken]:
+        """What a browser or an app of an end user gets in place of a key: for this session, for a while."""
+        return Request("POST", path("sessions", session_id, "client-tokens"), json=dict(fields), repeatable=True)
 
     @call
     def delete(self, session_id: str) -> Request[SessionRemoved | None]:
@@ -184,6 +191,7 @@ class RunCalls:
         session_id: str | None = None,
         status: RunStatus | None = None,
         agent: str | None = None,
+        end_user: str | None = None,
         error_code: str | None = None,
         created_after: datetime | str | None = None,
         created_before: datetime | str | None = None,
@@ -191,6 +199,7 @@ class RunCalls:
     ) -> Pages[RunState]:
         """Those of all sessions, newest first."""
         asked = {"session_id": session_id, "status": status, "agent": agent, "error_code": error_code}
+        asked["end_user"] = end_user
         return Pages("/runs", {**asked, "created_after": created_after, "created_before": created_before}, limit)
 
     @call

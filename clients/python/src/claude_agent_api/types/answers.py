@@ -251,6 +251,7 @@ class UsageRow(TypedDict):
     key_name: NotRequired[str | None]
     model: NotRequired[str | None]
     session_id: NotRequired[str | None]
+    end_user: NotRequired[str | None]
 
 
 UsageReport = TypedDict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from claude_agent_api.types.asked import ActionResolvedEvent, ClientToolCallEvent, PermissionRequestEvent, QuestionEvent
 from claude_agent_api.types.codes import ErrorCode
 from claude_agent_api.types.messages import EventData, MessageEvent, PartialEvent
 from claude_agent_api.types.statuses import StatusEvent
@@ -54,117 +55,6 @@ class InitEvent(TypedDict):
     id: str
     event: Literal["init"]
     data: InitData
-
-
-class PermissionRequestData(EventData):
-    """A tool call waits for a person."""
-
-    request_id: str
-    tool_name: str
-    input: dict[str, Any]
-    suggestions: list[dict[str, Any]]
-    title: str | None
-    description: str | None
-    reason: str | None
-    blocked_path: str | None
-    tool_use_id: str | None
-    agent_id: str | None
-    expires_at: str
-
-
-class PermissionRequestEvent(TypedDict):
-    """PermissionRequestEvent"""
-
-    id: str
-    event: Literal["permission_request"]
-    data: PermissionRequestData
-
-
-class QuestionOption(TypedDict):
-    """An answer to choose."""
-
-    label: str
-    description: NotRequired[str | None]
-
-
-class Question(TypedDict):
-    """A question, as the agent wrote it."""
-
-    question: str
-    header: NotRequired[str | None]
-    options: NotRequired[list[QuestionOption] | None]
-    multiSelect: NotRequired[bool | None]
-
-
-class QuestionData(EventData):
-    """The agent asks."""
-
-    request_id: str
-    questions: list[Question]
-    tool_use_id: str | None
-    agent_id: str | None
-    expires_at: str
-
-
-class QuestionEvent(TypedDict):
-    """QuestionEvent"""
-
-    id: str
-    event: Literal["question"]
-    data: QuestionData
-
-
-class ClientToolCallData(EventData):
-    """The agent calls a tool of the client's program."""
-
-    request_id: str
-    tool_name: str
-    input: dict[str, Any]
-    tool_use_id: str | None
-    agent_id: str | None
-    expires_at: str
-
-
-class ClientToolCallEvent(TypedDict):
-    """ClientToolCallEvent"""
-
-    id: str
-    event: Literal["client_tool_call"]
-    data: ClientToolCallData
-
-
-class ByKey(TypedDict):
-    """Somebody with this key."""
-
-    type: Literal["key"]
-    key_id: str
-    key_name: str | None
-
-
-class BySystem(TypedDict):
-    """The server."""
-
-    type: Literal["system"]
-    reason: str
-
-
-class ActionResolvedData(EventData):
-    """A request was answered, or closed."""
-
-    request_id: str
-    decision: Literal["allow", "deny", "answered", "closed"]
-    by: ByKey | BySystem
-    message: NotRequired[str | None]
-    answers: NotRequired[dict[str, str] | None]
-    rules: NotRequired[list[str] | None]
-
-
-class ActionResolvedEvent(TypedDict):
-    """ActionResolvedEvent"""
-
-    id: str
-    event: Literal["action_resolved"]
-    data: ActionResolvedData
 
 
 class TaskUsage(TypedDict):
@@ -274,6 +164,21 @@ class FilesEvent(TypedDict):
     data: FilesData
 
 
+class SteeredData(EventData):
+    """What became of a prompt with `on_busy"""
+
+    message_id: str
+    state: Literal["taken", "next_run"]
+
+
+class SteeredEvent(TypedDict):
+    """SteeredEvent"""
+
+    id: str
+    event: Literal["steered"]
+    data: SteeredData
+
+
 class Usage(TypedDict):
     """What was used, as the SDK counted it."""
 
@@ -312,6 +217,7 @@ class ResultData(EventData):
     model_usage: dict[str, ModelUsage]
     permission_denials: list[dict[str, Any]]
     user_message_uuids: list[str]
+    steered_into: NotRequired[str | None]
 
 
 class ResultEvent(TypedDict):
@@ -382,6 +288,7 @@ Event = (
     | HookEvent
     | NetworkDeniedEvent
     | FilesEvent
+    | SteeredEvent
     | StatusEvent
     | ResultEvent
     | ErrorEvent

@@ -113,6 +113,7 @@ class AgentOptions(TypedDict):
     system_prompt_append: NotRequired[str | None]
     tools: NotRequired[list[str] | None]
     allowed_tools: NotRequired[list[str] | None]
+    ask_tools: NotRequired[list[str] | None]
     disallowed_tools: NotRequired[list[str] | None]
     permission_mode: NotRequired[
         Literal["default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto"] | None
@@ -147,3 +148,4 @@ class SessionBody(AgentOptions):
     metadata: NotRequired[dict[str, str] | None]
     agent: NotRequired[str | None]
     profile: NotRequired[str | None]
+    end_user: NotRequired[str | None]

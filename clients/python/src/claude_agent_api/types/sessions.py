@@ -49,6 +49,7 @@ class Result(TypedDict):
     usage: Usage | None
     model_usage: dict[str, ModelUsage]
     permission_denials: list[Any]
+    steered_into: NotRequired[str | None]
 
 
 class PinnedAgent(TypedDict):
@@ -76,6 +77,7 @@ class SessionState(TypedDict):
     agent: PinnedAgent | None
     profile: str | None
     surface: str
+    end_user: str | None
     config: dict[str, Any]
     num_turns: int
     total_cost_usd: str
@@ -133,6 +135,17 @@ class Message(EventData):
     usage: NotRequired[MessageUsage | None]
     subagent_messages: list[Message]
     subagent_messages_omitted: bool
+
+
+class ClientToken(TypedDict):
+    """A token, which is shown once and kept nowhere."""
+
+    token: str
+    session_id: str
+    allow: list[Literal["read", "prompt", "decide", "files"]]
+    expires_at: str
+    end_user: str | None
+    origin: str | None
 
 
 class FileState(TypedDict):
@@ -232,6 +245,7 @@ class RunState(TypedDict):
     kind: Literal["prompt", "rewind", "reset"]
     status: Literal["queued", "running", "requires_action", "succeeded", "failed", "interrupted"]
     origin: Literal["client", "background"]
+    end_user: str | None
     error: RunError | None
     result: dict[str, Any] | None
     total_cost_usd: str | None

@@ -16,7 +16,7 @@ import { useTenants } from "./keys.js";
 const ACTIONS = [
   ..."tenant.created tenant.suspended tenant.resumed tenant.limited tenant.retention tenant.exported tenant.imported tenant.deleted tenant.removed".split(" "),
   ..."key.created key.changed key.rotated key.revoked model_credential.put model_credential.deleted secret.put secret.deleted".split(" "),
-  ..."mcp_server.put mcp_server.deleted preset.created preset.changed preset.deleted skill.put skill.deleted command.put command.deleted".split(" "),
+  ..."mcp_server.put mcp_server.deleted preset.created preset.changed preset.deleted preset.archived environment.created environment.changed environment.archived environment.deleted vault.created vault.changed vault.archived vault.deleted credential.put credential.archived credential.deleted skill.put skill.deleted command.put command.deleted".split(" "),
   ..."webhook.created webhook.changed webhook.rotated webhook.deleted request.answered run.repaired session.deleted session.exported session.imported".split(" "),
 ];
 

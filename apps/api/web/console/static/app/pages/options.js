@@ -33,7 +33,7 @@ export function usePresets() {
 }
 
 const TEXTS = ["model", "fallback_model", "permission_mode", "effort", "system_prompt", "system_prompt_append"];
-const LISTS = ["tools", "allowed_tools", "disallowed_tools"];
+const LISTS = ["tools", "allowed_tools", "ask_tools", "disallowed_tools"];
 const NUMBERS = ["max_turns", "max_budget_usd", "max_session_usd"];
 const FLAGS = ["unattended", "enable_file_checkpointing"];
 
@@ -99,6 +99,7 @@ export function Options({ form, set, wrong, models }) {
     <details class="more"><summary>Tools and rules</summary><div class="stack tight">
       <${Area} ...${field("tools")} label="Tools that exist" hint="A line each. Empty: the usual ones. (none): none." rows="3" class="mono" spellcheck="false" placeholder="Read" />
       <${Area} ...${field("allowed_tools")} label="What runs without asking" hint="A rule each line, such as Bash(git status:*)" rows="2" class="mono" spellcheck="false" />
+      <${Area} ...${field("ask_tools")} label="What always waits for a person" rows="2" class="mono" spellcheck="false" />
       <${Area} ...${field("disallowed_tools")} label="What never runs" rows="2" class="mono" spellcheck="false" />
       <${Check} value=${Boolean(form.unattended)} set=${(value) => set({ ...form, unattended: value || undefined })} label="Nobody is there to be asked (unattended)" />
     </div></details>

@@ -12,6 +12,7 @@ const MOST_BYTES = 3_900_000; // as base64 it must have at most 5242880 characte
 
 const BUSY = [
   ["enqueue", "Queue behind it"],
+  ["steer", "Tell it meanwhile"],
   ["interrupt", "Interrupt it"],
   ["reject", "Refuse if busy"],
 ];

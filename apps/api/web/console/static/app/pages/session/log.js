@@ -125,6 +125,7 @@ function store(log, frame, again = false) {
     case "files":
     case "network_denied":
     case "hook":
+    case "steered":
       log.entries.push({ kind: "note", key: frame.seq, seq: frame.seq, at: when, status: event, data });
       break;
     case "checkpoint":

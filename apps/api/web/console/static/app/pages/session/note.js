@@ -10,6 +10,7 @@ const TEXTS = {
   files: ({ counts = {} }) => `Files: ${["created", "changed", "deleted"].filter((name) => counts[name]).map((name) => `${counts[name]} ${name}`).join(", ") || "none changed"}`,
   network_denied: ({ host, port, reason }) => `The network refused ${host}${port ? `:${port}` : ""}: ${format.words(reason).toLowerCase()}`,
   hook: ({ hook_event: event, decision, error, duration_ms: ms }) => `Hook ${event}: ${error ?? decision}${ms ? `, ${format.duration(ms)}` : ""}`,
+  steered: ({ state }) => (state === "taken" ? "The turn has taken this prompt" : "The turn has not taken this prompt: its run begins"),
   model_retry: ({ attempt, max_retries: most, error_status: status, error }) => `The model is asked again (${attempt} of ${most}): ${status ?? error ?? "no answer"}`,
   model_fallback: ({ original_model: from, fallback_model: into }) => `${into} answers in place of ${from}`,
   compacting: () => "The conversation is being compacted",

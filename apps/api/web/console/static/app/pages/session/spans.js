@@ -53,7 +53,8 @@ function take(log, { event, data, at }, run, row, before) {
     case "status":
     case "files":
     case "network_denied":
-    case "hook": {
+    case "hook":
+    case "steered": {
       const status = event === "status" ? data.status : event;
       row({ kind: "point", name: format.words(status === "hook" ? data.hook_event : status), text: noteText(status, data), failed: status === "network_denied" });
       return before;
