@@ -122,3 +122,12 @@ async def test_who_may_only_read_makes_none_and_a_bound_key_sees_its_own(fleet: 
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "profile_not_permitted")
     for schedule_id in (free, own["schedule_id"]):
         await fleet[0].client.delete(f"/api/v1/schedules/{schedule_id}", headers=free_key)
+
+
+async def test_half_of_a_surrogate_pair_in_a_prompt_is_told_as_it_was_sent(fleet: Fleet, new_key: NewKey) -> None:
+    own = {**await new_key(f"t{uuid4().hex}"), "Content-Type": "application/json"}
+    body = b'{"cron": "0 0 1 1 *", "prompt": "a\\ud800b"}'
+    answer = await fleet[0].client.post("/api/v1/schedules", content=body, headers=own)
+    assert answer.status_code == 201, answer.text
+    for path in ("/schedules", f"/schedules/{answer.json()['schedule_id']}"):
+        assert (await fleet[1].get(path, headers=own)).status_code == 200
