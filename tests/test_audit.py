@@ -21,7 +21,7 @@ from apps.api.core.config.limits import Limits
 from apps.api.core.config.parts import RemoteServer
 from apps.api.core.config.profiles import UNRESTRICTED
 from apps.api.core.config.retention import Retention
-from apps.api.core.fleet import answering, erasure, repair, schedules, suspension
+from apps.api.core.fleet import answering, drafts, erasure, repair, schedules, suspension
 from apps.api.core.fleet.schedules import By
 from apps.api.core.sessions import client_tokens, deletion, exports, requests, retention
 from apps.api.core.sessions.exports import Exporter
@@ -47,6 +47,7 @@ NO_ACTS = {
     "/query/single": "",
     "/sessions/{session_id}/resume": "",
     "/schedules/{schedule_id}/run": "",
+    "/deployments/{deployment_id}/run": "",
     "/chat": "",
     "/chat/completions": "",
     "/responses": "",
@@ -143,6 +144,11 @@ LINES = {
     ("delete", "/compat/managed-agents/v1/environments/{environment_id}"): "environment.deleted",
     ("post", "/compat/managed-agents/v1/environments/{environment_id}/archive"): "environment.archived",
     ("post", "/compat/managed-agents/v1/sessions/{session_id}/archive"): "session.archived",
+    ("post", "/compat/managed-agents/v1/deployments"): "schedule.created",
+    ("post", "/compat/managed-agents/v1/deployments/{deployment_id}"): "schedule.changed",
+    ("post", "/compat/managed-agents/v1/deployments/{deployment_id}/pause"): "schedule.paused",
+    ("post", "/compat/managed-agents/v1/deployments/{deployment_id}/unpause"): "schedule.resumed",
+    ("post", "/compat/managed-agents/v1/deployments/{deployment_id}/archive"): "schedule.archived",
     ("post", "/compat/managed-agents/v1/vaults"): "vault.created",
     ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): "vault.changed",
     ("post", "/compat/managed-agents/v1/vaults/{vault_id}/archive"): "vault.archived",
@@ -229,8 +235,8 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
     session_id, request_id = await asked(world)
     run_id = await stuck(world)
     idle = await world.session()
-    by, daily = By(tenant_id, made.id, UNRESTRICTED), schedules.Draft("0 0 * * *", "UTC", "say hello")
-    schedule_id = await schedules.create(core, by, daily)
+    by, daily = By(tenant_id, made.id, UNRESTRICTED), drafts.Draft("0 0 * * *", "UTC", "say hello")
+    schedule_id, old = await schedules.create(core, by, daily), await schedules.create(core, by, daily)
     exporter = Exporter(db, core.settings, core.blocking.copies, core.objects)
 
     async def export(archive: AsyncGenerator[bytes]) -> None:
@@ -305,6 +311,7 @@ async def acts_of(world: World) -> dict[audit.Action, Act]:
         "schedule.changed": lambda: schedules.update(core, by, schedule_id, [], lambda draft: replace(draft, name="n")),
         "schedule.paused": lambda: schedules.pause(core, by, schedule_id),
         "schedule.resumed": lambda: schedules.resume(core, by, schedule_id),
+        "schedule.archived": lambda: schedules.archive(core, by, old),
         "schedule.deleted": lambda: schedules.delete(core, by, schedule_id),
         "request.answered": lambda: answering.answer(
             core, tenant_id, session_id, request_id, "permission", deny, person

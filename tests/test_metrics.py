@@ -21,7 +21,7 @@ from apps.api.core.config.reach import Reach
 from apps.api.core.context import Core
 from apps.api.core.events.frames import Frame, Position
 from apps.api.core.events.relay import MAX_PENDING_BYTES
-from apps.api.core.fleet import firing, schedules
+from apps.api.core.fleet import drafts, firing, schedules
 from apps.api.core.fleet.schedules import By
 from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
@@ -149,7 +149,7 @@ async def a_schedule_is_due(parts: Parts) -> AsyncIterator[None]:
         by.tenant_id,
         by.key_id.hex * 2,
     )
-    await schedules.create(parts.core, by, schedules.Draft("* * * * *", "UTC", "say hello"))
+    await schedules.create(parts.core, by, drafts.Draft("* * * * *", "UTC", "say hello"))
     await pool.execute("UPDATE schedules SET next_at = now(), look_at = now() - interval '3 s'")
     await firing.fire_due(parts.core, Loop("schedules"))
     assert REGISTRY.get_sample_value(f"{PREFIX}_schedule_firings_total", {"state": "sent"}) == 1

@@ -65,6 +65,7 @@ Action = Literal[
     "schedule.changed",
     "schedule.paused",
     "schedule.resumed",
+    "schedule.archived",
     "schedule.deleted",
     "request.answered",
     "run.repaired",

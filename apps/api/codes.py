@@ -117,6 +117,7 @@ RequestCode = Literal[
     "request_not_found",
     "request_resolved",
     "run_not_found",
+    "schedule_archived",
     "schedule_busy",
     "schedule_not_found",
     "secret_not_found",

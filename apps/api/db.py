@@ -59,7 +59,7 @@ SWEEP_LOCK = 0x436C_6175_6465_5357
 SWEEP_BATCH = 1_000
 """Rows that are deleted in one transaction: some 10 ms, so that nobody waits for it."""
 
-SCHEMA_REVISION = "0028"
+SCHEMA_REVISION = "0029"
 """The newest migration; a test compares it with migrations/versions."""
 
 REVISIONS = "schema_revision"

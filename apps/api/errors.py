@@ -12,8 +12,8 @@ ApiError
 │                               too_many_webhooks, too_many_schedules, too_many_commands, webhook_disabled,
 │                               checkpointing_off, workspace_not_copied, preset_busy, preset_changed,
 │                               preset_archived, session_archived, environment_archived, environment_in_use,
-│                               too_many_environments, schedule_busy, own_tenant, tenant_deleted, not_a_file,
-│                               not_a_directory, directory_not_empty, file_exists, files_busy
+│                               too_many_environments, schedule_busy, schedule_archived, own_tenant, tenant_deleted,
+│                               not_a_file, not_a_directory, directory_not_empty, file_exists, files_busy
 ├── PreconditionFailed      412 etag_mismatch
 ├── Gone                    410 events_expired
 ├── TooLarge                413 body_too_large, workspace_too_large, conversation_too_large

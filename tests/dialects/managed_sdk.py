@@ -34,6 +34,8 @@ BODIES = (
         "EnvironmentUpdateParams",
     ),
     *("EnvironmentListParams", "SessionCreateParams", "SessionUpdateParams", "SessionListParams"),
+    *("DeploymentCreateParams", "DeploymentUpdateParams", "DeploymentListParams", "DeploymentRunListParams"),
+    "BetaManagedAgentsScheduleParams",
     *("BetaCloudConfigParams", "BetaLimitedNetworkParams", "BetaPackagesParams", "BetaManagedAgentsModelConfigParams"),
     *("BetaManagedAgentsAgentWithOverridesParams", "BetaManagedAgentsBashToolConfigParams"),
     *("BetaManagedAgentsWebFetchToolConfigParams", "BetaManagedAgentsWebSearchToolConfigParams"),
@@ -43,6 +45,7 @@ BODIES = (
 
 THINGS = (
     *("BetaManagedAgentsAgent", "BetaEnvironment", "BetaManagedAgentsSession", "BetaManagedAgentsSessionAgent"),
+    *("BetaManagedAgentsDeployment", "BetaManagedAgentsDeploymentRun", "BetaManagedAgentsSchedule"),
     *("BetaManagedAgentsSessionUsage", "BetaManagedAgentsSessionStats", "BetaManagedAgentsModelConfig"),
 )
 """What they are answered, beside events."""

@@ -158,6 +158,12 @@ class Furnisher:
         mounted = await self("POST", f"{of}/sessions/{managed}/resources", mount)
         made = {"agent_id": agent["id"], "environment_id": place["id"], "thread_id": thread}
         made |= {"vault_id": safe["id"], "credential_id": token["id"], "resource_id": mounted["id"]}
+        says = [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]
+        wanted = {"name": self._tenant.marker, "initial_events": says, "vault_ids": [safe["id"]]}
+        wanted |= {"agent": agent["id"], "environment_id": place["id"]}
+        deployed = (await self("POST", f"{of}/deployments", wanted))["id"]
+        run = await self("POST", f"{of}/deployments/{deployed}/run")
+        made |= {"deployment_id": deployed, "deployment_run_id": run["id"], "deployed_session_id": run["session_id"]}
         self._tenant.ids |= {**made, "managed_session_id": managed}
 
 
@@ -219,8 +225,9 @@ async def two(fleet: Fleet, new_key: NewKey, receiver: Receiver) -> AsyncIterato
             for name in ("session_id", "asking_session_id", "code_session_id", "execute_session_id"):
                 path = f"/api/v1/sessions/{tenant.ids[name]}"
                 await fleet[0].client.delete(path, headers=tenant.keys["full"])
-            managed = f"/compat/managed-agents/v1/sessions/{tenant.ids['managed_session_id']}"
-            await fleet[0].client.delete(managed, headers=tenant.keys["full"])
+            for name in ("managed_session_id", "deployed_session_id"):
+                managed = f"/compat/managed-agents/v1/sessions/{tenant.ids[name]}"
+                await fleet[0].client.delete(managed, headers=tenant.keys["full"])
 
 
 async def _revoke(fleet: Fleet, tenants: list[Tenant]) -> None:

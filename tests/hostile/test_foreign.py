@@ -37,6 +37,8 @@ IN_PATHS = {
     "thread_id": "thread_id",
     "vault_id": "vault_id",
     "credential_id": "credential_id",
+    "deployment_id": "deployment_id",
+    "deployment_run_id": "deployment_run_id",
     "resource_id": "resource_id",
     "run_id": "run_id",
     "request_id": "request_id",
@@ -66,6 +68,7 @@ IN_QUERIES = {
     "agent": "agent",
     "checkpoint_id": "checkpoint_id",
     "cursor": "cursor",
+    "deployment_id": "deployment_id",
     "ids": "file_id",
     "ids[]": "file_id",
     "key_id": "key_id",
@@ -78,9 +81,9 @@ IN_QUERIES = {
 }
 PLAIN_QUERIES = """
     action after agent_version beta created_after created_at[gt] created_at[gte] created_at[lt] created_at[lte]
-    created_before deployment_id end_user error_code event_deltas event_deltas[] expires_in_seconds format from
-    group_by include_archived limit max_age_hours memory_store_id model name order page path recursive since
-    starting_after status statuses statuses[] stream to types types[] until version wait
+    created_before end_user error_code event_deltas event_deltas[] expires_in_seconds format from
+    group_by has_error include_archived limit max_age_hours memory_store_id model name order page path recursive since
+    starting_after status statuses statuses[] stream to trigger_type types types[] until version wait
 """
 """What names nothing that a tenant has."""
 
@@ -121,8 +124,8 @@ PLAIN_FIELDS = """
     multiagent name networks on_busy on_disconnect on_owner_lost origin output_format overlap overlap_seconds
     overwrite parallel_tool_calls pause_after_failures permission_mode profile profiles prompt prompts_per_minute
     queued_runs reasoning reasoning_effort remember repo repository response_format resume runId runs_per_minute
-    safety_identifier scope scopes session source state store stream stream_options streams system system_prompt
-    system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
+    safety_identifier schedule scope scopes session source state store stream stream_options streams system
+    system_prompt system_prompt_append tags target task_budget text thinking threadId time_zone timeout_seconds title
     tokens_per_day tokens_per_month tool_choice tools transcripts_days trigger ttl_seconds type unattended
     updated_input updated_permissions url usage_days usd_per_day usd_per_month user value vault_ids version wait
     workspace_bytes workspaces_days
@@ -160,6 +163,12 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /compat/managed-agents/v1/sessions": {"agent": "agent_x", "environment_id": "env_x"},
     "POST /compat/managed-agents/v1/sessions/{session_id}/resources": {"type": "file", "file_id": "file_x"},
     "POST /compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}": {"authorization_token": "x"},
+    "POST /compat/managed-agents/v1/deployments": {
+        "name": UNIQUE,
+        "agent": "agent_x",
+        "environment_id": "env_x",
+        "initial_events": [{"type": "user.message", "content": [{"type": "text", "text": "say no"}]}],
+    },
     "POST /compat/managed-agents/v1/vaults": {"display_name": UNIQUE},
     "POST /compat/managed-agents/v1/vaults/{vault_id}/credentials": {
         "auth": {"type": "static_bearer", "mcp_server_url": "https://a.example/mcp", "token": "x"}

@@ -95,6 +95,13 @@ OWN = {
     "/ui/chat/{chat_id:path}/stop",
     "/ag-ui/{agent}",
     "/compat/managed-agents/v1/sessions",
+    # Of its own profiles: see tests/dialects/test_managed_deployments.py.
+    "/compat/managed-agents/v1/deployments",
+    "/compat/managed-agents/v1/deployments/{deployment_id}",
+    *(
+        f"/compat/managed-agents/v1/deployments/{{deployment_id}}/{act}"
+        for act in ("archive", "pause", "unpause", "run")
+    ),
 }
 """What changes something, and names no session in its path: a bound key begins sessions of its own there."""
 

@@ -173,6 +173,23 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "mount_path": "x",
     },
     ("post", "/compat/managed-agents/v1/sessions/{session_id}/resources/{resource_id}"): {"authorization_token": "x"},
+    ("post", "/compat/managed-agents/v1/deployments"): {
+        "name": "x",
+        "agent": {"type": "agent", "id": "x", "version": 1},
+        "environment_id": "x",
+        "initial_events": [{"type": "user.message", "content": [{"type": "text", "text": "x"}]}],
+        "description": "x",
+        "metadata": {"k": "x"},
+        "schedule": {"type": "cron", "expression": "0 0 1 1 *", "timezone": "Europe/Berlin"},
+        "vault_ids": ["x"],
+    },
+    ("post", "/compat/managed-agents/v1/deployments/{deployment_id}"): {
+        "name": "x",
+        "description": "x",
+        "metadata": {"k": "x"},
+        "environment_id": "x",
+        "resources": [{"type": "file", "file_id": "x", "mount_path": "x"}],
+    },
     ("post", "/compat/managed-agents/v1/vaults"): {"display_name": "x", "metadata": {"k": "x"}},
     ("post", "/compat/managed-agents/v1/vaults/{vault_id}"): {"display_name": "x", "metadata": {"k": "x"}},
     ("post", "/compat/managed-agents/v1/vaults/{vault_id}/credentials"): {

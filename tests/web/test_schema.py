@@ -91,6 +91,22 @@ def known(server: str, session: requests.Session) -> dict[str, str]:
     asked: dict[str, Any] = {"model": "claude-sonnet-5-5", "input": "hi", "background": True}
     openai = session.post(f"{server}/compat/openai/v1/responses", json=asked, headers=HEADERS, timeout=10).json()
     ids["response_id"] = openai["id"]
+    return ids | _managed(server, session)
+
+
+def _managed(server: str, session: requests.Session) -> dict[str, str]:
+    def made(path: str, **body: Any) -> str:
+        url = f"{server}/compat/managed-agents/v1/{path}"
+        answer = session.post(url, json=body or None, headers=HEADERS, timeout=10)
+        assert answer.ok, f"{path}: {answer.text}"
+        return str(answer.json()["id"])
+
+    ids = {"agent_id": made("agents", name="known", model="claude-sonnet-5-5")}
+    ids["environment_id"] = made("environments", name="known")
+    says = [{"type": "user.message", "content": [{"type": "text", "text": "hi"}]}]
+    begin = {"agent": ids["agent_id"], "environment_id": ids["environment_id"], "initial_events": says}
+    ids["deployment_id"] = made("deployments", name="known", **begin)
+    ids["deployment_run_id"] = made(f"deployments/{ids['deployment_id']}/run")
     return ids
 
 

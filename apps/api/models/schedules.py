@@ -18,7 +18,8 @@ class Schedule(Base):
     `next_at` is the next of its times; `look_at` is when instances look at it: then, and later by its jitter, or a
     moment after one has taken it on. Both are null while it is paused. `revision` fences what is done with it: each
     change and each firing counts it up. `profile` is the one that its sessions have, as of its last change. `session`:
-    a new one each time, one of its `own`, or a `given` one.
+    a new one each time, one of its `own`, or a `given` one. Without a `cron` it has no times, and is fired by request.
+    `fired_at`: when a time of it has queued a run last.
     """
 
     __tablename__ = "schedules"
@@ -35,7 +36,7 @@ class Schedule(Base):
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
     name: Mapped[str | None]
-    cron: Mapped[str]
+    cron: Mapped[str | None]
     time_zone: Mapped[str]
     prompt: Mapped[str]
     spec: Mapped[dict[str, Any]]
@@ -51,6 +52,7 @@ class Schedule(Base):
     failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     paused_at: Mapped[datetime | None]
     paused_reason: Mapped[str | None]
+    fired_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -60,7 +62,7 @@ class ScheduleFiring(Base):
     queues: so there is one run at most.
 
     `sent`: its run is not known to have ended. `times`: of a `missed` one, how many it stands for. Nothing refers to
-    run and session, which may go before it.
+    run and session, which may go before it. `agent`: the preset that the schedule named, as it named it.
     """
 
     __tablename__ = "schedule_firings"
@@ -82,5 +84,6 @@ class ScheduleFiring(Base):
     run_id: Mapped[UUID | None]
     session_id: Mapped[UUID | None]
     error: Mapped[dict[str, Any] | None]
+    agent: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     ended_at: Mapped[datetime | None]

@@ -67,7 +67,7 @@ class Session(Base):
     when a deleted session holds nothing any more. `expired_seq`: events up to this one were removed for their age.
     `stored`: the manifest of its files, see `core/files/manifest.py`, `stored_before` the one before; `unstored_since`:
     when an agent began to change what is in it. `environment_id`, `network`: see `Environment`; environments are only
-    marked as deleted. `archived_at`: since when it can be read, and takes no prompt.
+    marked as deleted. `archived_at`: since when it takes no prompt. `schedule_id`: what has begun it, perhaps gone.
     """
 
     __tablename__ = "sessions"
@@ -102,6 +102,7 @@ class Session(Base):
             *("tenant_id", "end_user", "created_at", "id"),
             postgresql_where=text("end_user IS NOT NULL"),
         ),
+        Index("sessions_schedule_idx", "schedule_id", "created_at", postgresql_where=text("schedule_id IS NOT NULL")),
         Index("sessions_tags_idx", "tags", postgresql_using="gin"),
         Index("sessions_metadata_idx", "metadata", postgresql_using="gin"),
         UniqueConstraint("id", "tenant_id", name="sessions_id_tenant_id_key"),
@@ -115,6 +116,7 @@ class Session(Base):
     environment_id: Mapped[UUID | None]
     network: Mapped[dict[str, Any] | None]
     vault_ids: Mapped[list[UUID] | None]
+    schedule_id: Mapped[UUID | None]
     profile: Mapped[str | None]
     surface: Mapped[str] = mapped_column(server_default=text("'native'"))
     end_user: Mapped[str | None]

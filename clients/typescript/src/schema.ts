@@ -2981,7 +2981,7 @@ export interface components {
             };
         };
         /** @enum {string} */
-        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "client_token_expired" | "client_token_not_permitted" | "command_not_found" | "control_failed" | "conversation_too_large" | "credential_not_found" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "environment_archived" | "environment_in_use" | "environment_not_found" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_archived" | "preset_busy" | "preset_changed" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "schedule_busy" | "schedule_not_found" | "secret_not_found" | "session_archived" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_credentials" | "too_many_environments" | "too_many_files" | "too_many_mcp_servers" | "too_many_schedules" | "too_many_skills" | "too_many_streams" | "too_many_vaults" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "vault_archived" | "vault_not_found" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
+        ErrorCode: "address_not_permitted" | "agent_busy" | "agent_not_found" | "authentication_required" | "bad_request" | "body_too_large" | "body_too_slow" | "checkpointing_off" | "client_token_expired" | "client_token_not_permitted" | "command_not_found" | "control_failed" | "conversation_too_large" | "credential_not_found" | "delivery_not_found" | "dependency_unavailable" | "directory_not_empty" | "encryption_not_configured" | "environment_archived" | "environment_in_use" | "environment_not_found" | "etag_mismatch" | "events_expired" | "file_exists" | "file_not_found" | "files_busy" | "files_unavailable" | "host_not_permitted" | "idempotency_key_reused" | "instance_full" | "insufficient_scope" | "internal_error" | "invalid_api_key" | "invalid_json" | "key_is_bound" | "key_not_found" | "key_revoked" | "mcp_command_not_permitted" | "mcp_server_not_found" | "message_not_found" | "method_not_allowed" | "model_credential_not_found" | "model_credential_unused" | "name_in_use" | "no_live_run" | "not_a_directory" | "not_a_file" | "not_found" | "nothing_to_repair" | "option_not_permitted" | "origin_not_permitted" | "own_tenant" | "path_too_long" | "port_not_found" | "preset_archived" | "preset_busy" | "preset_changed" | "preview_failed" | "preview_link_invalid" | "preview_unavailable" | "profile_not_found" | "profile_not_permitted" | "quota_exceeded" | "range_not_satisfiable" | "rate_limited" | "request_not_found" | "request_resolved" | "run_not_found" | "schedule_archived" | "schedule_busy" | "schedule_not_found" | "secret_not_found" | "session_archived" | "session_busy" | "session_not_found" | "skill_not_found" | "still_running" | "target_not_permitted" | "target_unreachable" | "tenant_deleted" | "tenant_not_found" | "too_many_bytes" | "too_many_commands" | "too_many_connections" | "too_many_credentials" | "too_many_environments" | "too_many_files" | "too_many_mcp_servers" | "too_many_schedules" | "too_many_skills" | "too_many_streams" | "too_many_vaults" | "too_many_webhooks" | "too_many_wrong_keys" | "tool_not_permitted" | "unknown_message" | "validation_error" | "vault_archived" | "vault_not_found" | "webhook_disabled" | "webhook_not_found" | "workspace_not_begun" | "workspace_not_copied" | "workspace_too_large" | "interrupted" | "timeout" | "owner_lost" | "shutdown" | "storage_failed" | "agent_crashed" | "agent_start_failed" | "workspace_not_restored" | "agent_out_of_memory" | "agent_too_many_processes" | "workspace_full" | "agent_message_too_large" | "session_deleted" | "tenant_suspended" | "profile_removed" | "model_not_found" | "model_request_invalid" | "model_authentication_failed" | "model_credential_missing" | "model_not_configured" | "model_billing_failed" | "model_refused" | "model_output_limit" | "context_window_exceeded" | "model_overloaded" | "model_rate_limited" | "model_unreachable" | "model_error" | "max_turns_exceeded" | "budget_reached" | "model_not_permitted" | "max_budget_exceeded" | "checkpoint_not_found" | "rewind_failed" | "repository_failed" | "resource_failed" | "structured_output_missing" | "structured_output_invalid" | "execution_error";
         /** @description The run failed. Without an `id`: the stream ends here, for this reason, and the run goes on. */
         ErrorData: {
             /** Format: uuid */
@@ -5903,8 +5903,11 @@ export interface components {
             name: string | null;
             /** @enum {string} */
             status: "active" | "paused";
-            /** @example 0 7 * * MON-FRI */
-            cron: string;
+            /**
+             * @description Null of one that is fired by request only, which another API has made.
+             * @example 0 7 * * MON-FRI
+             */
+            cron: string | null;
             /** @example Europe/Berlin */
             time_zone: string;
             /** @example Report what has changed since yesterday. */
@@ -5954,7 +5957,7 @@ export interface components {
             failures: number;
             paused_at: string | null;
             /**
-             * @description `by request`, `session_deleted`, or so many failures in a row.
+             * @description `by request`, `session_deleted`, so many failures in a row; `archived`: for good.
              * @example 5 failures in a row
              */
             paused_reason: string | null;
@@ -6148,8 +6151,11 @@ export interface components {
             name: string | null;
             /** @enum {string} */
             status: "active" | "paused";
-            /** @example 0 7 * * MON-FRI */
-            cron: string;
+            /**
+             * @description Null of one that is fired by request only, which another API has made.
+             * @example 0 7 * * MON-FRI
+             */
+            cron: string | null;
             /** @example Europe/Berlin */
             time_zone: string;
             /** @example Report what has changed since yesterday. */
@@ -6199,7 +6205,7 @@ export interface components {
             failures: number;
             paused_at: string | null;
             /**
-             * @description `by request`, `session_deleted`, or so many failures in a row.
+             * @description `by request`, `session_deleted`, so many failures in a row; `archived`: for good.
              * @example 5 failures in a row
              */
             paused_reason: string | null;
@@ -10178,6 +10184,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
             422: components["responses"]["Invalid"];
             429: components["responses"]["TooMany"];
             500: components["responses"]["InternalError"];
@@ -12294,7 +12301,7 @@ export interface operations {
                 /** @description Of what is, or was, this tenant's. */
                 tenant?: string | null;
                 /** @description Of this kind. */
-                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "preset.archived" | "environment.created" | "environment.changed" | "environment.archived" | "environment.deleted" | "vault.created" | "vault.changed" | "vault.archived" | "vault.deleted" | "credential.put" | "credential.archived" | "credential.deleted" | "session.archived" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "schedule.created" | "schedule.changed" | "schedule.paused" | "schedule.resumed" | "schedule.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported" | "client_token.created") | null;
+                action?: ("tenant.created" | "tenant.suspended" | "tenant.resumed" | "tenant.limited" | "tenant.retention" | "tenant.exported" | "tenant.imported" | "tenant.deleted" | "tenant.removed" | "key.created" | "key.changed" | "key.rotated" | "key.revoked" | "model_credential.put" | "model_credential.deleted" | "secret.put" | "secret.deleted" | "mcp_server.put" | "mcp_server.deleted" | "preset.created" | "preset.changed" | "preset.deleted" | "preset.archived" | "environment.created" | "environment.changed" | "environment.archived" | "environment.deleted" | "vault.created" | "vault.changed" | "vault.archived" | "vault.deleted" | "credential.put" | "credential.archived" | "credential.deleted" | "session.archived" | "skill.put" | "skill.deleted" | "command.put" | "command.deleted" | "webhook.created" | "webhook.changed" | "webhook.rotated" | "webhook.deleted" | "schedule.created" | "schedule.changed" | "schedule.paused" | "schedule.resumed" | "schedule.archived" | "schedule.deleted" | "request.answered" | "run.repaired" | "session.deleted" | "session.exported" | "session.imported" | "client_token.created") | null;
                 /** @description By this key, or not by a key. */
                 actor?: string | ("cli" | "system") | null;
                 /** @description A moment with its time zone. */

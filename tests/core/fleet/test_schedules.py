@@ -16,7 +16,8 @@ from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.profiles import Policy, Profile
 from apps.api.core.context import Core
 from apps.api.core.fleet import firing, firings, schedules
-from apps.api.core.fleet.schedules import By, Draft
+from apps.api.core.fleet.drafts import Draft
+from apps.api.core.fleet.schedules import By
 from apps.api.core.sessions import deletion
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tasks import Loop
@@ -450,3 +451,81 @@ async def test_old_firings_go_but_for_those_whose_run_is_not_over(kept: Kept) ->
     await kept.fired(schedule_id)
     await firings.forget_old(kept.world.db)
     assert await kept.fired(schedule_id) == []
+
+
+async def test_one_without_a_cron_has_no_times_and_is_fired_by_request(kept: Kept) -> None:
+    schedule_id = await kept.make(cron=None, overlap="queue")
+    state = await kept.state(schedule_id)
+    assert (state["status"], state["cron"], state["next_at"], state["upcoming"]) == ("active", None, None, [])
+    await schedules.pause(kept.core, kept.by, schedule_id)
+    await schedules.resume(kept.core, kept.by, schedule_id)
+    await kept.fire()
+    assert await kept.runs() == 0
+    await firing.run(kept.core, kept.by, schedule_id)
+    assert [one["origin"] for one in await kept.fired(schedule_id)] == ["request"]
+    assert (await kept.state(schedule_id))["fired_at"] is None
+    await schedules.update(kept.core, kept.by, schedule_id, [], lambda draft: replace(draft, cron="0 * * * *"))
+    assert (await kept.state(schedule_id))["next_at"] is not None
+    await kept.pass_by(schedule_id, hours=1)
+    await kept.fire()
+    assert await kept.runs() == 2
+    assert (await kept.state(schedule_id))["fired_at"] is not None
+    await schedules.update(kept.core, kept.by, schedule_id, [], lambda draft: replace(draft, cron=None))
+    assert (await kept.state(schedule_id))["next_at"] is None
+
+
+async def test_an_archived_one_is_read_and_neither_fired_nor_changed(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = kept.world.core(max_schedules_per_tenant=1)
+    schedule_id = await schedules.create(few, kept.by, HOURLY)
+    await kept.pass_by(schedule_id, hours=1)
+    await schedules.archive(kept.core, kept.by, schedule_id)
+    await schedules.archive(kept.core, kept.by, schedule_id)
+    await kept.fire()
+    assert await kept.runs() == 0
+    state = await kept.state(schedule_id)
+    assert (state["status"], state["paused_reason"]) == ("paused", "archived")
+    for act in (
+        lambda: schedules.pause(kept.core, kept.by, schedule_id),
+        lambda: schedules.resume(kept.core, kept.by, schedule_id),
+        lambda: schedules.update(kept.core, kept.by, schedule_id, [], lambda draft: draft),
+        lambda: firing.run(kept.core, kept.by, schedule_id),
+    ):
+        with pytest.raises(Conflict) as refused:
+            await act()
+        assert refused.value.code == "schedule_archived"
+    monkeypatch.setattr(schedules, "MAX_KEPT", 2)
+    another = await schedules.create(few, kept.by, HOURLY)  # an archived one takes nobody's place
+    await schedules.archive(few, kept.by, another)
+    with pytest.raises(Conflict) as refused:
+        await schedules.create(few, kept.by, HOURLY)
+    assert refused.value.code == "too_many_schedules"
+
+
+async def test_sessions_and_firings_of_a_surfaces_schedules_are_found_by_them(kept: Kept) -> None:
+    one, other = [await kept.make(surface="s", overlap="queue") for _ in range(2)]
+    native = await kept.make()
+    for schedule_id in (one, other, native):
+        await firing.run(kept.core, kept.by, schedule_id)
+    await kept.pass_by(one, hours=1)
+    await kept.fire()
+
+    async def found(limit: int = 100, cursor: str | None = None, **what: Any) -> Any:
+        sought = firings.Sought("s", **what)
+        return await firings.search(kept.core, kept.by.tenant_id, sought, limit=limit, cursor=cursor)
+
+    everything = (await found()).data
+    assert sorted(row["schedule_id"] for row in everything) == sorted(map(str, (one, one, other)))
+    assert {row["schedule_id"] for row in (await found(origin="schedule")).data} == {str(one)}
+    assert len((await found(schedule_id=one)).data) == 2
+    assert (await found(failed=True)).data == (await found(profiles=["p"])).data == []
+    first = await found(limit=2)
+    assert first.data + (await found(cursor=first.next_cursor)).data == everything
+    rows = await kept.world.db.pool.fetch(
+        "SELECT id, schedule_id FROM sessions WHERE tenant_id = $1 AND surface = 's'", kept.by.tenant_id
+    )
+    told = {(row["session_id"], row["schedule_id"]) for row in everything}
+    assert {(str(row["id"]), str(row["schedule_id"])) for row in rows} == told
+    listed = await schedules.list_page(kept.core, kept.by, limit=9, cursor=None, sought=schedules.Sought("s"))
+    assert {row["schedule_id"] for row in listed.data} == {str(one), str(other)}

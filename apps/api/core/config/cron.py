@@ -134,6 +134,17 @@ class Times:
         return late.replace(microsecond=0)
 
 
+class _Never(Times):
+    def __init__(self) -> None: ...
+
+    def _walk(self, moment: datetime, *, back: bool) -> Iterator[datetime]:
+        return iter(())
+
+
+NEVER: Times = _Never()
+"""No times at all."""
+
+
 def _offset(moment: datetime) -> timedelta:
     offset = moment.utcoffset()
     assert offset is not None  # noqa: S101 - for the type checker

@@ -24,7 +24,8 @@ from apps.api.core.config.limits import read
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
 from apps.api.core.fleet import dispatch, firings, schedules
-from apps.api.core.fleet.schedules import By, Draft
+from apps.api.core.fleet.drafts import Draft
+from apps.api.core.fleet.schedules import By
 from apps.api.core.sessions import admission
 from apps.api.core.sessions.admission import NO_CHANGES, Choice
 from apps.api.core.sessions.prompts import NO_LABELS, Submission, Submitted
@@ -142,12 +143,14 @@ class _Step:
     def __init__(self, row: asyncpg.Record, draft: Draft, fire_at: datetime, missed: int) -> None:
         self.row, self.draft, self.fire_at, self._missed = row, draft, fire_at, missed
 
-    async def advance(self, connection: asyncpg.Connection, session_id: UUID | None = None) -> None:
+    async def advance(
+        self, connection: asyncpg.Connection, session_id: UUID | None = None, *, sent: bool = False
+    ) -> None:
         """Go on to the next time, as part of a transaction. Raises _Overtaken."""
         row = self.row
         following = self.draft.times.next(self.fire_at)
         due = schedules.looked_at(row["id"], following, self.draft.jitter_seconds)
-        if not await connection.fetchval(_ADVANCE, row["id"], row["revision"], following, due, session_id):
+        if not await connection.fetchval(_ADVANCE, row["id"], row["revision"], following, due, session_id, sent):
             raise _Overtaken
 
     async def note(
@@ -155,12 +158,13 @@ class _Step:
     ) -> None:
         """Advance, and store what came of the time."""
         kept = run.session_id if run and self.row["session"] == "own" else None
-        await self.advance(connection, kept)
+        await self.advance(connection, kept, sent=run is not None)
         if self._missed:
             await firings.skip_missed(connection, self.row["id"], self.row["next_at"], self._missed)
         ids = (run.run_id, run.session_id) if run else (None, None)
-        schedule_id, fire_at = self.row["id"], self.fire_at
-        await firings.add(connection, schedule_id, fire_at, state, run_id=ids[0], session_id=ids[1], error=error)
+        schedule_id, fire_at, agent = self.row["id"], self.fire_at, self.draft.agent
+        about: dict[str, Any] = {"run_id": ids[0], "session_id": ids[1], "error": error, "agent": agent}
+        await firings.add(connection, schedule_id, fire_at, state, **about)
 
     async def sent(self, connection: asyncpg.Connection, run: Submitted) -> None:
         """Of the transaction that queues the run."""
@@ -168,7 +172,8 @@ class _Step:
 
 
 _ADVANCE = """
-UPDATE schedules SET next_at = $3, look_at = $4, session_id = coalesce($5, session_id), revision = revision + 1
+UPDATE schedules SET next_at = $3, look_at = $4, session_id = coalesce($5, session_id), revision = revision + 1,
+  fired_at = CASE WHEN $6 THEN now() ELSE fired_at END
 WHERE id = $1 AND revision = $2 AND paused_at IS NULL RETURNING id
 """
 
@@ -205,7 +210,7 @@ async def _send(
 ) -> Submitted:
     """Queue the prompt. A session of the schedule's own that is gone is followed by another. Raises as
     `dispatch.send`."""
-    new = partial(_submission, core, by, draft, within=within, repeat=repeat)
+    new = partial(_submission, core, by, draft, row["id"], within=within, repeat=repeat)
     if (session_id := row["session_id"]) is None:
         return await dispatch.send(core, by.tenant_id, by.key_id, new(None))
     try:
@@ -217,20 +222,29 @@ async def _send(
 
 
 def _submission(
-    core: Core, by: By, draft: Draft, session_id: UUID | None, *, within: Any, repeat: Idempotency | None
+    core: Core,
+    by: By,
+    draft: Draft,
+    schedule_id: UUID,
+    session_id: UUID | None,
+    *,
+    within: Any,
+    repeat: Idempotency | None,
 ) -> Submission:
     begins = session_id is None
     policy: Policy = by.policy
+    choice = Choice(draft.profile, policy, draft.agent, draft.environment, draft.vaults)
     return Submission(
         prompt=draft.prompt,
         timeout_seconds=draft.timeout_seconds or core.settings.request_timeout,
         session_id=session_id,
         config=draft.config if begins else NO_CHANGES,
         labels=draft.labels if begins else NO_LABELS,
-        choice=Choice(draft.profile, policy, draft.agent) if begins else Choice(policy=policy),
+        choice=choice if begins else Choice(policy=policy),
         timeout_asked=draft.timeout_seconds is not None,
         expand_prompt=draft.expand_prompt,
         surface=draft.surface,
+        schedule_id=schedule_id,
         idempotency=repeat,
         within=within,
     )
@@ -242,10 +256,11 @@ async def run(core: Core, by: By, schedule_id: UUID, repeat: Idempotency | None 
     Raises:
         NotFound: no such schedule.
         Conflict, Forbidden, Unauthorized, RateLimited, ValidationError: what a firing would have failed with; `by` may
-            not see it; `schedule_busy`.
+            not see it; `schedule_busy`, `schedule_archived`.
     """
     for _ in range(schedules.ATTEMPTS):
         row = await schedules.find(core, by, schedule_id)
+        schedules.require_live(row)
         acts = await standing(core, by.tenant_id, row["api_key_id"])
         try:
             queued = await _send(core, acts, row, Draft.stored(row), partial(_requested, row), repeat)
@@ -259,16 +274,16 @@ async def run(core: Core, by: By, schedule_id: UUID, repeat: Idempotency | None 
 
 _KEEP = """
 UPDATE schedules SET session_id = CASE WHEN session = 'own' THEN $3 ELSE session_id END WHERE id = $1
-  AND session_id IS NOT DISTINCT FROM $2 RETURNING clock_timestamp()
+  AND session_id IS NOT DISTINCT FROM $2 AND paused_reason IS DISTINCT FROM $4 RETURNING clock_timestamp()
 """
 
 
 async def _requested(row: asyncpg.Record, connection: asyncpg.Connection, run: Submitted) -> None:
-    now = await connection.fetchval(_KEEP, row["id"], row["session_id"], run.session_id)
+    now = await connection.fetchval(_KEEP, row["id"], row["session_id"], run.session_id, schedules.ARCHIVED)
     if now is None:
         raise _Overtaken
-    ids = (run.run_id, run.session_id)
-    await firings.add(connection, row["id"], now, "sent", origin="request", run_id=ids[0], session_id=ids[1])
+    about = {"run_id": run.run_id, "session_id": run.session_id, "agent": row["spec"]["agent"]}
+    await firings.add(connection, row["id"], now, "sent", origin="request", **about)
     firings.count("sent")
 
 

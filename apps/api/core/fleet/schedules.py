@@ -11,29 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from apps.api import audit
 from apps.api.core.codec import decode, encode, timestamp
-from apps.api.core.config.agent import AgentConfig
-from apps.api.core.config.cron import Times
 from apps.api.core.config.profiles import Policy
 from apps.api.core.context import Core
 from apps.api.core.fleet import firings
-from apps.api.core.pages import Page, bounded, cut, read_cursor, write_cursor
+from apps.api.core.fleet.drafts import Draft
+from apps.api.core.pages import Page, as_told, bounded, cut, read_cursor, write_cursor
 from apps.api.core.sessions import admission
-from apps.api.core.sessions.admission import NO_CHANGES, Choice, Prompt, Wanted
+from apps.api.core.sessions.admission import NO_CHANGES, Choice, Wanted
 from apps.api.core.sessions.prompts import NO_LABELS
-from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import idempotency
 from apps.api.core.tenant.idempotency import Idempotency
 from apps.api.errors import Conflict, NotFound, ValidationError, refuse
-
-Overlap = Literal["skip", "queue"]
-SessionMode = Literal["new", "one"]
 
 UPCOMING = 5
 """Times that are told of a schedule."""
@@ -43,6 +38,12 @@ ATTEMPTS = 5
 
 BY_REQUEST = "by request"
 """Why a schedule is paused that somebody has paused."""
+
+ARCHIVED = "archived"
+"""Why one is paused that never goes on: it can be read and removed, and counts for no limit but MAX_KEPT."""
+
+MAX_KEPT = 1_000
+"""Schedules of a tenant, archived ones included, where it may not have more that are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,85 +55,6 @@ class By:
     policy: Policy
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A schedule as a client gives it.
-
-    Attributes:
-        cron, time_zone: see `config.cron`.
-        agent: a preset, by name or id, perhaps with `@version`; without that the newest of then.
-        session: a new one for each time, or one that is kept.
-        session_id: the one that is kept; None: the first firing begins it.
-        overlap: what to do at a time at which a run of the schedule is not over yet.
-        jitter_seconds: it is fired up to so many seconds after its time, always as many after the same time.
-        pause_after_failures: failures in a row after which it is paused; None: never.
-        labels, surface: of sessions that it begins.
-    """
-
-    cron: str
-    time_zone: str
-    prompt: Prompt
-    name: str | None = None
-    agent: str | None = None
-    profile: str | None = None
-    config: AgentConfig = NO_CHANGES
-    labels: Labels = NO_LABELS
-    timeout_seconds: float | None = None
-    expand_prompt: bool = False
-    session: SessionMode = "new"
-    session_id: UUID | None = None
-    overlap: Overlap = "skip"
-    jitter_seconds: int = 0
-    pause_after_failures: int | None = 5
-    surface: str = "native"
-
-    @property
-    def begins(self) -> tuple[Any, ...]:
-        """What its sessions begin with: of another one than before it wants a new session."""
-        return self.session, self.session_id, self.agent, self.profile, self.config, self.surface
-
-    @property
-    def times(self) -> Times:
-        return Times.of(self.cron, self.time_zone)
-
-    def spec(self) -> dict[str, Any]:
-        """What is stored as one."""
-        return {
-            "agent": self.agent,
-            "profile": self.profile,
-            "config": self.config.given(),
-            "title": self.labels.title,
-            "tags": None if self.labels.tags is None else list(self.labels.tags),
-            "metadata": None if self.labels.metadata is None else dict(self.labels.metadata),
-            "timeout_seconds": self.timeout_seconds,
-            "expand_prompt": self.expand_prompt,
-            "surface": self.surface,
-        }
-
-    @classmethod
-    def stored(cls, row: Mapping[str, Any]) -> Draft:
-        """What a row of `schedules` holds."""
-        spec = row["spec"]
-        return cls(
-            row["cron"],
-            row["time_zone"],
-            decode(row["prompt"]),
-            name=row["name"],
-            agent=spec["agent"],
-            profile=spec["profile"],
-            config=AgentConfig.stored(spec["config"]) if spec["config"] else NO_CHANGES,
-            labels=Labels(spec["title"], spec["tags"], spec["metadata"]),
-            timeout_seconds=spec["timeout_seconds"],
-            expand_prompt=spec["expand_prompt"],
-            session="new" if row["session"] == "new" else "one",
-            session_id=row["session_id"] if row["session"] == "given" else None,
-            overlap=row["overlap"],
-            jitter_seconds=row["jitter_seconds"],
-            pause_after_failures=row["pause_after_failures"],
-            surface=spec["surface"],
-        )
-
-
 def looked_at(schedule_id: UUID, time: datetime | None, jitter_seconds: int) -> datetime | None:
     """When a time of a schedule is due: later by what of its jitter this time has, which is the same everywhere."""
     if time is None:
@@ -141,9 +63,10 @@ def looked_at(schedule_id: UUID, time: datetime | None, jitter_seconds: int) -> 
     return time + timedelta(seconds=int.from_bytes(drawn[:8]) % (jitter_seconds + 1))
 
 
-def _first(draft: Draft, now: datetime) -> datetime:
+def _first(draft: Draft, now: datetime) -> datetime | None:
+    """Its next time; None of one that is fired by request only. Raises ValidationError."""
     time = draft.times.next(now)
-    if time is None:
+    if time is None and draft.cron is not None:
         raise ValidationError.of("cron", "there is no such time")
     return time
 
@@ -151,13 +74,14 @@ def _first(draft: Draft, now: datetime) -> datetime:
 async def _judge(core: Core, by: By, draft: Draft) -> str | None:
     """Refuse what could not be run now; returns the profile that it would run under."""
     if draft.session_id is None:
-        choice = Choice(draft.profile, by.policy, draft.agent)
+        choice = Choice(draft.profile, by.policy, draft.agent, draft.environment, draft.vaults)
         wanted = Wanted(draft.config, choice, draft.prompt, draft.timeout_seconds, draft.expand_prompt)
         judged = await admission.judge(core, by.tenant_id, wanted)
         refuse(judged.problems)
         return judged.pins.profile
     begun = {"session": draft.session == "one", "agent": not draft.agent, "profile": not draft.profile}
     begun |= {"labels": draft.labels == NO_LABELS, "config": not draft.config.model_fields_set}
+    begun |= {"environment": draft.environment is None, "vaults": not draft.vaults}
     for field, fits in begun.items():
         if not fits:
             raise ValidationError.of(field, "does not go with a session_id: that session has its own")
@@ -209,10 +133,15 @@ async def create(core: Core, by: By, draft: Draft, repeat: Idempotency | None = 
         await connection.execute("SELECT 1 FROM tenants WHERE id = $1 FOR NO KEY UPDATE", by.tenant_id)
         most = core.settings.max_schedules_per_tenant
         found = await connection.fetchrow(
-            "SELECT now(), gen_random_uuid() AS id, (SELECT count(*) FROM schedules WHERE tenant_id = $1)", by.tenant_id
+            "SELECT now(), gen_random_uuid() AS id, count(*) AS kept,"
+            " count(*) FILTER (WHERE paused_reason IS DISTINCT FROM $2) AS live FROM schedules WHERE tenant_id = $1",
+            by.tenant_id,
+            ARCHIVED,
         )
-        if found["count"] >= most:
+        if found["live"] >= most:
             raise Conflict(f"A tenant has at most {most} schedules.", code="too_many_schedules")
+        if found["kept"] >= max(most, MAX_KEPT):
+            raise Conflict("Too many of the schedules are archived: remove some.", code="too_many_schedules")
         schedule_id: UUID = found["id"]
         time = _first(draft, found["now"])
         due = looked_at(schedule_id, time, draft.jitter_seconds)
@@ -228,7 +157,7 @@ async def create(core: Core, by: By, draft: Draft, repeat: Idempotency | None = 
 _COLUMNS = f"""
 SELECT s.id, s.tenant_id, s.api_key_id, s.name, s.cron, s.time_zone, s.prompt, s.spec, s.profile, s.session,
   s.session_id, s.overlap, s.jitter_seconds, s.pause_after_failures, s.next_at, s.look_at, s.revision, s.failures,
-  s.paused_at, s.paused_reason, s.created_at, s.updated_at, now() AS now, ({firings.LAST}) AS last
+  s.paused_at, s.paused_reason, s.fired_at, s.created_at, s.updated_at, now() AS now, ({firings.LAST}) AS last
 FROM schedules s
 """  # noqa: S608 - ours
 
@@ -265,6 +194,10 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
         "jitter_seconds": draft.jitter_seconds,
         "pause_after_failures": draft.pause_after_failures,
         "surface": draft.surface,
+        "environment": draft.environment and str(draft.environment),
+        "vaults": [str(id_) for id_ in draft.vaults],
+        "data": dict(draft.data),
+        "fired_at": firings.moment(row["fired_at"]),
         "key_id": row["api_key_id"] and str(row["api_key_id"]),
         "next_at": firings.moment(row["next_at"]),
         "last": row["last"] and firings.shown(decode(row["last"])),
@@ -285,20 +218,58 @@ async def get(core: Core, by: By, schedule_id: UUID) -> dict[str, Any]:
     return {**_shown(row), "upcoming": [timestamp(time) for time in more]}
 
 
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Which schedules; None: any.
+
+    Attributes:
+        archived: those, too.
+        paused: whether they are; archived ones are not.
+        agent_id: the preset that they name by its id.
+        since, until: when they were made, as it is told.
+    """
+
+    surface: str | None = None
+    archived: bool = True
+    paused: bool | None = None
+    agent_id: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 _PAGE = bounded(
     _COLUMNS + "WHERE s.tenant_id = $1 AND ($2::text[] IS NULL OR s.profile = ANY($2))"
     " AND ($3::timestamptz IS NULL OR (s.created_at, s.id) < ($3, $4::uuid))"
+    " AND ($6::text IS NULL OR s.spec ->> 'surface' = $6) AND ($7 OR s.paused_reason IS DISTINCT FROM $8)"
+    " AND ($9::bool IS NULL OR (s.paused_at IS NOT NULL AND s.paused_reason <> $8) = $9)"
+    " AND ($10::text IS NULL OR split_part(s.spec ->> 'agent', '@', 1) = $10)"
+    " AND ($11::timestamptz IS NULL OR s.created_at >= $11) AND ($12::timestamptz IS NULL OR s.created_at < $12)"
     " ORDER BY s.created_at DESC, s.id DESC LIMIT $5",
     "prompt",
     "created_at DESC, id DESC",
 )
 
+ALL = Sought()
 
-async def list_page(core: Core, by: By, *, limit: int, cursor: str | None) -> Page:
+
+async def list_page(core: Core, by: By, *, limit: int, cursor: str | None, sought: Sought = ALL) -> Page:
     """Schedules that the key may see, newest first, without their next times. Raises ValidationError."""
     bound: Sequence[str] | None = by.policy.bound
     before = read_cursor(cursor) if cursor else (None, None)
-    rows = await core.db.pool.fetch(_PAGE, by.tenant_id, bound and list(bound), *before, limit + 1)
+    rows = await core.db.pool.fetch(
+        _PAGE,
+        by.tenant_id,
+        bound and list(bound),
+        *before,
+        limit + 1,
+        sought.surface,
+        sought.archived,
+        ARCHIVED,
+        sought.paused,
+        sought.agent_id and str(sought.agent_id),
+        sought.since and as_told(">=", sought.since)[1],
+        sought.until and as_told("<=", sought.until)[1],
+    )
     page, more = cut(rows, limit)
     last = page[-1] if more else None
     return Page([_shown(row) for row in page], write_cursor(last["created_at"], last["id"]) if last else None)
@@ -319,16 +290,17 @@ async def update(
 
     Raises:
         NotFound, Forbidden, ValidationError: as `create`.
-        Conflict: `schedule_busy`, others go on changing it.
+        Conflict: `schedule_busy`, others go on changing it; `schedule_archived`.
     """
     for _ in range(ATTEMPTS):
         row = await find(core, by, schedule_id)
+        require_live(row)
         before = Draft.stored(row)
         draft = change(before)
         profile = await _judge(core, by, draft)
         session_id = row["session_id"] if draft.begins == before.begins else draft.session_id
         time = row["next_at"]
-        if time is not None and (draft.cron, draft.time_zone) != (before.cron, before.time_zone):
+        if row["paused_at"] is None and (draft.cron, draft.time_zone) != (before.cron, before.time_zone):
             time = _first(draft, row["now"])
         due = looked_at(schedule_id, time, draft.jitter_seconds)
         given = (schedule_id, row["revision"], by.key_id, session_id, time, due)
@@ -339,9 +311,16 @@ async def update(
     raise Conflict("This schedule is changed or fired at this moment; send it again.", code="schedule_busy")
 
 
+def require_live(row: Mapping[str, Any]) -> None:
+    """Raises Conflict `schedule_archived`. `row`: of `schedules`."""
+    if row["paused_reason"] == ARCHIVED:
+        raise Conflict("This schedule is archived and changes no more.", code="schedule_archived")
+
+
 async def pause(core: Core, by: By, schedule_id: UUID, reason: str = BY_REQUEST) -> None:
-    """Fire it no more until it is resumed. What it has queued goes on. Raises NotFound, Forbidden."""
-    await find(core, by, schedule_id)
+    """Fire it no more until it is resumed. What it has queued goes on. Raises NotFound, Forbidden; Conflict
+    `schedule_archived`."""
+    require_live(await find(core, by, schedule_id))
     async with core.db.transaction() as connection:
         await stop(connection, schedule_id, reason)
 
@@ -367,9 +346,10 @@ WHERE id = $1 AND revision = $2 RETURNING id
 
 async def resume(core: Core, by: By, schedule_id: UUID) -> None:
     """Fire it again, from its next time on: those while it was paused are not made up for. Raises NotFound, Forbidden;
-    Conflict `schedule_busy`."""
+    Conflict `schedule_busy`, `schedule_archived`."""
     for _ in range(ATTEMPTS):
         row = await find(core, by, schedule_id)
+        require_live(row)
         if row["paused_at"] is None:
             return
         draft = Draft.stored(row)
@@ -380,6 +360,21 @@ async def resume(core: Core, by: By, schedule_id: UUID) -> None:
                 await audit.note(connection, "schedule.resumed", by.tenant_id, schedule_id)
                 return
     raise Conflict("This schedule is changed at this moment; send it again.", code="schedule_busy")
+
+
+_ARCHIVE = """
+UPDATE schedules SET paused_at = now(), paused_reason = $3, next_at = NULL, look_at = NULL, revision = revision + 1,
+  updated_at = now() WHERE id = $1 AND tenant_id = $2 AND paused_reason IS DISTINCT FROM $3 RETURNING id
+"""
+
+
+async def archive(core: Core, by: By, schedule_id: UUID) -> None:
+    """Fire and change it no more; it can be read. Once is enough. What it has queued goes on. Raises NotFound,
+    Forbidden."""
+    await find(core, by, schedule_id)
+    async with core.db.transaction() as connection:
+        if await connection.fetchval(_ARCHIVE, schedule_id, by.tenant_id, ARCHIVED):
+            await audit.note(connection, "schedule.archived", by.tenant_id, schedule_id)
 
 
 async def delete(core: Core, by: By, schedule_id: UUID) -> None:

@@ -25,6 +25,7 @@ class Sought:
         works: whether a run of theirs is queued or running; one that waits for a person does not.
         created: what `created_at`, as it is told, is compared with, by operator: `>`, `>=`, `<`, `<=`.
         profiles: of sessions of these only.
+        schedule_id: what has begun them.
     """
 
     surface: str
@@ -34,6 +35,7 @@ class Sought:
     works: bool | None = None
     created: Mapping[str, datetime | None] | None = None
     profiles: Sequence[str] | None = None
+    schedule_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ async def list_page(
         add("s.agent_id = {}", sought.agent_id)
     if sought.agent_version is not None:
         add("s.agent_version = {}", sought.agent_version)
+    if sought.schedule_id is not None:
+        add("s.schedule_id = {}", sought.schedule_id)
     if sought.works is not None:
         add(_WORKS if sought.works else f"NOT {_WORKS}")
     if sought.profiles is not None:

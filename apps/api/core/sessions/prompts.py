@@ -44,6 +44,7 @@ class Submission:
         expand_prompt: whether slash commands and `@file` mentions in the prompt mean something.
         resources: what the workspace is given before the run.
         surface: of a new session: what kind of interface it is made through, see core/sessions/surfaces.py.
+        schedule_id: of a new session: the schedule that begins it.
         session_names: what a new session is called from now on; `run_names`: what the run is called.
         within: what is done in the transaction that queues it, with what was queued. What it raises undoes all of it.
             Not done again for what an idempotency key finds.
@@ -61,6 +62,7 @@ class Submission:
     kind: str = "prompt"
     expand_prompt: bool = False
     surface: str = "native"
+    schedule_id: UUID | None = None
     resources: Sequence[Resource] = ()
     session_names: Sequence[Name] = ()
     run_names: Sequence[Name] = ()
@@ -161,7 +163,14 @@ async def _begin(core: Core, tenant_id: UUID, api_key_id: UUID | None, submissio
         pins = judged.pins
         ahead = None if pins.are_of_its_own else core.begun_ahead(tenant_id, judged.config, pins.profile)
         session_id = await sessions.insert(
-            connection, tenant_id, judged.config, submission.labels, ahead, pins, submission.surface
+            connection,
+            tenant_id,
+            judged.config,
+            submission.labels,
+            ahead,
+            pins,
+            submission.surface,
+            submission.schedule_id,
         )
         for name in submission.session_names:
             await _give(connection, tenant_id, name, session_id)

@@ -64,7 +64,7 @@ _STATE = """
 SELECT s.id, s.title, s.tags, s.metadata, s.config, s.permission_mode, s.tools, s.num_turns, s.total_cost_usd,
   s.usage, s.last_seq, s.created_at, s.updated_at, s.last_active_at, s.parent_session_id, s.owner_id, s.profile,
   s.ports, s.surface, s.end_user, s.agent_id, s.agent_version, a.name AS agent_name, s.environment_id, s.vault_ids,
-  s.archived_at,
+  s.archived_at, s.schedule_id,
   i.lease_expires_at > now() AS owner_alive, r.id AS run_id, r.status AS run_status,
   r.parked IS NOT NULL AND r.status = 'requires_action' AS parked,
   (SELECT count(*) FROM runs q WHERE q.session_id = s.id AND q.status = 'queued') AS queued
@@ -97,6 +97,7 @@ def _state(row: asyncpg.Record, default_model: str) -> dict[str, Any]:
         "environment_id": str(row["environment_id"]) if row["environment_id"] else None,
         "vault_ids": [str(id_) for id_ in row["vault_ids"] or ()],
         "archived_at": timestamp(row["archived_at"]) if row["archived_at"] else None,
+        "schedule_id": str(row["schedule_id"]) if row["schedule_id"] else None,
         "config": config.public(),
         "num_turns": row["num_turns"],
         "total_cost_usd": row["total_cost_usd"],
@@ -124,13 +125,16 @@ async def insert(
     session_id: UUID | None = None,
     pins: Pins = NO_PINS,
     surface: str = "native",
+    schedule_id: UUID | None = None,
 ) -> UUID:
-    """Create a session; nothing is started. Returns its id. The SDK's is made when an agent starts."""
+    """Create a session; nothing is started. `schedule_id`: what begins it. Returns its id.
+
+    The SDK's is made when an agent starts."""
     session_id = session_id or uuid4()
     await connection.execute(
         "INSERT INTO sessions (id, tenant_id, sdk_session_id, title, tags, metadata, config, profile, agent_id,"
-        " agent_version, surface, end_user, environment_id, network, vault_ids)"
-        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        " agent_version, surface, end_user, environment_id, network, vault_ids, schedule_id)"
+        " VALUES ($1, $2, $1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         session_id,
         tenant_id,
         labels.title,
@@ -145,6 +149,7 @@ async def insert(
         pins.environment_id,
         None if pins.network is None else dict(pins.network),
         list(pins.vault_ids) or None,
+        schedule_id,
     )
     return session_id
 
@@ -159,7 +164,7 @@ async def get(db: Database, redis: Redis, tenant_id: UUID, session_id: UUID, def
 
     def read(entry: bytes) -> dict[str, Any]:
         state: dict[str, Any] = orjson.loads(entry)
-        if state["session_id"] != str(session_id) or "archived_at" not in state:
+        if state["session_id"] != str(session_id) or "schedule_id" not in state:
             raise ValueError("of another session, or of an earlier version")
         return state
 

@@ -19,7 +19,7 @@ from apps.api.web.doors import ContentRoute, FileRoute, Route, Router
 PREFIX = "/compat/managed-agents"
 TAG = "managed agents"
 
-RETRY, SHOULD_RETRY = "x-should-retry", ("preset_busy",)
+RETRY, SHOULD_RETRY = "x-should-retry", ("preset_busy", "schedule_busy")
 """Header that tells the official clients whether to try again; by themselves they do after 408, 409, 429 and 5xx."""
 
 _TYPES = {
@@ -192,6 +192,7 @@ FIELDS = {
     "resources": "What its workspace is given.",
     "vault_ids": "Whose credentials its agent may use.",
     "events": "What is sent, in order.",
+    "schedule": "When it begins sessions by itself; null: only when it is run.",
     "type": "What kind it is.",
     "file_id": "A file that was uploaded.",
     "mount_path": "Where it goes, in `/workspace`; `/workspace/uploads/` and its id if left out.",

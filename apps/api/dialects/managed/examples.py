@@ -115,6 +115,36 @@ CREDENTIAL: dict[str, Any] = {
     **_TIMES,
 }
 
+_REFERENCE = {"type": "agent", "id": _id("agent"), "version": 1}
+_SCHEDULE = {"type": "cron", "expression": "0 7 * * 1-5", "timezone": "Europe/Berlin"}
+DEPLOYMENT: dict[str, Any] = {
+    "id": _id("depl"),
+    "type": "deployment",
+    "name": "Morning report",
+    "description": "For the team.",
+    "metadata": _METADATA,
+    "agent": _REFERENCE,
+    "environment_id": _id("env"),
+    "initial_events": [_ASKED],
+    "resources": [{"type": "file", "file_id": _id("file"), "mount_path": "/workspace/cities.csv"}],
+    "vault_ids": [_id("vlt")],
+    "schedule": {**_SCHEDULE, "last_run_at": None, "upcoming_runs_at": ["2026-02-02T06:00:00.000Z"]},
+    "budget": None,
+    "status": "active",
+    "paused_reason": None,
+    **_TIMES,
+}
+DEPLOYMENT_RUN: dict[str, Any] = {
+    "id": _id("drun"),
+    "type": "deployment_run",
+    "deployment_id": _id("depl"),
+    "agent": _REFERENCE,
+    "session_id": _id("sesn"),
+    "error": None,
+    "trigger_context": {"type": "schedule", "scheduled_at": "2026-02-02T06:00:00.000Z"},
+    "created_at": _TIMES["created_at"],
+}
+
 
 def page_of(one: dict[str, Any]) -> dict[str, Any]:
     """A page of a list that has one row, and goes on."""
@@ -155,6 +185,14 @@ BODIES: dict[str, dict[str, Any]] = {
         "display_name": "The wiki",
         "auth": {"type": "static_bearer", "mcp_server_url": "https://wiki.example.com/mcp", "token": "a-token"},
     },
+    "DeploymentCreate": {
+        "name": "Morning report",
+        "agent": _id("agent"),
+        "environment_id": _id("env"),
+        "initial_events": [_ASKED],
+        "schedule": _SCHEDULE,
+    },
+    "DeploymentUpdate": {"schedule": _SCHEDULE, "metadata": {"team": None}},
     "ManagedCredentialUpdate": {"auth": {"type": "static_bearer", "token": "a-token"}},
 }
 """Of each body, by the name of its schema."""

@@ -156,16 +156,21 @@ def listed(state: Mapping[str, Any]) -> Iterator[tuple[Resource, dict[str, Any]]
         UUID(state["session_id"]),
         {"created_at": state["created_at"], "updated_at": state["updated_at"]},
     )
-    for stored in state["config"].get("resources") or ():
+    for one, told in of_config(state["config"]):
+        yield one, {**told, "id": id_of(session_id, path_of(one)), **times}
+
+
+def of_config(config: Mapping[str, Any]) -> Iterator[tuple[Resource, dict[str, Any]]]:
+    """Those that a configuration has, each with how it is told where no session has it."""
+    for stored in config.get("resources") or ():
         one = Resource.stored(stored)
-        path = path_of(one)
-        told = {"id": id_of(session_id, path), "mount_path": f"{WORKSPACE}/{path}", **times}
+        where = {"mount_path": f"{WORKSPACE}/{path_of(one)}"}
         if one.file_id is not None:
-            yield one, {"type": "file", "file_id": ids.write("file", one.file_id), **told}
+            yield one, {"type": "file", "file_id": ids.write("file", one.file_id), **where}
         elif one.repository is not None:
             ref = one.repository.ref
             checkout = {"type": "branch", "name": ref} if ref is not None else None
-            yield one, {"type": "github_repository", "url": one.repository.url, "checkout": checkout, **told}
+            yield one, {"type": "github_repository", "url": one.repository.url, "checkout": checkout, **where}
 
 
 def shown(state: Mapping[str, Any]) -> list[dict[str, Any]]:

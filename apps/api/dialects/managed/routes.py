@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from apps.api.dialects.managed import agents, environments, events, files, resources, sessions, threads, vaults
+from apps.api.dialects.managed import (
+    agents,
+    deployment_runs,
+    deployments,
+    environments,
+    events,
+    files,
+    resources,
+    sessions,
+    threads,
+    vaults,
+)
 from apps.api.dialects.managed.common import PREFIX, TAG, error_shape
 from apps.api.web.document import Description
 from apps.api.web.doors import Router
@@ -10,7 +21,8 @@ from apps.api.web.doors import Router
 __all__ = ["DESCRIPTION", "PREFIX", "error_shape", "router"]
 
 router = Router()
-for _resource in (agents, environments, sessions, events, threads, files, resources, vaults):
+_SESSIONS = (sessions, events, threads, files, resources)
+for _resource in (agents, environments, *_SESSIONS, vaults, deployments, deployment_runs):
     router.include_router(_resource.routes)
 
 DESCRIPTION = Description(

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Depends, Query, Request, Response
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from apps.api.auth import Principal
-from apps.api.core.config.agent import DEFAULT_TOOLS, AgentConfig
+from apps.api.core.config.agent import AgentConfig
 from apps.api.core.config.names import Text
 from apps.api.core.context import Core
 from apps.api.core.fleet import dispatch
@@ -20,7 +20,8 @@ from apps.api.core.sessions.admission import Choice
 from apps.api.core.sessions.sessions import Labels
 from apps.api.core.tenant import presets
 from apps.api.core.tenant.idempotency import Idempotency
-from apps.api.dialects.managed import agents, ids, mounts, toolsets
+from apps.api.dialects.managed import agents, beginning, ids, mounts, toolsets
+from apps.api.dialects.managed.beginning import AgentOverrides, AgentRef, SpendLimit
 from apps.api.dialects.managed.common import (
     Closed,
     IdempotencyKey,
@@ -51,43 +52,6 @@ routes = router()
 
 SURFACE = "managed_agents"
 SessionId = Annotated[UUID, id_path("session")]
-PERSONAL = ("AskUserQuestion", "ExitPlanMode")
-"""Tools that ask a person what this API has no words for."""
-
-
-class AgentRef(Closed):
-    """An agent, in one version."""
-
-    type: Literal["agent"]
-    id: str
-    version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
-
-
-class AgentOverrides(Closed):
-    """An agent, with what is different in this session. What is given replaces the agent's own as a whole."""
-
-    type: Literal["agent_with_overrides"]
-    id: str
-    version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
-    model: agents.Model | None = None
-    system: Annotated[Text, Field(max_length=100_000)] | None = None
-    tools: toolsets.Tools | None = None
-    mcp_servers: toolsets.Servers | None = None
-    skills: Annotated[list[dict[str, Any]], Field(max_length=64)] | None = None
-
-
-class Money(Closed):
-    """An amount of money."""
-
-    amount: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.[0-9]{1,12})?$")]
-    currency: Literal["USD"]
-
-
-class SpendLimit(Closed):
-    """What a session may cost."""
-
-    type: Literal["limit"]
-    max_list_cost: Money
 
 
 Ref = Annotated[AgentRef | AgentOverrides, Field(discriminator="type")]
@@ -128,14 +92,6 @@ class SessionUpdate(Closed):
     vault_ids: list[str] | None = None
 
 
-def _usd(budget: SpendLimit | None, field: str = "budget") -> float | None:
-    if budget is None:
-        return None
-    if (amount := float(budget.max_list_cost.amount)) <= 0:
-        raise ValidationError.of(f"{field}.max_list_cost.amount", "must be more than 0")
-    return amount
-
-
 def _usage(state: Mapping[str, Any]) -> dict[str, Any]:
     used = state["usage"] or {}
     creation = used.get("cache_creation") or {}
@@ -168,8 +124,6 @@ def snapshot(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: 
 
 def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str) -> dict[str, Any]:
     """A session as these clients know it."""
-    most = state["config"].get("max_session_usd")
-    budget = {"type": "limit", "max_list_cost": {"amount": f"{most:f}", "currency": "USD"}} if most else None
     return {
         "id": ids.write("sesn", state["session_id"]),
         "type": "session",
@@ -183,8 +137,8 @@ def shown(state: Mapping[str, Any], preset: Mapping[str, Any] | None, model: str
         "outcome_evaluations": [],
         "stats": {},
         "usage": _usage(state),
-        "budget": budget,
-        "deployment_id": None,
+        "budget": beginning.budget_of(state["config"]),
+        "deployment_id": state["schedule_id"] and ids.write("depl", state["schedule_id"]),
         "created_at": state["created_at"],
         "updated_at": state["updated_at"],
         "archived_at": state["archived_at"],
@@ -210,39 +164,21 @@ async def _told(core: Core, caller: Principal, state: Mapping[str, Any]) -> dict
     return shown(state, await _preset(core, caller, state), core.settings.default_model)
 
 
-def _overrides(given: AgentOverrides, before: Mapping[str, Any]) -> dict[str, Any]:
-    if given.skills:
-        raise unsupported("agent.skills", "are not supported yet")
-    changes = agents.model_options(given.model, "agent.model")
-    if "system" in given.model_fields_set:
-        changes["system_prompt"] = given.system or None
-    if {"tools", "mcp_servers"} & given.model_fields_set:
-        fields = {name: getattr(given, name) for name in ("tools", "mcp_servers") if name in given.model_fields_set}
-        changes |= agents.retooled(agents.Fields.model_construct(set(fields), **fields), before)
-    return changes
-
-
 async def _config(core: Core, caller: Principal, body: SessionCreate) -> tuple[AgentConfig, str]:
     """What a session has that its agent has not, and the agent's version. Raises NotFound, ValidationError."""
     ref = body.agent
-    id_, version = (ref, None) if isinstance(ref, str) else (ref.id, ref.version)
-    reference = str(ids.read("agent", id_)) + (f"@{version}" if version else "")
-    preset = await presets.get(core.db, caller.tenant_id, reference)
-    if preset["archived_at"] is not None:
-        raise ValidationError.of("agent", "is archived: no session begins with it")
-    own = _overrides(ref, preset["config"]) if isinstance(ref, AgentOverrides) else {}
+    preset = await beginning.preset_of(core, caller.tenant_id, ref)
+    own = beginning.overrides(ref, preset["config"]) if isinstance(ref, AgentOverrides) else {}
     if "tools" not in own:
-        named = preset["config"].get("tools")
-        kept = [tool for tool in (DEFAULT_TOOLS if named is None else named) if tool not in PERSONAL]
-        own |= {} if kept == named else {"tools": kept}
-    if (budget := _usd(body.budget)) is not None:
+        own |= beginning.own_tools(preset["config"])
+    if (budget := beginning.usd(body.budget)) is not None:
         own["max_session_usd"] = budget
     if body.resources:
         own["resources"] = [one.given() for one in await mounts.of_session(core, caller.tenant_id, body.resources)]
     given = agents.configured(own)
     taken = {name: None for name, value in own.items() if value is None}
     config = AgentConfig.model_construct({*own}, **{**dict(given), **taken})
-    return config, f"{preset['agent_id']}@{preset['version']}"
+    return config, beginning.pinned(preset)
 
 
 @routes.post("/sessions", response_model=ManagedObject, responses=errors(404, 409, 413, shows=SESSION))
@@ -302,9 +238,8 @@ async def list_managed_sessions(
     page_of: PageOf = None,
 ) -> Response:
     """Sessions of this surface, newest first; `prev_page` turns back."""
-    if memory_store_id is not None or deployment_id is not None:
-        field = "deployment_id" if memory_store_id is None else "memory_store_id"
-        raise unsupported(field, "is not supported yet" if field == "deployment_id" else "there are no memory stores")
+    if memory_store_id is not None:
+        raise unsupported("memory_store_id", "there are no memory stores")
     wanted = {"idle", "running"} & {*statuses}
     if statuses and not wanted:  # those statuses no session has here
         return Json({"data": [], "next_page": None, "prev_page": None})
@@ -321,6 +256,7 @@ async def list_managed_sessions(
             "<=": moment("created_at[lte]", until),
         },
         caller.profiles,
+        None if deployment_id is None else ids.read("depl", deployment_id),
     )
     newest_first, model = order == "desc", core.settings.default_model
     found = await browsing.list_page(
@@ -357,7 +293,7 @@ async def update_managed_session(core: CoreDep, caller: Writer, session_id: Sess
         before = state["config"].get("max_session_usd")
         if body.budget is not None and before is None:
             raise unsupported("budget", "budget_create_only: a budget is given when a session is created")
-        most = _usd(body.budget)
+        most = beginning.usd(body.budget)
         if most is not None and most <= state["total_cost_usd"]:
             raise unsupported("budget", "budget_not_raised: the session has cost that much already")
         if most != before:

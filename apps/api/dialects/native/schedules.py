@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -17,9 +18,10 @@ from apps.api.core.config.cron import Cron, TimeZone
 from apps.api.core.config.names import Name
 from apps.api.core.context import Core
 from apps.api.core.fleet import firing, firings, schedules
-from apps.api.core.fleet.schedules import By, Draft
+from apps.api.core.fleet.drafts import Draft
+from apps.api.core.fleet.schedules import By
 from apps.api.core.tenant.idempotency import Idempotency
-from apps.api.dialects.native.common import NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, errors
+from apps.api.dialects.native.common import NO_BODY, PREFIX, Cursor, IdempotencyKey, Limit, answer, errors
 from apps.api.dialects.native.schemas import (
     MAX_TIMEOUT_SECONDS,
     AgentRef,
@@ -165,7 +167,10 @@ class ScheduleState(BaseModel):
     schedule_id: UUID
     name: str | None = Field(examples=["Morning report"])
     status: Literal["active", "paused"]
-    cron: str = Field(examples=["0 7 * * MON-FRI"])
+    cron: str | None = Field(
+        description="Null of one that is fired by request only, which another API has made.",
+        examples=["0 7 * * MON-FRI"],
+    )
     time_zone: str = Field(examples=["Europe/Berlin"])
     prompt: str | list[dict[str, Any]] = Field(examples=["Report what has changed since yesterday."])
     agent: str | None = Field(examples=["reviewer"])
@@ -188,7 +193,8 @@ class ScheduleState(BaseModel):
     failures: int = Field(description="Failures in a row.")
     paused_at: Moment | None
     paused_reason: str | None = Field(
-        description="`by request`, `session_deleted`, or so many failures in a row.", examples=["5 failures in a row"]
+        description="`by request`, `session_deleted`, so many failures in a row; `archived`: for good.",
+        examples=["5 failures in a row"],
     )
     created_at: Moment
     updated_at: Moment
@@ -204,8 +210,14 @@ def _by(core: Core, caller: Principal) -> By:
     return By(caller.tenant_id, caller.key_id, policy_of(core, caller))
 
 
-async def _state(core: Core, by: By, schedule_id: UUID) -> ScheduleDetails:
-    return ScheduleDetails.model_validate(await schedules.get(core, by, schedule_id))
+def _told(model: type[ScheduleState], state: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: state[name] for name in model.model_fields}
+    last = told["last"]
+    return {**told, "last": last and {name: last[name] for name in Firing.model_fields}}
+
+
+async def _state(core: Core, by: By, schedule_id: UUID) -> Response:
+    return answer(ScheduleDetails, _told(ScheduleDetails, await schedules.get(core, by, schedule_id)))
 
 
 def _changed(draft: Draft, body: ScheduleFields, prompt: Any) -> Draft:
@@ -225,10 +237,16 @@ def _changed(draft: Draft, body: ScheduleFields, prompt: Any) -> Draft:
     return replace(draft, labels=replace(draft.labels, **labels), **given)
 
 
-@router.post("/schedules", status_code=201, dependencies=[LOOKS_UP], responses=errors(400, 404, 409, 413, 429))
+@router.post(
+    "/schedules",
+    status_code=201,
+    dependencies=[LOOKS_UP],
+    response_model=ScheduleDetails,
+    responses=errors(400, 404, 409, 413, 429),
+)
 async def create_schedule(
     request: Request, core: CoreDep, caller: Writer, body: ScheduleBody, idempotency_key: IdempotencyKey = None
-) -> ScheduleDetails:
+) -> Response:
     """Send a prompt at times of a clock, from the next one on. Each time is fired once, whichever instances there are.
 
     It acts for the key that makes it. 409 `too_many_schedules` at MAX_SCHEDULES_PER_TENANT.
@@ -236,27 +254,32 @@ async def create_schedule(
     asked, by = body.model_dump(mode="json", exclude_unset=True), _by(core, caller)
     repeat = Idempotency.given(idempotency_key, request.scope["path"], asked)
     draft = _changed(Draft(body.cron, body.time_zone, ""), body, body.prompt)
-    return await _state(core, by, await schedules.create(core, by, draft, repeat))
+    made = await _state(core, by, await schedules.create(core, by, draft, repeat))
+    made.status_code = 201
+    return made
 
 
-@router.get("/schedules", responses=errors())
-async def list_schedules(
-    core: CoreDep, caller: Reader, limit: Limit = 50, cursor: Cursor = None
-) -> Page[ScheduleState]:
+@router.get("/schedules", response_model=Page[ScheduleState], responses=errors())
+async def list_schedules(core: CoreDep, caller: Reader, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """The tenant's schedules, newest first. A key that is bound to profiles sees those of these."""
-    return Page[ScheduleState].of(await schedules.list_page(core, _by(core, caller), limit=limit, cursor=cursor))
+    found = await schedules.list_page(core, _by(core, caller), limit=limit, cursor=cursor)
+    shown = [_told(ScheduleState, state) for state in found.data]
+    return answer(Page[ScheduleState], {"data": shown, "next_cursor": found.next_cursor})
 
 
-@router.get("/schedules/{schedule_id}", responses=errors(404))
-async def get_schedule(core: CoreDep, caller: Reader, schedule_id: ScheduleId) -> ScheduleDetails:
+@router.get("/schedules/{schedule_id}", response_model=ScheduleDetails, responses=errors(404))
+async def get_schedule(core: CoreDep, caller: Reader, schedule_id: ScheduleId) -> Response:
     """A schedule, its next five times, and what came of the newest one."""
     return await _state(core, _by(core, caller), schedule_id)
 
 
-@router.patch("/schedules/{schedule_id}", dependencies=[LOOKS_UP], responses=errors(400, 404, 409, 413, 429))
-async def update_schedule(
-    core: CoreDep, caller: Writer, schedule_id: ScheduleId, body: SchedulePatch
-) -> ScheduleDetails:
+@router.patch(
+    "/schedules/{schedule_id}",
+    dependencies=[LOOKS_UP],
+    response_model=ScheduleDetails,
+    responses=errors(400, 404, 409, 413, 429),
+)
+async def update_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId, body: SchedulePatch) -> Response:
     """Change some of it; it is judged as a new one. From then on it acts for the key that changed it.
 
     With another preset, profile or session one that keeps a session of its own begins a new one.
@@ -278,16 +301,23 @@ async def delete_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId
     return Response(status_code=204)
 
 
-@router.post("/schedules/{schedule_id}/pause", dependencies=[NO_BODY], responses=errors(404))
-async def pause_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId) -> ScheduleDetails:
+@router.post(
+    "/schedules/{schedule_id}/pause", dependencies=[NO_BODY], response_model=ScheduleDetails, responses=errors(404, 409)
+)
+async def pause_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId) -> Response:
     """Fire it no more until it is resumed. What it has queued goes on."""
     by = _by(core, caller)
     await schedules.pause(core, by, schedule_id)
     return await _state(core, by, schedule_id)
 
 
-@router.post("/schedules/{schedule_id}/resume", dependencies=[NO_BODY], responses=errors(404, 409))
-async def resume_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId) -> ScheduleDetails:
+@router.post(
+    "/schedules/{schedule_id}/resume",
+    dependencies=[NO_BODY],
+    response_model=ScheduleDetails,
+    responses=errors(404, 409),
+)
+async def resume_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId) -> Response:
     """Fire it again, from its next time on. Those while it was paused are not made up for."""
     by = _by(core, caller)
     await schedules.resume(core, by, schedule_id)

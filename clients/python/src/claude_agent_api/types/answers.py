@@ -29,7 +29,7 @@ class ScheduleDetails(TypedDict):
     schedule_id: str
     name: str | None
     status: Literal["active", "paused"]
-    cron: str
+    cron: str | None
     time_zone: str
     prompt: str | list[dict[str, Any]]
     agent: str | None
@@ -61,7 +61,7 @@ class ScheduleState(TypedDict):
     schedule_id: str
     name: str | None
     status: Literal["active", "paused"]
-    cron: str
+    cron: str | None
     time_zone: str
     prompt: str | list[dict[str, Any]]
     agent: str | None

@@ -73,6 +73,7 @@ ErrorCode = Literal[
     "request_not_found",
     "request_resolved",
     "run_not_found",
+    "schedule_archived",
     "schedule_busy",
     "schedule_not_found",
     "secret_not_found",

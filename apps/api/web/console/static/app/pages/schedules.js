@@ -21,7 +21,7 @@ const textOf = (prompt) => (typeof prompt === "string" ? prompt : prompt.map((bl
 const COLUMNS = [
   { name: "Schedule", of: (row) => html`<a class="row-link" href=${to(`/schedules/${row.schedule_id}`)}>${nameOf(row)}</a><p class="small quiet break">${row.agent}</p>` },
   { name: "Status", of: (row) => html`<${Badge} status=${row.status} />` },
-  { name: "When", wide: true, of: (row) => html`<code class="nowrap">${row.cron}</code><p class="small quiet">${row.time_zone}</p>` },
+  { name: "When", wide: true, of: (row) => html`<code class="nowrap">${row.cron ?? "by request"}</code><p class="small quiet">${row.cron && row.time_zone}</p>` },
   { name: "Last", of: (row) => row.last && html`<${Badge} status=${row.last.state} />` },
   { name: "Next", kind: "num", of: (row) => html`<span class="soft">${row.next_at ? html`<${Ago} at=${row.next_at} />` : "—"}</span>` },
 ];
@@ -63,7 +63,7 @@ function Edit({ schedule, close, saved }) {
       throw error;
     }
   };
-  return html`<${FormDialog} title=${schedule ? "Edit the schedule" : "New schedule"} action="Save" close=${close} submit=${submit} disabled=${!form.cron || (!form.prompt && !blocks)} wide>
+  return html`<${FormDialog} title=${schedule ? "Edit the schedule" : "New schedule"} action="Save" close=${close} submit=${submit} disabled=${(!form.cron && before.cron !== "") || (!form.prompt && !blocks)} wide>
     <div class="fields">
       <${Text} ...${field("name")} label="Name" />
       <${Text} ...${field("cron")} label="Cron" required spellcheck="false" hint="Minute, hour, day, month, day of the week" />
@@ -108,7 +108,7 @@ export function Schedule({ id }) {
     <${Failure} error=${error} close=${clear} />
     <${Loaded} from=${found}>${(schedule) => html`<${Facts} rows=${[
       ["Status", html`<${Badge} status=${schedule.status} />`], ["Why paused", schedule.paused_reason && format.words(schedule.paused_reason)],
-      ["When", html`<code>${schedule.cron}</code> ${schedule.time_zone}`],
+      ["When", html`<code>${schedule.cron ?? "by request"}</code> ${schedule.cron && schedule.time_zone}`],
       ["Next times", schedule.upcoming.map(format.time).join(", ")],
       ["Prompt", html`<span class="break">${format.visible(textOf(schedule.prompt))}</span>`],
       ["Preset", schedule.agent], ["Profile", schedule.profile],
