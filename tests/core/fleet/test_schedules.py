@@ -450,3 +450,13 @@ async def test_old_firings_go_but_for_those_whose_run_is_not_over(kept: Kept) ->
     await kept.fired(schedule_id)
     await firings.forget_old(kept.world.db)
     assert await kept.fired(schedule_id) == []
+
+
+async def test_a_firing_ends_when_its_run_does_whenever_that_is_noted(kept: Kept) -> None:
+    schedule_id = await kept.make()
+    await firing.run(kept.core, kept.by, schedule_id)
+    await kept.end_runs()
+    await kept.world.db.pool.execute("UPDATE runs SET finished_at = finished_at - interval '9 s'")
+    before = (await kept.state(schedule_id))["last"]
+    assert [before] == await kept.fired(schedule_id)
+    assert before["ended_at"] is not None

@@ -276,7 +276,8 @@ async def _requested(row: asyncpg.Record, connection: asyncpg.Connection, run: S
 
 # Run by run, of those that are not known to have ended: never by reading all runs.
 _ENDED = """
-SELECT f.id, f.schedule_id, f.origin, coalesce(r.status, 'interrupted') AS state, r.error
+SELECT f.id, f.schedule_id, f.origin, coalesce(r.status, 'interrupted') AS state, r.error,
+  coalesce(r.finished_at, now()) AS ended_at
 FROM schedule_firings f LEFT JOIN LATERAL (SELECT * FROM runs WHERE id = f.run_id LIMIT 1) r ON true
 WHERE f.state = 'sent' AND (r.id IS NULL OR r.finished_at IS NOT NULL) LIMIT $1 FOR UPDATE OF f SKIP LOCKED
 """
@@ -296,10 +297,11 @@ async def settle(core: Core) -> None:
 async def _settle(connection: asyncpg.Connection, row: asyncpg.Record) -> None:
     error = row["error"] and {name: row["error"].get(name) for name in ("code", "message")}
     await connection.execute(
-        "UPDATE schedule_firings SET state = $2, error = $3, ended_at = now() WHERE id = $1",
+        "UPDATE schedule_firings SET state = $2, error = $3, ended_at = $4 WHERE id = $1",
         row["id"],
         row["state"],
         error,
+        row["ended_at"],
     )
     if row["origin"] != "schedule":
         return
