@@ -289,8 +289,8 @@ async def begin_background(
 ) -> bool:
     """Make a run for a turn that a background task of the agent began. False when the session has an active run.
 
-    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there. It
-    may be repeated.
+    `seconds` is its deadline. Its key is that of the last prompt, so that what it costs is counted there.
+    Safe to repeat with the same `run_id`.
     """
     try:
         status = await db.pool.execute(

@@ -26,7 +26,7 @@ from apps.api.core.lease import Lease
 from apps.api.core.sessions import workspaces
 from apps.api.core.sessions.outcome import failure
 from apps.api.core.sessions.transcripts import Transcripts
-from apps.api.db import CONNECTION_ERRORS, retrying
+from apps.api.db import CONNECTION_ERRORS
 from apps.api.errors import LeaseLost
 from apps.api.runner.agent import dangling, extensions, history, messages, options
 from apps.api.runner.agent.process import Agent, CannotStart, Exceeded, StartFailed
@@ -208,17 +208,14 @@ class Launch:
         if turn.claim is None or turn.unsent is not sent:
             return
         db, session_id, generation = self._core.db, self._writer.session_id, self._writer.generation
-        await retrying(
-            lambda: ownership.note_sent(db, session_id, generation, turn.run_id, sent), until=self._lease.is_over
-        )
+        await self._writer.repeat(lambda: ownership.note_sent(db, session_id, generation, turn.run_id, sent))
         turn.unsent = not sent
 
     async def _give_back(self, error: Mapping[str, Any]) -> None:
         """Give the session back with its run, which no agent was given. Raises LeaseLost, Unavailable."""
         core, session_id, generation = self._core, self._writer.session_id, self._writer.generation
-        orphan = await retrying(
-            lambda: ownership.disown(core.db, self._lease.instance_id, session_id, generation, error),
-            until=self._lease.is_over,
+        orphan = await self._writer.repeat(
+            lambda: ownership.disown(core.db, self._lease.instance_id, session_id, generation, error)
         )
         if orphan is not None:
             ownership.announce(core, orphan)
