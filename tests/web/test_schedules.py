@@ -129,5 +129,6 @@ async def test_half_of_a_surrogate_pair_in_a_prompt_is_told_as_it_was_sent(fleet
     body = b'{"cron": "0 0 1 1 *", "prompt": "a\\ud800b"}'
     answer = await fleet[0].client.post("/api/v1/schedules", content=body, headers=own)
     assert answer.status_code == 201, answer.text
-    for path in ("/schedules", f"/schedules/{answer.json()['schedule_id']}"):
-        assert (await fleet[1].get(path, headers=own)).status_code == 200
+    made = (await fleet[1].get(f"/schedules/{answer.json()['schedule_id']}", headers=own)).json()
+    [listed] = (await fleet[1].get("/schedules", headers=own)).json()["data"]
+    assert made["prompt"] == listed["prompt"] == answer.json()["prompt"] == "a\ud800b"

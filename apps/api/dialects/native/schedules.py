@@ -259,7 +259,7 @@ async def list_schedules(core: CoreDep, caller: Reader, limit: Limit = 50, curso
     """The tenant's schedules, newest first. A key that is bound to profiles sees those of these."""
     found = await schedules.list_page(core, _by(core, caller), limit=limit, cursor=cursor)
     shown = [_told(ScheduleState, state) for state in found.data]
-    return answer(Page[ScheduleState], {"data": shown, "next_cursor": found.next_cursor})
+    return answer(Page[ScheduleState], replace(found, data=shown))
 
 
 @router.get("/schedules/{schedule_id}", response_model=ScheduleDetails, responses=errors(404))
@@ -297,7 +297,7 @@ async def delete_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId
 
 
 @router.post(
-    "/schedules/{schedule_id}/pause", dependencies=[NO_BODY], response_model=ScheduleDetails, responses=errors(404, 409)
+    "/schedules/{schedule_id}/pause", dependencies=[NO_BODY], response_model=ScheduleDetails, responses=errors(404)
 )
 async def pause_schedule(core: CoreDep, caller: Writer, schedule_id: ScheduleId) -> Response:
     """Fire it no more until it is resumed. What it has queued goes on."""

@@ -32,7 +32,7 @@ export function Request({ request, answered, cwd, children }) {
     answered?.();
   });
   const Kind = { permission: Permission, question: Question, client_tool: ClientTool }[request.type];
-  return html`<section class="request" id="request-${request.request_id}" aria-label=${`The agent asks: ${request.request_id.slice(0, 8)}`}>
+  return html`<section class="request" id="request-${request.request_id}" aria-label=${`The agent asks: ${format.id(request.request_id)}`}>
     <div class="request-head">
       <${Icon} name=${request.type === "permission" ? "warn" : "ask"} />
       <h2 class="grow">${TITLES[request.type](request)}</h2>
